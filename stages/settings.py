@@ -1,0 +1,155 @@
+"""What a user can set for each stage: closed, documented, checked. Torch-free.
+
+Every default, unit and range lives here once; `rlhf config --schema` prints it, the recipes only override it.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Closed(BaseModel):
+    """A settings block: an unknown key is an error, and nothing changes after it is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TokenSettings(Closed):
+    """Length limits of the one token stream that all three stages share."""
+
+    max_prompt_tokens: PositiveInt = Field(512, description="Longest prompt, chat template included, in tokens; longer ones are cut and counted.")
+    max_response_tokens: PositiveInt = Field(
+        512, description="Longest response, end token included, in tokens; longer demonstrations and ranked answers are dropped and counted."
+    )
+
+
+class LoRASettings(Closed):
+    """Low-rank adapters (Hu et al. 2021) instead of full fine-tuning; the artifact is then an adapter."""
+
+    rank: PositiveInt = Field(16, description="Rank r of the update matrices.")
+    alpha: float = Field(32.0, gt=0, description="Scale: the update is multiplied by alpha / rank.")
+    dropout: Fraction = Field(0.0, description="Dropout on the adapter's input during training.")
+    target_modules: str | list[str] = Field("all-linear", description="Modules that get an adapter: `all-linear` or a list of names.")
+    merge: bool = Field(False, description="Also write the adapter merged into its base, as `merged/`; needed where the next stage trains LoRA on top.")
+
+
+class HardwareSettings(Closed):
+    """Where and in which precision a stage runs."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` takes the GPU when there is one.")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="Compute precision of forward and backward; weights, optimizer and statistics stay float32."
+    )
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field("sdpa", description="Attention kernel.")
+    threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads of a stage process; 0 leaves torch's default.")
+    processes: PositiveInt = Field(1, description="Processes on this machine (one per GPU).")
+    deepspeed: str | None = Field(None, description="Path of a DeepSpeed JSON configuration; the stage then runs under DeepSpeed.")
+
+
+class _Optimization(Closed):
+    """What all three stages set about their optimizer (AdamW) and schedule."""
+
+    learning_rate: float = Field(gt=0, description="Peak learning rate.")
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="Shape of the decay after the warm-up.")
+    min_lr_ratio: Fraction = Field(0.0, description="Final learning rate as a fraction of the peak (cosine and linear).")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="Optimizer steps (PPO: iterations) of linear warm-up.")
+    adam_beta1: Fraction = Field(0.9, description="AdamW beta1.")
+    adam_beta2: Fraction = Field(0.95, description="AdamW beta2.")
+    adam_epsilon: float = Field(1e-8, gt=0, description="AdamW epsilon.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this global norm.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass to save memory.")
+    lora: LoRASettings | None = Field(None, description="Train low-rank adapters instead of all weights; `lora: {}` takes the defaults.")
+    save_every: PositiveInt = Field(500, description="Steps (PPO: iterations) between checkpoints.")
+    log_every: PositiveInt = Field(10, description="Steps (PPO: iterations) between metric rows.")
+
+
+class SFTSettings(_Optimization):
+    """Stage 1, supervised fine-tuning on demonstrations; loss on response tokens only."""
+
+    learning_rate: float = Field(2e-5, gt=0, description="Peak learning rate.")
+    epochs: float = Field(1.0, gt=0, description="Passes over the demonstrations.")
+    batch_size: PositiveInt = Field(32, description="Demonstrations per optimizer step, over all processes.")
+    micro_batch_size: PositiveInt = Field(8, description="Demonstrations per forward pass and process.")
+    packing: bool = Field(False, description="Pack whole demonstrations into rows of the maximum length; needs no padding, batch_size then counts rows.")
+    eval_every: PositiveInt | None = Field(None, description="Optimizer steps between held-out losses; default: once per epoch.")
+    eval_samples: Annotated[int, Field(ge=0)] = Field(64, description="Held-out prompts answered at the end, sampled and greedy.")
+    trainer_args: dict[str, Any] = Field(default_factory=dict, description="Further fields of TRL's SFTConfig, checked against its names.")
+
+    @model_validator(mode="after")
+    def _micro_batch_divides_batch(self) -> "SFTSettings":
+        _check_divides("micro_batch_size", self.micro_batch_size, "batch_size", self.batch_size)
+        return self
+
+
+class RMSettings(_Optimization):
+    """Stage 2, the reward model: all pairs of one prompt's ranked answers in one batch element (InstructGPT 2022, eq. 1)."""
+
+    learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate.")
+    epochs: float = Field(1.0, gt=0, description="Passes over the comparisons; more than one over-fits (InstructGPT, 3.5).")
+    batch_size: PositiveInt = Field(32, description="Comparisons (prompts with all their answers) per optimizer step, over all processes.")
+    micro_batch_size: PositiveInt = Field(4, description="Comparisons per forward pass and process.")
+    eval_every: PositiveInt | None = Field(None, description="Optimizer steps between held-out accuracies; default: once per epoch.")
+    scale_scores: bool = Field(
+        False, description="Also scale scores so that demonstrations have standard deviation 1; their mean is always made 0."
+    )
+    trainer_args: dict[str, Any] = Field(default_factory=dict, description="Further fields of TRL's RewardConfig, checked against its names.")
+
+    @model_validator(mode="after")
+    def _micro_batch_divides_batch(self) -> "RMSettings":
+        _check_divides("micro_batch_size", self.micro_batch_size, "batch_size", self.batch_size)
+        return self
+
+
+class PPOSettings(_Optimization):
+    """Stage 3, PPO (Schulman et al. 2017) against the reward model with a KL penalty (Ziegler et al. 2019)."""
+
+    learning_rate: float = Field(3e-6, gt=0, description="Peak learning rate of the policy.")
+    critic_learning_rate: float | None = Field(None, gt=0, description="Peak learning rate of the critic; default: the policy's.")
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="Shape of the decay after the warm-up.")
+    adam_epsilon: float = Field(1e-5, gt=0, description="AdamW epsilon (Ziegler et al. use 1e-5).")
+    iterations: PositiveInt = Field(500, description="Rollouts, each followed by its PPO epochs.")
+    rollout_batch_size: PositiveInt = Field(64, description="Prompts per rollout, over all processes.")
+    minibatch_size: PositiveInt = Field(32, description="Responses per optimizer step, over all processes.")
+    micro_batch_size: PositiveInt = Field(8, description="Responses per forward pass and process in the update.")
+    rollout_micro_batch_size: PositiveInt = Field(64, description="Responses per forward pass and process in generation and scoring.")
+    ppo_epochs: PositiveInt = Field(4, description="Passes over each rollout.")
+    max_response_tokens: PositiveInt | None = Field(None, description="Longest rollout response in tokens; default: data.max_response_tokens.")
+    temperature: float = Field(1.0, gt=0, description="Sampling temperature; logits are divided by it for all log-probabilities.")
+    stop_token: str | None = Field(None, description="Token that ends a response; default: the tokenizer's end token.")
+    missing_eos_score: float | None = Field(-1.0, description="Score of a response that never ended; null keeps the reward model's.")
+    kl_coef: float = Field(0.05, ge=0, description="Weight of the KL penalty to the reference (the SFT model), per token.")
+    kl_target: float | None = Field(
+        None, gt=0, description="Adapt kl_coef towards this KL per response, summed over its tokens (Ziegler et al. 2019, 2.2); null: fixed."
+    )
+    kl_horizon: PositiveInt = Field(10_000, description="Responses over which the adaptive kl_coef reacts.")
+    gamma: Fraction = Field(1.0, description="Discount.")
+    gae_lambda: Fraction = Field(0.95, description="Lambda of generalised advantage estimation.")
+    clip_range: float = Field(0.2, gt=0, description="Clip of the probability ratio.")
+    value_clip_range: float = Field(0.2, gt=0, description="Clip of the value change around the rollout's values.")
+    value_coef: float = Field(0.1, ge=0, description="Weight of the value loss.")
+    early_stop_kl: float | None = Field(None, gt=0, description="End a rollout's PPO epochs when a minibatch's approximate KL exceeds this.")
+    score_clip: float | None = Field(None, gt=0, description="Clip scores to [-c, c].")
+    scale_scores: bool = Field(False, description="Divide scores by their running standard deviation.")
+    whiten_rewards: bool = Field(False, description="Divide rewards by their standard deviation, without shifting the mean.")
+    eval_every: PositiveInt = Field(50, description="Iterations between evaluations on the fixed held-out prompts.")
+    eval_samples: Annotated[int, Field(ge=0)] = Field(64, description="Held-out prompts answered at each evaluation.")
+    save_every: PositiveInt = Field(50, description="Iterations between checkpoints.")
+    log_every: PositiveInt = Field(1, description="Iterations between metric rows.")
+
+    @model_validator(mode="after")
+    def _sizes_divide(self) -> "PPOSettings":
+        _check_divides("minibatch_size", self.minibatch_size, "rollout_batch_size", self.rollout_batch_size)
+        _check_divides("micro_batch_size", self.micro_batch_size, "minibatch_size", self.minibatch_size)
+        return self
+
+
+def _check_divides(small_name: str, small: int, large_name: str, large: int) -> None:
+    if large % small:
+        raise ValueError(f"{large_name} = {large} is not a multiple of {small_name} = {small}; choose sizes that divide")
+
+
+StageSettings = SFTSettings | RMSettings | PPOSettings

@@ -1,0 +1,122 @@
+"""The contract between the pipeline and a stage process: what it is given, what it says, what it leaves behind. Torch-free.
+
+`python -P -m stages.<stage> SPEC.json` reads a `StageSpec`, appends events to `events_path` while it runs, and leaves in `output_dir`:
+
+    model/         the model and its tokenizer, opened by `from_pretrained` (LoRA: the adapter)
+    merged/        only with `lora.merge`: the adapter merged into its base
+    metrics.jsonl  one row per logged step
+    samples.jsonl  answers to held-out prompts (SFT, PPO), scored held-out answers (RM)
+    result.json    a `StageResult`, written last
+
+A stage knows nothing of versions, caching, aliases or other stages.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from stages.settings import Closed, HardwareSettings, PPOSettings, RMSettings, SFTSettings, TokenSettings
+
+StageName = Literal["sft", "rm", "ppo"]
+STAGES: tuple[StageName, ...] = ("sft", "rm", "ppo")
+
+# What each stage reads: models by role, and record kinds. The pipeline's plan and the stages both follow this table.
+MODEL_INPUTS: dict[StageName, tuple[str, ...]] = {"sft": ("base",), "rm": ("sft",), "ppo": ("sft", "rm")}
+DATA_INPUTS: dict[StageName, tuple[str, ...]] = {"sft": ("demonstrations",), "rm": ("comparisons", "demonstrations"), "ppo": ("prompts",)}
+
+# Raised by hand when a stage's code changes what it produces; part of the cache key.
+STAGE_VERSIONS: dict[StageName, int] = {"sft": 1, "rm": 1, "ppo": 1}
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_VERIFICATION, EXIT_MISSING, EXIT_RESOURCE = 0, 1, 2, 3, 4, 5
+EXIT_SIGINT, EXIT_SIGTERM = 130, 143
+
+MODEL_DIR, MERGED_DIR, METRICS_FILE, SAMPLES_FILE, RESULT_FILE = "model", "merged", "metrics.jsonl", "samples.jsonl", "result.json"
+
+
+class DataSource(Closed):
+    """One record set: a JSONL / JSON / Parquet file, a saved dataset directory, or a Hugging Face dataset id."""
+
+    path: str = Field(description="File, directory or dataset id.")
+    split: str | None = Field(None, description="Split of a Hugging Face dataset.")
+    subset: str | None = Field(None, description="Configuration name of a Hugging Face dataset.")
+    revision: str | None = Field(None, description="Revision of a Hugging Face dataset.")
+
+
+class DataSplits(Closed):
+    """Training and held-out records of one kind."""
+
+    train: DataSource
+    eval: DataSource | None = Field(None, description="Held-out records; default: a share of the training records, split by prompt.")
+
+
+class StageSpec(Closed):
+    """All that a stage process is given; written by the pipeline as JSON."""
+
+    stage: StageName
+    settings: SFTSettings | RMSettings | PPOSettings = Field(union_mode="left_to_right")
+    tokens: TokenSettings
+    hardware: HardwareSettings
+    models: dict[str, str] = Field(description="Role -> model directory or hub id, per MODEL_INPUTS.")
+    revision: str | None = Field(None, description="Revision of a base model from the hub.")
+    data: dict[str, DataSplits] = Field(description="Record kind -> sources, per DATA_INPUTS.")
+    eval_fraction: float = Field(0.05, gt=0, lt=1, description="Share held out where a kind has no eval source.")
+    judge: str | None = Field(None, description="`module:function` that judges held-out answers; never seen in training.")
+    seed: int
+    output_dir: Path
+    checkpoint_dir: Path
+    events_path: Path
+
+
+class ModelFacts(Closed):
+    """What the next stage must find unchanged: the hand-off facts of a model artifact."""
+
+    base_model: str = Field(description="Name or path of the base model that the chain of stages started from.")
+    tokenizer_hash: str = Field(description="sha256 over vocabulary, merges and special tokens.")
+    chat_template_hash: str
+    vocab_size: int
+    pad_token_id: int
+    eos_token_id: int
+    dtype: str
+    form: Literal["full", "adapter"]
+    architecture: str
+    head: str | None = Field(None, description="Scalar head of a reward model: parameter name and shape.")
+    score_bias: float | None = Field(None, description="Reward model: score = (logit - score_bias) / score_scale; demonstrations then have mean 0.")
+    score_scale: float | None = Field(None, description="Reward model: see score_bias; 1 unless rm.scale_scores.")
+
+
+class StageResult(Closed):
+    """What a stage says of itself when it is done."""
+
+    metrics: dict[str, float] = Field(description="Final figures; held-out ones begin with `eval/`.")
+    facts: ModelFacts
+    counts: dict[str, int] = Field(description="Records read, used, cut and dropped.")
+    world_size: int
+    device: str
+
+
+def read_spec(path: Path) -> StageSpec:
+    """Read a spec; the settings class follows the stage's name."""
+    raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    settings_class = {"sft": SFTSettings, "rm": RMSettings, "ppo": PPOSettings}[raw["stage"]]
+    raw["settings"] = settings_class.model_validate(raw["settings"])
+    return StageSpec.model_validate(raw)
+
+
+# Events: one JSON object per line of `events_path`, each with `event` and `time`.
+#   start       stage, total, unit, resumed_step
+#   progress    phase, step, total, metrics
+#   checkpoint  step
+#   note        message                      a warning that the user should see
+#   error       message, exit_code
+#   end         metrics
+EventName = Literal["start", "progress", "checkpoint", "note", "error", "end"]
+
+
+def append_event(path: Path, event: EventName, **fields: Any) -> None:
+    """Append one event line; a line is written whole, so a reader never sees a torn one that ends in a newline."""
+    line = json.dumps({"event": event, "time": time.time(), **fields}, ensure_ascii=True) + "\n"
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(line)
