@@ -73,7 +73,7 @@ class StageSpec(Closed):
 class ModelFacts(Closed):
     """What the next stage must find unchanged: the hand-off facts of a model artifact."""
 
-    base_model: str = Field(description="Name or path of the base model that the chain of stages started from.")
+    base_model: str = Field(description="Name or path of the model that this stage started from.")
     tokenizer_hash: str = Field(description="sha256 over vocabulary, merges and special tokens.")
     chat_template_hash: str
     vocab_size: int

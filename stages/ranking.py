@@ -1,0 +1,79 @@
+"""The K-way ranking loss of the reward model (InstructGPT 2022, eq. 1) and what is reported of a ranking. Pure tensors.
+
+Axes: `N` = all answers of a batch, flattened over its prompts; `Q` = pairs.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """All pairs (better, worse) of answers to the same prompt; ties make no pair."""
+
+    better_Q: Tensor  # long: index of the better answer
+    worse_Q: Tensor  # long: index of the worse answer
+    weight_Q: Tensor  # float: 1 / (pairs of that prompt x prompts with a pair); sums to 1
+    distance_Q: Tensor  # long: difference of the two ranks
+
+
+def make_pairs(ranks_N: Tensor, prompts_N: Tensor) -> Pairs:
+    """Pair all answers of one prompt.
+
+    Args:
+        ranks_N: long, 1 = best; equal ranks are ties.
+        prompts_N: long, which prompt each answer belongs to.
+    """
+    same_prompt_NN = prompts_N[:, None] == prompts_N[None, :]
+    better_Q, worse_Q = (same_prompt_NN & (ranks_N[:, None] < ranks_N[None, :])).nonzero(as_tuple=True)
+    owner_Q = prompts_N[better_Q]
+    _, inverse_Q, counts = owner_Q.unique(return_inverse=True, return_counts=True)
+    weight_Q = 1.0 / (counts[inverse_Q].float() * max(len(counts), 1))
+    return Pairs(better_Q, worse_Q, weight_Q, ranks_N[worse_Q] - ranks_N[better_Q])
+
+
+def ranking_loss(scores_N: Tensor, pairs: Pairs) -> Tensor:
+    """Compute loss = mean over prompts of mean over pairs of −log σ(s_better − s_worse).
+
+    InstructGPT (Ouyang et al. 2022, arXiv 2203.02155), eq. 1: the mean over the C(K,2) pairs of one prompt, all from
+    the same K scores. Differs: 1. tied answers make no pair, and the mean runs over the pairs that remain.
+
+    Args:
+        scores_N: float, one score per answer.
+        pairs: of those answers.
+
+    Returns:
+        Scalar; 0 with a gradient of 0 where no pair exists.
+    """
+    margins_Q = scores_N.float()[pairs.better_Q] - scores_N.float()[pairs.worse_Q]
+    return -(F.logsigmoid(margins_Q) * pairs.weight_Q).sum()
+
+
+def pair_accuracy(scores_N: Tensor, pairs: Pairs) -> Tensor:
+    """Tell for each pair whether the better answer scores higher: 1, 0, or 0.5 for equal scores; shape Q."""
+    margins_Q = scores_N[pairs.better_Q] - scores_N[pairs.worse_Q]
+    return (torch.sign(margins_Q) + 1) / 2
+
+
+def calibration_error(scores_N: Tensor, pairs: Pairs, bins: int = 10) -> float:
+    """Measure how far P(better wins) = σ(|margin|) is from the share that wins: expected calibration error in [0, 1]."""
+    margins_Q = scores_N[pairs.better_Q] - scores_N[pairs.worse_Q]
+    confidence_Q = torch.sigmoid(margins_Q.abs())  # in [0.5, 1]: of the side that the model prefers
+    correct_Q = (margins_Q > 0).float()
+    bin_Q = ((confidence_Q - 0.5) * 2 * bins).long().clamp(max=bins - 1)
+    error = 0.0
+    for index in range(bins):
+        inside_Q = bin_Q == index
+        if inside_Q.any():
+            error += inside_Q.float().mean().item() * abs((confidence_Q[inside_Q].mean() - correct_Q[inside_Q].mean()).item())
+    return error
+
+
+def correlation(x_N: Tensor, y_N: Tensor) -> float:
+    """Pearson's correlation; 0 where one of the two does not vary."""
+    if len(x_N) < 2 or x_N.std() == 0 or y_N.std() == 0:
+        return 0.0
+    return torch.corrcoef(torch.stack([x_N.double(), y_N.double()]))[0, 1].item()

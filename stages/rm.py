@@ -1,0 +1,140 @@
+"""Stage 2, the reward model: SFT model + ranked answers -> a scalar score per response.
+
+    comparisons -> token ids -> K-way ranking loss -> bias and scale from demonstrations -> model/, held-out accuracy
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.tokens import EncodedComparison, encode_comparisons, encode_demonstrations
+from stages import models
+from stages.evaluation import response_text, write_samples
+from stages.ranking import calibration_error, correlation, make_pairs, pair_accuracy, ranking_loss
+from stages.records import load_splits
+from stages.runtime import StageContext, StageError, device_name, run_stage
+from stages.settings import RMSettings
+from stages.spec import EXIT_USAGE, SAMPLES_FILE, StageResult
+from stages.trl_compat import make_ranking_trainer, train
+
+_CALIBRATION_DEMONSTRATIONS = 1000  # enough for a standard error of 0.03 standard deviations
+_SCORING_BATCH = 64
+_SAMPLED_COMPARISONS = 100
+
+
+def main(context: StageContext) -> StageResult:
+    """Train the reward model on comparisons, then fix its bias and scale on demonstrations."""
+    spec = context.spec
+    settings = spec.settings
+    assert isinstance(settings, RMSettings)
+    tokenizer = models.load_tokenizer(spec.models["sft"])
+    limits = (spec.tokens.max_prompt_tokens, spec.tokens.max_response_tokens)
+    records, held_out_records = load_splits(spec, "comparisons")
+    comparisons, counts = encode_comparisons(tokenizer, records, limits)
+    held_out, held_out_counts = encode_comparisons(tokenizer, held_out_records, limits)
+    if not comparisons:
+        raise StageError(f"no comparison with a pair is left of {len(records)}: {counts}; at least one is needed", EXIT_USAGE)
+    counts |= {f"held_out_{key}": value for key, value in held_out_counts.items()}
+
+    model: Any = models.init_reward_model(spec.models["sft"], spec.hardware, spec.seed)
+    models.align_special_tokens(model, tokenizer)
+    if settings.lora:
+        models.require_adapter_base(spec.models["sft"], "rm.lora")
+        model = models.apply_lora(model, settings.lora, "SEQ_CLS")
+    trainer = make_ranking_trainer(context, settings, model, tokenizer, comparisons, held_out)
+    train(trainer, context)
+
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    autocast = models.autocast(spec.hardware, next(model.parameters()).device)
+    bias, scale = calibrate(context, settings, model, tokenizer, limits, autocast)
+    config = model.get_base_model().config if models.is_adapter(model) else model.config
+    config.score_bias, config.score_scale = bias, scale
+
+    metrics = {"score_bias": bias, "score_scale": scale}
+    if held_out:
+        scores = score_sequences(
+            model, [item.prompt_ids + response for item in held_out for response in item.responses], tokenizer.pad_token_id, autocast
+        )
+        metrics |= report_ranking(scores, held_out)
+        if context.is_main:
+            write_samples(spec.output_dir / SAMPLES_FILE, _sample_rows(tokenizer, held_out, scores))
+    facts = models.read_facts(model, tokenizer, spec.models["sft"], score_bias=bias, score_scale=scale)
+    if context.is_main:
+        models.save_model(model, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
+    return StageResult(metrics=metrics, facts=facts, counts=counts, world_size=context.world_size, device=device_name(context))
+
+
+@torch.no_grad()
+def score_sequences(
+    model: Any, sequences: Sequence[Sequence[int]], pad_token_id: int, autocast: AbstractContextManager[Any]
+) -> Tensor:
+    """Score token-id sequences (prompt + response) with the model's current bias and scale; float32 on the CPU, shape N."""
+    model.eval()
+    device = next(model.parameters()).device
+    config = model.get_base_model().config if models.is_adapter(model) else model.config
+    scores: list[Tensor] = []
+    for start in range(0, len(sequences), _SCORING_BATCH):
+        batch = sequences[start : start + _SCORING_BATCH]
+        width = max(len(sequence) for sequence in batch)
+        ids_NT = torch.tensor([list(sequence) + [pad_token_id] * (width - len(sequence)) for sequence in batch], device=device)
+        mask_NT = torch.tensor([[1] * len(sequence) + [0] * (width - len(sequence)) for sequence in batch], device=device)
+        with autocast:
+            logits_N = model(input_ids=ids_NT, attention_mask=mask_NT, use_cache=False).logits[:, 0]
+        scores.append(models.score_from_logits(logits_N, config).cpu())
+    return torch.cat(scores)
+
+
+def calibrate(
+    context: StageContext, settings: RMSettings, model: Any, tokenizer: Any, limits: tuple[int, int], autocast: AbstractContextManager[Any]
+) -> tuple[float, float]:
+    """Find the bias (and scale) that give demonstrations a mean score of 0 (and a standard deviation of 1)."""
+    records, _ = load_splits(context.spec, "demonstrations")
+    pairs, _ = encode_demonstrations(tokenizer, records[:_CALIBRATION_DEMONSTRATIONS], limits)
+    if not pairs:
+        raise StageError("no demonstration is short enough to fix the score's bias on; raise tokens.max_response_tokens", EXIT_USAGE)
+    scores = score_sequences(model, [pair.prompt_ids + pair.response_ids for pair in pairs], tokenizer.pad_token_id, autocast)
+    if not torch.isfinite(scores).all():
+        raise StageError("demonstrations get scores that are not finite; the reward model diverged; lower rm.learning_rate")
+    spread = scores.std().item() if len(scores) > 1 else 0.0
+    return scores.mean().item(), spread if settings.scale_scores and spread > 0 else 1.0
+
+
+def report_ranking(scores_N: Tensor, comparisons: list[EncodedComparison]) -> dict[str, float]:
+    """Held-out figures: loss, pair accuracy (overall, by rank distance, by source), calibration, correlation with length."""
+    ranks_N = torch.tensor([rank for item in comparisons for rank in item.ranks])
+    prompts_N = torch.tensor([index for index, item in enumerate(comparisons) for _ in item.responses])
+    lengths_N = torch.tensor([len(response) for item in comparisons for response in item.responses])
+    pairs = make_pairs(ranks_N, prompts_N)
+    accuracy_Q = pair_accuracy(scores_N, pairs)
+    metrics = {
+        "eval/loss": ranking_loss(scores_N, pairs).item(),
+        "eval/accuracy": accuracy_Q.mean().item(),
+        "eval/calibration_error": calibration_error(scores_N, pairs),
+        "eval/length_correlation": correlation(scores_N, lengths_N.float()),
+        "eval/pairs": float(len(accuracy_Q)),
+    }
+    for distance in pairs.distance_Q.unique().tolist():
+        metrics[f"eval/accuracy_rank_distance_{distance}"] = accuracy_Q[pairs.distance_Q == distance].mean().item()
+    sources = sorted({item.source for item in comparisons} - {""})
+    for source in sources:
+        from_source_Q = torch.tensor([comparisons[int(prompts_N[index])].source == source for index in pairs.better_Q])
+        if from_source_Q.any():
+            metrics[f"eval/accuracy_source_{source}"] = accuracy_Q[from_source_Q].mean().item()
+    return metrics
+
+
+def _sample_rows(tokenizer: Any, comparisons: list[EncodedComparison], scores: Tensor) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    remaining = iter(scores.tolist())
+    for item in comparisons[:_SAMPLED_COMPARISONS]:
+        prompt = response_text(tokenizer, item.prompt_ids)
+        for response, rank in zip(item.responses, item.ranks, strict=True):
+            rows.append({"prompt": prompt, "response": response_text(tokenizer, response), "rank": rank, "score": next(remaining)})
+    return rows
+
+
+if __name__ == "__main__":
+    run_stage("rm", main)

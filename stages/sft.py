@@ -1,0 +1,129 @@
+"""Stage 1, supervised fine-tuning: base model + demonstrations -> policy.
+
+    demonstrations -> token ids -> TRL's SFTTrainer (loss on the response) -> model/, held-out loss, sampled answers
+"""
+
+import math
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from data.schema import Demonstration, Prompt
+from data.tokens import EncodedPair, encode_demonstrations
+from stages import models
+from stages.evaluation import answer_prompts, judge_answers, load_judge, summarize_answers, write_samples
+from stages.records import load_splits
+from stages.runtime import StageContext, StageError, device_name, run_stage
+from stages.settings import SFTSettings
+from stages.spec import EXIT_USAGE, SAMPLES_FILE, StageResult
+from stages.trl_compat import make_sft_trainer, train
+
+_IGNORED_LABEL = -100
+_EVAL_BATCH = 32
+
+
+def main(context: StageContext) -> StageResult:
+    """Fine-tune the base model on demonstrations."""
+    spec = context.spec
+    settings = spec.settings
+    assert isinstance(settings, SFTSettings)
+    judge = load_judge(spec.judge)
+    tokenizer = models.load_tokenizer(spec.models["base"], spec.revision)
+    records, held_out_records = load_splits(spec, "demonstrations")
+    pairs, counts = encode_demonstrations(tokenizer, records, _limits(context))
+    held_out, held_out_counts = encode_demonstrations(tokenizer, held_out_records, _limits(context))
+    if not pairs:
+        raise StageError(f"no demonstration is left of {len(records)}: {counts}; raise tokens.max_response_tokens", EXIT_USAGE)
+    counts |= {f"held_out_{key}": value for key, value in held_out_counts.items()}
+
+    model: Any = models.load_policy(spec.models["base"], spec.hardware, spec.revision)
+    models.align_special_tokens(model, tokenizer)
+    if settings.lora:
+        models.require_adapter_base(spec.models["base"], "sft.lora")
+        model = models.apply_lora(model, settings.lora, "CAUSAL_LM")
+    trainer = make_sft_trainer(context, settings, model, tokenizer, pairs, held_out)
+    train(trainer, context)
+
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    autocast = models.autocast(spec.hardware, next(model.parameters()).device)
+    metrics = {f"train/{key}": value for key, value in trainer.state.log_history[-1].items() if key == "train_loss"}
+    if held_out:
+        metrics["eval/loss"] = heldout_loss(model, held_out, tokenizer.pad_token_id, autocast)
+        if not math.isfinite(metrics["eval/loss"]):
+            raise StageError(f"the held-out loss is {metrics['eval/loss']}; a finite one is needed; lower sft.learning_rate")
+        metrics |= _answer_held_out(context, settings, model, tokenizer, judge, held_out_records, held_out, autocast)
+    facts = models.read_facts(model, tokenizer, spec.models["base"])
+    if context.is_main:
+        models.save_model(model, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
+    return StageResult(metrics=metrics, facts=facts, counts=counts, world_size=context.world_size, device=device_name(context))
+
+
+@torch.no_grad()
+def heldout_loss(model: Any, pairs: list[EncodedPair], pad_token_id: int, autocast: AbstractContextManager[Any]) -> float:
+    """Mean negative log-likelihood per held-out response token, in nats; every token weighs alike, whatever its batch."""
+    model.eval()
+    device = next(model.parameters()).device
+    total, tokens = 0.0, 0
+    for start in range(0, len(pairs), _EVAL_BATCH):
+        batch = pairs[start : start + _EVAL_BATCH]
+        width = max(len(pair.prompt_ids) + len(pair.response_ids) for pair in batch)
+        ids_BT = torch.full((len(batch), width), pad_token_id)
+        labels_BT = torch.full((len(batch), width), _IGNORED_LABEL)
+        for row, pair in enumerate(batch):
+            ids = pair.prompt_ids + pair.response_ids
+            ids_BT[row, : len(ids)] = torch.tensor(ids)
+            labels_BT[row, len(pair.prompt_ids) : len(ids)] = torch.tensor(pair.response_ids)
+        # Right padding under a causal mask: no real token sees a pad, so no attention mask is needed.
+        with autocast:
+            logits_BTV = model(input_ids=ids_BT.to(device)).logits[:, :-1]
+        targets_BT = labels_BT[:, 1:].to(device)
+        total += F.cross_entropy(logits_BTV.float().flatten(0, 1), targets_BT.flatten(), ignore_index=_IGNORED_LABEL, reduction="sum").item()
+        tokens += int((targets_BT != _IGNORED_LABEL).sum())
+    return total / tokens
+
+
+def _answer_held_out(
+    context: StageContext,
+    settings: SFTSettings,
+    model: Any,
+    tokenizer: Any,
+    judge: Any,
+    records: list[Demonstration],
+    pairs: list[EncodedPair],
+    autocast: AbstractContextManager[Any],
+) -> dict[str, float]:
+    """Answer held-out prompts, sampled and greedy; write samples.jsonl; return the averages."""
+    spec = context.spec
+    count = min(settings.eval_samples, len(pairs))
+    if count == 0:
+        return {}
+    prompts = [Prompt(pair.prompt) for pair in pairs[:count]]
+    rows: list[dict[str, Any]] = []
+    metrics: dict[str, float] = {}
+    for way in ("sampled", "greedy"):
+        answers = answer_prompts(
+            model,
+            tokenizer,
+            [pair.prompt_ids for pair in pairs[:count]],
+            max_new_tokens=spec.tokens.max_response_tokens,
+            seed=spec.seed,
+            autocast=autocast,
+            greedy=way == "greedy",
+        )
+        verdicts = judge_answers(judge, prompts, answers)
+        metrics |= summarize_answers(answers, verdicts, f"eval/{way}")
+        for prompt, answer, verdict in zip(prompts, answers, verdicts, strict=True):
+            rows.append({"way": way, "prompt": prompt.prompt[-1].content, "response": answer.text, "finished": answer.finished, **verdict})
+    if context.is_main:
+        write_samples(spec.output_dir / SAMPLES_FILE, rows)
+    return metrics
+
+
+def _limits(context: StageContext) -> tuple[int, int]:
+    return context.spec.tokens.max_prompt_tokens, context.spec.tokens.max_response_tokens
+
+
+if __name__ == "__main__":
+    run_stage("sft", main)

@@ -1,0 +1,233 @@
+"""The only module that touches TRL: its trainers for SFT and RM, wired to our contract (events, stops, complete checkpoints)."""
+
+import time
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import TrainerCallback
+from trl.trainer.reward_config import RewardConfig
+from trl.trainer.reward_trainer import RewardTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from data.tokens import EncodedComparison, EncodedPair
+from stages.checkpoint import latest_complete, mark_complete, prune
+from stages.ranking import Pairs, make_pairs, pair_accuracy, ranking_loss
+from stages.runtime import StageContext, StageError, uses_gpu
+from stages.settings import RMSettings, SFTSettings
+from stages.spec import EXIT_USAGE
+
+_IGNORED_LABEL = -100
+_EVENTS_PER_S = 4
+
+
+def make_sft_trainer(
+    context: StageContext, settings: SFTSettings, model: Any, tokenizer: Any, train: list[EncodedPair], held_out: list[EncodedPair]
+) -> SFTTrainer:
+    """Build TRL's SFTTrainer on our token stream; the loss is on response tokens only, every one weighted alike in a batch."""
+    limits = context.spec.tokens
+    arguments = _training_arguments(context, settings, len(held_out) > 0)
+    arguments |= {
+        "max_length": limits.max_prompt_tokens + limits.max_response_tokens,
+        "packing": settings.packing,
+        "eval_packing": False,
+        # Rows arrive as ids and labels; only packing needs TRL's own preparation.
+        "dataset_kwargs": None if settings.packing else {"skip_prepare_dataset": True},
+        "remove_unused_columns": not settings.packing,
+    }
+    return SFTTrainer(
+        model=model,
+        args=_make_config(SFTConfig, arguments, settings.trainer_args, "sft"),
+        train_dataset=_language_rows(train),
+        eval_dataset=_language_rows(held_out) if held_out else None,
+        processing_class=tokenizer,
+        callbacks=[_StageCallback(context)],
+    )
+
+
+def make_ranking_trainer(
+    context: StageContext, settings: RMSettings, model: Any, tokenizer: Any, train: list[EncodedComparison], held_out: list[EncodedComparison]
+) -> "RankingTrainer":
+    """Build the reward trainer: one batch element is a prompt with all its ranked answers."""
+    arguments = _training_arguments(context, settings, len(held_out) > 0)
+    arguments |= {"max_length": None, "remove_unused_columns": False, "prediction_loss_only": True}
+    return RankingTrainer(
+        model=model,
+        args=_make_config(RewardConfig, arguments, settings.trainer_args, "rm"),
+        train_dataset=_comparison_rows(train),
+        eval_dataset=_comparison_rows(held_out) if held_out else None,
+        processing_class=tokenizer,
+        data_collator=RankingCollator(tokenizer.pad_token_id),
+        callbacks=[_StageCallback(context)],
+    )
+
+
+def train(trainer: SFTTrainer | RewardTrainer, context: StageContext) -> None:
+    """Train from the newest complete checkpoint to the end, or to a checkpoint where a stop is asked for."""
+    found = latest_complete(context.spec.checkpoint_dir, world_size=context.world_size, warn=context.note)
+    step = found[1] if found else 0
+    context.rewind_metrics(step)
+    context.event("start", stage=context.spec.stage, unit="step", resumed_step=step)
+    with context.stops_at_step_end():
+        # Always an explicit path: transformers' own finder takes a half-written checkpoint.
+        trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
+
+
+class RankingCollator:
+    """Flatten comparisons into one row per answer: **one forward per answer**, whatever K is."""
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, comparisons: list[dict[str, Any]]) -> dict[str, Tensor]:
+        sequences = [item["prompt_ids"] + response for item in comparisons for response in item["responses"]]
+        width = max(len(sequence) for sequence in sequences)
+        padded = [sequence + [self.pad_token_id] * (width - len(sequence)) for sequence in sequences]
+        mask = [[1] * len(sequence) + [0] * (width - len(sequence)) for sequence in sequences]
+        return {
+            "input_ids": torch.tensor(padded),
+            "attention_mask": torch.tensor(mask),
+            "ranks": torch.tensor([rank for item in comparisons for rank in item["ranks"]]),
+            "prompts": torch.tensor([index for index, item in enumerate(comparisons) for _ in item["responses"]]),
+        }
+
+
+class RankingTrainer(RewardTrainer):
+    """TRL's RewardTrainer with the K-way ranking loss in place of its pairwise one."""
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        return dataset  # already token ids
+
+    def compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        pairs: Pairs = make_pairs(inputs["ranks"], inputs["prompts"])
+        output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+        scores_N = output.logits[:, 0]
+        loss = ranking_loss(scores_N, pairs)
+        metrics = self._metrics["train" if model.training else "eval"]
+        metrics["accuracy"].append((pair_accuracy(scores_N.detach(), pairs) * pairs.weight_Q).sum().item())
+        metrics["mean_score"].append(scores_N.detach().mean().item())
+        return (loss, output) if return_outputs else loss
+
+
+class _StageCallback(TrainerCallback):
+    """Speak our events, stop at a step's end when asked, and mark each checkpoint complete after it is written."""
+
+    def __init__(self, context: StageContext) -> None:
+        self.context = context
+        self.latest: dict[str, float] = {}
+        self.last_event_s = 0.0
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        row = {_our_name(key): float(value) for key, value in (logs or {}).items() if isinstance(value, int | float)}
+        if "train_runtime" in (logs or {}):
+            return  # the trainer's closing line repeats what the rows say
+        loss = row.get("train/loss", 0.0)
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise StageError(f"the loss is {loss} at step {state.global_step}; finite losses are needed; lower learning_rate or use float32")
+        self.latest.update(row)
+        self.context.write_metrics(state.global_step, row)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        now = time.monotonic()
+        if now - self.last_event_s >= 1 / _EVENTS_PER_S or state.global_step == state.max_steps:
+            self.context.progress("train", state.global_step, state.max_steps, self.latest)
+            self.last_event_s = now
+        if self.context.stop_requested:
+            control.should_save = control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.context.world_size > 1:
+            torch.distributed.barrier()
+        if state.is_world_process_zero:
+            path = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            mark_complete(path, state.global_step, world_size=self.context.world_size)
+            prune(path.parent)
+        self.context.event("checkpoint", step=state.global_step)
+
+
+def _our_name(key: str) -> str:
+    return f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}"
+
+
+def _training_arguments(context: StageContext, settings: SFTSettings | RMSettings, has_held_out: bool) -> dict[str, Any]:
+    spec = context.spec
+    per_step = settings.micro_batch_size * context.world_size
+    if settings.batch_size % per_step:
+        raise StageError(
+            f"{spec.stage}.batch_size = {settings.batch_size} is not a multiple of micro_batch_size x processes = {per_step}; choose sizes that divide",
+            EXIT_USAGE,
+        )
+    schedule, schedule_arguments = {
+        "constant": ("constant_with_warmup", {}),
+        "linear": ("polynomial", {"power": 1.0, "lr_end": settings.learning_rate * settings.min_lr_ratio}),
+        "cosine": ("cosine_with_min_lr", {"min_lr_rate": settings.min_lr_ratio}),
+    }[settings.lr_schedule]
+    evaluation: dict[str, Any] = {"eval_strategy": "no"}
+    if has_held_out:
+        evaluation = {"eval_strategy": "steps", "eval_steps": settings.eval_every} if settings.eval_every else {"eval_strategy": "epoch"}
+    return {
+        "output_dir": str(spec.checkpoint_dir),
+        "use_cpu": not uses_gpu(context),
+        "bf16": spec.hardware.precision == "bfloat16",
+        "seed": spec.seed,
+        "deepspeed": spec.hardware.deepspeed,
+        "num_train_epochs": settings.epochs,
+        "per_device_train_batch_size": settings.micro_batch_size,
+        "per_device_eval_batch_size": settings.micro_batch_size,
+        "gradient_accumulation_steps": settings.batch_size // per_step,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": schedule,
+        "lr_scheduler_kwargs": schedule_arguments,
+        "warmup_steps": settings.warmup_steps,
+        "optim": "adamw_torch",
+        "adam_beta1": settings.adam_beta1,
+        "adam_beta2": settings.adam_beta2,
+        "adam_epsilon": settings.adam_epsilon,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "logging_steps": settings.log_every,
+        "save_strategy": "steps",
+        "save_steps": settings.save_every,
+        "save_total_limit": None,  # stages.checkpoint prunes: it knows which ones are complete
+        "report_to": [],
+        "disable_tqdm": True,
+        **evaluation,
+    }
+
+
+def _make_config(config_class: Any, arguments: dict[str, Any], extra: dict[str, Any], stage: str) -> Any:
+    known = {field.name for field in fields(config_class)}
+    for key in extra:
+        if key not in known:
+            close = get_close_matches(key, sorted(known), n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise StageError(f"{stage}.trainer_args.{key}: {config_class.__name__} has no such field{hint}", EXIT_USAGE)
+    try:
+        return config_class(**(arguments | extra))
+    except (ValueError, TypeError) as error:
+        raise StageError(f"{stage}: {config_class.__name__} refuses these settings: {error}", EXIT_USAGE) from error
+
+
+def _language_rows(pairs: list[EncodedPair]) -> Dataset:
+    return Dataset.from_dict(
+        {
+            "input_ids": [pair.prompt_ids + pair.response_ids for pair in pairs],
+            "labels": [[_IGNORED_LABEL] * len(pair.prompt_ids) + pair.response_ids for pair in pairs],
+        }
+    )
+
+
+def _comparison_rows(comparisons: list[EncodedComparison]) -> Dataset:
+    return Dataset.from_dict(
+        {
+            "prompt_ids": [item.prompt_ids for item in comparisons],
+            "responses": [item.responses for item in comparisons],
+            "ranks": [item.ranks for item in comparisons],
+        }
+    )
