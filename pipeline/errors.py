@@ -1,0 +1,29 @@
+"""Errors of the pipeline: one line that says what was found, what is needed and what to do, and the exit code that goes with it."""
+
+from stages.spec import EXIT_RESOURCE
+
+
+class StoreError(Exception):
+    """The artifact store cannot do what was asked.
+
+    Args:
+        message: Found; needed; what to do. Control characters (a newline in a path, a terminal escape in a name) are escaped.
+        exit_code: 2 bad ref, 3 verification failed, 4 no such artifact, 5 disk or permission (`stages.spec`).
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        self.message = escape_controls(message)
+        self.exit_code = exit_code
+        super().__init__(self.message)
+
+
+class ResourceError(StoreError):
+    """The file system refused: disk full, quota, permission, read-only."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, EXIT_RESOURCE)
+
+
+def escape_controls(text: str) -> str:
+    """Escape what could break a line or steer a terminal."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode("ascii") for char in text)

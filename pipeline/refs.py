@@ -1,0 +1,100 @@
+"""Refs: how people and recipes name artifacts. `ppo`, `ppo@latest`, `ppo@v3`, `ppo@best` (an alias), or a content-id prefix."""
+
+import re
+from dataclasses import dataclass
+
+from pipeline.errors import StoreError
+from stages.spec import EXIT_USAGE
+
+LATEST = "latest"
+MIN_PREFIX_CHARS = 6
+
+# Names become directory and file names, so the patterns leave no way to `..`, `/`, a leading `-` or control characters.
+_KIND = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+_ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
+_VERSION = re.compile(r"v0{0,3}([1-9][0-9]{0,8})")
+_DIRECTORY = re.compile(r"v([0-9]{4,9})")
+_PREFIX = re.compile(rf"[0-9a-f]{{{MIN_PREFIX_CHARS},64}}")
+
+
+@dataclass(frozen=True)
+class Ref:
+    """An artifact by name; with neither version nor alias it is the latest of its kind."""
+
+    kind: str
+    version: int | None = None
+    alias: str | None = None
+
+    def __str__(self) -> str:
+        if self.version is not None:
+            return f"{self.kind}@v{self.version}"
+        return f"{self.kind}@{self.alias or LATEST}"
+
+
+@dataclass(frozen=True)
+class ContentPrefix:
+    """An artifact by the first characters of its content id."""
+
+    digits: str
+
+    def __str__(self) -> str:
+        return self.digits
+
+
+def parse_ref(text: str) -> Ref | ContentPrefix:
+    """Read a ref.
+
+    Raises:
+        StoreError: the text is no ref (exit 2).
+    """
+    kind, at, selector = text.partition("@")
+    if not at and _PREFIX.fullmatch(text):
+        return ContentPrefix(text)
+    if not _KIND.fullmatch(kind) or (at and not selector):
+        raise _bad("ref", text, "kind, kind@latest, kind@v3, kind@alias or 6 or more characters of a content id")
+    if not at or selector == LATEST:
+        return Ref(kind)
+    if version := _VERSION.fullmatch(selector):
+        return Ref(kind, version=int(version[1]))
+    check_alias(selector)
+    return Ref(kind, alias=selector)
+
+
+def check_kind(kind: str) -> None:
+    """Refuse a kind that is no safe directory name, or that reads like a content id.
+
+    Raises:
+        StoreError: with what a kind looks like (exit 2).
+    """
+    if not _KIND.fullmatch(kind) or _PREFIX.fullmatch(kind):
+        raise _bad("kind", kind, "a lower-case letter, then up to 31 of a-z 0-9 _ -, and not only hex digits")
+
+
+def check_alias(name: str) -> None:
+    """Refuse an alias that is no safe file name, or that means something else.
+
+    Raises:
+        StoreError: with what an alias looks like (exit 2).
+    """
+    if name == LATEST or _VERSION.fullmatch(name):
+        raise _bad("alias", name, "a name of its own, as `latest` and `v3` are computed, never stored")
+    if not _ALIAS.fullmatch(name) or ".." in name:
+        raise _bad("alias", name, "a letter, then up to 63 of A-Z a-z 0-9 _ . -, without `..`")
+
+
+def version_directory(version: int) -> str:
+    """Name the directory of a version: 3 -> v0003."""
+    return f"v{version:04d}"
+
+
+def parse_version_directory(name: str) -> int | None:
+    """Read a version directory's name; None for anything that `version_directory` does not write."""
+    match = _DIRECTORY.fullmatch(name)
+    if match is None or int(match[1]) == 0 or version_directory(int(match[1])) != name:
+        return None
+    return int(match[1])
+
+
+def _bad(what: str, found: str, needed: str) -> StoreError:
+    shown = found if len(found) <= 80 else found[:80] + "..."
+    return StoreError(f"{shown!r} is no {what}; needed: {needed}; `rlhf ls` shows what there is", EXIT_USAGE)
