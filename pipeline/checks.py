@@ -1,0 +1,91 @@
+"""What single fields of a recipe cannot check: files on disk, and relations between fields."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pipeline.document import Document
+from pipeline.explain import show
+from pipeline.recipe import DEMO_PATTERN, KINDS, Recipe
+from stages.spec import DATA_INPUTS, DataSource, StageName
+
+ProblemAt = Callable[[str, str], str]
+
+
+def check_recipe(recipe: Recipe, document: Document, stages: tuple[StageName, ...]) -> Iterator[str]:
+    """Check what single fields cannot: files, and relations between fields."""
+
+    def problem(keys: str, message: str) -> str:
+        return f"{document.place(tuple(keys.split('.')))}: {keys}: {message}"
+
+    yield from _check_base_model(recipe, problem)
+    yield from _check_data(recipe, stages, problem)
+    yield from _check_hardware(recipe, problem)
+    for stage in ("rm", "ppo"):
+        lora = recipe.settings(stage).lora
+        if recipe.sft.lora and lora and not recipe.sft.lora.merge and stage in stages:
+            yield problem(
+                f"{stage}.lora",
+                f"found {stage}.lora (rank {lora.rank}) on top of sft.lora.merge = false, needed a merged base for the second adapter; "
+                f"set sft.lora.merge: true, or {stage}.lora: null",
+            )
+    if recipe.judge is not None and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", recipe.judge):
+        yield problem("judge", f"found {show(recipe.judge)}, needed module:function, such as data.demo.rule:judge")
+
+
+def _check_base_model(recipe: Recipe, problem: ProblemAt) -> Iterator[str]:
+    path = Path(recipe.base_model)
+    if DEMO_PATTERN.fullmatch(recipe.base_model):
+        if ":" in recipe.base_model:
+            yield problem("base_model", f"found {show(recipe.base_model)}, which names data; write demo or demo@SEED")
+        return
+    if not path.is_absolute():
+        return  # a hub id: the stage asks the hub
+    if not path.is_dir():
+        yield problem("base_model", f"found no directory {show(str(path))}; give a model directory, a hub id or demo")
+        return
+    if not (path / "config.json").is_file():
+        yield problem("base_model", f"found no config.json in {show(str(path))}, needed one; give a directory that from_pretrained opens")
+    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        yield problem("base_model", f"found no tokenizer.json in {show(str(path))}, needed the tokenizer beside the model; copy it there")
+    if not any(path.glob("*.safetensors")):
+        pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for file in path.glob(pattern))
+        found = f"only pickled weights ({', '.join(pickles[:3])}), which can run code" if pickles else "no weights"
+        yield problem("base_model", f"found {found} in {show(str(path))}, needed *.safetensors; convert with save_pretrained")
+
+
+def _check_data(recipe: Recipe, stages: tuple[StageName, ...], problem: ProblemAt) -> Iterator[str]:
+    for kind in KINDS:
+        readers = [stage for stage in stages if kind in DATA_INPUTS[stage]]
+        splits = getattr(recipe.data, kind)
+        if splits is None:
+            if readers:
+                yield problem(f"data.{kind}", f"missing; {' and '.join(readers)} read it; give a file, a dataset id or demo")
+            continue
+        for split in ("train", "eval"):
+            source: DataSource | None = getattr(splits, split)
+            if source is None:
+                continue
+            if not source.path:
+                yield problem(f"data.{kind}.{split}", "found an empty path; give a file, a dataset id or demo")
+            elif Path(source.path).is_absolute() and not Path(source.path).exists():
+                yield problem(f"data.{kind}.{split}", f"found no file {show(source.path)}; give a path relative to the recipe, or absolute")
+
+
+def _check_hardware(recipe: Recipe, problem: ProblemAt) -> Iterator[str]:
+    processes, deepspeed = recipe.hardware.processes, recipe.hardware.deepspeed
+    sizes = (
+        ("sft", "batch_size", recipe.sft.batch_size, "micro_batch_size", recipe.sft.micro_batch_size),
+        ("rm", "batch_size", recipe.rm.batch_size, "micro_batch_size", recipe.rm.micro_batch_size),
+        ("ppo", "minibatch_size", recipe.ppo.minibatch_size, "micro_batch_size", recipe.ppo.micro_batch_size),
+    )
+    for stage, large_name, large, small_name, small in sizes:
+        if processes > 1 and large % (small * processes):
+            needed = f"a multiple of {stage}.{small_name} x hardware.processes = {small} x {processes}"
+            yield problem(f"{stage}.{large_name}", f"found {large}, needed {needed}; choose sizes that divide")
+    if deepspeed is not None:
+        try:
+            json.loads(Path(deepspeed).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            yield problem("hardware.deepspeed", f"found {show(deepspeed)}: {error}; give a DeepSpeed JSON file")
