@@ -1,0 +1,71 @@
+"""Source -> records: every line read, every bad one reported at once; and the split that holds prompts out."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import TypeVar
+
+from data.records import FieldError, parse_row
+from data.rows import SourceLike, read_rows
+from data.schema import Comparison, DataError, Demonstration, Problem, Prompt, Record, RecordKind
+
+AnyRecord = TypeVar("AnyRecord", Demonstration, Comparison, Prompt, Record)
+
+
+def load_records(source: SourceLike, kind: RecordKind) -> list[Record]:
+    """Read all records of one source, in order.
+
+    Args:
+        source: A JSONL (also `.gz`), JSON or Parquet file, a saved dataset directory, or a Hugging Face dataset id.
+        kind: What each row must hold.
+
+    Returns:
+        At least one record.
+
+    Raises:
+        DataError: The source cannot be read, is empty, or has bad rows; all bad rows are in it.
+    """
+    problems: list[Problem] = []
+    records: list[Record] = []
+    for where, row in read_rows(source, problems.append):
+        try:
+            records.extend(parse_row(row, kind))
+        except FieldError as error:
+            problems.append(Problem(where, error.field, error.message))
+    if not records and not problems:
+        problems.append(Problem(source.path, "", f"found no rows; needed at least one of {kind}; check the export"))
+    if problems:
+        raise DataError(problems)
+    return records
+
+
+def split_records(records: Sequence[AnyRecord], eval_fraction: float, seed: int) -> tuple[list[AnyRecord], list[AnyRecord]]:
+    """Hold out about `eval_fraction` of the prompts with all their records; one prompt is never on both sides.
+
+    A prompt's side follows from a hash of its text and the seed, so records added later move no other prompt.
+
+    Args:
+        records: All records of one kind.
+        eval_fraction: Share of prompts to hold out, between 0 and 1; at least one prompt goes to each side.
+        seed: Another seed holds out other prompts.
+
+    Returns:
+        Training records and held-out records, each in their old order.
+
+    Raises:
+        DataError: There are fewer than two different prompts.
+    """
+    # A 64-bit hash is a place on [0, 1): those below the fraction are held out.
+    places = {prompt: _place(repr(prompt), seed) for prompt in dict.fromkeys(record.prompt for record in records)}
+    if len(places) < 2:
+        message = f"found {len(places)} different prompt; needed two or more to hold one out; add records or an eval file"
+        raise DataError([Problem("", "eval_fraction", message)])
+    ordered = sorted(places, key=places.__getitem__)
+    num_below = sum(place < eval_fraction for place in places.values())
+    held_out = set(ordered[: min(max(num_below, 1), len(ordered) - 1)])
+    train = [record for record in records if record.prompt not in held_out]
+    return train, [record for record in records if record.prompt in held_out]
+
+
+def _place(text: str, seed: int) -> float:
+    digest = hashlib.sha256(f"{seed}\n{text}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64

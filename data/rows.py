@@ -1,0 +1,232 @@
+"""Source -> rows: a file or dataset becomes a stream of (where, row), and what cannot be read becomes a `Problem`.
+
+`rows.py` knows files and formats, `records.py` knows what a row must hold.
+"""
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import IO, Any, Protocol, cast
+
+from data.schema import DataError, Problem, first_line
+
+MAX_LINE_BYTES = 10_000_000
+# Only these are read from Parquet and datasets: other columns may hold images or embeddings and are ignored anyway.
+COLUMNS = ("prompt", "completion", "messages", "completions", "ranks", "chosen", "rejected", "source")
+FILE_FORMATS = (".jsonl", ".jsonl.gz", ".json", ".parquet")
+
+Row = tuple[str, object]  # where, the decoded value
+Report = Callable[[Problem], None]
+
+
+class SourceLike(Protocol):
+    """Where a record set lies: a file, a saved dataset directory, or a Hugging Face dataset id."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def split(self) -> str | None: ...
+    @property
+    def subset(self) -> str | None: ...
+    @property
+    def revision(self) -> str | None: ...
+
+
+def read_rows(source: SourceLike, report: Report) -> Iterator[Row]:
+    """Yield every readable row of a source with its place, and report every unreadable one.
+
+    Args:
+        source: What to read.
+        report: Called with each problem; reading goes on where the format allows it.
+
+    Raises:
+        DataError: The source as a whole cannot be opened.
+    """
+    path = Path(source.path).expanduser()
+    if path.is_file():
+        _refuse_dataset_options(source)
+        return _read_file(path, report)
+    if path.is_dir() or _looks_like_dataset_id(source.path):
+        return _read_dataset(source, path)
+    raise _cannot_read(source.path, "no such file or directory; needed a file, a saved dataset directory or a dataset id; check the path")
+
+
+def _looks_like_dataset_id(path: str) -> bool:
+    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path) is not None and not path.endswith(FILE_FORMATS)
+
+
+def _refuse_dataset_options(source: SourceLike) -> None:
+    given = [name for name in ("split", "subset", "revision") if getattr(source, name) is not None]
+    if given:
+        raise DataError([Problem(source.path, name, "set for a plain file; needed for datasets only; remove it") for name in given])
+
+
+def _cannot_read(where: str, message: str) -> DataError:
+    return DataError([Problem(where, "", message)])
+
+
+# Files
+
+
+def _read_file(path: Path, report: Report) -> Iterator[Row]:
+    name = path.name.lower()
+    if not name.endswith(FILE_FORMATS):
+        raise _cannot_read(str(path), f"found a {path.suffix or 'suffixless'} file; needed {', '.join(FILE_FORMATS)}; convert or rename it")
+    try:
+        if name.endswith(".parquet"):
+            yield from _read_parquet(path)
+        elif name.endswith(".gz"):
+            with gzip.open(path, "rb") as stream:
+                yield from _read_lines(cast(IO[bytes], stream), str(path), report)
+        else:
+            with path.open("rb") as stream:
+                reader = _read_array if name.endswith(".json") and _starts_array(stream) else _read_lines
+                yield from reader(stream, str(path), report)
+    except (OSError, EOFError, zlib.error) as error:
+        raise _cannot_read(str(path), f"cannot be read ({first_line(error)}); needed a whole, readable file; check it") from error
+
+
+def _read_lines(stream: IO[bytes], name: str, report: Report) -> Iterator[Row]:
+    """JSONL: one JSON value per line; blank lines count but carry nothing. Memory is bounded by the line cap."""
+    number = 0
+    while line := stream.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        where = f"{name}:{number}"
+        if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
+            report(Problem(where, "", f"line longer than {MAX_LINE_BYTES:,} bytes; needed shorter ones; split or remove it"))
+            _skip_to_next_line(stream)
+            continue
+        text = _decode(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, where, report)
+        if text is None or not text.strip():
+            continue
+        try:
+            yield where, _DECODER.decode(text)
+        except (ValueError, RecursionError) as error:
+            report(Problem(where, "", _json_message(error, text)))
+
+
+def _skip_to_next_line(stream: IO[bytes]) -> None:
+    while (rest := stream.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+        pass
+
+
+def _decode(data: bytes, where: str, report: Report) -> str | None:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{data[error.start]:02x} at column {error.start + 1} is not UTF-8"
+        report(Problem(where, "", f"{found}; needed UTF-8 text; save the file as UTF-8"))
+        return None
+
+
+def _starts_array(stream: IO[bytes]) -> bool:
+    head = stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    stream.seek(0)
+    return head.startswith(b"[")
+
+
+def _read_array(stream: IO[bytes], name: str, report: Report) -> Iterator[Row]:
+    """A JSON array, read item by item so that each keeps the line on which it begins."""
+    text = _decode(stream.read().removeprefix(b"\xef\xbb\xbf"), name, report)
+    if text is None:
+        return
+    position, counted, line = _skip_space(text, 0) + 1, 0, 1
+    expected = "item"
+    while True:
+        position = _skip_space(text, position)
+        line, counted = line + text.count("\n", counted, position), position
+        where, mark = f"{name}:{line}", text[position : position + 1]
+        if mark == "]" and expected != "item after ','":
+            rest = _skip_space(text, position + 1)
+            if rest < len(text):
+                report(Problem(where, "", "found text after the end of the array; needed one array; remove the rest"))
+            return
+        if expected == "','":
+            if mark != ",":
+                report(Problem(where, "", f"found {mark!r} after an item; needed ',' or ']'; correct the array (the rest is unread)"))
+                return
+            position, expected = position + 1, "item after ','"
+            continue
+        try:
+            value, position = _DECODER.raw_decode(text, position)
+        except (ValueError, RecursionError) as error:
+            report(Problem(where, "", _json_message(error, text) + " (the rest is unread)"))
+            return
+        yield where, value
+        expected = "','"
+
+
+def _skip_space(text: str, position: int) -> int:
+    match = _SPACE.match(text, position)
+    return match.end() if match else position
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"found {name}")
+
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def _json_message(error: Exception, text: str) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        if "\0" in text:
+            return "found a NUL byte; needed text; remove it"
+        return f"not JSON ({error.msg} at column {error.colno}); needed one JSON object; correct it"
+    if isinstance(error, RecursionError):
+        return "nested too deeply; needed one flat JSON object; correct it"
+    return f"{first_line(error)}, which JSON does not have; needed an ordinary number or text; replace it"
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    # Imported here, not at the top: `rlhf --help` must not pay for it. By name: it carries no types.
+    pyarrow: Any = import_module("pyarrow")
+    parquet: Any = import_module("pyarrow.parquet")
+    try:
+        file = parquet.ParquetFile(path)
+        columns = [column for column in COLUMNS if column in file.schema_arrow.names]
+        number = 0
+        for batch in file.iter_batches(batch_size=1024, columns=columns):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}:{number}", row
+    except pyarrow.ArrowException as error:
+        raise _cannot_read(str(path), f"not a readable Parquet file ({first_line(error)}); needed a whole one; write it anew") from error
+
+
+# Hugging Face datasets
+
+
+def _read_dataset(source: SourceLike, path: Path) -> Iterator[Row]:
+    dataset, split = _open_dataset(source, path)
+    name = f"{source.path}[{split}]" if split else source.path
+    present = [column for column in COLUMNS if column in dataset.column_names]
+    if not present:
+        found = ", ".join(dataset.column_names)
+        raise _cannot_read(name, f"found columns {found}; needed some of {', '.join(COLUMNS)}; rename the columns")
+    for number, row in enumerate(dataset.select_columns(present), start=1):
+        yield f"{name}:{number}", row
+
+
+def _open_dataset(source: SourceLike, path: Path) -> tuple[Any, str | None]:
+    library: Any = import_module("datasets")  # here, not at the top: it imports torch where there is one
+    try:
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            loaded: Any = library.load_from_disk(str(path))
+        else:
+            loaded = library.load_dataset(str(path) if path.is_dir() else source.path, name=source.subset, revision=source.revision)
+    except Exception as error:  # the library raises two dozen kinds, each a reason why there is no data
+        needed = "needed a saved dataset directory or a dataset id that can be reached; check path, subset and revision"
+        raise _cannot_read(source.path, f"cannot be opened ({first_line(error)}); {needed}") from error
+    by_split = cast(dict[str, Any], loaded if isinstance(loaded, dict) else {str(loaded.split or ""): loaded})
+    if source.split is None and len(by_split) == 1:
+        return next(iter(by_split.values())), None
+    if source.split not in by_split:
+        found = f"found {', '.join(by_split).strip() or 'no named split'}"
+        raise DataError([Problem(source.path, "split", f"{found}; needed one of them, not {source.split}; set split")])
+    return by_split[source.split], source.split

@@ -1,0 +1,89 @@
+"""The three kinds of records, and how bad data is told: `file:line: field: found; needed; do`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Role = Literal["system", "user", "assistant"]
+ROLES: tuple[Role, ...] = get_args(Role)
+RecordKind = Literal["demonstrations", "comparisons", "prompts"]
+KINDS: tuple[RecordKind, ...] = get_args(RecordKind)
+
+MAX_PROBLEMS_SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """A prompt and the response that the policy shall imitate."""
+
+    prompt: tuple[Message, ...]
+    completion: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A prompt and K >= 2 answers with their ranks: 1 is best, equal ranks are ties and make no pair."""
+
+    prompt: tuple[Message, ...]
+    completions: tuple[str, ...]
+    ranks: tuple[int, ...]
+    source: str = ""
+
+    @property
+    def has_pair(self) -> bool:
+        """Whether at least two answers differ in rank."""
+        return len(set(self.ranks)) > 1
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt that the policy answers in PPO."""
+
+    prompt: tuple[Message, ...]
+
+
+Record = Demonstration | Comparison | Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with the data.
+
+    Args:
+        where: `file:line`, or the file or record set when no single line is at fault.
+        field: Column or path inside it, e.g. `messages[2].role`; empty when the whole line is at fault.
+        message: What was found, what is needed, what to do.
+    """
+
+    where: str
+    field: str
+    message: str
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.where, self.field, self.message) if part)
+
+
+class DataError(Exception):
+    """Data that cannot be used, with every problem found; the text shows the first 20 of them."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems: tuple[Problem, ...] = tuple(problems)
+        super().__init__(self.problems)
+
+    def __str__(self) -> str:
+        lines = [str(problem) for problem in self.problems[:MAX_PROBLEMS_SHOWN]]
+        hidden = len(self.problems) - len(lines)
+        return "\n".join([*lines, f"and {hidden} more"] if hidden else lines)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of another library's error, to quote in a message of one line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
