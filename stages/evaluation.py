@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from data.schema import Prompt
+from data.tokens import EncodedPromptRecord
 from stages.generation import generate_responses
 from stages.runtime import StageError
 from stages.spec import EXIT_USAGE
@@ -82,7 +82,7 @@ def response_text(tokenizer: Any, ids: Sequence[int]) -> str:
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def judge_answers(judge: Judge | None, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> list[dict[str, float]]:
+def judge_answers(judge: Judge | None, prompts: Sequence[EncodedPromptRecord], answers: Sequence[Answer]) -> list[dict[str, float]]:
     """Judge each answer; an empty dict each where there is no judge."""
     if judge is None:
         return [{} for _ in answers]

@@ -71,7 +71,9 @@ def load_reward_model(path: str, hardware: HardwareSettings) -> PreTrainedModel:
     calibration = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
     for key in ("score_bias", "score_scale"):
         if key not in calibration:
-            raise StageError(f"{path}: config.json has no {key}; a reward model of this project is needed; run the rm stage", EXIT_VERIFICATION)
+            raise StageError(
+                f"{path}: config.json has no {key}; a reward model of this project is needed; run the rm stage", EXIT_VERIFICATION
+            )
         setattr(model.config, key, float(calibration[key]))
     return model
 
@@ -92,7 +94,7 @@ def align_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
     """Make the model's config name the tokenizer's pad and end tokens, so that the saved model ends and pads by them."""
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.eos_token_id = tokenizer.eos_token_id
-    if model.generation_config is not None:
+    if model.can_generate():
         model.generation_config.pad_token_id = tokenizer.pad_token_id
         model.generation_config.eos_token_id = tokenizer.eos_token_id
 
@@ -127,7 +129,7 @@ def apply_lora(model: PreTrainedModel, lora: LoRASettings, task: Literal["CAUSAL
 def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, output_dir: Path, *, merge: bool = False) -> None:
     """Write `model/` (safetensors, config, tokenizer) and, for an adapter on request, `merged/`."""
     directory = output_dir / MODEL_DIR
-    model.save_pretrained(directory, safe_serialization=True)
+    model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     if not is_adapter(model):
         return
@@ -136,7 +138,7 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, output_dir: Path,
     base.config.save_pretrained(directory)  # peft writes none; a reward model's bias and scale stand in it
     if merge:
         merged = model.merge_and_unload()
-        merged.save_pretrained(output_dir / MERGED_DIR, safe_serialization=True)
+        merged.save_pretrained(output_dir / MERGED_DIR)
         tokenizer.save_pretrained(output_dir / MERGED_DIR)
 
 
@@ -154,7 +156,8 @@ def require_adapter_base(path: str, setting: str) -> None:
     directory = Path(path)
     if (directory / ADAPTER_CONFIG).exists() and not (directory.parent / MERGED_DIR).exists():
         raise StageError(
-            f"{setting} trains an adapter on {path}, which is itself an adapter; a base that opens by itself is needed; set sft.lora.merge: true",
+            f"{setting} trains an adapter on {path}, which is itself an adapter; a base that opens by itself is needed; "
+            "set sft.lora.merge: true",
             EXIT_VERIFICATION,
         )
 
@@ -201,7 +204,9 @@ def check_handoff(sft_path: str, rm_path: str) -> None:
                 EXIT_VERIFICATION,
             )
     if not _has_head(Path(rm_path)):
-        raise StageError(f"{rm_path} holds no weight for the scalar head `{HEAD}`; a trained reward model is needed; run the rm stage", EXIT_VERIFICATION)
+        raise StageError(
+            f"{rm_path} holds no weight for the scalar head `{HEAD}`; a trained reward model is needed; run the rm stage", EXIT_VERIFICATION
+        )
 
 
 def _token_facts(tokenizer: Any) -> dict[str, Any]:
@@ -240,8 +245,9 @@ def _choose_pad_token(tokenizer: Any, path: str) -> None:
             tokenizer.pad_token = candidate
             return
     raise StageError(
-        f"{path}: pad token {tokenizer.pad_token!r} is missing or equals the end token {tokenizer.eos_token!r}; a pad token of its own is needed; "
-        "add one to the tokenizer (tokenizer.add_special_tokens) and save the model with resized embeddings",
+        f"{path}: pad token {tokenizer.pad_token!r} is missing or equals the end token {tokenizer.eos_token!r}; "
+        "a pad token of its own is needed; add one to the tokenizer (tokenizer.add_special_tokens) and "
+        "save the model with resized embeddings",
         EXIT_VERIFICATION,
     )
 

@@ -1,6 +1,6 @@
 """Stage 2, the reward model: SFT model + ranked answers -> a scalar score per response.
 
-    comparisons -> token ids -> K-way ranking loss -> bias and scale from demonstrations -> model/, held-out accuracy
+comparisons -> token ids -> K-way ranking loss -> bias and scale from demonstrations -> model/, held-out accuracy
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from stages.ranking import calibration_error, correlation, make_pairs, pair_accu
 from stages.records import load_splits
 from stages.runtime import StageContext, StageError, device_name, run_stage
 from stages.settings import RMSettings
-from stages.spec import EXIT_USAGE, SAMPLES_FILE, StageResult
+from stages.spec import SAMPLES_FILE, StageResult
 from stages.trl_compat import make_ranking_trainer, train
 
 _CALIBRATION_DEMONSTRATIONS = 1000  # enough for a standard error of 0.03 standard deviations
@@ -35,8 +35,6 @@ def main(context: StageContext) -> StageResult:
     records, held_out_records = load_splits(spec, "comparisons")
     comparisons, counts = encode_comparisons(tokenizer, records, limits)
     held_out, held_out_counts = encode_comparisons(tokenizer, held_out_records, limits)
-    if not comparisons:
-        raise StageError(f"no comparison with a pair is left of {len(records)}: {counts}; at least one is needed", EXIT_USAGE)
     counts |= {f"held_out_{key}": value for key, value in held_out_counts.items()}
 
     model: Any = models.init_reward_model(spec.models["sft"], spec.hardware, spec.seed)
@@ -58,7 +56,8 @@ def main(context: StageContext) -> StageResult:
         scores = score_sequences(
             model, [item.prompt_ids + response for item in held_out for response in item.responses], tokenizer.pad_token_id, autocast
         )
-        metrics |= report_ranking(scores, held_out)
+        # The loss was trained on logits: a pair's probability is that of their difference, before the scale.
+        metrics |= report_ranking(scores * scale, held_out)
         if context.is_main:
             write_samples(spec.output_dir / SAMPLES_FILE, _sample_rows(tokenizer, held_out, scores))
     facts = models.read_facts(model, tokenizer, spec.models["sft"], score_bias=bias, score_scale=scale)
@@ -68,9 +67,7 @@ def main(context: StageContext) -> StageResult:
 
 
 @torch.no_grad()
-def score_sequences(
-    model: Any, sequences: Sequence[Sequence[int]], pad_token_id: int, autocast: AbstractContextManager[Any]
-) -> Tensor:
+def score_sequences(model: Any, sequences: Sequence[Sequence[int]], pad_token_id: int, autocast: AbstractContextManager[Any]) -> Tensor:
     """Score token-id sequences (prompt + response) with the model's current bias and scale; float32 on the CPU, shape N."""
     model.eval()
     device = next(model.parameters()).device
@@ -93,8 +90,6 @@ def calibrate(
     """Find the bias (and scale) that give demonstrations a mean score of 0 (and a standard deviation of 1)."""
     records, _ = load_splits(context.spec, "demonstrations")
     pairs, _ = encode_demonstrations(tokenizer, records[:_CALIBRATION_DEMONSTRATIONS], limits)
-    if not pairs:
-        raise StageError("no demonstration is short enough to fix the score's bias on; raise tokens.max_response_tokens", EXIT_USAGE)
     scores = score_sequences(model, [pair.prompt_ids + pair.response_ids for pair in pairs], tokenizer.pad_token_id, autocast)
     if not torch.isfinite(scores).all():
         raise StageError("demonstrations get scores that are not finite; the reward model diverged; lower rm.learning_rate")

@@ -1,6 +1,6 @@
 """Start and end of every stage process: spec in, signals, seeds, events, result out, exit code.
 
-    SPEC.json -> run_stage(main) -> main(context) -> StageResult -> result.json, exit code
+SPEC.json -> run_stage(main) -> main(context) -> StageResult -> result.json, exit code
 """
 
 import argparse
@@ -134,7 +134,7 @@ def run_stage(name: str, main: Callable[[StageContext], StageResult]) -> NoRetur
     arguments = parser.parse_args()
     try:
         spec = read_spec(arguments.spec)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         print(f"{arguments.spec}: not a stage spec: {error}", file=sys.stderr)
         sys.exit(EXIT_USAGE)
     spec.output_dir.mkdir(parents=True, exist_ok=True)
@@ -223,7 +223,9 @@ def _fail(context: StageContext, message: str, exit_code: int) -> int:
 
 def _describe_disk_error(context: StageContext, error: OSError) -> str:
     free = shutil.disk_usage(context.spec.output_dir).free
-    return f"{error.filename or context.spec.output_dir}: {error.strerror}; {free:,} bytes are free there; free some space or change `store`"
+    return (
+        f"{error.filename or context.spec.output_dir}: {error.strerror}; {free:,} bytes are free there; free some space or change `store`"
+    )
 
 
 def _exit(code: int) -> NoReturn:

@@ -20,9 +20,12 @@ class Closed(BaseModel):
 class TokenSettings(Closed):
     """Length limits of the one token stream that all three stages share."""
 
-    max_prompt_tokens: PositiveInt = Field(512, description="Longest prompt, chat template included, in tokens; longer ones are cut and counted.")
+    max_prompt_tokens: PositiveInt = Field(
+        512, description="Longest prompt, chat template included, in tokens; longer ones are cut and counted."
+    )
     max_response_tokens: PositiveInt = Field(
-        512, description="Longest response, end token included, in tokens; longer demonstrations and ranked answers are dropped and counted."
+        512,
+        description="Longest response, end token included, in tokens; longer demonstrations and ranked answers are dropped and counted.",
     )
 
 
@@ -33,7 +36,9 @@ class LoRASettings(Closed):
     alpha: float = Field(32.0, gt=0, description="Scale: the update is multiplied by alpha / rank.")
     dropout: Fraction = Field(0.0, description="Dropout on the adapter's input during training.")
     target_modules: str | list[str] = Field("all-linear", description="Modules that get an adapter: `all-linear` or a list of names.")
-    merge: bool = Field(False, description="Also write the adapter merged into its base, as `merged/`; needed where the next stage trains LoRA on top.")
+    merge: bool = Field(
+        False, description="Also write the adapter merged into its base, as `merged/`; needed where the next stage trains LoRA on top."
+    )
 
 
 class HardwareSettings(Closed):
@@ -74,7 +79,9 @@ class SFTSettings(_Optimization):
     epochs: float = Field(1.0, gt=0, description="Passes over the demonstrations.")
     batch_size: PositiveInt = Field(32, description="Demonstrations per optimizer step, over all processes.")
     micro_batch_size: PositiveInt = Field(8, description="Demonstrations per forward pass and process.")
-    packing: bool = Field(False, description="Pack whole demonstrations into rows of the maximum length; needs no padding, batch_size then counts rows.")
+    packing: bool = Field(
+        False, description="Pack whole demonstrations into rows of the maximum length; needs no padding, batch_size then counts rows."
+    )
     eval_every: PositiveInt | None = Field(None, description="Optimizer steps between held-out losses; default: once per epoch.")
     eval_samples: Annotated[int, Field(ge=0)] = Field(64, description="Held-out prompts answered at the end, sampled and greedy.")
     trainer_args: dict[str, Any] = Field(default_factory=dict, description="Further fields of TRL's SFTConfig, checked against its names.")
@@ -96,7 +103,9 @@ class RMSettings(_Optimization):
     scale_scores: bool = Field(
         False, description="Also scale scores so that demonstrations have standard deviation 1; their mean is always made 0."
     )
-    trainer_args: dict[str, Any] = Field(default_factory=dict, description="Further fields of TRL's RewardConfig, checked against its names.")
+    trainer_args: dict[str, Any] = Field(
+        default_factory=dict, description="Further fields of TRL's RewardConfig, checked against its names."
+    )
 
     @model_validator(mode="after")
     def _micro_batch_divides_batch(self) -> "RMSettings":
@@ -117,13 +126,17 @@ class PPOSettings(_Optimization):
     micro_batch_size: PositiveInt = Field(8, description="Responses per forward pass and process in the update.")
     rollout_micro_batch_size: PositiveInt = Field(64, description="Responses per forward pass and process in generation and scoring.")
     ppo_epochs: PositiveInt = Field(4, description="Passes over each rollout.")
-    max_response_tokens: PositiveInt | None = Field(None, description="Longest rollout response in tokens; default: data.max_response_tokens.")
+    max_response_tokens: PositiveInt | None = Field(
+        None, description="Longest rollout response in tokens; default: data.max_response_tokens."
+    )
     temperature: float = Field(1.0, gt=0, description="Sampling temperature; logits are divided by it for all log-probabilities.")
     stop_token: str | None = Field(None, description="Token that ends a response; default: the tokenizer's end token.")
     missing_eos_score: float | None = Field(-1.0, description="Score of a response that never ended; null keeps the reward model's.")
     kl_coef: float = Field(0.05, ge=0, description="Weight of the KL penalty to the reference (the SFT model), per token.")
     kl_target: float | None = Field(
-        None, gt=0, description="Adapt kl_coef towards this KL per response, summed over its tokens (Ziegler et al. 2019, 2.2); null: fixed."
+        None,
+        gt=0,
+        description="Adapt kl_coef towards this KL per response, summed over its tokens (Ziegler et al. 2019, 2.2); null: fixed.",
     )
     kl_horizon: PositiveInt = Field(10_000, description="Responses over which the adaptive kl_coef reacts.")
     gamma: Fraction = Field(1.0, description="Discount.")
@@ -131,7 +144,9 @@ class PPOSettings(_Optimization):
     clip_range: float = Field(0.2, gt=0, description="Clip of the probability ratio.")
     value_clip_range: float = Field(0.2, gt=0, description="Clip of the value change around the rollout's values.")
     value_coef: float = Field(0.1, ge=0, description="Weight of the value loss.")
-    early_stop_kl: float | None = Field(None, gt=0, description="End a rollout's PPO epochs when a minibatch's approximate KL exceeds this.")
+    early_stop_kl: float | None = Field(
+        None, gt=0, description="End a rollout's PPO epochs when a minibatch's approximate KL exceeds this."
+    )
     score_clip: float | None = Field(None, gt=0, description="Clip scores to [-c, c].")
     scale_scores: bool = Field(False, description="Divide scores by their running standard deviation.")
     whiten_rewards: bool = Field(False, description="Divide rewards by their standard deviation, without shifting the mean.")

@@ -1,6 +1,6 @@
 """Stage 1, supervised fine-tuning: base model + demonstrations -> policy.
 
-    demonstrations -> token ids -> TRL's SFTTrainer (loss on the response) -> model/, held-out loss, sampled answers
+demonstrations -> token ids -> TRL's SFTTrainer (loss on the response) -> model/, held-out loss, sampled answers
 """
 
 import math
@@ -11,13 +11,13 @@ import torch
 from torch.nn import functional as F
 
 from data.schema import Demonstration, Prompt
-from data.tokens import EncodedPair, encode_demonstrations
+from data.tokens import EncodedPair, encode_demonstrations, encode_prompts
 from stages import models
 from stages.evaluation import answer_prompts, judge_answers, load_judge, summarize_answers, write_samples
 from stages.records import load_splits
 from stages.runtime import StageContext, StageError, device_name, run_stage
 from stages.settings import SFTSettings
-from stages.spec import EXIT_USAGE, SAMPLES_FILE, StageResult
+from stages.spec import SAMPLES_FILE, StageResult
 from stages.trl_compat import make_sft_trainer, train
 
 _IGNORED_LABEL = -100
@@ -34,8 +34,6 @@ def main(context: StageContext) -> StageResult:
     records, held_out_records = load_splits(spec, "demonstrations")
     pairs, counts = encode_demonstrations(tokenizer, records, _limits(context))
     held_out, held_out_counts = encode_demonstrations(tokenizer, held_out_records, _limits(context))
-    if not pairs:
-        raise StageError(f"no demonstration is left of {len(records)}: {counts}; raise tokens.max_response_tokens", EXIT_USAGE)
     counts |= {f"held_out_{key}": value for key, value in held_out_counts.items()}
 
     model: Any = models.load_policy(spec.models["base"], spec.hardware, spec.revision)
@@ -53,7 +51,7 @@ def main(context: StageContext) -> StageResult:
         metrics["eval/loss"] = heldout_loss(model, held_out, tokenizer.pad_token_id, autocast)
         if not math.isfinite(metrics["eval/loss"]):
             raise StageError(f"the held-out loss is {metrics['eval/loss']}; a finite one is needed; lower sft.learning_rate")
-        metrics |= _answer_held_out(context, settings, model, tokenizer, judge, held_out_records, held_out, autocast)
+        metrics |= _answer_held_out(context, settings, model, tokenizer, judge, held_out_records, autocast)
     facts = models.read_facts(model, tokenizer, spec.models["base"])
     if context.is_main:
         models.save_model(model, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
@@ -79,7 +77,9 @@ def heldout_loss(model: Any, pairs: list[EncodedPair], pad_token_id: int, autoca
         with autocast:
             logits_BTV = model(input_ids=ids_BT.to(device)).logits[:, :-1]
         targets_BT = labels_BT[:, 1:].to(device)
-        total += F.cross_entropy(logits_BTV.float().flatten(0, 1), targets_BT.flatten(), ignore_index=_IGNORED_LABEL, reduction="sum").item()
+        total += F.cross_entropy(
+            logits_BTV.float().flatten(0, 1), targets_BT.flatten(), ignore_index=_IGNORED_LABEL, reduction="sum"
+        ).item()
         tokens += int((targets_BT != _IGNORED_LABEL).sum())
     return total / tokens
 
@@ -91,22 +91,20 @@ def _answer_held_out(
     tokenizer: Any,
     judge: Any,
     records: list[Demonstration],
-    pairs: list[EncodedPair],
     autocast: AbstractContextManager[Any],
 ) -> dict[str, float]:
     """Answer held-out prompts, sampled and greedy; write samples.jsonl; return the averages."""
     spec = context.spec
-    count = min(settings.eval_samples, len(pairs))
-    if count == 0:
+    if settings.eval_samples == 0:
         return {}
-    prompts = [Prompt(pair.prompt) for pair in pairs[:count]]
+    prompts, _ = encode_prompts(tokenizer, [Prompt(record.prompt) for record in records[: settings.eval_samples]], _limits(context))
     rows: list[dict[str, Any]] = []
     metrics: dict[str, float] = {}
     for way in ("sampled", "greedy"):
         answers = answer_prompts(
             model,
             tokenizer,
-            [pair.prompt_ids for pair in pairs[:count]],
+            [prompt.prompt_ids for prompt in prompts],
             max_new_tokens=spec.tokens.max_response_tokens,
             seed=spec.seed,
             autocast=autocast,

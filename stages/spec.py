@@ -83,7 +83,9 @@ class ModelFacts(Closed):
     form: Literal["full", "adapter"]
     architecture: str
     head: str | None = Field(None, description="Scalar head of a reward model: parameter name and shape.")
-    score_bias: float | None = Field(None, description="Reward model: score = (logit - score_bias) / score_scale; demonstrations then have mean 0.")
+    score_bias: float | None = Field(
+        None, description="Reward model: score = (logit - score_bias) / score_scale; demonstrations then have mean 0."
+    )
     score_scale: float | None = Field(None, description="Reward model: see score_bias; 1 unless rm.scale_scores.")
 
 

@@ -51,7 +51,12 @@ def make_sft_trainer(
 
 
 def make_ranking_trainer(
-    context: StageContext, settings: RMSettings, model: Any, tokenizer: Any, train: list[EncodedComparison], held_out: list[EncodedComparison]
+    context: StageContext,
+    settings: RMSettings,
+    model: Any,
+    tokenizer: Any,
+    train: list[EncodedComparison],
+    held_out: list[EncodedComparison],
 ) -> "RankingTrainer":
     """Build the reward trainer: one batch element is a prompt with all its ranked answers."""
     arguments = _training_arguments(context, settings, len(held_out) > 0)
@@ -128,7 +133,9 @@ class _StageCallback(TrainerCallback):
             return  # the trainer's closing line repeats what the rows say
         loss = row.get("train/loss", 0.0)
         if loss != loss or loss in (float("inf"), float("-inf")):
-            raise StageError(f"the loss is {loss} at step {state.global_step}; finite losses are needed; lower learning_rate or use float32")
+            raise StageError(
+                f"the loss is {loss} at step {state.global_step}; finite losses are needed; lower learning_rate or use float32"
+            )
         self.latest.update(row)
         self.context.write_metrics(state.global_step, row)
 
@@ -159,7 +166,8 @@ def _training_arguments(context: StageContext, settings: SFTSettings | RMSetting
     per_step = settings.micro_batch_size * context.world_size
     if settings.batch_size % per_step:
         raise StageError(
-            f"{spec.stage}.batch_size = {settings.batch_size} is not a multiple of micro_batch_size x processes = {per_step}; choose sizes that divide",
+            f"{spec.stage}.batch_size = {settings.batch_size} is not a multiple of micro_batch_size x processes = {per_step}; "
+            "choose sizes that divide",
             EXIT_USAGE,
         )
     schedule, schedule_arguments = {
@@ -190,7 +198,7 @@ def _training_arguments(context: StageContext, settings: SFTSettings | RMSetting
         "adam_epsilon": settings.adam_epsilon,
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
-        "gradient_checkpointing": settings.gradient_checkpointing,
+        "activation_checkpointing": settings.gradient_checkpointing,
         "logging_steps": settings.log_every,
         "save_strategy": "steps",
         "save_steps": settings.save_every,

@@ -1,0 +1,112 @@
+"""Run a real stage process on a few records of the embedded demo."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from stages.settings import HardwareSettings, PPOSettings, RMSettings, SFTSettings, TokenSettings
+from stages.spec import DATA_INPUTS, RESULT_FILE, StageResult, StageSpec
+
+SMALL = {
+    "sft": SFTSettings(
+        epochs=2, batch_size=8, micro_batch_size=4, learning_rate=1e-3, warmup_steps=3, save_every=4, log_every=2, eval_samples=4
+    ),
+    "rm": RMSettings(epochs=2, batch_size=8, micro_batch_size=4, learning_rate=5e-4, warmup_steps=3, save_every=4, log_every=2),
+    "ppo": PPOSettings(
+        iterations=6,
+        rollout_batch_size=8,
+        minibatch_size=4,
+        micro_batch_size=4,
+        ppo_epochs=2,
+        learning_rate=1e-3,
+        max_response_tokens=8,
+        save_every=2,
+        eval_every=3,
+        eval_samples=4,
+    ),
+}
+HARDWARE = HardwareSettings(device="cpu", precision="float32", attention="eager", threads=1)
+
+
+@dataclass
+class StageProcess:
+    """One stage with its directories; started as often as a test likes."""
+
+    spec: StageSpec
+    spec_path: Path
+
+    def start(self) -> subprocess.Popen[str]:
+        command = [sys.executable, "-P", "-m", f"stages.{self.spec.stage}", str(self.spec_path)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def run(self) -> str:
+        process = self.start()
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output[-3000:]
+        return output
+
+    def events(self) -> list[dict]:
+        path = self.spec.events_path
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    @property
+    def model_dir(self) -> Path:
+        return self.spec.output_dir / "model"
+
+    @property
+    def result(self) -> StageResult:
+        return StageResult.model_validate_json((self.spec.output_dir / RESULT_FILE).read_text())
+
+
+@pytest.fixture
+def make_stage(tmp_path, demo_dir, base_model_dir):
+    """Factory: make_stage("sft", tag="straight", models={...}, rows=48, **settings)."""
+
+    def make(stage, *, tag="run", models=None, rows=48, hardware=HARDWARE, judge="data.demo.rule:judge", **settings) -> StageProcess:
+        directory = tmp_path / f"{stage}-{tag}"
+        directory.mkdir()
+        data = {}
+        for kind in DATA_INPUTS[stage]:
+            data[kind] = {}
+            for split, count in (("train", rows), ("eval", 8)):
+                lines = (demo_dir / f"{kind}.{split}.jsonl").read_text().splitlines()[:count]
+                path = directory / f"{kind}.{split}.jsonl"
+                path.write_text("\n".join(lines) + "\n")
+                data[kind][split] = {"path": str(path)}
+        spec = StageSpec.model_validate(
+            {
+                "stage": stage,
+                "settings": SMALL[stage].model_copy(update=settings),
+                "tokens": TokenSettings(max_prompt_tokens=96, max_response_tokens=64),
+                "hardware": hardware,
+                "models": {role: str(path) for role, path in (models or {"base": base_model_dir}).items()},
+                "data": data,
+                "judge": judge,
+                "seed": 5,
+                "output_dir": directory / "output",
+                "checkpoint_dir": directory / "checkpoints",
+                "events_path": directory / "events.jsonl",
+            }
+        )
+        spec_path = directory / "spec.json"
+        spec_path.write_text(spec.model_dump_json())
+        return StageProcess(spec, spec_path)
+
+    return make
+
+
+@pytest.fixture
+def reward_model_dir(base_model_dir, tmp_path):
+    """A reward model with a fresh head on the demo's base model."""
+    from stages import models
+
+    model = models.init_reward_model(str(base_model_dir), HARDWARE, seed=3)
+    tokenizer = models.load_tokenizer(str(base_model_dir))
+    models.align_special_tokens(model, tokenizer)
+    model.config.score_bias, model.config.score_scale = 0.25, 2.0
+    models.save_model(model, tokenizer, tmp_path / "fresh_rm")
+    return tmp_path / "fresh_rm" / "model"

@@ -1,0 +1,203 @@
+"""Loading refuses what would be wrong; saving opens without our code; hand-offs are checked."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
+
+from stages import models
+from stages.runtime import StageError
+from stages.settings import HardwareSettings, LoRASettings
+
+HARDWARE = HardwareSettings(device="cpu", precision="float32")
+
+
+@pytest.fixture
+def base(base_model_dir, tmp_path):
+    """A private copy of the tiny base model, to be damaged."""
+    return shutil.copytree(base_model_dir, tmp_path / "base")
+
+
+@pytest.fixture
+def reward_model_dir(base_model_dir, tmp_path):
+    model = models.init_reward_model(str(base_model_dir), HARDWARE, seed=3)
+    tokenizer = models.load_tokenizer(str(base_model_dir))
+    models.align_special_tokens(model, tokenizer)
+    model.config.score_bias, model.config.score_scale = 0.25, 2.0
+    models.save_model(model, tokenizer, tmp_path / "rm")
+    return tmp_path / "rm" / "model"
+
+
+def edit_json(path, **changes):
+    content = json.loads(path.read_text())
+    content.update(changes)
+    path.write_text(json.dumps(content))
+
+
+def test_a_policy_loads_in_float32_without_dropout_and_with_a_neutral_generation_config(base):
+    edit_json(base / "config.json", attention_dropout=0.1, dtype="bfloat16")
+    GenerationConfig(repetition_penalty=1.3, top_k=5, do_sample=True).save_pretrained(base)
+    model = models.load_policy(str(base), HARDWARE)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert all(layer.self_attn.attention_dropout == 0.0 for layer in model.model.layers)
+    assert model.generation_config.repetition_penalty in (None, 1.0) and model.generation_config.top_k != 5
+
+
+def test_a_pad_token_that_equals_the_end_token_is_replaced_by_a_token_of_its_own(base):
+    edit_json(base / "tokenizer_config.json", pad_token="<|end|>")
+    tokenizer = models.load_tokenizer(str(base))
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+def test_a_model_that_does_not_exist_is_refused_with_exit_4(tmp_path):
+    with pytest.raises(StageError, match="cannot be opened") as caught:
+        models.load_policy(str(tmp_path / "nothing"), HARDWARE)
+    assert caught.value.exit_code == 4
+
+
+def test_weights_in_a_pickle_are_refused(base):
+    state = load_file(base / "model.safetensors")
+    (base / "model.safetensors").unlink()
+    torch.save(state, base / "pytorch_model.bin")
+    with pytest.raises(StageError):
+        models.load_policy(str(base), HARDWARE)
+
+
+def test_a_missing_weight_is_refused_and_not_drawn_at_random(base):
+    state = load_file(base / "model.safetensors")
+    removed = next(name for name in state if "q_proj" in name)
+    del state[removed]
+    save_file(state, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(StageError, match="q_proj") as caught:
+        models.load_policy(str(base), HARDWARE)
+    assert caught.value.exit_code == 3
+
+
+def test_the_reward_models_new_head_has_the_papers_spread_and_depends_on_the_seed_only(base_model_dir):
+    first, again, other = (models.init_reward_model(str(base_model_dir), HARDWARE, seed=seed).score.weight for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert first.std().item() == pytest.approx(1 / 129**0.5, rel=0.25)  # d = 128
+
+
+def test_the_reward_models_body_is_the_sft_models(base_model_dir):
+    policy = models.load_policy(str(base_model_dir), HARDWARE)
+    reward_model = models.init_reward_model(str(base_model_dir), HARDWARE, seed=1)
+    for name, parameter in policy.model.state_dict().items():
+        assert torch.equal(parameter, reward_model.model.state_dict()[name]), name
+
+
+def test_a_saved_reward_model_opens_without_our_code_and_gives_the_same_logits(reward_model_dir):
+    ours = models.load_reward_model(str(reward_model_dir), HARDWARE)
+    plain = AutoModelForSequenceClassification.from_pretrained(reward_model_dir, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(reward_model_dir)
+    batch = tokenizer(["a grey chair", "it is delayed until Friday, sorry"], return_tensors="pt", padding=True, padding_side="right")
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    with torch.no_grad():
+        assert torch.allclose(ours(ids, attention_mask=mask).logits, plain(ids, attention_mask=mask).logits, atol=1e-6)
+    assert (plain.config.score_bias, plain.config.score_scale) == (0.25, 2.0)
+
+
+def test_the_score_is_the_logit_less_the_bias_over_the_scale(reward_model_dir):
+    config = models.load_reward_model(str(reward_model_dir), HARDWARE).config
+    assert models.score_from_logits(torch.tensor([2.25, 0.25]), config).tolist() == [1.0, 0.0]
+
+
+def test_a_reward_model_without_its_head_is_refused(reward_model_dir):
+    state = load_file(reward_model_dir / "model.safetensors")
+    del state["score.weight"]
+    save_file(state, reward_model_dir / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(StageError, match="score") as caught:
+        models.load_reward_model(str(reward_model_dir), HARDWARE)
+    assert caught.value.exit_code == 3
+
+
+def test_a_policy_is_refused_where_a_reward_model_is_needed(base_model_dir):
+    with pytest.raises(StageError) as caught:
+        models.load_reward_model(str(base_model_dir), HARDWARE)
+    assert caught.value.exit_code == 3
+
+
+def test_a_matching_pair_passes_the_hand_off(base_model_dir, reward_model_dir):
+    models.check_handoff(str(base_model_dir), str(reward_model_dir))
+
+
+def swap_template(directory):
+    (directory / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+
+
+def swap_end_token(directory):
+    edit_json(directory / "tokenizer_config.json", eos_token="<|assistant|>")
+
+
+def swap_vocabulary(directory):
+    content = json.loads((directory / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    a, b = sorted(vocabulary)[200:202]
+    vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
+    (directory / "tokenizer.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [(swap_template, "chat template"), (swap_end_token, "end token"), (swap_vocabulary, "another tokenizer")]
+)
+def test_a_reward_model_that_reads_other_token_ids_is_refused(base_model_dir, reward_model_dir, change, said):
+    change(reward_model_dir)
+    with pytest.raises(StageError) as caught:
+        models.check_handoff(str(base_model_dir), str(reward_model_dir))
+    message = str(caught.value)
+    assert caught.value.exit_code == 3 and "train the rm stage" in message
+    assert said in message or "another" in message
+
+
+def test_float32_head_gives_float32_scores_under_bfloat16_autocast(base_model_dir):
+    model = models.init_reward_model(str(base_model_dir), HARDWARE, seed=1)
+    with torch.no_grad(), models.autocast(HardwareSettings(precision="bfloat16"), torch.device("cpu")):
+        assert model(torch.tensor([[1, 5, 9]])).logits.dtype == torch.float32
+
+
+@pytest.fixture
+def adapter_output(base_model_dir, tmp_path):
+    """An SFT-like adapter with random, non-zero weights, and its merged model."""
+    tokenizer = models.load_tokenizer(str(base_model_dir))
+    model = models.apply_lora(models.load_policy(str(base_model_dir), HARDWARE), LoRASettings(rank=4), "CAUSAL_LM")
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    output = tmp_path / "adapter_artifact"
+    ids = torch.tensor([[1, 30, 40, 50]])
+    with torch.no_grad():
+        expected = model(ids).logits
+    models.save_model(model, tokenizer, output, merge=True)
+    return output, ids, expected
+
+
+def test_an_adapter_names_its_base_and_opens_without_our_code(adapter_output, base_model_dir):
+    output, ids, expected = adapter_output
+    named = json.loads((output / "model" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert named == str(base_model_dir)
+    plain = AutoModelForCausalLM.from_pretrained(output / "model", dtype=torch.float32)
+    with torch.no_grad():
+        assert torch.allclose(plain(ids).logits, expected, atol=1e-4)
+
+
+def test_the_merged_model_and_our_loader_agree_with_the_adapter(adapter_output):
+    output, ids, expected = adapter_output
+    merged = AutoModelForCausalLM.from_pretrained(output / "merged", dtype=torch.float32)
+    from_merged = models.load_policy(str(output / "model"), HARDWARE)
+    shutil.rmtree(output / "merged")
+    from_adapter = models.load_policy(str(output / "model"), HARDWARE)
+    with torch.no_grad():
+        for model in (merged, from_merged, from_adapter):
+            assert torch.allclose(model(ids).logits, expected, atol=1e-4)
+
+
+def test_training_an_adapter_on_an_adapter_without_a_merged_model_is_refused(adapter_output):
+    output, _, _ = adapter_output
+    models.require_adapter_base(str(output / "model"), "rm.lora")
+    shutil.rmtree(output / "merged")
+    with pytest.raises(StageError, match=r"sft\.lora\.merge"):
+        models.require_adapter_base(str(output / "model"), "rm.lora")

@@ -1,0 +1,69 @@
+"""A killed stage, started again, ends with the very weights of a stage that was never killed: in all three stages."""
+
+import hashlib
+import json
+import signal
+import time
+
+import pytest
+
+pytestmark = pytest.mark.slow  # real stage processes
+
+
+def weights_hash(stage):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(stage.model_dir.glob("*.safetensors"))}
+
+
+def kill_after_checkpoint(stage, number, signal_number):
+    """Start the stage and signal it once `number` checkpoints are complete; return its exit code."""
+    process = stage.start()
+    deadline = time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < deadline:
+        if sum(event["event"] == "checkpoint" for event in stage.events()) >= number:
+            process.send_signal(signal_number)
+            break
+        time.sleep(0.02)
+    process.communicate(timeout=100)
+    return process.returncode
+
+
+def inputs_of(name, base_model_dir, reward_model_dir):
+    return {
+        "sft": {"base": base_model_dir},
+        "rm": {"sft": base_model_dir},
+        "ppo": {"sft": base_model_dir, "rm": reward_model_dir},
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["sft", "rm", "ppo"])
+def test_kill_9_and_sigterm_then_resume_equal_a_straight_run(make_stage, base_model_dir, reward_model_dir, name):
+    models = inputs_of(name, base_model_dir, reward_model_dir)
+    straight = make_stage(name, tag="straight", models=models)
+    straight.run()
+
+    killed = make_stage(name, tag="killed", models=models)
+    assert kill_after_checkpoint(killed, 1, signal.SIGKILL) == -signal.SIGKILL
+    assert not killed.model_dir.exists(), "killed too late: nothing was left to resume"
+    assert kill_after_checkpoint(killed, 2, signal.SIGTERM) == 143
+    killed.run()
+
+    starts = [event["resumed_step"] for event in killed.events() if event["event"] == "start"]
+    assert len(starts) == 3 and starts[0] == 0 and 0 < starts[1] <= starts[2]
+    assert weights_hash(killed) == weights_hash(straight)
+    rows = [[json.loads(line) for line in (s.spec.output_dir / "metrics.jsonl").read_text().splitlines()] for s in (straight, killed)]
+    assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
+    figures = [{k: v for k, v in s.result.metrics.items() if "second" not in k and "_s" not in k} for s in (straight, killed)]
+    assert figures[0] == figures[1]
+
+
+def test_a_damaged_newest_checkpoint_costs_one_save_interval_and_no_more(make_stage):
+    straight = make_stage("sft", tag="straight")
+    straight.run()
+    damaged = make_stage("sft", tag="damaged")
+    assert kill_after_checkpoint(damaged, 2, signal.SIGKILL) == -signal.SIGKILL
+    newest = max(damaged.spec.checkpoint_dir.glob("checkpoint-*/COMPLETE.json"), key=lambda path: int(path.parent.name.split("-")[1]))
+    state = newest.parent / "optimizer.pt"
+    state.write_bytes(state.read_bytes()[:-1])
+    output = damaged.run()
+    assert output.count("passed over") == 1 and "Traceback" not in output
+    assert weights_hash(damaged) == weights_hash(straight)

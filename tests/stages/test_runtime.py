@@ -1,0 +1,157 @@
+"""A stage process starts, speaks, stops and fails as the contract says: every case is a real process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from stages.runtime import StageContext
+from stages.settings import HardwareSettings, SFTSettings, TokenSettings
+from stages.spec import RESULT_FILE, StageSpec
+
+pytestmark = pytest.mark.slow  # each case starts a process that imports torch
+
+PROGRAM = """
+import errno, os, time
+from data.schema import DataError, Problem
+from stages.runtime import Interrupted, StageError, run_stage
+from stages.spec import ModelFacts, StageResult
+
+FACTS = ModelFacts(base_model="b", tokenizer_hash="t", chat_template_hash="c", vocab_size=1, pad_token_id=0, eos_token_id=1,
+                   dtype="float32", form="full", architecture="A")
+
+def main(context):
+    context.write_metrics(1, {"train/loss": 0.5})
+    %s
+    return StageResult(metrics={"eval/loss": 1.0}, facts=FACTS, counts={}, world_size=1, device="cpu")
+
+run_stage("sft", main)
+"""
+LOOP = """
+    with context.stops_at_step_end():
+        for step in range(600):
+            context.progress("train", step, 600, {})
+            time.sleep(0.05)
+            if context.stop_requested:
+                print("saving", flush=True)
+                time.sleep(%s)
+                break
+"""
+
+
+@pytest.fixture
+def spec(tmp_path):
+    return StageSpec(
+        stage="sft",
+        settings=SFTSettings(),
+        tokens=TokenSettings(),
+        hardware=HardwareSettings(device="cpu"),
+        models={"base": "nowhere"},
+        data={},
+        seed=1,
+        output_dir=tmp_path / "out",
+        checkpoint_dir=tmp_path / "checkpoints",
+        events_path=tmp_path / "events.jsonl",
+    )
+
+
+def start(spec, body, tmp_path):
+    program = tmp_path / "stage_program.py"
+    program.write_text(PROGRAM % textwrap.dedent(body).strip("\n").replace("\n", "\n    "))
+    path = tmp_path / "spec.json"
+    path.write_text(spec.model_dump_json())
+    return subprocess.Popen([sys.executable, str(program), str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def events(spec):
+    return [json.loads(line) for line in spec.events_path.read_text().splitlines()] if spec.events_path.exists() else []
+
+
+def wait_for_progress(spec):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if any(event["event"] == "progress" for event in events(spec)):
+            return
+        time.sleep(0.05)
+    raise AssertionError("no progress event")
+
+
+def test_a_finished_stage_leaves_result_and_metrics_and_exits_0(spec, tmp_path):
+    process = start(spec, "pass", tmp_path)
+    assert process.wait(60) == 0
+    assert json.loads((spec.output_dir / RESULT_FILE).read_text())["metrics"] == {"eval/loss": 1.0}
+    assert json.loads((spec.output_dir / "metrics.jsonl").read_text()) == {"step": 1, "train/loss": 0.5}
+    assert events(spec)[-1]["event"] == "end"
+
+
+@pytest.mark.parametrize(
+    ("body", "exit_code", "message"),
+    [
+        ("raise StageError('found a, b needed, do c', 3)", 3, "found a, b needed, do c"),
+        ("raise DataError([Problem('f.jsonl:3', 'prompt', 'missing; give one')])", 2, "f.jsonl:3: prompt: missing; give one"),
+        ("raise OSError(errno.ENOSPC, 'No space left on device', '/some/where')", 5, "/some/where"),
+        ("raise MemoryError('too big')", 5, "micro_batch_size"),
+        ("raise ValueError('odd')", 1, "ValueError: odd"),
+    ],
+)
+def test_a_failing_stage_says_why_with_its_exit_code_and_leaves_no_result(spec, tmp_path, body, exit_code, message):
+    process = start(spec, body, tmp_path)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == exit_code
+    assert message in stderr
+    last = events(spec)[-1]
+    assert last["event"] == "error" and message in last["message"] and last["exit_code"] == exit_code
+    assert not (spec.output_dir / RESULT_FILE).exists()
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_the_first_signal_ends_the_loop_at_a_steps_end(spec, tmp_path, number, exit_code):
+    process = start(spec, LOOP % 0.1, tmp_path)
+    wait_for_progress(spec)
+    process.send_signal(number)
+    stdout, _ = process.communicate(timeout=30)
+    assert process.returncode == exit_code and "saving" in stdout
+    assert not (spec.output_dir / RESULT_FILE).exists()
+
+
+def test_a_second_signal_ends_the_process_at_once(spec, tmp_path):
+    process = start(spec, LOOP % 60, tmp_path)
+    wait_for_progress(spec)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    begun = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 143 and time.monotonic() - begun < 5
+
+
+def test_a_signal_outside_the_loop_ends_the_stage_at_once(spec, tmp_path):
+    process = start(spec, "context.progress('load', 0, 1, {}); time.sleep(60)", tmp_path)
+    wait_for_progress(spec)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 143
+
+
+def test_a_resume_drops_metric_rows_after_its_step_and_a_torn_line(spec):
+    spec.checkpoint_dir.mkdir()
+    context = StageContext(spec)
+    for step in (1, 2, 3):
+        context.write_metrics(step, {"x": float(step)})
+    with (spec.checkpoint_dir / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 4, "x"')
+    context.rewind_metrics(2)
+    rows = [json.loads(line) for line in (spec.checkpoint_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+
+
+def test_a_file_that_is_no_spec_is_refused_with_exit_2(tmp_path):
+    path = tmp_path / "spec.json"
+    path.write_text('{"stage": "sft"}')
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "stages.sft", str(path)], capture_output=True, text=True, env=os.environ, check=False
+    )
+    assert done.returncode == 2 and "not a stage spec" in done.stderr
