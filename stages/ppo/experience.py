@@ -1,0 +1,96 @@
+"""What travels between the steps of an iteration: `Rollout` (what was said) -> `Experience` (what to learn from it).
+
+Axes: B responses of this rank, P prompt tokens (padded on the left), R response tokens (padded on the right), T = P + R.
+Masks are True at a real token. A mask comes from lengths, never from comparing with the pad token: a policy may sample that.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Prompts and sampled responses."""
+
+    prompt_ids_BP: Tensor
+    prompt_mask_BP: Tensor
+    response_ids_BR: Tensor  # the sampled tokens, up to and including the first stop token
+    response_mask_BR: Tensor
+    finished_B: Tensor  # True where the response ended with the configured stop token
+
+    def __post_init__(self) -> None:
+        num_responses = len(self.finished_B)
+        for ids, mask in ((self.prompt_ids_BP, self.prompt_mask_BP), (self.response_ids_BR, self.response_mask_BR)):
+            if ids.shape != mask.shape or len(ids) != num_responses or mask.dtype != torch.bool:
+                raise ValueError(f"ids {tuple(ids.shape)} and mask {tuple(mask.shape)} {mask.dtype} do not fit {num_responses} responses")
+        if not bool(self.response_mask_BR.any(dim=1).all()):
+            raise ValueError("a response has no token; every response needs at least one")
+
+    @property
+    def input_ids_BT(self) -> Tensor:
+        """Prompt and response, one row each."""
+        return torch.cat([self.prompt_ids_BP, self.response_ids_BR], dim=1)
+
+    @property
+    def attention_mask_BT(self) -> Tensor:
+        """True at real tokens of prompt and response."""
+        return torch.cat([self.prompt_mask_BP, self.response_mask_BR], dim=1)
+
+    @property
+    def response_lengths_B(self) -> Tensor:
+        """Real tokens of each response."""
+        return self.response_mask_BR.sum(dim=1)
+
+    def select(self, rows_b: Tensor) -> Self:
+        """Take some responses, without the columns that are padding in all of them."""
+        num_prompt_tokens = int(self.prompt_mask_BP[rows_b].sum(dim=1).max())
+        num_response_tokens = int(self.response_mask_BR[rows_b].sum(dim=1).max())
+        selected: dict[str, Tensor] = {}
+        for field in fields(self):
+            tensor = getattr(self, field.name)[rows_b]
+            if field.name.endswith("_BP"):
+                tensor = tensor[:, tensor.shape[1] - num_prompt_tokens :]
+            elif field.name.endswith("_BR"):
+                tensor = tensor[:, :num_response_tokens]
+            selected[field.name] = tensor
+        return type(self)(**selected)
+
+    def split(self, size: int) -> list[Self]:
+        """Split into micro-batches of at most `size` responses, in order."""
+        rows_B = torch.arange(len(self.finished_B), device=self.finished_B.device)
+        return [self.select(rows_b) for rows_b in rows_B.split(size)]
+
+
+@dataclass(frozen=True)
+class Experience(Rollout):
+    """A rollout with all that the update needs."""
+
+    old_logprobs_BR: Tensor  # under the policy that sampled, by the trainer's own forward
+    old_values_BR: Tensor  # value of the state before each token, at rollout time
+    advantages_BR: Tensor  # whitened
+    returns_BR: Tensor  # from advantages before whitening
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("old_logprobs_BR", "old_values_BR", "advantages_BR", "returns_BR"):
+            tensor: Tensor = getattr(self, name)
+            if tensor.shape != self.response_ids_BR.shape or tensor.dtype != torch.float32 or tensor.requires_grad:
+                raise ValueError(
+                    f"{name} is {tuple(tensor.shape)} {tensor.dtype}; needed: {tuple(self.response_ids_BR.shape)} float32, no gradient"
+                )
+
+
+def pack_rollout(
+    prompts: list[list[int]], responses: list[list[int]], finished: list[bool], pad_token_id: int, device: torch.device
+) -> Rollout:
+    """Pad prompts on the left and responses on the right."""
+    num_prompt_tokens = max(map(len, prompts))
+    num_response_tokens = max(map(len, responses))
+    prompt_ids = [[pad_token_id] * (num_prompt_tokens - len(ids)) + ids for ids in prompts]
+    prompt_mask = [[False] * (num_prompt_tokens - len(ids)) + [True] * len(ids) for ids in prompts]
+    response_ids = [ids + [pad_token_id] * (num_response_tokens - len(ids)) for ids in responses]
+    response_mask = [[True] * len(ids) + [False] * (num_response_tokens - len(ids)) for ids in responses]
+    return Rollout(*(torch.tensor(rows, device=device) for rows in (prompt_ids, prompt_mask, response_ids, response_mask, finished)))

@@ -1,0 +1,74 @@
+"""The policy on fixed held-out prompts: reward model score and KL to the reference side by side, and what a judge says.
+
+Score and KL are always shown together: a rising score at a rising KL is how over-optimisation looks.
+"""
+
+from statistics import fmean
+from typing import Any, Literal
+
+from data.tokens import EncodedPromptRecord
+from stages.evaluation import Answer, Judge, judge_answers, response_text, summarize_answers
+from stages.ppo.losses import estimate_kl_k1
+from stages.ppo.rollout import compute_ref_logprobs, evaluate_tokens, roll_out
+from stages.ppo.scoring import score_responses
+from stages.ppo.trainer import PPOTrainer
+
+Way = Literal["sampled", "greedy"]
+
+
+class HeldOut:
+    """Answers the same prompts with the same sampling noise whenever it is asked."""
+
+    def __init__(self, trainer: PPOTrainer, tokenizer: Any, prompts: list[EncodedPromptRecord], judge: Judge | None, *, seed: int) -> None:
+        self.trainer = trainer
+        self.tokenizer = tokenizer
+        self.prompts = prompts
+        self.judge = judge
+        self.seed = seed
+
+    def answer(self, way: Way) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Answer the held-out prompts.
+
+        Returns:
+            (figures, sample rows): `eval/<way>/score` (the reward model's, untouched by clip, scale and the rule for unfinished
+            responses), `eval/<way>/kl` (summed over a response), `.../finished`, `.../response_tokens`, `.../judge_<figure>`.
+        """
+        if not self.prompts:
+            return {}, []
+        trainer, size = self.trainer, self.trainer.settings.rollout_micro_batch_size
+        rollout = roll_out(
+            trainer.actor_critic.policy,
+            [prompt.prompt_ids for prompt in self.prompts],
+            trainer.sampling,
+            seed=self.seed,
+            batch_size=size,
+            autocast=trainer.autocast,
+            greedy=way == "greedy",
+        )
+        scores = score_responses(trainer.reward_model, rollout, size, trainer.autocast).tolist()
+        temperature = trainer.sampling.temperature
+        logprobs_BR, _, _ = evaluate_tokens(trainer.actor_critic, rollout, temperature, size, trainer.autocast)
+        ref_logprobs_BR = compute_ref_logprobs(trainer.ref_policy, rollout, temperature, size, trainer.autocast)
+        kls = estimate_kl_k1(logprobs_BR, ref_logprobs_BR, rollout.response_mask_BR).sum(dim=1).tolist()
+
+        responses = [
+            ids[:length] for ids, length in zip(rollout.response_ids_BR.tolist(), rollout.response_lengths_B.tolist(), strict=True)
+        ]
+        finished: list[bool] = rollout.finished_B.tolist()
+        answers = [Answer(ids, response_text(self.tokenizer, ids), done) for ids, done in zip(responses, finished, strict=True)]
+        verdicts = judge_answers(self.judge, self.prompts, answers)
+        figures = {f"eval/{way}/score": fmean(scores), f"eval/{way}/kl": fmean(kls)}
+        figures |= summarize_answers(answers, verdicts, f"eval/{way}")
+        rows = [
+            {
+                "way": way,
+                "prompt": prompt.prompt[-1].content,
+                "response": answer.text,
+                "score": score,
+                "kl": kl,
+                "finished": answer.finished,
+                **{f"judge_{key}": value for key, value in verdict.items()},
+            }
+            for prompt, answer, score, kl, verdict in zip(self.prompts, answers, scores, kls, verdicts, strict=True)
+        ]
+        return figures, rows

@@ -1,0 +1,97 @@
+"""Log-probabilities, losses and diagnostics of PPO: one number per token, in float32, 0 outside the mask.
+
+Axes: B responses, R response tokens, V vocabulary. `response_mask_BR` is True at a real token. A loss of a minibatch is
+`sum_tokens(losses_BR, mask_BR) / tokens of the global minibatch`, so neither micro-batches nor ranks change it.
+"""
+
+import torch
+from torch import Tensor
+
+
+def compute_logprobs(logits_BRV: Tensor, tokens_BR: Tensor, temperature: float) -> Tensor:
+    """Compute log softmax(logits / temperature) at the given tokens, in float32 whatever the logits are.
+
+    Args:
+        logits_BRV: logits at the position before each token.
+        tokens_BR: token ids.
+        temperature: the sampling temperature, > 0.
+    """
+    scaled_BRV = logits_BRV.float() / temperature
+    chosen_BR = scaled_BRV.gather(-1, tokens_BR.unsqueeze(-1)).squeeze(-1)
+    return chosen_BR - scaled_BRV.logsumexp(dim=-1)
+
+
+def compute_entropies(logits_BRV: Tensor, temperature: float) -> Tensor:
+    """Compute the entropy −Σ p log p of softmax(logits / temperature) at each position, in nats."""
+    logprobs_BRV = (logits_BRV.float() / temperature).log_softmax(dim=-1)
+    return -(logprobs_BRV.exp() * logprobs_BRV).sum(dim=-1)
+
+
+def compute_policy_losses(
+    logprobs_BR: Tensor, old_logprobs_BR: Tensor, advantages_BR: Tensor, response_mask_BR: Tensor, clip_range: float
+) -> Tensor:
+    """Compute the clipped surrogate loss of each token (Schulman et al. 2017, eq. 7).
+
+        ρ_t = exp(log π(a_t) − log π_old(a_t)),   L_t = max(−A_t ρ_t, −A_t clip(ρ_t, 1 − ε, 1 + ε))
+
+    Args:
+        logprobs_BR: log-probabilities under the policy being trained; carries the gradient.
+        old_logprobs_BR: the same tokens under the policy that sampled them.
+        advantages_BR: whitened advantages.
+        response_mask_BR: True at a real token.
+        clip_range: ε.
+    """
+    ratio_BR = compute_log_ratios(logprobs_BR, old_logprobs_BR, response_mask_BR).exp()
+    losses_BR = torch.max(-advantages_BR * ratio_BR, -advantages_BR * ratio_BR.clamp(1.0 - clip_range, 1.0 + clip_range))
+    return torch.where(response_mask_BR, losses_BR, 0.0)
+
+
+def compute_value_losses(
+    values_BR: Tensor, old_values_BR: Tensor, returns_BR: Tensor, response_mask_BR: Tensor, value_clip_range: float
+) -> Tensor:
+    """Compute the clipped value loss of each token (as in the code of Ziegler et al. 2019).
+
+        L_t = ½ max((V_t − R_t)², (V_old,t + clip(V_t − V_old,t, −ε, ε) − R_t)²)
+
+    Args:
+        values_BR: values under the critic being trained; carries the gradient.
+        old_values_BR: values at rollout time.
+        returns_BR: targets.
+        response_mask_BR: True at a real token.
+        value_clip_range: ε, in units of the score.
+    """
+    clipped_BR = old_values_BR + (values_BR - old_values_BR).clamp(-value_clip_range, value_clip_range)
+    losses_BR = 0.5 * torch.max((values_BR - returns_BR) ** 2, (clipped_BR - returns_BR) ** 2)
+    return torch.where(response_mask_BR, losses_BR, 0.0)
+
+
+def sum_tokens(values_BR: Tensor, mask_BR: Tensor) -> Tensor:
+    """Sum over the real tokens."""
+    return torch.where(mask_BR, values_BR, 0.0).sum()
+
+
+def compute_log_ratios(logprobs_BR: Tensor, old_logprobs_BR: Tensor, response_mask_BR: Tensor) -> Tensor:
+    """Compute log(π / π_old) of each token; 0 outside the mask, so that a ratio there is 1."""
+    return torch.where(response_mask_BR, logprobs_BR - old_logprobs_BR, 0.0)
+
+
+def estimate_kl_k1(logprobs_BR: Tensor, ref_logprobs_BR: Tensor, response_mask_BR: Tensor) -> Tensor:
+    """Estimate KL(π ‖ π_ref) at each token by log π − log π_ref: unbiased, can be negative (Schulman 2020, k1)."""
+    return compute_log_ratios(logprobs_BR, ref_logprobs_BR, response_mask_BR)
+
+
+def estimate_kl_k3(logprobs_BR: Tensor, ref_logprobs_BR: Tensor, response_mask_BR: Tensor) -> Tensor:
+    """Estimate KL(π ‖ π_ref) at each token by exp(−x) − 1 + x, x = log π − log π_ref: never negative (Schulman 2020, k3)."""
+    log_ratio_BR = compute_log_ratios(logprobs_BR, ref_logprobs_BR, response_mask_BR)
+    return torch.expm1(-log_ratio_BR) + log_ratio_BR
+
+
+def find_clipped_ratios(ratio_BR: Tensor, advantages_BR: Tensor, clip_range: float) -> Tensor:
+    """Mark (True) tokens whose clipped term is the larger loss: the ones that send no gradient."""
+    return ((ratio_BR > 1.0 + clip_range) & (advantages_BR > 0)) | ((ratio_BR < 1.0 - clip_range) & (advantages_BR < 0))
+
+
+def find_clipped_values(values_BR: Tensor, old_values_BR: Tensor, returns_BR: Tensor, value_clip_range: float) -> Tensor:
+    """Mark (True) tokens whose clipped value has the larger squared error: the ones that send no gradient."""
+    clipped_BR = old_values_BR + (values_BR - old_values_BR).clamp(-value_clip_range, value_clip_range)
+    return (clipped_BR - returns_BR) ** 2 > (values_BR - returns_BR) ** 2

@@ -1,0 +1,127 @@
+"""Prompts -> sampled responses -> Rollout, and the log-probabilities and values of its tokens.
+
+Axes: B responses, P prompt tokens (padded on the left), R response tokens (padded on the right), T = P + R, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig
+
+from stages.generation import generate_responses
+from stages.ppo.actor_critic import compute_response_logits
+from stages.ppo.experience import Rollout, pack_rollout
+from stages.ppo.losses import compute_entropies, compute_logprobs
+
+Autocast = AbstractContextManager[Any]  # the precision of a forward; entered anew for each
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How responses are sampled: from the whole distribution, at a temperature."""
+
+    max_new_tokens: int
+    temperature: float
+    pad_token_id: int
+    eos_token_id: int
+    stop_token_id: int  # a response is finished when it ends with this one; the end token by default
+
+
+def roll_out(
+    policy: Any, prompts: list[list[int]], sampling: Sampling, *, seed: int, batch_size: int, autocast: Autocast, greedy: bool = False
+) -> Rollout:
+    """Sample one response per prompt.
+
+    Args:
+        policy: a causal language model, not wrapped.
+        prompts: prompt ids.
+        sampling: how to sample.
+        seed: of the sampling noise; the global generators are left as they were.
+        batch_size: responses per call of the generator.
+        autocast: precision of the forwards.
+        greedy: take the likeliest tokens instead; for evaluation only.
+    """
+    device: torch.device = next(policy.parameters()).device
+    policy.eval()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), neutral_generation(policy):
+        torch.manual_seed(seed)
+        sampled = generate_responses(
+            policy,
+            prompts,
+            max_new_tokens=sampling.max_new_tokens,
+            stop_token_id=sampling.stop_token_id,
+            pad_token_id=sampling.pad_token_id,
+            temperature=sampling.temperature,
+            greedy=greedy,
+            batch_size=batch_size,
+            autocast=autocast,
+        )
+    responses = [cut_response(ids, sampling) for ids in sampled]
+    finished = [ids[-1] == sampling.stop_token_id for ids in responses]
+    return pack_rollout(prompts, responses, finished, sampling.pad_token_id, device)
+
+
+def cut_response(ids: list[int], sampling: Sampling) -> list[int]:
+    """Cut a response after its first end or stop token; no sampled token is ever overwritten.
+
+    With a stop token of its own configured, a response that ends with the end token instead is complete, but not finished.
+    """
+    stops = (position for position, token in enumerate(ids) if token in (sampling.stop_token_id, sampling.eos_token_id))
+    return ids[: next(stops, len(ids)) + 1]
+
+
+@contextmanager
+def neutral_generation(policy: Any) -> Iterator[None]:
+    """Set the model's own generation config aside.
+
+    `generate` fills whatever a given config leaves open from the model's (a repetition penalty, suppressed tokens, min_p), and the
+    log-probabilities would then not be those of the distribution that was sampled.
+    """
+    base = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
+    own = base.generation_config
+    base.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        base.generation_config = own
+
+
+@torch.no_grad()
+def evaluate_tokens(
+    actor_critic: nn.Module, rollout: Rollout, temperature: float, micro_batch_size: int, autocast: Autocast
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Recompute what the policy and the critic say of each sampled token, by the forward that the update uses.
+
+    Returns:
+        (logprobs_BR, values_BR, entropies_BR) in float32, 0 outside the mask.
+    """
+    rows: list[tuple[Tensor, Tensor, Tensor]] = []
+    for part in rollout.split(micro_batch_size):
+        with autocast:
+            logits_bRV, values_bR = actor_critic(part.input_ids_BT, part.attention_mask_BT, part.response_ids_BR.shape[1])
+        logprobs_bR = compute_logprobs(logits_bRV, part.response_ids_BR, temperature)
+        rows.append((logprobs_bR, values_bR, compute_entropies(logits_bRV, temperature)))
+    logprobs, values, entropies = zip(*rows, strict=True)
+    return _stack(logprobs, rollout), _stack(values, rollout), _stack(entropies, rollout)
+
+
+@torch.no_grad()
+def compute_ref_logprobs(ref_policy: nn.Module, rollout: Rollout, temperature: float, micro_batch_size: int, autocast: Autocast) -> Tensor:
+    """Compute ref_logprobs_BR: the reference's log-probability of each sampled token, 0 outside the mask."""
+    rows: list[Tensor] = []
+    for part in rollout.split(micro_batch_size):
+        with autocast:
+            logits_bRV = compute_response_logits(ref_policy, part.input_ids_BT, part.attention_mask_BT, part.response_ids_BR.shape[1])
+        rows.append(compute_logprobs(logits_bRV, part.response_ids_BR, temperature))
+    return _stack(rows, rollout)
+
+
+def _stack(parts: list[Tensor] | tuple[Tensor, ...], rollout: Rollout) -> Tensor:
+    """Put micro-batches, each as wide as its longest response, back into one tensor as wide as the rollout."""
+    num_response_tokens = rollout.response_ids_BR.shape[1]
+    stacked_BR = torch.cat([nn.functional.pad(part, (0, num_response_tokens - part.shape[1])) for part in parts])
+    return torch.where(rollout.response_mask_BR, stacked_BR, 0.0)

@@ -1,0 +1,88 @@
+"""Rollout -> reward model -> one score per response, then the rules: scale, clip, unfinished.
+
+The reward model sees prompt ids + response ids as they were sampled, cut after the stop token; nothing is tokenised again.
+Axes: B responses, T tokens, H hidden size.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from stages.ppo.actor_critic import compute_hidden_states, find_backbone, find_head, position_ids
+from stages.ppo.advantages import SumOverRanks
+from stages.ppo.experience import Rollout
+from stages.ppo.rollout import Autocast
+
+
+@torch.no_grad()
+def score_responses(reward_model: PreTrainedModel, rollout: Rollout, micro_batch_size: int, autocast: Autocast) -> Tensor:
+    """Score each response: (logit − score_bias) / score_scale at its last real token.
+
+    The position is counted from the start of the response. It is not looked up by the first (or last) pad token, which a policy may
+    sample and a prompt may contain.
+
+    Returns:
+        scores_B in float32.
+    """
+    config = reward_model.config
+    scores: list[Tensor] = []
+    for part in rollout.split(micro_batch_size):
+        with autocast:
+            hidden_bTH = compute_hidden_states(
+                find_backbone(reward_model), part.input_ids_BT, part.attention_mask_BT, position_ids(part.attention_mask_BT)
+            )
+        last_b = part.prompt_ids_BP.shape[1] + part.response_lengths_B - 1
+        last_bH = hidden_bTH[torch.arange(len(last_b), device=last_b.device), last_b].float()
+        logits_b = last_bH @ find_head(reward_model).weight.float()[0]
+        scores.append((logits_b - config.score_bias) / config.score_scale)
+    return torch.cat(scores)
+
+
+@dataclass
+class RunningMoments:
+    """Mean and variance of all scores seen so far, over all ranks (Chan et al. 1979); part of the checkpoint."""
+
+    count: float = 0.0
+    mean: float = 0.0
+    sum_of_squares: float = 0.0
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation; 1 before two scores differ."""
+        std = math.sqrt(self.sum_of_squares / self.count) if self.count else 0.0
+        return std if std > 0 else 1.0
+
+    def update(self, scores_B: Tensor, sum_over_ranks: SumOverRanks) -> None:
+        """Take in the scores of one rollout."""
+        scores_B = scores_B.double()
+        count, total = sum_over_ranks(torch.stack([torch.ones_like(scores_B).sum(), scores_B.sum()])).tolist()
+        mean = total / count
+        sum_of_squares = float(sum_over_ranks(((scores_B - mean) ** 2).sum()))
+        merged = self.count + count
+        shift = mean - self.mean
+        self.sum_of_squares += sum_of_squares + shift**2 * self.count * count / merged
+        self.mean += shift * count / merged
+        self.count = merged
+
+
+def apply_score_rules(
+    scores_B: Tensor, finished_B: Tensor, *, scale: float, score_clip: float | None, missing_eos_score: float | None
+) -> Tensor:
+    """Turn reward model scores into the scores that PPO maximises.
+
+    Args:
+        scores_B: what the reward model said.
+        finished_B: True where the response ended with the configured stop token.
+        scale: divides the scores.
+        score_clip: then they are clipped to [−c, c].
+        missing_eos_score: last, an unfinished response gets this score; None leaves it the reward model's.
+    """
+    scores_B = scores_B / scale
+    if score_clip is not None:
+        scores_B = scores_B.clamp(-score_clip, score_clip)
+    if missing_eos_score is not None:
+        scores_B = torch.where(finished_B, scores_B, missing_eos_score)
+    return scores_B

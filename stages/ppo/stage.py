@@ -1,0 +1,206 @@
+"""Stage 3, PPO: SFT model + reward model + prompts -> a policy that the reward model scores higher.
+
+prompts -> token ids -> iterations (trainer.py), with evaluations on fixed held-out prompts -> model/, samples.jsonl
+"""
+
+import time
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from data.tokens import EncodedPromptRecord, encode_prompts
+from stages import models
+from stages.checkpoint import latest_complete, save_checkpoint
+from stages.evaluation import load_judge, write_samples
+from stages.ppo.actor_critic import ActorCritic, disable_dropout, init_critic
+from stages.ppo.heldout import HeldOut
+from stages.ppo.rollout import Sampling
+from stages.ppo.trainer import PPOTrainer, write_state
+from stages.records import load_splits
+from stages.runtime import Interrupted, StageContext, StageError, device_name, uses_gpu
+from stages.settings import PPOSettings
+from stages.spec import EXIT_USAGE, EXIT_VERIFICATION, SAMPLES_FILE, StageResult
+
+_EVENTS_PER_S = 4
+
+
+def main(context: StageContext) -> StageResult:
+    """Train the policy with PPO against the reward model."""
+    spec, settings = context.spec, _settings(context)
+    judge = load_judge(spec.judge)
+    models.check_handoff(spec.models["sft"], spec.models["rm"])
+    accelerator = make_accelerator(context)
+    tokenizer = models.load_tokenizer(spec.models["sft"])
+    prompts, held_out_prompts, counts = _encode(context, tokenizer)
+
+    trainer = _build_trainer(context, tokenizer, [prompt.prompt_ids for prompt in prompts], accelerator)
+    held_out = HeldOut(trainer, tokenizer, held_out_prompts[: settings.eval_samples], judge, seed=spec.seed)
+    metrics = train(context, trainer, held_out)
+    samples: list[dict[str, Any]] = []
+    for way in ("sampled", "greedy"):
+        figures, rows = held_out.answer(way)
+        metrics |= figures
+        samples += rows
+    context.write_metrics(settings.iterations, metrics)
+
+    policy: Any = trainer.actor_critic.policy
+    facts = models.read_facts(policy, tokenizer, spec.models["sft"])
+    if context.is_main:
+        write_samples(spec.output_dir / SAMPLES_FILE, samples)
+        models.save_model(policy, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
+    return StageResult(metrics=metrics, facts=facts, counts=counts, world_size=context.world_size, device=device_name(context))
+
+
+def train(context: StageContext, trainer: PPOTrainer, held_out: HeldOut) -> dict[str, float]:
+    """Iterate from the newest complete checkpoint to the end, or to a checkpoint where a stop is asked for.
+
+    Returns:
+        The last iteration's metrics, and the held-out figures of the SFT policy as `eval/start/...`.
+    """
+    settings = trainer.settings
+    start_figures, metrics = _resume_or_start(context, trainer, held_out)
+    stop, last_event_s = False, 0.0
+    with context.stops_at_step_end():
+        while trainer.iteration < settings.iterations and not stop:
+            metrics = trainer.step()
+            step, last = trainer.iteration, trainer.iteration == settings.iterations
+            evaluate = step % settings.eval_every == 0 and not last  # after the last one, `main` does it in full
+            if evaluate:
+                metrics |= held_out.answer("sampled")[0]
+            if (evaluate or step % settings.log_every == 0) and not last:
+                context.write_metrics(step, metrics)
+            if time.monotonic() - last_event_s >= 1 / _EVENTS_PER_S or last:
+                context.progress("train", step, settings.iterations, metrics)
+                last_event_s = time.monotonic()
+            # A signal may reach one rank only: all stop together.
+            stop = bool(trainer.sum_over_ranks(torch.tensor(int(context.stop_requested), device=trainer.accelerator.device)))
+            if stop or step % settings.save_every == 0:
+                _save(context, trainer, {"start_figures": start_figures, "metrics": metrics})
+    if stop:
+        raise Interrupted
+    return metrics | {key.replace("eval/sampled/", "eval/start/"): value for key, value in start_figures.items()}
+
+
+def _resume_or_start(context: StageContext, trainer: PPOTrainer, held_out: HeldOut) -> tuple[dict[str, float], dict[str, float]]:
+    """Load the newest complete checkpoint, or evaluate the SFT policy; returns (figures at the start, last metrics)."""
+    found = latest_complete(context.spec.checkpoint_dir, world_size=context.world_size, warn=context.note)
+    saved = trainer.load_state(found[0]) if found else None
+    context.rewind_metrics(trainer.iteration if saved else -1)
+    context.event("start", stage="ppo", unit="iteration", total=trainer.settings.iterations, resumed_step=trainer.iteration)
+    if saved:
+        return saved["start_figures"], saved["metrics"]
+    start_figures, _ = held_out.answer("sampled")
+    context.write_metrics(0, start_figures)
+    return start_figures, {}
+
+
+def _save(context: StageContext, trainer: PPOTrainer, more: dict[str, Any]) -> None:
+    state = trainer.collect_state() | more
+    if context.is_main:
+        save_checkpoint(
+            context.spec.checkpoint_dir, trainer.iteration, lambda directory: write_state(state, directory), world_size=context.world_size
+        )
+    trainer.accelerator.wait_for_everyone()
+    context.event("checkpoint", step=trainer.iteration)
+
+
+def make_accelerator(context: StageContext) -> Accelerator:
+    """Join the ranks.
+
+    Raises:
+        StageError: accelerate sees another number of processes than the launcher started (it then trains that many copies apart), or
+            the sizes cannot be shared out.
+    """
+    accelerator = Accelerator(cpu=not uses_gpu(context))
+    world_size = accelerator.num_processes
+    if world_size != context.world_size:
+        raise StageError(f"accelerate sees {world_size} processes, the launcher started {context.world_size}; start them with torchrun")
+    settings = _settings(context)
+    for name in ("rollout_batch_size", "minibatch_size"):
+        size: int = getattr(settings, name)
+        if size % world_size:
+            raise StageError(f"ppo.{name} = {size} is not a multiple of {world_size} processes; choose sizes that divide", EXIT_USAGE)
+    return accelerator
+
+
+def _encode(context: StageContext, tokenizer: Any) -> tuple[list[EncodedPromptRecord], list[EncodedPromptRecord], dict[str, int]]:
+    tokens = context.spec.tokens
+    limits = (tokens.max_prompt_tokens, tokens.max_response_tokens)
+    records, held_out_records = load_splits(context.spec, "prompts")
+    prompts, counts = encode_prompts(tokenizer, records, limits)
+    held_out, held_out_counts = encode_prompts(tokenizer, held_out_records, limits)
+    if not prompts:
+        raise StageError(f"no prompt is left of {len(records)}: {counts}; at least one is needed", EXIT_USAGE)
+    return prompts, held_out, counts | {f"held_out_{key}": value for key, value in held_out_counts.items()}
+
+
+def _build_trainer(context: StageContext, tokenizer: Any, prompts: list[list[int]], accelerator: Accelerator) -> PPOTrainer:
+    spec, settings = context.spec, _settings(context)
+    ref_policy = models.load_policy(spec.models["sft"], spec.hardware)
+    reward_model = models.load_reward_model(spec.models["rm"], spec.hardware)
+    if ref_policy.config.vocab_size != reward_model.config.vocab_size:
+        raise StageError(
+            f"the reward model {spec.models['rm']} has {reward_model.config.vocab_size} token embeddings, the policy {spec.models['sft']} "
+            f"{ref_policy.config.vocab_size}; both must stem from the same SFT artifact; train the rm stage on this one",
+            EXIT_VERIFICATION,
+        )
+    return PPOTrainer(
+        _build_actor_critic(context, tokenizer),
+        ref_policy,
+        reward_model,
+        prompts,
+        make_sampling(settings, tokenizer, spec.tokens.max_response_tokens),
+        settings,
+        seed=spec.seed,
+        accelerator=accelerator,
+        autocast=models.autocast(spec.hardware, accelerator.device),
+    )
+
+
+def _build_actor_critic(context: StageContext, tokenizer: Any) -> ActorCritic:
+    """Load the policy from the SFT model and the critic from the reward model; with LoRA both get adapters, the critic's head is full."""
+    spec, settings = context.spec, _settings(context)
+    policy: Any = models.load_policy(spec.models["sft"], spec.hardware)
+    models.align_special_tokens(policy, tokenizer)
+    critic_source: Any = models.load_reward_model(spec.models["rm"], spec.hardware)
+    critic = init_critic(critic_source)
+    if settings.lora:
+        models.require_adapter_base(spec.models["sft"], "ppo.lora")
+        policy = models.apply_lora(policy, settings.lora, "CAUSAL_LM")
+        models.apply_lora(critic_source, settings.lora, "SEQ_CLS")  # puts adapters into the backbone that the critic holds
+        if settings.lora.dropout:
+            context.note(f"ppo.lora.dropout = {settings.lora.dropout} is not used: with dropout the first ratio would not be 1")
+    if settings.gradient_checkpointing:
+        for model in (policy, critic_source):
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+    actor_critic = ActorCritic(policy, critic)
+    disable_dropout(actor_critic)
+    return actor_critic
+
+
+def make_sampling(settings: PPOSettings, tokenizer: Any, max_response_tokens: int) -> Sampling:
+    """Say how responses are sampled.
+
+    Raises:
+        StageError: the configured stop token is not one token of the vocabulary, or is the pad token.
+    """
+    stop_token_id: int | None = tokenizer.eos_token_id
+    if settings.stop_token is not None:
+        stop_token_id = tokenizer.get_vocab().get(settings.stop_token)
+        if stop_token_id is None or stop_token_id == tokenizer.pad_token_id:
+            what = "the pad token" if stop_token_id is not None else "not in the vocabulary"
+            raise StageError(f"ppo.stop_token = {settings.stop_token!r} is {what}; give one token of the tokenizer, or null", EXIT_USAGE)
+    assert stop_token_id is not None
+    return Sampling(
+        max_new_tokens=settings.max_response_tokens or max_response_tokens,
+        temperature=settings.temperature,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        stop_token_id=stop_token_id,
+    )
+
+
+def _settings(context: StageContext) -> PPOSettings:
+    assert isinstance(context.spec.settings, PPOSettings)
+    return context.spec.settings

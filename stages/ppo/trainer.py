@@ -1,0 +1,261 @@
+"""One iteration of PPO: roll out -> score -> penalise -> estimate advantages -> update -> record.
+
+Axes: B responses of this rank, R response tokens.
+"""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from stages.ppo.actor_critic import ActorCritic, trainable
+from stages.ppo.advantages import adapt_kl_coef, estimate_advantages, penalize_kl, scale_by_std, whiten
+from stages.ppo.experience import Experience, Rollout
+from stages.ppo.metrics import TokenFigures, describe_rollout, describe_update
+from stages.ppo.ranks import sum_over_ranks, unwrap
+from stages.ppo.rollout import Autocast, Sampling, compute_ref_logprobs, evaluate_tokens, roll_out
+from stages.ppo.sampler import PromptSampler, derive_seed
+from stages.ppo.scoring import RunningMoments, apply_score_rules, score_responses
+from stages.ppo.update import UpdateRules, UpdateStats, compute_lr_factor, update
+from stages.runtime import StageError
+from stages.settings import PPOSettings
+
+STATE_FILE = "state.pt"
+# What a seed is drawn for: two uses of one (seed, iteration) must not share their noise.
+_PROMPTS, _ROLLOUT, _UPDATE = range(3)
+
+
+class PPOTrainer:
+    """Policy and critic in training, reference and reward model frozen, and all that a checkpoint must hold."""
+
+    def __init__(
+        self,
+        actor_critic: ActorCritic,
+        ref_policy: Any,
+        reward_model: Any,
+        prompts: list[list[int]],
+        sampling: Sampling,
+        settings: PPOSettings,
+        *,
+        seed: int,
+        accelerator: Accelerator,
+        autocast: Autocast,
+    ) -> None:
+        self.settings = settings
+        self.sampling = sampling
+        self.prompts = prompts
+        self.seed = seed
+        self.accelerator = accelerator
+        self.autocast = autocast
+        self.rules = make_update_rules(settings, accelerator.num_processes)
+        self.ref_policy = ref_policy.to(accelerator.device).eval().requires_grad_(False)
+        self.reward_model = reward_model.to(accelerator.device).eval().requires_grad_(False)
+        optimizer = make_optimizer(actor_critic, settings)
+        self.model, self.optimizer = accelerator.prepare(actor_critic, optimizer)
+        self.sampler = PromptSampler(len(prompts), derive_seed(seed, _PROMPTS))
+        self.kl_coef = settings.kl_coef
+        self.score_moments = RunningMoments()
+        self.iteration = 0
+
+    @property
+    def actor_critic(self) -> ActorCritic:
+        """Policy and critic without what wraps them."""
+        return unwrap(self.accelerator, self.model)
+
+    def step(self) -> dict[str, float]:
+        """Run one iteration and return its metrics."""
+        started_s = time.perf_counter()
+        self._set_learning_rates()
+        rollout = self._roll_out()
+        rolled_out_s = time.perf_counter()
+        raw_scores_B, scores_B = self._score(rollout)
+        figures = self._evaluate_tokens(rollout)
+        experience = self._estimate(rollout, scores_B, figures)
+        evaluated_s = time.perf_counter()
+        stats = self._update(experience)
+        metrics = self._record(raw_scores_B, scores_B, figures, experience, stats)
+        ended_s = time.perf_counter()
+        metrics["time/rollout_s"] = rolled_out_s - started_s
+        metrics["time/score_s"] = evaluated_s - rolled_out_s
+        metrics["time/update_s"] = ended_s - evaluated_s
+        metrics["tokens_per_s"] = metrics["tokens"] / (ended_s - started_s)
+        if self.settings.kl_target is not None:
+            self.kl_coef = adapt_kl_coef(
+                self.kl_coef, metrics["objective/kl"], self.settings.kl_target, self.settings.rollout_batch_size, self.settings.kl_horizon
+            )
+        self.iteration += 1
+        return metrics
+
+    def _set_learning_rates(self) -> None:
+        settings = self.settings
+        factor = compute_lr_factor(self.iteration, settings.iterations, settings.warmup_steps, settings.lr_schedule, settings.min_lr_ratio)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+
+    def _roll_out(self) -> Rollout:
+        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
+        drawn = self.sampler.draw(self.settings.rollout_batch_size, rank, world_size)
+        self.actor_critic.eval()
+        return roll_out(
+            self.actor_critic.policy,
+            [self.prompts[index] for index in drawn],
+            self.sampling,
+            seed=derive_seed(self.seed, _ROLLOUT, self.iteration, rank),
+            batch_size=self.settings.rollout_micro_batch_size,
+            autocast=self.autocast,
+        )
+
+    def _score(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        settings = self.settings
+        raw_scores_B = score_responses(self.reward_model, rollout, settings.rollout_micro_batch_size, self.autocast)
+        not_finite = int(self.sum_over_ranks((~raw_scores_B.isfinite()).sum()))
+        if not_finite:
+            raise StageError(
+                f"iteration {self.iteration + 1}: {not_finite} scores of the reward model are not finite; needed: finite scores; "
+                "retrain the rm stage with a lower learning rate, or set hardware.precision: float32"
+            )
+        if settings.scale_scores:
+            self.score_moments.update(raw_scores_B, self.sum_over_ranks)
+        scores_B = apply_score_rules(
+            raw_scores_B,
+            rollout.finished_B,
+            scale=self.score_moments.std,
+            score_clip=settings.score_clip,
+            missing_eos_score=settings.missing_eos_score,
+        )
+        return raw_scores_B, scores_B
+
+    def _evaluate_tokens(self, rollout: Rollout) -> TokenFigures:
+        # Reference and policy in the same micro-batches: then the KL of two equal models is 0 to the last bit.
+        size, temperature = self.rules.micro_batch_size, self.sampling.temperature
+        logprobs_BR, values_BR, entropies_BR = evaluate_tokens(self.model, rollout, temperature, size, self.autocast)
+        ref_logprobs_BR = compute_ref_logprobs(self.ref_policy, rollout, temperature, size, self.autocast)
+        return TokenFigures(logprobs_BR, ref_logprobs_BR, values_BR, entropies_BR)
+
+    def _estimate(self, rollout: Rollout, scores_B: Tensor, figures: TokenFigures) -> Experience:
+        settings, mask_BR = self.settings, rollout.response_mask_BR
+        rewards_BR = penalize_kl(scores_B, figures.logprobs_BR, figures.ref_logprobs_BR, mask_BR, self.kl_coef)
+        if settings.whiten_rewards:
+            rewards_BR = scale_by_std(rewards_BR, mask_BR, self.sum_over_ranks)
+        advantages_BR, returns_BR = estimate_advantages(rewards_BR, figures.values_BR, mask_BR, settings.gamma, settings.gae_lambda)
+        return Experience(
+            prompt_ids_BP=rollout.prompt_ids_BP,
+            prompt_mask_BP=rollout.prompt_mask_BP,
+            response_ids_BR=rollout.response_ids_BR,
+            response_mask_BR=mask_BR,
+            finished_B=rollout.finished_B,
+            old_logprobs_BR=figures.logprobs_BR,
+            old_values_BR=figures.values_BR,
+            advantages_BR=whiten(advantages_BR, mask_BR, self.sum_over_ranks),
+            returns_BR=returns_BR,
+        )
+
+    def _update(self, experience: Experience) -> UpdateStats:
+        # Dropout is off, so training mode changes nothing but this: recomputing activations only works in it.
+        self.model.train(self.settings.gradient_checkpointing)
+        seed = derive_seed(self.seed, _UPDATE, self.iteration, self.accelerator.process_index)
+        stats = update(self.model, self.optimizer, experience, self.rules, seed, self.accelerator, self.autocast)
+        for name in ("policy_loss", "value_loss", "policy_grad_norm", "critic_grad_norm"):
+            value: float = getattr(stats, name)
+            if not math.isfinite(value):
+                raise StageError(
+                    f"iteration {self.iteration + 1}: {name} is {value}; needed: a finite number; lower ppo.learning_rate "
+                    "(or ppo.critic_learning_rate), or set hardware.precision: float32"
+                )
+        return stats
+
+    def _record(
+        self, raw_scores_B: Tensor, scores_B: Tensor, figures: TokenFigures, experience: Experience, stats: UpdateStats
+    ) -> dict[str, float]:
+        policy_group, critic_group = self.optimizer.param_groups
+        metrics = describe_rollout(raw_scores_B, scores_B, figures, experience, self.kl_coef, self.sum_over_ranks)
+        return (
+            metrics
+            | describe_update(stats)
+            | {
+                "kl_coef": self.kl_coef,
+                "lr": policy_group["lr"],
+                "critic_lr": critic_group["lr"],
+                "episodes": float((self.iteration + 1) * self.settings.rollout_batch_size),
+            }
+        )
+
+    def sum_over_ranks(self, tensor: Tensor) -> Tensor:
+        """Sum local sums over all ranks."""
+        return sum_over_ranks(self.accelerator, tensor)
+
+    def collect_state(self) -> dict[str, Any]:
+        """Collect all that a resumed run needs; every rank must call it.
+
+        All noise comes from seeds of (seed, iteration, rank); the generators' states are kept for whatever a library draws.
+        """
+        generators = gather_object([_generator_states()])
+        return {
+            "weights": {name: parameter.detach() for name, parameter in self.actor_critic.named_parameters() if parameter.requires_grad},
+            "optimizer": self.optimizer.state_dict(),
+            "iteration": self.iteration,
+            "kl_coef": self.kl_coef,
+            "score_moments": vars(self.score_moments).copy(),
+            "cursor": self.sampler.cursor,
+            "generators": generators,
+        }
+
+    def load_state(self, directory: Path) -> dict[str, Any]:
+        """Go back to a state that `write_state` left in `directory`, and return all that was saved."""
+        state: dict[str, Any] = torch.load(directory / STATE_FILE, map_location="cpu", weights_only=True)
+        parameters = dict(self.actor_critic.named_parameters())
+        with torch.no_grad():
+            for name, saved in state["weights"].items():
+                parameters[name].copy_(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.iteration, self.kl_coef, self.sampler.cursor = state["iteration"], state["kl_coef"], state["cursor"]
+        self.score_moments = RunningMoments(**state["score_moments"])
+        _restore_generators(state["generators"][self.accelerator.process_index])
+        return state
+
+
+def write_state(state: dict[str, Any], directory: Path) -> None:
+    """Write what `collect_state` returned, and more plain data with it."""
+    torch.save(state, directory / STATE_FILE)
+
+
+def make_optimizer(actor_critic: ActorCritic, settings: PPOSettings) -> torch.optim.AdamW:
+    """Make one optimizer with a learning rate each for policy and critic."""
+    critic_learning_rate = settings.critic_learning_rate or settings.learning_rate
+    groups = [(actor_critic.policy, settings.learning_rate), (actor_critic.critic, critic_learning_rate)]
+    return torch.optim.AdamW(
+        [{"params": trainable(part.parameters()), "lr": peak_lr, "peak_lr": peak_lr} for part, peak_lr in groups],
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        eps=settings.adam_epsilon,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def make_update_rules(settings: PPOSettings, world_size: int) -> UpdateRules:
+    """Give each rank its share of the sizes, which count all ranks."""
+    return UpdateRules(
+        ppo_epochs=settings.ppo_epochs,
+        minibatch_size=settings.minibatch_size // world_size,
+        micro_batch_size=settings.micro_batch_size,
+        temperature=settings.temperature,
+        clip_range=settings.clip_range,
+        value_clip_range=settings.value_clip_range,
+        value_coef=settings.value_coef,
+        max_grad_norm=settings.max_grad_norm,
+        early_stop_kl=settings.early_stop_kl,
+    )
+
+
+def _generator_states() -> dict[str, Any]:
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+
+def _restore_generators(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if states["cuda"]:
+        torch.cuda.set_rng_state_all(states["cuda"])

@@ -1,0 +1,218 @@
+"""Experience -> epochs x minibatches x micro-batches -> one optimizer step per minibatch.
+
+Axes: B responses of this rank, R response tokens, V vocabulary. A minibatch's loss is the mean over the real tokens of that
+minibatch on all ranks: micro-batch size and the number of ranks change nothing but rounding.
+"""
+
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor, nn
+
+from stages.ppo.actor_critic import trainable
+from stages.ppo.experience import Experience
+from stages.ppo.losses import (
+    compute_log_ratios,
+    compute_logprobs,
+    compute_policy_losses,
+    compute_value_losses,
+    find_clipped_ratios,
+    find_clipped_values,
+    sum_tokens,
+)
+from stages.ppo.ranks import max_over_ranks, sum_over_ranks, unwrap
+from stages.ppo.rollout import Autocast
+from stages.ppo.sampler import derive_seed
+
+
+@dataclass(frozen=True)
+class UpdateRules:
+    """Sizes (of this rank) and coefficients of the update."""
+
+    ppo_epochs: int
+    minibatch_size: int
+    micro_batch_size: int
+    temperature: float
+    clip_range: float
+    value_clip_range: float
+    value_coef: float
+    max_grad_norm: float
+    early_stop_kl: float | None
+
+
+@dataclass(frozen=True)
+class UpdateStats:
+    """Means over all tokens of all minibatches of all ranks."""
+
+    policy_loss: float
+    value_loss: float
+    approxkl: float  # ½ (log π − log π_old)²
+    clipfrac: float
+    value_clipfrac: float
+    ratio: float
+    ratio_var: float
+    start_deviation: float  # largest |log ratio| before the first optimizer step; 0 but for rounding
+    policy_grad_norm: float  # before clipping, mean over optimizer steps
+    critic_grad_norm: float
+    optimizer_steps: int
+
+
+# Order of the running sums over tokens.
+_SUMS = ("tokens", "policy_loss", "value_loss", "approxkl", "clipfrac", "value_clipfrac", "ratio", "ratio_squared")
+
+
+def update(
+    model: nn.Module,
+    optimizer: AcceleratedOptimizer,
+    experience: Experience,
+    rules: UpdateRules,
+    seed: int,
+    accelerator: Accelerator,
+    autocast: Autocast,
+) -> UpdateStats:
+    """Train policy and critic on one rollout.
+
+    Args:
+        model: the prepared ActorCritic.
+        optimizer: over the trainable parameters of both.
+        experience: this rank's responses.
+        rules: sizes and coefficients.
+        seed: of the permutations.
+        accelerator: sums over ranks, backward, gradient clipping.
+        autocast: precision of the forwards.
+    """
+    device = experience.response_ids_BR.device
+    sums = torch.zeros(len(_SUMS), device=device)
+    start_deviation = torch.zeros((), device=device)
+    norms: list[Tensor] = []
+    for rows_b in draw_minibatches(len(experience.finished_B), rules, seed):
+        minibatch = experience.select(rows_b.to(device))
+        minibatch_sums, deviation = accumulate_gradients(model, minibatch, rules, accelerator, autocast)
+        if not norms:
+            start_deviation = deviation
+        sums += minibatch_sums
+        if rules.early_stop_kl is not None and _mean_approxkl(minibatch_sums, accelerator) > rules.early_stop_kl:
+            optimizer.zero_grad()
+            break
+        norms.append(_clip_gradients(model, rules.max_grad_norm, accelerator))
+        optimizer.step()
+        optimizer.zero_grad()
+    return _summarize(sums, start_deviation, norms, accelerator)
+
+
+def draw_minibatches(num_responses: int, rules: UpdateRules, seed: int) -> list[Tensor]:
+    """Draw the rows of every minibatch: a fresh permutation for each epoch."""
+    minibatches: list[Tensor] = []
+    for epoch in range(rules.ppo_epochs):
+        generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
+        minibatches += torch.randperm(num_responses, generator=generator).split(rules.minibatch_size)
+    return minibatches
+
+
+def accumulate_gradients(
+    model: nn.Module, minibatch: Experience, rules: UpdateRules, accelerator: Accelerator, autocast: Autocast
+) -> tuple[Tensor, Tensor]:
+    """Add the gradients of one minibatch, micro-batch by micro-batch.
+
+    Returns:
+        (sums over this rank's tokens in the order of `_SUMS`, largest |log ratio|).
+    """
+    num_tokens = sum_over_ranks(accelerator, minibatch.response_mask_BR.sum())
+    parts = minibatch.split(rules.micro_batch_size)
+    sums: list[Tensor] = []
+    deviations: list[Tensor] = []
+    for index, part in enumerate(parts):
+        last = index == len(parts) - 1
+        with nullcontext() if last else accelerator.no_sync(model):  # ranks average their gradients once per minibatch
+            with autocast:
+                logits_bRV, values_bR = model(part.input_ids_BT, part.attention_mask_BT, part.response_ids_BR.shape[1])
+            logprobs_bR = compute_logprobs(logits_bRV, part.response_ids_BR, rules.temperature)
+            mask_bR = part.response_mask_BR
+            policy_loss = sum_tokens(
+                compute_policy_losses(logprobs_bR, part.old_logprobs_BR, part.advantages_BR, mask_bR, rules.clip_range), mask_bR
+            )
+            value_loss = sum_tokens(
+                compute_value_losses(values_bR, part.old_values_BR, part.returns_BR, mask_bR, rules.value_clip_range), mask_bR
+            )
+            # The ranks' gradients are averaged, the loss is a mean over all their tokens: hence the number of processes.
+            scale = accelerator.num_processes / num_tokens
+            accelerator.backward((policy_loss + rules.value_coef * value_loss) * scale)
+        part_sums, deviation = _measure(part, logprobs_bR.detach(), values_bR.detach(), policy_loss, value_loss, rules)
+        sums.append(part_sums)
+        deviations.append(deviation)
+    return torch.stack(sums).sum(dim=0), torch.stack(deviations).max()
+
+
+@torch.no_grad()
+def _measure(
+    part: Experience, logprobs_bR: Tensor, values_bR: Tensor, policy_loss: Tensor, value_loss: Tensor, rules: UpdateRules
+) -> tuple[Tensor, Tensor]:
+    mask_bR = part.response_mask_BR
+    log_ratio_bR = compute_log_ratios(logprobs_bR, part.old_logprobs_BR, mask_bR)
+    ratio_bR = log_ratio_bR.exp()
+    clipped_bR = find_clipped_ratios(ratio_bR, part.advantages_BR, rules.clip_range)
+    value_clipped_bR = find_clipped_values(values_bR, part.old_values_BR, part.returns_BR, rules.value_clip_range)
+    sums = torch.stack(
+        [
+            mask_bR.sum().float(),
+            policy_loss.detach(),
+            value_loss.detach(),
+            sum_tokens(0.5 * log_ratio_bR**2, mask_bR),
+            sum_tokens(clipped_bR.float(), mask_bR),
+            sum_tokens(value_clipped_bR.float(), mask_bR),
+            sum_tokens(ratio_bR, mask_bR),
+            sum_tokens(ratio_bR**2, mask_bR),
+        ]
+    )
+    return sums, log_ratio_bR.abs().max()
+
+
+def _mean_approxkl(minibatch_sums: Tensor, accelerator: Accelerator) -> float:
+    sums = sum_over_ranks(accelerator, minibatch_sums)
+    return float(sums[_SUMS.index("approxkl")] / sums[_SUMS.index("tokens")])
+
+
+def _clip_gradients(model: nn.Module, max_grad_norm: float, accelerator: Accelerator) -> Tensor:
+    """Clip policy and critic each to the norm, so that a large value error does not shrink the policy's step."""
+    actor_critic = unwrap(accelerator, model)
+    norms = [
+        accelerator.clip_grad_norm_(trainable(part.parameters()), max_grad_norm) for part in (actor_critic.policy, actor_critic.critic)
+    ]
+    return torch.stack([torch.as_tensor(norm).detach() for norm in norms])
+
+
+def _summarize(sums: Tensor, start_deviation: Tensor, norms: list[Tensor], accelerator: Accelerator) -> UpdateStats:
+    sums = sum_over_ranks(accelerator, sums)
+    start_deviation = max_over_ranks(accelerator, start_deviation).reshape(1)
+    mean_norms = torch.stack(norms).mean(dim=0) if norms else torch.zeros(2, device=sums.device)
+    figures = torch.cat([sums, start_deviation, mean_norms.to(sums.device)]).tolist()  # the one transfer to the CPU
+    tokens = figures[0]
+    means = {name: total / tokens for name, total in zip(_SUMS, figures, strict=False)}
+    return UpdateStats(
+        policy_loss=means["policy_loss"],
+        value_loss=means["value_loss"],
+        approxkl=means["approxkl"],
+        clipfrac=means["clipfrac"],
+        value_clipfrac=means["value_clipfrac"],
+        ratio=means["ratio"],
+        ratio_var=max(means["ratio_squared"] - means["ratio"] ** 2, 0.0),
+        start_deviation=figures[-3],
+        policy_grad_norm=figures[-2],
+        critic_grad_norm=figures[-1],
+        optimizer_steps=len(norms),
+    )
+
+
+def compute_lr_factor(iteration: int, iterations: int, warmup_steps: int, lr_schedule: str, min_lr_ratio: float) -> float:
+    """Compute the learning rate of an iteration (from 0) as a fraction of its peak: linear warm-up, then the decay."""
+    if iteration < warmup_steps:
+        return (iteration + 1) / warmup_steps
+    progress = (iteration - warmup_steps) / max(iterations - warmup_steps, 1)
+    if lr_schedule == "constant":
+        return 1.0
+    shape = 1.0 - progress if lr_schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    return min_lr_ratio + (1.0 - min_lr_ratio) * shape

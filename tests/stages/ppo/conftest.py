@@ -1,0 +1,121 @@
+"""Tiny real models, built from a config on the fly, and rollouts with padded rows and unequal lengths."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+from stages.ppo.actor_critic import ActorCritic, init_critic
+from stages.ppo.experience import Experience, pack_rollout
+from stages.ppo.rollout import Sampling
+
+PAD, EOS, STOP, VOCABULARY = 0, 1, 2, 16
+
+
+def _config(**changes):
+    values = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.3,
+        "pad_token_id": PAD,
+        "bos_token_id": None,
+        "eos_token_id": EOS,
+    }
+    return LlamaConfig(**values | changes)
+
+
+def make_policy(seed=0, **changes):
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(_config(**changes)).eval()
+
+
+def make_reward_model(seed=1, score_bias=0.3, score_scale=1.7):
+    torch.manual_seed(seed)
+    model = LlamaForSequenceClassification(_config(num_labels=1)).eval()
+    model.config.score_bias, model.config.score_scale = score_bias, score_scale
+    return model
+
+
+def make_actor_critic(seed=0):
+    return ActorCritic(make_policy(seed), init_critic(make_reward_model(seed + 1)))
+
+
+def make_rollout(seed=0):
+    """Prompts and responses of unequal lengths; one response holds a pad token in its midst, one did not finish."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(length):
+        return torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
+
+    prompts = [draw(length) for length in (3, 7, 5, 1, 4, 6, 2, 5)]
+    responses = [draw(length) + [EOS] for length in (2, 5, 0, 3, 7, 1, 4)] + [draw(8)]
+    responses[3][1] = PAD
+    return pack_rollout(prompts, responses, [True] * 7 + [False], PAD, torch.device("cpu"))
+
+
+def make_experience(seed=0):
+    """An experience that a real model's figures are near to, but not equal to."""
+    rollout = make_rollout(seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    mask = rollout.response_mask_BR
+
+    def noise(scale, shift=0.0):
+        return torch.where(mask, torch.randn(mask.shape, generator=generator) * scale + shift, 0.0)
+
+    return Experience(
+        prompt_ids_BP=rollout.prompt_ids_BP,
+        prompt_mask_BP=rollout.prompt_mask_BP,
+        response_ids_BR=rollout.response_ids_BR,
+        response_mask_BR=mask,
+        finished_B=rollout.finished_B,
+        old_logprobs_BR=noise(0.3, -2.7),
+        old_values_BR=noise(0.5),
+        advantages_BR=noise(1.0),
+        returns_BR=noise(1.0),
+    )
+
+
+@pytest.fixture
+def tiny():
+    """Builders and token ids."""
+    return SimpleNamespace(
+        pad=PAD,
+        eos=EOS,
+        stop=STOP,
+        vocabulary=VOCABULARY,
+        policy=make_policy,
+        reward_model=make_reward_model,
+        actor_critic=make_actor_critic,
+        rollout=make_rollout,
+        experience=make_experience,
+        sampling=lambda **changes: Sampling(
+            **{"max_new_tokens": 8, "temperature": 1.0, "pad_token_id": PAD, "eos_token_id": EOS, "stop_token_id": EOS} | changes
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def accelerator():
+    return Accelerator(cpu=True)
+
+
+@pytest.fixture
+def full_precision():
+    return nullcontext()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
