@@ -4,6 +4,7 @@ import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pipeline.disk import hash_file
@@ -48,47 +49,60 @@ def load_artifact(kind_directory: Path, version: int) -> Artifact:
     Raises:
         StoreError: with the file that differs (exit 3).
     """
+    artifact = _load_manifest(kind_directory, version)
+    for entry in artifact.manifest.files:
+        if problem := _compare_size(artifact.path, entry):
+            raise StoreError(problem, EXIT_VERIFICATION)
+    return artifact
+
+
+def find_damage(kind_directory: Path, version: int) -> list[str]:
+    """Compare every byte of a version with its manifest; return one line per problem, none when it is intact."""
+    try:
+        artifact = _load_manifest(kind_directory, version)
+    except StoreError as error:
+        return [error.message]
+    path, manifest = artifact.path, artifact.manifest
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="sha256") as pool:
+        problems = [problem for problem in pool.map(partial(_compare_content, path), manifest.files) if problem]
+    known = {entry.path for entry in manifest.files} | {MANIFEST_FILE}
+    extra = sorted(name for name, _ in list_tree(path) if name not in known)
+    problems += [f"{path / name}: not in the manifest; only published files needed; remove it" for name in extra]
+    if compute_content_id(manifest.files) != manifest.content_id:
+        problems.append(f"{path / MANIFEST_FILE}: content_id does not follow from its files; restore the artifact")
+    return problems
+
+
+def _load_manifest(kind_directory: Path, version: int) -> Artifact:
     kind, path = kind_directory.name, kind_directory / version_directory(version)
     manifest = read_manifest(path)
     if (manifest.kind, manifest.version) != (kind, version):
         found = f"{path / MANIFEST_FILE}: it names {manifest.kind}@v{manifest.version}"
         raise StoreError(f"{found}; its directory needs {kind}@v{version}; undo the copy or rename", EXIT_VERIFICATION)
-    for entry in manifest.files:
-        _check_size(path, entry)
     return Artifact(path, manifest)
 
 
-def _check_size(directory: Path, entry: FileEntry) -> None:
+def _compare_size(directory: Path, entry: FileEntry) -> str | None:
     path = directory / entry.path
     try:
-        status = os.lstat(path)
+        status = path.lstat()
     except OSError as error:
-        raise StoreError(f"{path}: {error.strerror}; {entry.size} bytes needed; restore the artifact", EXIT_VERIFICATION) from error
+        return f"{path}: {error.strerror}; {entry.size} bytes needed; restore the artifact"
     if not stat.S_ISREG(status.st_mode):
-        raise StoreError(f"{path}: not a plain file; one of {entry.size} bytes needed; restore the artifact", EXIT_VERIFICATION)
+        return f"{path}: not a plain file; one of {entry.size} bytes needed; restore the artifact"
     if status.st_size != entry.size:
-        raise StoreError(f"{path}: {status.st_size} bytes; {entry.size} needed; restore the artifact", EXIT_VERIFICATION)
+        return f"{path}: {status.st_size} bytes; {entry.size} needed; restore the artifact"
+    return None
 
 
-def compare_files(artifact: Artifact) -> list[str]:
-    """Hash every file and look for files that the manifest does not know."""
-    manifest = artifact.manifest
-
-    def compare(entry: FileEntry) -> str | None:
-        path = artifact.path / entry.path
-        try:
-            _, sha256 = hash_file(path)
-        except (OSError, ValueError) as error:
-            return f"{path}: {error}; a readable file needed; restore the artifact"
-        if sha256 != entry.sha256:
-            return f"{path}: sha256 {sha256[:12]}; {entry.sha256[:12]} needed; restore the artifact"
-        return None
-
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="sha256") as pool:
-        problems = [problem for problem in pool.map(compare, manifest.files) if problem]
-    known = {entry.path for entry in manifest.files} | {MANIFEST_FILE}
-    extra = sorted(path for path, _ in list_tree(artifact.path) if path not in known)
-    problems += [f"{artifact.path / path}: not in the manifest; only published files needed; remove it" for path in extra]
-    if compute_content_id(manifest.files) != manifest.content_id:
-        problems.append(f"{artifact.path / MANIFEST_FILE}: content_id does not follow from its files; restore the artifact")
-    return problems
+def _compare_content(directory: Path, entry: FileEntry) -> str | None:
+    if problem := _compare_size(directory, entry):
+        return problem
+    path = directory / entry.path
+    try:
+        _, sha256 = hash_file(path)
+    except (OSError, ValueError) as error:
+        return f"{path}: {error}; a readable file needed; restore the artifact"
+    if sha256 != entry.sha256:
+        return f"{path}: sha256 {sha256[:12]}; {entry.sha256[:12]} needed; restore the artifact"
+    return None

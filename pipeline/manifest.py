@@ -129,6 +129,21 @@ def render_manifest(manifest: Manifest) -> bytes:
     return b'{"manifest_sha256": "%s",\n' % hashlib.sha256(body).hexdigest().encode() + body
 
 
+def parse_manifest(content: bytes) -> Manifest:
+    """Read a manifest and check its seal.
+
+    Raises:
+        ValueError: it is too large, altered, or does not parse.
+    """
+    if len(content) > MAX_MANIFEST_BYTES:
+        raise ValueError(f"{len(content)} bytes; at most {MAX_MANIFEST_BYTES} are read")
+    seal = _SEAL.match(content)
+    body = content[seal.end() :] if seal else b""
+    if seal is None or hashlib.sha256(body).hexdigest() != seal[1].decode():
+        raise ValueError("its first line does not hold the sha256 of the rest, so it was altered after publishing")
+    return Manifest.model_validate_json(b"{" + body)
+
+
 def read_manifest(directory: Path) -> Manifest:
     """Read and check the manifest of an artifact's directory; its files are not looked at.
 
@@ -137,12 +152,7 @@ def read_manifest(directory: Path) -> Manifest:
     """
     path = directory / MANIFEST_FILE
     try:
-        content = read_bounded(path, MAX_MANIFEST_BYTES)
-        seal = _SEAL.match(content)
-        body = content[seal.end() :] if seal else b""
-        if seal is None or hashlib.sha256(body).hexdigest() != seal[1].decode():
-            raise ValueError("its first line does not hold the sha256 of the rest, so it was altered after publishing")
-        return Manifest.model_validate_json(b"{" + body)
+        return parse_manifest(read_bounded(path, MAX_MANIFEST_BYTES))
     except ValidationError as error:
         raise StoreError(f"{path}: {_first_problem(error)}", EXIT_VERIFICATION) from error
     except (OSError, ValueError) as error:

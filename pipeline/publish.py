@@ -14,7 +14,16 @@ from pathlib import Path
 
 from pipeline.disk import hash_file, make_directories, sync_directory, write_durably, writing
 from pipeline.errors import StoreError
-from pipeline.manifest import MANIFEST_FILE, FileEntry, Manifest, ManifestFields, check_file_name, compute_content_id, render_manifest
+from pipeline.manifest import (
+    MANIFEST_FILE,
+    FileEntry,
+    Manifest,
+    ManifestFields,
+    check_file_name,
+    compute_content_id,
+    parse_manifest,
+    render_manifest,
+)
 from pipeline.refs import parse_version_directory, version_directory
 from stages.spec import EXIT_VERIFICATION
 
@@ -111,7 +120,9 @@ def _claim_version(staging: Path, kind_directory: Path, fields: ManifestFields, 
             created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
             files=files,
         )
-        write_durably(staging / MANIFEST_FILE, render_manifest(manifest))
+        content = render_manifest(manifest)
+        parse_manifest(content)  # never publish what cannot be read
+        write_durably(staging / MANIFEST_FILE, content)
         sync_directory(staging)
         try:
             staging.rename(kind_directory / version_directory(version))

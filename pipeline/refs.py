@@ -60,13 +60,18 @@ def parse_ref(text: str) -> Ref | ContentPrefix:
     return Ref(kind, alias=selector)
 
 
+def is_kind(name: str) -> bool:
+    """Tell whether a name is a safe directory name and does not read like a content id."""
+    return bool(_KIND.fullmatch(name)) and not _PREFIX.fullmatch(name)
+
+
 def check_kind(kind: str) -> None:
     """Refuse a kind that is no safe directory name, or that reads like a content id.
 
     Raises:
         StoreError: with what a kind looks like (exit 2).
     """
-    if not _KIND.fullmatch(kind) or _PREFIX.fullmatch(kind):
+    if not is_kind(kind):
         raise _bad("kind", kind, "a lower-case letter, then up to 31 of a-z 0-9 _ -, and not only hex digits")
 
 

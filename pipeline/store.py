@@ -11,11 +11,11 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from pipeline.aliases import Alias, list_aliases, read_alias, write_alias
-from pipeline.artifact import Artifact, compare_files, load_artifact
-from pipeline.errors import StoreError
+from pipeline.artifact import Artifact, find_damage, load_artifact
+from pipeline.errors import ResourceError, StoreError
 from pipeline.manifest import ManifestFields
 from pipeline.publish import publish_directory
-from pipeline.refs import ContentPrefix, Ref, check_kind, parse_ref, parse_version_directory, version_directory
+from pipeline.refs import ContentPrefix, Ref, check_kind, is_kind, parse_ref, parse_version_directory, version_directory
 from pipeline.staging import Staging, open_staging, reap_staging
 from stages.spec import EXIT_MISSING, EXIT_USAGE, EXIT_VERIFICATION
 
@@ -78,7 +78,8 @@ class Store:
         if isinstance(wanted, ContentPrefix):
             return self._get_by_content(wanted)
         if wanted.version is not None:
-            return self._get_version(wanted.kind, wanted.version)
+            self._require_directory(wanted.kind, wanted.version)
+            return load_artifact(self._kind_directory(wanted.kind), wanted.version)
         if wanted.alias is None:
             return self._get_latest(wanted.kind)
         alias = read_alias(self.root, wanted.kind, wanted.alias)
@@ -132,17 +133,19 @@ class Store:
         Raises:
             StoreError: there is no such artifact (exit 4).
         """
-        try:
-            artifact = self.get(ref.ref if isinstance(ref, Artifact) else ref)
-        except StoreError as error:
-            if error.exit_code != EXIT_VERIFICATION:
-                raise
-            return [error.message]
-        problems = compare_files(artifact)
-        try:
-            self.lineage(artifact.ref)
-        except StoreError as error:
-            problems.append(error.message)
+        wanted = parse_ref(ref.ref if isinstance(ref, Artifact) else ref)
+        if isinstance(wanted, Ref) and wanted.version is not None:
+            kind, version = wanted.kind, wanted.version
+            self._require_directory(kind, version)
+        else:
+            artifact = self.get(str(wanted))
+            kind, version = artifact.kind, artifact.version
+        problems = find_damage(self._kind_directory(kind), version)
+        if not problems:
+            try:
+                self.lineage(str(Ref(kind, version)))
+            except StoreError as error:
+                problems.append(error.message)
         return problems
 
     def require_verified(self, ref: str) -> Artifact:
@@ -162,19 +165,17 @@ class Store:
 
     def _directories(self, kind: str | None) -> list[tuple[str, int]]:
         """Return kind and version of all version directories in order."""
-        kinds = [kind] if kind is not None else sorted(_names(self.root / ARTIFACTS_DIR))
+        kinds = [kind] if kind is not None else sorted(filter(is_kind, _names(self.root / ARTIFACTS_DIR)))
         found: list[tuple[str, int]] = []
         for name in kinds:
-            with suppress(StoreError):
-                versions = (parse_version_directory(entry) for entry in _names(self._kind_directory(name)))
-                found += [(name, version) for version in sorted(filter(None, versions))]
+            versions = (parse_version_directory(entry) for entry in _names(self._kind_directory(name)))
+            found += [(name, version) for version in sorted(filter(None, versions))]
         return found
 
-    def _get_version(self, kind: str, version: int) -> Artifact:
+    def _require_directory(self, kind: str, version: int) -> None:
         if not (self._kind_directory(kind) / version_directory(version)).is_dir():
             known = ", ".join(f"v{known}" for _, known in self._directories(kind)[-5:]) or "none"
             raise StoreError(f"no artifact {kind}@v{version} in {self.root}; newest there: {known}; see `rlhf ls`", EXIT_MISSING)
-        return load_artifact(self._kind_directory(kind), version)
 
     def _get_latest(self, kind: str) -> Artifact:
         for _, version in reversed(self._directories(kind)):
@@ -219,3 +220,5 @@ def _names(directory: Path) -> list[str]:
         return [entry.name for entry in directory.iterdir()]
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise ResourceError(f"{directory}: {error.strerror}; read permission needed; change its mode or owner") from error
