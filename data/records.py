@@ -87,7 +87,7 @@ def _parse_pair(columns: Columns) -> tuple[tuple[Message, ...], str, str]:
 
 
 def _parse_prompt(value: object) -> tuple[Message, ...]:
-    if isinstance(value, list):
+    if _as_list(value) is not None:
         return _check_prompt(_parse_messages(value, "prompt"), "prompt")
     return (Message("user", _check_text(value, "prompt", "text or a list of messages")),)
 
@@ -128,7 +128,7 @@ def _parse_message(value: object, field: str) -> Message:
 
 def _parse_answer(value: object, field: str, may_be_empty: bool = False) -> str:
     """Read an answer: text, or TRL's conversational form, a list with one assistant message."""
-    if isinstance(value, list):
+    if _as_list(value) is not None:
         messages = _parse_messages(value, field)
         if len(messages) != 1 or messages[0].role != "assistant":
             raise FieldError(field, f"found {len(messages)} messages; needed text or one assistant message; keep the answer only")

@@ -1,0 +1,14 @@
+"""The embedded default: a shop's helpdesk. Synthetic records, the rule that judges answers, and a tiny base model.
+
+helpdesk.py    the world: cases, prompts, the sentences that answers are made of
+rule.py        the rule that judges an answer 0-100
+labelers.py    simulated people who write answers of mixed care
+flaws.py       a copy of an answer with one more flaw
+generator.py   all of it -> rows of demonstrations, comparisons and prompts
+base_model.py  a tokenizer and an untrained Llama of 0.86 M parameters
+materialize.py everything written into one directory
+"""
+
+from data.demo.materialize import BASE_DIR, DEMO_VERSION, write_demo
+
+__all__ = ["BASE_DIR", "DEMO_VERSION", "write_demo"]
