@@ -2,9 +2,10 @@
 
 A reward model is an `AutoModelForSequenceClassification` with one label. Its score of a response is
 
-    score = (logit - config.score_bias) / config.score_scale
+    score = (logit - score_bias) / score_scale
 
-with the bias chosen so that demonstrations score 0 on average (Ziegler et al. 2019, 2.1).
+with both in `score.json` beside the weights (and on the loaded model's config), and the bias chosen so that
+demonstrations score 0 on average (Ziegler et al. 2019, 2.1).
 """
 
 import contextlib
@@ -32,6 +33,7 @@ from stages.settings import HardwareSettings, LoRASettings
 from stages.spec import EXIT_MISSING, EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR, ModelFacts
 
 ADAPTER_CONFIG = "adapter_config.json"
+CALIBRATION_FILE = "score.json"
 HEAD = "score"
 
 
@@ -68,13 +70,14 @@ def init_reward_model(path: str, hardware: HardwareSettings, seed: int) -> PreTr
 def load_reward_model(path: str, hardware: HardwareSettings) -> PreTrainedModel:
     """Load a trained reward model; a head that is missing or of another shape is refused, never drawn anew."""
     model = _load_weights(AutoModelForSequenceClassification, path, hardware, num_labels=1)
-    calibration = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
-    for key in ("score_bias", "score_scale"):
-        if key not in calibration:
-            raise StageError(
-                f"{path}: config.json has no {key}; a reward model of this project is needed; run the rm stage", EXIT_VERIFICATION
-            )
-        setattr(model.config, key, float(calibration[key]))
+    try:
+        calibration = json.loads((Path(path) / CALIBRATION_FILE).read_text(encoding="utf-8"))
+        model.config.score_bias, model.config.score_scale = float(calibration["score_bias"]), float(calibration["score_scale"])
+    except (OSError, ValueError, KeyError) as error:
+        raise StageError(
+            f"{path}: no readable {CALIBRATION_FILE} ({error}); a reward model of this project is needed; run the rm stage",
+            EXIT_VERIFICATION,
+        ) from error
     return model
 
 
@@ -131,11 +134,14 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, output_dir: Path,
     directory = output_dir / MODEL_DIR
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    config = (model.get_base_model() if is_adapter(model) else model).config
+    if hasattr(config, "score_scale"):
+        # A file of its own: an adapter's directory has no config.json.
+        calibration = {"score_bias": config.score_bias, "score_scale": config.score_scale}
+        (directory / CALIBRATION_FILE).write_text(json.dumps(calibration), encoding="utf-8")
     if not is_adapter(model):
         return
     (directory / "README.md").unlink(missing_ok=True)  # peft's empty model card
-    base = model.get_base_model()
-    base.config.save_pretrained(directory)  # peft writes none; a reward model's bias and scale stand in it
     if merge:
         merged = model.merge_and_unload()
         merged.save_pretrained(output_dir / MERGED_DIR)

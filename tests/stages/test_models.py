@@ -21,16 +21,6 @@ def base(base_model_dir, tmp_path):
     return shutil.copytree(base_model_dir, tmp_path / "base")
 
 
-@pytest.fixture
-def reward_model_dir(base_model_dir, tmp_path):
-    model = models.init_reward_model(str(base_model_dir), HARDWARE, seed=3)
-    tokenizer = models.load_tokenizer(str(base_model_dir))
-    models.align_special_tokens(model, tokenizer)
-    model.config.score_bias, model.config.score_scale = 0.25, 2.0
-    models.save_model(model, tokenizer, tmp_path / "rm")
-    return tmp_path / "rm" / "model"
-
-
 def edit_json(path, **changes):
     content = json.loads(path.read_text())
     content.update(changes)
@@ -97,7 +87,7 @@ def test_a_saved_reward_model_opens_without_our_code_and_gives_the_same_logits(r
     ids, mask = batch["input_ids"], batch["attention_mask"]
     with torch.no_grad():
         assert torch.allclose(ours(ids, attention_mask=mask).logits, plain(ids, attention_mask=mask).logits, atol=1e-6)
-    assert (plain.config.score_bias, plain.config.score_scale) == (0.25, 2.0)
+    assert json.loads((reward_model_dir / "score.json").read_text()) == {"score_bias": 0.25, "score_scale": 2.0}
 
 
 def test_the_score_is_the_logit_less_the_bias_over_the_scale(reward_model_dir):

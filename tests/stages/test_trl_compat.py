@@ -1,0 +1,174 @@
+"""Our trainers on TRL: the K-way loss against TRL's own pairs, packing that isolates, accumulation that changes nothing."""
+
+import itertools
+
+import pytest
+import torch
+from datasets import Dataset
+from trl.trainer.reward_config import RewardConfig
+from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
+
+from data.tokens import EncodedComparison, EncodedPair
+from stages import models
+from stages.runtime import StageContext, StageError
+from stages.settings import HardwareSettings, RMSettings, SFTSettings
+from stages.trl_compat import RankingCollator, make_ranking_trainer, make_sft_trainer
+
+HARDWARE = HardwareSettings(device="cpu", precision="float32", attention="eager")
+
+
+def random_ids(generator, length):
+    return torch.randint(4, 800, (length,), generator=generator).tolist()
+
+
+@pytest.fixture
+def context(make_stage):
+    spec = make_stage("sft").spec
+    spec.checkpoint_dir.mkdir(exist_ok=True)
+    return StageContext(spec)
+
+
+@pytest.fixture
+def tokenizer(base_model_dir):
+    return models.load_tokenizer(str(base_model_dir))
+
+
+@pytest.fixture
+def reward_model(base_model_dir, tokenizer):
+    model = models.init_reward_model(str(base_model_dir), HARDWARE, seed=1)
+    models.align_special_tokens(model, tokenizer)
+    return model
+
+
+@pytest.fixture
+def policy(base_model_dir):
+    return models.load_policy(str(base_model_dir), HARDWARE)
+
+
+def gradients(model):
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def test_nine_answers_cost_nine_forwards_and_give_the_loss_and_gradients_of_trls_36_pairs(context, reward_model, tokenizer):
+    generator = torch.Generator().manual_seed(0)
+    prompt = random_ids(generator, 12)
+    responses = [[*random_ids(generator, 3 + k), tokenizer.eos_token_id] for k in range(9)]  # unequal lengths
+    comparison = EncodedComparison(prompt, responses, tuple(range(1, 10)), "")
+
+    ours = make_ranking_trainer(context, RMSettings(), reward_model, tokenizer, [comparison], [])
+    rows_seen = []
+    hook = reward_model.register_forward_pre_hook(lambda _m, _a, inputs: rows_seen.append(len(inputs["input_ids"])), with_kwargs=True)
+    loss = ours.compute_loss(reward_model, RankingCollator(0)([{"prompt_ids": prompt, "responses": responses, "ranks": comparison.ranks}]))
+    loss.backward()
+    hook.remove()
+    our_gradients = gradients(reward_model)
+    reward_model.zero_grad()
+    assert rows_seen == [9]
+
+    pairs = [{"chosen_ids": prompt + responses[i], "rejected_ids": prompt + responses[j]} for i, j in itertools.combinations(range(9), 2)]
+    arguments = RewardConfig(output_dir=str(context.spec.checkpoint_dir), use_cpu=True, bf16=False, report_to=[], max_length=None)
+    theirs = RewardTrainer(model=reward_model, args=arguments, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer)
+    reference = theirs.compute_loss(reward_model, DataCollatorForPreference(0)(pairs))
+    reference.backward()
+    assert len(pairs) == 36
+    assert loss.item() == pytest.approx(reference.item(), abs=1e-5)
+    assert torch.allclose(our_gradients, gradients(reward_model), atol=1e-5)
+
+
+def test_ranked_answers_of_unequal_length_score_as_they_do_alone(reward_model):
+    generator = torch.Generator().manual_seed(1)
+    prompt, responses = random_ids(generator, 9), [random_ids(generator, length) for length in (2, 7, 15)]
+    reward_model.eval()
+    batch = RankingCollator(0)([{"prompt_ids": prompt, "responses": responses, "ranks": [1, 2, 3]}])
+    with torch.no_grad():
+        together = reward_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0]
+        alone = torch.stack([reward_model(input_ids=torch.tensor([prompt + response])).logits[0, 0] for response in responses])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def pairs_of(generator, count, tokenizer):
+    end = tokenizer.eos_token_id
+    return [EncodedPair(random_ids(generator, 4 + i % 5), [*random_ids(generator, 3 + i % 7), end]) for i in range(count)]
+
+
+def last_gradients(trainer):
+    """Train one step with learning rate as set and return the averaged gradient that the optimizer saw."""
+    seen = []
+    trainer.create_optimizer()
+    trainer.optimizer.register_step_pre_hook(lambda *_: seen.append(gradients(trainer.model).clone()))
+    trainer.train()
+    return seen[0]
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2])
+def test_sft_accumulation_8x1_equals_1x8(context, base_model_dir, tokenizer, micro_batch_size):
+    generator = torch.Generator().manual_seed(2)
+    pairs = pairs_of(generator, 8, tokenizer)
+    found = []
+    for size in (8, micro_batch_size):
+        settings = SFTSettings(batch_size=8, micro_batch_size=size, max_grad_norm=1e9, learning_rate=1e-9)
+        policy = models.load_policy(str(base_model_dir), HARDWARE)
+        found.append(last_gradients(make_sft_trainer(context, settings, policy, tokenizer, pairs, [])))
+    assert torch.allclose(found[0], found[1], atol=1e-6)
+
+
+def test_rm_accumulation_8x1_equals_1x8(context, base_model_dir, tokenizer):
+    generator = torch.Generator().manual_seed(3)
+    comparisons = []
+    for answers in (2, 3, 4, 2, 3, 4, 2, 3):
+        responses = [random_ids(generator, 3 + k) for k in range(answers)]
+        comparisons.append(EncodedComparison(random_ids(generator, 6), responses, tuple(range(1, answers + 1)), ""))
+    found = []
+    for size in (8, 1):
+        settings = RMSettings(batch_size=8, micro_batch_size=size, max_grad_norm=1e9, learning_rate=1e-9)
+        model = models.init_reward_model(str(base_model_dir), HARDWARE, seed=1)
+        models.align_special_tokens(model, tokenizer)
+        found.append(last_gradients(make_ranking_trainer(context, settings, model, tokenizer, comparisons, [])))
+    assert torch.allclose(found[0], found[1], atol=1e-6)
+
+
+def test_packed_demonstrations_do_not_see_their_neighbours(context, policy, tokenizer):
+    """The loss of a packed row equals the token mean over separate rows, and a neighbour's change leaves it alone."""
+    generator = torch.Generator().manual_seed(4)
+    pairs = pairs_of(generator, 6, tokenizer)
+    trainer = make_sft_trainer(context, SFTSettings(batch_size=2, micro_batch_size=2, packing=True), policy, tokenizer, pairs, [])
+    rows = list(trainer.train_dataset)
+    assert len(rows) < len(pairs), "nothing was packed"
+    batch = trainer.data_collator(rows)
+    policy.eval()
+    with torch.no_grad():
+        packed = trainer.compute_loss(policy, dict(batch)).item()
+        total, tokens = 0.0, 0
+        for pair in pairs:
+            ids = torch.tensor([pair.prompt_ids + pair.response_ids])
+            logits = policy(input_ids=ids).logits.log_softmax(-1)
+            for position in range(len(pair.prompt_ids), ids.shape[1]):
+                total -= logits[0, position - 1, ids[0, position]].item()
+                tokens += 1
+    assert packed == pytest.approx(total / tokens, abs=1e-5)
+
+
+def test_the_loss_ignores_the_prompt(context, policy, tokenizer):
+    generator = torch.Generator().manual_seed(5)
+    pairs = pairs_of(generator, 2, tokenizer)
+    trainer = make_sft_trainer(context, SFTSettings(batch_size=2, micro_batch_size=2), policy, tokenizer, pairs, [])
+    batch = trainer.data_collator(list(trainer.train_dataset))
+    for row, pair in enumerate(pairs):
+        labels = batch["labels"][row].tolist()
+        assert labels[: len(pair.prompt_ids)] == [-100] * len(pair.prompt_ids)
+        assert labels[len(pair.prompt_ids) : len(pair.prompt_ids) + len(pair.response_ids)] == pair.response_ids
+        assert pair.response_ids[-1] == tokenizer.eos_token_id
+
+
+def test_a_misspelt_trainer_argument_is_refused_with_a_suggestion(context, policy, tokenizer):
+    generator = torch.Generator().manual_seed(6)
+    settings = SFTSettings(trainer_args={"neftune_noise_alfa": 5})
+    with pytest.raises(StageError, match="did you mean neftune_noise_alpha") as caught:
+        make_sft_trainer(context, settings, policy, tokenizer, pairs_of(generator, 2, tokenizer), [])
+    assert caught.value.exit_code == 2
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(context, policy, tokenizer):
+    context.world_size = 3
+    with pytest.raises(StageError, match="not a multiple"):
+        make_sft_trainer(context, SFTSettings(), policy, tokenizer, pairs_of(torch.Generator().manual_seed(7), 2, tokenizer), [])
