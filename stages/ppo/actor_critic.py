@@ -97,16 +97,6 @@ def find_head(reward_model: PreTrainedModel) -> nn.Linear:
     return reward_model.get_submodule("score")  # pyright: ignore[reportReturnType]
 
 
-def disable_dropout(module: nn.Module) -> None:
-    """Turn every dropout off: with it, the ratio before the first step would not be 1."""
-    for child in module.modules():
-        if isinstance(child, nn.Dropout):
-            child.p = 0.0
-        config = getattr(child, "config", None)
-        if config is not None and getattr(config, "attention_dropout", 0.0):
-            config.attention_dropout = 0.0
-
-
 def trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     """Keep the parameters that an optimizer should see."""
     return [parameter for parameter in parameters if parameter.requires_grad]

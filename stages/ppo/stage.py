@@ -13,7 +13,7 @@ from data.tokens import EncodedPromptRecord, encode_prompts
 from stages import models
 from stages.checkpoint import latest_complete, save_checkpoint
 from stages.evaluation import load_judge, write_samples
-from stages.ppo.actor_critic import ActorCritic, disable_dropout, init_critic
+from stages.ppo.actor_critic import ActorCritic, init_critic
 from stages.ppo.heldout import HeldOut
 from stages.ppo.rollout import Sampling
 from stages.ppo.trainer import PPOTrainer, write_state
@@ -167,16 +167,15 @@ def _build_actor_critic(context: StageContext, tokenizer: Any) -> ActorCritic:
     critic = init_critic(critic_source)
     if settings.lora:
         models.require_adapter_base(spec.models["sft"], "ppo.lora")
-        policy = models.apply_lora(policy, settings.lora, "CAUSAL_LM")
-        models.apply_lora(critic_source, settings.lora, "SEQ_CLS")  # puts adapters into the backbone that the critic holds
         if settings.lora.dropout:
             context.note(f"ppo.lora.dropout = {settings.lora.dropout} is not used: with dropout the first ratio would not be 1")
+        lora = settings.lora.model_copy(update={"dropout": 0.0})
+        policy = models.apply_lora(policy, lora, "CAUSAL_LM")
+        models.apply_lora(critic_source, lora, "SEQ_CLS")  # puts adapters into the backbone that the critic holds
     if settings.gradient_checkpointing:
         for model in (policy, critic_source):
             model.gradient_checkpointing_enable({"use_reentrant": False})
-    actor_critic = ActorCritic(policy, critic)
-    disable_dropout(actor_critic)
-    return actor_critic
+    return ActorCritic(policy, critic)
 
 
 def make_sampling(settings: PPOSettings, tokenizer: Any, max_response_tokens: int) -> Sampling:

@@ -57,7 +57,7 @@ def make_rollout(seed=0):
         return torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
 
     prompts = [draw(length) for length in (3, 7, 5, 1, 4, 6, 2, 5)]
-    responses = [draw(length) + [EOS] for length in (2, 5, 0, 3, 7, 1, 4)] + [draw(8)]
+    responses = [[*draw(length), EOS] for length in (2, 5, 0, 3, 7, 1, 4)] + [draw(8)]
     responses[3][1] = PAD
     return pack_rollout(prompts, responses, [True] * 7 + [False], PAD, torch.device("cpu"))
 

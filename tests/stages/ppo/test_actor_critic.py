@@ -1,0 +1,128 @@
+"""Policy and critic: which position belongs to which token, padding parity, the critic's start."""
+
+import copy
+
+import pytest
+import torch
+
+from stages.ppo.actor_critic import ActorCritic, compute_response_logits, init_critic
+from stages.ppo.experience import pack_rollout
+from stages.ppo.losses import compute_logprobs
+from stages.ppo.rollout import compute_ref_logprobs, evaluate_tokens
+from stages.ppo.scoring import score_responses
+
+
+def score_after(reward_model, ids):
+    """The plain way: transformers' own classification head on one unpadded sequence."""
+    with torch.no_grad():
+        logit = reward_model(input_ids=torch.tensor([ids])).logits[0, 0].item()
+    return (logit - reward_model.config.score_bias) / reward_model.config.score_scale
+
+
+def test_a_three_token_answer_reads_logprobs_and_values_before_each_token(tiny):
+    """Prompt p0 p1, answer a b EOS: token a is chosen in the state after p1, b after a, EOS after b."""
+    policy, reward_model = tiny.policy(), tiny.reward_model()
+    prompt, answer = [5, 6], [7, 8, tiny.eos]
+    rollout = pack_rollout([prompt, [3, 4, 5, 6]], [answer, [9] * 5], [True, False], tiny.pad, torch.device("cpu"))
+    actor_critic = ActorCritic(policy, init_critic(copy.deepcopy(reward_model)))
+    with torch.no_grad():
+        logits, values = actor_critic(rollout.input_ids_BT, rollout.attention_mask_BT, 5)
+    for t in range(3):
+        state = prompt + answer[:t]  # what was there when token t was chosen
+        with torch.no_grad():
+            expected = policy(input_ids=torch.tensor([state])).logits[0, -1]
+        torch.testing.assert_close(logits[0, t], expected, atol=1e-5, rtol=1e-5)
+        assert values[0, t].item() == pytest.approx(score_after(reward_model, state), abs=1e-5)
+
+
+def test_the_critic_starts_as_the_reward_model_bias_and_scale_included(tiny):
+    reward_model = tiny.reward_model(score_bias=0.4, score_scale=2.5)
+    rollout = tiny.rollout()
+    scores = score_responses(reward_model, rollout, 8, torch.no_grad())
+    critic = init_critic(copy.deepcopy(reward_model))
+    positions = (rollout.attention_mask_BT.long().cumsum(dim=1) - 1).clamp(min=0)
+    with torch.no_grad():
+        values = critic(rollout.input_ids_BT, rollout.attention_mask_BT, positions)
+    last = rollout.prompt_ids_BP.shape[1] + rollout.response_lengths_B - 1
+    torch.testing.assert_close(values[torch.arange(len(last)), last], scores, atol=1e-5, rtol=1e-5)
+    assert critic.head.bias.requires_grad
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 3, 8])
+def test_logprobs_values_and_scores_do_not_depend_on_padding_or_batch_mates(tiny, full_precision, micro_batch_size):
+    rollout = tiny.rollout()
+    actor_critic, ref_policy, reward_model = tiny.actor_critic(), tiny.policy(seed=5), tiny.reward_model(seed=6)
+    logprobs, values, entropies = evaluate_tokens(actor_critic, rollout, 0.8, micro_batch_size, full_precision)
+    ref_logprobs = compute_ref_logprobs(ref_policy, rollout, 0.8, micro_batch_size, full_precision)
+    scores = score_responses(reward_model, rollout, micro_batch_size, full_precision)
+    for row in range(len(rollout.finished_B)):
+        prompt = rollout.prompt_ids_BP[row][rollout.prompt_mask_BP[row]].tolist()
+        response = rollout.response_ids_BR[row][rollout.response_mask_BR[row]].tolist()
+        for t, token in enumerate(response):
+            state = torch.tensor([prompt + response[:t]])
+            with torch.no_grad():
+                for model, found in ((actor_critic.policy, logprobs), (ref_policy, ref_logprobs)):
+                    expected = (model(input_ids=state).logits[0, -1] / 0.8).log_softmax(-1)[token].item()
+                    assert found[row, t].item() == pytest.approx(expected, abs=1e-5)
+                hidden = actor_critic.critic.backbone(input_ids=state).last_hidden_state[0, -1]
+                assert values[row, t].item() == pytest.approx(actor_critic.critic.head(hidden).item(), abs=1e-5)
+        with torch.no_grad():
+            hidden = reward_model.model(input_ids=torch.tensor([prompt + response])).last_hidden_state[0, -1]
+        expected_score = (reward_model.score(hidden).item() - reward_model.config.score_bias) / reward_model.config.score_scale
+        assert scores[row].item() == pytest.approx(expected_score, abs=1e-5)
+        assert (
+            not logprobs[row, len(response) :].any()
+            and not values[row, len(response) :].any()
+            and not entropies[row, len(response) :].any()
+        )
+
+
+def test_no_logits_are_computed_over_the_prompt(tiny):
+    policy, rollout = tiny.policy(), tiny.rollout()
+    seen = []
+    policy.lm_head.register_forward_hook(lambda _module, _inputs, output: seen.append(output.shape[1]))
+    compute_response_logits(policy, rollout.input_ids_BT, rollout.attention_mask_BT, rollout.response_ids_BR.shape[1])
+    assert seen == [rollout.response_ids_BR.shape[1] + 1]
+
+
+def test_under_bfloat16_autocast_values_and_logprobs_are_float32(tiny):
+    rollout = tiny.rollout()
+    autocast = torch.autocast("cpu", dtype=torch.bfloat16)
+    logprobs, values, entropies = evaluate_tokens(tiny.actor_critic(), rollout, 1.0, 8, autocast)
+    exact_logprobs, exact_values, _ = evaluate_tokens(tiny.actor_critic(), rollout, 1.0, 8, torch.no_grad())
+    assert logprobs.dtype == values.dtype == entropies.dtype == torch.float32
+    assert 0 < (logprobs - exact_logprobs).abs().max() < 0.2  # bfloat16 really ran, and nothing worse than its rounding happened
+    assert 0 < (values - exact_values).abs().max() < 0.2
+
+
+def test_a_split_loses_and_reorders_nothing(tiny):
+    rollout = tiny.rollout()
+    for size in (1, 3, 5):
+        parts = rollout.split(size)
+        ids = [row[mask].tolist() for part in parts for row, mask in zip(part.input_ids_BT, part.attention_mask_BT, strict=True)]
+        assert ids == [row[mask].tolist() for row, mask in zip(rollout.input_ids_BT, rollout.attention_mask_BT, strict=True)]
+    assert rollout.split(1)[0].input_ids_BT.shape[1] == 3 + 3  # no column is padding in all rows
+
+
+def test_the_tensors_of_a_wrong_shape_or_type_are_refused(tiny):
+    rollout = tiny.rollout()
+    with pytest.raises(ValueError, match="do not fit"):
+        type(rollout)(
+            rollout.prompt_ids_BP, rollout.prompt_mask_BP, rollout.response_ids_BR, rollout.response_mask_BR[:, 1:], rollout.finished_B
+        )
+    with pytest.raises(ValueError, match="no token"):
+        type(rollout)(
+            rollout.prompt_ids_BP,
+            rollout.prompt_mask_BP,
+            rollout.response_ids_BR,
+            torch.zeros_like(rollout.response_mask_BR),
+            rollout.finished_B,
+        )
+
+
+def test_logprobs_are_those_of_the_sampling_temperature(tiny, full_precision):
+    policy, rollout = tiny.policy(), tiny.rollout()
+    logits = compute_response_logits(policy, rollout.input_ids_BT, rollout.attention_mask_BT, rollout.response_ids_BR.shape[1])
+    expected = compute_logprobs(logits / 0.5, rollout.response_ids_BR, 1.0)
+    found = compute_ref_logprobs(policy, rollout, 0.5, 8, full_precision)
+    torch.testing.assert_close(found, torch.where(rollout.response_mask_BR, expected, 0.0))

@@ -1,0 +1,151 @@
+"""The update: token mean over the global minibatch, accumulation, permutations, early stop, learning rates."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from stages.ppo.update import UpdateRules, accumulate_gradients, compute_lr_factor, draw_minibatches, update
+
+
+def rules(**changes):
+    values = {
+        "ppo_epochs": 2,
+        "minibatch_size": 4,
+        "micro_batch_size": 2,
+        "temperature": 1.0,
+        "clip_range": 0.2,
+        "value_clip_range": 0.2,
+        "value_coef": 0.5,
+        "max_grad_norm": 1e9,
+        "early_stop_kl": None,
+    }
+    return UpdateRules(**values | changes)
+
+
+def gradients(tiny, accelerator, full_precision, experience, **changes):
+    model = tiny.actor_critic()
+    sums, _ = accumulate_gradients(model, experience, rules(**changes), accelerator, full_precision)
+    return {name: parameter.grad for name, parameter in model.named_parameters()}, sums
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 3, 5])
+def test_eight_micro_batches_of_one_give_the_gradient_of_one_of_eight(tiny, accelerator, full_precision, micro_batch_size):
+    whole, whole_sums = gradients(tiny, accelerator, full_precision, tiny.experience(), micro_batch_size=8)
+    parts, part_sums = gradients(tiny, accelerator, full_precision, tiny.experience(), micro_batch_size=micro_batch_size)
+    assert max(gradient.abs().max().item() for gradient in whole.values()) > 1e-2
+    for name, gradient in whole.items():
+        torch.testing.assert_close(parts[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
+    torch.testing.assert_close(part_sums, whole_sums, atol=1e-4, rtol=1e-5)
+
+
+def test_the_gradient_is_that_of_the_mean_over_all_real_tokens_written_as_a_loop(tiny, accelerator, full_precision):
+    experience = tiny.experience()
+    found, _ = gradients(tiny, accelerator, full_precision, experience, micro_batch_size=3)
+    model = tiny.actor_critic()
+    total, tokens = 0.0, 0
+    for row in range(8):
+        prompt = experience.prompt_ids_BP[row][experience.prompt_mask_BP[row]].tolist()
+        response = experience.response_ids_BR[row][experience.response_mask_BR[row]].tolist()
+        for t, token in enumerate(response):
+            state = torch.tensor([prompt + response[:t]])
+            logprob = model.policy(input_ids=state).logits[0, -1].log_softmax(-1)[token]
+            ratio = (logprob - experience.old_logprobs_BR[row, t]).exp()
+            advantage = experience.advantages_BR[row, t]
+            total = total - torch.min(advantage * ratio, advantage * ratio.clamp(0.8, 1.2))
+            value = model.critic.head(model.critic.backbone(input_ids=state).last_hidden_state[0, -1])[0]
+            old, target = experience.old_values_BR[row, t], experience.returns_BR[row, t]
+            near = torch.clamp(value, old - 0.2, old + 0.2)
+            total = total + 0.5 * 0.5 * torch.max((value - target) ** 2, (near - target) ** 2)
+            tokens += 1
+    (total / tokens).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, atol=2e-6, rtol=1e-4, msg=name)
+
+
+def test_policy_and_critic_send_no_gradient_into_each_other(tiny, accelerator, full_precision):
+    without_values, _ = gradients(tiny, accelerator, full_precision, tiny.experience(), value_coef=0.0)
+    with_values, _ = gradients(tiny, accelerator, full_precision, tiny.experience(), value_coef=0.5)
+    for name, gradient in without_values.items():
+        if name.startswith("critic."):
+            assert not gradient.any() and with_values[name].any(), name
+        else:
+            torch.testing.assert_close(gradient, with_values[name], atol=0, rtol=0)
+
+
+def test_each_epoch_visits_every_response_once_in_a_fresh_order():
+    minibatches = draw_minibatches(8, rules(ppo_epochs=3, minibatch_size=4), seed=0)
+    assert [len(rows) for rows in minibatches] == [4] * 6
+    epochs = [torch.cat(minibatches[start : start + 2]).tolist() for start in (0, 2, 4)]
+    assert all(sorted(epoch) == list(range(8)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert [rows.tolist() for rows in draw_minibatches(8, rules(ppo_epochs=3), seed=1)] != [rows.tolist() for rows in minibatches]
+
+
+def run_update(tiny, accelerator, full_precision, learning_rate=1e-2, **changes):
+    model = tiny.actor_critic()
+    groups = [{"params": list(model.policy.parameters())}, {"params": list(model.critic.parameters())}]
+    model, optimizer = accelerator.prepare(model, torch.optim.SGD(groups, lr=learning_rate))
+    before = copy.deepcopy(model.state_dict())
+    stats = update(model, optimizer, tiny.experience(), rules(**changes), 0, accelerator, full_precision)
+    moved = {name: (model.state_dict()[name] - value).norm().item() for name, value in before.items()}
+    return stats, moved
+
+
+def test_one_optimizer_step_is_made_per_minibatch(tiny, accelerator, full_precision):
+    stats, _ = run_update(tiny, accelerator, full_precision)
+    assert stats.optimizer_steps == 4
+
+
+def test_early_stop_ends_the_epochs_before_the_step_that_goes_too_far(tiny, accelerator, full_precision):
+    stats, moved = run_update(tiny, accelerator, full_precision, early_stop_kl=1e-9)
+    assert stats.optimizer_steps == 0
+    assert not any(moved.values())
+    patient, _ = run_update(tiny, accelerator, full_precision, early_stop_kl=1e9)
+    assert patient.optimizer_steps == 4
+
+
+def test_policy_and_critic_are_clipped_apart(tiny, accelerator, full_precision):
+    """A huge value error must not shrink the policy's step."""
+    options = {"ppo_epochs": 1, "minibatch_size": 8, "learning_rate": 1.0, "max_grad_norm": 1e-3}
+    _, calm = run_update(tiny, accelerator, full_precision, value_coef=0.5, **options)
+    _, wild = run_update(tiny, accelerator, full_precision, value_coef=1e6, **options)
+
+    def length(moved, part):
+        return math.sqrt(sum(value**2 for name, value in moved.items() if name.startswith(part) and "lm_head" not in name))
+
+    assert length(calm, "policy.") == pytest.approx(length(wild, "policy."), rel=1e-3) == pytest.approx(1e-3, rel=1e-2)
+    assert length(wild, "critic.") == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_stats_are_means_over_all_tokens(tiny, accelerator, full_precision):
+    experience = tiny.experience()
+    model = tiny.actor_critic()
+    with torch.no_grad():
+        logits, values = model(experience.input_ids_BT, experience.attention_mask_BT, experience.response_ids_BR.shape[1])
+    logprobs = torch.distributions.Categorical(logits=logits).log_prob(experience.response_ids_BR)
+    real = experience.response_mask_BR
+    log_ratio = (logprobs - experience.old_logprobs_BR)[real]
+    stats, _ = run_update(tiny, accelerator, full_precision, learning_rate=0.0)
+    assert stats.approxkl == pytest.approx((log_ratio**2).mean().item() / 2, rel=1e-4)
+    assert stats.ratio == pytest.approx(log_ratio.exp().mean().item(), rel=1e-4)
+    assert stats.ratio_var == pytest.approx(log_ratio.exp().var(correction=0).item(), rel=1e-3)
+    residual, far = (values - experience.returns_BR)[real], (values - experience.old_values_BR)[real].abs() > 0.2
+    assert stats.value_loss >= (residual**2).mean().item() / 2
+    assert 0 < stats.value_clipfrac <= far.float().mean().item()
+    assert 0 < stats.start_deviation <= log_ratio.abs().max().item() + 1e-5
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("linear", [0.5, 1.0, 1.0, 0.775, 0.55, 0.325]),
+        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("cosine", [0.5, 1.0, 1.0, 0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2, 0.55, 0.1 + 0.9 * (1 - math.sqrt(0.5)) / 2]),
+    ],
+)
+def test_learning_rate_by_hand(schedule, expected):
+    """Six iterations, two of them warm-up, down to a tenth."""
+    found = [compute_lr_factor(iteration, 6, 2, schedule, 0.1) for iteration in range(6)]
+    assert found == pytest.approx(expected)
