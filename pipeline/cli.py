@@ -1,0 +1,310 @@
+"""The command `rlhf`: one verb, one function. Starts without torch; errors are one line and an exit code."""
+
+import errno
+import getpass
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from stages.spec import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, EXIT_USAGE, EXIT_VERIFICATION, STAGES, StageName
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipeline.config import Recipe
+    from pipeline.plan import Selection
+    from pipeline.store import Store
+
+app = typer.Typer(
+    help="SFT -> reward model -> PPO: one recipe, three chained stages, versioned artifacts.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a packaged one.")]
+SetOption = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as ppo.kl_coef=0.1; repeatable.")]
+StoreOption = Annotated[Path | None, typer.Option("--store", envvar="RLHF_STORE", help="Directory of artifacts and runs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+OnlyOption = Annotated[str | None, typer.Option("--only", metavar="STAGE", help="This stage alone; those before it must be there.")]
+FromOption = Annotated[str | None, typer.Option("--from", metavar="STAGE", help="This stage and those after it.")]
+UntilOption = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Make new artifacts even where one can be reused.")]
+
+RECIPES_DIR = Path(__file__).parent / "recipes"
+
+
+@app.command("run")
+def run_command(
+    recipe: RecipeArgument = "demo",
+    only: OnlyOption = None,
+    from_stage: FromOption = None,
+    until: UntilOption = None,
+    force: ForceOption = False,
+    overrides: SetOption = [],  # noqa: B006
+    store: StoreOption = None,
+) -> None:
+    """Bring the stages up to date: reuse what is there, run the rest. An interrupted run goes on where it stopped."""
+    from pipeline.report.progress import ProgressView
+    from pipeline.report.tables import print_summary
+    from pipeline.run import run
+
+    selection = _select(only, from_stage, until, force)
+    resolved = _load_recipe(recipe, overrides, selection.needed)
+    console = _console()
+    outcomes = run(resolved, _open_store(store, resolved), selection, ProgressView(console))
+    print_summary(console, outcomes)
+
+
+@app.command("plan")
+def plan_command(
+    recipe: RecipeArgument = "demo",
+    only: OnlyOption = None,
+    from_stage: FromOption = None,
+    until: UntilOption = None,
+    force: ForceOption = False,
+    overrides: SetOption = [],  # noqa: B006
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what `run` would do, and why."""
+    from pipeline.plan import plan
+    from pipeline.report.tables import plan_data, print_plan
+
+    selection = _select(only, from_stage, until, force)
+    resolved = _load_recipe(recipe, overrides, selection.needed)
+    decisions = plan(resolved, _open_store(store, resolved), selection)
+    if as_json:
+        _print_json(plan_data(decisions))
+    else:
+        print_plan(_console(), decisions)
+
+
+@app.command("ls")
+def ls_command(
+    kind: Annotated[str | None, typer.Argument(metavar="KIND", help="sft, rm or ppo; all when left out.")] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the artifacts."""
+    from pipeline.report.tables import list_data, print_list
+
+    opened = _open_store(store)
+    rows = list_data(opened, kind)
+    if as_json:
+        _print_json(rows)
+    else:
+        print_list(_console(), rows, opened.root)
+
+
+@app.command("show")
+def show_command(
+    ref: Annotated[str, typer.Argument(help="ppo, ppo@v3, ppo@ALIAS or the beginning of a content id.")],
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one artifact: manifest, metrics, lineage, samples."""
+    from pipeline.report.tables import print_artifact, show_data
+
+    opened = _open_store(store)
+    data = show_data(opened, opened.get(ref))
+    if as_json:
+        _print_json(data)
+    else:
+        print_artifact(_console(), data)
+
+
+@app.command("verify")
+def verify_command(
+    ref: Annotated[str | None, typer.Argument(help="One artifact; all when left out.")] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare every byte with the manifest; exit code 3 when something differs."""
+    opened = _open_store(store)
+    problems = {name: opened.verify(name) for name in ([ref] if ref else opened.refs())}
+    if as_json:
+        _print_json(problems)
+    else:
+        console = _console()
+        for name, found in problems.items():
+            for line in found or ["intact"]:
+                _say(console, f"{name}: {line}")
+    if any(problems.values()):
+        raise typer.Exit(EXIT_VERIFICATION)
+
+
+@app.command("config")
+def config_command(
+    recipe: RecipeArgument = "demo",
+    overrides: SetOption = [],  # noqa: B006
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of recipes, for editors.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the resolved recipe: defaults, recipe and --set together."""
+    import yaml
+
+    from pipeline.config import recipe_schema
+
+    if schema:
+        _print_json(recipe_schema())
+        return
+    resolved = _load_recipe(recipe, overrides, STAGES).model_dump(mode="json")
+    if as_json:
+        _print_json(resolved)
+    else:
+        print(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=False, width=120), end="")
+
+
+@app.command("check-data")
+def check_data_command(
+    recipe: RecipeArgument = "demo",
+    overrides: SetOption = [],  # noqa: B006
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read all data of a recipe: every bad line, duplicates, contradictions, leakage."""
+    from pipeline.plan import prepare
+    from pipeline.report.tables import findings_data, print_findings
+
+    resolved = _load_recipe(recipe, overrides, STAGES)
+    data = findings_data(prepare(resolved, _open_store(store, resolved).root, STAGES))
+    if as_json:
+        _print_json(data)
+    else:
+        print_findings(_console(), data)
+
+
+@app.command("alias")
+def alias_command(
+    ref: Annotated[str, typer.Argument(help="The artifact.")],
+    name: Annotated[str, typer.Argument(help="Its new name: ppo@NAME.")],
+    store: StoreOption = None,
+) -> None:
+    """Give an artifact a name."""
+    opened = _open_store(store)
+    artifact = opened.get(ref)
+    alias = opened.set_alias(artifact.kind, name, artifact.ref, by=getpass.getuser())
+    before = f" (was {alias.previous})" if alias.previous else ""
+    _say(_console(), f"{artifact.kind}@{name} -> {alias.ref}{before}")
+
+
+def main() -> NoReturn:
+    """Run the command line; user mistakes and failures end in one line on stderr and their exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end_by_signal)
+    try:
+        app()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILED)
+    except Exception as error:
+        sys.exit(_report_error(error))
+    sys.exit(EXIT_OK)
+
+
+def _end_by_signal(number: int, frame: object) -> NoReturn:
+    sys.exit(128 + number)
+
+
+def _report_error(error: Exception) -> int:
+    """Print a known error and return its exit code; anything else is a bug and keeps its traceback."""
+    from data.schema import DataError
+    from pipeline.config import ConfigError
+    from pipeline.errors import StoreError
+    from pipeline.launch import StageFailed
+    from pipeline.run import Interrupted
+    from pipeline.text import clean
+
+    def say(text: str) -> None:
+        print("\n".join(clean(line) for line in text.split("\n")), file=sys.stderr)
+
+    match error:
+        case ConfigError() | DataError():
+            say(str(error))
+            return EXIT_USAGE
+        case StoreError():
+            say(error.message)
+            return error.exit_code
+        case StageFailed():
+            for line in [] if error.interrupted else error.last_lines:
+                say(f"  | {line}")
+            say(f"error: {error}")
+            say(f"log: {error.log_path}")
+            say("the same command goes on from the last checkpoint" if error.interrupted else "")
+            return error.exit_code
+        case Interrupted():
+            say(f"{error}; the same command goes on with the next stage")
+            return error.exit_code
+        case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+            say(f"{error.filename or 'disk'}: {error.strerror}; free space or permission is needed; choose another --store")
+            return EXIT_RESOURCE
+        case _:
+            raise error
+
+
+def _select(only: str | None, from_stage: str | None, until: str | None, force: bool) -> "Selection":
+    from pipeline.plan import Selection
+
+    if only and (from_stage or until):
+        raise typer.BadParameter("--only is a stage alone; leave --from and --until away")
+    first, last = _stage_index("--only", only or from_stage, 0), _stage_index("--only", only or until, len(STAGES) - 1)
+    if first > last:
+        raise typer.BadParameter(f"--from {from_stage} comes after --until {until}; the order is {', '.join(STAGES)}")
+    return Selection(STAGES[first : last + 1], force)
+
+
+def _stage_index(option: str, name: str | None, default: int) -> int:
+    if name is None:
+        return default
+    if name not in STAGES:
+        raise typer.BadParameter(f"found {name!r:.40}, needed a stage: {', '.join(STAGES)}")
+    return STAGES.index(name)
+
+
+def _load_recipe(name: str, overrides: list[str], stages: tuple[StageName, ...]) -> "Recipe":
+    from pipeline.config import ConfigError, load_recipe
+
+    path = Path(name)
+    if not path.is_file():
+        packaged = {path.stem: path for path in sorted(RECIPES_DIR.glob("*.yaml"))}
+        found = packaged.get(name.removesuffix(".yaml"))
+        if found is None:
+            raise ConfigError([f"{name}: found no such recipe, needed a file or one of {', '.join(packaged)}; check the path"])
+        path = found
+    return load_recipe(path, overrides, stages)
+
+
+def _open_store(given: Path | None, recipe: "Recipe | None" = None) -> "Store":
+    from pipeline.store import Store
+
+    return Store(given or Path(recipe.store if recipe else "store"))
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    # Without a terminal there is no width to keep to: a table's line stays one line.
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+
+
+def _say(console: "Console", line: str) -> None:
+    from rich.text import Text
+
+    from pipeline.text import clean
+
+    console.print(Text(clean(line)), soft_wrap=True)
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, indent=2, ensure_ascii=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""Recipe + data + store -> what will run and why, what is reused.
+
+inputs of a stage -> cache key -> an artifact with that key is reused; otherwise the differences to the newest one are the reasons
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from data.fingerprint import fingerprint
+from data.load import load_records, split_records
+from data.schema import DataError, Problem, RecordKind
+from data.validate import Findings, check
+from pipeline.artifact import Artifact
+from pipeline.config import Recipe
+from pipeline.demo import demo_directory, demo_seeds, locate, locate_splits, make_demo
+from pipeline.errors import StoreError
+from pipeline.identity import identify_model
+from pipeline.store import Store
+from stages.spec import DATA_INPUTS, EXIT_MISSING, MODEL_INPUTS, STAGE_VERSIONS, STAGES, DataSplits, StageName
+
+# Settings that change how a stage runs but not what it makes.
+_WITHOUT_EFFECT = ("save_every", "log_every")
+_BASE = "base"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which stages to run, and which must be there already.
+
+    Args:
+        run: Stages that may run, in order.
+        needed: These and all before them.
+        force: Make new artifacts even where one could be reused.
+    """
+
+    run: tuple[StageName, ...] = STAGES
+    force: bool = False
+
+    @property
+    def needed(self) -> tuple[StageName, ...]:
+        return STAGES[: STAGES.index(self.run[-1]) + 1]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a recipe's stages start from, read and checked once."""
+
+    base_model: str
+    base_identity: str
+    data: dict[str, DataSplits]
+    fingerprints: dict[str, dict[str, str]]
+    findings: dict[str, Findings]
+
+    @property
+    def local(self) -> bool:
+        """Whether nothing has to come from a hub."""
+        paths = [self.base_model, *(source.path for splits in self.data.values() for source in (splits.train, splits.eval) if source)]
+        return all(Path(path).is_absolute() for path in paths)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens to one stage.
+
+    Args:
+        action: `reuse`; `run`; or `depends`: on an earlier stage that will run, whose content is not known yet.
+        artifact: What is reused.
+        reasons: Why it runs, each a phrase after "because"; or what it depends on.
+        key: Cache key, once all parents are known.
+        config: The slice of the configuration that is in the key.
+        parents: Role -> artifact.
+    """
+
+    stage: StageName
+    action: Literal["reuse", "run", "depends"]
+    artifact: Artifact | None = None
+    reasons: list[str] = field(default_factory=list[str])
+    key: str | None = None
+    config: dict[str, Any] = field(default_factory=dict[str, Any])
+    parents: dict[str, Artifact] = field(default_factory=dict[str, Artifact])
+
+
+def prepare(recipe: Recipe, store_root: Path, stages: Sequence[StageName]) -> Inputs:
+    """Read and check all data that the stages will read, so that a bad line is told before anything trains.
+
+    Raises:
+        DataError: With every bad line.
+    """
+    for seed in demo_seeds(recipe):
+        make_demo(store_root, seed)
+    kinds = [kind for kind in ("demonstrations", "comparisons", "prompts") if any(kind in DATA_INPUTS[stage] for stage in stages)]
+    data: dict[str, DataSplits] = {}
+    fingerprints: dict[str, dict[str, str]] = {}
+    findings: dict[str, Findings] = {}
+    problems: list[Problem] = []
+    for kind in kinds:
+        splits = cast("DataSplits", getattr(recipe.data, kind))  # config.py saw to it that it is there
+        data[kind] = locate_splits(splits, store_root)
+        try:
+            fingerprints[kind], findings[kind] = _read_kind(cast("RecordKind", kind), data[kind], recipe)
+        except DataError as error:
+            problems += error.problems
+    problems += [Problem(kind, "", text) for kind, found in findings.items() for text in found.errors]
+    if problems:
+        raise DataError(problems)
+    base_model = locate(recipe.base_model, store_root)
+    return Inputs(base_model, identify_model(base_model, recipe.revision), data, fingerprints, findings)
+
+
+def _read_kind(kind: RecordKind, splits: DataSplits, recipe: Recipe) -> tuple[dict[str, str], Findings]:
+    train = load_records(splits.train, kind)
+    held_out = load_records(splits.eval, kind) if splits.eval else []
+    if splits.eval is None:
+        train, held_out = split_records(train, recipe.data.eval_fraction, recipe.seed)
+    return {"train": fingerprint(train), "eval": fingerprint(held_out)}, check({"train": train, "eval": held_out})
+
+
+def decide(
+    stage: StageName, recipe: Recipe, inputs: Inputs, parents: Mapping[str, Artifact], store: Store, *, force: bool = False
+) -> Decision:
+    """Decide what happens to a stage whose parents are known.
+
+    Args:
+        stage: The stage.
+        recipe: Resolved recipe.
+        inputs: As `prepare` returns them.
+        parents: Kind -> artifact, at least those that the stage reads.
+        store: Where artifacts are looked up.
+        force: Run it even where an artifact has its key.
+    """
+    own_parents = {kind: parents[kind] for kind in MODEL_INPUTS[stage] if kind != _BASE}
+    config = _config_slice(stage, recipe, inputs)
+    data = {kind: inputs.fingerprints[kind] for kind in DATA_INPUTS[stage]}
+    content = {kind: parent.content_id for kind, parent in own_parents.items()}
+    key = hash_inputs(stage, config, data, content)
+    found = store.find_by_cache_key(stage, key)
+    if found and not force:
+        return Decision(stage, "reuse", found, [], key, config, own_parents)
+    if found:
+        reasons = ["--force was given"]
+    else:
+        reasons = list(_differences(stage, config, data, own_parents, store)) or ["no artifact has these inputs yet"]
+    return Decision(stage, "run", None, reasons, key, config, own_parents)
+
+
+def plan(recipe: Recipe, store: Store, selection: Selection) -> list[Decision]:
+    """Decide all needed stages as far as that can be told before anything runs.
+
+    Raises:
+        DataError: With every bad line.
+        StoreError: A stage that is needed but not selected has no artifact (exit 4).
+    """
+    if not store.list(STAGES[0]) and any(not demo_directory(store.root, seed).is_dir() for seed in demo_seeds(recipe)):
+        # A first run: nothing can be reused, so the demo need not be generated to know it.
+        return [Decision(stage, "run", reasons=["no artifact yet"]) for stage in selection.run]
+    inputs = prepare(recipe, store.root, selection.needed)
+    known: dict[str, Artifact] = {}
+    decisions: list[Decision] = []
+    for stage in selection.needed:
+        force = selection.force and stage in selection.run
+        waiting = [kind for kind in MODEL_INPUTS[stage] if kind != _BASE and kind not in known]
+        if waiting:
+            decisions.append(_decide_waiting(stage, waiting, recipe, inputs, store, force=force))
+            continue
+        decision = decide(stage, recipe, inputs, known, store, force=force)
+        if decision.artifact:
+            known[stage] = decision.artifact
+        elif stage not in selection.run:
+            raise missing_artifact(decision, selection)
+        decisions.append(decision)
+    return decisions
+
+
+def missing_artifact(decision: Decision, selection: Selection) -> StoreError:
+    """Say that a stage outside the selection has nothing to reuse."""
+    stage, wanted = decision.stage, selection.run[-1]
+    message = f"{stage}: nothing to reuse, because {'; '.join(decision.reasons)}; {wanted} needs it; run `rlhf run --until {wanted}`"
+    return StoreError(message, EXIT_MISSING)
+
+
+def _decide_waiting(stage: StageName, waiting: Sequence[str], recipe: Recipe, inputs: Inputs, store: Store, *, force: bool) -> Decision:
+    """Decide a stage whose parents will run: it surely runs when something else differs too, else it depends on what they become."""
+    config = _config_slice(stage, recipe, inputs)
+    data = {kind: inputs.fingerprints[kind] for kind in DATA_INPUTS[stage]}
+    reasons = ["--force was given"] if force else list(_differences(stage, config, data, None, store))
+    if reasons:
+        return Decision(stage, "run", reasons=reasons, config=config)
+    return Decision(
+        stage, "depends", reasons=[f"{' and '.join(waiting)} will run; it is reused if the same weights come out"], config=config
+    )
+
+
+def hash_inputs(stage: StageName, config: Mapping[str, Any], data: Mapping[str, Any], content: Mapping[str, str]) -> str:
+    """Hash all that decides a stage's content into its cache key."""
+    everything = {"stage": stage, "config": config, "data": data, "parents": content}
+    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+
+
+def _config_slice(stage: StageName, recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
+    """Collect what a stage reads of the recipe, so far as it changes what the stage makes."""
+    settings = {name: value for name, value in recipe.settings(stage).model_dump(mode="json").items() if name not in _WITHOUT_EFFECT}
+    return {
+        "stage_version": STAGE_VERSIONS[stage],
+        "base_model": inputs.base_identity,
+        "seed": recipe.seed,
+        "judge": recipe.judge,
+        "tokens": recipe.tokens.model_dump(mode="json"),
+        "hardware": {"precision": recipe.hardware.precision, "attention": recipe.hardware.attention},
+        stage: settings,
+    }
+
+
+def _differences(
+    stage: StageName, config: dict[str, Any], data: dict[str, dict[str, str]], parents: Mapping[str, Artifact] | None, store: Store
+) -> Iterator[str]:
+    """Say how the inputs differ from those of the newest artifact; without `parents`, of all other inputs."""
+    artifacts = store.list(stage)
+    if not artifacts:
+        yield "no artifact yet"
+        return
+    manifest = artifacts[-1].manifest
+    old, new = dict(flatten(manifest.config)), dict(flatten(config))
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            yield _describe_change(name, old.get(name), new.get(name))
+    old_data, new_data = manifest.data, dict(flatten(data))
+    for kind in sorted({name.partition(".")[0] for name in old_data.keys() | new_data.keys() if old_data.get(name) != new_data.get(name)}):
+        yield f"data.{kind} changed"
+    old_parents = {parent.ref.partition("@")[0]: parent for parent in manifest.parents}
+    for kind, parent in (parents or {}).items():
+        before = old_parents.get(kind)
+        if before is None or before.content_id != parent.content_id:
+            yield f"{kind} changed {before.ref if before else 'none'} -> {parent.ref}"
+
+
+def _describe_change(name: str, old: Any, new: Any) -> str:
+    if name == "base_model":
+        return "the base model changed"
+    if name == "stage_version":
+        return f"the stage's code changed (version {old} -> {new})"
+    return f"{name} changed {json.dumps(old)} -> {json.dumps(new)}"
+
+
+def flatten(block: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the leaves of nested blocks with dotted names."""
+    for name, value in block.items():
+        if isinstance(value, dict) and value:
+            yield from flatten(cast("dict[str, Any]", value), f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

@@ -1,0 +1,94 @@
+"""A run as it happens: one bar per stage on a terminal, plain lines elsewhere."""
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.text import Text
+
+from pipeline.launch import Event
+from pipeline.plan import Decision, Inputs
+from pipeline.report.headline import PROGRESS, RESULT, headline
+from pipeline.run import Outcome
+from pipeline.text import clean, format_duration
+from stages.spec import StageName
+
+_LINE_EVERY_S = 10.0
+
+
+class ProgressView:
+    """Shows what `pipeline.run` tells it. Draws only when told something: no thread runs beside a fork."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._stage: StageName = "sft"
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._first: tuple[float, int] | None = None
+        self._last_line_s = 0.0
+
+    def inputs_read(self, inputs: Inputs) -> None:
+        """Show the warnings about the data, once."""
+        for kind, found in inputs.findings.items():
+            for warning in found.warnings:
+                self._say(f"{kind}: {warning}", "yellow")
+
+    def stage_reused(self, decision: Decision) -> None:
+        """Show that nothing has to be done."""
+        assert decision.artifact is not None
+        self._say(f"{decision.stage}: reused {decision.artifact.ref}, nothing it depends on changed", "green")
+
+    def stage_started(self, decision: Decision, run_dir: Path) -> None:
+        """Show why a stage runs, and begin its bar."""
+        self._stage, self._first, self._last_line_s = decision.stage, None, time.monotonic()
+        self._say(f"{decision.stage}: runs, because {'; '.join(decision.reasons)}", "bold")
+        if not self._console.is_terminal:
+            self._say(f"{decision.stage}: log {run_dir / 'log.txt'}")
+            return
+        columns = (TextColumn("{task.description:>4}"), BarColumn(30), TextColumn("{task.fields[state]}"))
+        self._progress = Progress(*columns, console=self._console, auto_refresh=False, transient=True)
+        self._progress.start()
+        self._task = self._progress.add_task(self._stage, total=None, state="starting")
+
+    def stage_event(self, event: Event) -> None:
+        """Show one event of the stage."""
+        kind = event.get("event")
+        if kind == "note":
+            self._say(f"{self._stage}: note: {event.get('message', '')}", "yellow")
+        elif kind == "start" and event.get("resumed_step"):
+            self._say(f"{self._stage}: goes on from {event.get('unit', 'step')} {event['resumed_step']}")
+        elif kind == "progress":
+            self._show_progress(int(event["step"]), int(event["total"]), event.get("metrics", {}))
+
+    def stage_published(self, outcome: Outcome) -> None:
+        """Close the bar with what was made."""
+        self._close_bar()
+        figures = headline(RESULT[outcome.stage], outcome.artifact.manifest.metrics)
+        self._say(f"{outcome.stage}: published {outcome.artifact.ref} after {format_duration(outcome.duration_s)}, {figures}", "green")
+
+    def stage_failed(self, stage: StageName) -> None:
+        """Close the bar; the error is told by whoever catches it."""
+        self._close_bar()
+
+    def _show_progress(self, step: int, total: int, metrics: dict[str, float]) -> None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (now, step)
+        started_s, first_step = self._first
+        left = format_duration((now - started_s) / (step - first_step) * (total - step)) + " left" if step > first_step else ""
+        state = ", ".join(filter(None, (f"{step}/{total}", headline(PROGRESS[self._stage], metrics), left)))
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=step, total=total, state=state)
+            self._progress.refresh()
+        elif now - self._last_line_s >= _LINE_EVERY_S:
+            self._last_line_s = now
+            self._say(f"{self._stage}: {state}")
+
+    def _close_bar(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def _say(self, line: str, style: str = "") -> None:
+        self._console.print(Text(clean(line), style=style), soft_wrap=True)

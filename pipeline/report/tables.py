@@ -1,0 +1,199 @@
+"""Plans, artifacts and outcomes -> tables and plain data. Texts of models and files pass `clean`, and never as markup."""
+
+import json
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.artifact import Artifact
+from pipeline.errors import StoreError
+from pipeline.plan import Decision, Inputs
+from pipeline.report.headline import RESULT, headline
+from pipeline.run import Outcome
+from pipeline.store import Store
+from pipeline.text import clean, format_bytes, format_duration, format_number
+from stages.spec import SAMPLES_FILE, STAGES
+
+_SAMPLES_SHOWN = 3
+_MAX_SAMPLE_CHARS = 10_000
+_ID_CHARS = 12
+
+
+def print_table(console: Console, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows of plain text under headings."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(clean(cell)) for cell in row))
+    console.print(table)
+
+
+def print_plan(console: Console, decisions: Sequence[Decision]) -> None:
+    """Print what will happen to each stage, and why."""
+    for decision in decisions:
+        if decision.artifact and decision.action == "reuse":
+            line = f"{decision.stage:<4} reuse    {decision.artifact.ref}"
+        elif decision.action == "depends":
+            line = f"{decision.stage:<4} depends  {'; '.join(decision.reasons)}"
+        else:
+            line = f"{decision.stage:<4} run      because {'; '.join(decision.reasons)}"
+        console.print(Text(clean(line)), soft_wrap=True)
+
+
+def plan_data(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
+    """Return a plan as plain data."""
+    return [
+        {"stage": d.stage, "action": d.action, "ref": d.artifact.ref if d.artifact else None, "reasons": d.reasons, "cache_key": d.key}
+        for d in decisions
+    ]
+
+
+def print_summary(console: Console, outcomes: Sequence[Outcome]) -> None:
+    """Print what a run made or reused, and where it lies."""
+    console.print()
+    rows = [
+        (
+            outcome.stage,
+            outcome.artifact.ref,
+            "reused" if outcome.reused else "run",
+            "" if outcome.reused else format_duration(outcome.duration_s),
+            _figures(outcome.artifact),
+        )
+        for outcome in outcomes
+    ]
+    print_table(console, ("stage", "artifact", "", "time", "figures"), rows)
+    console.print()
+    for outcome in outcomes:
+        console.print(Text(clean(f"{outcome.artifact.ref}: {outcome.artifact.path}")), soft_wrap=True)
+    last = outcomes[-1].artifact.ref
+    console.print(Text(f"look at it: rlhf show {last}   check its bytes: rlhf verify {last}"), soft_wrap=True)
+
+
+def list_data(store: Store, kind: str | None) -> list[dict[str, Any]]:
+    """Return all artifacts as plain data, damaged ones marked."""
+    rows: list[dict[str, Any]] = []
+    names = {known: store.aliases(known) for known in ([kind] if kind else STAGES)}
+    for ref in store.refs(kind):
+        try:
+            artifact = store.get(ref)
+        except StoreError as error:
+            rows.append({"ref": ref, "damaged": error.message})
+            continue
+        manifest = artifact.manifest
+        rows.append(
+            {
+                "ref": ref,
+                "content_id": artifact.content_id,
+                "created_utc": manifest.created_utc,
+                "size": sum(entry.size for entry in manifest.files),
+                "parents": [parent.ref for parent in manifest.parents],
+                "aliases": [name for name, alias in names.get(artifact.kind, {}).items() if alias.ref == ref],
+                "metrics": manifest.metrics,
+                "path": str(artifact.path),
+            }
+        )
+    return rows
+
+
+def print_list(console: Console, rows: Sequence[dict[str, Any]], root: Path) -> None:
+    """Print artifacts, one a line."""
+    if not rows:
+        console.print(Text(clean(f"no artifacts in {root}; `rlhf run` makes some")), soft_wrap=True)
+        return
+    cells: list[tuple[str, ...]] = []
+    for row in rows:
+        if "damaged" in row:
+            cells.append((row["ref"], "damaged", "", "", "", row["damaged"]))
+            continue
+        labels = {stage: RESULT[stage] for stage in STAGES}.get(row["ref"].partition("@")[0], {})
+        names = ", ".join([*row["parents"], *(f"alias {name}" for name in row["aliases"])])
+        cells.append(
+            (
+                row["ref"],
+                row["content_id"][:_ID_CHARS],
+                row["created_utc"][:16].replace("T", " "),
+                format_bytes(row["size"]),
+                names,
+                headline(labels, row["metrics"]),
+            )
+        )
+    print_table(console, ("artifact", "content", "made (UTC)", "size", "from", "figures"), cells)
+
+
+def show_data(store: Store, artifact: Artifact) -> dict[str, Any]:
+    """Return all that is known of an artifact as plain data."""
+    return {
+        "ref": artifact.ref,
+        "path": str(artifact.path),
+        "lineage": [{"ref": parent.ref, "content_id": parent.content_id} for parent in store.lineage(artifact.ref)],
+        "manifest": artifact.manifest.model_dump(mode="json"),
+        "samples": read_samples(artifact, _SAMPLES_SHOWN),
+    }
+
+
+def print_artifact(console: Console, data: dict[str, Any]) -> None:
+    """Print an artifact: what it is, from what it was made, how good it is, what it says."""
+    manifest = data["manifest"]
+
+    def section(title: str, rows: Iterable[tuple[str, str]]) -> None:
+        console.print()
+        console.print(Text(title, style="bold"))
+        for name, value in rows:
+            console.print(Text(clean(f"  {name:<36} {value}")), soft_wrap=True)
+
+    console.print(Text(clean(f"{data['ref']}  {data['path']}"), style="bold"), soft_wrap=True)
+    code = manifest["code"]
+    made = [
+        ("content id", manifest["content_id"]),
+        ("made", f"{manifest['created_utc']} on {manifest['device']}, {manifest['world_size']} process(es)"),
+        ("stage time", format_duration(manifest["duration_s"] or 0.0)),
+        ("code", f"{(code['commit'] or 'no git checkout')[:_ID_CHARS]}{' with changes' if code['dirty'] else ''}"),
+        ("size", format_bytes(sum(entry["size"] for entry in manifest["files"]))),
+        ("run", manifest["run_id"] or ""),
+    ]
+    section("Made", made)
+    section("Lineage", [(parent["ref"], parent["content_id"]) for parent in data["lineage"]] or [("none", "made from the base model")])
+    section("Data", [(name, value) for name, value in manifest["data"].items()])
+    section("Counts", [(name, str(value)) for name, value in manifest["counts"].items()])
+    section("Metrics", [(name, format_number(float(value))) for name, value in sorted(manifest["metrics"].items())])
+    section("Hand-off facts", [(name, str(value)) for name, value in manifest["facts"].items() if value is not None])
+    for sample in data["samples"]:
+        section("Sample", [(name, str(value)) for name, value in sample.items()])
+
+
+def read_samples(artifact: Artifact, count: int) -> list[dict[str, Any]]:
+    """Read the first samples of an artifact; none where there are none."""
+    try:
+        with (artifact.path / SAMPLES_FILE).open(encoding="utf-8", errors="replace") as stream:
+            lines = list(islice(iter(lambda: stream.readline(_MAX_SAMPLE_CHARS), ""), count))
+        return [json.loads(line) for line in lines]
+    except (OSError, ValueError):
+        return []
+
+
+def findings_data(inputs: Inputs) -> dict[str, Any]:
+    """Return what was found in the data, by kind."""
+    return {
+        kind: {"counts": found.counts, "warnings": list(found.warnings), "fingerprints": inputs.fingerprints[kind]}
+        for kind, found in inputs.findings.items()
+    }
+
+
+def print_findings(console: Console, data: dict[str, Any]) -> None:
+    """Print counts and warnings, by kind."""
+    for kind, found in data.items():
+        console.print(Text(kind, style="bold"))
+        for name, value in found["counts"].items():
+            console.print(Text(f"  {name.replace('_', ' '):<28} {value:>9,}"))
+        for warning in found["warnings"]:
+            console.print(Text(clean(f"  warning: {warning}"), style="yellow"), soft_wrap=True)
+
+
+def _figures(artifact: Artifact) -> str:
+    return headline({stage: RESULT[stage] for stage in STAGES}.get(artifact.kind, {}), artifact.manifest.metrics)

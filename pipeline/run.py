@@ -1,0 +1,266 @@
+"""For each stage: reuse, or launch and publish."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import ValidationError
+
+from pipeline.artifact import Artifact
+from pipeline.config import Recipe
+from pipeline.disk import free_bytes, make_directories, take_lock, writing
+from pipeline.errors import ResourceError
+from pipeline.identity import count_parameters
+from pipeline.launch import Event, StageFailed, launch, stage_command
+from pipeline.manifest import ManifestFields, Parent
+from pipeline.plan import Decision, Inputs, Selection, decide, flatten, missing_artifact, prepare
+from pipeline.provenance import code_state, package_versions
+from pipeline.staging import Staging
+from pipeline.store import Store
+from pipeline.text import clean
+from stages.spec import (
+    DATA_INPUTS,
+    EXIT_FAILED,
+    MERGED_DIR,
+    MODEL_INPUTS,
+    RESULT_FILE,
+    StageName,
+    StageResult,
+    StageSpec,
+)
+
+RUNS_DIR = "runs"
+_KEY_CHARS = 16
+# float32 weights (4), gradients are not kept; a checkpoint holds weights and two Adam moments (12); two checkpoints are kept.
+_OUTPUT_BYTES, _CHECKPOINT_BYTES, _CHECKPOINTS = 4, 12, 2
+
+
+class Interrupted(Exception):
+    """A signal came while a stage ran to its end all the same: it is published, the next one is not begun."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by signal {signal_number}")
+        self.exit_code = 128 + signal_number
+
+
+class View(Protocol):
+    """Who watches a run."""
+
+    def inputs_read(self, inputs: Inputs) -> None: ...
+    def stage_reused(self, decision: Decision) -> None: ...
+    def stage_started(self, decision: Decision, run_dir: Path) -> None: ...
+    def stage_event(self, event: Event) -> None: ...
+    def stage_published(self, outcome: "Outcome") -> None: ...
+    def stage_failed(self, stage: StageName) -> None: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One stage of a finished run."""
+
+    stage: StageName
+    artifact: Artifact
+    reused: bool
+    duration_s: float
+
+
+def run(recipe: Recipe, store: Store, selection: Selection, view: View) -> list[Outcome]:
+    """Bring all selected stages up to date.
+
+    Args:
+        recipe: Resolved recipe.
+        store: Where artifacts are found and published.
+        selection: Stages that may run; earlier ones must be there.
+        view: Is told what happens.
+
+    Returns:
+        One outcome per selected stage.
+
+    Raises:
+        DataError, StoreError, StageFailed, Interrupted: With their exit codes.
+    """
+    inputs = prepare(recipe, store.root, selection.needed)
+    view.inputs_read(inputs)
+    artifacts: dict[str, Artifact] = {}
+    outcomes: list[Outcome] = []
+    for stage in selection.needed:
+        selected = stage in selection.run
+        decision = decide(stage, recipe, inputs, artifacts, store, force=selection.force and selected)
+        if decision.artifact is None and not selected:
+            raise missing_artifact(decision, selection)
+        if decision.artifact is not None:
+            _forget_checkpoints(store.root, decision)
+            outcome = Outcome(stage, decision.artifact, True, 0.0)
+            view.stage_reused(decision)
+        else:
+            outcome = run_stage(recipe, inputs, decision, store, view, fresh=selection.force)
+        artifacts[stage] = outcome.artifact
+        if selected:
+            outcomes.append(outcome)
+    return outcomes
+
+
+def run_stage(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, view: View, *, fresh: bool = False) -> Outcome:
+    """Run one stage in a process of its own, or go on with its unfinished run, and publish what it leaves."""
+    for parent in decision.parents.values():
+        store.require_verified(parent.ref)
+    _require_disk(recipe, inputs, decision.stage, store.root)
+    with _run_directory(store.root, decision) as run_dir, store.staging(decision.stage) as staging:
+        if fresh:
+            shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+        if not (run_dir / "checkpoints").exists():  # a new run, not an unfinished one
+            for name in ("log.txt", "events.jsonl"):
+                (run_dir / name).unlink(missing_ok=True)
+        spec = _make_spec(recipe, inputs, decision, staging, run_dir)
+        with writing(run_dir):
+            (run_dir / "spec.json").write_text(spec.model_dump_json(indent=2), encoding="utf-8")
+        view.stage_started(decision, run_dir)
+        started_s = time.monotonic()
+        try:
+            command = stage_command(decision.stage, run_dir / "spec.json", recipe.hardware)
+            received = launch(command, run_dir, view.stage_event, offline=inputs.local)
+            duration_s = time.monotonic() - started_s
+            fields = _manifest_fields(recipe, inputs, decision, _read_result(staging.path, run_dir), duration_s, run_dir.name)
+            _leave_evidence(recipe, staging.path, run_dir)
+            outcome = Outcome(decision.stage, store.publish(staging, fields), False, duration_s)
+        except BaseException:
+            view.stage_failed(decision.stage)
+            raise
+        view.stage_published(outcome)
+        # Only now: a run that is killed before this line finds its checkpoints again.
+        shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+    if received is not None:
+        raise Interrupted(received)
+    return outcome
+
+
+def run_id(decision: Decision) -> str:
+    """Name the run of a stage by its cache key, so that an unfinished run of the same inputs is found again."""
+    assert decision.key is not None
+    return f"{decision.stage}-{decision.key[:_KEY_CHARS]}"
+
+
+@contextmanager
+def _run_directory(root: Path, decision: Decision) -> Generator[Path]:
+    """Open the run directory for one orchestrator at a time."""
+    run_dir = root / RUNS_DIR / run_id(decision)
+    with writing(run_dir):
+        make_directories(run_dir)
+        lock = take_lock(run_dir / "lock", wait=False)
+        if lock is None:
+            holder = (run_dir / "lock").read_text(encoding="utf-8").strip() or "another process"
+            raise ResourceError(f"{run_dir}: {holder} is running this stage with the same inputs; wait for it, then run again to reuse it")
+        os.ftruncate(lock, 0)
+        os.write(lock, f"process {os.getpid()}\n".encode())
+    try:
+        yield run_dir
+    finally:
+        os.close(lock)
+
+
+def _forget_checkpoints(root: Path, decision: Decision) -> None:
+    """Remove what a run left that was killed between publishing and tidying up."""
+    leftover = root / RUNS_DIR / run_id(decision) / "checkpoints"
+    if leftover.is_dir():
+        lock = take_lock(leftover.parent / "lock", wait=False)
+        if lock is not None:
+            shutil.rmtree(leftover, ignore_errors=True)
+            os.close(lock)
+
+
+def _make_spec(recipe: Recipe, inputs: Inputs, decision: Decision, staging: Staging, run_dir: Path) -> StageSpec:
+    stage = decision.stage
+    models: dict[str, str] = {}
+    for role in MODEL_INPUTS[stage]:
+        models[role] = inputs.base_model if role == "base" else str(_model_directory(decision.parents[role]))
+    return StageSpec(
+        stage=stage,
+        settings=recipe.settings(stage),
+        tokens=recipe.tokens,
+        hardware=recipe.hardware,
+        models=models,
+        revision=recipe.revision,
+        data={kind: inputs.data[kind] for kind in DATA_INPUTS[stage]},
+        eval_fraction=recipe.data.eval_fraction,
+        judge=recipe.judge,
+        seed=recipe.seed,
+        output_dir=staging.path,
+        checkpoint_dir=run_dir / "checkpoints",
+        events_path=run_dir / "events.jsonl",
+    )
+
+
+def _model_directory(artifact: Artifact) -> Path:
+    """Prefer the merged model: it opens by itself, and another adapter can be trained on it."""
+    merged = artifact.path / MERGED_DIR
+    return merged if merged.is_dir() else artifact.model_path
+
+
+def _require_disk(recipe: Recipe, inputs: Inputs, stage: StageName, root: Path) -> None:
+    """Refuse to begin what the disk cannot hold; hub models of unknown size pass."""
+    parameters = count_parameters(inputs.base_model)
+    if parameters is None:
+        return
+    num_models = 2 if stage == "ppo" else 1  # policy and critic
+    trained = 0.05 if recipe.settings(stage).lora else 1.0
+    need = int(parameters * (_OUTPUT_BYTES + num_models * trained * _CHECKPOINT_BYTES * _CHECKPOINTS))
+    free = free_bytes(root)
+    if free < need:
+        raise ResourceError(
+            f"{root}: found {free:,} bytes free, needed about {need:,} for the {stage} stage's checkpoints and output; "
+            "free space, or choose another store"
+        )
+
+
+def _read_result(staging: Path, run_dir: Path) -> StageResult:
+    path = staging / RESULT_FILE
+    try:
+        return StageResult.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValidationError) as error:
+        message = f"the stage ended with exit code 0 but left no valid {RESULT_FILE}: {clean(str(error).splitlines()[0])}"
+        raise StageFailed(message, EXIT_FAILED, [], run_dir / "log.txt") from error
+
+
+def _manifest_fields(
+    recipe: Recipe, inputs: Inputs, decision: Decision, result: StageResult, duration_s: float, run_name: str
+) -> ManifestFields:
+    data = {kind: inputs.fingerprints[kind] for kind in DATA_INPUTS[decision.stage]}
+    return ManifestFields(
+        parents=[Parent(ref=parent.ref, content_id=parent.content_id) for parent in decision.parents.values()],
+        data=dict(flatten(data)),
+        cache_key=decision.key,
+        config=decision.config,
+        seed=recipe.seed,
+        code=code_state(),
+        packages=package_versions(),
+        device=result.device,
+        world_size=result.world_size,
+        metrics=result.metrics,
+        facts=result.facts.model_dump(mode="json"),
+        counts=result.counts,
+        duration_s=duration_s,
+        run_id=run_name,
+    )
+
+
+def _leave_evidence(recipe: Recipe, staging: Path, run_dir: Path) -> None:
+    """Put the log and the resolved recipe beside the model."""
+    with writing(staging):
+        log = (run_dir / "log.txt").read_text(encoding="utf-8", errors="replace")
+        (staging / "log.txt").write_text(_redact(log, os.environ), encoding="utf-8")
+        # JSON is YAML; written so that the file can be given to `rlhf run` again.
+        (staging / "config.yaml").write_text(json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
+
+
+def _redact(text: str, environment: Mapping[str, Any]) -> str:
+    """Blot out the environment's secrets, should a library have printed one."""
+    for name, value in environment.items():
+        if any(part in name.upper() for part in ("TOKEN", "SECRET", "PASSWORD", "API_KEY")) and len(value) >= 8:
+            text = text.replace(value, "***")
+    return text

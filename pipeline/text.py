@@ -1,0 +1,36 @@
+"""Values -> short text for a terminal; nothing that a model or a file says can steer it."""
+
+import re
+
+# CSI, OSC and two-character escape sequences.
+_ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|[@-_])")
+
+
+def clean(text: str) -> str:
+    """Drop terminal escapes and control characters; a newline becomes a space, so that a line stays one."""
+    kept = _ESCAPES.sub("", text).replace("\n", " ").replace("\t", " ")
+    return "".join(char for char in kept if char.isprintable())
+
+
+def format_duration(seconds: float) -> str:
+    """Write a duration: 42 s, 3:07, 1:02:09."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def format_bytes(count: int) -> str:
+    """Write a size in the largest unit that keeps it above 1."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def format_number(value: float) -> str:
+    """Write a metric with four significant digits."""
+    return f"{value:.4g}"
