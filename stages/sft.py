@@ -46,7 +46,7 @@ def main(context: StageContext) -> StageResult:
 
     model = trainer.accelerator.unwrap_model(trainer.model)
     autocast = models.autocast(spec.hardware, next(model.parameters()).device)
-    metrics = {f"train/{key}": value for key, value in trainer.state.log_history[-1].items() if key == "train_loss"}
+    metrics: dict[str, float] = {}
     if held_out:
         metrics["eval/loss"] = heldout_loss(model, held_out, tokenizer.pad_token_id, autocast)
         if not math.isfinite(metrics["eval/loss"]):

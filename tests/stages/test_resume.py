@@ -51,8 +51,8 @@ def test_kill_9_and_sigterm_then_resume_equal_a_straight_run(make_stage, base_mo
     assert len(starts) == 3 and starts[0] == 0 and 0 < starts[1] <= starts[2]
     assert weights_hash(killed) == weights_hash(straight)
     rows = [[json.loads(line) for line in (s.spec.output_dir / "metrics.jsonl").read_text().splitlines()] for s in (straight, killed)]
-    assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
-    figures = [{k: v for k, v in s.result.metrics.items() if "second" not in k and "_s" not in k} for s in (straight, killed)]
+    assert {row["step"] for row in rows[0]} <= {row["step"] for row in rows[1]}, "a metric row was lost"
+    figures = [{k: v for k, v in s.result.metrics.items() if not k.startswith("time/")} for s in (straight, killed)]
     assert figures[0] == figures[1]
 
 
