@@ -1,0 +1,64 @@
+# The front door. Every target sets up .venv first, when pyproject.toml or constraints.txt changed, and not otherwise.
+#
+#   make pipeline                            all three stages on the embedded demo
+#   make ppo RECIPE=mine.yaml                another recipe: a file, or a name under pipeline/recipes/
+#   make rm SET="rm.epochs=2 seed=3"         override keys, separated by spaces
+#   make pipeline STORE=/big/disk            another store
+
+PYTHON ?= python3
+RECIPE ?= demo
+SET    ?=
+STORE  ?=
+
+VENV  := .venv
+STAMP := $(VENV)/.installed
+RLHF  := $(VENV)/bin/rlhf
+# One option per word; a directory given as STORE stays one word.
+ARGS   = '$(RECIPE)' $(foreach word,$(SET),--set '$(word)') $(STORE_OPTION)
+STORE_OPTION = $(if $(STORE),--store '$(STORE)')
+
+.DEFAULT_GOAL := help
+.PHONY: help setup sft rm ppo pipeline inspect test check clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## Install everything into .venv
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+sft: $(STAMP) ## Stage 1, supervised fine-tuning
+	@$(RLHF) run --until sft $(ARGS)
+
+rm: $(STAMP) ## Stage 2, the reward model, and what it needs
+	@$(RLHF) run --until rm $(ARGS)
+
+ppo: $(STAMP) ## Stage 3, PPO, and what it needs
+	@$(RLHF) run --until ppo $(ARGS)
+
+pipeline: $(STAMP) ## All three stages; what is up to date is reused
+	@$(RLHF) run $(ARGS)
+
+inspect: $(STAMP) ## List the artifacts and show the newest policy, reward model or SFT model
+	@$(RLHF) ls $(STORE_OPTION)
+	@for kind in ppo rm sft; do \
+		if $(RLHF) show $$kind $(STORE_OPTION) 2>/dev/null; then break; fi; \
+	done
+
+test: $(STAMP) ## All tests
+	$(VENV)/bin/python -m pytest
+
+check: $(STAMP) ## Format, lint, types and the fast tests
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/pyright
+	$(VENV)/bin/python -m pytest -m "not slow"
+
+clean: ## Remove .venv and caches; the store stays
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis dist
+	find data pipeline stages tests -name __pycache__ -type d -prune -exec rm -rf {} +
