@@ -5,9 +5,10 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from data.schema import KINDS
 from pipeline.document import Document
 from pipeline.explain import show
-from pipeline.recipe import DEMO_PATTERN, KINDS, Recipe
+from pipeline.recipe import DEMO_PATTERN, Recipe
 from stages.spec import DATA_INPUTS, DataSource, StageName
 
 ProblemAt = Callable[[str, str], str]

@@ -11,10 +11,11 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
+from data.schema import KINDS
 from pipeline.checks import check_recipe
 from pipeline.document import Document, Keys, parse_value, read_document
 from pipeline.explain import declared_keys, explain, show
-from pipeline.recipe import DEMO_PATTERN, KINDS, Recipe, recipe_schema
+from pipeline.recipe import DEMO_PATTERN, Recipe, recipe_schema
 from stages.spec import STAGES, StageName
 
 __all__ = ["ConfigError", "Recipe", "load_recipe", "recipe_schema"]

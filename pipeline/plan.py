@@ -10,15 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from data.fingerprint import fingerprint
-from data.load import load_records, split_records
-from data.schema import DataError, Problem, RecordKind
-from data.validate import Findings, check
+from data.schema import KINDS, DataError, Problem
 from pipeline.artifact import Artifact
 from pipeline.config import Recipe
 from pipeline.demo import demo_directory, demo_seeds, locate, locate_splits, make_demo
 from pipeline.errors import StoreError
 from pipeline.identity import identify_model
+from pipeline.reading import Reading, read_data
 from pipeline.store import Store
 from stages.spec import DATA_INPUTS, EXIT_MISSING, MODEL_INPUTS, STAGE_VERSIONS, STAGES, DataSplits, StageName
 
@@ -52,8 +50,11 @@ class Inputs:
     base_model: str
     base_identity: str
     data: dict[str, DataSplits]
-    fingerprints: dict[str, dict[str, str]]
-    findings: dict[str, Findings]
+    readings: dict[str, Reading]
+
+    def fingerprints(self, stage: StageName) -> dict[str, dict[str, str]]:
+        """Return the content hashes of what a stage reads: kind -> split -> hash."""
+        return {kind: self.readings[kind].fingerprints for kind in DATA_INPUTS[stage]}
 
     @property
     def local(self) -> bool:
@@ -84,39 +85,39 @@ class Decision:
     parents: dict[str, Artifact] = field(default_factory=dict[str, Artifact])
 
 
-def prepare(recipe: Recipe, store_root: Path, stages: Sequence[StageName]) -> Inputs:
+def prepare(recipe: Recipe, store_root: Path, stages: Sequence[StageName], *, trust_notes: bool = False) -> Inputs:
     """Read and check all data that the stages will read, so that a bad line is told before anything trains.
+
+    Args:
+        recipe: Resolved recipe.
+        store_root: Where the demo is made, and notes are kept of what was found in files.
+        stages: Stages whose data is read.
+        trust_notes: Do not read files again whose size and times are as noted; for looking, not for training.
 
     Raises:
         DataError: With every bad line.
     """
     for seed in demo_seeds(recipe):
         make_demo(store_root, seed)
-    kinds = [kind for kind in ("demonstrations", "comparisons", "prompts") if any(kind in DATA_INPUTS[stage] for stage in stages)]
     data: dict[str, DataSplits] = {}
-    fingerprints: dict[str, dict[str, str]] = {}
-    findings: dict[str, Findings] = {}
+    readings: dict[str, Reading] = {}
     problems: list[Problem] = []
-    for kind in kinds:
+    for kind in KINDS:
+        if not any(kind in DATA_INPUTS[stage] for stage in stages):
+            continue
         splits = cast("DataSplits", getattr(recipe.data, kind))  # config.py saw to it that it is there
         data[kind] = locate_splits(splits, store_root)
         try:
-            fingerprints[kind], findings[kind] = _read_kind(cast("RecordKind", kind), data[kind], recipe)
+            readings[kind] = read_data(
+                kind, data[kind], recipe.data.eval_fraction, recipe.seed, store_root=store_root, trust_notes=trust_notes
+            )
+            problems += [Problem(kind, "", text) for text in readings[kind].findings.errors]
         except DataError as error:
             problems += error.problems
-    problems += [Problem(kind, "", text) for kind, found in findings.items() for text in found.errors]
     if problems:
         raise DataError(problems)
     base_model = locate(recipe.base_model, store_root)
-    return Inputs(base_model, identify_model(base_model, recipe.revision), data, fingerprints, findings)
-
-
-def _read_kind(kind: RecordKind, splits: DataSplits, recipe: Recipe) -> tuple[dict[str, str], Findings]:
-    train = load_records(splits.train, kind)
-    held_out = load_records(splits.eval, kind) if splits.eval else []
-    if splits.eval is None:
-        train, held_out = split_records(train, recipe.data.eval_fraction, recipe.seed)
-    return {"train": fingerprint(train), "eval": fingerprint(held_out)}, check({"train": train, "eval": held_out})
+    return Inputs(base_model, identify_model(base_model, recipe.revision), data, readings)
 
 
 def decide(
@@ -134,7 +135,7 @@ def decide(
     """
     own_parents = {kind: parents[kind] for kind in MODEL_INPUTS[stage] if kind != _BASE}
     config = _config_slice(stage, recipe, inputs)
-    data = {kind: inputs.fingerprints[kind] for kind in DATA_INPUTS[stage]}
+    data = inputs.fingerprints(stage)
     content = {kind: parent.content_id for kind, parent in own_parents.items()}
     key = hash_inputs(stage, config, data, content)
     found = store.find_by_cache_key(stage, key)
@@ -157,7 +158,7 @@ def plan(recipe: Recipe, store: Store, selection: Selection) -> list[Decision]:
     if not store.list(STAGES[0]) and any(not demo_directory(store.root, seed).is_dir() for seed in demo_seeds(recipe)):
         # A first run: nothing can be reused, so the demo need not be generated to know it.
         return [Decision(stage, "run", reasons=["no artifact yet"]) for stage in selection.run]
-    inputs = prepare(recipe, store.root, selection.needed)
+    inputs = prepare(recipe, store.root, selection.needed, trust_notes=True)
     known: dict[str, Artifact] = {}
     decisions: list[Decision] = []
     for stage in selection.needed:
@@ -185,7 +186,7 @@ def missing_artifact(decision: Decision, selection: Selection) -> StoreError:
 def _decide_waiting(stage: StageName, waiting: Sequence[str], recipe: Recipe, inputs: Inputs, store: Store, *, force: bool) -> Decision:
     """Decide a stage whose parents will run: it surely runs when something else differs too, else it depends on what they become."""
     config = _config_slice(stage, recipe, inputs)
-    data = {kind: inputs.fingerprints[kind] for kind in DATA_INPUTS[stage]}
+    data = inputs.fingerprints(stage)
     reasons = ["--force was given"] if force else list(_differences(stage, config, data, None, store))
     if reasons:
         return Decision(stage, "run", reasons=reasons, config=config)
@@ -246,9 +247,9 @@ def _describe_change(name: str, old: Any, new: Any) -> str:
 
 
 def flatten(block: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of nested blocks with dotted names."""
+    """Yield the leaves of nested blocks with dotted names; an empty block has none."""
     for name, value in block.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict):
             yield from flatten(cast("dict[str, Any]", value), f"{prefix}{name}.")
         else:
             yield prefix + name, value

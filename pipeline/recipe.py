@@ -8,7 +8,6 @@ from pydantic import Field
 from stages.settings import Closed, HardwareSettings, PPOSettings, RMSettings, SFTSettings, StageSettings, TokenSettings
 from stages.spec import DataSplits, StageName
 
-KINDS = ("demonstrations", "comparisons", "prompts")
 DEMO_PATTERN = re.compile(r"demo(?:@(?P<seed>[0-9]{1,9}))?(?::(?P<kind>demonstrations|comparisons|prompts)\.(?P<split>train|eval))?")
 
 

@@ -230,10 +230,9 @@ def _read_result(staging: Path, run_dir: Path) -> StageResult:
 def _manifest_fields(
     recipe: Recipe, inputs: Inputs, decision: Decision, result: StageResult, duration_s: float, run_name: str
 ) -> ManifestFields:
-    data = {kind: inputs.fingerprints[kind] for kind in DATA_INPUTS[decision.stage]}
     return ManifestFields(
         parents=[Parent(ref=parent.ref, content_id=parent.content_id) for parent in decision.parents.values()],
-        data=dict(flatten(data)),
+        data=dict(flatten(inputs.fingerprints(decision.stage))),
         cache_key=decision.key,
         config=decision.config,
         seed=recipe.seed,

@@ -30,8 +30,8 @@ class ProgressView:
 
     def inputs_read(self, inputs: Inputs) -> None:
         """Show the warnings about the data, once."""
-        for kind, found in inputs.findings.items():
-            for warning in found.warnings:
+        for kind, read in inputs.readings.items():
+            for warning in read.findings.warnings:
                 self._say(f"{kind}: {warning}", "yellow")
 
     def stage_reused(self, decision: Decision) -> None:

@@ -180,8 +180,8 @@ def read_samples(artifact: Artifact, count: int) -> list[dict[str, Any]]:
 def findings_data(inputs: Inputs) -> dict[str, Any]:
     """Return what was found in the data, by kind."""
     return {
-        kind: {"counts": found.counts, "warnings": list(found.warnings), "fingerprints": inputs.fingerprints[kind]}
-        for kind, found in inputs.findings.items()
+        kind: {"counts": read.findings.counts, "warnings": list(read.findings.warnings), "fingerprints": read.fingerprints}
+        for kind, read in inputs.readings.items()
     }
 
 
