@@ -5,6 +5,8 @@ import signal
 import subprocess
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -12,23 +14,27 @@ from pipeline.disk import take_lock
 from pipeline.store import Store
 
 
-def hold_staging_in_child(root):
-    """Fork a process that holds a staging directory until it is killed; return its id and the directory."""
+@pytest.fixture
+def holder(store):
+    """A process that holds a staging directory until it is killed: its id and the directory."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        with Store(root).staging("sft") as staging:
+        with store.staging("sft") as staging:
             (staging.path / "weights").write_bytes(b"half")
             os.write(writer, os.fsencode(staging.path))
             signal.pause()
     os.close(writer)
-    path = os.read(reader, 4096)
+    path = Path(os.fsdecode(os.read(reader, 4096)))
     os.close(reader)
-    return child, type(root)(os.fsdecode(path))
+    yield child, path
+    with suppress(ProcessLookupError, ChildProcessError):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
-def test_the_reaper_leaves_what_a_living_process_writes_and_takes_it_when_the_process_is_killed(store):
-    child, path = hold_staging_in_child(store.root)
+def test_the_reaper_leaves_what_a_living_process_writes_and_takes_it_when_the_process_is_killed(store, holder):
+    child, path = holder
     Store(store.root)
     assert (path / "weights").read_bytes() == b"half"
     os.kill(child, signal.SIGKILL)

@@ -25,17 +25,21 @@ def race(tmp_path_factory):
         )
         for worker in range(NUM_WORKERS)
     ]
-    for worker in workers:
-        assert worker.stdout.readline() == "ready\n"
-    root.with_suffix(".go").touch()
-    num_damaged = 0
-    while any(worker.poll() is None for worker in workers):
-        store = Store(root)
-        num_damaged += len(store.refs()) > len(store.list())
-    reports = [json.loads(worker.stdout.read()) for worker in workers]
-    for worker in workers:
-        worker.stdout.close()
-    assert [worker.returncode for worker in workers] == [0] * NUM_WORKERS
+    try:
+        for worker in workers:
+            assert worker.stdout.readline() == "ready\n"
+        root.with_suffix(".go").touch()
+        num_damaged = 0
+        while any(worker.poll() is None for worker in workers):
+            store = Store(root)
+            num_damaged += len(store.refs()) > len(store.list())
+        reports = [json.loads(worker.stdout.read()) for worker in workers]
+        assert [worker.returncode for worker in workers] == [0] * NUM_WORKERS
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+            worker.stdout.close()
     return Store(root), reports, num_damaged
 
 
