@@ -2,35 +2,17 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Any, TypeAlias, cast
 
 from data.schema import DataError, Message, Problem, first_line
 
 Messages = Sequence[Message]
+# transformers' `PreTrainedTokenizerBase`; it declares most of its attributes at run time only, so no type describes it.
+Tokenizer: TypeAlias = Any
 
 BATCH_SIZE = 4096  # conversations per tokenizer call: enough for its threads, little memory
 # An answer goes through the same code as a prompt, with a template that writes its text and nothing else.
 ANSWER_TEMPLATE = "{{ messages[0]['content'] }}"
-
-
-class Tokenizer(Protocol):
-    """What the token stream uses of transformers' `PreTrainedTokenizerBase`, which carries no complete types."""
-
-    @property
-    def name_or_path(self) -> Any: ...
-    @property
-    def chat_template(self) -> Any: ...
-    @property
-    def eos_token(self) -> Any: ...
-    @property
-    def eos_token_id(self) -> Any: ...
-    @property
-    def pad_token_id(self) -> Any: ...
-    @property
-    def is_fast(self) -> bool: ...
-    def get_added_vocab(self) -> dict[str, int]: ...
-    def apply_chat_template(self, conversation: Any, **options: Any) -> Any: ...
-    def __call__(self, text: Any, **options: Any) -> Any: ...
 
 
 def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[Messages]) -> list[list[int]]:

@@ -8,8 +8,11 @@ from dataclasses import replace
 from data.chat import Messages, Tokenizer, encode_prompts
 from data.schema import DataError, Message, Problem
 
-# From the best place for a cut to the worst; each matches what a cut at its start leaves behind.
-BOUNDARIES = (re.compile(r"\n\s*\n"), re.compile(r"(?<=[.!?…。！？])[\"'”’)\]]*\s|\n"), re.compile(r"\s"))
+# From the best place for a cut to the worst.
+PARAGRAPH = re.compile(r"\n\s*\n")
+SENTENCE = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s|(?<=[。！？])[”’」』]*|\n")
+WORD = re.compile(r"\s")
+BOUNDARIES = (PARAGRAPH, SENTENCE, WORD)
 # A better boundary is taken when it keeps at least this share of what fits.
 MIN_KEPT = 0.5
 
@@ -49,7 +52,9 @@ def _drop_oldest_turns(prompt: Messages, fits: Callable[[Messages], bool]) -> li
 
 
 def _cut_tokens(tokenizer: Tokenizer, text: str, excess: int) -> str:
-    """Cut at least `excess` tokens (or all but about one) off the end of a text; always shorter, perhaps empty."""
+    """Cut about `excess` tokens (at most all but one) off the end of a text; always shorter, perhaps empty."""
+    if (stripped := text.strip()) != text:
+        return stripped  # blanks around the text go first: they may already be what is too much
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
     num_tokens = len(encoded["input_ids"])
     num_kept = max(num_tokens - excess, 1)

@@ -101,7 +101,7 @@ def _read_lines(stream: IO[bytes], name: str, report: Report) -> Iterator[Row]:
             _skip_to_next_line(stream)
             continue
         text = _decode(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, where, report)
-        if text is None or not text.strip():
+        if text is None or not (text := text.rstrip()):
             continue
         try:
             yield where, _DECODER.decode(text)
@@ -110,7 +110,7 @@ def _read_lines(stream: IO[bytes], name: str, report: Report) -> Iterator[Row]:
 
 
 def _skip_to_next_line(stream: IO[bytes]) -> None:
-    while (rest := stream.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+    while (rest := stream.readline(1_000_000)) and not rest.endswith(b"\n"):
         pass
 
 
@@ -166,7 +166,7 @@ def _skip_space(text: str, position: int) -> int:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"found {name}")
+    raise ValueError(f"found {name}, which JSON does not have")
 
 
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -180,7 +180,7 @@ def _json_message(error: Exception, text: str) -> str:
         return f"not JSON ({error.msg} at column {error.colno}); needed one JSON object; correct it"
     if isinstance(error, RecursionError):
         return "nested too deeply; needed one flat JSON object; correct it"
-    return f"{first_line(error)}, which JSON does not have; needed an ordinary number or text; replace it"
+    return f"{first_line(error)}; needed an ordinary number or text; replace it"
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:

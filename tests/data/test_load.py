@@ -1,0 +1,318 @@
+import gzip
+import json
+import tracemalloc
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, DatasetDict
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data.load import load_records, split_records
+from data.rows import MAX_LINE_BYTES
+from data.schema import Comparison, DataError, Demonstration, Message, Prompt
+
+GOOD = {"prompt": "Hi?", "completion": "Hello."}
+USER, ANSWER, WORSE = (
+    {"role": "user", "content": "Hi?"},
+    {"role": "assistant", "content": "Hello."},
+    {"role": "assistant", "content": "No."},
+)
+
+
+def user(text):
+    return (Message("user", text),)
+
+
+def problems_of(source, kind="demonstrations"):
+    with pytest.raises(DataError) as caught:
+        load_records(source, kind)
+    return [str(problem).split("/")[-1] for problem in caught.value.problems]
+
+
+# What a line may look like
+
+
+def test_demonstration_of_prompt_and_completion_keeps_text_exactly(write_lines):
+    row = {"prompt": "  Wie  geht's? \u2028\n", "completion": "Gut 🙂\t", "score": 3, "extra": {"deep": [None]}}
+    assert load_records(write_lines(row), "demonstrations") == [Demonstration(user("  Wie  geht's? \u2028\n"), "Gut 🙂\t")]
+
+
+def test_every_assistant_turn_becomes_a_demonstration_of_all_that_precedes_it(write_lines):
+    texts = [("system", "Be kind."), ("user", "a?"), ("assistant", "b"), ("user", "c?"), ("assistant", "d"), ("user", "e?")]
+    messages = [{"role": role, "content": content} for role, content in texts]
+    history = tuple(Message(role, content) for role, content in texts)
+    assert load_records(write_lines({"messages": messages}), "demonstrations") == [
+        Demonstration(history[:2], "b"),
+        Demonstration(history[:4], "d"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Hi?", "completions": ["Hello.", "No."], "ranks": [1, 2]},
+        {"prompt": "Hi?", "chosen": "Hello.", "rejected": "No."},
+        {"prompt": [USER], "chosen": [ANSWER], "rejected": [WORSE]},
+        {"chosen": [USER, ANSWER], "rejected": [USER, WORSE]},
+        {"prompt": "Hi?", "chosen": [USER, ANSWER], "rejected": [USER, WORSE]},
+        {"prompt": [USER], "completions": [[ANSWER], [WORSE]], "ranks": [1, 2]},
+    ],
+)
+def test_all_ways_to_write_a_comparison_give_the_same_record(write_lines, row):
+    assert load_records(write_lines(row), "comparisons") == [Comparison(user("Hi?"), ("Hello.", "No."), (1, 2))]
+
+
+def test_comparison_keeps_ties_source_and_an_empty_answer(write_lines):
+    row = {"prompt": "Hi?", "completions": ["", "b", "c"], "ranks": [2, 1, 2], "source": "forum"}
+    assert load_records(write_lines(row), "comparisons") == [Comparison(user("Hi?"), ("", "b", "c"), (2, 1, 2), "forum")]
+
+
+def test_prompt_may_be_text_or_messages(write_lines):
+    source = write_lines({"prompt": "Hi?", "completion": 7}, {"prompt": [{"role": "system", "content": "s"}, USER]})
+    assert load_records(source, "prompts") == [Prompt(user("Hi?")), Prompt((Message("system", "s"), Message("user", "Hi?")))]
+
+
+# Formats
+
+
+def test_json_jsonl_gz_parquet_and_saved_datasets_give_the_same_records(tmp_path, write_lines, source):
+    rows = [{"prompt": f"{i}?", "completions": ["a", "b\n"], "ranks": [1, 1 + i % 2], "unused": i} for i in range(5)]
+    expected = load_records(write_lines(*rows), "comparisons")
+    (tmp_path / "array.json").write_text("\ufeff" + json.dumps(rows, indent=2), encoding="utf-8")
+    (tmp_path / "lines.json").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (tmp_path / "crlf.jsonl").write_bytes(b"\r\n\r\n".join(json.dumps(row).encode() for row in rows))
+    with gzip.open(tmp_path / "lines.jsonl.gz", "wt") as stream:
+        stream.writelines(json.dumps(row) + "\n" for row in rows)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "table.parquet")
+    Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    DatasetDict({"train": Dataset.from_list(rows), "test": Dataset.from_list(rows[:1])}).save_to_disk(tmp_path / "splits")
+    for name in ("array.json", "lines.json", "crlf.jsonl", "lines.jsonl.gz", "table.parquet", "saved"):
+        assert load_records(source(tmp_path / name), "comparisons") == expected, name
+    assert load_records(source(tmp_path / "splits", split="train"), "comparisons") == expected
+
+
+def test_columns_that_parquet_fills_with_null_count_as_absent(tmp_path, source):
+    pq.write_table(pa.Table.from_pylist([{**GOOD, "messages": None}, {"messages": [USER, ANSWER]}]), tmp_path / "mixed.parquet")
+    assert load_records(source(tmp_path / "mixed.parquet"), "demonstrations") == [Demonstration(user("Hi?"), "Hello.")] * 2
+
+
+def test_saved_dataset_with_several_splits_asks_for_one(tmp_path, source):
+    DatasetDict({"train": Dataset.from_list([GOOD]), "test": Dataset.from_list([GOOD])}).save_to_disk(tmp_path / "splits")
+    assert problems_of(source(tmp_path / "splits")) == ["splits: split: found train, test; needed one of them, not None; set split"]
+
+
+def test_bad_row_of_a_dataset_is_named_by_number(tmp_path, source):
+    Dataset.from_list([GOOD, {"prompt": "Hi?", "completion": " "}]).save_to_disk(tmp_path / "saved")
+    assert problems_of(source(tmp_path / "saved")) == [
+        "saved:2: completion: found blanks only; needed text; fill it or remove the line",
+    ]
+
+
+def test_items_of_an_array_are_named_by_the_line_they_begin_on(tmp_path, source):
+    path = tmp_path / "array.json"
+    path.write_text('[\n  {"prompt": "a",\n   "completion": "b"},\n  {"prompt":\n 1, "completion": "b"},\n  7\n]')
+    assert problems_of(source(path)) == [
+        "array.json:4: prompt: found 1 (a number); needed text or a list of messages; correct it",
+        "array.json:6: found 7 (a number); needed a JSON object with named fields; wrap the values",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[", "array.json:1: not JSON (Expecting value at column 2); needed one JSON object; correct it (the rest is unread)"),
+        (
+            '[{"prompt": "a"},]',
+            "array.json:1: not JSON (Expecting value at column 18); needed one JSON object; correct it (the rest is unread)",
+        ),
+        (
+            '[{"prompt": "a"}\n{"prompt": "b"}]',
+            "array.json:2: found '{' after an item; needed ',' or ']'; correct the array (the rest is unread)",
+        ),
+        ('[{"prompt": "a"}]\n[]', "array.json:1: found text after the end of the array; needed one array; remove the rest"),
+        ("[NaN]", "array.json:1: found NaN, which JSON does not have; needed an ordinary number or text; replace it (the rest is unread)"),
+    ],
+)
+def test_broken_arrays_say_where_they_break(tmp_path, source, text, expected):
+    (tmp_path / "array.json").write_text(text)
+    assert problems_of(source(tmp_path / "array.json"), "prompts") == [expected]
+
+
+# Bad lines
+
+
+def test_all_bad_lines_are_reported_at_once_with_line_and_field(write_lines):
+    lines = [
+        GOOD,
+        {"prompt": "a"},
+        {"prompt": 3, "completion": "b"},
+        "",
+        {"prompt": "a", "completion": ""},
+        b'{"prompt": "\xff", "completion": "b"}',
+        b'{"prompt": "a\x00", "completion": "b"}',
+        r'{"prompt": "a\u0000", "completion": "b"}',
+        r'{"prompt": "a\ud83d", "completion": "b"}',
+        '{"prompt": NaN, "completion": "b"}',
+        '["a", "b"]',
+        '{"prompt": "a"',
+        {"messages": []},
+        {"messages": [USER]},
+        {"messages": [USER, {"role": "bot", "content": "x"}]},
+        {"messages": [USER, ANSWER, {"role": "system", "content": "x"}]},
+        {"messages": [ANSWER]},
+        {"messages": [USER, ANSWER, ANSWER]},
+        {"messages": [USER, {"role": "assistant", "content": [{"type": "text"}]}]},
+    ]
+    assert problems_of(write_lines(*lines)) == [
+        "records.jsonl:2: completion: missing; needed prompt and completion, or messages; add it",
+        "records.jsonl:3: prompt: found 3 (a number); needed text or a list of messages; correct it",
+        "records.jsonl:5: completion: found an empty text; needed text; fill it or remove the line",
+        "records.jsonl:6: byte 0xff at column 13 is not UTF-8; needed UTF-8 text; save the file as UTF-8",
+        "records.jsonl:7: found a NUL byte; needed text; remove it",
+        "records.jsonl:8: prompt: found a NUL character; needed plain text; remove it",
+        "records.jsonl:9: prompt: found half a surrogate pair (\\ud83d); needed Unicode text; repair the export",
+        "records.jsonl:10: found NaN, which JSON does not have; needed an ordinary number or text; replace it",
+        "records.jsonl:11: found a list; needed a JSON object with named fields; wrap the values",
+        "records.jsonl:12: not JSON (Expecting ',' delimiter at column 15); needed one JSON object; correct it",
+        "records.jsonl:13: messages: found an empty list; needed a list of messages with role and content; write it so",
+        "records.jsonl:14: messages: found no assistant message; needed at least one; add the answer",
+        "records.jsonl:15: messages[1].role: found 'bot'; needed one of system, user, assistant; rename it",
+        "records.jsonl:16: messages[2].role: found a system message after another; needed it first; move it",
+        "records.jsonl:17: messages[:0]: found no message before the answer; needed a user's message; add it",
+        "records.jsonl:18: messages[:2]: the prompt ends with a message from assistant; needed the user's last; reorder or merge messages",
+        "records.jsonl:19: messages[1].content: found a list; needed text; correct it",
+    ]
+
+
+def test_bad_comparisons_are_told_by_field(write_lines):
+    lines = [
+        {"prompt": "a", "completions": ["b", "c"], "ranks": [1, 2, 3]},
+        {"prompt": "a", "completions": ["b"], "ranks": [1]},
+        {"prompt": "a", "completions": "bc", "ranks": [1, 2]},
+        {"prompt": "a", "completions": ["b", None], "ranks": [1, 2]},
+        {"prompt": "a", "completions": ["b", "c"]},
+        {"prompt": "a", "completions": ["b", "c"], "ranks": [1, True]},
+        {"prompt": "a", "completions": ["b", "c"], "ranks": [0, 1]},
+        {"prompt": "a", "completions": ["b", "c"], "ranks": [1, 2.5]},
+        {"prompt": "a", "chosen": "b"},
+        {"chosen": "b", "rejected": "c"},
+        {"chosen": [USER, ANSWER], "rejected": [{"role": "user", "content": "Other?"}, WORSE]},
+        {"chosen": [USER, ANSWER], "rejected": [USER]},
+        {"prompt": "Other?", "chosen": [USER, ANSWER], "rejected": [USER, WORSE]},
+        {"prompt": "a", "chosen": "b", "rejected": "c", "source": 4},
+    ]
+    assert problems_of(write_lines(*lines), "comparisons") == [
+        "records.jsonl:1: ranks: 3 ranks for 2 completions; needed equal numbers; give one rank per completion",
+        "records.jsonl:2: completions: found 1; needed two or more answers to one prompt; add some or remove the line",
+        "records.jsonl:3: completions: found the text 'bc'; needed a list of two or more answers; write it so",
+        "records.jsonl:4: completions[1]: found null; needed text; correct it",
+        "records.jsonl:5: ranks: missing; needed one rank per completion, 1 = best; add them",
+        "records.jsonl:6: ranks[1]: found true (a truth value); needed a whole number from 1 (best); correct it",
+        "records.jsonl:7: ranks[0]: found 0 (a number); needed a whole number from 1 (best); correct it",
+        "records.jsonl:8: ranks[1]: found 2.5 (a number); needed a whole number from 1 (best); correct it",
+        "records.jsonl:9: rejected: missing; needed completions and ranks, or chosen and rejected; add it",
+        "records.jsonl:10: prompt: missing; needed a prompt, or chosen and rejected as message lists that begin with it; add it",
+        "records.jsonl:11: rejected: differs from chosen before the last message; needed one prompt for both; make them equal",
+        "records.jsonl:12: rejected: the last message is from user; needed the assistant's answer last; add it",
+        "records.jsonl:13: prompt: differs from the messages before the answer in chosen; needed one prompt; remove one of them",
+        "records.jsonl:14: source: found 4 (a number); needed text; quote it",
+    ]
+
+
+def test_twenty_problems_are_shown_and_the_rest_counted(write_lines):
+    with pytest.raises(DataError) as caught:
+        load_records(write_lines(*["x"] * 25), "prompts")
+    shown = str(caught.value).splitlines()
+    assert len(caught.value.problems) == 25
+    assert len(shown) == 21
+    assert ":20: " in shown[19]
+    assert shown[20] == "and 5 more"
+
+
+def test_line_over_the_cap_is_refused_without_being_held_and_the_next_is_read(tmp_path, source):
+    path = tmp_path / "long.jsonl"
+    with path.open("wb") as stream:
+        stream.write(b'{"prompt": "' + b"a" * MAX_LINE_BYTES * 4 + b'"}\n')
+        stream.write(b'{"prompt": 1}\n')
+    tracemalloc.start()
+    assert problems_of(source(path), "prompts") == [
+        "long.jsonl:1: line longer than 10,000,000 bytes; needed shorter ones; split or remove it",
+        "long.jsonl:2: prompt: found 1 (a number); needed text or a list of messages; correct it",
+    ]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3.1 * MAX_LINE_BYTES
+
+
+def test_line_of_exactly_the_cap_is_read(tmp_path, source):
+    frame = b'{"prompt": ""}'
+    (tmp_path / "a.jsonl").write_bytes(frame.replace(b'""', b'"' + b"a" * (MAX_LINE_BYTES - len(frame)) + b'"') + b"\n")
+    assert len(load_records(source(tmp_path / "a.jsonl"), "prompts")[0].prompt[0].content) == MAX_LINE_BYTES - len(frame)
+
+
+def test_deep_nesting_and_giant_numbers_are_bad_lines_not_crashes(write_lines):
+    found = problems_of(write_lines("[" * 200_000, '{"prompt": ' + "9" * 5000 + "}"), "prompts")
+    assert found[0] == "records.jsonl:1: nested too deeply; needed one flat JSON object; correct it"
+    assert found[1].startswith("records.jsonl:2: Exceeds the limit")
+
+
+# Sources that cannot be read at all
+
+
+def test_sources_that_cannot_be_read_say_what_is_needed(tmp_path, write_lines, source):
+    (tmp_path / "table.csv").write_text("prompt\nHi\n")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 nothing PAR1")
+    (tmp_path / "broken.jsonl.gz").write_bytes(gzip.compress(b'{"prompt": "a"}\n' * 100)[:-10])
+    assert problems_of(write_lines()) == ["records.jsonl: found no rows; needed at least one of demonstrations; check the export"]
+    assert problems_of(source(tmp_path / "none.jsonl")) == [
+        "none.jsonl: no such file or directory; needed a file, a saved dataset directory or a dataset id; check the path"
+    ]
+    assert problems_of(source(tmp_path / "table.csv")) == [
+        "table.csv: found a .csv file; needed .jsonl, .jsonl.gz, .json, .parquet; convert or rename it"
+    ]
+    assert problems_of(source(tmp_path / "broken.parquet"))[0].startswith("broken.parquet: not a readable Parquet file (")
+    assert problems_of(source(tmp_path / "broken.jsonl.gz"), "prompts")[-1].startswith("broken.jsonl.gz: cannot be read (")
+    assert problems_of(source(write_lines(GOOD).path, split="train")) == [
+        "records.jsonl: split: set for a plain file; needed for datasets only; remove it"
+    ]
+
+
+def test_dataset_without_known_columns_names_what_it_has(tmp_path, source):
+    Dataset.from_list([{"question": "a", "answer": "b"}]).save_to_disk(tmp_path / "saved")
+    assert problems_of(source(tmp_path / "saved"))[0].startswith("saved: found columns question, answer; needed some of prompt, completion")
+
+
+# Holding prompts out
+
+
+def make_prompts(texts):
+    return [Prompt(user(text)) for text in texts]
+
+
+def test_split_keeps_each_prompt_on_one_side_and_about_the_fraction():
+    records = make_prompts([f"prompt {i % 1000}" for i in range(3000)])
+    train, held_out = split_records(records, 0.1, seed=1)
+    assert not {record.prompt for record in train} & {record.prompt for record in held_out}
+    assert len(train) + len(held_out) == 3000
+    assert 70 <= len(held_out) / 3 <= 130  # 100 expected, three standard deviations are 28
+    assert held_out != split_records(records, 0.1, seed=2)[1]
+    assert (train, held_out) == split_records(records, 0.1, seed=1)
+
+
+def test_split_of_a_prompt_does_not_change_when_records_are_added():
+    few, more = make_prompts(map(str, range(200))), make_prompts(map(str, range(400)))
+    held_out = split_records(few, 0.2, seed=0)[1]
+    assert [record for record in split_records(more, 0.2, seed=0)[1] if record in few] == held_out
+
+
+@given(num_prompts=st.integers(2, 6), fraction=st.floats(0.001, 0.999), seed=st.integers(0, 5))
+def test_split_leaves_a_prompt_on_each_side(num_prompts, fraction, seed):
+    train, held_out = split_records(make_prompts(map(str, range(num_prompts))), fraction, seed)
+    assert train and held_out
+
+
+def test_split_of_one_prompt_is_refused():
+    with pytest.raises(DataError, match="found 1 different prompt; needed two or more"):
+        split_records(make_prompts(["a", "a"]), 0.5, seed=0)

@@ -1,0 +1,227 @@
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+import data.tokens as tokens_module
+from data.schema import Comparison, DataError, Demonstration, Message, Prompt
+from data.tokens import (
+    EncodedPair,
+    EncodedPrompt,
+    encode_comparisons,
+    encode_demonstrations,
+    encode_prompt,
+    encode_prompts,
+    encode_response,
+    require_special_tokens,
+)
+
+PAD, USER, ASSISTANT, END = 0, 1, 2, 3
+
+
+def user(text):
+    return (Message("user", text),)
+
+
+def plain_ids(tokenizer, text):
+    """Encode text by the bare model, by an independent way: no added token is ever looked for."""
+    backend = tokenizer.backend_tokenizer
+    return [token.id for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text) for token in backend.model.tokenize(piece)]
+
+
+# One stream
+
+
+def test_prompt_and_response_have_their_control_tokens_and_nothing_else(tokenizer):
+    assert encode_prompt(tokenizer, user("where is it?"), 50) == EncodedPrompt(
+        [USER, *plain_ids(tokenizer, "where is it?"), ASSISTANT], False
+    )
+    assert encode_response(tokenizer, "Hi Mia!") == [*plain_ids(tokenizer, "Hi Mia!"), END]
+
+
+def test_response_is_not_merged_with_the_prompt(tokenizer):
+    # As one text "in the shop" and "in the" + " shop" tokenise alike, "ca" + "n" do not: the pieces must stay apart.
+    prompt, response = encode_prompt(tokenizer, user("ca"), 50).ids, encode_response(tokenizer, "n")
+    assert tokenizer.convert_ids_to_tokens(prompt + response) == ["<|user|>", "c", "a", "<|assistant|>", "n", "<|end|>"]
+
+
+def test_earlier_turns_are_the_ids_the_model_saw_and_wrote(tokenizer):
+    history = [Message("user", "where is it?"), Message("assistant", "Your lamp is due on Friday."), Message("user", "why?")]
+    first_turn = encode_prompt(tokenizer, history[:1], 100).ids + encode_response(tokenizer, history[1].content)
+    assert encode_prompt(tokenizer, history, 100).ids == [*first_turn, USER, *plain_ids(tokenizer, "why?"), ASSISTANT]
+
+
+def test_system_message_comes_first(tokenizer):
+    ids = encode_prompt(tokenizer, [Message("system", "Be kind."), Message("user", "why?")], 100).ids
+    assert ids == [USER, *plain_ids(tokenizer, "Be kind."), USER, *plain_ids(tokenizer, "why?"), ASSISTANT]
+
+
+# Control tokens that people typed
+
+
+@pytest.mark.parametrize("text", ["<|end|>", "a<|end|> b", "<|user|><|assistant|>x<|end|>", "<|pad|>", "<<|end|>|end|>", "<|en<|end|>d|>"])
+def test_control_token_typed_by_people_is_text(tokenizer, text):
+    assert encode_response(tokenizer, text)[-1] == END
+    assert not {PAD, USER, ASSISTANT, END} & set(encode_response(tokenizer, text)[:-1])
+    assert tokenizer.decode(encode_response(tokenizer, text)[:-1]) == text
+    prompt = encode_prompt(
+        tokenizer, [Message("system", text), Message("user", text), Message("assistant", text), Message("user", text)], 900
+    )
+    control = [i for i in prompt.ids if i in (PAD, USER, ASSISTANT, END)]
+    assert control == [USER, USER, ASSISTANT, END, USER, ASSISTANT]
+
+
+@given(text=st.text(st.sampled_from("<|end|>user pad|>é🙂\n"), max_size=30))
+def test_any_text_comes_back_from_a_response_without_control_ids(tokenizer, text):
+    ids = encode_response(tokenizer, text)
+    assert ids[-1] == END
+    assert not {PAD, USER, ASSISTANT, END} & set(ids[:-1])
+    assert tokenizer.decode(ids[:-1]) == text
+
+
+def test_text_with_and_without_control_tokens_keeps_its_order_in_a_batch(tokenizer):
+    texts = ["a", "b<|end|>", "c", "<|user|>d", "e"]
+    pairs, _ = encode_demonstrations(tokenizer, [Demonstration(user(text), text) for text in texts], (50, 50))
+    assert [tokenizer.decode(pair.response_ids[:-1]) for pair in pairs] == texts
+    assert [tokenizer.decode(pair.prompt_ids[1:-1]) for pair in pairs] == texts
+
+
+def test_added_token_that_is_not_special_stays_a_token_in_an_answer(tokenizer_of):
+    # Reasoning and tool marks are such tokens: a demonstration must teach the id that the model will write.
+    tokenizer = tokenizer_of("{% for m in messages %}[U]{{ m['content'] }}{% endfor %}[A]")
+    tokenizer.add_tokens(["<think>"], special_tokens=False)
+    assert encode_response(tokenizer, "a<think>b") == tokenizer.convert_tokens_to_ids(["a", "<think>", "b", "</s>"])
+
+
+# Limits
+
+
+def test_too_long_demonstration_is_dropped_never_cut(tokenizer):
+    records = [Demonstration(user("a?"), "Hi"), Demonstration(user("b?"), "Hi Mia! Hi Mia!"), Demonstration(user("b b b b b b?"), "Hi")]
+    longest = len(encode_response(tokenizer, "Hi"))
+    pairs, counts = encode_demonstrations(tokenizer, records, (6, longest))
+    assert counts == {"demonstrations": 3, "demonstrations_used": 2, "prompts_cut": 1, "responses_dropped": 1}
+    assert pairs[0] == EncodedPair([USER, *plain_ids(tokenizer, "a?"), ASSISTANT], encode_response(tokenizer, "Hi"))
+    assert len(pairs[1].prompt_ids) <= 6
+
+
+def test_response_limit_counts_the_end_token(tokenizer):
+    record, length = Demonstration(user("a?"), "Hi Mia!"), len(plain_ids(tokenizer, "Hi Mia!"))
+    assert encode_demonstrations(tokenizer, [record], (50, length + 1))[1]["demonstrations_used"] == 1
+    with pytest.raises(DataError, match="none of 1 can be used: answers are longer than"):
+        encode_demonstrations(tokenizer, [record], (50, length))
+
+
+def test_too_long_answer_leaves_its_comparison_and_a_comparison_without_pair_goes(tokenizer):
+    long = "Hi Mia! " * 9
+    records = [
+        Comparison(user("a?"), ("Hi", long, "No"), (1, 2, 3), "forum"),  # two answers are left
+        Comparison(user("b?"), ("Hi", long), (1, 2)),  # one is left
+        Comparison(user("c?"), ("Hi", long, "No"), (2, 1, 2)),  # two equal ones are left
+        Comparison(user("d?"), ("Hi", "No"), (1, 1)),  # equal from the start
+    ]
+    encoded, counts = encode_comparisons(tokenizer, records, (50, 6))
+    assert counts == {"comparisons": 4, "comparisons_used": 1, "prompts_cut": 0, "responses_dropped": 3, "comparisons_without_pair": 3}
+    assert encoded[0].responses == [encode_response(tokenizer, "Hi"), encode_response(tokenizer, "No")]
+    assert (encoded[0].ranks, encoded[0].source) == ((1, 3), "forum")
+
+
+def test_prompts_are_cut_and_counted_but_never_dropped(tokenizer):
+    records = [Prompt(user("a?")), Prompt(user("Your lamp is due. " * 9))]
+    encoded, counts = encode_prompts(tokenizer, records, (20, 1))
+    assert counts == {"prompts": 2, "prompts_cut": 1}
+    assert [item.prompt for item in encoded] == [record.prompt for record in records]
+    assert len(encoded[1].prompt_ids) <= 20
+
+
+def test_no_records_give_no_error(tokenizer):
+    assert encode_demonstrations(tokenizer, [], (9, 9)) == (
+        [],
+        {"demonstrations": 0, "demonstrations_used": 0, "prompts_cut": 0, "responses_dropped": 0},
+    )
+
+
+def test_twelve_thousand_comparisons_are_encoded_in_seconds(tokenizer):
+    words = "Hi Mia! Your grey chair is on its way and should reach you on Friday. You can follow it with the link."
+    records = [
+        Comparison(user(f"where is order {i}?"), (words, words + " a", words + " b", words + " c"), (1, 2, 3, 4)) for i in range(1200)
+    ]
+    start = time.process_time()
+    encode_comparisons(tokenizer, records, (100, 100))
+    assert time.process_time() - start < 2.5  # 0.4 s for this tenth when nothing else runs
+
+
+# What the stream rests on
+
+
+@pytest.fixture
+def tokenizer_of():
+    """Make a word-level tokenizer with a given template: [U] and [A] are special, others as named."""
+
+    def make(template, pad="[P]", eos="</s>", special=("[U]", "[A]")):
+        words = ["[P]", "</s>", "[U]", "[A]", "a", "b", "Hello", "x"]
+        backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="x"))
+        backend.pre_tokenizer = pre_tokenizers.Whitespace()
+        return PreTrainedTokenizerFast(
+            tokenizer_object=backend, pad_token=pad, eos_token=eos, extra_special_tokens=list(special), chat_template=template
+        )
+
+    return make
+
+
+GOOD_TEMPLATE = "{% for m in messages %}[U]{{ m['content'] }}{% endfor %}[A]"
+
+
+def faults_of(tokenizer):
+    with pytest.raises(DataError) as caught:
+        require_special_tokens(tokenizer)
+    return [f"{problem.field}: {problem.message}" for problem in caught.value.problems]
+
+
+def test_demo_tokenizer_has_all_that_is_required(tokenizer, tokenizer_of):
+    require_special_tokens(tokenizer)
+    require_special_tokens(tokenizer_of(GOOD_TEMPLATE))
+
+
+def test_every_missing_token_and_template_is_named(tokenizer_of):
+    assert [fault.split(";")[0] for fault in faults_of(tokenizer_of(None, pad=None, eos=None))] == [
+        "chat_template: missing",
+        "eos_token: missing",
+        "pad_token: missing",
+    ]
+
+
+def test_pad_equal_to_eos_is_refused(tokenizer_of):
+    assert faults_of(tokenizer_of(GOOD_TEMPLATE, pad="</s>")) == [
+        "pad_token: is the end token '</s>' too, so the model would never learn to stop; "
+        "needed another token; set pad_token to an unused special token"
+    ]
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ messages.append(1) }}", "{% for %}", "{{ 1 / 0 }}"]
+)
+def test_template_that_reaches_out_or_fails_is_refused(tokenizer_of, template):
+    assert faults_of(tokenizer_of(template))[0].startswith("chat_template: cannot render a user's message (")
+
+
+def test_template_that_never_ends_is_stopped(tokenizer_of, monkeypatch):
+    monkeypatch.setattr(tokens_module, "MAX_TEMPLATE_SECONDS", 0.2)
+    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    assert faults_of(tokenizer_of(loop))[0].startswith("chat_template: did not end in 0.2 s")
+
+
+def test_template_that_floods_is_refused(tokenizer_of):
+    assert faults_of(tokenizer_of("{{ 'a' * 200000 }}"))[0].startswith("chat_template: wrote 200,000 characters for one word")
+
+
+def test_every_record_that_the_template_refuses_is_named(tokenizer_of):
+    template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system messages') }}{% endif %}" + GOOD_TEMPLATE
+    refused = Prompt((Message("system", "a"), Message("user", "b")))
+    with pytest.raises(DataError) as caught:
+        encode_prompts(tokenizer_of(template), [Prompt(user("a")), refused, Prompt(user("[U]")), refused], (9, 9))
+    message = "prompt: refused by the chat template (no system messages); needed messages as it wants them; change them"
+    assert [str(problem) for problem in caught.value.problems] == [f"record 2: {message}", f"record 4: {message}"]
