@@ -254,7 +254,7 @@ def _leave_evidence(recipe: Recipe, staging: Path, run_dir: Path) -> None:
         log = (run_dir / "log.txt").read_text(encoding="utf-8", errors="replace")
         (staging / "log.txt").write_text(_redact(log, os.environ), encoding="utf-8")
         # JSON is YAML; written so that the file can be given to `rlhf run` again.
-        (staging / "config.yaml").write_text(json.dumps(recipe.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
+        (staging / "config.yaml").write_text(json.dumps(recipe.model_dump(mode="json", exclude={"store"}), indent=2) + "\n", encoding="utf-8")
 
 
 def _redact(text: str, environment: Mapping[str, Any]) -> str:

@@ -1,7 +1,13 @@
 """What the tests of the pipeline share: small artifacts, published for real."""
 
+import json
+import os
+import struct
+from pathlib import Path
+
 import pytest
 
+import stages
 from pipeline.manifest import ManifestFields
 from pipeline.store import Store
 
@@ -26,3 +32,45 @@ def publish():
             return store.publish(staging, ManifestFields(**fields))
 
     return publish
+
+
+@pytest.fixture
+def recipe_path(tmp_path):
+    """A user's recipe: a small base model directory and JSONL files of their own."""
+    directory = tmp_path / "project"
+    (directory / "base").mkdir(parents=True)
+    (directory / "base" / "config.json").write_text("{}")
+    (directory / "base" / "tokenizer.json").write_text("{}")
+    header = json.dumps({"w": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}}).encode()
+    (directory / "base" / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(16))
+    rows = {
+        "demonstrations": [{"prompt": f"question {i}", "completion": f"answer {i}"} for i in range(8)],
+        "comparisons": [{"prompt": f"question {i}", "completions": [f"good {i}", f"bad {i}"], "ranks": [1, 2]} for i in range(8)],
+        "prompts": [{"prompt": f"question {i}"} for i in range(8)],
+    }
+    for kind, records in rows.items():
+        (directory / f"{kind}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    path = directory / "recipe.yaml"
+    path.write_text(
+        "name: mine\n"
+        "base_model: base\n"
+        "data:\n"
+        "  demonstrations: demonstrations.jsonl\n"
+        "  comparisons: comparisons.jsonl\n"
+        "  prompts: prompts.jsonl\n"
+        "  eval_fraction: 0.25\n"
+    )
+    return path
+
+
+@pytest.fixture
+def fake_stages(tmp_path, monkeypatch):
+    """Put stage programs that obey the contract but train nothing (fake_stage.py) in place of the real ones, for child processes."""
+    package = tmp_path / "fake" / "stages"
+    package.mkdir(parents=True)
+    real = Path(stages.__file__).parent
+    (package / "__init__.py").write_text(f"__path__ = [{str(package)!r}, {str(real)!r}]\n")
+    program = Path(__file__).with_name("fake_stage.py")
+    for stage in ("sft", "rm", "ppo"):
+        (package / f"{stage}.py").write_text(f"import runpy\nrunpy.run_path({str(program)!r}, run_name='__main__')\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(package.parent), str(real.parent)]))

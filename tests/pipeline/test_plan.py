@@ -1,0 +1,184 @@
+"""What will run and why: cache keys see what matters and nothing else."""
+
+import json
+import shutil
+
+import pytest
+
+from data.schema import DataError
+from pipeline.config import load_recipe
+from pipeline.errors import StoreError
+from pipeline.manifest import Parent
+from pipeline.plan import Selection, decide, flatten, plan, prepare
+
+STAGES = ("sft", "rm", "ppo")
+
+
+@pytest.fixture
+def publish_all(store, publish, recipe_path):
+    """A function: publish an artifact per stage as if the recipe with these overrides had run; returns them by kind."""
+
+    def publish_all(*overrides, stages=STAGES):
+        recipe = load_recipe(recipe_path, overrides)
+        inputs = prepare(recipe, store.root, STAGES)
+        made = {}
+        for stage in stages:
+            decision = decide(stage, recipe, inputs, made, store)
+            made[stage] = publish(
+                store,
+                stage,
+                {"model/model.safetensors": f"{stage} {decision.key}".encode()},
+                cache_key=decision.key,
+                config=decision.config,
+                data=dict(flatten(inputs.fingerprints(stage))),
+                parents=[Parent(ref=parent.ref, content_id=parent.content_id) for parent in decision.parents.values()],
+            )
+        return made
+
+    return publish_all
+
+
+@pytest.fixture
+def planned(store, recipe_path):
+    """A function: overrides -> {stage: (action, reasons)}."""
+
+    def planned(*overrides, **selection):
+        decisions = plan(load_recipe(recipe_path, overrides), store, Selection(**selection))
+        return {decision.stage: (decision.action, decision.reasons) for decision in decisions}
+
+    return planned
+
+
+REUSED = ("reuse", [])
+
+
+def test_the_first_run_has_nothing_to_reuse(planned):
+    assert planned() == dict.fromkeys(STAGES, ("run", ["no artifact yet"]))
+
+
+def test_an_unchanged_recipe_is_reused(planned, publish_all):
+    publish_all()
+    assert planned() == dict.fromkeys(STAGES, REUSED)
+
+
+def test_a_change_reruns_what_reads_it_and_says_why(planned, publish_all):
+    publish_all()
+    assert planned("ppo.kl_coef=0.1") == {"sft": REUSED, "rm": REUSED, "ppo": ("run", ["ppo.kl_coef changed 0.05 -> 0.1"])}
+    changed = planned("rm.lora.rank=8", "rm.epochs=2")
+    action, reasons = changed["rm"]
+    assert action == "run"
+    assert reasons[0] == "rm.epochs changed 1.0 -> 2.0"
+    assert "rm.lora.rank changed null -> 8" in reasons
+    assert changed["ppo"] == ("depends", ["rm will run; it is reused if the same weights come out"])
+
+
+def test_a_stage_that_differs_itself_runs_whatever_its_parents_become(planned, publish_all):
+    publish_all()
+    changed = planned("rm.epochs=2", "ppo.gamma=0.9")
+    assert changed["ppo"] == ("run", ["ppo.gamma changed 1.0 -> 0.9"])
+
+
+@pytest.mark.parametrize("override", ["name=other", "sft.save_every=7", "ppo.log_every=3", "hardware.threads=1", "hardware.device=cpu"])
+def test_what_changes_no_weights_reruns_nothing(planned, publish_all, override):
+    publish_all()
+    assert planned(override) == dict.fromkeys(STAGES, REUSED)
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("seed=3", "seed changed 11 -> 3"),
+        ("tokens.max_prompt_tokens=9", "tokens.max_prompt_tokens changed 512 -> 9"),
+        ("hardware.precision=float32", 'hardware.precision changed "bfloat16" -> "float32"'),
+        ("judge=data.demo.rule:judge", 'judge changed null -> "data.demo.rule:judge"'),
+    ],
+)
+def test_what_all_stages_read_reruns_all(planned, publish_all, override, reason):
+    publish_all()
+    changed = planned(override)
+    assert changed["sft"][:1] == ("run",)
+    assert all(reason in reasons for _, reasons in changed.values())
+
+
+def test_changed_records_rerun_what_reads_them(planned, publish_all, recipe_path):
+    publish_all()
+    with (recipe_path.parent / "prompts.jsonl").open("a") as stream:
+        stream.write('{"prompt": "one more"}\n')
+    assert planned() == {"sft": REUSED, "rm": REUSED, "ppo": ("run", ["data.prompts changed"])}
+
+
+def test_the_same_records_in_another_file_and_format_are_the_same(planned, publish_all, recipe_path):
+    publish_all()
+    rows = [json.loads(line) for line in (recipe_path.parent / "prompts.jsonl").read_text().splitlines()]
+    (recipe_path.parent / "other.json").write_text(json.dumps([{"extra": 1, **row} for row in rows]))
+    assert planned(f"data.prompts={recipe_path.parent / 'other.json'}")["ppo"] == REUSED
+
+
+def test_another_base_model_reruns_all_and_the_same_elsewhere_nothing(planned, publish_all, recipe_path):
+    publish_all()
+    base, moved = recipe_path.parent / "base", recipe_path.parent / "moved"
+    shutil.copytree(base, moved)
+    (moved / "README.md").write_text("a note changes nothing")
+    assert planned(f"base_model={moved}") == dict.fromkeys(STAGES, REUSED)
+    (moved / "config.json").write_text('{"changed": 1}')
+    assert planned(f"base_model={moved}")["sft"] == ("run", ["the base model changed"])
+
+
+def test_a_parent_with_other_weights_reruns_its_children(store, publish, publish_all, recipe_path):
+    made = publish_all()
+    recipe = load_recipe(recipe_path)
+    other = publish(store, "sft", {"model/model.safetensors": b"other"})
+    decision = decide("rm", recipe, prepare(recipe, store.root, STAGES), {"sft": other}, store)
+    assert decision.reasons == [f"sft changed {made['sft'].ref} -> sft@v2"]
+
+
+def test_a_parent_with_the_same_weights_stops_the_rerun(store, publish, publish_all, recipe_path):
+    made = publish_all()
+    recipe = load_recipe(recipe_path)
+    same = publish(
+        store, "sft", {"model/model.safetensors": (made["sft"].model_path / "model.safetensors").read_bytes(), "log.txt": b"new"}
+    )
+    assert same.ref == "sft@v2"
+    assert decide("rm", recipe, prepare(recipe, store.root, STAGES), {"sft": same}, store).action == "reuse"
+
+
+def test_force_runs_the_selected_stages_alone(planned, publish_all):
+    publish_all()
+    forced = ("run", ["--force was given"])
+    assert planned(run=("rm",), force=True) == {"sft": REUSED, "rm": forced}
+    assert planned(force=True) == dict.fromkeys(STAGES, forced)
+
+
+def test_a_needed_stage_that_is_not_selected_has_to_be_there(planned, publish_all):
+    publish_all(stages=("sft",))
+    assert planned(run=("rm",)) == {"sft": REUSED, "rm": ("run", ["no artifact yet"])}
+    with pytest.raises(
+        StoreError, match=r"rm: nothing to reuse, because no artifact yet; ppo needs it; run `rlhf run --until ppo`"
+    ) as caught:
+        planned(run=("ppo",))
+    assert caught.value.exit_code == 4
+
+
+def test_bad_lines_of_all_files_are_told_at_once(planned, recipe_path):
+    (recipe_path.parent / "prompts.jsonl").write_text('{"prompt": 3}\n{"prompt": "x"}\nnot json\n')
+    (recipe_path.parent / "demonstrations.jsonl").write_text('{"prompt": "x"}\n')
+    with pytest.raises(DataError) as caught:
+        planned()
+    places = [str(problem).split(": ")[0].rpartition("/")[2] for problem in caught.value.problems]
+    assert places == ["demonstrations.jsonl:1", "prompts.jsonl:1", "prompts.jsonl:3"]
+
+
+def test_a_note_of_an_earlier_reading_is_not_taken_for_a_changed_file(planned, publish_all, recipe_path, store):
+    publish_all()
+    assert planned()["ppo"] == REUSED
+    assert list((store.root / "notes").glob("prompts-*.json"))
+    path = recipe_path.parent / "prompts.jsonl"
+    path.write_text(path.read_text().replace("question 3", "question X"))  # same size
+    assert planned()["ppo"] == ("run", ["data.prompts changed"])
+
+
+def test_a_damaged_note_is_read_past(planned, publish_all, store):
+    publish_all()
+    for note in (store.root / "notes").iterdir():
+        note.write_text("{")
+    assert planned() == dict.fromkeys(STAGES, REUSED)
