@@ -58,7 +58,17 @@ def load_policy(path: str, hardware: HardwareSettings, revision: str | None = No
 
 def init_reward_model(path: str, hardware: HardwareSettings, seed: int) -> PreTrainedModel:
     """Start a reward model from an SFT model: its backbone, and a scalar head drawn from N(0, 1/(d+1)) (N+ details, 10)."""
-    model = _load_weights(AutoModelForSequenceClassification, path, hardware, new_head=True, num_labels=1)
+    if _is_unmerged_adapter(Path(path)):
+        # peft opens an adapter only on the kind of model that it was trained on: merge there, then move the backbone.
+        policy: Any = load_policy(path, hardware)
+        policy.config.num_labels = 1
+        model: Any = AutoModelForSequenceClassification.from_config(
+            policy.config, dtype=torch.float32, attn_implementation=hardware.attention
+        )
+        model.base_model.load_state_dict(policy.base_model.state_dict())
+        _finish_loading(model)
+    else:
+        model = _load_weights(AutoModelForSequenceClassification, path, hardware, new_head=True, num_labels=1)
     head = model.get_submodule(HEAD)
     generator = torch.Generator().manual_seed(seed)
     std = 1 / math.sqrt(head.in_features + 1)
@@ -159,8 +169,7 @@ def require_adapter_base(path: str, setting: str) -> None:
     Raises:
         StageError: `path` holds an adapter and there is no merged model beside it.
     """
-    directory = Path(path)
-    if (directory / ADAPTER_CONFIG).exists() and not (directory.parent / MERGED_DIR).exists():
+    if _is_unmerged_adapter(Path(path)):
         raise StageError(
             f"{setting} trains an adapter on {path}, which is itself an adapter; a base that opens by itself is needed; "
             "set sft.lora.merge: true",
@@ -281,14 +290,12 @@ def _load_weights(
     """Load safetensors weights in float32; an adapter is merged into its base; no parameter may be left to chance."""
     directory = Path(path)
     adapter = None
-    if (directory / ADAPTER_CONFIG).exists():
-        merged = directory.parent / MERGED_DIR
-        if merged.exists():
-            path = str(merged)
-        else:
-            adapter = path
-            path = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
-            revision = None
+    if _is_unmerged_adapter(directory):
+        adapter = path
+        path = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        revision = None
+    elif (directory / ADAPTER_CONFIG).exists():
+        path = str(directory.parent / MERGED_DIR)
     model, loading = _load(
         auto_class,
         path,
@@ -308,10 +315,18 @@ def _load_weights(
         )
     if adapter:
         model = _merge_adapter(model, adapter)
-    if auto_class is AutoModelForSequenceClassification:
+    _finish_loading(model)
+    return model
+
+
+def _finish_loading(model: Any) -> None:
+    if hasattr(model, HEAD):
         setattr(model, HEAD, Float32Head(model.get_submodule(HEAD).weight))
     _disable_dropout(model)
-    return model
+
+
+def _is_unmerged_adapter(directory: Path) -> bool:
+    return (directory / ADAPTER_CONFIG).exists() and not (directory.parent / MERGED_DIR).exists()
 
 
 def _merge_adapter(model: Any, adapter: str) -> Any:

@@ -37,10 +37,11 @@ def main(context: StageContext) -> StageResult:
     held_out, held_out_counts = encode_comparisons(tokenizer, held_out_records, limits)
     counts |= {f"held_out_{key}": value for key, value in held_out_counts.items()}
 
+    if settings.lora:
+        models.require_adapter_base(spec.models["sft"], "rm.lora")
     model: Any = models.init_reward_model(spec.models["sft"], spec.hardware, spec.seed)
     models.align_special_tokens(model, tokenizer)
     if settings.lora:
-        models.require_adapter_base(spec.models["sft"], "rm.lora")
         model = models.apply_lora(model, settings.lora, "SEQ_CLS")
     trainer = make_ranking_trainer(context, settings, model, tokenizer, comparisons, held_out)
     train(trainer, context)

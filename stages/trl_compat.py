@@ -200,6 +200,7 @@ def _training_arguments(context: StageContext, settings: SFTSettings | RMSetting
         "max_grad_norm": settings.max_grad_norm,
         "activation_checkpointing": settings.gradient_checkpointing,
         "logging_steps": settings.log_every,
+        "logging_nan_inf_filter": False,  # a loss that is not a number must be seen
         "save_strategy": "steps",
         "save_steps": settings.save_every,
         "save_total_limit": None,  # stages.checkpoint prunes: it knows which ones are complete

@@ -80,7 +80,7 @@ def make_stage(tmp_path, demo_dir, base_model_dir):
         spec = StageSpec.model_validate(
             {
                 "stage": stage,
-                "settings": SMALL[stage].model_copy(update=settings),
+                "settings": type(SMALL[stage]).model_validate(SMALL[stage].model_dump() | settings),
                 "tokens": TokenSettings(max_prompt_tokens=96, max_response_tokens=64),
                 "hardware": hardware,
                 "models": {role: str(path) for role, path in (models or {"base": base_model_dir}).items()},
