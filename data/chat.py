@@ -48,7 +48,9 @@ def _encode_batch(tokenizer: Tokenizer, chats: Sequence[Messages], rows: list[in
 
     def encode(rows: list[int]) -> list[list[int]]:
         batch = [[{"role": message.role, "content": message.content} for message in chats[i]] for i in rows]
-        return cast(list[list[int]], tokenizer.apply_chat_template(batch, return_dict=False, **options))
+        # Ids only, and no warning about the model's own limit: lengths are this package's business.
+        bare = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+        return cast(list[list[int]], tokenizer.apply_chat_template(batch, return_dict=False, tokenizer_kwargs=bare, **options))
 
     try:
         return encode(rows)

@@ -55,7 +55,7 @@ def _cut_tokens(tokenizer: Tokenizer, text: str, excess: int) -> str:
     """Cut about `excess` tokens (at most all but one) off the end of a text; always shorter, perhaps empty."""
     if (stripped := text.strip()) != text:
         return stripped  # blanks around the text go first: they may already be what is too much
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, verbose=False)
     num_tokens = len(encoded["input_ids"])
     num_kept = max(num_tokens - excess, 1)
     if tokenizer.is_fast:

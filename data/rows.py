@@ -18,6 +18,7 @@ MAX_LINE_BYTES = 10_000_000
 # Only these are read from Parquet and datasets: other columns may hold images or embeddings and are ignored anyway.
 COLUMNS = ("prompt", "completion", "messages", "completions", "ranks", "chosen", "rejected", "source")
 FILE_FORMATS = (".jsonl", ".jsonl.gz", ".json", ".parquet")
+OTHER_FILES = (".csv", ".tsv", ".txt", ".arrow", ".gz", ".zip")  # surely no dataset ids: never looked up on a hub
 
 Row = tuple[str, object]  # where, the decoded value
 Report = Callable[[Problem], None]
@@ -56,7 +57,7 @@ def read_rows(source: SourceLike, report: Report) -> Iterator[Row]:
 
 
 def _looks_like_dataset_id(path: str) -> bool:
-    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path) is not None and not path.endswith(FILE_FORMATS)
+    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path) is not None and not path.endswith(FILE_FORMATS + OTHER_FILES)
 
 
 def _refuse_dataset_options(source: SourceLike) -> None:
