@@ -83,7 +83,7 @@ class PPOTrainer:
         metrics["time/rollout_s"] = rolled_out_s - started_s
         metrics["time/score_s"] = evaluated_s - rolled_out_s
         metrics["time/update_s"] = ended_s - evaluated_s
-        metrics["tokens_per_s"] = metrics["tokens"] / (ended_s - started_s)
+        metrics["time/tokens_per_s"] = metrics["tokens"] / (ended_s - started_s)
         if self.settings.kl_target is not None:
             self.kl_coef = adapt_kl_coef(
                 self.kl_coef, metrics["objective/kl"], self.settings.kl_target, self.settings.rollout_batch_size, self.settings.kl_horizon

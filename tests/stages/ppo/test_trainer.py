@@ -1,0 +1,222 @@
+"""Whole iterations on tiny real models: the invariants, what moves and what does not, resume, and learning."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+from stages.ppo.actor_critic import ActorCritic, init_critic
+from stages.ppo.experience import Experience
+from stages.ppo.trainer import PPOTrainer, write_state
+from stages.runtime import StageError
+from stages.settings import PPOSettings
+
+PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12], [3, 14], [15, 4, 4, 9, 3]]
+
+
+@pytest.fixture
+def make_trainer(tiny, accelerator, full_precision):
+    def make(policy=None, reward_model=None, ref_policy=None, sampling=None, autocast=full_precision, prompts=PROMPTS, **settings):
+        values = {
+            "iterations": 10,
+            "rollout_batch_size": 8,
+            "minibatch_size": 4,
+            "micro_batch_size": 2,
+            "rollout_micro_batch_size": 3,
+            "ppo_epochs": 2,
+            "learning_rate": 1e-3,
+        }
+        policy = policy or tiny.policy()
+        reward_model = reward_model or tiny.reward_model()
+        return PPOTrainer(
+            ActorCritic(policy, init_critic(copy.deepcopy(reward_model))),
+            ref_policy or copy.deepcopy(policy),
+            reward_model,
+            prompts,
+            sampling or tiny.sampling(),
+            PPOSettings(**values | settings),
+            seed=3,
+            accelerator=accelerator,
+            autocast=autocast,
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_ratio_starts_at_one_in_every_iteration_and_the_kl_at_zero(make_trainer, tiny, temperature):
+    trainer = make_trainer(sampling=tiny.sampling(temperature=temperature), temperature=temperature)
+    first = trainer.step()
+    assert first["objective/kl"] == first["objective/kl_k3"] == 0.0
+    assert first["objective/rlhf_reward"] == first["objective/scores"]
+    later = [trainer.step() for _ in range(3)]
+    assert all(metrics["val/ratio_start_deviation"] < 1e-5 for metrics in [first, *later])
+    assert later[-1]["objective/kl_k3"] > 0
+    assert later[-1]["policy/approxkl_avg"] > 0  # the policy did move between the first step and the last
+
+
+def test_the_invariants_hold_in_bfloat16_too(make_trainer):
+    trainer = make_trainer(autocast=torch.autocast("cpu", dtype=torch.bfloat16))
+    metrics = trainer.step()
+    assert metrics["objective/kl"] == 0.0
+    assert metrics["val/ratio_start_deviation"] < 0.05  # rounding of bfloat16 in differently padded micro-batches
+
+
+def test_after_one_iteration_every_trainable_parameter_has_moved_and_no_frozen_one(make_trainer):
+    trainer = make_trainer()
+
+    def snapshot(module):
+        return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+    trained, frozen = trainer.actor_critic, [trainer.ref_policy, trainer.reward_model]
+    before, frozen_before = snapshot(trained), [snapshot(module) for module in frozen]
+    trainer.step()
+    assert [name for name, value in snapshot(trained).items() if torch.equal(value, before[name])] == []
+    for module, values in zip(frozen, frozen_before, strict=True):
+        for name, value in snapshot(module).items():
+            assert torch.equal(value, values[name]), name
+        assert not any(parameter.requires_grad or parameter.grad is not None for parameter in module.parameters())
+
+
+def test_policy_and_critic_have_learning_rates_of_their_own_that_warm_up_and_decay(make_trainer):
+    trainer = make_trainer(iterations=4, warmup_steps=2, learning_rate=1e-3, critic_learning_rate=4e-3)
+    rows = [trainer.step() for _ in range(4)]
+    assert [row["lr"] for row in rows] == pytest.approx([0.5e-3, 1e-3, 1e-3, 0.5e-3])
+    assert [row["critic_lr"] for row in rows] == pytest.approx([2e-3, 4e-3, 4e-3, 2e-3])
+
+
+def test_the_experience_equals_the_papers_formulas_written_as_loops(make_trainer, monkeypatch):
+    """From the first state to the whitened advantage, on a real rollout: score, penalty, GAE, whitening, returns before whitening."""
+    trainer = make_trainer(kl_coef=0.3, gae_lambda=0.9, gamma=0.97, missing_eos_score=-3.0, ref_policy=None)
+    trainer.step()  # so that policy and reference differ
+    seen: list[Experience] = []
+
+    def stop_here(experience):
+        seen.append(experience)
+        raise InterruptedError
+
+    monkeypatch.setattr(trainer, "_update", stop_here)
+    with pytest.raises(InterruptedError):
+        trainer.step()
+    found = seen[0]
+    config = trainer.reward_model.config
+    rows = []
+    for row in range(8):
+        prompt = found.prompt_ids_BP[row][found.prompt_mask_BP[row]].tolist()
+        response = found.response_ids_BR[row][found.response_mask_BR[row]].tolist()
+        kl, values = [], []
+        with torch.no_grad():
+            for t, token in enumerate(response):
+                state = torch.tensor([prompt + response[:t]])
+                logprob, ref_logprob = (
+                    model(input_ids=state).logits[0, -1].log_softmax(-1)[token].item()
+                    for model in (trainer.actor_critic.policy, trainer.ref_policy)
+                )
+                kl.append(logprob - ref_logprob)
+                critic = trainer.actor_critic.critic
+                values.append(critic.head(critic.backbone(input_ids=state).last_hidden_state[0, -1]).item())
+            hidden = trainer.reward_model.model(input_ids=torch.tensor([prompt + response])).last_hidden_state[0, -1]
+            score = (trainer.reward_model.score(hidden).item() - config.score_bias) / config.score_scale
+        rewards = [-0.3 * x for x in kl]
+        rewards[-1] += score if response[-1] == trainer.sampling.stop_token_id else -3.0
+        advantages = [
+            sum(
+                (0.97 * 0.9) ** (s - t) * (rewards[s] + 0.97 * (values[s + 1] if s + 1 < len(values) else 0.0) - values[s])
+                for s in range(t, len(values))
+            )
+            for t in range(len(values))
+        ]
+        rows.append((values, advantages))
+    everything = [a for _, advantages in rows for a in advantages]
+    mean = sum(everything) / len(everything)
+    std = math.sqrt(sum((a - mean) ** 2 for a in everything) / len(everything))
+    for row, (values, advantages) in enumerate(rows):
+        for t, (value, advantage) in enumerate(zip(values, advantages, strict=True)):
+            assert found.advantages_BR[row, t].item() == pytest.approx((advantage - mean) / std, abs=2e-4)
+            assert found.returns_BR[row, t].item() == pytest.approx(advantage + value, abs=1e-4)
+
+
+def test_adaptive_kl_coef_moves_after_the_rollout_it_was_measured_on(make_trainer):
+    trainer = make_trainer(kl_coef=0.1, kl_target=5.0, kl_horizon=80)
+    first, second = trainer.step(), trainer.step()
+    assert first["kl_coef"] == 0.1
+    assert second["kl_coef"] == pytest.approx(0.1 * (1 - 0.2 * 8 / 80))  # KL 0 at the start: the error is clipped at -20 %
+
+
+def test_scores_that_are_not_finite_stop_the_stage_by_name(make_trainer, tiny):
+    reward_model = tiny.reward_model()
+    reward_model.score.weight.data[0, 0] = float("nan")
+    with pytest.raises(StageError, match="scores of the reward model are not finite"):
+        make_trainer(reward_model=reward_model).step()
+
+
+def test_a_loss_that_is_not_finite_stops_the_stage_by_name(make_trainer):
+    trainer = make_trainer(learning_rate=1e30, max_grad_norm=1e30)
+    with pytest.raises(StageError, match=r"iteration \d+: \w+ is (nan|inf); needed: a finite number"):
+        for _ in range(5):
+            trainer.step()
+
+
+@pytest.mark.parametrize("changes", [{}, {"scale_scores": True, "whiten_rewards": True, "kl_target": 3.0, "score_clip": 1.0}])
+def test_a_resumed_run_equals_a_straight_one_to_the_last_bit(make_trainer, tmp_path, changes):
+    straight = make_trainer(**changes)
+    rows = [straight.step() for _ in range(5)]
+    interrupted = make_trainer(**changes)
+    for _ in range(2):
+        interrupted.step()
+    write_state(interrupted.collect_state() | {"note": "kept"}, tmp_path)
+    torch.rand(7)  # other noise in between
+    resumed = make_trainer(**changes)
+    assert resumed.load_state(tmp_path)["note"] == "kept"
+    resumed_rows = [resumed.step() for _ in range(3)]
+    for row, resumed_row in zip(rows[2:], resumed_rows, strict=True):
+        assert {k: v for k, v in row.items() if not k.startswith("time/")} == {
+            k: v for k, v in resumed_row.items() if not k.startswith("time/")
+        }
+    for (name, value), other in zip(straight.actor_critic.state_dict().items(), resumed.actor_critic.state_dict().values(), strict=True):
+        assert torch.equal(value, other), name
+
+
+def test_metrics_stand_under_their_usual_keys(make_trainer):
+    metrics = make_trainer().step()
+    needed = {"objective/scores", "objective/kl", "objective/rlhf_reward", "objective/entropy", "policy/approxkl_avg"}
+    needed |= {"policy/clipfrac_avg", "val/clipfrac_avg", "val/explained_variance", "val/ratio", "val/ratio_var", "eos_rate"}
+    needed |= {"response_length", "kl_coef", "lr", "episodes", "time/tokens_per_s", "val/ratio_start_deviation"}
+    assert needed <= metrics.keys()
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert metrics["episodes"] == 8
+
+
+@pytest.mark.slow
+def test_a_random_policy_learns_to_say_the_rewarded_token(make_trainer, monkeypatch):
+    """Learning, end to end: the score is the share of token 7 in a response; chance is about 1 in 16."""
+    token = 7
+
+    def share_of_token(_reward_model, rollout, *_):
+        hits = ((rollout.response_ids_BR == token) & rollout.response_mask_BR).sum(dim=1)
+        return hits / rollout.response_lengths_B
+
+    monkeypatch.setattr("stages.ppo.trainer.score_responses", share_of_token)
+    trainer = make_trainer(
+        iterations=40,
+        rollout_batch_size=32,
+        rollout_micro_batch_size=32,
+        minibatch_size=16,
+        micro_batch_size=16,
+        learning_rate=1e-2,
+        missing_eos_score=None,
+        kl_coef=0.0,
+    )
+    scores = [trainer.step()["objective/scores"] for _ in range(40)]
+    assert sum(scores[:5]) / 5 < 0.25
+    assert sum(scores[-5:]) / 5 > 0.8, scores
+
+
+@pytest.mark.slow
+def test_a_kl_penalty_keeps_the_policy_nearer_to_the_reference(make_trainer):
+    def train(kl_coef):
+        trainer = make_trainer(iterations=15, learning_rate=1e-2, kl_coef=kl_coef, micro_batch_size=4, rollout_micro_batch_size=8)
+        return sum([trainer.step()["objective/kl"] for _ in range(15)][-3:]) / 3
+
+    assert train(5.0) < 0.5 * train(0.0)
