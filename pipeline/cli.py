@@ -237,7 +237,8 @@ def _report_error(error: Exception) -> int:
                 say(f"  | {line}")
             say(f"error: {error}")
             say(f"log: {error.log_path}")
-            say("the same command goes on from the last checkpoint" if error.interrupted else "")
+            if error.interrupted:
+                say("the same command goes on from the last checkpoint")
             return error.exit_code
         case Interrupted():
             say(f"{error}; the same command goes on with the next stage")

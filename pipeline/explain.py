@@ -95,7 +95,8 @@ def _suggest(keys: Keys) -> str:
         return f"; did you mean {'.'.join(siblings[near[0]])}?"
     if name in elsewhere:
         return f"; did you mean {'.'.join(elsewhere[name])}?"
-    near = difflib.get_close_matches(name, siblings, n=1, cutoff=0.5)
+    begun = [sibling for sibling in siblings if sibling.startswith(name)]
+    near = begun or difflib.get_close_matches(name, siblings, n=1, cutoff=0.5)
     return f"; did you mean {'.'.join(siblings[near[0]])}?" if near else f"; known here: {', '.join(sorted(siblings))}"
 
 

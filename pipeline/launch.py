@@ -73,12 +73,13 @@ def stage_environment(marker: str, *, offline: bool) -> dict[str, str]:
     return {**os.environ, **fixed, **({"HF_HUB_OFFLINE": "1"} if offline else {})}
 
 
-def launch(command: Sequence[str], run_dir: Path, on_event: Callable[[Event], None], *, offline: bool = True) -> int | None:
+def launch(name: str, command: Sequence[str], run_dir: Path, on_event: Callable[[Event], None], *, offline: bool = True) -> int | None:
     """Run a stage to its end.
 
     The first SIGTERM or SIGINT is passed on, so that the stage saves and ends; the second kills it.
 
     Args:
+        name: The stage, for messages.
         command: As `stage_command` builds it.
         run_dir: Gets `log.txt`; `events.jsonl` is read there.
         on_event: Called with each new event.
@@ -104,7 +105,7 @@ def launch(command: Sequence[str], run_dir: Path, on_event: Callable[[Event], No
             os.close(pipe)
             watchdog.wait()
     if exit_code != 0:
-        raise _describe_failure(exit_code, received, error, log_path)
+        raise _describe_failure(name, exit_code, received, error, log_path)
     return received
 
 
@@ -167,21 +168,22 @@ def _held_signals() -> Generator[list[int]]:
             signal.signal(number, handler)
 
 
-def _describe_failure(exit_code: int, received: int | None, error: Event | None, log_path: Path) -> StageFailed:
-    lines = last_lines(log_path)
+def _describe_failure(name: str, exit_code: int, received: int | None, error: Event | None, log_path: Path) -> StageFailed:
+    """Find the message and the exit code that say most: our signal, else the stage's error event, else how the process ended."""
+    if received is None and error is None and -exit_code in (signal.SIGTERM, signal.SIGINT):
+        received = -exit_code  # somebody signalled the stage itself
     if received is not None:
-        return StageFailed(f"stopped by {signal.Signals(received).name}", 128 + received, lines, log_path)
-    if error is not None:
+        message, code = f"stopped by {signal.Signals(received).name}", 128 + received
+    elif error is not None:
         # A launcher ends with 1 whatever its worker's exit code was; the event knows it.
-        code = error.get("exit_code")
-        return StageFailed(clean(str(error.get("message", ""))), code if code in _KNOWN_EXITS else EXIT_FAILED, lines, log_path)
-    if exit_code < 0:
-        name = signal.Signals(-exit_code).name
-        if -exit_code in (signal.SIGTERM, signal.SIGINT):
-            return StageFailed(f"stopped by {name}", 128 - exit_code, lines, log_path)
-        hint = "; if you did not, the system ran out of memory: lower micro_batch_size" if name == "SIGKILL" else ""
-        return StageFailed(f"killed by {name}{hint}", EXIT_FAILED, lines, log_path)
-    return StageFailed(f"ended with exit code {exit_code}", exit_code if exit_code in _KNOWN_EXITS else EXIT_FAILED, lines, log_path)
+        message, code = clean(str(error.get("message", ""))), error.get("exit_code")
+    elif exit_code < 0:
+        message, code = f"killed by {signal.Signals(-exit_code).name}", EXIT_FAILED
+        if exit_code == -signal.SIGKILL:
+            message += "; if you did not, the system ran out of memory: lower micro_batch_size"
+    else:
+        message, code = f"ended with exit code {exit_code}", exit_code
+    return StageFailed(f"{name}: {message}", code if code in _KNOWN_EXITS else EXIT_FAILED, last_lines(log_path), log_path)
 
 
 class EventReader:

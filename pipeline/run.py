@@ -110,8 +110,8 @@ def run_stage(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, 
     """Run one stage in a process of its own, or go on with its unfinished run, and publish what it leaves."""
     for parent in decision.parents.values():
         store.require_verified(parent.ref)
-    _require_disk(recipe, inputs, decision.stage, store.root)
     with _run_directory(store.root, decision) as run_dir, store.staging(decision.stage) as staging:
+        _require_disk(recipe, inputs, decision.stage, store.root)
         if fresh:
             shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
         if not (run_dir / "checkpoints").exists():  # a new run, not an unfinished one
@@ -124,9 +124,11 @@ def run_stage(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, 
         started_s = time.monotonic()
         try:
             command = stage_command(decision.stage, run_dir / "spec.json", recipe.hardware)
-            received = launch(command, run_dir, view.stage_event, offline=inputs.local)
+            received = launch(decision.stage, command, run_dir, view.stage_event, offline=inputs.local)
             duration_s = time.monotonic() - started_s
-            fields = _manifest_fields(recipe, inputs, decision, _read_result(staging.path, run_dir), duration_s, run_dir.name)
+            fields = _manifest_fields(
+                recipe, inputs, decision, _read_result(decision.stage, staging.path, run_dir), duration_s, run_dir.name
+            )
             _leave_evidence(recipe, staging.path, run_dir)
             outcome = Outcome(decision.stage, store.publish(staging, fields), False, duration_s)
         except BaseException:
@@ -218,12 +220,12 @@ def _require_disk(recipe: Recipe, inputs: Inputs, stage: StageName, root: Path) 
         )
 
 
-def _read_result(staging: Path, run_dir: Path) -> StageResult:
+def _read_result(stage: StageName, staging: Path, run_dir: Path) -> StageResult:
     path = staging / RESULT_FILE
     try:
         return StageResult.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValidationError) as error:
-        message = f"the stage ended with exit code 0 but left no valid {RESULT_FILE}: {clean(str(error).splitlines()[0])}"
+        message = f"{stage}: ended with exit code 0 but left no valid {RESULT_FILE}: {clean(str(error).splitlines()[0])}"
         raise StageFailed(message, EXIT_FAILED, [], run_dir / "log.txt") from error
 
 
@@ -254,7 +256,9 @@ def _leave_evidence(recipe: Recipe, staging: Path, run_dir: Path) -> None:
         log = (run_dir / "log.txt").read_text(encoding="utf-8", errors="replace")
         (staging / "log.txt").write_text(_redact(log, os.environ), encoding="utf-8")
         # JSON is YAML; written so that the file can be given to `rlhf run` again.
-        (staging / "config.yaml").write_text(json.dumps(recipe.model_dump(mode="json", exclude={"store"}), indent=2) + "\n", encoding="utf-8")
+        (staging / "config.yaml").write_text(
+            json.dumps(recipe.model_dump(mode="json", exclude={"store"}), indent=2) + "\n", encoding="utf-8"
+        )
 
 
 def _redact(text: str, environment: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ def run_script(tmp_path):
     def run_script(source):
         events = []
         script = f"import sys, os, time, json, signal\nEVENTS = {str(tmp_path / 'events.jsonl')!r}\n" + textwrap.dedent(source)
-        received = launch([sys.executable, "-c", script], tmp_path, events.append)
+        received = launch("sft", [sys.executable, "-c", script], tmp_path, events.append)
         return received, events
 
     return run_script
@@ -78,7 +78,7 @@ def test_events_arrive_in_order_and_output_goes_to_the_log(run_script, tmp_path)
 def test_the_exit_code_of_the_stage_is_kept(run_script, code):
     error = failure_of(run_script, f"sys.exit({code})")
     assert error.exit_code == code
-    assert str(error) == f"ended with exit code {code}"
+    assert str(error) == f"sft: ended with exit code {code}"
 
 
 def test_an_unknown_exit_code_is_a_failed_stage(run_script):
@@ -93,7 +93,7 @@ def test_the_error_event_says_what_went_wrong_even_where_a_launcher_ends_with_1(
         sys.exit(1)
         """,
     )
-    assert (error.exit_code, str(error)) == (5, "no space")
+    assert (error.exit_code, str(error)) == (5, "sft: no space")
 
 
 def test_the_last_lines_come_without_escapes_and_redrawn_progress(run_script, tmp_path):
@@ -206,7 +206,7 @@ child = (
     "worker = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True);"
     "open(sys.argv[1], 'w').write(f'{os.getpid()} {worker.pid}'); time.sleep(600)"
 )
-launch([sys.executable, "-c", child, sys.argv[1] + "/pids"], Path(sys.argv[1]), print)
+launch("sft", [sys.executable, "-c", child, sys.argv[1] + "/pids"], Path(sys.argv[1]), print)
 """
 
 
@@ -234,7 +234,7 @@ def test_a_marker_is_found_only_where_it_is(tmp_path):
 def test_shell_characters_in_a_path_are_only_characters(tmp_path):
     run_dir = tmp_path / "$(touch x); `id` 'ü\n"
     run_dir.mkdir()
-    launch([sys.executable, "-c", "import sys; print(sys.argv[1])", str(run_dir)], run_dir, print)
+    launch("sft", [sys.executable, "-c", "import sys; print(sys.argv[1])", str(run_dir)], run_dir, print)
     assert str(run_dir) in (run_dir / "log.txt").read_text()
     assert not (tmp_path / "x").exists()
 

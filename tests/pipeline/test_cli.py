@@ -1,0 +1,220 @@
+"""The command line as a user meets it: processes, exit codes, one-line errors, JSON, nothing that steers the terminal."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+RLHF = [sys.executable, "-P", "-m", "pipeline.cli"]
+
+
+@pytest.fixture
+def rlhf(tmp_path):
+    """A function: arguments -> the finished process, run in an empty directory with its own store."""
+
+    def rlhf(*arguments, **environment):
+        return subprocess.run(
+            [*RLHF, *map(str, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, "RLHF_STORE": str(tmp_path / "store"), **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    return rlhf
+
+
+@pytest.fixture
+def made(rlhf, recipe_path, fake_stages):
+    """A store with one finished run."""
+    done = rlhf("run", recipe_path)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_a_run_tells_each_stage_and_ends_with_a_summary(made, tmp_path):
+    lines = made.stdout.splitlines()
+    assert lines[0] == "sft: runs, because no artifact yet"
+    assert lines[1].startswith(f"sft: log {tmp_path}/store/runs/sft-")
+    assert "sft: note: a note" in lines
+    assert any(line.startswith("ppo: published ppo@v1 after") for line in lines)
+    assert f"ppo@v1: {tmp_path}/store/artifacts/ppo/v0001" in lines
+    assert lines[-1].startswith("look at it: rlhf show ppo@v1")
+    assert made.stderr == ""
+
+
+def test_a_second_run_reuses_all_and_says_so(made, rlhf, recipe_path):
+    done = rlhf("run", recipe_path)
+    assert done.stdout.splitlines()[:3] == [f"{stage}: reused {stage}@v1, nothing it depends on changed" for stage in ("sft", "rm", "ppo")]
+
+
+def test_plan_says_why(made, rlhf, recipe_path):
+    done = rlhf("plan", recipe_path, "--set", "ppo.kl_coef=0.1")
+    assert done.stdout.splitlines() == [
+        "sft  reuse    sft@v1",
+        "rm   reuse    rm@v1",
+        "ppo  run      because ppo.kl_coef changed 0.05 -> 0.1",
+    ]
+    rows = json.loads(rlhf("plan", recipe_path, "--set", "rm.epochs=2", "--json").stdout)
+    assert [row["action"] for row in rows] == ["reuse", "run", "depends"]
+
+
+def test_reading_commands_have_json(made, rlhf):
+    rows = json.loads(rlhf("ls", "--json").stdout)
+    assert [row["ref"] for row in rows] == ["ppo@v1", "rm@v1", "sft@v1"]
+    shown = json.loads(rlhf("show", "ppo", "--json").stdout)
+    assert [parent["ref"] for parent in shown["lineage"]] == ["sft@v1", "rm@v1"]
+    assert json.loads(rlhf("verify", "--json").stdout) == {"ppo@v1": [], "rm@v1": [], "sft@v1": []}
+
+
+def test_a_stage_is_run_with_what_it_needs_or_alone(rlhf, recipe_path, fake_stages):
+    alone = rlhf("run", recipe_path, "--only", "rm")
+    assert alone.returncode == 4
+    assert alone.stderr == "sft: nothing to reuse, because no artifact yet; rm needs it; run `rlhf run --until rm`\n"
+    assert rlhf("run", recipe_path, "--until", "rm").returncode == 0
+    assert rlhf("run", recipe_path, "--only", "ppo").returncode == 0
+    forced = rlhf("run", recipe_path, "--from", "rm", "--force")
+    assert "rm: published rm@v2" in forced.stdout
+    assert "ppo: published ppo@v2" in forced.stdout
+    assert "sft: reused sft@v1" in forced.stdout
+
+
+def test_an_alias_names_a_version(made, rlhf):
+    assert rlhf("alias", "ppo@v1", "best").stdout == "ppo@best -> ppo@v1\n"
+    assert rlhf("show", "ppo@best").stdout.startswith("ppo@v1  ")
+    assert "alias best" in rlhf("ls").stdout
+
+
+def test_verify_finds_a_flipped_byte(made, rlhf, tmp_path):
+    path = tmp_path / "store/artifacts/rm/v0001/model/model.safetensors"
+    path.chmod(0o644)
+    content = bytearray(path.read_bytes())
+    content[0] ^= 1
+    path.write_bytes(content)
+    done = rlhf("verify")
+    assert done.returncode == 3
+    assert "rm@v1: " in done.stdout
+    assert "model.safetensors" in done.stdout
+
+
+def test_what_a_model_says_does_not_steer_the_terminal(made, rlhf):
+    shown = rlhf("show", "ppo", FORCE_COLOR="1", TERM="xterm").stdout
+    assert "hi there" in shown
+    assert "[bold]hello[/bold] you" in shown  # markup is text
+    assert "\x1b[2J" not in shown
+    assert "\x1b]0;" not in shown
+    assert "\x07" not in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["run", "nope.yaml"], 2, "nope.yaml: found no such recipe, needed a file or one of demo, llama-3.1-8b-zero3, qwen2.5-0.5b-lora"),
+        (["plan", "demo", "--set", "ppo.kl=1"], 2, "--set: ppo.kl: unknown key; did you mean ppo.kl_coef?"),
+        (["run", "--only", "dpo"], 2, "needed a stage: sft, rm, ppo"),
+        (["run", "--only", "rm", "--until", "ppo"], 2, "--only is a stage alone"),
+        (["run", "--from", "ppo", "--until", "sft"], 2, "comes after"),
+        (["run", "--nope"], 2, "No such option"),
+        (["show", "../../etc"], 2, "is no ref"),
+        (["show", "-x"], 2, "No such option"),
+        (["show", "ppo@v9"], 4, "no artifact ppo@v9"),
+        (["show", "sft\x1b[2J"], 2, "is no ref"),
+        (["alias", "ppo", "x"], 4, "no artifact of kind ppo"),
+    ],
+)
+def test_a_mistake_is_told_without_traceback(rlhf, arguments, code, told):
+    done = rlhf(*arguments)
+    assert done.returncode == code
+    assert told in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert "\x1b" not in done.stderr
+
+
+def test_bad_data_is_told_with_every_line(rlhf, recipe_path):
+    (recipe_path.parent / "prompts.jsonl").write_text('{"prompt": 3}\n{"prompt": ""}\n')
+    for command in ("run", "plan", "check-data"):
+        done = rlhf(command, recipe_path)
+        assert done.returncode == 2
+        assert "prompts.jsonl:1: prompt: " in done.stderr
+        assert "prompts.jsonl:2: prompt: " in done.stderr
+
+
+def test_check_data_counts(rlhf, recipe_path):
+    with (recipe_path.parent / "prompts.jsonl").open("a") as stream:
+        stream.write('{"prompt": "question 1"}\n')
+    found = json.loads(rlhf("check-data", recipe_path, "--json").stdout)
+    assert found["prompts"]["counts"]["train"] + found["prompts"]["counts"]["eval"] == 9
+    assert found["prompts"]["counts"]["duplicates"] == 1
+    assert "1 training records occur more than once" in rlhf("check-data", recipe_path).stdout
+
+
+def test_a_failing_stage_ends_with_its_last_lines_and_the_path_of_its_log(rlhf, recipe_path, fake_stages, tmp_path):
+    done = rlhf("run", recipe_path, FAKE_SFT="fail:5")
+    assert done.returncode == 5
+    lines = done.stderr.splitlines()
+    assert lines[-3:-1] == ["  | line 39", "error: sft: the loss is nan"]
+    assert lines[-1].startswith(f"log: {tmp_path}/store/runs/sft-")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_run_says_how_to_go_on(recipe_path, fake_stages, tmp_path, number):
+    store = tmp_path / "store"
+    process = subprocess.Popen(
+        [*RLHF, "run", recipe_path, "--store", store],
+        env={**os.environ, "FAKE_RM": "wait"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 30
+    while not list(store.glob("runs/rm-*/checkpoints/waiting")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=20)
+    assert process.returncode == 128 + number
+    assert "goes on from the last checkpoint" in told
+    assert "Traceback" not in told
+
+
+def test_config_is_the_resolved_recipe(rlhf, recipe_path):
+    shown = json.loads(rlhf("config", recipe_path, "--set", "ppo.kl_coef=1e-1", "--json").stdout)
+    assert shown["ppo"]["kl_coef"] == 0.1
+    assert shown["ppo"]["clip_range"] == 0.2
+    assert "kl_coef: 0.1" in rlhf("config", recipe_path, "--set", "ppo.kl_coef=0.1").stdout
+    assert json.loads(rlhf("config", "--schema").stdout)["properties"]["ppo"]
+
+
+def test_a_pipe_that_closes_early_is_no_error(made, rlhf, tmp_path):
+    done = subprocess.run(
+        f"{' '.join(RLHF)} show ppo --store {tmp_path / 'store'} | head -1", shell=True, capture_output=True, text=True, timeout=60
+    )
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["ls"], ["plan"], ["plan", "RECIPE"], ["show", "ppo"], ["verify"]])
+def test_reading_commands_import_no_torch(made, tmp_path, recipe_path, arguments):
+    arguments = [str(recipe_path) if word == "RECIPE" else word for word in arguments]
+    program = (
+        "import sys, atexit\n"
+        "atexit.register(lambda: print('heavy:', sorted({'torch', 'transformers', 'datasets', 'trl'} & set(sys.modules))))\n"
+        "from pipeline.cli import main\n"
+        f"sys.argv = ['rlhf', *{arguments!r}]\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "RLHF_STORE": str(tmp_path / "store")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "heavy: []"

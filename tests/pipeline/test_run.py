@@ -1,0 +1,251 @@
+"""A run: reuse, launch, publish, resume. The stages are small programs that obey the contract (fake_stage.py)."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import load_recipe
+from pipeline.disk import take_lock
+from pipeline.errors import ResourceError, StoreError
+from pipeline.launch import StageFailed
+from pipeline.plan import Selection
+from pipeline.run import run
+from pipeline.store import Store
+
+STAGES = ("sft", "rm", "ppo")
+
+
+class Recorder:
+    """A view that remembers what it was told."""
+
+    def __init__(self):
+        self.told = []
+
+    def inputs_read(self, inputs):
+        self.told.append("read")
+
+    def stage_reused(self, decision):
+        self.told.append(f"{decision.stage} reused {decision.artifact.ref}")
+
+    def stage_started(self, decision, run_dir):
+        self.told.append(f"{decision.stage} started: {'; '.join(decision.reasons)}")
+
+    def stage_event(self, event):
+        if event["event"] == "start" and event["resumed_step"]:
+            self.told.append(f"resumed from {event['resumed_step']}")
+
+    def stage_published(self, outcome):
+        self.told.append(f"{outcome.stage} published {outcome.artifact.ref}")
+
+    def stage_failed(self, stage):
+        self.told.append(f"{stage} failed")
+
+
+@pytest.fixture
+def bring_up(store, recipe_path, fake_stages):
+    """A function: overrides and selection -> run; returns what the view was told."""
+
+    def bring_up(*overrides, **selection):
+        view = Recorder()
+        run(load_recipe(recipe_path, overrides), store, Selection(**selection), view)
+        return view.told
+
+    return bring_up
+
+
+def test_a_run_publishes_all_stages_and_the_next_one_reuses_them(bring_up, store):
+    assert bring_up() == [
+        "read",
+        *(line for stage in STAGES for line in (f"{stage} started: no artifact yet", f"{stage} published {stage}@v1")),
+    ]
+    assert bring_up() == ["read", *(f"{stage} reused {stage}@v1" for stage in STAGES)]
+    assert all(store.verify(ref) == [] for ref in store.refs())
+
+
+def test_a_changed_setting_reruns_from_there(bring_up):
+    bring_up()
+    assert bring_up("ppo.kl_coef=0.1") == [
+        "read",
+        "sft reused sft@v1",
+        "rm reused rm@v1",
+        "ppo started: ppo.kl_coef changed 0.05 -> 0.1",
+        "ppo published ppo@v2",
+    ]
+    assert "ppo reused ppo@v1" in bring_up()
+
+
+def test_a_stage_that_makes_the_same_again_stops_the_rerun(bring_up, monkeypatch):
+    monkeypatch.setenv("FAKE_SFT", "same")
+    bring_up()
+    assert bring_up("sft.epochs=2") == [
+        "read",
+        "sft started: sft.epochs changed 1.0 -> 2.0",
+        "sft published sft@v2",
+        "rm reused rm@v1",
+        "ppo reused ppo@v1",
+    ]
+
+
+def test_the_manifest_says_from_what_and_how_it_was_made(bring_up, store, recipe_path):
+    bring_up()
+    manifest = store.get("ppo").manifest
+    assert [parent.ref for parent in manifest.parents] == ["sft@v1", "rm@v1"]
+    assert set(manifest.data) == {"prompts.train", "prompts.eval"}
+    assert manifest.config["ppo"]["kl_coef"] == 0.05
+    assert manifest.metrics == {"eval/loss": 0.5}
+    assert manifest.counts == {"records": 8}
+    assert manifest.facts["architecture"] == "Fake"
+    assert manifest.packages["torch"]
+    assert manifest.duration_s > 0
+    assert manifest.run_id.startswith("ppo-")
+    names = {entry.path for entry in manifest.files}
+    assert names == {"model/model.safetensors", "samples.jsonl", "result.json", "log.txt", "config.yaml"}
+
+
+def test_the_resolved_recipe_in_an_artifact_makes_the_same_again(bring_up, store, recipe_path):
+    bring_up("ppo.kl_coef=0.2")
+    again = load_recipe(store.get("ppo").path / "config.yaml")
+    assert again.model_copy(update={"store": "store"}) == load_recipe(recipe_path, ["ppo.kl_coef=0.2"])
+
+
+def test_a_stage_is_given_the_models_and_data_of_the_contract(bring_up, store, recipe_path):
+    bring_up()
+    spec = json.loads(next(store.root.glob("runs/ppo-*/spec.json")).read_text())
+    assert spec["models"] == {"sft": str(store.get("sft").model_path), "rm": str(store.get("rm").model_path)}
+    assert spec["data"]["prompts"]["train"]["path"] == str(recipe_path.parent / "prompts.jsonl")
+    spec = json.loads(next(store.root.glob("runs/sft-*/spec.json")).read_text())
+    assert spec["models"] == {"base": str(recipe_path.parent / "base")}
+
+
+def test_a_failing_stage_publishes_nothing_and_tells_why(bring_up, store, monkeypatch):
+    monkeypatch.setenv("FAKE_RM", "fail:3")
+    with pytest.raises(StageFailed, match=r"^rm: the loss is nan$") as caught:
+        bring_up()
+    assert caught.value.exit_code == 3
+    assert caught.value.last_lines[-1] == "line 39"
+    assert store.refs() == ["sft@v1"]
+    assert list((store.root / ".staging").iterdir()) == []
+    monkeypatch.setenv("FAKE_RM", "ok")
+    assert bring_up()[1] == "sft reused sft@v1"
+
+
+@pytest.mark.parametrize("behaviour", ["crash", "die", "no-result"])
+def test_a_stage_that_breaks_its_contract_publishes_nothing(bring_up, store, monkeypatch, behaviour):
+    monkeypatch.setenv("FAKE_SFT", behaviour)
+    with pytest.raises(StageFailed) as caught:
+        bring_up(run=("sft",))
+    assert caught.value.exit_code == 1
+    assert store.refs() == []
+
+
+def test_an_unfinished_run_goes_on_and_leaves_no_checkpoints_at_its_end(bring_up, store, monkeypatch):
+    monkeypatch.setenv("FAKE_SFT", "fail:1")
+    with pytest.raises(StageFailed):
+        bring_up(run=("sft",))
+    (run_dir,) = store.root.glob("runs/sft-*")
+    (run_dir / "checkpoints" / "step").write_text("1")
+    monkeypatch.setenv("FAKE_SFT", "ok")
+    assert "resumed from 1" in bring_up(run=("sft",))
+    assert not (run_dir / "checkpoints").exists()
+    log = (store.get("sft").path / "log.txt").read_text()
+    assert "from step 0" in log
+    assert "from step 1" in log
+
+
+def test_other_settings_do_not_go_on_from_an_unfinished_run(bring_up, store, monkeypatch):
+    monkeypatch.setenv("FAKE_SFT", "fail:1")
+    with pytest.raises(StageFailed):
+        bring_up(run=("sft",))
+    monkeypatch.setenv("FAKE_SFT", "ok")
+    for step in store.root.glob("runs/sft-*/checkpoints"):
+        (step / "step").write_text("1")
+    assert not any("resumed" in line for line in bring_up("sft.epochs=2", run=("sft",)))
+
+
+def test_force_makes_a_new_version_from_the_start(bring_up, store, monkeypatch):
+    bring_up(run=("sft",))
+    (run_dir,) = store.root.glob("runs/sft-*")
+    (run_dir / "checkpoints").mkdir()
+    (run_dir / "checkpoints" / "step").write_text("1")
+    told = bring_up(run=("sft",), force=True)
+    assert told == ["read", "sft started: --force was given", "sft published sft@v2"]
+    assert store.get("sft@v1").content_id == store.get("sft@v2").content_id
+
+
+def test_checkpoints_of_a_run_that_was_killed_after_publishing_are_removed(bring_up, store):
+    bring_up(run=("sft",))
+    (run_dir,) = store.root.glob("runs/sft-*")
+    (run_dir / "checkpoints").mkdir()
+    bring_up(run=("sft",))
+    assert not (run_dir / "checkpoints").exists()
+
+
+def test_two_orchestrators_do_not_run_the_same_stage(bring_up, store, monkeypatch):
+    monkeypatch.setenv("FAKE_SFT", "fail:1")
+    with pytest.raises(StageFailed):
+        bring_up(run=("sft",))
+    (run_dir,) = store.root.glob("runs/sft-*")
+    lock = take_lock(run_dir / "lock", wait=False)
+    try:
+        with pytest.raises(
+            ResourceError, match=rf"process {os.getpid()} is running this stage with the same inputs; wait for it"
+        ) as caught:
+            bring_up(run=("sft",))
+    finally:
+        os.close(lock)
+    assert caught.value.exit_code == 5
+
+
+def test_a_disk_that_is_too_small_is_told_before_training(bring_up, store, monkeypatch):
+    monkeypatch.setattr("pipeline.run.free_bytes", lambda path: 10)
+    with pytest.raises(ResourceError, match=r"found 10 bytes free, needed about 112 for the sft stage") as caught:
+        bring_up()
+    assert caught.value.exit_code == 5
+    assert not list(store.root.glob("runs/*/spec.json"))
+
+
+def test_a_damaged_parent_is_refused_and_named(bring_up, store):
+    bring_up(run=("sft",))
+    path = store.get("sft").model_path / "model.safetensors"
+    path.parent.chmod(0o755)
+    path.chmod(0o644)
+    content = bytearray(path.read_bytes())
+    content[3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match=r"sft@v1 is damaged.*model\.safetensors") as caught:
+        bring_up(run=("sft", "rm"))
+    assert caught.value.exit_code == 3
+
+
+def test_a_store_that_cannot_be_written_is_told_in_one_line(recipe_path, fake_stages):
+    root = Path("/sys/rlhf-store")  # not even root may write here
+    with pytest.raises(ResourceError, match=r"^/sys/rlhf-store.*needed; ") as caught:
+        run(load_recipe(recipe_path), Store(root), Selection(), Recorder())
+    assert caught.value.exit_code == 5
+
+
+def test_a_secret_that_a_library_prints_stays_out_of_the_artifact(bring_up, store, monkeypatch):
+    monkeypatch.setenv("MY_TOKEN", "canary-4711-canary")
+    monkeypatch.setenv("FAKE_SFT", "print-secret")
+    bring_up(run=("sft",))
+    published = b"".join(path.read_bytes() for path in store.get("sft").path.rglob("*") if path.is_file())
+    assert b"token: ***" in published
+    assert b"canary" not in published
+
+
+def test_the_next_stage_trains_on_the_merged_model_where_there_is_one(bring_up, store, publish):
+    from pipeline.run import _model_directory
+
+    artifact = publish(store, "sft", {"model/adapter.safetensors": b"a", "merged/model.safetensors": b"m"})
+    assert _model_directory(artifact) == artifact.path / "merged"
+
+
+def test_the_store_may_move(bring_up, store, tmp_path, recipe_path):
+    bring_up()
+    moved = shutil.move(store.root, tmp_path / "elsewhere")
+    view = Recorder()
+    run(load_recipe(recipe_path), Store(tmp_path / "elsewhere"), Selection(), view)
+    assert view.told == ["read", *(f"{stage} reused {stage}@v1" for stage in STAGES)], moved

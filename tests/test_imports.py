@@ -1,0 +1,103 @@
+"""The import rules between the packages, read from the import statements."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import pipeline
+import stages
+
+ROOT = Path(pipeline.__file__).parent.parent
+OURS = {"data", "stages", "pipeline"}
+HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "deepspeed"}
+TORCH_FREE_STAGES = {"stages.spec", "stages.settings"}
+
+
+def modules_of(package):
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imports_of(path, *, top_level_only=False):
+    """Names of the modules that a file imports; not those under TYPE_CHECKING."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skipped = {
+        id(inner)
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
+        or (top_level_only and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    names = set()
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            # `import data` binds a name that a user's own data.py takes just as well.
+            assert not {alias.name for alias in node.names} & OURS, f"{path}:{node.lineno}: write `from {node.names[0].name}.x import y`"
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import; write the whole name"
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def packages_of(names):
+    return {name.partition(".")[0] for name in names}
+
+
+def each(*packages):
+    return pytest.mark.parametrize(
+        "path", [path for package in packages for path in modules_of(package)], ids=lambda path: str(path.relative_to(ROOT))
+    )
+
+
+@each("data")
+def test_data_imports_nothing_of_ours_and_no_torch(path):
+    assert packages_of(imports_of(path)) & (OURS - {"data"}) == set()
+    # A function may need a tokenizer's library; at the top of a file it would slow every command down.
+    assert packages_of(imports_of(path)) & (HEAVY - {"transformers"}) == set()
+    assert packages_of(imports_of(path, top_level_only=True)) & HEAVY == set()
+
+
+@each("stages")
+def test_stages_never_import_the_pipeline(path):
+    assert "pipeline" not in packages_of(imports_of(path))
+
+
+@each("pipeline")
+def test_the_pipeline_imports_only_the_torch_free_parts_of_stages(path):
+    names = imports_of(path)
+    assert packages_of(names) & HEAVY == set()
+    of_stages = {name for name in names if name.startswith("stages.")}
+    assert {".".join(name.split(".")[:2]) for name in of_stages} <= TORCH_FREE_STAGES
+    assert "stages" not in names
+
+
+@pytest.mark.parametrize("name", sorted(TORCH_FREE_STAGES))
+def test_the_torch_free_parts_of_stages_are_torch_free(name):
+    names = imports_of(ROOT / (name.replace(".", "/") + ".py"))
+    assert packages_of(names) & HEAVY == set()
+    assert {".".join(name.split(".")[:2]) for name in names if name.startswith("stages.")} <= TORCH_FREE_STAGES
+    assert imports_of(Path(stages.__file__)) == set()
+
+
+def test_the_stages_never_import_one_another():
+    owners = {"stages/sft.py": "stages.sft", "stages/rm.py": "stages.rm"} | {
+        str(path.relative_to(ROOT)): "stages.ppo" for path in modules_of("stages/ppo")
+    }
+    for path, own in owners.items():
+        for other in {"stages.sft", "stages.rm", "stages.ppo"} - {own}:
+            assert not any(name == other or name.startswith(other + ".") for name in imports_of(ROOT / path)), f"{path} imports {other}"
+
+
+@pytest.mark.parametrize("name", ["advantages", "losses"])
+def test_the_pure_maths_imports_torch_and_nothing_else(name):
+    names = packages_of(imports_of(ROOT / "stages" / "ppo" / f"{name}.py"))
+    assert names - {"torch", "math", "dataclasses", "typing", "collections", "__future__"} == set()
+
+
+def test_only_one_module_touches_trl():
+    touching = {str(path.relative_to(ROOT)) for package in OURS for path in modules_of(package) if "trl" in packages_of(imports_of(path))}
+    assert touching <= {"stages/trl_compat.py"}
