@@ -92,10 +92,11 @@ def encode_demonstrations(
     Raises:
         DataError: As `encode_prompt`; or no demonstration is left.
     """
-    prompts = _encode_prompts(tokenizer, [record.prompt for record in records], limits[0])
+    max_prompt_tokens, max_response_tokens = limits
+    prompts = _encode_prompts(tokenizer, [record.prompt for record in records], max_prompt_tokens)
     responses = _encode_responses(tokenizer, [record.completion for record in records])
-    used = [(prompt, response) for prompt, response in zip(prompts, responses, strict=True) if len(response) <= limits[1]]
-    _refuse_none_left("demonstrations", len(records), len(used), limits[1])
+    used = [(prompt, response) for prompt, response in zip(prompts, responses, strict=True) if len(response) <= max_response_tokens]
+    _refuse_none_left("demonstrations", len(records), len(used), max_response_tokens)
     counts = {
         "demonstrations": len(records),
         "demonstrations_used": len(used),
@@ -122,19 +123,20 @@ def encode_comparisons(
     Raises:
         DataError: As `encode_prompt`; or no comparison is left.
     """
-    prompts = _encode_prompts(tokenizer, [record.prompt for record in records], limits[0])
+    max_prompt_tokens, max_response_tokens = limits
+    prompts = _encode_prompts(tokenizer, [record.prompt for record in records], max_prompt_tokens)
     responses = iter(_encode_responses(tokenizer, [text for record in records for text in record.completions]))
     used: list[EncodedComparison] = []
     prompts_cut = responses_dropped = 0
     for record, prompt in zip(records, prompts, strict=True):
         answers = [(next(responses), rank) for rank in record.ranks]
-        kept = [(ids, rank) for ids, rank in answers if len(ids) <= limits[1]]
+        kept = [(ids, rank) for ids, rank in answers if len(ids) <= max_response_tokens]
         responses_dropped += len(answers) - len(kept)
         ranks = tuple(rank for _, rank in kept)
         if len(set(ranks)) > 1:
             used.append(EncodedComparison(prompt.ids, [ids for ids, _ in kept], ranks, record.source))
             prompts_cut += prompt.cut
-    _refuse_none_left("comparisons", len(records), len(used), limits[1])
+    _refuse_none_left("comparisons", len(records), len(used), max_response_tokens)
     counts = {
         "comparisons": len(records),
         "comparisons_used": len(used),
@@ -192,14 +194,18 @@ def _try_template(tokenizer: Tokenizer) -> list[tuple[str, str]]:
         return [("chat_template", f"cannot render a user's message ({first_line(error)}); needed one that can; replace it")]
     if len(text) > MAX_TEMPLATE_CHARACTERS:
         return [("chat_template", f"wrote {len(text):,} characters for one word; needed a template without floods; replace it")]
-    if encode_response(tokenizer, str(tokenizer.eos_token)).count(tokenizer.eos_token_id) != 1:
+    try:
+        typed = encode_response(tokenizer, str(tokenizer.eos_token))
+    except DataError:
+        typed = []
+    if typed.count(tokenizer.eos_token_id) != 1:
         found = f"{tokenizer.eos_token!r} typed in a text becomes the end token's id"
-        return [("eos_token", f"{found}; needed an end token that is marked special; mark it in the tokenizer's added tokens")]
+        return [("eos_token", f"{found}; needed a special token that no text turns into; set another eos_token")]
     return []
 
 
 @contextlib.contextmanager
-def _time_limit(seconds: int) -> Generator[None]:
+def _time_limit(seconds: float) -> Generator[None]:
     """Raise TimeoutError in the main thread after `seconds`; in another thread there is no limit."""
     if threading.current_thread() is not threading.main_thread():
         yield

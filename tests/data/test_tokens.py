@@ -201,6 +201,15 @@ def test_pad_equal_to_eos_is_refused(tokenizer_of):
     ]
 
 
+def test_end_token_that_is_also_a_word_is_refused(tokenizer_of):
+    tokenizer = tokenizer_of(GOOD_TEMPLATE, eos="b")
+    assert faults_of(tokenizer) == [
+        "eos_token: 'b' typed in a text becomes the end token's id; needed a special token that no text turns into; set another eos_token"
+    ]
+    with pytest.raises(DataError, match="record 2: answer: refused by the chat template or tokenizer"):
+        encode_demonstrations(tokenizer, [Demonstration(user("a"), "a"), Demonstration(user("a"), "a b")], (9, 9))
+
+
 @pytest.mark.parametrize(
     "template", ["{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ messages.append(1) }}", "{% for %}", "{{ 1 / 0 }}"]
 )
@@ -223,5 +232,5 @@ def test_every_record_that_the_template_refuses_is_named(tokenizer_of):
     refused = Prompt((Message("system", "a"), Message("user", "b")))
     with pytest.raises(DataError) as caught:
         encode_prompts(tokenizer_of(template), [Prompt(user("a")), refused, Prompt(user("[U]")), refused], (9, 9))
-    message = "prompt: refused by the chat template (no system messages); needed messages as it wants them; change them"
+    message = "prompt: refused by the chat template or tokenizer (no system messages); needed messages as they want them; change them"
     assert [str(problem) for problem in caught.value.problems] == [f"record 2: {message}", f"record 4: {message}"]
