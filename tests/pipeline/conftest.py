@@ -3,7 +3,10 @@
 import json
 import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -37,7 +40,32 @@ def publish():
 @pytest.fixture
 def recipe_path(tmp_path):
     """A user's recipe: a small base model directory and JSONL files of their own."""
-    directory = tmp_path / "project"
+    return write_project(tmp_path / "project")
+
+
+@pytest.fixture
+def fake_stages(tmp_path, monkeypatch):
+    """Put stage programs that obey the contract but train nothing (fake_stage.py) in place of the real ones, for child processes."""
+    monkeypatch.setenv("PYTHONPATH", write_fake_stages(tmp_path / "fake"))
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    """A store that one run with fake stages filled, the run's process, and its recipe; copy the store before changing it."""
+    directory = tmp_path_factory.mktemp("finished")
+    recipe_path = write_project(directory / "project")
+    process = subprocess.run(
+        [sys.executable, "-P", "-m", "pipeline.cli", "run", str(recipe_path), "--store", str(directory / "store")],
+        env={**os.environ, "PYTHONPATH": write_fake_stages(directory / "fake")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == 0, process.stderr
+    return SimpleNamespace(process=process, store=directory / "store", recipe_path=recipe_path)
+
+
+def write_project(directory):
     (directory / "base").mkdir(parents=True)
     (directory / "base" / "config.json").write_text("{}")
     (directory / "base" / "tokenizer.json").write_text("{}")
@@ -63,14 +91,13 @@ def recipe_path(tmp_path):
     return path
 
 
-@pytest.fixture
-def fake_stages(tmp_path, monkeypatch):
-    """Put stage programs that obey the contract but train nothing (fake_stage.py) in place of the real ones, for child processes."""
-    package = tmp_path / "fake" / "stages"
+def write_fake_stages(directory):
+    """Write a `stages` package that takes all but the stage programs from the real one; returns the PYTHONPATH that puts it first."""
+    package = directory / "stages"
     package.mkdir(parents=True)
     real = Path(stages.__file__).parent
     (package / "__init__.py").write_text(f"__path__ = [{str(package)!r}, {str(real)!r}]\n")
     program = Path(__file__).with_name("fake_stage.py")
     for stage in ("sft", "rm", "ppo"):
         (package / f"{stage}.py").write_text(f"import runpy\nrunpy.run_path({str(program)!r}, run_name='__main__')\n")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(package.parent), str(real.parent)]))
+    return os.pathsep.join([str(directory), str(real.parent)])

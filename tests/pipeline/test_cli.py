@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,22 +31,32 @@ def rlhf(tmp_path):
 
 
 @pytest.fixture
-def made(rlhf, recipe_path, fake_stages):
-    """A store with one finished run."""
-    done = rlhf("run", recipe_path)
-    assert done.returncode == 0, done.stderr
-    return done
+def recipe_path(finished_run):
+    return finished_run.recipe_path
 
 
-def test_a_run_tells_each_stage_and_ends_with_a_summary(made, tmp_path):
-    lines = made.stdout.splitlines()
+@pytest.fixture
+def made(finished_run, tmp_path):
+    """The store of a finished run, to look at and to damage."""
+    shutil.copytree(finished_run.store, tmp_path / "store")
+
+
+@pytest.fixture
+def own_recipe_path(finished_run, tmp_path):
+    """A recipe whose data may be changed."""
+    shutil.copytree(finished_run.recipe_path.parent, tmp_path / "own")
+    return tmp_path / "own" / "recipe.yaml"
+
+
+def test_a_run_tells_each_stage_and_ends_with_a_summary(finished_run):
+    lines, store = finished_run.process.stdout.splitlines(), finished_run.store
     assert lines[0] == "sft: runs, because no artifact yet"
-    assert lines[1].startswith(f"sft: log {tmp_path}/store/runs/sft-")
+    assert lines[1].startswith(f"sft: log {store}/runs/sft-")
     assert "sft: note: a note" in lines
     assert any(line.startswith("ppo: published ppo@v1 after") for line in lines)
-    assert f"ppo@v1: {tmp_path}/store/artifacts/ppo/v0001" in lines
+    assert f"ppo@v1: {store}/artifacts/ppo/v0001" in lines
     assert lines[-1].startswith("look at it: rlhf show ppo@v1")
-    assert made.stderr == ""
+    assert finished_run.process.stderr == ""
 
 
 def test_a_second_run_reuses_all_and_says_so(made, rlhf, recipe_path):
@@ -135,22 +146,22 @@ def test_a_mistake_is_told_without_traceback(rlhf, arguments, code, told):
     assert "\x1b" not in done.stderr
 
 
-def test_bad_data_is_told_with_every_line(rlhf, recipe_path):
-    (recipe_path.parent / "prompts.jsonl").write_text('{"prompt": 3}\n{"prompt": ""}\n')
+def test_bad_data_is_told_with_every_line(rlhf, own_recipe_path):
+    (own_recipe_path.parent / "prompts.jsonl").write_text('{"prompt": 3}\n{"prompt": ""}\n')
     for command in ("run", "plan", "check-data"):
-        done = rlhf(command, recipe_path)
+        done = rlhf(command, own_recipe_path)
         assert done.returncode == 2
         assert "prompts.jsonl:1: prompt: " in done.stderr
         assert "prompts.jsonl:2: prompt: " in done.stderr
 
 
-def test_check_data_counts(rlhf, recipe_path):
-    with (recipe_path.parent / "prompts.jsonl").open("a") as stream:
+def test_check_data_counts(rlhf, own_recipe_path):
+    with (own_recipe_path.parent / "prompts.jsonl").open("a") as stream:
         stream.write('{"prompt": "question 1"}\n')
-    found = json.loads(rlhf("check-data", recipe_path, "--json").stdout)
+    found = json.loads(rlhf("check-data", own_recipe_path, "--json").stdout)
     assert found["prompts"]["counts"]["train"] + found["prompts"]["counts"]["eval"] == 9
     assert found["prompts"]["counts"]["duplicates"] == 1
-    assert "1 training records occur more than once" in rlhf("check-data", recipe_path).stdout
+    assert "1 training records occur more than once" in rlhf("check-data", own_recipe_path).stdout
 
 
 def test_a_failing_stage_ends_with_its_last_lines_and_the_path_of_its_log(rlhf, recipe_path, fake_stages, tmp_path):
