@@ -174,7 +174,7 @@ def _build_actor_critic(context: StageContext, tokenizer: Any) -> ActorCritic:
         models.apply_lora(critic_source, lora, "SEQ_CLS")  # puts adapters into the backbone that the critic holds
     if settings.gradient_checkpointing:
         for model in (policy, critic_source):
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
     return ActorCritic(policy, critic)
 
 

@@ -1,0 +1,140 @@
+"""The stage as a whole, in this process: what it leaves behind, LoRA, and what it refuses."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from stages.ppo import stage as ppo_stage
+from stages.ppo.stage import main
+from stages.runtime import StageContext, StageError
+from stages.settings import LoRASettings
+
+
+@pytest.fixture
+def run(make_stage, base_model_dir, reward_model_dir):
+    """Run the stage in this process: run(tag=..., models=..., **settings) -> (spec, result, trainer)."""
+
+    def run_here(tag="run", models=None, **settings):
+        inputs = {"sft": base_model_dir, "rm": reward_model_dir} | (models or {})
+        values = {"iterations": 2, "eval_every": 1, "save_every": 1} | settings
+        spec = make_stage("ppo", tag=tag, models=inputs, **values).spec
+        spec.output_dir.mkdir()
+        spec.checkpoint_dir.mkdir()
+        trainers = []
+        plain_build = ppo_stage._build_trainer
+
+        def remember(*arguments):
+            trainers.append(plain_build(*arguments))
+            return trainers[0]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ppo_stage, "_build_trainer", remember)
+            result = main(StageContext(spec))
+        return spec, result, trainers[0]
+
+    return run_here
+
+
+def metric_rows(spec):
+    return [json.loads(line) for line in (spec.checkpoint_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_artifact_opens_without_our_code_and_gives_the_same_logits(run):
+    spec, result, trainer = run()
+    model = AutoModelForCausalLM.from_pretrained(spec.output_dir / "model", dtype=torch.float32, attn_implementation="eager").eval()
+    tokenizer = AutoTokenizer.from_pretrained(spec.output_dir / "model")
+    ids = torch.tensor([tokenizer("Order: grey chair.").input_ids])
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=ids).logits, trainer.actor_critic.policy(input_ids=ids).logits)
+    assert result.facts.form == "full" and result.facts.architecture == "LlamaForCausalLM"
+    assert result.counts["prompts"] == 48
+
+
+def test_score_and_kl_are_told_together_from_the_sft_policy_to_the_end(run):
+    spec, result, _ = run()
+    rows = metric_rows(spec)
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    for row in rows:
+        assert {"eval/sampled/score", "eval/sampled/kl", "eval/sampled/finished", "eval/sampled/judge_score"} <= row.keys()
+    assert rows[0]["eval/sampled/kl"] == 0.0
+    assert {"eval/greedy/score", "eval/greedy/kl", "eval/greedy/judge_score"} <= result.metrics.keys()
+    assert result.metrics["eval/start/score"] == rows[0]["eval/sampled/score"]
+    samples = [json.loads(line) for line in (spec.output_dir / "samples.jsonl").read_text().splitlines()]
+    assert {row["way"] for row in samples} == {"sampled", "greedy"}
+    assert {"prompt", "response", "score", "kl", "finished", "judge_score"} <= samples[0].keys()
+
+
+def test_evaluating_does_not_change_the_training(run):
+    specs = [run(tag=f"every{every}", eval_every=every)[0] for every in (1, 5)]
+    weights = [load_file(spec.output_dir / "model" / "model.safetensors") for spec in specs]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_with_lora_adapters_and_the_critics_head_learn_and_nothing_else(run, base_model_dir):
+    spec, result, trainer = run(lora=LoRASettings(rank=4, dropout=0.3, merge=True), learning_rate=1e-2)
+    assert result.metrics["val/ratio_start_deviation"] < 1e-5  # dropout asked for, and not used
+    assert result.metrics["eval/start/kl"] == 0.0
+    adapters = 4 * 7 * 2  # layers x linear modules x (A, B)
+    assert [len(group["params"]) for group in trainer.optimizer.param_groups] == [adapters, adapters + 2]
+    trained = {name for name, parameter in trainer.actor_critic.critic.named_parameters() if parameter.requires_grad}
+    assert all("lora_" in name or name.startswith("head.") for name in trained)
+    assert result.facts.form == "adapter"
+    assert (spec.output_dir / "model" / "adapter_config.json").exists()
+    assert "ppo.lora.dropout = 0.3 is not used" in spec.events_path.read_text()
+    base = load_file(base_model_dir / "model.safetensors")
+    merged = load_file(spec.output_dir / "merged" / "model.safetensors")
+    moved = {name for name, weight in base.items() if name in merged and not torch.equal(weight, merged[name])}
+    assert moved and all("proj" in name for name in moved)
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(run):
+    weights = []
+    for flag in (False, True):
+        spec, _, trainer = run(tag=f"checkpointing{flag}", gradient_checkpointing=flag, iterations=1)
+        weights.append(load_file(spec.output_dir / "model" / "model.safetensors"))
+        assert trainer.actor_critic.policy.is_activation_checkpointing == flag
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weight, weights[1][name], atol=1e-6, rtol=1e-5)
+
+
+def test_an_unfinished_answer_is_scored_by_the_configured_stop_token(run):
+    """An untrained policy does not say the stop token within 8 tokens here: each answer gets the fixed score."""
+    _, result, _ = run(stop_token="<|user|>", missing_eos_score=-7.0, iterations=1)
+    assert result.metrics["eos_rate"] == 0.0
+    assert result.metrics["objective/scores"] == -7.0
+    assert result.metrics["objective/reward_model_scores"] > -3.5
+
+
+@pytest.mark.parametrize(("token", "problem"), [("<|nowhere|>", "not in the vocabulary"), ("<|pad|>", "the pad token")])
+def test_a_stop_token_that_cannot_stop_is_refused(run, token, problem):
+    with pytest.raises(StageError, match=f"ppo.stop_token = .*{problem}") as caught:
+        run(stop_token=token)
+    assert caught.value.exit_code == 2
+
+
+def test_a_reward_model_with_another_tokenizer_is_refused(run, reward_model_dir, tmp_path):
+    other = tmp_path / "other_rm"
+    shutil.copytree(reward_model_dir, other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(StageError, match="another tokenizer") as caught:
+        run(models={"rm": other})
+    assert caught.value.exit_code == 3
+
+
+def test_a_reward_model_without_a_head_is_refused_and_not_drawn_anew(run, base_model_dir):
+    with pytest.raises(StageError, match="score") as caught:
+        run(models={"rm": base_model_dir})
+    assert caught.value.exit_code == 3
+
+
+def test_a_run_that_diverges_leaves_no_model(run, tmp_path):
+    with pytest.raises(StageError, match="needed: "):
+        run(learning_rate=1e30, max_grad_norm=1e30)
+    assert not list(tmp_path.glob("ppo-run/output/*"))
