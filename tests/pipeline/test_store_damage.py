@@ -131,6 +131,12 @@ def test_a_link_in_a_published_artifact_is_reported_although_it_leads_to_equal_b
     assert any(path.name in problem for problem in store.verify("sft@v1"))
 
 
+def test_a_manifest_that_is_a_link_is_refused(store, artifact, tmp_path):
+    shutil.move(artifact.path / "manifest.json", tmp_path / "elsewhere")
+    (artifact.path / "manifest.json").symlink_to(tmp_path / "elsewhere")
+    assert store.list() == []
+
+
 def test_a_pipe_in_place_of_the_manifest_does_not_hang(store, artifact):
     import os
 

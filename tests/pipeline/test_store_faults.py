@@ -137,6 +137,24 @@ def test_a_store_that_may_only_be_read_reads_and_refuses_writes_in_one_line(open
         assert line.startswith("5 ") and str(open_store.root) in line and "write permission needed" in line
 
 
+def test_a_user_without_privileges_publishes_and_finds_the_artifact_read_only(publish, open_store):
+    shared = open_store.root.parent / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+
+    def use():
+        store = Store(shared / "store")
+        refs = [publish(store).ref, publish(store).ref]
+        assert refs == ["sft@v1", "sft@v2"] and store.verify("sft") == []
+        try:
+            (store.get("sft").path / "log.txt").write_text("late")
+        except PermissionError:
+            return "refused"
+        return "written"
+
+    assert run_without_privileges(use) == "refused"
+
+
 def test_a_store_that_may_not_be_read_says_so_in_one_line(open_store):
     (open_store.root / "artifacts").chmod(0)
 
