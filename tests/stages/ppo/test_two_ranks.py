@@ -1,0 +1,54 @@
+"""Two ranks, each with half of the responses and unequal numbers of tokens, equal one rank with all of them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+DRIVER = Path(__file__).with_name("two_ranks_driver.py")
+ROOT = DRIVER.parents[3]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """(one rank, [first of two, second of two])."""
+    base = tmp_path_factory.mktemp("ranks") / "result"
+    for count in (1, 2):
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count), str(DRIVER), str(base)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        found = subprocess.run(launcher, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+        assert found.returncode == 0, found.stderr[-3000:]
+    one = torch.load(f"{base}.0of1")
+    return one, [torch.load(f"{base}.{rank}of2") for rank in range(2)]
+
+
+@pytest.mark.slow
+def test_whitening_and_moments_are_over_the_tokens_of_both_ranks(results):
+    one, two = results
+    for name in ("whitened", "scaled"):
+        torch.testing.assert_close(torch.cat([rank["figures"][name] for rank in two]), one["figures"][name])
+    for rank in two:
+        torch.testing.assert_close(rank["figures"]["explained"], one["figures"]["explained"])
+        torch.testing.assert_close(rank["figures"]["moments"], one["figures"]["moments"])
+        assert rank["figures"]["largest"] == 1.0
+
+
+@pytest.mark.slow
+def test_gradients_are_those_of_the_mean_over_the_tokens_of_both_ranks(results):
+    one, two = results
+    for rank in two:
+        for name, gradient in one["gradients"].items():
+            torch.testing.assert_close(rank["gradients"][name], gradient, atol=1e-6, rtol=1e-5, msg=name)
+
+
+@pytest.mark.slow
+def test_an_update_leaves_both_ranks_with_the_weights_and_figures_of_one(results):
+    one, two = results
+    for name, weight in one["weights"].items():
+        assert torch.equal(two[0]["weights"][name], two[1]["weights"][name]), name
+        torch.testing.assert_close(two[0]["weights"][name], weight, atol=1e-5, rtol=1e-5, msg=name)
+    assert two[0]["stats"] == two[1]["stats"]
+    assert two[0]["stats"] == pytest.approx(one["stats"], rel=1e-4, abs=1e-6)

@@ -1,0 +1,63 @@
+"""Run by test_two_ranks.py on each rank: this rank's half of an experience -> whitened advantages, gradients, score moments."""
+
+import importlib.util
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from stages.ppo.advantages import explain_variance, scale_by_std, whiten
+from stages.ppo.ranks import max_over_ranks, sum_over_ranks, unwrap
+from stages.ppo.scoring import RunningMoments
+from stages.ppo.update import UpdateRules, accumulate_gradients, update
+
+RULES = UpdateRules(
+    ppo_epochs=1,
+    minibatch_size=8,
+    micro_batch_size=2,
+    temperature=1.0,
+    clip_range=0.2,
+    value_clip_range=0.2,
+    value_coef=0.5,
+    max_grad_norm=0.05,
+    early_stop_kl=None,
+)
+
+
+def compute(accelerator, models):
+    """Everything that crosses ranks, on this rank's contiguous share of one fixed experience."""
+    world_size, rank = accelerator.num_processes, accelerator.process_index
+    everything = models.make_experience()
+    share = everything.select(torch.arange(8).chunk(world_size)[rank])
+
+    def total(tensor):
+        return sum_over_ranks(accelerator, tensor)
+
+    moments = RunningMoments()
+    moments.update(share.returns_BR[:, 0], total)
+    figures = {
+        "whitened": whiten(share.advantages_BR, share.response_mask_BR, total)[share.response_mask_BR],
+        "scaled": scale_by_std(share.returns_BR, share.response_mask_BR, total)[share.response_mask_BR],
+        "explained": explain_variance(share.old_values_BR, share.returns_BR, share.response_mask_BR, total),
+        "moments": torch.tensor([moments.count, moments.mean, moments.std]),
+        "largest": max_over_ranks(accelerator, torch.tensor(float(rank))),
+    }
+    model, optimizer = accelerator.prepare((actor_critic := models.make_actor_critic()), torch.optim.SGD(actor_critic.parameters(), lr=1.0))
+    accumulate_gradients(model, share, RULES, accelerator, nullcontext())
+    gradients = {name: parameter.grad.clone() for name, parameter in unwrap(accelerator, model).named_parameters()}
+    optimizer.zero_grad()
+    stats = update(model, optimizer, share, RULES, 0, accelerator, nullcontext())
+    weights = {name: parameter.detach().clone() for name, parameter in unwrap(accelerator, model).named_parameters()}
+    return {"figures": figures, "gradients": gradients, "weights": weights, "stats": vars(stats)}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    spec = importlib.util.spec_from_file_location("models_for_tests", Path(__file__).with_name("conftest.py"))
+    models = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(models)
+    accelerator = Accelerator(cpu=True)
+    torch.save(compute(accelerator, models), f"{sys.argv[1]}.{accelerator.process_index}of{accelerator.num_processes}")
+    accelerator.end_training()
