@@ -151,16 +151,19 @@ def _run_to_end(
 
 @contextmanager
 def _held_signals() -> Generator[list[int]]:
-    """Collect SIGTERM and SIGINT instead of dying of them; only the main thread can."""
+    """Collect SIGTERM and SIGINT instead of dying of them; a closed terminal counts as SIGTERM. Only the main thread can."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
 
     def hold(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
+        received.append(signal.SIGTERM if number == signal.SIGHUP else number)
 
-    before = {number: signal.signal(number, hold) for number in (signal.SIGTERM, signal.SIGINT)}
+    held = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup stays nohup
+        held.append(signal.SIGHUP)
+    before = {number: signal.signal(number, hold) for number in held}
     try:
         yield received
     finally:

@@ -1,6 +1,7 @@
 """A run as it happens: one bar per stage on a terminal, plain lines elsewhere."""
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -76,7 +77,9 @@ class ProgressView:
         if self._first is None:
             self._first = (now, step)
         started_s, first_step = self._first
-        left = format_duration((now - started_s) / (step - first_step) * (total - step)) + " left" if step > first_step else ""
+        left = "finishing" if step >= total else ""
+        if first_step < step < total:
+            left = format_duration((now - started_s) / (step - first_step) * (total - step)) + " left"
         state = ", ".join(filter(None, (f"{step}/{total}", headline(PROGRESS[self._stage], metrics), left)))
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=step, total=total, state=state)
@@ -91,4 +94,6 @@ class ProgressView:
             self._progress = None
 
     def _say(self, line: str, style: str = "") -> None:
-        self._console.print(Text(clean(line), style=style), soft_wrap=True)
+        # A reader that went away (`rlhf run | head`) must not end hours of training; rich is quiet from then on.
+        with suppress(OSError, SystemExit):
+            self._console.print(Text(clean(line), style=style), soft_wrap=True)

@@ -209,6 +209,14 @@ def test_a_pipe_that_closes_early_is_no_error(made, rlhf, tmp_path):
     assert done.stderr == ""
 
 
+def test_a_reader_that_goes_away_does_not_end_a_training(recipe_path, fake_stages, tmp_path):
+    store = tmp_path / "store"
+    command = f"{' '.join(RLHF)} run {recipe_path} --store {store} --set seed=99 | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (store / "artifacts/ppo/v0001/manifest.json").exists()
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["ls"], ["plan"], ["plan", "RECIPE"], ["show", "ppo"], ["verify"]])
 def test_reading_commands_import_no_torch(made, tmp_path, recipe_path, arguments):
     arguments = [str(recipe_path) if word == "RECIPE" else word for word in arguments]

@@ -155,6 +155,14 @@ def test_a_signal_is_passed_on_once_and_the_stage_may_save(run_script, tmp_path,
     assert error.last_lines[-2:] == [f"got {number:d}", "saved"]
 
 
+def test_a_closed_terminal_lets_the_stage_save(run_script, tmp_path):
+    thread = send_when(tmp_path / "ready", signal.SIGHUP)
+    error = failure_of(run_script, GRACEFUL)
+    thread.join()
+    assert error.exit_code == 143
+    assert error.last_lines[-1] == "saved"
+
+
 def test_a_second_signal_ends_a_stage_that_does_not_want_to(run_script, tmp_path):
     source = """
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
