@@ -1,14 +1,17 @@
 """What single fields of a recipe cannot check: files on disk, and relations between fields."""
 
+import difflib
 import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from data.schema import KINDS
 from pipeline.document import Document
 from pipeline.explain import show
 from pipeline.recipe import DEMO_PATTERN, Recipe
+from pipeline.trainer_fields import config_class, trainer_fields
 from stages.spec import DATA_INPUTS, DataSource, StageName
 
 ProblemAt = Callable[[str, str], str]
@@ -23,6 +26,7 @@ def check_recipe(recipe: Recipe, document: Document, stages: tuple[StageName, ..
     yield from _check_base_model(recipe, problem)
     yield from _check_data(recipe, stages, problem)
     yield from _check_hardware(recipe, problem)
+    yield from _check_trainer_args(recipe, problem)
     for stage in ("rm", "ppo"):
         lora = recipe.settings(stage).lora
         if recipe.sft.lora and lora and not recipe.sft.lora.merge and stage in stages:
@@ -90,3 +94,15 @@ def _check_hardware(recipe: Recipe, problem: ProblemAt) -> Iterator[str]:
             json.loads(Path(deepspeed).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             yield problem("hardware.deepspeed", f"found {show(deepspeed)}: {error}; give a DeepSpeed JSON file")
+
+
+def _check_trainer_args(recipe: Recipe, problem: ProblemAt) -> Iterator[str]:
+    given: tuple[tuple[StageName, dict[str, Any]], ...] = (("sft", recipe.sft.trainer_args), ("rm", recipe.rm.trainer_args))
+    for stage, arguments in given:
+        known = trainer_fields(stage) if arguments else None
+        if known is None:
+            continue  # the stage itself checks too
+        for name in arguments.keys() - known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else "; see its documentation"
+            yield problem(f"{stage}.trainer_args.{name}", f"unknown key of TRL's {config_class(stage)}{hint}")

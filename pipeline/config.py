@@ -54,8 +54,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), stages: Iterable[Stag
     document = read_document(path)
     for override in overrides:
         _apply_override(document, override)
-    problems = [*document.problems, *_find_secrets(document)]
-    if document.broken:
+    secrets = list(_find_secrets(document))
+    problems = [*document.problems, *secrets]
+    if document.broken or secrets:  # further messages would show the values
         raise ConfigError(problems)
     _expand_shorthand(document.values)
     _resolve_paths(document, path.absolute().parent)
@@ -75,7 +76,8 @@ def _apply_override(document: Document, override: str) -> None:
     keys = tuple(key.strip().split("."))
     place = "--set"
     if not equals or not all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", part) for part in keys):
-        document.problems.append(f"--set: found {show(_hide(override))}, needed key=value, such as `--set ppo.kl_coef=0.1`")
+        found = show(SECRET_VALUE.sub("***", key))
+        document.problems.append(f"--set: found the key {found}, needed key=value, such as `--set ppo.kl_coef=0.1`")
         return
     try:
         value = parse_value(text)
@@ -113,14 +115,6 @@ def _leaves(value: object, keys: Keys) -> Iterator[tuple[Keys, object]]:
             yield from _leaves(inner, (*keys, index))
     else:
         yield keys, value
-
-
-def _hide(text: str) -> str:
-    return (
-        SECRET_VALUE.sub("***", text)
-        if not SECRET_KEY.search(text.partition("=")[0].rpartition(".")[2])
-        else text.partition("=")[0] + "=***"
-    )
 
 
 def _expand_shorthand(values: dict[str, Any]) -> None:

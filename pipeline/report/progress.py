@@ -66,7 +66,8 @@ class ProgressView:
         """Close the bar with what was made."""
         self._close_bar()
         figures = headline(RESULT[outcome.stage], outcome.artifact.manifest.metrics)
-        self._say(f"{outcome.stage}: published {outcome.artifact.ref} after {format_duration(outcome.duration_s)}, {figures}", "green")
+        published = f"{outcome.stage}: published {outcome.artifact.ref} after {format_duration(outcome.duration_s)}"
+        self._say(", ".join(filter(None, (published, figures))), "green")
 
     def stage_failed(self, stage: StageName) -> None:
         """Close the bar; the error is told by whoever catches it."""

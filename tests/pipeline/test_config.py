@@ -1,10 +1,13 @@
 """Recipe -> resolved config: precedence, paths, and every error at once with its place."""
 
+import dataclasses
+import importlib
 import json
 
 import pytest
 
 from pipeline.config import ConfigError, load_recipe, recipe_schema
+from pipeline.trainer_fields import config_class, trainer_fields
 
 MINIMAL = "name: x\nbase_model: demo\ndata: demo\n"
 
@@ -138,16 +141,23 @@ def test_pickled_weights_are_refused(recipe_path):
     "line",
     [
         "sft:\n  trainer_args: {hub_token: canary-4711}\n",
-        "sft:\n  trainer_args: {x: 'https://me:canary-4711@host/'}\n",
-        "sft:\n  trainer_args: {x: hf_canary4711canary4711}\n",
+        "sft:\n  trainer_args: {hub_model_id: 'https://me:canary-4711@host/'}\n",
+        "sft:\n  trainer_args: {hub_model_id: hf_canary4711canary4711}\n",
         "revision: https://host/x?token=canary-4711\n",
+        "tokens: https://host/x?token=canary-4711\n",
     ],
 )
 def test_a_secret_is_refused_and_never_repeated(problems, line):
     (found,) = problems(MINIMAL + line)
     assert "found a secret" in found
     assert "canary" not in found
-    (found,) = problems(MINIMAL, "sft.trainer_args.hub_token=canary-4711")
+
+
+@pytest.mark.parametrize(
+    "override", ["sft.trainer_args.hub_token=canary", "a-b=canary", "hf_canary4711canary4711", "https://me:canary@host/"]
+)
+def test_a_secret_on_the_command_line_is_not_repeated(problems, override):
+    (found,) = problems(MINIMAL, override)
     assert "canary" not in found
 
 
@@ -179,6 +189,20 @@ def test_batches_are_shared_by_all_processes(problems):
         "recipe.yaml:1: sft.batch_size: found 32, needed a multiple of sft.micro_batch_size x hardware.processes = 8 x 3; "
         "choose sizes that divide"
     ]
+
+
+def test_trainer_args_are_fields_of_trls_configs(problems, load):
+    text = MINIMAL + "sft:\n  trainer_args:\n    neftune_noise_alpha: 5\n    label_smothing_factor: 0.1\n"
+    assert problems(text) == [
+        "recipe.yaml:7: sft.trainer_args.label_smothing_factor: unknown key of TRL's SFTConfig; did you mean label_smoothing_factor?"
+    ]
+    assert load(MINIMAL, "rm.trainer_args.max_steps=4").rm.trainer_args == {"max_steps": 4}
+
+
+@pytest.mark.parametrize(("stage", "module"), [("sft", "sft_config"), ("rm", "reward_config")])
+def test_the_fields_read_from_trls_source_are_those_of_its_classes(stage, module):
+    dataclass = getattr(importlib.import_module(f"trl.trainer.{module}"), config_class(stage))
+    assert trainer_fields(stage) == {field.name for field in dataclasses.fields(dataclass) if not field.name.startswith("_")}
 
 
 def test_a_deepspeed_file_is_read(problems):
