@@ -58,6 +58,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), stages: Iterable[Stag
     problems = [*document.problems, *secrets]
     if document.broken or secrets:  # further messages would show the values
         raise ConfigError(problems)
+    document.values.setdefault("name", _name_after(path))
     _expand_shorthand(document.values)
     _resolve_paths(document, path.absolute().parent)
     try:
@@ -68,6 +69,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), stages: Iterable[Stag
     if problems:
         raise ConfigError(problems)
     return recipe
+
+
+def _name_after(path: Path) -> str:
+    """Name a recipe without a name after its file, as far as the characters are allowed."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("._-")[:64] or "recipe"
 
 
 def _apply_override(document: Document, override: str) -> None:

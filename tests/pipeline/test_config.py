@@ -177,6 +177,12 @@ def test_a_name_is_safe_as_a_file_name(problems, name):
     assert "needed letters, digits" in found
 
 
+def test_a_recipe_without_a_name_is_called_as_its_file(tmp_path):
+    path = tmp_path / "my recipe, second.yaml"
+    path.write_text("base_model: demo\ndata: demo\n")
+    assert load_recipe(path).name == "my-recipe-second"
+
+
 def test_batches_are_shared_by_all_processes(problems):
     found = problems(
         MINIMAL + "hardware: {processes: 3}\n",
