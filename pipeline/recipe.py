@@ -23,7 +23,7 @@ class RecipeData(Closed):
 class Recipe(Closed):
     """One whole SFT -> RM -> PPO training: base model, data, the three stages, hardware."""
 
-    name: str = Field("recipe", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z", description="Name, for people; default: that of the file.")
+    name: str = Field("recipe", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Name, for people; default: that of the file.")
     seed: int = Field(11, ge=0, lt=2**31, description="Seed of training: data order, initial heads, sampling.")
     base_model: str = Field(description="Pretrained model: a directory, a hub id, or `demo` (`demo@SEED`) for the embedded one.")
     revision: str | None = Field(None, description="Revision of a base model from the hub; pin a commit.")
