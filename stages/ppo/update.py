@@ -89,8 +89,11 @@ def update(
     sums = torch.zeros(len(_SUMS), device=device)
     start_deviation = torch.zeros((), device=device)
     norms: list[Tensor] = []
+    lengths_B = experience.attention_mask_BT.sum(dim=1)
     for rows_b in draw_minibatches(len(experience.finished_B), rules, seed):
-        minibatch = experience.select(rows_b.to(device))
+        rows_b = rows_b.to(device)
+        rows_b = rows_b[lengths_B[rows_b].argsort(stable=True)]  # micro-batches of like lengths: less padding, the same gradient
+        minibatch = experience.select(rows_b)
         minibatch_sums, deviation = accumulate_gradients(model, minibatch, rules, accelerator, autocast)
         if not norms:
             start_deviation = deviation
