@@ -25,7 +25,7 @@ def check_recipe(recipe: Recipe, document: Document, stages: tuple[StageName, ..
 
     yield from _check_base_model(recipe, problem)
     yield from _check_data(recipe, stages, problem)
-    yield from _check_hardware(recipe, problem)
+    yield from _check_hardware(recipe, stages, problem)
     yield from _check_trainer_args(recipe, problem)
     for stage in ("rm", "ppo"):
         lora = recipe.settings(stage).lora
@@ -78,7 +78,7 @@ def _check_data(recipe: Recipe, stages: tuple[StageName, ...], problem: ProblemA
                 yield problem(f"data.{kind}.{split}", f"found no file {show(source.path)}; give a path relative to the recipe, or absolute")
 
 
-def _check_hardware(recipe: Recipe, problem: ProblemAt) -> Iterator[str]:
+def _check_hardware(recipe: Recipe, stages: tuple[StageName, ...], problem: ProblemAt) -> Iterator[str]:
     processes, deepspeed = recipe.hardware.processes, recipe.hardware.deepspeed
     sizes = (
         ("sft", "batch_size", recipe.sft.batch_size, "micro_batch_size", recipe.sft.micro_batch_size),
@@ -86,7 +86,7 @@ def _check_hardware(recipe: Recipe, problem: ProblemAt) -> Iterator[str]:
         ("ppo", "minibatch_size", recipe.ppo.minibatch_size, "micro_batch_size", recipe.ppo.micro_batch_size),
     )
     for stage, large_name, large, small_name, small in sizes:
-        if processes > 1 and large % (small * processes):
+        if stage in stages and large % (small * processes):
             needed = f"a multiple of {stage}.{small_name} x hardware.processes = {small} x {processes}"
             yield problem(f"{stage}.{large_name}", f"found {large}, needed {needed}; choose sizes that divide")
     if deepspeed is not None:
