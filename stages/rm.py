@@ -30,7 +30,7 @@ def main(context: StageContext) -> StageResult:
     spec = context.spec
     settings = spec.settings
     assert isinstance(settings, RMSettings)
-    tokenizer = models.load_tokenizer(spec.models["sft"])
+    tokenizer: Any = models.load_tokenizer(spec.models["sft"])
     limits = (spec.tokens.max_prompt_tokens, spec.tokens.max_response_tokens)
     records, held_out_records = load_splits(spec, "comparisons")
     comparisons, counts = encode_comparisons(tokenizer, records, limits)

@@ -33,7 +33,7 @@ class LoRASettings(Closed):
     """Low-rank adapters (Hu et al. 2021) instead of full fine-tuning; the artifact is then an adapter."""
 
     rank: PositiveInt = Field(16, description="Rank r of the update matrices.")
-    alpha: float = Field(32.0, gt=0, description="Scale: the update is multiplied by alpha / rank.")
+    alpha: PositiveInt = Field(32, description="Scale: the update is multiplied by alpha / rank.")
     dropout: Fraction = Field(0.0, description="Dropout on the adapter's input during training.")
     target_modules: str | list[str] = Field("all-linear", description="Modules that get an adapter: `all-linear` or a list of names.")
     merge: bool = Field(

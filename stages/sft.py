@@ -30,7 +30,7 @@ def main(context: StageContext) -> StageResult:
     settings = spec.settings
     assert isinstance(settings, SFTSettings)
     judge = load_judge(spec.judge)
-    tokenizer = models.load_tokenizer(spec.models["base"], spec.revision)
+    tokenizer: Any = models.load_tokenizer(spec.models["base"], spec.revision)
     records, held_out_records = load_splits(spec, "demonstrations")
     pairs, counts = encode_demonstrations(tokenizer, records, _limits(context))
     held_out, held_out_counts = encode_demonstrations(tokenizer, held_out_records, _limits(context))

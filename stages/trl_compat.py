@@ -17,6 +17,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from data.tokens import EncodedComparison, EncodedPair
 from stages.checkpoint import latest_complete, mark_complete, prune
+from stages.length_buckets import LengthBucketSampler
 from stages.ranking import Pairs, make_pairs, pair_accuracy, ranking_loss
 from stages.runtime import StageContext, StageError, uses_gpu
 from stages.settings import RMSettings, SFTSettings
@@ -105,8 +106,13 @@ class RankingCollator:
 class RankingTrainer(RewardTrainer):
     """TRL's RewardTrainer with the K-way ranking loss in place of its pairwise one."""
 
-    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         return dataset  # already token ids
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthBucketSampler:
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        lengths = [len(prompt) + max(map(len, responses)) for prompt, responses in zip(rows["prompt_ids"], rows["responses"], strict=True)]
+        return LengthBucketSampler(lengths, self.args.train_batch_size * self.args.gradient_accumulation_steps, self.args.seed)
 
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         pairs: Pairs = make_pairs(inputs["ranks"], inputs["prompts"])
