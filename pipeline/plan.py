@@ -23,6 +23,7 @@ from stages.spec import DATA_INPUTS, EXIT_MISSING, MODEL_INPUTS, STAGE_VERSIONS,
 # Settings that change how a stage runs but not what it makes.
 _WITHOUT_EFFECT = ("save_every", "log_every")
 _BASE = "base"
+_REASONS_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,12 @@ class Decision:
     key: str | None = None
     config: dict[str, Any] = field(default_factory=dict[str, Any])
     parents: dict[str, Artifact] = field(default_factory=dict[str, Artifact])
+
+    @property
+    def why(self) -> str:
+        """The reasons on one line; of many, the first."""
+        more = len(self.reasons) - _REASONS_SHOWN
+        return "; ".join(self.reasons[:_REASONS_SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
 def prepare(recipe: Recipe, store_root: Path, stages: Sequence[StageName], *, trust_notes: bool = False) -> Inputs:
@@ -157,6 +164,8 @@ def plan(recipe: Recipe, store: Store, selection: Selection) -> list[Decision]:
     """
     if not store.list(STAGES[0]) and any(not demo_directory(store.root, seed).is_dir() for seed in demo_seeds(recipe)):
         # A first run: nothing can be reused, so the demo need not be generated to know it.
+        if selection.run[0] != STAGES[0]:
+            raise missing_artifact(Decision(STAGES[0], "run", reasons=["no artifact yet"]), selection)
         return [Decision(stage, "run", reasons=["no artifact yet"]) for stage in selection.run]
     inputs = prepare(recipe, store.root, selection.needed, trust_notes=True)
     known: dict[str, Artifact] = {}
@@ -179,7 +188,7 @@ def plan(recipe: Recipe, store: Store, selection: Selection) -> list[Decision]:
 def missing_artifact(decision: Decision, selection: Selection) -> StoreError:
     """Say that a stage outside the selection has nothing to reuse."""
     stage, wanted = decision.stage, selection.run[-1]
-    message = f"{stage}: nothing to reuse, because {'; '.join(decision.reasons)}; {wanted} needs it; run `rlhf run --until {wanted}`"
+    message = f"{stage}: nothing to reuse, because {decision.why}; {wanted} needs it; run `rlhf run --until {wanted}`"
     return StoreError(message, EXIT_MISSING)
 
 

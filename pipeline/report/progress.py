@@ -43,7 +43,7 @@ class ProgressView:
     def stage_started(self, decision: Decision, run_dir: Path) -> None:
         """Show why a stage runs, and begin its bar."""
         self._stage, self._first, self._last_line_s = decision.stage, None, time.monotonic()
-        self._say(f"{decision.stage}: runs, because {'; '.join(decision.reasons)}", "bold")
+        self._say(f"{decision.stage}: runs, because {decision.why}", "bold")
         if not self._console.is_terminal:
             self._say(f"{decision.stage}: log {run_dir / 'log.txt'}")
             return

@@ -40,9 +40,9 @@ def print_plan(console: Console, decisions: Sequence[Decision]) -> None:
         if decision.artifact and decision.action == "reuse":
             line = f"{decision.stage:<4} reuse    {decision.artifact.ref}"
         elif decision.action == "depends":
-            line = f"{decision.stage:<4} depends  {'; '.join(decision.reasons)}"
+            line = f"{decision.stage:<4} depends  {decision.why}"
         else:
-            line = f"{decision.stage:<4} run      because {'; '.join(decision.reasons)}"
+            line = f"{decision.stage:<4} run      because {decision.why}"
         console.print(Text(clean(line)), soft_wrap=True)
 
 

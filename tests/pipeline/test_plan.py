@@ -159,6 +159,26 @@ def test_a_needed_stage_that_is_not_selected_has_to_be_there(planned, publish_al
     assert caught.value.exit_code == 4
 
 
+def test_a_first_plan_of_the_demo_writes_nothing(store, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("base_model: demo\ndata: demo\n")
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    assert [decision.why for decision in plan(recipe, store, Selection())] == ["no artifact yet"] * 3
+    with pytest.raises(StoreError, match="sft: nothing to reuse"):
+        plan(recipe, store, Selection(run=("ppo",)))
+    assert not store.root.exists()
+
+
+def test_of_many_reasons_the_first_are_shown(publish_all, store, recipe_path):
+    publish_all()
+    decisions = plan(
+        load_recipe(recipe_path, [f"ppo.{key}=7" for key in ("iterations", "kl_coef", "value_coef", "clip_range", "temperature")]),
+        store,
+        Selection(),
+    )
+    assert decisions[-1].why.endswith("; and 1 more")
+    assert len(decisions[-1].reasons) == 5
+
+
 def test_bad_lines_of_all_files_are_told_at_once(planned, recipe_path):
     (recipe_path.parent / "prompts.jsonl").write_text('{"prompt": 3}\n{"prompt": "x"}\nnot json\n')
     (recipe_path.parent / "demonstrations.jsonl").write_text('{"prompt": "x"}\n')
