@@ -86,7 +86,8 @@ def _resume_or_start(context: StageContext, trainer: PPOTrainer, held_out: HeldO
     """Load the newest complete checkpoint, or evaluate the SFT policy; returns (figures at the start, last metrics)."""
     found = latest_complete(context.spec.checkpoint_dir, world_size=context.world_size, warn=context.note)
     saved = trainer.load_state(found[0]) if found else None
-    context.rewind_metrics(trainer.iteration if saved else -1)
+    # The row of the last iteration is written once its evaluation is done: never kept from an earlier attempt.
+    context.rewind_metrics(min(trainer.iteration, trainer.settings.iterations - 1) if saved else -1)
     context.event("start", stage="ppo", unit="iteration", total=trainer.settings.iterations, resumed_step=trainer.iteration)
     if saved:
         return saved["start_figures"], saved["metrics"]
@@ -110,13 +111,18 @@ def make_accelerator(context: StageContext) -> Accelerator:
 
     Raises:
         StageError: accelerate sees another number of processes than the launcher started (it then trains that many copies apart), or
-            the sizes cannot be shared out.
+            the sizes cannot be shared out, or DeepSpeed is asked for.
     """
     accelerator = Accelerator(cpu=not uses_gpu(context))
     world_size = accelerator.num_processes
     if world_size != context.world_size:
         raise StageError(f"accelerate sees {world_size} processes, the launcher started {context.world_size}; start them with torchrun")
     settings = _settings(context)
+    if context.spec.hardware.deepspeed:
+        raise StageError(
+            f"hardware.deepspeed = {context.spec.hardware.deepspeed}: the ppo stage cannot run under DeepSpeed yet; set it to null",
+            EXIT_USAGE,
+        )
     for name in ("rollout_batch_size", "minibatch_size"):
         size: int = getattr(settings, name)
         if size % world_size:
@@ -145,12 +151,20 @@ def _build_trainer(context: StageContext, tokenizer: Any, prompts: list[list[int
             f"{ref_policy.config.vocab_size}; both must stem from the same SFT artifact; train the rm stage on this one",
             EXIT_VERIFICATION,
         )
+    sampling = make_sampling(settings, tokenizer, spec.tokens.max_response_tokens)
+    longest, limit = max(map(len, prompts)) + sampling.max_new_tokens, getattr(ref_policy.config, "max_position_embeddings", None)
+    if limit is not None and longest > limit:
+        raise StageError(
+            f"the longest prompt and ppo.max_response_tokens = {sampling.max_new_tokens} make {longest} tokens, {spec.models['sft']} takes "
+            f"{limit}; lower ppo.max_response_tokens or tokens.max_prompt_tokens",
+            EXIT_USAGE,
+        )
     return PPOTrainer(
         _build_actor_critic(context, tokenizer),
         ref_policy,
         reward_model,
         prompts,
-        make_sampling(settings, tokenizer, spec.tokens.max_response_tokens),
+        sampling,
         settings,
         seed=spec.seed,
         accelerator=accelerator,

@@ -13,15 +13,16 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from stages.ppo.actor_critic import ActorCritic, trainable
+from stages.ppo.actor_critic import ActorCritic
 from stages.ppo.advantages import adapt_kl_coef, estimate_advantages, penalize_kl, scale_by_std, whiten
 from stages.ppo.experience import Experience, Rollout
 from stages.ppo.metrics import TokenFigures, describe_rollout, describe_update
+from stages.ppo.optimizer import compute_lr_factor, make_optimizer
 from stages.ppo.ranks import sum_over_ranks, unwrap
 from stages.ppo.rollout import Autocast, Sampling, compute_ref_logprobs, evaluate_tokens, roll_out
 from stages.ppo.sampler import PromptSampler, derive_seed
 from stages.ppo.scoring import RunningMoments, apply_score_rules, score_responses
-from stages.ppo.update import UpdateRules, UpdateStats, compute_lr_factor, update
+from stages.ppo.update import UpdateRules, UpdateStats, update
 from stages.runtime import StageError
 from stages.settings import PPOSettings
 
@@ -69,27 +70,26 @@ class PPOTrainer:
 
     def step(self) -> dict[str, float]:
         """Run one iteration and return its metrics."""
-        started_s = time.perf_counter()
+        marks_s = [time.perf_counter()]
         self._set_learning_rates()
         rollout = self._roll_out()
-        rolled_out_s = time.perf_counter()
+        marks_s.append(time.perf_counter())
         raw_scores_B, scores_B = self._score(rollout)
         figures = self._evaluate_tokens(rollout)
-        experience = self._estimate(rollout, scores_B, figures)
-        evaluated_s = time.perf_counter()
+        rewards_BR = self._penalize(rollout, scores_B, figures)
+        experience = self._estimate_advantages(rollout, rewards_BR, figures)
+        marks_s.append(time.perf_counter())
         stats = self._update(experience)
         metrics = self._record(raw_scores_B, scores_B, figures, experience, stats)
-        ended_s = time.perf_counter()
-        metrics["time/rollout_s"] = rolled_out_s - started_s
-        metrics["time/score_s"] = evaluated_s - rolled_out_s
-        metrics["time/update_s"] = ended_s - evaluated_s
-        metrics["time/tokens_per_s"] = metrics["tokens"] / (ended_s - started_s)
-        if self.settings.kl_target is not None:
-            self.kl_coef = adapt_kl_coef(
-                self.kl_coef, metrics["objective/kl"], self.settings.kl_target, self.settings.rollout_batch_size, self.settings.kl_horizon
-            )
+        marks_s.append(time.perf_counter())
+        self._adapt_kl_coef(metrics["objective/kl"])
         self.iteration += 1
-        return metrics
+        return metrics | {
+            "time/rollout_s": marks_s[1] - marks_s[0],
+            "time/score_s": marks_s[2] - marks_s[1],
+            "time/update_s": marks_s[3] - marks_s[2],
+            "time/tokens_per_s": metrics["tokens"] / (marks_s[3] - marks_s[0]),
+        }
 
     def _set_learning_rates(self) -> None:
         settings = self.settings
@@ -137,11 +137,13 @@ class PPOTrainer:
         ref_logprobs_BR = compute_ref_logprobs(self.ref_policy, rollout, temperature, size, self.autocast)
         return TokenFigures(logprobs_BR, ref_logprobs_BR, values_BR, entropies_BR)
 
-    def _estimate(self, rollout: Rollout, scores_B: Tensor, figures: TokenFigures) -> Experience:
-        settings, mask_BR = self.settings, rollout.response_mask_BR
+    def _penalize(self, rollout: Rollout, scores_B: Tensor, figures: TokenFigures) -> Tensor:
+        mask_BR = rollout.response_mask_BR
         rewards_BR = penalize_kl(scores_B, figures.logprobs_BR, figures.ref_logprobs_BR, mask_BR, self.kl_coef)
-        if settings.whiten_rewards:
-            rewards_BR = scale_by_std(rewards_BR, mask_BR, self.sum_over_ranks)
+        return scale_by_std(rewards_BR, mask_BR, self.sum_over_ranks) if self.settings.whiten_rewards else rewards_BR
+
+    def _estimate_advantages(self, rollout: Rollout, rewards_BR: Tensor, figures: TokenFigures) -> Experience:
+        settings, mask_BR = self.settings, rollout.response_mask_BR
         advantages_BR, returns_BR = estimate_advantages(rewards_BR, figures.values_BR, mask_BR, settings.gamma, settings.gae_lambda)
         return Experience(
             prompt_ids_BP=rollout.prompt_ids_BP,
@@ -185,6 +187,13 @@ class PPOTrainer:
             }
         )
 
+    def _adapt_kl_coef(self, kl_per_response: float) -> None:
+        settings = self.settings
+        if settings.kl_target is not None:
+            self.kl_coef = adapt_kl_coef(
+                self.kl_coef, kl_per_response, settings.kl_target, settings.rollout_batch_size, settings.kl_horizon
+            )
+
     def sum_over_ranks(self, tensor: Tensor) -> Tensor:
         """Sum local sums over all ranks."""
         return sum_over_ranks(self.accelerator, tensor)
@@ -222,18 +231,6 @@ class PPOTrainer:
 def write_state(state: dict[str, Any], directory: Path) -> None:
     """Write what `collect_state` returned, and more plain data with it."""
     torch.save(state, directory / STATE_FILE)
-
-
-def make_optimizer(actor_critic: ActorCritic, settings: PPOSettings) -> torch.optim.AdamW:
-    """Make one optimizer with a learning rate each for policy and critic."""
-    critic_learning_rate = settings.critic_learning_rate or settings.learning_rate
-    groups = [(actor_critic.policy, settings.learning_rate), (actor_critic.critic, critic_learning_rate)]
-    return torch.optim.AdamW(
-        [{"params": trainable(part.parameters()), "lr": peak_lr, "peak_lr": peak_lr} for part, peak_lr in groups],
-        betas=(settings.adam_beta1, settings.adam_beta2),
-        eps=settings.adam_epsilon,
-        weight_decay=settings.weight_decay,
-    )
 
 
 def make_update_rules(settings: PPOSettings, world_size: int) -> UpdateRules:

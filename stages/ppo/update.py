@@ -4,7 +4,6 @@ Axes: B responses of this rank, R response tokens, V vocabulary. A minibatch's l
 minibatch on all ranks: micro-batch size and the number of ranks change nothing but rounding.
 """
 
-import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -208,14 +207,3 @@ def _summarize(sums: Tensor, start_deviation: Tensor, norms: list[Tensor], accel
         critic_grad_norm=figures[-1],
         optimizer_steps=len(norms),
     )
-
-
-def compute_lr_factor(iteration: int, iterations: int, warmup_steps: int, lr_schedule: str, min_lr_ratio: float) -> float:
-    """Compute the learning rate of an iteration (from 0) as a fraction of its peak: linear warm-up, then the decay."""
-    if iteration < warmup_steps:
-        return (iteration + 1) / warmup_steps
-    progress = (iteration - warmup_steps) / max(iterations - warmup_steps, 1)
-    if lr_schedule == "constant":
-        return 1.0
-    shape = 1.0 - progress if lr_schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
-    return min_lr_ratio + (1.0 - min_lr_ratio) * shape

@@ -138,3 +138,16 @@ def test_a_run_that_diverges_leaves_no_model(run, tmp_path):
     with pytest.raises(StageError, match="needed: "):
         run(learning_rate=1e30, max_grad_norm=1e30)
     assert not list(tmp_path.glob("ppo-run/output/*"))
+
+
+def test_more_tokens_than_the_model_has_positions_for_are_refused(run):
+    with pytest.raises(StageError, match=r"the longest prompt and ppo.max_response_tokens = 250 make \d+ tokens, .* takes 256") as caught:
+        run(max_response_tokens=250)
+    assert caught.value.exit_code == 2
+
+
+def test_a_run_killed_before_its_result_writes_each_metric_row_once(run, make_stage):
+    spec, result, _ = run()
+    again = main(StageContext(spec))  # the checkpoint of the last iteration is there: only the evaluation is done again
+    assert [row["step"] for row in metric_rows(spec)] == [0, 1, 2]
+    assert again.metrics == result.metrics

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from stages.ppo.update import UpdateRules, accumulate_gradients, compute_lr_factor, draw_minibatches, update
+from stages.ppo.optimizer import compute_lr_factor
+from stages.ppo.update import UpdateRules, accumulate_gradients, draw_minibatches, update
 
 
 def rules(**changes):
