@@ -12,6 +12,8 @@ STORE  ?=
 
 VENV  := .venv
 STAMP := $(VENV)/.installed
+# One worker per core; a file stays in one worker, so that its tests share what they set up.
+PYTEST_ARGS := --numprocesses auto --dist loadfile
 RLHF  := $(VENV)/bin/rlhf
 # One option per word; a directory given as STORE stays one word.
 ARGS   = '$(RECIPE)' $(foreach word,$(SET),--set '$(word)') $(STORE_OPTION)
@@ -51,13 +53,13 @@ inspect: $(STAMP) ## List the artifacts and show the newest policy, reward model
 	done
 
 test: $(STAMP) ## All tests
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
 check: $(STAMP) ## Format, lint, types and the fast tests
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/pyright
-	$(VENV)/bin/python -m pytest -m "not slow"
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS) -m "not slow"
 
 clean: ## Remove .venv and caches; the store stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis dist

@@ -1,7 +1,7 @@
 """Prompt ids -> response ids, by sampling or greedily: the one place that calls `generate`."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ def generate_responses(
         width = max(len(prompt) for prompt in batch)
         input_ids_BP = torch.tensor([[pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in batch], device=device)
         mask_BP = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in batch], device=device)
-        with autocast:
+        with autocast, _neutral_generation(model):
             sequences_BT = model.generate(input_ids=input_ids_BP, attention_mask=mask_BP, generation_config=config)
         responses += [_cut_after_stop(row, stop_token_id) for row in sequences_BT[:, width:].tolist()]
     return responses
@@ -59,3 +59,19 @@ def generate_responses(
 
 def _cut_after_stop(ids: list[int], stop_token_id: int) -> list[int]:
     return ids[: ids.index(stop_token_id) + 1] if stop_token_id in ids else ids
+
+
+@contextmanager
+def _neutral_generation(model: Any) -> Iterator[None]:
+    """Set the model's own generation config aside.
+
+    `generate` fills whatever a given config leaves open from the model's (a repetition penalty, suppressed tokens, min_p), and the
+    log-probabilities would then not be those of the distribution that was sampled.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own = base.generation_config
+    base.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        base.generation_config = own

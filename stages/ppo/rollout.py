@@ -3,14 +3,12 @@
 Axes: B responses, P prompt tokens (padded on the left), R response tokens (padded on the right), T = P + R, V vocabulary.
 """
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
 
 from stages.generation import generate_responses
 from stages.ppo.actor_critic import compute_response_logits
@@ -47,7 +45,7 @@ def roll_out(
     """
     device: torch.device = next(policy.parameters()).device
     policy.eval()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), neutral_generation(policy):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         sampled = generate_responses(
             policy,
@@ -72,22 +70,6 @@ def cut_response(ids: list[int], sampling: Sampling) -> list[int]:
     """
     stops = (position for position, token in enumerate(ids) if token in (sampling.stop_token_id, sampling.eos_token_id))
     return ids[: next(stops, len(ids)) + 1]
-
-
-@contextmanager
-def neutral_generation(policy: Any) -> Iterator[None]:
-    """Set the model's own generation config aside.
-
-    `generate` fills whatever a given config leaves open from the model's (a repetition penalty, suppressed tokens, min_p), and the
-    log-probabilities would then not be those of the distribution that was sampled.
-    """
-    base = policy.get_base_model() if hasattr(policy, "get_base_model") else policy
-    own = base.generation_config
-    base.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        base.generation_config = own
 
 
 @torch.no_grad()
