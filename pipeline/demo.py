@@ -4,7 +4,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from data.demo.materialize import DEMO_VERSION, write_demo
+from data.demo import DEMO_VERSION
 from pipeline.disk import make_directories, writing
 from pipeline.recipe import DEMO_PATTERN, Recipe
 from stages.spec import DataSource, DataSplits
@@ -58,6 +58,8 @@ def make_demo(store_root: Path, seed: int) -> Path:
     directory = demo_directory(store_root, seed)
     if directory.is_dir():
         return directory
+    from data.demo.materialize import write_demo  # the generator is needed once; every `rlhf plan` comes by here
+
     with writing(directory):
         make_directories(directory.parent)
         draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=directory.parent))

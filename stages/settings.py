@@ -14,7 +14,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 class Closed(BaseModel):
     """A settings block: an unknown key is an error, and nothing changes after it is read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)  # built at first use: `rlhf ls` uses few
 
 
 class TokenSettings(Closed):

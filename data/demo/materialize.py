@@ -3,11 +3,10 @@
 import json
 from pathlib import Path
 
+from data.demo import DEMO_VERSION
 from data.demo.base_model import write_base_model
 from data.demo.generator import Sizes, build
 
-# Raised by hand when the same seed gives other files.
-DEMO_VERSION = 1
 BASE_DIR = "base"
 README = """\
 # The helpdesk demo

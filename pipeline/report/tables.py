@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -12,12 +12,14 @@ from rich.text import Text
 
 from pipeline.artifact import Artifact
 from pipeline.errors import StoreError
-from pipeline.plan import Decision, Inputs
 from pipeline.report.headline import RESULT, headline
-from pipeline.run import Outcome
 from pipeline.store import Store
 from pipeline.text import clean, format_bytes, format_duration, format_number
 from stages.spec import SAMPLES_FILE, STAGES
+
+if TYPE_CHECKING:  # `rlhf ls` needs neither
+    from pipeline.plan import Decision, Inputs
+    from pipeline.run import Outcome
 
 _SAMPLES_SHOWN = 3
 _MAX_SAMPLE_CHARS = 10_000
@@ -34,7 +36,7 @@ def print_table(console: Console, columns: Sequence[str], rows: Iterable[Sequenc
     console.print(table)
 
 
-def print_plan(console: Console, decisions: Sequence[Decision]) -> None:
+def print_plan(console: Console, decisions: "Sequence[Decision]") -> None:
     """Print what will happen to each stage, and why."""
     for decision in decisions:
         if decision.artifact and decision.action == "reuse":
@@ -46,7 +48,7 @@ def print_plan(console: Console, decisions: Sequence[Decision]) -> None:
         console.print(Text(clean(line)), soft_wrap=True)
 
 
-def plan_data(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
+def plan_data(decisions: "Sequence[Decision]") -> list[dict[str, Any]]:
     """Return a plan as plain data."""
     return [
         {"stage": d.stage, "action": d.action, "ref": d.artifact.ref if d.artifact else None, "reasons": d.reasons, "cache_key": d.key}
@@ -54,7 +56,7 @@ def plan_data(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
     ]
 
 
-def print_summary(console: Console, outcomes: Sequence[Outcome]) -> None:
+def print_summary(console: Console, outcomes: "Sequence[Outcome]") -> None:
     """Print what a run made or reused, and where it lies."""
     console.print()
     rows = [
@@ -177,7 +179,7 @@ def read_samples(artifact: Artifact, count: int) -> list[dict[str, Any]]:
         return []
 
 
-def findings_data(inputs: Inputs) -> dict[str, Any]:
+def findings_data(inputs: "Inputs") -> dict[str, Any]:
     """Return what was found in the data, by kind."""
     return {
         kind: {"counts": read.findings.counts, "warnings": list(read.findings.warnings), "fingerprints": read.fingerprints}

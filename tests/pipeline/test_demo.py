@@ -23,7 +23,7 @@ def quick_demo(monkeypatch):
         if seed == 13:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(demo, "write_demo", write)
+    monkeypatch.setattr("data.demo.materialize.write_demo", write)
     return calls
 
 

@@ -41,7 +41,7 @@ def test_no_prompt_occurs_twice_anywhere(rows):
 
 def test_same_seed_gives_the_same_bytes_in_another_process(tmp_path):
     write_demo(tmp_path / "here", seed=3, sizes=SMALL)
-    code = "import sys; from pathlib import Path; from data.demo.generator import Sizes; from data.demo import write_demo; "
+    code = "import sys; from pathlib import Path; from data.demo.generator import Sizes; from data.demo.materialize import write_demo; "
     code += f"write_demo(Path(sys.argv[1]), 3, {SMALL!r}); assert not {{'torch', 'transformers'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-P", "-c", code, str(tmp_path / "there")], check=True, env={"PYTHONPATH": ":".join(sys.path)})
     files = [path.relative_to(tmp_path / "here") for path in (tmp_path / "here").rglob("*") if path.is_file()]
