@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from data.demo import DEMO_VERSION
-from pipeline import demo
 from pipeline.config import load_recipe
 from pipeline.demo import demo_directory, demo_seeds, locate, make_demo
 
