@@ -113,7 +113,8 @@ def _answer_held_out(
         verdicts = judge_answers(judge, prompts, answers)
         metrics |= summarize_answers(answers, verdicts, f"eval/{way}")
         for prompt, answer, verdict in zip(prompts, answers, verdicts, strict=True):
-            rows.append({"way": way, "prompt": prompt.prompt[-1].content, "response": answer.text, "finished": answer.finished, **verdict})
+            row = {"way": way, "prompt": prompt.prompt[-1].content, "response": answer.text, "finished": answer.finished}
+            rows.append(row | {f"judge_{key}": value for key, value in verdict.items()})
     if context.is_main:
         write_samples(spec.output_dir / SAMPLES_FILE, rows)
     return metrics
