@@ -155,6 +155,15 @@ def test_a_signal_is_passed_on_once_and_the_stage_may_save(run_script, tmp_path,
     assert error.last_lines[-2:] == [f"got {number:d}", "saved"]
 
 
+@pytest.fixture
+def terminal():
+    """SIGHUP as a terminal's programs find it; under nohup it is ignored, and `launch` leaves it so."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("terminal")
 def test_a_closed_terminal_lets_the_stage_save(run_script, tmp_path):
     thread = send_when(tmp_path / "ready", signal.SIGHUP)
     error = failure_of(run_script, GRACEFUL)
