@@ -47,7 +47,7 @@ def run_command(
     from_stage: FromOption = None,
     until: UntilOption = None,
     force: ForceOption = False,
-    overrides: SetOption = [],  # noqa: B006
+    overrides: SetOption = [],
     store: StoreOption = None,
 ) -> None:
     """Bring the stages up to date: reuse what is there, run the rest. An interrupted run goes on where it stopped."""
@@ -69,7 +69,7 @@ def plan_command(
     from_stage: FromOption = None,
     until: UntilOption = None,
     force: ForceOption = False,
-    overrides: SetOption = [],  # noqa: B006
+    overrides: SetOption = [],
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -143,7 +143,7 @@ def verify_command(
 @app.command("config")
 def config_command(
     recipe: RecipeArgument = "demo",
-    overrides: SetOption = [],  # noqa: B006
+    overrides: SetOption = [],
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of recipes, for editors.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -165,7 +165,7 @@ def config_command(
 @app.command("check-data")
 def check_data_command(
     recipe: RecipeArgument = "demo",
-    overrides: SetOption = [],  # noqa: B006
+    overrides: SetOption = [],
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:

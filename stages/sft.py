@@ -18,9 +18,8 @@ from stages.records import load_splits
 from stages.runtime import StageContext, StageError, device_name, run_stage
 from stages.settings import SFTSettings
 from stages.spec import SAMPLES_FILE, StageResult
-from stages.trl_compat import make_sft_trainer, train
+from stages.trl_compat import IGNORED_LABEL, make_sft_trainer, train
 
-_IGNORED_LABEL = -100
 _EVAL_BATCH = 32
 
 
@@ -68,7 +67,7 @@ def heldout_loss(model: Any, pairs: list[EncodedPair], pad_token_id: int, autoca
         batch = pairs[start : start + _EVAL_BATCH]
         width = max(len(pair.prompt_ids) + len(pair.response_ids) for pair in batch)
         ids_BT = torch.full((len(batch), width), pad_token_id)
-        labels_BT = torch.full((len(batch), width), _IGNORED_LABEL)
+        labels_BT = torch.full((len(batch), width), IGNORED_LABEL)
         for row, pair in enumerate(batch):
             ids = pair.prompt_ids + pair.response_ids
             ids_BT[row, : len(ids)] = torch.tensor(ids)
@@ -77,10 +76,8 @@ def heldout_loss(model: Any, pairs: list[EncodedPair], pad_token_id: int, autoca
         with autocast:
             logits_BTV = model(input_ids=ids_BT.to(device)).logits[:, :-1]
         targets_BT = labels_BT[:, 1:].to(device)
-        total += F.cross_entropy(
-            logits_BTV.float().flatten(0, 1), targets_BT.flatten(), ignore_index=_IGNORED_LABEL, reduction="sum"
-        ).item()
-        tokens += int((targets_BT != _IGNORED_LABEL).sum())
+        total += F.cross_entropy(logits_BTV.float().flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORED_LABEL, reduction="sum").item()
+        tokens += int((targets_BT != IGNORED_LABEL).sum())
     return total / tokens
 
 

@@ -23,7 +23,7 @@ from stages.runtime import StageContext, StageError, uses_gpu
 from stages.settings import RMSettings, SFTSettings
 from stages.spec import EXIT_USAGE
 
-_IGNORED_LABEL = -100
+IGNORED_LABEL = -100
 _EVENTS_PER_S = 4
 
 
@@ -233,7 +233,7 @@ def _language_rows(pairs: list[EncodedPair]) -> Dataset:
     return Dataset.from_dict(
         {
             "input_ids": [pair.prompt_ids + pair.response_ids for pair in pairs],
-            "labels": [[_IGNORED_LABEL] * len(pair.prompt_ids) + pair.response_ids for pair in pairs],
+            "labels": [[IGNORED_LABEL] * len(pair.prompt_ids) + pair.response_ids for pair in pairs],
         }
     )
 
