@@ -4,11 +4,13 @@
 #   make ppo RECIPE=mine.yaml                another recipe: a file, or a name under pipeline/recipes/
 #   make rm SET="rm.epochs=2 seed=3"         override keys, separated by spaces
 #   make pipeline STORE=/big/disk            another store
+#   make bench BENCH="ppo --size small"      some of the measurements; --quick: a smoke test
 
 PYTHON ?= python3
 RECIPE ?= demo
 SET    ?=
 STORE  ?=
+BENCH  ?=
 
 VENV  := .venv
 STAMP := $(VENV)/.installed
@@ -20,7 +22,7 @@ ARGS   = '$(RECIPE)' $(foreach word,$(SET),--set '$(word)') $(STORE_OPTION)
 STORE_OPTION = $(if $(STORE),--store '$(STORE)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sft rm ppo pipeline inspect test check clean
+.PHONY: help setup sft rm ppo pipeline inspect test check bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -61,6 +63,9 @@ check: $(STAMP) ## Format, lint, types and the fast tests
 	$(VENV)/bin/pyright
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS) -m "not slow"
 
+bench: $(STAMP) ## Measure speed and memory against TRL, into tests/bench/results/
+	@$(VENV)/bin/python -m tests.bench $(BENCH)
+
 clean: ## Remove .venv and caches; the store stays
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis dist build
 	find data pipeline stages tests -name __pycache__ -type d -prune -exec rm -rf {} +

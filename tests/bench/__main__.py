@@ -1,0 +1,67 @@
+"""Measure the pipeline's speed and memory against what one would use otherwise, on this machine's CPU.
+
+    make bench                          everything, into tests/bench/results/all.md and all.json
+    make bench BENCH="ppo --size small --repeats 5"
+    make bench BENCH="--quick"          a smoke test of about two minutes, into build/bench/
+
+    ppo      one PPO update by phases against TRL 1.12.0, the last release with a PPO trainer, and against the floor: the time that the
+             matrix products of its real tokens take on this machine
+    rm       one optimizer step on K ranked answers against TRL's RewardTrainer on their C(K,2) pairs; one thread
+    sft      one epoch on answers of skewed lengths, packed and padded
+    rollout  sampled tokens per second against transformers' `generate`
+
+Each side is a process of its own (protocol.py), and all sides of a case take turns in one run, A B A B, so that a slower minute of the
+machine hits them all. Sides get the same models (random weights), prompts, epochs and minibatches; lengths of sampled answers differ by
+chance, so tokens are counted and shown. TRL 1.12.0 gets an environment of its own under build/, made at first use; the table tells
+whether it computes in bfloat16 when asked to. Peak memory is the process's highest resident memory; net is without what it had after
+its imports.
+
+Report only figures that stand in one table: times of two runs on a shared machine are not comparable.
+"""
+
+import argparse
+from pathlib import Path
+
+from tests.bench.protocol import ROOT
+from tests.bench.sections import Options, measure_ppo, measure_rm, measure_rollout, measure_sft
+from tests.bench.sizes import SIZES
+from tests.bench.table import describe_machine, write_report
+
+SECTIONS = {"ppo": measure_ppo, "rm": measure_rm, "sft": measure_sft, "rollout": measure_rollout}
+# Where the command line names no size.
+_SIZES = {"ppo": ("small", "big"), "rm": ("small",), "sft": ("small",), "rollout": ("small", "big")}
+
+
+def main() -> None:
+    """Measure what the command line asks for; the report is written anew after each case, so that an interrupted run leaves one."""
+    arguments = parse_arguments()
+    names = list(SECTIONS) if arguments.what == "all" else [arguments.what]
+    directory = ROOT / "build" / "bench" if arguments.quick else Path(__file__).parent / "results"
+    path = directory / (arguments.name or arguments.what)
+    repeats = 1 if arguments.quick else arguments.repeats
+    machine = describe_machine(arguments.threads, repeats)
+    sections: dict[str, list] = {}
+    for name in names:
+        sizes = (arguments.size,) if arguments.size else _SIZES[name][:1] if arguments.quick else _SIZES[name]
+        options = Options(sizes, repeats, 1 if name == "rm" else arguments.threads, arguments.quick)
+        for case in SECTIONS[name](options):
+            sections.setdefault(name, []).append(case)
+            write_report(path, machine, sections)
+    print(path.with_suffix(".md").read_text(encoding="utf-8"))
+    print(f"written: {path.relative_to(ROOT)}.md and .json")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure speed and memory; see tests/bench/__main__.py.")
+    parser.add_argument("what", nargs="?", default="all", choices=["all", *SECTIONS])
+    parser.add_argument("--size", choices=[size for size in SIZES if size != "tiny"], help="default: both for ppo and rollout, else small")
+    parser.add_argument("--repeats", type=int, default=3, help="turns that count, after one that warms up (default 3)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of each side (default 2; rm: always 1)")
+    parser.add_argument("--quick", action="store_true", help="few prompts, one turn, small model: a smoke test")
+    parser.add_argument("--name", help="file name of the report (default: what is measured)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

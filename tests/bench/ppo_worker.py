@@ -1,0 +1,92 @@
+"""One PPO update of ours per "go": `python -m tests.bench.ppo_worker '{"ppo": {...}, "precision": "float32"}'`."""
+
+import functools
+import json
+import sys
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from stages import models
+from stages.ppo import trainer as trainer_module
+from stages.ppo.actor_critic import ActorCritic, init_critic
+from stages.ppo.rollout import Sampling
+from stages.ppo.trainer import PPOTrainer
+from stages.settings import PPOSettings
+from tests.bench.our_models import make_hardware, open_policy, open_reward_model
+from tests.bench.protocol import Bench, Figures, Instant
+from tests.bench.workload import EOS, PAD, PPOWork, make_prompts
+
+
+def build_trainer(work: PPOWork, precision: str) -> PPOTrainer:
+    """Build our trainer as the stage does: what the work does not fix stays at the project's defaults."""
+    hardware = make_hardware(precision)
+    return PPOTrainer(
+        ActorCritic(open_policy(work.size, work.hazard, hardware), init_critic(open_reward_model(work.size, 1, hardware))),
+        open_policy(work.size, work.hazard, hardware),
+        open_reward_model(work.size, 2, hardware),
+        make_prompts(work),
+        Sampling(max_new_tokens=work.max_new_tokens, temperature=1.0, pad_token_id=PAD, eos_token_id=EOS, stop_token_id=EOS),
+        PPOSettings(
+            iterations=10_000,
+            rollout_batch_size=work.num_prompts,
+            minibatch_size=work.num_prompts,
+            ppo_epochs=work.ppo_epochs,
+            max_response_tokens=work.max_new_tokens,
+        ),
+        seed=0,
+        accelerator=Accelerator(cpu=True),
+        autocast=models.autocast(hardware, torch.device("cpu")),
+    )
+
+
+def measure_step(trainer: PPOTrainer, marks: dict[str, Instant], prompt_tokens: int) -> Figures:
+    """Run one update; its phases meet where the rollout has returned and where the update is called."""
+    start = Instant.now()
+    metrics = trainer.step()
+    end = Instant.now()
+    return {
+        "phases": {
+            "rollout": start.until(marks["roll_out"]),
+            "score": marks["roll_out"].until(marks["update"]),
+            "update": marks["update"].until(end),
+            "total": start.until(end),
+        },
+        "tokens": {"prompt": prompt_tokens, "response": int(metrics["tokens"])},
+        "optimizer_steps": int(metrics["optimizer_steps"]),
+    }
+
+
+def mark_phases() -> dict[str, Instant]:
+    """Have the trainer's two calls leave their instants in the returned dictionary."""
+    marks: dict[str, Instant] = {}
+    roll_out, update = trainer_module.roll_out, trainer_module.update
+
+    @functools.wraps(roll_out)
+    def marked_roll_out(*arguments: Any, **options: Any) -> Any:
+        rollout = roll_out(*arguments, **options)
+        marks["roll_out"] = Instant.now()
+        return rollout
+
+    @functools.wraps(update)
+    def marked_update(*arguments: Any, **options: Any) -> Any:
+        marks["update"] = Instant.now()
+        return update(*arguments, **options)
+
+    trainer_module.roll_out, trainer_module.update = marked_roll_out, marked_update
+    return marks
+
+
+def main() -> None:
+    """Serve until the bench closes the line."""
+    bench = Bench()
+    given = json.loads(sys.argv[1])
+    work = PPOWork(**given["ppo"])
+    trainer, marks = build_trainer(work, given["precision"]), mark_phases()
+    prompt_tokens = sum(map(len, make_prompts(work)))
+    bench.serve(lambda: measure_step(trainer, marks, prompt_tokens))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""One batch of sampled responses per "go": our generator, or transformers' `generate` on prompts padded on the left."""
+
+import itertools
+import json
+import sys
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from stages import models
+from stages.ppo.rollout import Autocast, Sampling, roll_out
+from tests.bench.our_models import make_hardware, open_policy
+from tests.bench.protocol import Bench, Figures, Instant
+from tests.bench.workload import EOS, PAD, PPOWork, make_policy, make_prompts
+
+
+def sample_ours(policy: Any, work: PPOWork, prompts: list[list[int]], autocast: Autocast, seed: int) -> int:
+    """Sample with the project's generator, as PPO does, and count the response tokens."""
+    sampling = Sampling(max_new_tokens=work.max_new_tokens, temperature=1.0, pad_token_id=PAD, eos_token_id=EOS, stop_token_id=EOS)
+    rollout = roll_out(policy, prompts, sampling, seed=seed, batch_size=len(prompts), autocast=autocast)
+    return int(rollout.response_lengths_B.sum())
+
+
+@torch.no_grad()
+def sample_transformers(policy: Any, work: PPOWork, prompts: list[list[int]], autocast: Autocast, seed: int) -> int:
+    """Sample with `model.generate` and count the response tokens."""
+    torch.manual_seed(seed)
+    width = max(map(len, prompts))
+    ids = torch.tensor([[PAD] * (width - len(prompt)) + prompt for prompt in prompts])
+    config = GenerationConfig(
+        max_new_tokens=work.max_new_tokens, do_sample=True, top_k=0, top_p=1.0, eos_token_id=EOS, pad_token_id=PAD, bos_token_id=None
+    )
+    with autocast:
+        sequences = policy.generate(input_ids=ids, attention_mask=(ids != PAD).long(), generation_config=config)
+    ended = sequences[:, width:] == EOS
+    return int((ended.cumsum(dim=1) - ended.long() == 0).sum())
+
+
+def main() -> None:
+    """Serve until the bench closes the line."""
+    bench = Bench()
+    given = json.loads(sys.argv[1])
+    work, hardware = PPOWork(**given["ppo"]), make_hardware(given["precision"])
+    prompts, autocast, turns = make_prompts(work), models.autocast(hardware, torch.device("cpu")), itertools.count()
+    if given["engine"] == "ours":
+        sample, policy = sample_ours, open_policy(work.size, work.hazard, hardware).eval()
+    else:
+        sample, policy = sample_transformers, make_policy(work.size, work.hazard).eval()
+
+    def step() -> Figures:
+        start = Instant.now()
+        response_tokens = sample(policy, work, prompts, autocast, next(turns))
+        elapsed = start.until(Instant.now())
+        return {"phases": {"total": elapsed}, "tokens": {"prompt": sum(map(len, prompts)), "response": response_tokens}}
+
+    bench.serve(step)
+
+
+if __name__ == "__main__":
+    main()

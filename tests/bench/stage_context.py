@@ -1,0 +1,29 @@
+"""What our TRL-based trainers want of a stage process, for a worker: a spec and directories that vanish with it."""
+
+from pathlib import Path
+
+from stages.runtime import StageContext
+from stages.settings import RMSettings, SFTSettings, TokenSettings
+from stages.spec import StageName, StageSpec
+from tests.bench.our_models import make_hardware
+
+
+def make_context(
+    stage: StageName, settings: SFTSettings | RMSettings, tokens: TokenSettings, precision: str, directory: Path
+) -> StageContext:
+    """Make the context of a stage that is given its models and records by hand."""
+    checkpoint_dir = directory / "checkpoints"
+    checkpoint_dir.mkdir()
+    spec = StageSpec(
+        stage=stage,
+        settings=settings,
+        tokens=tokens,
+        hardware=make_hardware(precision),
+        models={},
+        data={},
+        seed=0,
+        output_dir=directory / "output",
+        checkpoint_dir=checkpoint_dir,
+        events_path=directory / "events.jsonl",
+    )
+    return StageContext(spec)
