@@ -12,8 +12,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-
 from data.tokens import EncodedPromptRecord
 from stages.generation import generate_responses
 from stages.runtime import StageError
@@ -57,24 +55,18 @@ def answer_prompts(
 ) -> list[Answer]:
     """Answer prompts from a fixed seed, leaving the training's random state and the model's mode untouched."""
     stop = tokenizer.eos_token_id if stop_token_id is None else stop_token_id
-    was_training = model.training
-    model.eval()
-    devices = [next(model.parameters()).device] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        responses = generate_responses(
-            model,
-            prompts,
-            max_new_tokens=max_new_tokens,
-            stop_token_id=stop,
-            pad_token_id=tokenizer.pad_token_id,
-            temperature=temperature,
-            greedy=greedy,
-            batch_size=batch_size,
-            autocast=autocast,
-        )
-    model.train(was_training)
-    return [Answer(ids, response_text(tokenizer, ids), ids[-1] == stop) for ids in responses]
+    responses = generate_responses(
+        model,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        stop_token_ids={stop},
+        temperature=temperature,
+        greedy=greedy,
+        seed=seed,
+        max_rows=batch_size,
+        autocast=autocast,
+    )
+    return [Answer(response.ids, response_text(tokenizer, response.ids), response.ids[-1] == stop) for response in responses]
 
 
 def response_text(tokenizer: Any, ids: Sequence[int]) -> str:

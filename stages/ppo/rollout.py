@@ -32,44 +32,33 @@ class Sampling:
 def roll_out(
     policy: Any, prompts: list[list[int]], sampling: Sampling, *, seed: int, batch_size: int, autocast: Autocast, greedy: bool = False
 ) -> Rollout:
-    """Sample one response per prompt.
+    """Sample one response per prompt; it ends with the stop token or the end token, and is finished only with the stop token.
 
     Args:
-        policy: a causal language model, not wrapped.
+        policy: a causal language model, not wrapped; left in evaluation mode.
         prompts: prompt ids.
         sampling: how to sample.
         seed: of the sampling noise; the global generators are left as they were.
-        batch_size: responses per call of the generator.
+        batch_size: responses decoded at once.
         autocast: precision of the forwards.
         greedy: take the likeliest tokens instead; for evaluation only.
     """
-    device: torch.device = next(policy.parameters()).device
     policy.eval()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        sampled = generate_responses(
-            policy,
-            prompts,
-            max_new_tokens=sampling.max_new_tokens,
-            stop_token_id=sampling.stop_token_id,
-            pad_token_id=sampling.pad_token_id,
-            temperature=sampling.temperature,
-            greedy=greedy,
-            batch_size=batch_size,
-            autocast=autocast,
-        )
-    responses = [cut_response(ids, sampling) for ids in sampled]
+    sampled = generate_responses(
+        policy,
+        prompts,
+        max_new_tokens=sampling.max_new_tokens,
+        stop_token_ids={sampling.stop_token_id, sampling.eos_token_id},
+        temperature=sampling.temperature,
+        greedy=greedy,
+        seed=seed,
+        max_rows=batch_size,
+        autocast=autocast,
+    )
+    responses = [response.ids for response in sampled]
     finished = [ids[-1] == sampling.stop_token_id for ids in responses]
+    device: torch.device = next(policy.parameters()).device
     return pack_rollout(prompts, responses, finished, sampling.pad_token_id, device)
-
-
-def cut_response(ids: list[int], sampling: Sampling) -> list[int]:
-    """Cut a response after its first end or stop token; no sampled token is ever overwritten.
-
-    With a stop token of its own configured, a response that ends with the end token instead is complete, but not finished.
-    """
-    stops = (position for position, token in enumerate(ids) if token in (sampling.stop_token_id, sampling.eos_token_id))
-    return ids[: next(stops, len(ids)) + 1]
 
 
 @torch.no_grad()

@@ -1,0 +1,109 @@
+"""The keys and values of rows that are decoded together: all rows end at the same column, rows leave and join in place.
+
+Axes: B rows, H heads, Q new columns, W columns seen, C columns allocated, D numbers per head. A row that is shorter than the widest
+has padding in its first columns, which the attention mask must hide; it is finite, since attention multiplies it by 0.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+_BLOCK = 32  # columns allocated at once: the cache is copied once in so many steps instead of in each
+
+
+class KVCache(Cache):
+    """A transformers cache with one write position for all rows: a step writes one column and copies nothing.
+
+    Call `open_rows` before each prefill and `open_column` before each step.
+    """
+
+    def __init__(self, max_rows: int) -> None:
+        super().__init__(layers=[])
+        self.max_rows = max_rows
+        self.buffers: list[tuple[Tensor, Tensor]] = []  # keys_BHCD and values_BHCD per layer
+        self.num_rows = 0
+        self.first_column = 0  # columns from here to `end_column` are in use
+        self.end_column = 0
+        self._rows = slice(0)  # what the next forward reads and writes: these rows,
+        self._seen_from = 0  # all columns from here on,
+        self._write_from = 0  # the new ones from here on
+
+    @property
+    def width(self) -> int:
+        """Columns in use: the length of the longest row."""
+        return self.end_column - self.first_column
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the keys, in which attention is computed."""
+        return self.buffers[0][0].dtype
+
+    def open_rows(self, num_rows: int, num_columns: int) -> None:
+        """Make room below for a prefill of this shape, which ends at the same column as the rows above."""
+        if num_columns > self.end_column:
+            self._reallocate(num_columns - self.width)
+        self.first_column = min(self.first_column, self.end_column - num_columns)
+        self._rows = slice(self.num_rows, self.num_rows + num_rows)
+        self._seen_from = self._write_from = self.end_column - num_columns
+        self.num_rows += num_rows
+
+    def open_column(self) -> None:
+        """Make room for one more token in every row."""
+        if self.end_column == self.buffers[0][0].shape[2]:
+            self._reallocate(0)
+        self._rows, self._seen_from, self._write_from = slice(self.num_rows), self.first_column, self.end_column
+        self.end_column += 1
+
+    def drop_rows(self, order: list[int], num_columns: int) -> None:
+        """Keep as many rows as `order` has, row b being what was row order[b], and of them the last `num_columns` columns."""
+        self.num_rows = len(order)
+        self.first_column = self.end_column - num_columns
+        moved = [row for row, source in enumerate(order) if row != source]
+        if not moved:
+            return
+        device = self.buffers[0][0].device
+        rows_B, sources_B = torch.tensor([moved, [order[row] for row in moved]], device=device)
+        for layer in self.buffers:
+            for buffer_BHCD in layer:
+                used_BHWD = buffer_BHCD[:, :, self.first_column : self.end_column]
+                used_BHWD.index_copy_(0, rows_B, used_BHWD.index_select(0, sources_B))
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Write keys_BHQD and values_BHQD where the rows end; return views of keys_BHWD and values_BHWD."""
+        if layer_idx == len(self.buffers):
+            self.buffers.append((self._allocate(key_states), self._allocate(value_states)))
+        keys_BHCD, values_BHCD = self.buffers[layer_idx]
+        write_to = self._write_from + key_states.shape[2]
+        keys_BHCD[self._rows, :, self._write_from : write_to] = key_states
+        values_BHCD[self._rows, :, self._write_from : write_to] = value_states
+        return keys_BHCD[self._rows, :, self._seen_from : write_to], values_BHCD[self._rows, :, self._seen_from : write_to]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Columns that the next forward sees before its own."""
+        return self._write_from - self._seen_from
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """(columns seen, offset of the first)."""
+        return self.get_seq_length() + query_length, 0
+
+    def _allocate(self, states_BHQD: Tensor) -> Tensor:
+        _, heads, _, size = states_BHQD.shape
+        device_type = states_BHQD.device.type
+        # Rotary embeddings leave keys in float32 under autocast, and attention would cast all of them anew in every step.
+        dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else states_BHQD.dtype
+        return states_BHQD.new_zeros(self.max_rows, heads, _round_up(self.end_column), size, dtype=dtype)
+
+    def _reallocate(self, gap: int) -> None:
+        """Move the columns in use to new buffers, where they start at column `gap`, with room for more."""
+        used, self.first_column, self.end_column = slice(self.first_column, self.end_column), gap, gap + self.width
+        for index, layer in enumerate(self.buffers):
+            keys_BHCD, values_BHCD = (buffer.new_zeros(*buffer.shape[:2], _round_up(self.end_column), buffer.shape[3]) for buffer in layer)
+            for new_BHCD, old_BHCD in zip((keys_BHCD, values_BHCD), layer, strict=True):
+                new_BHCD[: self.num_rows, :, gap : self.end_column] = old_BHCD[: self.num_rows, :, used]
+            self.buffers[index] = keys_BHCD, values_BHCD
+
+
+def _round_up(num_columns: int) -> int:
+    return (num_columns // _BLOCK + 1) * _BLOCK
