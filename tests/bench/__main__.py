@@ -16,6 +16,8 @@ chance, so tokens are counted and shown. TRL 1.12.0 gets an environment of its o
 whether it computes in bfloat16 when asked to. Peak memory is the process's highest resident memory; net is without what it had after
 its imports.
 
+TRL takes the policy's old log-probabilities from generation, ours computes them in the score phase: compare the totals first.
+
 Report only figures that stand in one table: times of two runs on a shared machine are not comparable.
 """
 

@@ -67,7 +67,7 @@ def measure_sft(options: Options) -> Iterator[Case]:
     """Measure epochs of SFT with packing and without."""
     for size in options.sizes:
         for precision in PRECISIONS if not options.quick else ("float32",):
-            given = {"size": size, "precision": precision, "demonstrations": 96 if not options.quick else 32}
+            given = {"size": size, "precision": precision, "demonstrations": 96 if not options.quick else 16}
             labels = {"size": size, "precision": precision}
             yield _compare("sft_worker", given, "packing", {"padded": False, "packed": True}, options, labels)
 
