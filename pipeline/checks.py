@@ -83,12 +83,14 @@ def _check_hardware(recipe: Recipe, stages: tuple[StageName, ...], problem: Prob
     sizes = (
         ("sft", "batch_size", recipe.sft.batch_size, "micro_batch_size", recipe.sft.micro_batch_size),
         ("rm", "batch_size", recipe.rm.batch_size, "micro_batch_size", recipe.rm.micro_batch_size),
-        ("ppo", "minibatch_size", recipe.ppo.minibatch_size, "micro_batch_size", recipe.ppo.micro_batch_size),
     )
     for stage, large_name, large, small_name, small in sizes:
         if stage in stages and large % (small * processes):
             needed = f"a multiple of {stage}.{small_name} x hardware.processes = {small} x {processes}"
             yield problem(f"{stage}.{large_name}", f"found {large}, needed {needed}; choose sizes that divide")
+    if "ppo" in stages and recipe.ppo.minibatch_size % processes:
+        needed = f"a multiple of hardware.processes = {processes}"
+        yield problem("ppo.minibatch_size", f"found {recipe.ppo.minibatch_size}, needed {needed}; choose sizes that divide")
     if deepspeed is not None:
         try:
             json.loads(Path(deepspeed).read_text(encoding="utf-8"))

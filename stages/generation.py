@@ -254,5 +254,5 @@ def _takes_additive_mask(config: Any) -> bool:
 
 def _additive_mask(real_BC: Tensor, cache: KVCache) -> Tensor:
     """Return mask_B11C: 0 where a column is real and -inf elsewhere, in the precision of the keys."""
-    mask_BC = torch.zeros(real_BC.shape, dtype=cache.dtype, device=real_BC.device)
+    mask_BC = torch.zeros(real_BC.shape, dtype=cache.keys_dtype, device=real_BC.device)
     return mask_BC.masked_fill_(~real_BC, -torch.inf)[:, None, None, :]

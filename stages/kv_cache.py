@@ -36,7 +36,7 @@ class KVCache(Cache):
         return self.end_column - self.first_column
 
     @property
-    def dtype(self) -> torch.dtype:
+    def keys_dtype(self) -> torch.dtype:
         """Precision of the keys, in which attention is computed."""
         return self.buffers[0][0].dtype
 

@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from data.tokens import require_special_tokens
+from stages.packing import PackedRow, compute_hidden_states, enable_packing
 from stages.runtime import StageError
 from stages.settings import HardwareSettings, LoRASettings
 from stages.spec import EXIT_MISSING, EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR, ModelFacts
@@ -63,10 +64,10 @@ def init_reward_model(path: str, hardware: HardwareSettings, seed: int) -> PreTr
         policy: Any = load_policy(path, hardware)
         policy.config.num_labels = 1
         model: Any = AutoModelForSequenceClassification.from_config(
-            policy.config, dtype=torch.float32, attn_implementation=hardware.attention
+            policy.config, dtype=torch.float32, attn_implementation=_attention(hardware)
         )
         model.base_model.load_state_dict(policy.base_model.state_dict())
-        _finish_loading(model)
+        _finish_loading(model, hardware)
     else:
         model = _load_weights(AutoModelForSequenceClassification, path, hardware, new_head=True, num_labels=1)
     head = model.get_submodule(HEAD)
@@ -110,6 +111,18 @@ def align_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
     if model.can_generate():
         model.generation_config.pad_token_id = tokenizer.pad_token_id
         model.generation_config.eos_token_id = tokenizer.eos_token_id
+
+
+def find_backbone(model: Any) -> Any:
+    """Get the transformer below a language model's or a reward model's head; adapters in it stay."""
+    return (model.get_base_model() if is_adapter(model) else model).base_model
+
+
+def compute_scores(reward_model: Any, row: PackedRow) -> torch.Tensor:
+    """Score each document at its last token: (logit - score_bias) / score_scale, in float32, shape D."""
+    inner = reward_model.get_base_model() if is_adapter(reward_model) else reward_model
+    hidden_DH = compute_hidden_states(inner.base_model, row)[row.lasts_D]
+    return score_from_logits(inner.get_submodule(HEAD)(hidden_DH)[:, 0], inner.config)
 
 
 def score_from_logits(logits: torch.Tensor, config: Any) -> torch.Tensor:
@@ -300,7 +313,7 @@ def _load_weights(
         auto_class,
         path,
         dtype=torch.float32,
-        attn_implementation=hardware.attention,
+        attn_implementation=_attention(hardware),
         use_safetensors=True,
         revision=revision,
         output_loading_info=True,
@@ -315,14 +328,20 @@ def _load_weights(
         )
     if adapter:
         model = _merge_adapter(model, adapter)
-    _finish_loading(model)
+    _finish_loading(model, hardware)
     return model
 
 
-def _finish_loading(model: Any) -> None:
+def _attention(hardware: HardwareSettings) -> str:
+    return "sdpa" if hardware.attention == "auto" else hardware.attention
+
+
+def _finish_loading(model: Any, hardware: HardwareSettings) -> None:
     if hasattr(model, HEAD):
         setattr(model, HEAD, Float32Head(model.get_submodule(HEAD).weight))
     _disable_dropout(model)
+    if hardware.attention == "auto":
+        enable_packing(model)
 
 
 def _is_unmerged_adapter(directory: Path) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 from data.tokens import EncodedComparison, encode_comparisons, encode_demonstrations
 from stages import models
 from stages.evaluation import response_text, write_samples
+from stages.packing import is_packed, list_documents, pack
 from stages.ranking import calibration_error, correlation, make_pairs, pair_accuracy, ranking_loss
 from stages.records import load_splits
 from stages.runtime import StageContext, StageError, device_name, run_stage
@@ -21,7 +22,7 @@ from stages.spec import SAMPLES_FILE, StageResult
 from stages.trl_compat import make_ranking_trainer, train
 
 _CALIBRATION_DEMONSTRATIONS = 1000  # enough for a standard error of 0.03 standard deviations
-_SCORING_BATCH = 64
+_SCORING_BATCH = 32  # prompts with all their answers
 _SAMPLED_COMPARISONS = 100
 
 
@@ -43,6 +44,8 @@ def main(context: StageContext) -> StageResult:
     models.align_special_tokens(model, tokenizer)
     if settings.lora:
         model = models.apply_lora(model, settings.lora, "SEQ_CLS")
+    if spec.hardware.attention == "auto" and not is_packed(model):
+        context.note("this model's attention cannot share a prompt among its answers: one forward per answer, padded")
     trainer = make_ranking_trainer(context, settings, model, tokenizer, comparisons, held_out)
     train(trainer, context)
 
@@ -54,9 +57,7 @@ def main(context: StageContext) -> StageResult:
 
     metrics = {"score_bias": bias, "score_scale": scale}
     if held_out:
-        scores = score_sequences(
-            model, [item.prompt_ids + response for item in held_out for response in item.responses], tokenizer.pad_token_id, autocast
-        )
+        scores = score_responses(model, [(item.prompt_ids, item.responses) for item in held_out], autocast)
         # The loss was trained on logits: a pair's probability is that of their difference, before the scale.
         metrics |= report_ranking(scores * scale, held_out)
         if context.is_main:
@@ -68,20 +69,15 @@ def main(context: StageContext) -> StageResult:
 
 
 @torch.no_grad()
-def score_sequences(model: Any, sequences: Sequence[Sequence[int]], pad_token_id: int, autocast: AbstractContextManager[Any]) -> Tensor:
-    """Score token-id sequences (prompt + response) with the model's current bias and scale; float32 on the CPU, shape N."""
+def score_responses(model: Any, rankings: Sequence[tuple[list[int], Sequence[list[int]]]], autocast: AbstractContextManager[Any]) -> Tensor:
+    """Score the responses of (prompt ids, responses) with the model's current bias and scale; float32 on the CPU, all in one axis."""
     model.eval()
     device = next(model.parameters()).device
-    config = model.get_base_model().config if models.is_adapter(model) else model.config
     scores: list[Tensor] = []
-    for start in range(0, len(sequences), _SCORING_BATCH):
-        batch = sequences[start : start + _SCORING_BATCH]
-        width = max(len(sequence) for sequence in batch)
-        ids_NT = torch.tensor([list(sequence) + [pad_token_id] * (width - len(sequence)) for sequence in batch], device=device)
-        mask_NT = torch.tensor([[1] * len(sequence) + [0] * (width - len(sequence)) for sequence in batch], device=device)
+    for start in range(0, len(rankings), _SCORING_BATCH):
+        row = pack(*list_documents(rankings[start : start + _SCORING_BATCH]), device)
         with autocast:
-            logits_N = model(input_ids=ids_NT, attention_mask=mask_NT, use_cache=False).logits[:, 0]
-        scores.append(models.score_from_logits(logits_N, config).cpu())
+            scores.append(models.compute_scores(model, row)[row.parents_D >= 0].cpu())
     return torch.cat(scores)
 
 
@@ -91,7 +87,7 @@ def calibrate(
     """Find the bias (and scale) that give demonstrations a mean score of 0 (and a standard deviation of 1)."""
     records, _ = load_splits(context.spec, "demonstrations")
     pairs, _ = encode_demonstrations(tokenizer, records[:_CALIBRATION_DEMONSTRATIONS], limits)
-    scores = score_sequences(model, [pair.prompt_ids + pair.response_ids for pair in pairs], tokenizer.pad_token_id, autocast)
+    scores = score_responses(model, [(pair.prompt_ids, [pair.response_ids]) for pair in pairs], autocast)
     if not torch.isfinite(scores).all():
         raise StageError("demonstrations get scores that are not finite; the reward model diverged; lower rm.learning_rate")
     spread = scores.std().item() if len(scores) > 1 else 0.0

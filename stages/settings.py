@@ -48,7 +48,11 @@ class HardwareSettings(Closed):
     precision: Literal["float32", "bfloat16"] = Field(
         "bfloat16", description="Compute precision of forward and backward; weights, optimizer and statistics stay float32."
     )
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field("sdpa", description="Attention kernel.")
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+        "auto",
+        description="Attention kernel; `auto` computes sequences of unequal length without padding and a prompt once for all its answers "
+        "(a model that cannot is padded as with the others, and the log says so).",
+    )
     threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads of a stage process; 0 leaves torch's default.")
     processes: PositiveInt = Field(1, description="Processes on this machine (one per GPU).")
     deepspeed: str | None = Field(None, description="Path of a DeepSpeed JSON configuration; the stage then runs under DeepSpeed.")
@@ -123,8 +127,10 @@ class PPOSettings(_Optimization):
     iterations: PositiveInt = Field(500, description="Rollouts, each followed by its PPO epochs.")
     rollout_batch_size: PositiveInt = Field(64, description="Prompts per rollout, over all processes.")
     minibatch_size: PositiveInt = Field(32, description="Responses per optimizer step, over all processes.")
-    micro_batch_size: PositiveInt = Field(8, description="Responses per forward pass and process in the update.")
-    rollout_micro_batch_size: PositiveInt = Field(64, description="Responses per forward pass and process in generation and scoring.")
+    max_tokens_per_microbatch: PositiveInt = Field(
+        8192, description="Tokens (prompts and responses, no padding) per forward pass and process, in scoring and in the update."
+    )
+    rollout_micro_batch_size: PositiveInt = Field(64, description="Responses that a process decodes at once.")
     ppo_epochs: PositiveInt = Field(4, description="Passes over each rollout.")
     max_response_tokens: PositiveInt | None = Field(
         None, description="Longest rollout response in tokens; default: data.max_response_tokens."
@@ -158,7 +164,6 @@ class PPOSettings(_Optimization):
     @model_validator(mode="after")
     def _sizes_divide(self) -> "PPOSettings":
         _check_divides("minibatch_size", self.minibatch_size, "rollout_batch_size", self.rollout_batch_size)
-        _check_divides("micro_batch_size", self.micro_batch_size, "minibatch_size", self.minibatch_size)
         return self
 
 

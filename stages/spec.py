@@ -28,7 +28,7 @@ MODEL_INPUTS: dict[StageName, tuple[str, ...]] = {"sft": ("base",), "rm": ("sft"
 DATA_INPUTS: dict[StageName, tuple[str, ...]] = {"sft": ("demonstrations",), "rm": ("comparisons", "demonstrations"), "ppo": ("prompts",)}
 
 # Raised by hand when a stage's code changes what it produces; part of the cache key.
-STAGE_VERSIONS: dict[StageName, int] = {"sft": 1, "rm": 1, "ppo": 1}
+STAGE_VERSIONS: dict[StageName, int] = {"sft": 2, "rm": 2, "ppo": 2}
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_VERIFICATION, EXIT_MISSING, EXIT_RESOURCE = 0, 1, 2, 3, 4, 5
 EXIT_SIGINT, EXIT_SIGTERM = 130, 143

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import TrainerCallback
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
@@ -18,12 +19,15 @@ from trl.trainer.sft_trainer import SFTTrainer
 from data.tokens import EncodedComparison, EncodedPair
 from stages.checkpoint import latest_complete, mark_complete, prune
 from stages.length_buckets import LengthBucketSampler
+from stages.models import HEAD, is_adapter
+from stages.packing import PackedRow, is_packed, lay_out, list_documents, make_inputs
 from stages.ranking import Pairs, make_pairs, pair_accuracy, ranking_loss
 from stages.runtime import StageContext, StageError, uses_gpu
 from stages.settings import RMSettings, SFTSettings
 from stages.spec import EXIT_USAGE
 
 IGNORED_LABEL = -100
+_MAX_LOGITS = 2**26  # 256 MB in float32
 _EVENTS_PER_S = 4
 
 
@@ -41,12 +45,20 @@ def make_sft_trainer(
         "dataset_kwargs": None if settings.packing else {"skip_prepare_dataset": True},
         "remove_unused_columns": not settings.packing,
     }
-    return SFTTrainer(
+    config = _make_config(SFTConfig, arguments, settings.trainer_args, "sft")
+    # What changes TRL's loss (its variants, label smoothing, a router's loss) or its batches is left to TRL, with its padding.
+    plain_loss = (
+        config.loss_type == "nll" and not config.label_smoothing_factor and not getattr(model.config, "output_router_logits", False)
+    )
+    unpadded = plain_loss and not settings.packing and is_packed(model)
+    trainer_class = UnpaddedSFTTrainer if unpadded else SFTTrainer
+    return trainer_class(
         model=model,
-        args=_make_config(SFTConfig, arguments, settings.trainer_args, "sft"),
+        args=config,
         train_dataset=_language_rows(train),
         eval_dataset=_language_rows(held_out) if held_out else None,
         processing_class=tokenizer,
+        data_collator=collate_demonstrations if unpadded else None,
         callbacks=[_StageCallback(context)],
     )
 
@@ -68,7 +80,7 @@ def make_ranking_trainer(
         train_dataset=_comparison_rows(train),
         eval_dataset=_comparison_rows(held_out) if held_out else None,
         processing_class=tokenizer,
-        data_collator=RankingCollator(tokenizer.pad_token_id),
+        data_collator=collate_comparisons,
         callbacks=[_StageCallback(context)],
     )
 
@@ -84,45 +96,93 @@ def train(trainer: SFTTrainer | RewardTrainer, context: StageContext) -> None:
         trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
 
 
-class RankingCollator:
-    """Flatten comparisons into one row per answer: **one forward per answer**, whatever K is."""
+def collate_demonstrations(demonstrations: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Lay demonstrations end to end.
 
-    def __init__(self, pad_token_id: int) -> None:
-        self.pad_token_id = pad_token_id
+    Returns:
+        `labels` (the token where it is trained on, else -100) and `ids` of all tokens, shape [1, N]; `lengths` of each demonstration.
+    """
+    # Nothing precedes the first token of a document, so nothing can predict it.
+    labels = [label for item in demonstrations for label in [IGNORED_LABEL, *item["labels"][1:]]]
+    return {
+        "labels": torch.tensor([labels]),
+        "ids": torch.tensor([[token for item in demonstrations for token in item["input_ids"]]]),
+        "lengths": torch.tensor([len(item["input_ids"]) for item in demonstrations]),
+    }
 
-    def __call__(self, comparisons: list[dict[str, Any]]) -> dict[str, Tensor]:
-        sequences = [item["prompt_ids"] + response for item in comparisons for response in item["responses"]]
-        width = max(len(sequence) for sequence in sequences)
-        padded = [sequence + [self.pad_token_id] * (width - len(sequence)) for sequence in sequences]
-        mask = [[1] * len(sequence) + [0] * (width - len(sequence)) for sequence in sequences]
-        return {
-            "input_ids": torch.tensor(padded),
-            "attention_mask": torch.tensor(mask),
-            "ranks": torch.tensor([rank for item in comparisons for rank in item["ranks"]]),
-            "prompts": torch.tensor([index for index, item in enumerate(comparisons) for _ in item["responses"]]),
-        }
+
+class UnpaddedSFTTrainer(SFTTrainer):
+    """TRL's SFTTrainer on packed rows: no padding, and logits for response tokens only."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        row = lay_out(inputs["ids"][0], inputs["lengths"])
+        labels_N = inputs["labels"][0]
+        predictors_K = (labels_N[1:] != IGNORED_LABEL).nonzero()[:, 0]
+        policy: Any = self.accelerator.unwrap_model(model)
+        arguments, _ = make_inputs(policy, row)
+        if len(predictors_K) * policy.config.get_text_config().vocab_size <= _MAX_LOGITS:
+            logits_KV = model(**arguments, logits_to_keep=predictors_K).logits[0]
+            logprobs_K = -F.cross_entropy(logits_KV.float(), labels_N[predictors_K + 1], reduction="none")
+        else:  # TRL's tiles: slower, but the logits never exist
+            logprobs_K = model(**arguments, labels=inputs["labels"], fused_lm_head=True).log_probs.flatten()[predictors_K]
+        loss = -logprobs_K.sum() / (len(predictors_K) if num_items_in_batch is None else num_items_in_batch)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # the count is that of all ranks, whose gradients are averaged
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+
+def collate_comparisons(comparisons: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Lay the documents of comparisons end to end: a prompt, then the answers that continue it, and so on.
+
+    Returns:
+        `ranks` and `prompts` (which comparison) of each answer; `ids`, and `lengths` and `parents` of each document (see stages.packing).
+    """
+    documents, parents = list_documents((item["prompt_ids"], item["responses"]) for item in comparisons)
+    return {
+        "ranks": torch.tensor([rank for item in comparisons for rank in item["ranks"]]),
+        "prompts": torch.tensor([index for index, item in enumerate(comparisons) for _ in item["responses"]]),
+        "ids": torch.tensor([token for document in documents for token in document]),
+        "lengths": torch.tensor([len(document) for document in documents]),
+        "parents": torch.tensor(parents),
+    }
 
 
 class RankingTrainer(RewardTrainer):
-    """TRL's RewardTrainer with the K-way ranking loss in place of its pairwise one."""
+    """TRL's RewardTrainer with the K-way ranking loss in place of its pairwise one, and each prompt computed once for its K answers."""
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         return dataset  # already token ids
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthBucketSampler:
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
-        lengths = [len(prompt) + max(map(len, responses)) for prompt, responses in zip(rows["prompt_ids"], rows["responses"], strict=True)]
+        lengths = [len(prompt) + sum(map(len, responses)) for prompt, responses in zip(rows["prompt_ids"], rows["responses"], strict=True)]
         return LengthBucketSampler(lengths, self.args.train_batch_size * self.args.gradient_accumulation_steps, self.args.seed)
 
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         pairs: Pairs = make_pairs(inputs["ranks"], inputs["prompts"])
-        output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
-        scores_N = output.logits[:, 0]
+        row = lay_out(inputs["ids"], inputs["lengths"], inputs["parents"])
+        scores_N = self._compute_logits(model, row)[row.parents_D >= 0]
         loss = ranking_loss(scores_N, pairs)
         metrics = self._metrics["train" if model.training else "eval"]
         metrics["accuracy"].append((pair_accuracy(scores_N.detach(), pairs) * pairs.weight_Q).sum().item())
         metrics["mean_score"].append(scores_N.detach().mean().item())
-        return (loss, output) if return_outputs else loss
+        return (loss, {"logits": scores_N}) if return_outputs else loss
+
+    def _compute_logits(self, model: Any, row: PackedRow) -> Tensor:
+        """Compute the logit at each document's last token, through the whole (maybe wrapped) model.
+
+        A sequence classifier returns one logit per row of the batch; its head computes one per token, so they are read there.
+        """
+        inner: Any = self.accelerator.unwrap_model(model)
+        head_model = inner.get_base_model() if is_adapter(inner) else inner
+        arguments, places_N = make_inputs(head_model, row)
+        computed: list[Tensor] = []
+        hook = head_model.get_submodule(HEAD).register_forward_hook(lambda _head, _input, logits: computed.append(logits))
+        try:
+            model(**arguments)
+        finally:
+            hook.remove()
+        return computed[0].flatten()[places_N[row.lasts_D]]
 
 
 class _StageCallback(TrainerCallback):
@@ -198,7 +258,7 @@ def _training_arguments(context: StageContext, settings: SFTSettings | RMSetting
         "lr_scheduler_type": schedule,
         "lr_scheduler_kwargs": schedule_arguments,
         "warmup_steps": settings.warmup_steps,
-        "optim": "adamw_torch",
+        "optim": "adamw_torch_fused",
         "adam_beta1": settings.adam_beta1,
         "adam_beta2": settings.adam_beta2,
         "adam_epsilon": settings.adam_epsilon,

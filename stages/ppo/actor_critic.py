@@ -1,13 +1,23 @@
 """Policy and critic in one module: one forward, one optimizer with two learning rates.
 
-Axes: B sequences, T tokens, R response tokens (the last R of T), V vocabulary, H hidden size. Masks are True at a real token.
+PackedRow of prompts and responses -> log-probability and value of each response token
+
+Axes: N tokens of the row, K response tokens, V vocabulary, H hidden size.
 """
 
 from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+
+from stages.models import HEAD, find_backbone
+from stages.packing import PackedRow, compute_hidden_states
+from stages.ppo.losses import compute_entropies, compute_logprobs
+
+_MAX_LOGITS = 2**24  # logits held at a time (64 MB in float32); beyond it the head is computed in chunks, again in the backward pass
 
 
 class Critic(nn.Module):
@@ -21,11 +31,19 @@ class Critic(nn.Module):
         self.backbone = backbone
         self.head = head
 
-    def forward(self, input_ids_BT: Tensor, attention_mask_BT: Tensor, position_ids_BT: Tensor) -> Tensor:
-        """Compute values_BT: at each token, the value of the state after it, in float32."""
-        hidden_BTH = compute_hidden_states(self.backbone, input_ids_BT, attention_mask_BT, position_ids_BT)
-        with torch.autocast(hidden_BTH.device.type, enabled=False):
-            return self.head(hidden_BTH.float()).squeeze(-1)
+    def forward(self, row: PackedRow, states_K: Tensor) -> Tensor:
+        """Compute values_K in float32: at each of the given tokens, the value of the state after it."""
+        hidden_KH = compute_hidden_states(self.backbone, row)[states_K]
+        with torch.autocast(hidden_KH.device.type, enabled=False):
+            return self.head(hidden_KH.float()).squeeze(-1)
+
+
+class TokenOutputs(NamedTuple):
+    """What policy and critic say of each response token, in float32."""
+
+    logprobs_K: Tensor
+    entropies_K: Tensor | None  # of the distribution that each token was drawn from; where asked for, without a gradient
+    values_K: Tensor  # of the state before each token
 
 
 class ActorCritic(nn.Module):
@@ -36,26 +54,23 @@ class ActorCritic(nn.Module):
         self.policy = policy
         self.critic = critic
 
-    def forward(self, input_ids_BT: Tensor, attention_mask_BT: Tensor, num_response_tokens: int) -> tuple[Tensor, Tensor]:
-        """Compute what belongs to each response token: the logits that chose it and the value of the state before it.
+    def forward(self, row: PackedRow, predictors_K: Tensor, temperature: float, with_entropies: bool = False) -> TokenOutputs:
+        """Compute what belongs to each response token.
 
         Args:
-            input_ids_BT: prompts and responses.
-            attention_mask_BT: True at a real token.
-            num_response_tokens: R, the trailing columns that are responses.
-
-        Returns:
-            (logits_BRV, values_BR); values are float32, logits in the precision of the forward.
+            row: prompts and responses, one document each.
+            predictors_K: index in the row of the token before each response token.
+            temperature: divides the logits.
+            with_entropies: compute them too.
         """
-        logits_BRV = compute_response_logits(self.policy, input_ids_BT, attention_mask_BT, num_response_tokens)
-        values_BT = self.critic(input_ids_BT, attention_mask_BT, position_ids(attention_mask_BT))
-        return logits_BRV, values_BT[:, -num_response_tokens - 1 : -1]
+        logprobs_K, entropies_K = compute_token_logprobs(self.policy, row, predictors_K, temperature, with_entropies)
+        return TokenOutputs(logprobs_K, entropies_K, self.critic(row, predictors_K))
 
 
 def init_critic(reward_model: PreTrainedModel) -> Critic:
     """Make the critic out of a reward model; takes over (and will train) its backbone, so give it a copy of its own."""
     config = reward_model.config
-    weight_1H = find_head(reward_model).weight.detach().float()
+    weight_1H = reward_model.get_parameter(f"{HEAD}.weight").detach().float()
     head = nn.Linear(weight_1H.shape[1], 1, bias=True, device=weight_1H.device)
     with torch.no_grad():
         head.weight.copy_(weight_1H / config.score_scale)
@@ -63,38 +78,36 @@ def init_critic(reward_model: PreTrainedModel) -> Critic:
     return Critic(find_backbone(reward_model), head)
 
 
-def compute_response_logits(policy: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor, num_response_tokens: int) -> Tensor:
-    """Compute logits_BRV, the logits at the token before each response token; none are computed over the prompt."""
-    logits = policy(
-        input_ids=input_ids_BT,
-        attention_mask=attention_mask_BT.long(),
-        position_ids=position_ids(attention_mask_BT),
-        use_cache=False,
-        logits_to_keep=num_response_tokens + 1,
-    ).logits
-    return logits[:, :-1]
+def compute_token_logprobs(
+    policy: Any, row: PackedRow, predictors_K: Tensor, temperature: float, with_entropies: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Compute the log-probability of each response token (and the entropy where it was drawn), in float32.
+
+    Logits exist for response tokens only, and never for more than a chunk of them at a time.
+    """
+    hidden_KH = compute_hidden_states(find_backbone(policy), row)[predictors_K]
+    targets_K = row.ids_N[predictors_K + 1]
+    head = policy.get_output_embeddings()
+    size = max(1, _MAX_LOGITS // head.weight.shape[0])
+    recompute = torch.is_grad_enabled() and len(targets_K) > size
+    logprobs: list[Tensor] = []
+    entropies: list[Tensor] = []
+    for hidden_kH, targets_k in zip(hidden_KH.split(size), targets_K.split(size), strict=True):
+        if recompute:
+            logprobs_k, entropies_k = checkpoint(_read_head, head, hidden_kH, targets_k, temperature, with_entropies, use_reentrant=False)  # pyright: ignore[reportGeneralTypeIssues]
+        else:
+            logprobs_k, entropies_k = _read_head(head, hidden_kH, targets_k, temperature, with_entropies)
+        logprobs.append(logprobs_k)
+        entropies += [] if entropies_k is None else [entropies_k]
+    return torch.cat(logprobs), torch.cat(entropies) if entropies else None
 
 
-def compute_hidden_states(backbone: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor, position_ids_BT: Tensor) -> Tensor:
-    """Compute the last hidden states, hidden_BTH."""
-    return backbone(
-        input_ids=input_ids_BT, attention_mask=attention_mask_BT.long(), position_ids=position_ids_BT, use_cache=False
-    ).last_hidden_state
-
-
-def position_ids(attention_mask_BT: Tensor) -> Tensor:
-    """Count positions over real tokens only, so that padding on the left moves nothing."""
-    return (attention_mask_BT.long().cumsum(dim=1) - 1).clamp(min=0)
-
-
-def find_backbone(reward_model: PreTrainedModel) -> nn.Module:
-    """Get the transformer below the scalar head."""
-    return getattr(reward_model, reward_model.base_model_prefix)
-
-
-def find_head(reward_model: PreTrainedModel) -> nn.Linear:
-    """Get the scalar head `score`."""
-    return reward_model.get_submodule("score")  # pyright: ignore[reportReturnType]
+def _read_head(
+    head: nn.Module, hidden_KH: Tensor, targets_K: Tensor, temperature: float, with_entropies: bool
+) -> tuple[Tensor, Tensor | None]:
+    logits_KV = head(hidden_KH)
+    entropies_K = compute_entropies(logits_KV.detach(), temperature) if with_entropies else None
+    return compute_logprobs(logits_KV, targets_K, temperature), entropies_K
 
 
 def trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:

@@ -1,6 +1,7 @@
 """What travels between the steps of an iteration: `Rollout` (what was said) -> `Experience` (what to learn from it).
 
-Axes: B responses of this rank, P prompt tokens (padded on the left), R response tokens (padded on the right), T = P + R.
+Axes: B responses of this rank, P prompt tokens (padded on the left), R response tokens (padded on the right), T = P + R; K all real
+response tokens, response after response. Only these small per-token figures are padded: models compute packed rows.
 Masks are True at a real token. A mask comes from lengths, never from comparing with the pad token: a policy may sample that.
 """
 
@@ -9,6 +10,8 @@ from typing import Self
 
 import torch
 from torch import Tensor
+
+from stages.packing import PackedRow, lay_out
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,37 @@ class Rollout:
             selected[field.name] = tensor
         return type(self)(**selected)
 
-    def split(self, size: int) -> list[Self]:
-        """Split into micro-batches of at most `size` responses, in order."""
-        rows_B = torch.arange(len(self.finished_B), device=self.finished_B.device)
-        return [self.select(rows_b) for rows_b in rows_B.split(size)]
+    def pack(self) -> tuple[PackedRow, Tensor]:
+        """Lay prompts and responses out without padding, one document each.
+
+        Returns:
+            (row, predictors_K: index in the row of the token before each response token).
+        """
+        attention_mask_BT = self.attention_mask_BT
+        row = lay_out(self.input_ids_BT[attention_mask_BT], attention_mask_BT.sum(dim=1))
+        in_response_BT = torch.cat([torch.zeros_like(self.prompt_mask_BP), self.response_mask_BR], dim=1)
+        return row, in_response_BT[attention_mask_BT].nonzero()[:, 0] - 1
+
+    def unpack(self, values_K: Tensor) -> Tensor:
+        """Put a figure of each response token where it belongs, [B, R]; 0 outside the mask."""
+        return torch.zeros(self.response_mask_BR.shape, device=values_K.device).masked_scatter(self.response_mask_BR, values_K)
+
+    def split(self, max_tokens: int) -> list[Tensor]:
+        """Split into micro-batches of at most `max_tokens` tokens, responses of similar length together.
+
+        Returns:
+            The rows of each; a response longer than that has one of its own.
+        """
+        lengths_B = self.attention_mask_BT.sum(dim=1)
+        rows_B = lengths_B.argsort(stable=True)
+        micro_batches: list[Tensor] = []
+        start, tokens = 0, 0
+        for index, length in enumerate(lengths_B[rows_B].tolist()):
+            if tokens + length > max_tokens and index > start:
+                micro_batches.append(rows_B[start:index])
+                start, tokens = index, 0
+            tokens += length
+        return [*micro_batches, rows_B[start:]]
 
 
 @dataclass(frozen=True)

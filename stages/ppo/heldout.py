@@ -35,20 +35,20 @@ class HeldOut:
         """
         if not self.prompts:
             return {}, []
-        trainer, size = self.trainer, self.trainer.settings.rollout_micro_batch_size
+        trainer, max_tokens = self.trainer, self.trainer.rules.max_tokens
         rollout = roll_out(
             trainer.actor_critic.policy,
             [prompt.prompt_ids for prompt in self.prompts],
             trainer.sampling,
             seed=self.seed,
-            batch_size=size,
+            batch_size=trainer.settings.rollout_micro_batch_size,
             autocast=trainer.autocast,
             greedy=way == "greedy",
         )
-        scores = score_responses(trainer.reward_model, rollout, size, trainer.autocast).tolist()
+        scores = score_responses(trainer.reward_model, rollout, max_tokens, trainer.autocast).tolist()
         temperature = trainer.sampling.temperature
-        logprobs_BR, _, _ = evaluate_tokens(trainer.actor_critic, rollout, temperature, size, trainer.autocast)
-        ref_logprobs_BR = compute_ref_logprobs(trainer.ref_policy, rollout, temperature, size, trainer.autocast)
+        logprobs_BR, _, _ = evaluate_tokens(trainer.actor_critic, rollout, temperature, max_tokens, trainer.autocast)
+        ref_logprobs_BR = compute_ref_logprobs(trainer.ref_policy, rollout, temperature, max_tokens, trainer.autocast)
         kls = estimate_kl_k1(logprobs_BR, ref_logprobs_BR, rollout.response_mask_BR).sum(dim=1).tolist()
 
         responses = [

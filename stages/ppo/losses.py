@@ -1,30 +1,31 @@
 """Log-probabilities, losses and diagnostics of PPO: one number per token, in float32, 0 outside the mask.
 
-Axes: B responses, R response tokens, V vocabulary. `response_mask_BR` is True at a real token. A loss of a minibatch is
-`sum_tokens(losses_BR, mask_BR) / tokens of the global minibatch`, so neither micro-batches nor ranks change it.
+Axes: B responses, R response tokens, K all real response tokens, V vocabulary. `response_mask_BR` is True at a real token.
+A loss of a minibatch is `sum_tokens(losses_BR, mask_BR) / tokens of the global minibatch`, so neither micro-batches nor ranks
+change it.
 """
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
-def compute_logprobs(logits_BRV: Tensor, tokens_BR: Tensor, temperature: float) -> Tensor:
+def compute_logprobs(logits_KV: Tensor, tokens_K: Tensor, temperature: float) -> Tensor:
     """Compute log softmax(logits / temperature) at the given tokens, in float32 whatever the logits are.
 
     Args:
-        logits_BRV: logits at the position before each token.
-        tokens_BR: token ids.
+        logits_KV: logits at the position before each token.
+        tokens_K: token ids.
         temperature: the sampling temperature, > 0.
     """
-    scaled_BRV = logits_BRV.float() / temperature
-    chosen_BR = scaled_BRV.gather(-1, tokens_BR.unsqueeze(-1)).squeeze(-1)
-    return chosen_BR - scaled_BRV.logsumexp(dim=-1)
+    # Twice as fast on a CPU as gather and logsumexp.
+    return -F.cross_entropy(logits_KV.float() / temperature, tokens_K, reduction="none")
 
 
-def compute_entropies(logits_BRV: Tensor, temperature: float) -> Tensor:
+def compute_entropies(logits_KV: Tensor, temperature: float) -> Tensor:
     """Compute the entropy −Σ p log p of softmax(logits / temperature) at each position, in nats."""
-    logprobs_BRV = (logits_BRV.float() / temperature).log_softmax(dim=-1)
-    return -(logprobs_BRV.exp() * logprobs_BRV).sum(dim=-1)
+    logprobs_KV = (logits_KV.float() / temperature).log_softmax(dim=-1)
+    return -(logprobs_KV.exp() * logprobs_KV).sum(dim=-1)
 
 
 def compute_policy_losses(

@@ -1,6 +1,6 @@
 """Prompts -> sampled responses -> Rollout, and the log-probabilities and values of its tokens.
 
-Axes: B responses, P prompt tokens (padded on the left), R response tokens (padded on the right), T = P + R, V vocabulary.
+Axes: B responses, R response tokens (padded on the right), K all real response tokens.
 """
 
 from contextlib import AbstractContextManager
@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from stages.generation import generate_responses
-from stages.ppo.actor_critic import compute_response_logits
+from stages.ppo.actor_critic import TokenOutputs, compute_token_logprobs
 from stages.ppo.experience import Rollout, pack_rollout
-from stages.ppo.losses import compute_entropies, compute_logprobs
 
 Autocast = AbstractContextManager[Any]  # the precision of a forward; entered anew for each
 
@@ -63,36 +62,33 @@ def roll_out(
 
 @torch.no_grad()
 def evaluate_tokens(
-    actor_critic: nn.Module, rollout: Rollout, temperature: float, micro_batch_size: int, autocast: Autocast
+    actor_critic: nn.Module, rollout: Rollout, temperature: float, max_tokens: int, autocast: Autocast
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Recompute what the policy and the critic say of each sampled token, by the forward that the update uses.
 
     Returns:
         (logprobs_BR, values_BR, entropies_BR) in float32, 0 outside the mask.
     """
-    rows: list[tuple[Tensor, Tensor, Tensor]] = []
-    for part in rollout.split(micro_batch_size):
+    figures_BR = [torch.zeros(rollout.response_mask_BR.shape, device=rollout.response_mask_BR.device) for _ in range(3)]
+    for rows_b in rollout.split(max_tokens):
+        part = rollout.select(rows_b)
+        row, predictors_K = part.pack()
         with autocast:
-            logits_bRV, values_bR = actor_critic(part.input_ids_BT, part.attention_mask_BT, part.response_ids_BR.shape[1])
-        logprobs_bR = compute_logprobs(logits_bRV, part.response_ids_BR, temperature)
-        rows.append((logprobs_bR, values_bR, compute_entropies(logits_bRV, temperature)))
-    logprobs, values, entropies = zip(*rows, strict=True)
-    return _stack(logprobs, rollout), _stack(values, rollout), _stack(entropies, rollout)
+            outputs: TokenOutputs = actor_critic(row, predictors_K, temperature, with_entropies=True)
+        assert outputs.entropies_K is not None
+        for figure_BR, values_K in zip(figures_BR, (outputs.logprobs_K, outputs.values_K, outputs.entropies_K), strict=True):
+            figure_BR[rows_b, : part.response_mask_BR.shape[1]] = part.unpack(values_K)
+    return figures_BR[0], figures_BR[1], figures_BR[2]
 
 
 @torch.no_grad()
-def compute_ref_logprobs(ref_policy: nn.Module, rollout: Rollout, temperature: float, micro_batch_size: int, autocast: Autocast) -> Tensor:
+def compute_ref_logprobs(ref_policy: nn.Module, rollout: Rollout, temperature: float, max_tokens: int, autocast: Autocast) -> Tensor:
     """Compute ref_logprobs_BR: the reference's log-probability of each sampled token, 0 outside the mask."""
-    rows: list[Tensor] = []
-    for part in rollout.split(micro_batch_size):
+    ref_logprobs_BR = torch.zeros(rollout.response_mask_BR.shape, device=rollout.response_mask_BR.device)
+    for rows_b in rollout.split(max_tokens):
+        part = rollout.select(rows_b)
+        row, predictors_K = part.pack()
         with autocast:
-            logits_bRV = compute_response_logits(ref_policy, part.input_ids_BT, part.attention_mask_BT, part.response_ids_BR.shape[1])
-        rows.append(compute_logprobs(logits_bRV, part.response_ids_BR, temperature))
-    return _stack(rows, rollout)
-
-
-def _stack(parts: list[Tensor] | tuple[Tensor, ...], rollout: Rollout) -> Tensor:
-    """Put micro-batches, each as wide as its longest response, back into one tensor as wide as the rollout."""
-    num_response_tokens = rollout.response_ids_BR.shape[1]
-    stacked_BR = torch.cat([nn.functional.pad(part, (0, num_response_tokens - part.shape[1])) for part in parts])
-    return torch.where(rollout.response_mask_BR, stacked_BR, 0.0)
+            ref_logprobs_K, _ = compute_token_logprobs(ref_policy, row, predictors_K, temperature)
+        ref_logprobs_BR[rows_b, : part.response_mask_BR.shape[1]] = part.unpack(ref_logprobs_K)
+    return ref_logprobs_BR

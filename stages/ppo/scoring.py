@@ -1,7 +1,7 @@
 """Rollout -> reward model -> one score per response, then the rules: scale, clip, unfinished.
 
 The reward model sees prompt ids + response ids as they were sampled, cut after the stop token; nothing is tokenised again.
-Axes: B responses, T tokens, H hidden size.
+Axes: B responses.
 """
 
 import math
@@ -11,34 +11,28 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from stages.ppo.actor_critic import compute_hidden_states, find_backbone, find_head, position_ids
+from stages.models import compute_scores
 from stages.ppo.advantages import SumOverRanks
 from stages.ppo.experience import Rollout
 from stages.ppo.rollout import Autocast
 
 
 @torch.no_grad()
-def score_responses(reward_model: PreTrainedModel, rollout: Rollout, micro_batch_size: int, autocast: Autocast) -> Tensor:
-    """Score each response: (logit − score_bias) / score_scale at its last real token.
+def score_responses(reward_model: PreTrainedModel, rollout: Rollout, max_tokens: int, autocast: Autocast) -> Tensor:
+    """Score each response at its last real token.
 
-    The position is counted from the start of the response. It is not looked up by the first (or last) pad token, which a policy may
+    The position is counted, prompt and response together. It is not looked up by the first (or last) pad token, which a policy may
     sample and a prompt may contain.
 
     Returns:
         scores_B in float32.
     """
-    config = reward_model.config
-    scores: list[Tensor] = []
-    for part in rollout.split(micro_batch_size):
+    scores_B = torch.zeros(len(rollout.finished_B), device=rollout.finished_B.device)
+    for rows_b in rollout.split(max_tokens):
+        row, _ = rollout.select(rows_b).pack()
         with autocast:
-            hidden_bTH = compute_hidden_states(
-                find_backbone(reward_model), part.input_ids_BT, part.attention_mask_BT, position_ids(part.attention_mask_BT)
-            )
-        last_b = part.prompt_ids_BP.shape[1] + part.response_lengths_B - 1
-        last_bH = hidden_bTH[torch.arange(len(last_b), device=last_b.device), last_b].float()
-        logits_b = last_bH @ find_head(reward_model).weight.float()[0]
-        scores.append((logits_b - config.score_bias) / config.score_scale)
-    return torch.cat(scores)
+            scores_B[rows_b] = compute_scores(reward_model, row)
+    return scores_B
 
 
 @dataclass

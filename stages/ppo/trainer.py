@@ -112,7 +112,7 @@ class PPOTrainer:
 
     def _score(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         settings = self.settings
-        raw_scores_B = score_responses(self.reward_model, rollout, settings.rollout_micro_batch_size, self.autocast)
+        raw_scores_B = score_responses(self.reward_model, rollout, self.rules.max_tokens, self.autocast)
         not_finite = int(self.sum_over_ranks((~raw_scores_B.isfinite()).sum()))
         if not_finite:
             raise StageError(
@@ -132,9 +132,9 @@ class PPOTrainer:
 
     def _evaluate_tokens(self, rollout: Rollout) -> TokenFigures:
         # Reference and policy in the same micro-batches: then the KL of two equal models is 0 to the last bit.
-        size, temperature = self.rules.micro_batch_size, self.sampling.temperature
-        logprobs_BR, values_BR, entropies_BR = evaluate_tokens(self.model, rollout, temperature, size, self.autocast)
-        ref_logprobs_BR = compute_ref_logprobs(self.ref_policy, rollout, temperature, size, self.autocast)
+        max_tokens, temperature = self.rules.max_tokens, self.sampling.temperature
+        logprobs_BR, values_BR, entropies_BR = evaluate_tokens(self.model, rollout, temperature, max_tokens, self.autocast)
+        ref_logprobs_BR = compute_ref_logprobs(self.ref_policy, rollout, temperature, max_tokens, self.autocast)
         return TokenFigures(logprobs_BR, ref_logprobs_BR, values_BR, entropies_BR)
 
     def _penalize(self, rollout: Rollout, scores_B: Tensor, figures: TokenFigures) -> Tensor:
@@ -238,7 +238,7 @@ def make_update_rules(settings: PPOSettings, world_size: int) -> UpdateRules:
     return UpdateRules(
         ppo_epochs=settings.ppo_epochs,
         minibatch_size=settings.minibatch_size // world_size,
-        micro_batch_size=settings.micro_batch_size,
+        max_tokens=settings.max_tokens_per_microbatch,
         temperature=settings.temperature,
         clip_range=settings.clip_range,
         value_clip_range=settings.value_clip_range,

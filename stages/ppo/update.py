@@ -1,6 +1,6 @@
 """Experience -> epochs x minibatches x micro-batches -> one optimizer step per minibatch.
 
-Axes: B responses of this rank, R response tokens, V vocabulary. A minibatch's loss is the mean over the real tokens of that
+Axes: B responses of this rank, R response tokens. A minibatch's loss is the mean over the real tokens of that
 minibatch on all ranks: micro-batch size and the number of ranks change nothing but rounding.
 """
 
@@ -12,11 +12,10 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
-from stages.ppo.actor_critic import trainable
+from stages.ppo.actor_critic import TokenOutputs, trainable
 from stages.ppo.experience import Experience
 from stages.ppo.losses import (
     compute_log_ratios,
-    compute_logprobs,
     compute_policy_losses,
     compute_value_losses,
     find_clipped_ratios,
@@ -34,7 +33,7 @@ class UpdateRules:
 
     ppo_epochs: int
     minibatch_size: int
-    micro_batch_size: int
+    max_tokens: int  # of a micro-batch
     temperature: float
     clip_range: float
     value_clip_range: float
@@ -88,11 +87,8 @@ def update(
     sums = torch.zeros(len(_SUMS), device=device)
     start_deviation = torch.zeros((), device=device)
     norms: list[Tensor] = []
-    lengths_B = experience.attention_mask_BT.sum(dim=1)
     for rows_b in draw_minibatches(len(experience.finished_B), rules, seed):
-        rows_b = rows_b.to(device)
-        rows_b = rows_b[lengths_B[rows_b].argsort(stable=True)]  # micro-batches of like lengths: less padding, the same gradient
-        minibatch = experience.select(rows_b)
+        minibatch = experience.select(rows_b.to(device))
         minibatch_sums, deviation = accumulate_gradients(model, minibatch, rules, accelerator, autocast)
         if not norms:
             start_deviation = deviation
@@ -124,15 +120,16 @@ def accumulate_gradients(
         (sums over this rank's tokens in the order of `_SUMS`, largest |log ratio|).
     """
     num_tokens = sum_over_ranks(accelerator, minibatch.response_mask_BR.sum())
-    parts = minibatch.split(rules.micro_batch_size)
+    parts = [minibatch.select(rows_b) for rows_b in minibatch.split(rules.max_tokens)]
     sums: list[Tensor] = []
     deviations: list[Tensor] = []
     for index, part in enumerate(parts):
         last = index == len(parts) - 1
         with nullcontext() if last else accelerator.no_sync(model):  # ranks average their gradients once per minibatch
+            row, predictors_K = part.pack()
             with autocast:
-                logits_bRV, values_bR = model(part.input_ids_BT, part.attention_mask_BT, part.response_ids_BR.shape[1])
-            logprobs_bR = compute_logprobs(logits_bRV, part.response_ids_BR, rules.temperature)
+                outputs: TokenOutputs = model(row, predictors_K, rules.temperature)
+            logprobs_bR, values_bR = part.unpack(outputs.logprobs_K), part.unpack(outputs.values_K)
             mask_bR = part.response_mask_BR
             policy_loss = sum_tokens(
                 compute_policy_losses(logprobs_bR, part.old_logprobs_BR, part.advantages_BR, mask_bR, rules.clip_range), mask_bR

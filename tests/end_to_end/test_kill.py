@@ -38,7 +38,7 @@ ppo:
   rollout_batch_size: 8
   rollout_micro_batch_size: 8
   minibatch_size: 4
-  micro_batch_size: 4
+  max_tokens_per_microbatch: 512
   ppo_epochs: 2
   learning_rate: 1e-3
   max_response_tokens: 8

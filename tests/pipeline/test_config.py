@@ -187,13 +187,12 @@ def test_batches_are_shared_by_all_processes(problems):
     found = problems(
         MINIMAL + "hardware: {processes: 3}\n",
         "rm.batch_size=36",
-        "ppo.micro_batch_size=1",
-        "ppo.minibatch_size=48",
-        "ppo.rollout_batch_size=96",
+        "ppo.minibatch_size=32",
     )
     assert found == [
         "recipe.yaml:1: sft.batch_size: found 32, needed a multiple of sft.micro_batch_size x hardware.processes = 8 x 3; "
-        "choose sizes that divide"
+        "choose sizes that divide",
+        "--set: ppo.minibatch_size: found 32, needed a multiple of hardware.processes = 3; choose sizes that divide",
     ]
 
 

@@ -9,10 +9,10 @@ from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
 
 from data.tokens import EncodedComparison, EncodedPair
-from stages import models
+from stages import models, trl_compat
 from stages.runtime import StageContext, StageError
 from stages.settings import HardwareSettings, RMSettings, SFTSettings
-from stages.trl_compat import RankingCollator, make_ranking_trainer, make_sft_trainer
+from stages.trl_compat import collate_comparisons, make_ranking_trainer, make_sft_trainer
 
 HARDWARE = HardwareSettings(device="cpu", precision="float32", attention="eager")
 
@@ -49,22 +49,33 @@ def gradients(model):
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-def test_nine_answers_cost_nine_forwards_and_give_the_loss_and_gradients_of_trls_36_pairs(context, reward_model, tokenizer):
-    generator = torch.Generator().manual_seed(0)
-    prompt = random_ids(generator, 12)
+def rank_nine(generator, tokenizer):
     responses = [[*random_ids(generator, 3 + k), tokenizer.eos_token_id] for k in range(9)]  # unequal lengths
-    comparison = EncodedComparison(prompt, responses, tuple(range(1, 10)), "")
+    return {"prompt_ids": random_ids(generator, 12), "responses": responses, "ranks": list(range(1, 10))}
 
-    ours = make_ranking_trainer(context, RMSettings(), reward_model, tokenizer, [comparison], [])
-    rows_seen = []
-    hook = reward_model.register_forward_pre_hook(lambda _m, _a, inputs: rows_seen.append(len(inputs["input_ids"])), with_kwargs=True)
-    loss = ours.compute_loss(reward_model, RankingCollator(0)([{"prompt_ids": prompt, "responses": responses, "ranks": comparison.ranks}]))
+
+def comparison_of(item):
+    return EncodedComparison(item["prompt_ids"], item["responses"], tuple(item["ranks"]), "")
+
+
+@pytest.mark.parametrize(("attention", "computed"), [("auto", [1, 12 + 9 + 63]), ("eager", [9, 24])])
+def test_nine_answers_of_one_prompt_give_the_loss_and_gradients_of_trls_36_pairs(context, base_model_dir, tokenizer, attention, computed):
+    """`computed`: one row with the prompt's 12 tokens once and the answers' 4 to 12, or nine rows as wide as the longest."""
+    hardware = HARDWARE.model_copy(update={"attention": attention})
+    reward_model = models.init_reward_model(str(base_model_dir), hardware, seed=1)
+    models.align_special_tokens(reward_model, tokenizer)
+    item = rank_nine(torch.Generator().manual_seed(0), tokenizer)
+    ours = make_ranking_trainer(context, RMSettings(), reward_model, tokenizer, [comparison_of(item)], [])
+    shapes = []
+    hook = reward_model.register_forward_pre_hook(lambda _m, _a, inputs: shapes.append(list(inputs["input_ids"].shape)), with_kwargs=True)
+    loss = ours.compute_loss(reward_model, collate_comparisons([item]))
     loss.backward()
     hook.remove()
     our_gradients = gradients(reward_model)
     reward_model.zero_grad()
-    assert rows_seen == [9]
+    assert shapes == [computed]
 
+    prompt, responses = item["prompt_ids"], item["responses"]
     pairs = [{"chosen_ids": prompt + responses[i], "rejected_ids": prompt + responses[j]} for i, j in itertools.combinations(range(9), 2)]
     arguments = RewardConfig(output_dir=str(context.spec.checkpoint_dir), use_cpu=True, bf16=False, report_to=[], max_length=None)
     theirs = RewardTrainer(model=reward_model, args=arguments, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer)
@@ -75,15 +86,17 @@ def test_nine_answers_cost_nine_forwards_and_give_the_loss_and_gradients_of_trls
     assert torch.allclose(our_gradients, gradients(reward_model), atol=1e-5)
 
 
-def test_ranked_answers_of_unequal_length_score_as_they_do_alone(reward_model):
-    generator = torch.Generator().manual_seed(1)
-    prompt, responses = random_ids(generator, 9), [random_ids(generator, length) for length in (2, 7, 15)]
-    reward_model.eval()
-    batch = RankingCollator(0)([{"prompt_ids": prompt, "responses": responses, "ranks": [1, 2, 3]}])
+def test_ranked_answers_of_unequal_length_score_as_they_do_alone(context, base_model_dir, tokenizer):
+    reward_model = models.init_reward_model(str(base_model_dir), HARDWARE.model_copy(update={"attention": "auto"}), seed=1)
+    plain = models.init_reward_model(str(base_model_dir), HARDWARE, seed=1)
+    for model in (reward_model, plain):
+        models.align_special_tokens(model, tokenizer)
+    item = rank_nine(torch.Generator().manual_seed(1), tokenizer)
+    trainer = make_ranking_trainer(context, RMSettings(), reward_model, tokenizer, [comparison_of(item)], [])
     with torch.no_grad():
-        together = reward_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0]
-        alone = torch.stack([reward_model(input_ids=torch.tensor([prompt + response])).logits[0, 0] for response in responses])
-    assert torch.allclose(together, alone, atol=1e-5)
+        _, outputs = trainer.compute_loss(reward_model, collate_comparisons([item]), return_outputs=True)
+        alone = [plain(input_ids=torch.tensor([item["prompt_ids"] + response])).logits[0, 0] for response in item["responses"]]
+    assert torch.allclose(outputs["logits"], torch.stack(alone), atol=1e-5)
 
 
 def pairs_of(generator, count, tokenizer):
@@ -124,6 +137,24 @@ def test_rm_accumulation_8x1_equals_1x8(context, base_model_dir, tokenizer):
         model = models.init_reward_model(str(base_model_dir), HARDWARE, seed=1)
         models.align_special_tokens(model, tokenizer)
         found.append(last_gradients(make_ranking_trainer(context, settings, model, tokenizer, comparisons, [])))
+    assert torch.allclose(found[0], found[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+def test_sft_without_padding_gives_the_loss_and_gradients_of_trls_padded_batches(context, base_model_dir, tokenizer, monkeypatch, limit):
+    """`limit`: with few logits allowed at a time, TRL's tiles compute them."""
+    if limit is not None:
+        monkeypatch.setattr(trl_compat, "_MAX_LOGITS", limit)
+    pairs = pairs_of(torch.Generator().manual_seed(5), 8, tokenizer)
+    settings = SFTSettings(batch_size=8, micro_batch_size=4, max_grad_norm=1e9, learning_rate=1e-9, log_every=1)
+    found, losses = [], []
+    for attention in ("auto", "eager"):
+        policy = models.load_policy(str(base_model_dir), HARDWARE.model_copy(update={"attention": attention}))
+        trainer = make_sft_trainer(context, settings, policy, tokenizer, pairs, [])
+        assert isinstance(trainer, trl_compat.UnpaddedSFTTrainer) == (attention == "auto")
+        found.append(last_gradients(trainer))
+        losses.append(trainer.state.log_history[0]["loss"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
     assert torch.allclose(found[0], found[1], atol=1e-6)
 
 

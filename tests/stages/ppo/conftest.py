@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
+from stages.packing import enable_packing
 from stages.ppo.actor_critic import ActorCritic, init_critic
 from stages.ppo.experience import Experience, pack_rollout
 from stages.ppo.rollout import Sampling
@@ -35,12 +36,15 @@ def _config(**changes):
 
 def make_policy(seed=0, **changes):
     torch.manual_seed(seed)
-    return LlamaForCausalLM(_config(**changes)).eval()
+    model = LlamaForCausalLM(_config(**changes)).eval()
+    assert enable_packing(model)
+    return model
 
 
 def make_reward_model(seed=1, score_bias=0.3, score_scale=1.7):
     torch.manual_seed(seed)
     model = LlamaForSequenceClassification(_config(num_labels=1)).eval()
+    assert enable_packing(model)
     model.config.score_bias, model.config.score_scale = score_bias, score_scale
     return model
 

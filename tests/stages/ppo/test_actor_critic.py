@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-from stages.ppo.actor_critic import ActorCritic, compute_response_logits, init_critic
+import stages.ppo.actor_critic as actor_critic_module
+from stages.ppo.actor_critic import ActorCritic, compute_token_logprobs, init_critic
 from stages.ppo.experience import pack_rollout
-from stages.ppo.losses import compute_logprobs
 from stages.ppo.rollout import compute_ref_logprobs, evaluate_tokens
 from stages.ppo.scoring import score_responses
 
@@ -25,36 +25,41 @@ def test_a_three_token_answer_reads_logprobs_and_values_before_each_token(tiny):
     prompt, answer = [5, 6], [7, 8, tiny.eos]
     rollout = pack_rollout([prompt, [3, 4, 5, 6]], [answer, [9] * 5], [True, False], tiny.pad, torch.device("cpu"))
     actor_critic = ActorCritic(policy, init_critic(copy.deepcopy(reward_model)))
+    row, predictors = rollout.pack()
     with torch.no_grad():
-        logits, values = actor_critic(rollout.input_ids_BT, rollout.attention_mask_BT, 5)
+        outputs = actor_critic(row, predictors, 1.0)
+    logprobs, values = rollout.unpack(outputs.logprobs_K), rollout.unpack(outputs.values_K)
     for t in range(3):
         state = prompt + answer[:t]  # what was there when token t was chosen
         with torch.no_grad():
-            expected = policy(input_ids=torch.tensor([state])).logits[0, -1]
-        torch.testing.assert_close(logits[0, t], expected, atol=1e-5, rtol=1e-5)
+            expected = policy(input_ids=torch.tensor([state])).logits[0, -1].log_softmax(-1)[answer[t]]
+        assert logprobs[0, t].item() == pytest.approx(expected.item(), abs=1e-5)
         assert values[0, t].item() == pytest.approx(score_after(reward_model, state), abs=1e-5)
 
 
 def test_the_critic_starts_as_the_reward_model_bias_and_scale_included(tiny):
     reward_model = tiny.reward_model(score_bias=0.4, score_scale=2.5)
     rollout = tiny.rollout()
-    scores = score_responses(reward_model, rollout, 8, torch.no_grad())
+    scores = score_responses(reward_model, rollout, 1000, torch.no_grad())
     critic = init_critic(copy.deepcopy(reward_model))
-    positions = (rollout.attention_mask_BT.long().cumsum(dim=1) - 1).clamp(min=0)
+    row, _ = rollout.pack()
     with torch.no_grad():
-        values = critic(rollout.input_ids_BT, rollout.attention_mask_BT, positions)
-    last = rollout.prompt_ids_BP.shape[1] + rollout.response_lengths_B - 1
-    torch.testing.assert_close(values[torch.arange(len(last)), last], scores, atol=1e-5, rtol=1e-5)
+        values = critic(row, row.lasts_D)
+    torch.testing.assert_close(values, scores, atol=1e-5, rtol=1e-5)
     assert critic.head.bias.requires_grad
 
 
-@pytest.mark.parametrize("micro_batch_size", [1, 3, 8])
-def test_logprobs_values_and_scores_do_not_depend_on_padding_or_batch_mates(tiny, full_precision, micro_batch_size):
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("max_tokens", [1, 20, 1000])
+def test_logprobs_values_and_scores_do_not_depend_on_padding_or_batch_mates(tiny, full_precision, max_tokens, packed):
     rollout = tiny.rollout()
     actor_critic, ref_policy, reward_model = tiny.actor_critic(), tiny.policy(seed=5), tiny.reward_model(seed=6)
-    logprobs, values, entropies = evaluate_tokens(actor_critic, rollout, 0.8, micro_batch_size, full_precision)
-    ref_logprobs = compute_ref_logprobs(ref_policy, rollout, 0.8, micro_batch_size, full_precision)
-    scores = score_responses(reward_model, rollout, micro_batch_size, full_precision)
+    if not packed:
+        for model in (actor_critic.policy, ref_policy, reward_model):
+            model.set_attn_implementation("sdpa")
+    logprobs, values, entropies = evaluate_tokens(actor_critic, rollout, 0.8, max_tokens, full_precision)
+    ref_logprobs = compute_ref_logprobs(ref_policy, rollout, 0.8, max_tokens, full_precision)
+    scores = score_responses(reward_model, rollout, max_tokens, full_precision)
     for row in range(len(rollout.finished_B)):
         prompt = rollout.prompt_ids_BP[row][rollout.prompt_mask_BP[row]].tolist()
         response = rollout.response_ids_BR[row][rollout.response_mask_BR[row]].tolist()
@@ -77,31 +82,51 @@ def test_logprobs_values_and_scores_do_not_depend_on_padding_or_batch_mates(tiny
         )
 
 
-def test_no_logits_are_computed_over_the_prompt(tiny):
+def test_logits_are_computed_for_response_tokens_only_and_in_chunks(tiny, monkeypatch):
     policy, rollout = tiny.policy(), tiny.rollout()
+    row, predictors = rollout.pack()
     seen = []
-    policy.lm_head.register_forward_hook(lambda _module, _inputs, output: seen.append(output.shape[1]))
-    compute_response_logits(policy, rollout.input_ids_BT, rollout.attention_mask_BT, rollout.response_ids_BR.shape[1])
-    assert seen == [rollout.response_ids_BR.shape[1] + 1]
+    policy.lm_head.register_forward_hook(lambda _module, _inputs, output: seen.append(len(output)))
+    whole, _ = compute_token_logprobs(policy, row, predictors, 0.7)
+    whole.sum().backward()
+    gradients = [parameter.grad.clone() for parameter in policy.parameters()]
+    num_tokens = int(rollout.response_lengths_B.sum())
+    assert seen == [num_tokens]
+
+    seen.clear()
+    policy.zero_grad()
+    monkeypatch.setattr(actor_critic_module, "_MAX_LOGITS", 10 * tiny.vocabulary)
+    chunked, _ = compute_token_logprobs(policy, row, predictors, 0.7)
+    chunked.sum().backward()
+    assert max(seen) == 10 and sum(seen) == 2 * num_tokens  # again in the backward pass: no more than a chunk is ever held
+    torch.testing.assert_close(chunked, whole, atol=1e-6, rtol=1e-6)
+    for parameter, gradient in zip(policy.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=1e-5)
 
 
 def test_under_bfloat16_autocast_values_and_logprobs_are_float32(tiny):
     rollout = tiny.rollout()
     autocast = torch.autocast("cpu", dtype=torch.bfloat16)
-    logprobs, values, entropies = evaluate_tokens(tiny.actor_critic(), rollout, 1.0, 8, autocast)
-    exact_logprobs, exact_values, _ = evaluate_tokens(tiny.actor_critic(), rollout, 1.0, 8, torch.no_grad())
+    logprobs, values, entropies = evaluate_tokens(tiny.actor_critic(), rollout, 1.0, 1000, autocast)
+    exact_logprobs, exact_values, _ = evaluate_tokens(tiny.actor_critic(), rollout, 1.0, 1000, torch.no_grad())
     assert logprobs.dtype == values.dtype == entropies.dtype == torch.float32
     assert 0 < (logprobs - exact_logprobs).abs().max() < 0.2  # bfloat16 really ran, and nothing worse than its rounding happened
     assert 0 < (values - exact_values).abs().max() < 0.2
 
 
-def test_a_split_loses_and_reorders_nothing(tiny):
+@pytest.mark.parametrize("max_tokens", [1, 17, 30, 1000])
+def test_micro_batches_hold_every_response_once_and_keep_to_their_tokens(tiny, max_tokens):
     rollout = tiny.rollout()
-    for size in (1, 3, 5):
-        parts = rollout.split(size)
-        ids = [row[mask].tolist() for part in parts for row, mask in zip(part.input_ids_BT, part.attention_mask_BT, strict=True)]
-        assert ids == [row[mask].tolist() for row, mask in zip(rollout.input_ids_BT, rollout.attention_mask_BT, strict=True)]
-    assert rollout.split(1)[0].input_ids_BT.shape[1] == 3 + 3  # no column is padding in all rows
+    lengths = rollout.attention_mask_BT.sum(dim=1)
+    parts = rollout.split(max_tokens)
+    assert sorted(torch.cat(parts).tolist()) == list(range(len(lengths)))
+    assert all(len(part) == 1 or lengths[part].sum() <= max_tokens for part in parts)
+    for rows in parts:
+        part = rollout.select(rows)
+        row, predictors = part.pack()
+        expected = [token for index in rows for token in rollout.response_ids_BR[index][rollout.response_mask_BR[index]].tolist()]
+        assert row.ids_N[predictors + 1].tolist() == expected
+        assert len(row.ids_N) == lengths[rows].sum()  # no padding
 
 
 def test_the_tensors_of_a_wrong_shape_or_type_are_refused(tiny):
@@ -122,7 +147,12 @@ def test_the_tensors_of_a_wrong_shape_or_type_are_refused(tiny):
 
 def test_logprobs_are_those_of_the_sampling_temperature(tiny, full_precision):
     policy, rollout = tiny.policy(), tiny.rollout()
-    logits = compute_response_logits(policy, rollout.input_ids_BT, rollout.attention_mask_BT, rollout.response_ids_BR.shape[1])
-    expected = compute_logprobs(logits / 0.5, rollout.response_ids_BR, 1.0)
-    found = compute_ref_logprobs(policy, rollout, 0.5, 8, full_precision)
-    torch.testing.assert_close(found, torch.where(rollout.response_mask_BR, expected, 0.0))
+    mask = rollout.attention_mask_BT
+    positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    with torch.no_grad():
+        logits = policy(input_ids=rollout.input_ids_BT, attention_mask=mask.long(), position_ids=positions).logits
+    num_prompt_tokens = rollout.prompt_ids_BP.shape[1]
+    distribution = torch.distributions.Categorical(logits=logits[:, num_prompt_tokens - 1 : -1] / 0.5)
+    found = compute_ref_logprobs(policy, rollout, 0.5, 1000, full_precision)
+    expected = torch.where(rollout.response_mask_BR, distribution.log_prob(rollout.response_ids_BR), 0.0)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

@@ -88,15 +88,15 @@ def test_value_loss_and_its_gradient_by_hand(value, old, target, loss, gradient)
 
 def test_logprobs_by_hand_divide_the_logits_by_the_temperature():
     # Logits ln 1, ln 4 at temperature 2: weights 1 and 2.
-    logits = torch.tensor([[[0.0, math.log(4.0)]]])
-    assert compute_logprobs(logits, torch.tensor([[1]]), temperature=2.0).item() == pytest.approx(math.log(2 / 3), rel=1e-6)
-    assert compute_logprobs(logits, torch.tensor([[0]]), temperature=1.0).item() == pytest.approx(math.log(1 / 5), rel=1e-6)
+    logits = torch.tensor([[0.0, math.log(4.0)]])
+    assert compute_logprobs(logits, torch.tensor([1]), temperature=2.0).item() == pytest.approx(math.log(2 / 3), rel=1e-6)
+    assert compute_logprobs(logits, torch.tensor([0]), temperature=1.0).item() == pytest.approx(math.log(1 / 5), rel=1e-6)
 
 
 def test_logprobs_equal_torchs_own_distribution_and_keep_float32_under_bfloat16():
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(2, 3, 7, generator=generator) * 5
-    tokens = torch.randint(0, 7, (2, 3), generator=generator)
+    logits = torch.randn(6, 7, generator=generator) * 5
+    tokens = torch.randint(0, 7, (6,), generator=generator)
     distribution = torch.distributions.Categorical(logits=logits / 0.7)
     torch.testing.assert_close(compute_logprobs(logits, tokens, 0.7), distribution.log_prob(tokens))
     torch.testing.assert_close(compute_entropies(logits, 0.7), distribution.entropy())

@@ -26,11 +26,11 @@ def test_the_reward_model_sees_nothing_after_the_stop_token(tiny, full_precision
     reward_model = tiny.reward_model()
     seen = []
     reward_model.model.register_forward_pre_hook(
-        lambda _module, _arguments, options: seen.append(options["input_ids"][options["attention_mask"].bool()].tolist()), with_kwargs=True
+        lambda _module, _arguments, options: seen.append(options["input_ids"].tolist()), with_kwargs=True
     )
     rollout = pack_rollout([[5, 6], [9, 10, 11]], [[7, tiny.eos], [8, 8, 8]], [True, False], tiny.pad, torch.device("cpu"))
-    score_responses(reward_model, rollout, 2, full_precision)
-    assert seen == [[5, 6, 7, tiny.eos, 9, 10, 11, 8, 8, 8]]
+    score_responses(reward_model, rollout, 1000, full_precision)
+    assert seen == [[[5, 6, 7, tiny.eos, 9, 10, 11, 8, 8, 8]]]
 
 
 def test_rules_by_hand_scale_then_clip_then_replace_the_unfinished():

@@ -22,7 +22,7 @@ def make_trainer(tiny, accelerator, full_precision):
             "iterations": 10,
             "rollout_batch_size": 8,
             "minibatch_size": 4,
-            "micro_batch_size": 2,
+            "max_tokens_per_microbatch": 32,
             "rollout_micro_batch_size": 3,
             "ppo_epochs": 2,
             "learning_rate": 1e-3,
@@ -203,7 +203,7 @@ def test_a_random_policy_learns_to_say_the_rewarded_token(make_trainer, monkeypa
         rollout_batch_size=32,
         rollout_micro_batch_size=32,
         minibatch_size=16,
-        micro_batch_size=16,
+        max_tokens_per_microbatch=1024,
         learning_rate=1e-2,
         missing_eos_score=None,
         kl_coef=0.0,
@@ -216,7 +216,7 @@ def test_a_random_policy_learns_to_say_the_rewarded_token(make_trainer, monkeypa
 @pytest.mark.slow
 def test_a_kl_penalty_keeps_the_policy_nearer_to_the_reference(make_trainer):
     def train(kl_coef):
-        trainer = make_trainer(iterations=15, learning_rate=1e-2, kl_coef=kl_coef, micro_batch_size=4, rollout_micro_batch_size=8)
+        trainer = make_trainer(iterations=15, learning_rate=1e-2, kl_coef=kl_coef, max_tokens_per_microbatch=64, rollout_micro_batch_size=8)
         return sum([trainer.step()["objective/kl"] for _ in range(15)][-3:]) / 3
 
     assert train(5.0) < 0.5 * train(0.0)

@@ -14,7 +14,7 @@ def rules(**changes):
     values = {
         "ppo_epochs": 2,
         "minibatch_size": 4,
-        "micro_batch_size": 2,
+        "max_tokens": 20,
         "temperature": 1.0,
         "clip_range": 0.2,
         "value_clip_range": 0.2,
@@ -31,10 +31,10 @@ def gradients(tiny, accelerator, full_precision, experience, **changes):
     return {name: parameter.grad for name, parameter in model.named_parameters()}, sums
 
 
-@pytest.mark.parametrize("micro_batch_size", [1, 2, 3, 5])
-def test_eight_micro_batches_of_one_give_the_gradient_of_one_of_eight(tiny, accelerator, full_precision, micro_batch_size):
-    whole, whole_sums = gradients(tiny, accelerator, full_precision, tiny.experience(), micro_batch_size=8)
-    parts, part_sums = gradients(tiny, accelerator, full_precision, tiny.experience(), micro_batch_size=micro_batch_size)
+@pytest.mark.parametrize("max_tokens", [1, 14, 30, 50])
+def test_eight_micro_batches_of_one_give_the_gradient_of_one_of_eight(tiny, accelerator, full_precision, max_tokens):
+    whole, whole_sums = gradients(tiny, accelerator, full_precision, tiny.experience(), max_tokens=1000)
+    parts, part_sums = gradients(tiny, accelerator, full_precision, tiny.experience(), max_tokens=max_tokens)
     assert max(gradient.abs().max().item() for gradient in whole.values()) > 1e-2
     for name, gradient in whole.items():
         torch.testing.assert_close(parts[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
@@ -43,7 +43,7 @@ def test_eight_micro_batches_of_one_give_the_gradient_of_one_of_eight(tiny, acce
 
 def test_the_gradient_is_that_of_the_mean_over_all_real_tokens_written_as_a_loop(tiny, accelerator, full_precision):
     experience = tiny.experience()
-    found, _ = gradients(tiny, accelerator, full_precision, experience, micro_batch_size=3)
+    found, _ = gradients(tiny, accelerator, full_precision, experience, max_tokens=30)
     model = tiny.actor_critic()
     total, tokens = 0.0, 0
     for row in range(8):
@@ -123,10 +123,16 @@ def test_policy_and_critic_are_clipped_apart(tiny, accelerator, full_precision):
 def test_stats_are_means_over_all_tokens(tiny, accelerator, full_precision):
     experience = tiny.experience()
     model = tiny.actor_critic()
-    with torch.no_grad():
-        logits, values = model(experience.input_ids_BT, experience.attention_mask_BT, experience.response_ids_BR.shape[1])
-    logprobs = torch.distributions.Categorical(logits=logits).log_prob(experience.response_ids_BR)
     real = experience.response_mask_BR
+    logprobs, values = torch.zeros(real.shape), torch.zeros(real.shape)
+    with torch.no_grad():
+        for row in range(len(real)):
+            ids = experience.input_ids_BT[row][experience.attention_mask_BT[row]]
+            count = int(real[row].sum())
+            chosen = model.policy(input_ids=ids[None]).logits[0].log_softmax(-1)[:-1].gather(1, ids[1:, None])[:, 0]
+            logprobs[row, :count] = chosen[-count:]
+            states = model.critic.head(model.critic.backbone(input_ids=ids[None]).last_hidden_state[0])[:-1, 0]
+            values[row, :count] = states[-count:]
     log_ratio = (logprobs - experience.old_logprobs_BR)[real]
     stats, _ = run_update(tiny, accelerator, full_precision, learning_rate=0.0)
     assert stats.approxkl == pytest.approx((log_ratio**2).mean().item() / 2, rel=1e-4)

@@ -16,7 +16,7 @@ from stages.ppo.update import UpdateRules, accumulate_gradients, update
 RULES = UpdateRules(
     ppo_epochs=1,
     minibatch_size=8,
-    micro_batch_size=2,
+    max_tokens=32,
     temperature=1.0,
     clip_range=0.2,
     value_clip_range=0.2,
