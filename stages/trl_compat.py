@@ -124,7 +124,8 @@ class UnpaddedSFTTrainer(SFTTrainer):
             logits_KV = model(**arguments, logits_to_keep=predictors_K).logits[0]
             logprobs_K = -F.cross_entropy(logits_KV.float(), labels_N[predictors_K + 1], reduction="none")
         else:  # TRL's tiles: slower, but the logits never exist
-            logprobs_K = model(**arguments, labels=inputs["labels"], fused_lm_head=True).log_probs.flatten()[predictors_K]
+            labels_1N = F.pad(inputs["labels"], (0, len(row.ids_N) - len(labels_N)), value=IGNORED_LABEL)
+            logprobs_K = model(**arguments, labels=labels_1N, fused_lm_head=True).log_probs.flatten()[predictors_K]
         loss = -logprobs_K.sum() / (len(predictors_K) if num_items_in_batch is None else num_items_in_batch)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # the count is that of all ranks, whose gradients are averaged

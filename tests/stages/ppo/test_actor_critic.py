@@ -126,7 +126,7 @@ def test_micro_batches_hold_every_response_once_and_keep_to_their_tokens(tiny, m
         row, predictors = part.pack()
         expected = [token for index in rows for token in rollout.response_ids_BR[index][rollout.response_mask_BR[index]].tolist()]
         assert row.ids_N[predictors + 1].tolist() == expected
-        assert len(row.ids_N) == lengths[rows].sum()  # no padding
+        assert row.lengths_D.sum() == lengths[rows].sum()  # no padding
 
 
 def test_the_tensors_of_a_wrong_shape_or_type_are_refused(tiny):

