@@ -5,8 +5,8 @@ token ids -> PackedRow -> compute_hidden_states -> one hidden state per token
 A rollout's prompt and response are one document. A comparison is a prompt and K answers that continue it: the prompt is computed once,
 and every answer attends to the prompt's keys and values (gradient included) and to its own. Both equal separate forwards to rounding.
 
-Axes: N tokens of the row (its filling included), D documents, A attention heads, E head size; in a group of G documents of similar length Q is the longest of
-them and K the longest with what it continues; W is the width of a padded batch.
+Axes: N tokens of the row (its filling included), D documents, A attention heads, E head size; in a group of G
+documents of similar length Q is the longest of them and K the longest with what it continues; W is the width of a padded batch.
 """
 
 from collections.abc import Iterable, Sequence
