@@ -132,6 +132,9 @@ class PPOSettings(_Optimization):
     )
     rollout_micro_batch_size: PositiveInt = Field(64, description="Responses that a process decodes at once.")
     ppo_epochs: PositiveInt = Field(4, description="Passes over each rollout.")
+    critic_warmup_iterations: Annotated[int, Field(ge=0)] = Field(
+        0, description="First iterations in which only the critic learns; the policy and an adaptive kl_coef stand still."
+    )
     max_response_tokens: PositiveInt | None = Field(
         None, description="Longest rollout response in tokens; default: data.max_response_tokens."
     )
@@ -164,6 +167,15 @@ class PPOSettings(_Optimization):
     @model_validator(mode="after")
     def _sizes_divide(self) -> "PPOSettings":
         _check_divides("minibatch_size", self.minibatch_size, "rollout_batch_size", self.rollout_batch_size)
+        return self
+
+    @model_validator(mode="after")
+    def _critic_warmup_ends(self) -> "PPOSettings":
+        if self.critic_warmup_iterations >= self.iterations:
+            raise ValueError(
+                f"critic_warmup_iterations = {self.critic_warmup_iterations} leaves no iteration to the policy, with iterations = "
+                f"{self.iterations}; choose fewer"
+            )
         return self
 
 

@@ -16,7 +16,8 @@ from stages.evaluation import load_judge, write_samples
 from stages.ppo.actor_critic import ActorCritic, init_critic
 from stages.ppo.heldout import HeldOut
 from stages.ppo.rollout import Sampling
-from stages.ppo.trainer import PPOTrainer, write_state
+from stages.ppo.state import write_state
+from stages.ppo.trainer import PPOTrainer
 from stages.records import load_splits
 from stages.runtime import Interrupted, StageContext, StageError, device_name, uses_gpu
 from stages.settings import PPOSettings

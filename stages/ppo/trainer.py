@@ -22,11 +22,11 @@ from stages.ppo.ranks import sum_over_ranks, unwrap
 from stages.ppo.rollout import Autocast, Sampling, compute_ref_logprobs, evaluate_tokens, roll_out
 from stages.ppo.sampler import PromptSampler, derive_seed
 from stages.ppo.scoring import RunningMoments, apply_score_rules, score_responses
+from stages.ppo.state import collect_generator_states, read_state, restore_generator_states
 from stages.ppo.update import UpdateRules, UpdateStats, update
 from stages.runtime import StageError
 from stages.settings import PPOSettings
 
-STATE_FILE = "state.pt"
 # What a seed is drawn for: two uses of one (seed, iteration) must not share their noise.
 _PROMPTS, _ROLLOUT, _UPDATE = range(3)
 
@@ -67,6 +67,11 @@ class PPOTrainer:
     def actor_critic(self) -> ActorCritic:
         """Policy and critic without what wraps them."""
         return unwrap(self.accelerator, self.model)
+
+    @property
+    def trains_policy(self) -> bool:
+        """Whether the policy learns in this iteration, or the critic alone."""
+        return self.iteration >= self.settings.critic_warmup_iterations
 
     def step(self) -> dict[str, float]:
         """Run one iteration and return its metrics."""
@@ -161,7 +166,16 @@ class PPOTrainer:
         # Dropout is off, so training mode changes nothing but this: recomputing activations only works in it.
         self.model.train(self.settings.gradient_checkpointing)
         seed = derive_seed(self.seed, _UPDATE, self.iteration, self.accelerator.process_index)
-        stats = update(self.model, self.optimizer, experience, self.rules, seed, self.accelerator, self.autocast)
+        stats = update(
+            self.model,
+            self.optimizer,
+            experience,
+            self.rules,
+            seed,
+            self.accelerator,
+            self.autocast,
+            train_policy=self.trains_policy,
+        )
         for name in ("policy_loss", "value_loss", "policy_grad_norm", "critic_grad_norm"):
             value: float = getattr(stats, name)
             if not math.isfinite(value):
@@ -180,6 +194,7 @@ class PPOTrainer:
             metrics
             | describe_update(stats)
             | {
+                "policy/trained": float(self.trains_policy),
                 "kl_coef": self.kl_coef,
                 "lr": policy_group["lr"],
                 "critic_lr": critic_group["lr"],
@@ -189,7 +204,7 @@ class PPOTrainer:
 
     def _adapt_kl_coef(self, kl_per_response: float) -> None:
         settings = self.settings
-        if settings.kl_target is not None:
+        if settings.kl_target is not None and self.trains_policy:  # a policy that stands still has KL 0, which says nothing of kl_coef
             self.kl_coef = adapt_kl_coef(
                 self.kl_coef, kl_per_response, settings.kl_target, settings.rollout_batch_size, settings.kl_horizon
             )
@@ -199,11 +214,8 @@ class PPOTrainer:
         return sum_over_ranks(self.accelerator, tensor)
 
     def collect_state(self) -> dict[str, Any]:
-        """Collect all that a resumed run needs; every rank must call it.
-
-        All noise comes from seeds of (seed, iteration, rank); the generators' states are kept for whatever a library draws.
-        """
-        generators = gather_object([_generator_states()])
+        """Collect all that a resumed run needs; every rank must call it."""
+        generators = gather_object([collect_generator_states()])
         return {
             "weights": {name: parameter.detach() for name, parameter in self.actor_critic.named_parameters() if parameter.requires_grad},
             "optimizer": self.optimizer.state_dict(),
@@ -216,7 +228,7 @@ class PPOTrainer:
 
     def load_state(self, directory: Path) -> dict[str, Any]:
         """Go back to a state that `write_state` left in `directory`, and return all that was saved."""
-        state: dict[str, Any] = torch.load(directory / STATE_FILE, map_location="cpu", weights_only=True)
+        state = read_state(directory)
         parameters = dict(self.actor_critic.named_parameters())
         with torch.no_grad():
             for name, saved in state["weights"].items():
@@ -224,13 +236,8 @@ class PPOTrainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.iteration, self.kl_coef, self.sampler.cursor = state["iteration"], state["kl_coef"], state["cursor"]
         self.score_moments = RunningMoments(**state["score_moments"])
-        _restore_generators(state["generators"][self.accelerator.process_index])
+        restore_generator_states(state["generators"][self.accelerator.process_index])
         return state
-
-
-def write_state(state: dict[str, Any], directory: Path) -> None:
-    """Write what `collect_state` returned, and more plain data with it."""
-    torch.save(state, directory / STATE_FILE)
 
 
 def make_update_rules(settings: PPOSettings, world_size: int) -> UpdateRules:
@@ -246,13 +253,3 @@ def make_update_rules(settings: PPOSettings, world_size: int) -> UpdateRules:
         max_grad_norm=settings.max_grad_norm,
         early_stop_kl=settings.early_stop_kl,
     )
-
-
-def _generator_states() -> dict[str, Any]:
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
-
-
-def _restore_generators(states: dict[str, Any]) -> None:
-    torch.set_rng_state(states["cpu"])
-    if states["cuda"]:
-        torch.cuda.set_rng_state_all(states["cuda"])

@@ -71,6 +71,8 @@ def update(
     seed: int,
     accelerator: Accelerator,
     autocast: Autocast,
+    *,
+    train_policy: bool = True,
 ) -> UpdateStats:
     """Train policy and critic on one rollout.
 
@@ -82,6 +84,7 @@ def update(
         seed: of the permutations.
         accelerator: sums over ranks, backward, gradient clipping.
         autocast: precision of the forwards.
+        train_policy: whether the policy learns too, or the critic alone.
     """
     device = experience.response_ids_BR.device
     sums = torch.zeros(len(_SUMS), device=device)
@@ -97,6 +100,8 @@ def update(
             optimizer.zero_grad()
             break
         norms.append(_clip_gradients(model, rules.max_grad_norm, accelerator))
+        if not train_policy:
+            _drop_policy_gradients(model, accelerator)
         optimizer.step()
         optimizer.zero_grad()
     return _summarize(sums, start_deviation, norms, accelerator)
@@ -182,6 +187,13 @@ def _clip_gradients(model: nn.Module, max_grad_norm: float, accelerator: Acceler
         accelerator.clip_grad_norm_(trainable(part.parameters()), max_grad_norm) for part in (actor_critic.policy, actor_critic.critic)
     ]
     return torch.stack([torch.as_tensor(norm).detach() for norm in norms])
+
+
+def _drop_policy_gradients(model: nn.Module, accelerator: Accelerator) -> None:
+    # After the backward pass, in which DDP waits for every gradient. An optimizer passes over a parameter without one: no weight
+    # decay, and its moments start with the first step that counts.
+    for parameter in unwrap(accelerator, model).policy.parameters():
+        parameter.grad = None
 
 
 def _summarize(sums: Tensor, start_deviation: Tensor, norms: list[Tensor], accelerator: Accelerator) -> UpdateStats:

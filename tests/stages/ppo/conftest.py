@@ -1,5 +1,6 @@
 """Tiny real models, built from a config on the fly, and rollouts with padded rows and unequal lengths."""
 
+import copy
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -12,8 +13,11 @@ from stages.packing import enable_packing
 from stages.ppo.actor_critic import ActorCritic, init_critic
 from stages.ppo.experience import Experience, pack_rollout
 from stages.ppo.rollout import Sampling
+from stages.ppo.trainer import PPOTrainer
+from stages.settings import PPOSettings
 
 PAD, EOS, STOP, VOCABULARY = 0, 1, 2, 16
+PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12], [3, 14], [15, 4, 4, 9, 3]]
 
 
 def _config(**changes):
@@ -115,6 +119,35 @@ def accelerator():
 @pytest.fixture
 def full_precision():
     return nullcontext()
+
+
+@pytest.fixture
+def make_trainer(tiny, accelerator, full_precision):
+    def make(policy=None, reward_model=None, ref_policy=None, sampling=None, autocast=full_precision, prompts=PROMPTS, **settings):
+        values = {
+            "iterations": 10,
+            "rollout_batch_size": 8,
+            "minibatch_size": 4,
+            "max_tokens_per_microbatch": 32,
+            "rollout_micro_batch_size": 3,
+            "ppo_epochs": 2,
+            "learning_rate": 1e-3,
+        }
+        policy = policy or tiny.policy()
+        reward_model = reward_model or tiny.reward_model()
+        return PPOTrainer(
+            ActorCritic(policy, init_critic(copy.deepcopy(reward_model))),
+            ref_policy or copy.deepcopy(policy),
+            reward_model,
+            prompts,
+            sampling or tiny.sampling(),
+            PPOSettings(**values | settings),
+            seed=3,
+            accelerator=accelerator,
+            autocast=autocast,
+        )
+
+    return make
 
 
 @pytest.fixture(autouse=True, scope="session")

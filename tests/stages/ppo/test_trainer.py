@@ -1,47 +1,13 @@
 """Whole iterations on tiny real models: the invariants, what moves and what does not, resume, and learning."""
 
-import copy
 import math
 
 import pytest
 import torch
 
-from stages.ppo.actor_critic import ActorCritic, init_critic
 from stages.ppo.experience import Experience
-from stages.ppo.trainer import PPOTrainer, write_state
+from stages.ppo.state import write_state
 from stages.runtime import StageError
-from stages.settings import PPOSettings
-
-PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12], [3, 14], [15, 4, 4, 9, 3]]
-
-
-@pytest.fixture
-def make_trainer(tiny, accelerator, full_precision):
-    def make(policy=None, reward_model=None, ref_policy=None, sampling=None, autocast=full_precision, prompts=PROMPTS, **settings):
-        values = {
-            "iterations": 10,
-            "rollout_batch_size": 8,
-            "minibatch_size": 4,
-            "max_tokens_per_microbatch": 32,
-            "rollout_micro_batch_size": 3,
-            "ppo_epochs": 2,
-            "learning_rate": 1e-3,
-        }
-        policy = policy or tiny.policy()
-        reward_model = reward_model or tiny.reward_model()
-        return PPOTrainer(
-            ActorCritic(policy, init_critic(copy.deepcopy(reward_model))),
-            ref_policy or copy.deepcopy(policy),
-            reward_model,
-            prompts,
-            sampling or tiny.sampling(),
-            PPOSettings(**values | settings),
-            seed=3,
-            accelerator=accelerator,
-            autocast=autocast,
-        )
-
-    return make
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

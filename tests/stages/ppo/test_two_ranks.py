@@ -45,6 +45,15 @@ def test_gradients_are_those_of_the_mean_over_the_tokens_of_both_ranks(results):
 
 
 @pytest.mark.slow
+def test_in_a_critic_warm_up_the_policy_stands_still_on_both_ranks(results):
+    one, two = results
+    for rank in two:
+        for name, weight in rank["weights"].items():
+            assert torch.equal(rank["warmed_up"][name], weight) == name.startswith("policy."), name
+            torch.testing.assert_close(rank["warmed_up"][name], one["warmed_up"][name], atol=1e-5, rtol=1e-5, msg=name)
+
+
+@pytest.mark.slow
 def test_an_update_leaves_both_ranks_with_the_weights_and_figures_of_one(results):
     one, two = results
     for name, weight in one["weights"].items():

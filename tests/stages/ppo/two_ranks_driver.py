@@ -50,7 +50,9 @@ def compute(accelerator, models):
     optimizer.zero_grad()
     stats = update(model, optimizer, share, RULES, 0, accelerator, nullcontext())
     weights = {name: parameter.detach().clone() for name, parameter in unwrap(accelerator, model).named_parameters()}
-    return {"figures": figures, "gradients": gradients, "weights": weights, "stats": vars(stats)}
+    update(model, optimizer, share, RULES, 1, accelerator, nullcontext(), train_policy=False)
+    warmed_up = {name: parameter.detach().clone() for name, parameter in unwrap(accelerator, model).named_parameters()}
+    return {"figures": figures, "gradients": gradients, "weights": weights, "stats": vars(stats), "warmed_up": warmed_up}
 
 
 if __name__ == "__main__":
