@@ -2,11 +2,13 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from stages.ppo.optimizer import compute_lr_factor
+from stages.ppo.rollout import evaluate_tokens
 from stages.ppo.update import UpdateRules, accumulate_gradients, draw_minibatches, update
 
 
@@ -105,6 +107,30 @@ def test_early_stop_ends_the_epochs_before_the_step_that_goes_too_far(tiny, acce
     assert not any(moved.values())
     patient, _ = run_update(tiny, accelerator, full_precision, early_stop_kl=1e9)
     assert patient.optimizer_steps == 4
+
+
+def test_early_stop_keeps_and_counts_the_steps_that_were_done(tiny, accelerator, full_precision):
+    """The first minibatch finds KL 0 and is stepped on; the second finds what that step did, and ends the update."""
+    model, experience = tiny.actor_critic(), tiny.experience()
+    old_logprobs, _, _ = evaluate_tokens(model, experience, 1.0, 1000, full_precision)
+    experience = replace(experience, old_logprobs_BR=old_logprobs)
+
+    def run(**changes):
+        model = tiny.actor_critic()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        calls = []
+        optimizer.register_step_post_hook(lambda *_: calls.append(copy.deepcopy(model.state_dict())))
+        prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
+        stats = update(prepared, prepared_optimizer, experience, rules(**changes), 0, accelerator, full_precision)
+        assert stats.optimizer_steps == len(calls)
+        return model, calls
+
+    _, all_steps = run()
+    stopped, steps = run(early_stop_kl=1e-6)
+    assert (len(all_steps), len(steps)) == (4, 1)
+    for name, value in stopped.state_dict().items():
+        assert torch.equal(value, all_steps[0][name]), name
+    assert all(parameter.grad is None for parameter in stopped.parameters())
 
 
 def test_policy_and_critic_are_clipped_apart(tiny, accelerator, full_precision):
