@@ -156,6 +156,13 @@ class PPOSettings(_Optimization):
     early_stop_kl: float | None = Field(
         None, gt=0, description="End a rollout's PPO epochs when a minibatch's approximate KL exceeds this."
     )
+    ema_decay: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="Average the policy's weights over the optimizer steps with this decay (InstructGPT 2022, appendix C: 0.992), and "
+        "publish the average; held-out evaluation then reports both (`eval/sampled/...` and `eval/ema_sampled/...`). null: off.",
+    )
     score_clip: float | None = Field(None, gt=0, description="Clip scores to [-c, c].")
     scale_scores: bool = Field(False, description="Divide scores by their running standard deviation.")
     whiten_rewards: bool = Field(False, description="Divide rewards by their standard deviation, without shifting the mean.")

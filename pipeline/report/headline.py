@@ -19,6 +19,9 @@ RESULT: dict[StageName, dict[str, str]] = {
         "eval/sampled/kl": "KL",
         "eval/sampled/judge_score": "judge (sampled)",
         "eval/greedy/judge_score": "judge (greedy)",
+        # With ppo.ema_decay the published model is the average; the figures above are of the weights behind it.
+        "eval/ema_sampled/score": "score of the average",
+        "eval/ema_sampled/judge_score": "judge of the average",
     },
 }
 

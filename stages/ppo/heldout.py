@@ -27,7 +27,7 @@ class HeldOut:
         self.seed = seed
 
     def answer(self, way: Way) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Answer the held-out prompts.
+        """Answer the held-out prompts, and where the policy's weights are averaged, with the average too, under `ema_<way>`.
 
         Returns:
             (figures, sample rows): `eval/<way>/score` (the reward model's, untouched by clip, scale and the rule for unfinished
@@ -35,6 +35,15 @@ class HeldOut:
         """
         if not self.prompts:
             return {}, []
+        figures, rows = self._answer(way, way)
+        average = self.trainer.average
+        if average is not None and self.trainer.iteration > 0:  # before the first step both are one
+            with average.in_use():
+                more_figures, more_rows = self._answer(way, f"ema_{way}")
+            figures, rows = figures | more_figures, rows + more_rows
+        return figures, rows
+
+    def _answer(self, way: Way, label: str) -> tuple[dict[str, float], list[dict[str, Any]]]:
         trainer, max_tokens = self.trainer, self.trainer.rules.max_tokens
         rollout = roll_out(
             trainer.actor_critic.policy,
@@ -57,11 +66,11 @@ class HeldOut:
         finished: list[bool] = rollout.finished_B.tolist()
         answers = [Answer(ids, response_text(self.tokenizer, ids), done) for ids, done in zip(responses, finished, strict=True)]
         verdicts = judge_answers(self.judge, self.prompts, answers)
-        figures = {f"eval/{way}/score": fmean(scores), f"eval/{way}/kl": fmean(kls)}
-        figures |= summarize_answers(answers, verdicts, f"eval/{way}")
+        figures = {f"eval/{label}/score": fmean(scores), f"eval/{label}/kl": fmean(kls)}
+        figures |= summarize_answers(answers, verdicts, f"eval/{label}")
         rows = [
             {
-                "way": way,
+                "way": label,
                 "prompt": prompt.prompt[-1].content,
                 "response": answer.text,
                 "score": score,

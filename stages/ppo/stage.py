@@ -4,6 +4,7 @@ prompts -> token ids -> iterations (trainer.py), with evaluations on fixed held-
 """
 
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -43,13 +44,16 @@ def main(context: StageContext) -> StageResult:
         figures, rows = held_out.answer(way)
         metrics |= figures
         samples += rows
+    if settings.ema_decay is not None:
+        metrics["published/ema_decay"] = settings.ema_decay  # says that the published model is the average
     context.write_metrics(settings.iterations, metrics)
 
     policy: Any = trainer.actor_critic.policy
     facts = models.read_facts(policy, tokenizer, spec.models["sft"])
     if context.is_main:
         write_samples(spec.output_dir / SAMPLES_FILE, samples)
-        models.save_model(policy, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
+        with trainer.average.in_use() if trainer.average else nullcontext():
+            models.save_model(policy, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
     return StageResult(metrics=metrics, facts=facts, counts=counts, world_size=context.world_size, device=device_name(context))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from stages.ppo.actor_critic import ActorCritic
 from stages.ppo.advantages import adapt_kl_coef, estimate_advantages, penalize_kl, scale_by_std, whiten
+from stages.ppo.ema import AveragedWeights
 from stages.ppo.experience import Experience, Rollout
 from stages.ppo.metrics import TokenFigures, describe_rollout, describe_update
 from stages.ppo.optimizer import compute_lr_factor, make_optimizer
@@ -59,6 +60,7 @@ class PPOTrainer:
         optimizer = make_optimizer(actor_critic, settings)
         self.model, self.optimizer = accelerator.prepare(actor_critic, optimizer)
         self.sampler = PromptSampler(len(prompts), derive_seed(seed, _PROMPTS))
+        self.average = None if settings.ema_decay is None else AveragedWeights(self.actor_critic.policy, settings.ema_decay)
         self.kl_coef = settings.kl_coef
         self.score_moments = RunningMoments()
         self.iteration = 0
@@ -175,6 +177,7 @@ class PPOTrainer:
             self.accelerator,
             self.autocast,
             train_policy=self.trains_policy,
+            average=self.average,
         )
         for name in ("policy_loss", "value_loss", "policy_grad_norm", "critic_grad_norm"):
             value: float = getattr(stats, name)
@@ -218,6 +221,7 @@ class PPOTrainer:
         generators = gather_object([collect_generator_states()])
         return {
             "weights": {name: parameter.detach() for name, parameter in self.actor_critic.named_parameters() if parameter.requires_grad},
+            "averages": self.average.averages if self.average else {},
             "optimizer": self.optimizer.state_dict(),
             "iteration": self.iteration,
             "kl_coef": self.kl_coef,
@@ -233,6 +237,8 @@ class PPOTrainer:
         with torch.no_grad():
             for name, saved in state["weights"].items():
                 parameters[name].copy_(saved)
+        if self.average:
+            self.average.load(state["averages"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.iteration, self.kl_coef, self.sampler.cursor = state["iteration"], state["kl_coef"], state["cursor"]
         self.score_moments = RunningMoments(**state["score_moments"])

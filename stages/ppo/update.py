@@ -13,6 +13,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 from stages.ppo.actor_critic import TokenOutputs, trainable
+from stages.ppo.ema import AveragedWeights
 from stages.ppo.experience import Experience
 from stages.ppo.losses import (
     compute_log_ratios,
@@ -73,6 +74,7 @@ def update(
     autocast: Autocast,
     *,
     train_policy: bool = True,
+    average: AveragedWeights | None = None,
 ) -> UpdateStats:
     """Train policy and critic on one rollout.
 
@@ -85,6 +87,7 @@ def update(
         accelerator: sums over ranks, backward, gradient clipping.
         autocast: precision of the forwards.
         train_policy: whether the policy learns too, or the critic alone.
+        average: takes in the policy's weights after each optimizer step.
     """
     device = experience.response_ids_BR.device
     sums = torch.zeros(len(_SUMS), device=device)
@@ -104,6 +107,8 @@ def update(
             _drop_policy_gradients(model, accelerator)
         optimizer.step()
         optimizer.zero_grad()
+        if average is not None and train_policy:
+            average.update()
     return _summarize(sums, start_deviation, norms, accelerator)
 
 

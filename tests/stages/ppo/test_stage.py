@@ -74,6 +74,45 @@ def test_evaluating_does_not_change_the_training(run):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_with_ema_decay_the_published_model_is_the_average_and_the_metrics_say_so(run):
+    spec, result, trainer = run(ema_decay=0.8, learning_rate=1e-2)
+    published = AutoModelForCausalLM.from_pretrained(spec.output_dir / "model", dtype=torch.float32).state_dict()
+    live = trainer.actor_critic.policy.state_dict()
+    assert trainer.average.averages.keys() <= published.keys()
+    for name, average in trainer.average.averages.items():
+        assert torch.equal(published[name], average), name
+    assert any(not torch.equal(published[name], live[name]) for name in published)
+    assert result.metrics["published/ema_decay"] == 0.8
+    figures = {"score", "kl", "finished", "judge_score"}
+    for way in ("sampled", "ema_sampled", "greedy", "ema_greedy"):
+        assert {f"eval/{way}/{figure}" for figure in figures} <= result.metrics.keys()
+    assert result.metrics["eval/ema_sampled/kl"] != result.metrics["eval/sampled/kl"]
+    rows = metric_rows(spec)
+    assert "eval/ema_sampled/score" not in rows[0] and "eval/ema_sampled/score" in rows[1]
+    assert not any(key.startswith("eval/ema_greedy/") for key in rows[1])
+    samples = [json.loads(line) for line in (spec.output_dir / "samples.jsonl").read_text().splitlines()]
+    assert {row["way"] for row in samples} == {"sampled", "ema_sampled", "greedy", "ema_greedy"}
+
+
+def test_averaging_and_evaluating_the_average_leave_the_training_as_it_was(run):
+    live = [run(tag=f"ema{decay}", ema_decay=decay)[2].actor_critic.state_dict() for decay in (None, 0.8)]
+    assert all(torch.equal(live[0][name], live[1][name]) for name in live[0])
+
+
+def test_with_lora_the_average_is_one_of_the_adapter_and_merged_too(run, base_model_dir):
+    spec, _, trainer = run(ema_decay=0.5, lora=LoRASettings(rank=4, merge=True), learning_rate=1e-2)
+    adapter = load_file(spec.output_dir / "model" / "adapter_model.safetensors")
+    averages = {name.replace(".default", ""): average for name, average in trainer.average.averages.items()}
+    assert adapter.keys() == averages.keys()
+    assert all(torch.equal(adapter[name], averages[name]) for name in adapter)
+    name = "model.layers.0.self_attn.q_proj"
+    base = load_file(base_model_dir / "model.safetensors")
+    merged = load_file(spec.output_dir / "merged" / "model.safetensors")
+    update = adapter[f"base_model.model.{name}.lora_B.weight"] @ adapter[f"base_model.model.{name}.lora_A.weight"]
+    scale = trainer.settings.lora.alpha / trainer.settings.lora.rank
+    torch.testing.assert_close(merged[f"{name}.weight"], base[f"{name}.weight"] + scale * update)
+
+
 def test_with_lora_adapters_and_the_critics_head_learn_and_nothing_else(run, base_model_dir):
     spec, result, trainer = run(lora=LoRASettings(rank=4, dropout=0.3, merge=True), learning_rate=1e-2)
     assert result.metrics["val/ratio_start_deviation"] < 1e-5  # dropout asked for, and not used

@@ -124,7 +124,9 @@ def test_a_loss_that_is_not_finite_stops_the_stage_by_name(make_trainer):
             trainer.step()
 
 
-@pytest.mark.parametrize("changes", [{}, {"scale_scores": True, "whiten_rewards": True, "kl_target": 3.0, "score_clip": 1.0}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"scale_scores": True, "whiten_rewards": True, "kl_target": 3.0, "score_clip": 1.0}, {"ema_decay": 0.9}]
+)
 def test_a_resumed_run_equals_a_straight_one_to_the_last_bit(make_trainer, tmp_path, changes):
     straight = make_trainer(**changes)
     rows = [straight.step() for _ in range(5)]
@@ -142,6 +144,9 @@ def test_a_resumed_run_equals_a_straight_one_to_the_last_bit(make_trainer, tmp_p
         }
     for (name, value), other in zip(straight.actor_critic.state_dict().items(), resumed.actor_critic.state_dict().values(), strict=True):
         assert torch.equal(value, other), name
+    if straight.average:
+        for name, value in straight.average.averages.items():
+            assert torch.equal(value, resumed.average.averages[name]), name
 
 
 def test_metrics_stand_under_their_usual_keys(make_trainer):
