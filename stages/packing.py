@@ -242,11 +242,14 @@ def _prefers_math(query: Tensor, num_keys: int) -> bool:
 
 
 def _attend_plainly(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
-    """Compute softmax(q kᵀ · scaling) v, the softmax in float32; `mask` is boolean or additive."""
-    logits = (query * scaling) @ key.transpose(-1, -2)
-    # Not −inf: a query in padding, which may see nothing, must not become NaN.
-    logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min) if mask.dtype == torch.bool else logits + mask
-    return torch.softmax(logits, dim=-1, dtype=torch.float32).to(value.dtype) @ value
+    """Compute softmax(q kᵀ · scaling) v; `mask` is boolean or additive."""
+    # Autocast would widen the softmax to float32 and narrow its result again; the kernel itself sums in float32 either way.
+    with torch.autocast(query.device.type, enabled=False):
+        logits = (query * scaling) @ key.transpose(-1, -2)
+        if mask.dtype == torch.bool:
+            # Not −inf: a query in padding, which may see nothing, must not become NaN.
+            mask = torch.zeros(mask.shape, dtype=logits.dtype, device=mask.device).masked_fill_(~mask, torch.finfo(logits.dtype).min)
+        return torch.softmax(logits + mask.to(logits.dtype), dim=-1) @ value
 
 
 AttentionInterface.register(PACKED, attend)

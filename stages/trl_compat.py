@@ -18,7 +18,6 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from data.tokens import EncodedComparison, EncodedPair
 from stages.checkpoint import latest_complete, mark_complete, prune
-from stages.length_buckets import LengthBucketSampler
 from stages.models import HEAD, is_adapter
 from stages.packing import PackedRow, is_packed, lay_out, list_documents, make_inputs
 from stages.ranking import Pairs, make_pairs, pair_accuracy, ranking_loss
@@ -153,11 +152,6 @@ class RankingTrainer(RewardTrainer):
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         return dataset  # already token ids
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> LengthBucketSampler:
-        rows: Any = self.train_dataset if train_dataset is None else train_dataset
-        lengths = [len(prompt) + sum(map(len, responses)) for prompt, responses in zip(rows["prompt_ids"], rows["responses"], strict=True)]
-        return LengthBucketSampler(lengths, self.args.train_batch_size * self.args.gradient_accumulation_steps, self.args.seed)
 
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         pairs: Pairs = make_pairs(inputs["ranks"], inputs["prompts"])
