@@ -12,7 +12,7 @@ from pipeline.document import Document
 from pipeline.explain import show
 from pipeline.recipe import DEMO_PATTERN, Recipe
 from pipeline.trainer_fields import config_class, trainer_fields
-from stages.spec import DATA_INPUTS, DataSource, StageName
+from stages.spec import DataSource, StageName, data_inputs
 
 ProblemAt = Callable[[str, str], str]
 
@@ -62,7 +62,7 @@ def _check_base_model(recipe: Recipe, problem: ProblemAt) -> Iterator[str]:
 
 def _check_data(recipe: Recipe, stages: tuple[StageName, ...], problem: ProblemAt) -> Iterator[str]:
     for kind in KINDS:
-        readers = [stage for stage in stages if kind in DATA_INPUTS[stage]]
+        readers = [stage for stage in stages if kind in data_inputs(stage, recipe.settings(stage))]
         splits = getattr(recipe.data, kind)
         if splits is None:
             if readers:
@@ -88,9 +88,10 @@ def _check_hardware(recipe: Recipe, stages: tuple[StageName, ...], problem: Prob
         if stage in stages and large % (small * processes):
             needed = f"a multiple of {stage}.{small_name} x hardware.processes = {small} x {processes}"
             yield problem(f"{stage}.{large_name}", f"found {large}, needed {needed}; choose sizes that divide")
-    if "ppo" in stages and recipe.ppo.minibatch_size % processes:
-        needed = f"a multiple of hardware.processes = {processes}"
-        yield problem("ppo.minibatch_size", f"found {recipe.ppo.minibatch_size}, needed {needed}; choose sizes that divide")
+    for name, size in (("minibatch_size", recipe.ppo.minibatch_size), ("ptx_batch_size", recipe.ppo.ptx_batch_size)):
+        if "ppo" in stages and (size or 0) % processes:
+            needed = f"a multiple of hardware.processes = {processes}"
+            yield problem(f"ppo.{name}", f"found {size}, needed {needed}; choose sizes that divide")
     if deepspeed is not None:
         try:
             json.loads(Path(deepspeed).read_text(encoding="utf-8"))

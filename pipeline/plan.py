@@ -18,7 +18,7 @@ from pipeline.errors import StoreError
 from pipeline.identity import identify_model
 from pipeline.reading import Reading, read_data
 from pipeline.store import Store
-from stages.spec import DATA_INPUTS, EXIT_MISSING, MODEL_INPUTS, STAGE_VERSIONS, STAGES, DataSplits, StageName
+from stages.spec import EXIT_MISSING, MODEL_INPUTS, STAGE_VERSIONS, STAGES, DataSplits, StageName, data_inputs
 
 # Settings that change how a stage runs but not what it makes.
 _WITHOUT_EFFECT = ("save_every", "log_every")
@@ -53,9 +53,9 @@ class Inputs:
     data: dict[str, DataSplits]
     readings: dict[str, Reading]
 
-    def fingerprints(self, stage: StageName) -> dict[str, dict[str, str]]:
+    def fingerprints(self, stage: StageName, recipe: Recipe) -> dict[str, dict[str, str]]:
         """Return the content hashes of what a stage reads: kind -> split -> hash."""
-        return {kind: self.readings[kind].fingerprints for kind in DATA_INPUTS[stage]}
+        return {kind: self.readings[kind].fingerprints for kind in data_inputs(stage, recipe.settings(stage))}
 
     @property
     def local(self) -> bool:
@@ -110,7 +110,7 @@ def prepare(recipe: Recipe, store_root: Path, stages: Sequence[StageName], *, tr
     readings: dict[str, Reading] = {}
     problems: list[Problem] = []
     for kind in KINDS:
-        if not any(kind in DATA_INPUTS[stage] for stage in stages):
+        if not any(kind in data_inputs(stage, recipe.settings(stage)) for stage in stages):
             continue
         splits = cast("DataSplits", getattr(recipe.data, kind))  # config.py saw to it that it is there
         data[kind] = locate_splits(splits, store_root)
@@ -142,7 +142,7 @@ def decide(
     """
     own_parents = {kind: parents[kind] for kind in MODEL_INPUTS[stage] if kind != _BASE}
     config = _config_slice(stage, recipe, inputs)
-    data = inputs.fingerprints(stage)
+    data = inputs.fingerprints(stage, recipe)
     content = {kind: parent.content_id for kind, parent in own_parents.items()}
     key = hash_inputs(stage, config, data, content)
     found = store.find_by_cache_key(stage, key)
@@ -195,7 +195,7 @@ def missing_artifact(decision: Decision, selection: Selection) -> StoreError:
 def _decide_waiting(stage: StageName, waiting: Sequence[str], recipe: Recipe, inputs: Inputs, store: Store, *, force: bool) -> Decision:
     """Decide a stage whose parents will run: it surely runs when something else differs too, else it depends on what they become."""
     config = _config_slice(stage, recipe, inputs)
-    data = inputs.fingerprints(stage)
+    data = inputs.fingerprints(stage, recipe)
     reasons = ["--force was given"] if force else list(_differences(stage, config, data, None, store))
     if reasons:
         return Decision(stage, "run", reasons=reasons, config=config)

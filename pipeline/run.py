@@ -25,7 +25,6 @@ from pipeline.staging import Staging
 from pipeline.store import Store
 from pipeline.text import clean
 from stages.spec import (
-    DATA_INPUTS,
     EXIT_FAILED,
     MERGED_DIR,
     MODEL_INPUTS,
@@ -33,6 +32,7 @@ from stages.spec import (
     StageName,
     StageResult,
     StageSpec,
+    data_inputs,
 )
 
 RUNS_DIR = "runs"
@@ -188,7 +188,7 @@ def _make_spec(recipe: Recipe, inputs: Inputs, decision: Decision, staging: Stag
         hardware=recipe.hardware,
         models=models,
         revision=recipe.revision,
-        data={kind: inputs.data[kind] for kind in DATA_INPUTS[stage]},
+        data={kind: inputs.data[kind] for kind in data_inputs(stage, recipe.settings(stage))},
         eval_fraction=recipe.data.eval_fraction,
         judge=recipe.judge,
         seed=recipe.seed,
@@ -234,7 +234,7 @@ def _manifest_fields(
 ) -> ManifestFields:
     return ManifestFields(
         parents=[Parent(ref=parent.ref, content_id=parent.content_id) for parent in decision.parents.values()],
-        data=dict(flatten(inputs.fingerprints(decision.stage))),
+        data=dict(flatten(inputs.fingerprints(decision.stage, recipe))),
         cache_key=decision.key,
         config=decision.config,
         seed=recipe.seed,

@@ -156,6 +156,15 @@ class PPOSettings(_Optimization):
     early_stop_kl: float | None = Field(
         None, gt=0, description="End a rollout's PPO epochs when a minibatch's approximate KL exceeds this."
     )
+    ptx_coef: float = Field(
+        0.0,
+        ge=0,
+        description="PPO-ptx (InstructGPT 2022, eq. 2): weight of the negative log-likelihood of demonstrations, mean per response token, "
+        "in every optimizer step. 0: off.",
+    )
+    ptx_batch_size: PositiveInt | None = Field(
+        None, description="Demonstrations per optimizer step for ptx_coef, over all processes; default: minibatch_size."
+    )
     ema_decay: float | None = Field(
         None,
         ge=0,

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from stages.settings import Closed, HardwareSettings, PPOSettings, RMSettings, SFTSettings, TokenSettings
+from stages.settings import Closed, HardwareSettings, PPOSettings, RMSettings, SFTSettings, StageSettings, TokenSettings
 
 StageName = Literal["sft", "rm", "ppo"]
 STAGES: tuple[StageName, ...] = ("sft", "rm", "ppo")
@@ -26,6 +26,13 @@ STAGES: tuple[StageName, ...] = ("sft", "rm", "ppo")
 # What each stage reads: models by role, and record kinds. The pipeline's plan and the stages both follow this table.
 MODEL_INPUTS: dict[StageName, tuple[str, ...]] = {"sft": ("base",), "rm": ("sft",), "ppo": ("sft", "rm")}
 DATA_INPUTS: dict[StageName, tuple[str, ...]] = {"sft": ("demonstrations",), "rm": ("comparisons", "demonstrations"), "ppo": ("prompts",)}
+
+
+def data_inputs(stage: StageName, settings: StageSettings) -> tuple[str, ...]:
+    """Say which record kinds a stage reads: those of DATA_INPUTS, and with `ppo.ptx_coef` demonstrations too."""
+    mixes_demonstrations = isinstance(settings, PPOSettings) and settings.ptx_coef > 0
+    return (*DATA_INPUTS[stage], *(("demonstrations",) if mixes_demonstrations else ()))
+
 
 # Raised by hand when a stage's code changes what it produces; part of the cache key.
 STAGE_VERSIONS: dict[StageName, int] = {"sft": 2, "rm": 2, "ppo": 2}
@@ -61,7 +68,7 @@ class StageSpec(Closed):
     hardware: HardwareSettings
     models: dict[str, str] = Field(description="Role -> model directory or hub id, per MODEL_INPUTS.")
     revision: str | None = Field(None, description="Revision of a base model from the hub.")
-    data: dict[str, DataSplits] = Field(description="Record kind -> sources, per DATA_INPUTS.")
+    data: dict[str, DataSplits] = Field(description="Record kind -> sources, per `data_inputs`.")
     eval_fraction: float = Field(0.05, gt=0, lt=1, description="Share held out where a kind has no eval source.")
     judge: str | None = Field(None, description="`module:function` that judges held-out answers; never seen in training.")
     seed: int

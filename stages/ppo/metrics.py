@@ -70,4 +70,5 @@ def describe_update(stats: UpdateStats) -> dict[str, float]:
         "val/ratio_var": stats.ratio_var,
         "val/ratio_start_deviation": stats.start_deviation,
         "optimizer_steps": float(stats.optimizer_steps),
+        **({} if stats.ptx_loss is None else {"loss/ptx": stats.ptx_loss}),
     }

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from data.tokens import EncodedPromptRecord, encode_prompts
+from data.tokens import EncodedPair, EncodedPromptRecord, encode_demonstrations, encode_prompts
 from stages import models
 from stages.checkpoint import latest_complete, save_checkpoint
 from stages.evaluation import load_judge, write_samples
@@ -36,7 +36,10 @@ def main(context: StageContext) -> StageResult:
     tokenizer = models.load_tokenizer(spec.models["sft"])
     prompts, held_out_prompts, counts = _encode(context, tokenizer)
 
-    trainer = _build_trainer(context, tokenizer, [prompt.prompt_ids for prompt in prompts], accelerator)
+    demonstrations, demonstration_counts = _encode_demonstrations(context, tokenizer)
+    counts |= demonstration_counts
+
+    trainer = _build_trainer(context, tokenizer, [prompt.prompt_ids for prompt in prompts], demonstrations, accelerator)
     held_out = HeldOut(trainer, tokenizer, held_out_prompts[: settings.eval_samples], judge, seed=spec.seed)
     metrics = train(context, trainer, held_out)
     samples: list[dict[str, Any]] = []
@@ -128,9 +131,9 @@ def make_accelerator(context: StageContext) -> Accelerator:
             f"hardware.deepspeed = {context.spec.hardware.deepspeed}: the ppo stage cannot run under DeepSpeed yet; set it to null",
             EXIT_USAGE,
         )
-    for name in ("rollout_batch_size", "minibatch_size"):
-        size: int = getattr(settings, name)
-        if size % world_size:
+    for name in ("rollout_batch_size", "minibatch_size", "ptx_batch_size"):
+        size: int | None = getattr(settings, name)
+        if size and size % world_size:
             raise StageError(f"ppo.{name} = {size} is not a multiple of {world_size} processes; choose sizes that divide", EXIT_USAGE)
     return accelerator
 
@@ -146,7 +149,22 @@ def _encode(context: StageContext, tokenizer: Any) -> tuple[list[EncodedPromptRe
     return prompts, held_out, counts | {f"held_out_{key}": value for key, value in held_out_counts.items()}
 
 
-def _build_trainer(context: StageContext, tokenizer: Any, prompts: list[list[int]], accelerator: Accelerator) -> PPOTrainer:
+def _encode_demonstrations(context: StageContext, tokenizer: Any) -> tuple[list[EncodedPair], dict[str, int]]:
+    """Encode SFT's training demonstrations for PPO-ptx; none where it is off."""
+    settings = _settings(context)
+    if not settings.ptx_coef:
+        if settings.ptx_batch_size is not None:
+            context.note(f"ppo.ptx_batch_size = {settings.ptx_batch_size} is not used: ppo.ptx_coef is 0")
+        return [], {}
+    tokens = context.spec.tokens
+    records, _ = load_splits(context.spec, "demonstrations")
+    pairs, counts = encode_demonstrations(tokenizer, records, (tokens.max_prompt_tokens, tokens.max_response_tokens))
+    return pairs, {f"ptx_{key}": value for key, value in counts.items()}
+
+
+def _build_trainer(
+    context: StageContext, tokenizer: Any, prompts: list[list[int]], demonstrations: list[EncodedPair], accelerator: Accelerator
+) -> PPOTrainer:
     spec, settings = context.spec, _settings(context)
     ref_policy = models.load_policy(spec.models["sft"], spec.hardware)
     reward_model = models.load_reward_model(spec.models["rm"], spec.hardware)
@@ -174,6 +192,7 @@ def _build_trainer(context: StageContext, tokenizer: Any, prompts: list[list[int
         seed=spec.seed,
         accelerator=accelerator,
         autocast=models.autocast(spec.hardware, accelerator.device),
+        demonstrations=demonstrations,
     )
 
 

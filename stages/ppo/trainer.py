@@ -5,6 +5,7 @@ Axes: B responses of this rank, R response tokens.
 
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,26 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from data.tokens import EncodedPair
 from stages.ppo.actor_critic import ActorCritic
 from stages.ppo.advantages import adapt_kl_coef, estimate_advantages, penalize_kl, scale_by_std, whiten
 from stages.ppo.ema import AveragedWeights
 from stages.ppo.experience import Experience, Rollout
 from stages.ppo.metrics import TokenFigures, describe_rollout, describe_update
 from stages.ppo.optimizer import compute_lr_factor, make_optimizer
+from stages.ppo.ptx import DemonstrationSampler
 from stages.ppo.ranks import sum_over_ranks, unwrap
 from stages.ppo.rollout import Autocast, Sampling, compute_ref_logprobs, evaluate_tokens, roll_out
+from stages.ppo.rules import make_update_rules
 from stages.ppo.sampler import PromptSampler, derive_seed
 from stages.ppo.scoring import RunningMoments, apply_score_rules, score_responses
 from stages.ppo.state import collect_generator_states, read_state, restore_generator_states
-from stages.ppo.update import UpdateRules, UpdateStats, update
+from stages.ppo.update import UpdateStats, update
 from stages.runtime import StageError
 from stages.settings import PPOSettings
 
 # What a seed is drawn for: two uses of one (seed, iteration) must not share their noise.
-_PROMPTS, _ROLLOUT, _UPDATE = range(3)
+_PROMPTS, _ROLLOUT, _UPDATE, _DEMONSTRATIONS = range(4)
 
 
 class PPOTrainer:
@@ -47,6 +51,7 @@ class PPOTrainer:
         seed: int,
         accelerator: Accelerator,
         autocast: Autocast,
+        demonstrations: Sequence[EncodedPair] = (),
     ) -> None:
         self.settings = settings
         self.sampling = sampling
@@ -60,6 +65,12 @@ class PPOTrainer:
         optimizer = make_optimizer(actor_critic, settings)
         self.model, self.optimizer = accelerator.prepare(actor_critic, optimizer)
         self.sampler = PromptSampler(len(prompts), derive_seed(seed, _PROMPTS))
+        self.demonstrations = None
+        if settings.ptx_coef > 0:
+            batch_size = settings.ptx_batch_size or settings.minibatch_size
+            self.demonstrations = DemonstrationSampler(
+                demonstrations, batch_size, sampling.pad_token_id, derive_seed(seed, _DEMONSTRATIONS)
+            )
         self.average = None if settings.ema_decay is None else AveragedWeights(self.actor_critic.policy, settings.ema_decay)
         self.kl_coef = settings.kl_coef
         self.score_moments = RunningMoments()
@@ -178,6 +189,7 @@ class PPOTrainer:
             self.autocast,
             train_policy=self.trains_policy,
             average=self.average,
+            demonstrations=self.demonstrations,
         )
         for name in ("policy_loss", "value_loss", "policy_grad_norm", "critic_grad_norm"):
             value: float = getattr(stats, name)
@@ -227,6 +239,7 @@ class PPOTrainer:
             "kl_coef": self.kl_coef,
             "score_moments": vars(self.score_moments).copy(),
             "cursor": self.sampler.cursor,
+            "demonstrations_cursor": self.demonstrations.sampler.cursor if self.demonstrations else 0,
             "generators": generators,
         }
 
@@ -237,6 +250,8 @@ class PPOTrainer:
         with torch.no_grad():
             for name, saved in state["weights"].items():
                 parameters[name].copy_(saved)
+        if self.demonstrations:
+            self.demonstrations.sampler.cursor = state["demonstrations_cursor"]
         if self.average:
             self.average.load(state["averages"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -244,18 +259,3 @@ class PPOTrainer:
         self.score_moments = RunningMoments(**state["score_moments"])
         restore_generator_states(state["generators"][self.accelerator.process_index])
         return state
-
-
-def make_update_rules(settings: PPOSettings, world_size: int) -> UpdateRules:
-    """Give each rank its share of the sizes, which count all ranks."""
-    return UpdateRules(
-        ppo_epochs=settings.ppo_epochs,
-        minibatch_size=settings.minibatch_size // world_size,
-        max_tokens=settings.max_tokens_per_microbatch,
-        temperature=settings.temperature,
-        clip_range=settings.clip_range,
-        value_clip_range=settings.value_clip_range,
-        value_coef=settings.value_coef,
-        max_grad_norm=settings.max_grad_norm,
-        early_stop_kl=settings.early_stop_kl,
-    )

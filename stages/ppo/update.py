@@ -23,24 +23,11 @@ from stages.ppo.losses import (
     find_clipped_values,
     sum_tokens,
 )
+from stages.ppo.ptx import DemonstrationSampler, accumulate_ptx_gradients
 from stages.ppo.ranks import max_over_ranks, sum_over_ranks, unwrap
 from stages.ppo.rollout import Autocast
+from stages.ppo.rules import UpdateRules
 from stages.ppo.sampler import derive_seed
-
-
-@dataclass(frozen=True)
-class UpdateRules:
-    """Sizes (of this rank) and coefficients of the update."""
-
-    ppo_epochs: int
-    minibatch_size: int
-    max_tokens: int  # of a micro-batch
-    temperature: float
-    clip_range: float
-    value_clip_range: float
-    value_coef: float
-    max_grad_norm: float
-    early_stop_kl: float | None
 
 
 @dataclass(frozen=True)
@@ -58,6 +45,7 @@ class UpdateStats:
     policy_grad_norm: float  # before clipping, mean over optimizer steps
     critic_grad_norm: float
     optimizer_steps: int
+    ptx_loss: float | None = None  # mean of −log π over the response tokens of all demonstrations
 
 
 # Order of the running sums over tokens.
@@ -75,6 +63,7 @@ def update(
     *,
     train_policy: bool = True,
     average: AveragedWeights | None = None,
+    demonstrations: DemonstrationSampler | None = None,
 ) -> UpdateStats:
     """Train policy and critic on one rollout.
 
@@ -88,13 +77,18 @@ def update(
         autocast: precision of the forwards.
         train_policy: whether the policy learns too, or the critic alone.
         average: takes in the policy's weights after each optimizer step.
+        demonstrations: mixed in wherever the policy learns, with `rules.ptx_coef`.
     """
     device = experience.response_ids_BR.device
     sums = torch.zeros(len(_SUMS), device=device)
     start_deviation = torch.zeros((), device=device)
+    ptx_sums = torch.zeros(2, device=device)
     norms: list[Tensor] = []
     for rows_b in draw_minibatches(len(experience.finished_B), rules, seed):
         minibatch = experience.select(rows_b.to(device))
+        if demonstrations is not None and train_policy:
+            drawn = demonstrations.draw(accelerator)
+            ptx_sums += accumulate_ptx_gradients(model, drawn, rules.ptx_coef, rules.max_tokens, accelerator, autocast)
         minibatch_sums, deviation = accumulate_gradients(model, minibatch, rules, accelerator, autocast)
         if not norms:
             start_deviation = deviation
@@ -109,7 +103,7 @@ def update(
         optimizer.zero_grad()
         if average is not None and train_policy:
             average.update()
-    return _summarize(sums, start_deviation, norms, accelerator)
+    return _summarize(sums, ptx_sums, start_deviation, norms, accelerator)
 
 
 def draw_minibatches(num_responses: int, rules: UpdateRules, seed: int) -> list[Tensor]:
@@ -201,12 +195,13 @@ def _drop_policy_gradients(model: nn.Module, accelerator: Accelerator) -> None:
         parameter.grad = None
 
 
-def _summarize(sums: Tensor, start_deviation: Tensor, norms: list[Tensor], accelerator: Accelerator) -> UpdateStats:
-    sums = sum_over_ranks(accelerator, sums)
+def _summarize(sums: Tensor, ptx_sums: Tensor, start_deviation: Tensor, norms: list[Tensor], accelerator: Accelerator) -> UpdateStats:
+    sums = sum_over_ranks(accelerator, torch.cat([sums, ptx_sums]))
     start_deviation = max_over_ranks(accelerator, start_deviation).reshape(1)
     mean_norms = torch.stack(norms).mean(dim=0) if norms else torch.zeros(2, device=sums.device)
     figures = torch.cat([sums, start_deviation, mean_norms.to(sums.device)]).tolist()  # the one transfer to the CPU
     tokens = figures[0]
+    ptx_loss, ptx_tokens = figures[len(_SUMS) : len(_SUMS) + 2]
     means = {name: total / tokens for name, total in zip(_SUMS, figures, strict=False)}
     return UpdateStats(
         policy_loss=means["policy_loss"],
@@ -220,4 +215,5 @@ def _summarize(sums: Tensor, start_deviation: Tensor, norms: list[Tensor], accel
         policy_grad_norm=figures[-2],
         critic_grad_norm=figures[-1],
         optimizer_steps=len(norms),
+        ptx_loss=ptx_loss / ptx_tokens if ptx_tokens else None,
     )

@@ -30,7 +30,7 @@ def publish_all(store, publish, recipe_path):
                 {"model/model.safetensors": f"{stage} {decision.key}".encode()},
                 cache_key=decision.key,
                 config=decision.config,
-                data=dict(flatten(inputs.fingerprints(stage))),
+                data=dict(flatten(inputs.fingerprints(stage, recipe))),
                 parents=[Parent(ref=parent.ref, content_id=parent.content_id) for parent in decision.parents.values()],
             )
         return made
@@ -50,6 +50,13 @@ def planned(store, recipe_path):
 
 
 REUSED = ("reuse", [])
+
+
+@pytest.mark.parametrize(("ptx_coef", "kinds"), [(0, {"prompts"}), (0.5, {"prompts", "demonstrations"})])
+def test_demonstrations_are_an_input_of_ppo_where_it_mixes_them_in_and_only_there(store, recipe_path, ptx_coef, kinds):
+    recipe = load_recipe(recipe_path, [f"ppo.ptx_coef={ptx_coef}"])
+    inputs = prepare(recipe, store.root, STAGES)
+    assert inputs.fingerprints("ppo", recipe).keys() == kinds
 
 
 def test_the_first_run_has_nothing_to_reuse(planned):

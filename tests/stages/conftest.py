@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stages.settings import HardwareSettings, PPOSettings, RMSettings, SFTSettings, TokenSettings
-from stages.spec import DATA_INPUTS, RESULT_FILE, StageResult, StageSpec
+from stages.spec import RESULT_FILE, StageResult, StageSpec, data_inputs
 
 SMALL = {
     "sft": SFTSettings(
@@ -69,8 +69,9 @@ def make_stage(tmp_path, demo_dir, base_model_dir):
     def make(stage, *, tag="run", models=None, rows=48, hardware=HARDWARE, judge="data.demo.rule:judge", **settings) -> StageProcess:
         directory = tmp_path / f"{stage}-{tag}"
         directory.mkdir()
+        stage_settings = type(SMALL[stage]).model_validate(SMALL[stage].model_dump() | settings)
         data = {}
-        for kind in DATA_INPUTS[stage]:
+        for kind in data_inputs(stage, stage_settings):
             data[kind] = {}
             for split, count in (("train", rows), ("eval", 8)):
                 lines = (demo_dir / f"{kind}.{split}.jsonl").read_text().splitlines()[:count]
@@ -80,7 +81,7 @@ def make_stage(tmp_path, demo_dir, base_model_dir):
         spec = StageSpec.model_validate(
             {
                 "stage": stage,
-                "settings": type(SMALL[stage]).model_validate(SMALL[stage].model_dump() | settings),
+                "settings": stage_settings,
                 "tokens": TokenSettings(max_prompt_tokens=96, max_response_tokens=64),
                 "hardware": hardware,
                 "models": {role: str(path) for role, path in (models or {"base": base_model_dir}).items()},

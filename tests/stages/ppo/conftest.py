@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
+from data.tokens import EncodedPair
 from stages.packing import enable_packing
 from stages.ppo.actor_critic import ActorCritic, init_critic
 from stages.ppo.experience import Experience, pack_rollout
@@ -92,6 +93,16 @@ def make_experience(seed=0):
     )
 
 
+def make_demonstrations(count=6, seed=7):
+    """Demonstrations of unequal lengths."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(length):
+        return torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()
+
+    return [EncodedPair(draw(1 + 2 * index % 5), [*draw(index % 4), EOS]) for index in range(count)]
+
+
 @pytest.fixture
 def tiny():
     """Builders and token ids."""
@@ -105,6 +116,7 @@ def tiny():
         actor_critic=make_actor_critic,
         rollout=make_rollout,
         experience=make_experience,
+        demonstrations=make_demonstrations,
         sampling=lambda **changes: Sampling(
             **{"max_new_tokens": 8, "temperature": 1.0, "pad_token_id": PAD, "eos_token_id": EOS, "stop_token_id": EOS} | changes
         ),
@@ -123,7 +135,16 @@ def full_precision():
 
 @pytest.fixture
 def make_trainer(tiny, accelerator, full_precision):
-    def make(policy=None, reward_model=None, ref_policy=None, sampling=None, autocast=full_precision, prompts=PROMPTS, **settings):
+    def make(
+        policy=None,
+        reward_model=None,
+        ref_policy=None,
+        sampling=None,
+        autocast=full_precision,
+        prompts=PROMPTS,
+        demonstrations=(),
+        **settings,
+    ):
         values = {
             "iterations": 10,
             "rollout_batch_size": 8,
@@ -145,6 +166,7 @@ def make_trainer(tiny, accelerator, full_precision):
             seed=3,
             accelerator=accelerator,
             autocast=autocast,
+            demonstrations=demonstrations,
         )
 
     return make

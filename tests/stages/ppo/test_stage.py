@@ -190,3 +190,16 @@ def test_a_run_killed_before_its_result_writes_each_metric_row_once(run, make_st
     again = main(StageContext(spec))  # the checkpoint of the last iteration is there: only the evaluation is done again
     assert [row["step"] for row in metric_rows(spec)] == [0, 1, 2]
     assert again.metrics == result.metrics
+
+
+def test_with_ptx_coef_the_training_demonstrations_are_mixed_in_and_counted(run):
+    spec, result, trainer = run(ptx_coef=0.5, iterations=1)
+    assert "demonstrations" in spec.data
+    assert result.counts["ptx_demonstrations"] == 48
+    assert len(trainer.demonstrations.pairs) == result.counts["ptx_demonstrations_used"]
+    assert result.metrics["loss/ptx"] > 0
+
+
+def test_a_size_of_demonstrations_that_nothing_uses_is_told(run):
+    spec, _, _ = run(ptx_batch_size=4, iterations=1)
+    assert "ppo.ptx_batch_size = 4 is not used: ppo.ptx_coef is 0" in spec.events_path.read_text()

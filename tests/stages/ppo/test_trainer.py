@@ -125,9 +125,15 @@ def test_a_loss_that_is_not_finite_stops_the_stage_by_name(make_trainer):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"scale_scores": True, "whiten_rewards": True, "kl_target": 3.0, "score_clip": 1.0}, {"ema_decay": 0.9}]
+    "changes",
+    [
+        {},
+        {"scale_scores": True, "whiten_rewards": True, "kl_target": 3.0, "score_clip": 1.0},
+        {"ema_decay": 0.9, "ptx_coef": 0.5, "ptx_batch_size": 3, "critic_warmup_iterations": 1},
+    ],
 )
-def test_a_resumed_run_equals_a_straight_one_to_the_last_bit(make_trainer, tmp_path, changes):
+def test_a_resumed_run_equals_a_straight_one_to_the_last_bit(make_trainer, tiny, tmp_path, changes):
+    changes = changes | {"demonstrations": tiny.demonstrations()}
     straight = make_trainer(**changes)
     rows = [straight.step() for _ in range(5)]
     interrupted = make_trainer(**changes)

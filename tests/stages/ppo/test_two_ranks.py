@@ -45,6 +45,15 @@ def test_gradients_are_those_of_the_mean_over_the_tokens_of_both_ranks(results):
 
 
 @pytest.mark.slow
+def test_demonstrations_that_two_ranks_share_leave_the_weights_of_one_rank_with_all(results):
+    one, two = results
+    for name, weight in one["mixed"]["weights"].items():
+        assert torch.equal(two[0]["mixed"]["weights"][name], two[1]["mixed"]["weights"][name]), name
+        torch.testing.assert_close(two[0]["mixed"]["weights"][name], weight, atol=1e-5, rtol=1e-5, msg=name)
+    assert two[0]["mixed"]["losses"] == two[1]["mixed"]["losses"] == pytest.approx(one["mixed"]["losses"], rel=1e-4)
+
+
+@pytest.mark.slow
 def test_in_a_critic_warm_up_the_policy_stands_still_on_both_ranks(results):
     one, two = results
     for rank in two:

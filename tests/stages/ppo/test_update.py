@@ -9,7 +9,8 @@ import torch
 
 from stages.ppo.optimizer import compute_lr_factor
 from stages.ppo.rollout import evaluate_tokens
-from stages.ppo.update import UpdateRules, accumulate_gradients, draw_minibatches, update
+from stages.ppo.rules import UpdateRules
+from stages.ppo.update import accumulate_gradients, draw_minibatches, update
 
 
 def rules(**changes):

@@ -3,15 +3,18 @@
 import importlib.util
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
 from stages.ppo.advantages import explain_variance, scale_by_std, whiten
+from stages.ppo.ptx import DemonstrationSampler
 from stages.ppo.ranks import max_over_ranks, sum_over_ranks, unwrap
+from stages.ppo.rules import UpdateRules
 from stages.ppo.scoring import RunningMoments
-from stages.ppo.update import UpdateRules, accumulate_gradients, update
+from stages.ppo.update import accumulate_gradients, update
 
 RULES = UpdateRules(
     ppo_epochs=1,
@@ -52,7 +55,29 @@ def compute(accelerator, models):
     weights = {name: parameter.detach().clone() for name, parameter in unwrap(accelerator, model).named_parameters()}
     update(model, optimizer, share, RULES, 1, accelerator, nullcontext(), train_policy=False)
     warmed_up = {name: parameter.detach().clone() for name, parameter in unwrap(accelerator, model).named_parameters()}
-    return {"figures": figures, "gradients": gradients, "weights": weights, "stats": vars(stats), "warmed_up": warmed_up}
+    mixed = mix_demonstrations(accelerator, models, share)
+    return {
+        "figures": figures,
+        "gradients": gradients,
+        "weights": weights,
+        "stats": figures_of(stats),
+        "warmed_up": warmed_up,
+        "mixed": mixed,
+    }
+
+
+def figures_of(stats):
+    return {name: value for name, value in vars(stats).items() if value is not None}
+
+
+def mix_demonstrations(accelerator, models, share):
+    """Two updates with PPO-ptx: the weights after them and the likelihood that the second reports."""
+    model, optimizer = accelerator.prepare((actor_critic := models.make_actor_critic()), torch.optim.SGD(actor_critic.parameters(), lr=1.0))
+    demonstrations = DemonstrationSampler(models.make_demonstrations(), batch_size=4, pad_token_id=0, seed=3)
+    rules = replace(RULES, ptx_coef=2.0, max_tokens=10)
+    stats = [update(model, optimizer, share, rules, seed, accelerator, nullcontext(), demonstrations=demonstrations) for seed in (0, 1)]
+    weights = {name: parameter.detach().clone() for name, parameter in unwrap(accelerator, model).named_parameters()}
+    return {"weights": weights, "losses": [each.ptx_loss for each in stats]}
 
 
 if __name__ == "__main__":
