@@ -165,9 +165,16 @@ def _run(context: StageContext, main: Callable[[StageContext], StageResult]) -> 
         return _fail(context, f"{type(error).__name__}: {error}", EXIT_FAILED)
     except Exception as error:
         traceback.print_exc()
-        out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-        advice = "; lower micro_batch_size or set gradient_checkpointing: true" if out_of_memory else ""
+        out_of_memory = is_out_of_memory(error)
+        size = "max_tokens_per_microbatch or rollout_micro_batch_size" if context.spec.stage == "ppo" else "micro_batch_size"
+        advice = f"; lower {context.spec.stage}.{size}, or set gradient_checkpointing: true" if out_of_memory else ""
         return _fail(context, f"{type(error).__name__}: {error}{advice}", EXIT_RESOURCE if out_of_memory else EXIT_FAILED)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the memory of the machine or of the GPU did not suffice."""
+    cpu_allocator = isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or cpu_allocator
 
 
 def start_process(context: StageContext) -> None:

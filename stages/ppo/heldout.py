@@ -9,8 +9,7 @@ from typing import Any, Literal
 from data.tokens import EncodedPromptRecord
 from stages.evaluation import Answer, Judge, judge_answers, response_text, summarize_answers
 from stages.ppo.losses import estimate_kl_k1
-from stages.ppo.rollout import compute_ref_logprobs, evaluate_tokens, roll_out
-from stages.ppo.scoring import score_responses
+from stages.ppo.rollout import roll_out
 from stages.ppo.trainer import PPOTrainer
 
 Way = Literal["sampled", "greedy"]
@@ -44,7 +43,7 @@ class HeldOut:
         return figures, rows
 
     def _answer(self, way: Way, label: str) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        trainer, max_tokens = self.trainer, self.trainer.rules.max_tokens
+        trainer = self.trainer
         rollout = roll_out(
             trainer.actor_critic.policy,
             [prompt.prompt_ids for prompt in self.prompts],
@@ -54,11 +53,9 @@ class HeldOut:
             autocast=trainer.autocast,
             greedy=way == "greedy",
         )
-        scores = score_responses(trainer.reward_model, rollout, max_tokens, trainer.autocast).tolist()
-        temperature = trainer.sampling.temperature
-        logprobs_BR, _, _ = evaluate_tokens(trainer.actor_critic, rollout, temperature, max_tokens, trainer.autocast)
-        ref_logprobs_BR = compute_ref_logprobs(trainer.ref_policy, rollout, temperature, max_tokens, trainer.autocast)
-        kls = estimate_kl_k1(logprobs_BR, ref_logprobs_BR, rollout.response_mask_BR).sum(dim=1).tolist()
+        scores = trainer.score_responses(rollout).tolist()
+        figures = trainer.evaluate_tokens(rollout)
+        kls = estimate_kl_k1(figures.logprobs_BR, figures.ref_logprobs_BR, rollout.response_mask_BR).sum(dim=1).tolist()
 
         responses = [
             ids[:length] for ids, length in zip(rollout.response_ids_BR.tolist(), rollout.response_lengths_B.tolist(), strict=True)
@@ -66,8 +63,8 @@ class HeldOut:
         finished: list[bool] = rollout.finished_B.tolist()
         answers = [Answer(ids, response_text(self.tokenizer, ids), done) for ids, done in zip(responses, finished, strict=True)]
         verdicts = judge_answers(self.judge, self.prompts, answers)
-        figures = {f"eval/{label}/score": fmean(scores), f"eval/{label}/kl": fmean(kls)}
-        figures |= summarize_answers(answers, verdicts, f"eval/{label}")
+        metrics = {f"eval/{label}/score": fmean(scores), f"eval/{label}/kl": fmean(kls)}
+        metrics |= summarize_answers(answers, verdicts, f"eval/{label}")
         rows = [
             {
                 "way": label,
@@ -80,4 +77,4 @@ class HeldOut:
             }
             for prompt, answer, score, kl, verdict in zip(self.prompts, answers, scores, kls, verdicts, strict=True)
         ]
-        return figures, rows
+        return metrics, rows

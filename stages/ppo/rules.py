@@ -11,7 +11,6 @@ class UpdateRules:
 
     ppo_epochs: int
     minibatch_size: int
-    max_tokens: int  # of a micro-batch
     temperature: float
     clip_range: float
     value_clip_range: float
@@ -26,7 +25,6 @@ def make_update_rules(settings: PPOSettings, world_size: int) -> UpdateRules:
     return UpdateRules(
         ppo_epochs=settings.ppo_epochs,
         minibatch_size=settings.minibatch_size // world_size,
-        max_tokens=settings.max_tokens_per_microbatch,
         temperature=settings.temperature,
         clip_range=settings.clip_range,
         value_clip_range=settings.value_clip_range,

@@ -193,6 +193,7 @@ def _build_trainer(
         accelerator=accelerator,
         autocast=models.autocast(spec.hardware, accelerator.device),
         demonstrations=demonstrations,
+        note=context.note,
     )
 
 

@@ -3,9 +3,8 @@
 Axes: B responses of this rank, R response tokens.
 """
 
-import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ from stages.ppo.actor_critic import ActorCritic
 from stages.ppo.advantages import adapt_kl_coef, estimate_advantages, penalize_kl, scale_by_std, whiten
 from stages.ppo.ema import AveragedWeights
 from stages.ppo.experience import Experience, Rollout
+from stages.ppo.finite import require_finite_scores, require_finite_update
+from stages.ppo.memory import TokenBudget
 from stages.ppo.metrics import TokenFigures, describe_rollout, describe_update
 from stages.ppo.optimizer import compute_lr_factor, make_optimizer
 from stages.ppo.ptx import DemonstrationSampler
@@ -29,7 +30,6 @@ from stages.ppo.sampler import PromptSampler, derive_seed
 from stages.ppo.scoring import RunningMoments, apply_score_rules, score_responses
 from stages.ppo.state import collect_generator_states, read_state, restore_generator_states
 from stages.ppo.update import UpdateStats, update
-from stages.runtime import StageError
 from stages.settings import PPOSettings
 
 # What a seed is drawn for: two uses of one (seed, iteration) must not share their noise.
@@ -52,6 +52,7 @@ class PPOTrainer:
         accelerator: Accelerator,
         autocast: Autocast,
         demonstrations: Sequence[EncodedPair] = (),
+        note: Callable[[str], None] = print,
     ) -> None:
         self.settings = settings
         self.sampling = sampling
@@ -60,6 +61,7 @@ class PPOTrainer:
         self.accelerator = accelerator
         self.autocast = autocast
         self.rules = make_update_rules(settings, accelerator.num_processes)
+        self.budget = TokenBudget(settings.max_tokens_per_microbatch, may_halve=accelerator.num_processes == 1, note=note)
         self.ref_policy = ref_policy.to(accelerator.device).eval().requires_grad_(False)
         self.reward_model = reward_model.to(accelerator.device).eval().requires_grad_(False)
         optimizer = make_optimizer(actor_critic, settings)
@@ -93,7 +95,7 @@ class PPOTrainer:
         rollout = self._roll_out()
         marks_s.append(time.perf_counter())
         raw_scores_B, scores_B = self._score(rollout)
-        figures = self._evaluate_tokens(rollout)
+        figures = self.evaluate_tokens(rollout)
         rewards_BR = self._penalize(rollout, scores_B, figures)
         experience = self._estimate_advantages(rollout, rewards_BR, figures)
         marks_s.append(time.perf_counter())
@@ -130,13 +132,8 @@ class PPOTrainer:
 
     def _score(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         settings = self.settings
-        raw_scores_B = score_responses(self.reward_model, rollout, self.rules.max_tokens, self.autocast)
-        not_finite = int(self.sum_over_ranks((~raw_scores_B.isfinite()).sum()))
-        if not_finite:
-            raise StageError(
-                f"iteration {self.iteration + 1}: {not_finite} scores of the reward model are not finite; needed: finite scores; "
-                "retrain the rm stage with a lower learning rate, or set hardware.precision: float32"
-            )
+        raw_scores_B = self.score_responses(rollout)
+        require_finite_scores(raw_scores_B, self.iteration + 1, self.sum_over_ranks)
         if settings.scale_scores:
             self.score_moments.update(raw_scores_B, self.sum_over_ranks)
         scores_B = apply_score_rules(
@@ -148,12 +145,21 @@ class PPOTrainer:
         )
         return raw_scores_B, scores_B
 
-    def _evaluate_tokens(self, rollout: Rollout) -> TokenFigures:
-        # Reference and policy in the same micro-batches: then the KL of two equal models is 0 to the last bit.
-        max_tokens, temperature = self.rules.max_tokens, self.sampling.temperature
-        logprobs_BR, values_BR, entropies_BR = evaluate_tokens(self.model, rollout, temperature, max_tokens, self.autocast)
-        ref_logprobs_BR = compute_ref_logprobs(self.ref_policy, rollout, temperature, max_tokens, self.autocast)
-        return TokenFigures(logprobs_BR, ref_logprobs_BR, values_BR, entropies_BR)
+    def score_responses(self, rollout: Rollout) -> Tensor:
+        """Score each response by the reward model, scores_B."""
+        return self.budget.attempt(rollout, lambda max_tokens: score_responses(self.reward_model, rollout, max_tokens, self.autocast))
+
+    def evaluate_tokens(self, rollout: Rollout) -> TokenFigures:
+        """Compute what the models say of each sampled token."""
+
+        def evaluate(max_tokens: int) -> TokenFigures:
+            # Reference and policy in the same micro-batches: then the KL of two equal models is 0 to the last bit.
+            temperature = self.sampling.temperature
+            logprobs_BR, values_BR, entropies_BR = evaluate_tokens(self.model, rollout, temperature, max_tokens, self.autocast)
+            ref_logprobs_BR = compute_ref_logprobs(self.ref_policy, rollout, temperature, max_tokens, self.autocast)
+            return TokenFigures(logprobs_BR, ref_logprobs_BR, values_BR, entropies_BR)
+
+        return self.budget.attempt(rollout, evaluate)
 
     def _penalize(self, rollout: Rollout, scores_B: Tensor, figures: TokenFigures) -> Tensor:
         mask_BR = rollout.response_mask_BR
@@ -164,11 +170,7 @@ class PPOTrainer:
         settings, mask_BR = self.settings, rollout.response_mask_BR
         advantages_BR, returns_BR = estimate_advantages(rewards_BR, figures.values_BR, mask_BR, settings.gamma, settings.gae_lambda)
         return Experience(
-            prompt_ids_BP=rollout.prompt_ids_BP,
-            prompt_mask_BP=rollout.prompt_mask_BP,
-            response_ids_BR=rollout.response_ids_BR,
-            response_mask_BR=mask_BR,
-            finished_B=rollout.finished_B,
+            **vars(rollout),
             old_logprobs_BR=figures.logprobs_BR,
             old_values_BR=figures.values_BR,
             advantages_BR=whiten(advantages_BR, mask_BR, self.sum_over_ranks),
@@ -187,17 +189,12 @@ class PPOTrainer:
             seed,
             self.accelerator,
             self.autocast,
+            budget=self.budget,
             train_policy=self.trains_policy,
             average=self.average,
             demonstrations=self.demonstrations,
         )
-        for name in ("policy_loss", "value_loss", "policy_grad_norm", "critic_grad_norm"):
-            value: float = getattr(stats, name)
-            if not math.isfinite(value):
-                raise StageError(
-                    f"iteration {self.iteration + 1}: {name} is {value}; needed: a finite number; lower ppo.learning_rate "
-                    "(or ppo.critic_learning_rate), or set hardware.precision: float32"
-                )
+        require_finite_update(stats, self.iteration + 1)
         return stats
 
     def _record(
@@ -238,6 +235,7 @@ class PPOTrainer:
             "iteration": self.iteration,
             "kl_coef": self.kl_coef,
             "score_moments": vars(self.score_moments).copy(),
+            "budget": (self.budget.max_tokens, self.budget.may_halve),
             "cursor": self.sampler.cursor,
             "demonstrations_cursor": self.demonstrations.sampler.cursor if self.demonstrations else 0,
             "generators": generators,
@@ -250,6 +248,7 @@ class PPOTrainer:
         with torch.no_grad():
             for name, saved in state["weights"].items():
                 parameters[name].copy_(saved)
+        self.budget.max_tokens, self.budget.may_halve = state["budget"]
         if self.demonstrations:
             self.demonstrations.sampler.cursor = state["demonstrations_cursor"]
         if self.average:

@@ -6,6 +6,7 @@ minibatch on all ranks: micro-batch size and the number of ranks change nothing 
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from stages.ppo.actor_critic import TokenOutputs, trainable
 from stages.ppo.ema import AveragedWeights
-from stages.ppo.experience import Experience
+from stages.ppo.experience import Experience, Rollout
 from stages.ppo.losses import (
     compute_log_ratios,
     compute_policy_losses,
@@ -23,6 +24,7 @@ from stages.ppo.losses import (
     find_clipped_values,
     sum_tokens,
 )
+from stages.ppo.memory import TokenBudget
 from stages.ppo.ptx import DemonstrationSampler, accumulate_ptx_gradients
 from stages.ppo.ranks import max_over_ranks, sum_over_ranks, unwrap
 from stages.ppo.rollout import Autocast
@@ -48,8 +50,9 @@ class UpdateStats:
     ptx_loss: float | None = None  # mean of −log π over the response tokens of all demonstrations
 
 
-# Order of the running sums over tokens.
+# Order of the running sums over tokens; the last two are over those of the demonstrations.
 _SUMS = ("tokens", "policy_loss", "value_loss", "approxkl", "clipfrac", "value_clipfrac", "ratio", "ratio_squared")
+_SUMS += ("ptx_loss", "ptx_tokens")
 
 
 def update(
@@ -61,6 +64,7 @@ def update(
     accelerator: Accelerator,
     autocast: Autocast,
     *,
+    budget: TokenBudget,
     train_policy: bool = True,
     average: AveragedWeights | None = None,
     demonstrations: DemonstrationSampler | None = None,
@@ -75,6 +79,7 @@ def update(
         seed: of the permutations.
         accelerator: sums over ranks, backward, gradient clipping.
         autocast: precision of the forwards.
+        budget: tokens of a micro-batch.
         train_policy: whether the policy learns too, or the critic alone.
         average: takes in the policy's weights after each optimizer step.
         demonstrations: mixed in wherever the policy learns, with `rules.ptx_coef`.
@@ -82,14 +87,12 @@ def update(
     device = experience.response_ids_BR.device
     sums = torch.zeros(len(_SUMS), device=device)
     start_deviation = torch.zeros((), device=device)
-    ptx_sums = torch.zeros(2, device=device)
     norms: list[Tensor] = []
     for rows_b in draw_minibatches(len(experience.finished_B), rules, seed):
         minibatch = experience.select(rows_b.to(device))
-        if demonstrations is not None and train_policy:
-            drawn = demonstrations.draw(accelerator)
-            ptx_sums += accumulate_ptx_gradients(model, drawn, rules.ptx_coef, rules.max_tokens, accelerator, autocast)
-        minibatch_sums, deviation = accumulate_gradients(model, minibatch, rules, accelerator, autocast)
+        drawn = demonstrations.draw(accelerator) if demonstrations is not None and train_policy else None
+        accumulate = partial(accumulate_gradients, model, minibatch, rules, accelerator, autocast, demonstrations=drawn)
+        minibatch_sums, deviation = budget.attempt(minibatch, accumulate, undo=lambda: optimizer.zero_grad())
         if not norms:
             start_deviation = deviation
         sums += minibatch_sums
@@ -103,7 +106,7 @@ def update(
         optimizer.zero_grad()
         if average is not None and train_policy:
             average.update()
-    return _summarize(sums, ptx_sums, start_deviation, norms, accelerator)
+    return _summarize(sums, start_deviation, norms, accelerator)
 
 
 def draw_minibatches(num_responses: int, rules: UpdateRules, seed: int) -> list[Tensor]:
@@ -116,15 +119,24 @@ def draw_minibatches(num_responses: int, rules: UpdateRules, seed: int) -> list[
 
 
 def accumulate_gradients(
-    model: nn.Module, minibatch: Experience, rules: UpdateRules, accelerator: Accelerator, autocast: Autocast
+    model: nn.Module,
+    minibatch: Experience,
+    rules: UpdateRules,
+    accelerator: Accelerator,
+    autocast: Autocast,
+    max_tokens: int,
+    demonstrations: Rollout | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Add the gradients of one minibatch, micro-batch by micro-batch.
+    """Add the gradients of one minibatch, and of the demonstrations that are mixed in, micro-batch by micro-batch.
 
     Returns:
         (sums over this rank's tokens in the order of `_SUMS`, largest |log ratio|).
     """
+    ptx_sums = torch.zeros(2, device=minibatch.response_ids_BR.device)
+    if demonstrations is not None:
+        ptx_sums = accumulate_ptx_gradients(model, demonstrations, rules.ptx_coef, max_tokens, accelerator, autocast)
     num_tokens = sum_over_ranks(accelerator, minibatch.response_mask_BR.sum())
-    parts = [minibatch.select(rows_b) for rows_b in minibatch.split(rules.max_tokens)]
+    parts = [minibatch.select(rows_b) for rows_b in minibatch.split(max_tokens)]
     sums: list[Tensor] = []
     deviations: list[Tensor] = []
     for index, part in enumerate(parts):
@@ -147,7 +159,7 @@ def accumulate_gradients(
         part_sums, deviation = _measure(part, logprobs_bR.detach(), values_bR.detach(), policy_loss, value_loss, rules)
         sums.append(part_sums)
         deviations.append(deviation)
-    return torch.stack(sums).sum(dim=0), torch.stack(deviations).max()
+    return torch.cat([torch.stack(sums).sum(dim=0), ptx_sums]), torch.stack(deviations).max()
 
 
 @torch.no_grad()
@@ -195,14 +207,13 @@ def _drop_policy_gradients(model: nn.Module, accelerator: Accelerator) -> None:
         parameter.grad = None
 
 
-def _summarize(sums: Tensor, ptx_sums: Tensor, start_deviation: Tensor, norms: list[Tensor], accelerator: Accelerator) -> UpdateStats:
-    sums = sum_over_ranks(accelerator, torch.cat([sums, ptx_sums]))
+def _summarize(sums: Tensor, start_deviation: Tensor, norms: list[Tensor], accelerator: Accelerator) -> UpdateStats:
+    sums = sum_over_ranks(accelerator, sums)
     start_deviation = max_over_ranks(accelerator, start_deviation).reshape(1)
     mean_norms = torch.stack(norms).mean(dim=0) if norms else torch.zeros(2, device=sums.device)
     figures = torch.cat([sums, start_deviation, mean_norms.to(sums.device)]).tolist()  # the one transfer to the CPU
-    tokens = figures[0]
-    ptx_loss, ptx_tokens = figures[len(_SUMS) : len(_SUMS) + 2]
-    means = {name: total / tokens for name, total in zip(_SUMS, figures, strict=False)}
+    totals = dict(zip(_SUMS, figures, strict=False))
+    means = {name: total / totals["tokens"] for name, total in totals.items()}
     return UpdateStats(
         policy_loss=means["policy_loss"],
         value_loss=means["value_loss"],
@@ -215,5 +226,5 @@ def _summarize(sums: Tensor, ptx_sums: Tensor, start_deviation: Tensor, norms: l
         policy_grad_norm=figures[-2],
         critic_grad_norm=figures[-1],
         optimizer_steps=len(norms),
-        ptx_loss=ptx_loss / ptx_tokens if ptx_tokens else None,
+        ptx_loss=totals["ptx_loss"] / totals["ptx_tokens"] if totals["ptx_tokens"] else None,
     )

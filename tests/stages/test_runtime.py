@@ -95,7 +95,8 @@ def test_a_finished_stage_leaves_result_and_metrics_and_exits_0(spec, tmp_path):
         ("raise StageError('found a, b needed, do c', 3)", 3, "found a, b needed, do c"),
         ("raise DataError([Problem('f.jsonl:3', 'prompt', 'missing; give one')])", 2, "f.jsonl:3: prompt: missing; give one"),
         ("raise OSError(errno.ENOSPC, 'No space left on device', '/some/where')", 5, "/some/where"),
-        ("raise MemoryError('too big')", 5, "micro_batch_size"),
+        ("raise MemoryError('too big')", 5, "lower sft.micro_batch_size"),
+        ('raise RuntimeError("DefaultCPUAllocator: can\'t allocate memory: 9 bytes")', 5, "lower sft.micro_batch_size"),
         ("raise ValueError('odd')", 1, "ValueError: odd"),
     ],
 )

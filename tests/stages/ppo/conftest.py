@@ -143,6 +143,7 @@ def make_trainer(tiny, accelerator, full_precision):
         autocast=full_precision,
         prompts=PROMPTS,
         demonstrations=(),
+        note=print,
         **settings,
     ):
         values = {
@@ -167,6 +168,7 @@ def make_trainer(tiny, accelerator, full_precision):
             accelerator=accelerator,
             autocast=autocast,
             demonstrations=demonstrations,
+            note=note,
         )
 
     return make

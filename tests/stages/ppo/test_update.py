@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from stages.ppo.memory import TokenBudget
 from stages.ppo.optimizer import compute_lr_factor
 from stages.ppo.rollout import evaluate_tokens
 from stages.ppo.rules import UpdateRules
@@ -17,7 +18,6 @@ def rules(**changes):
     values = {
         "ppo_epochs": 2,
         "minibatch_size": 4,
-        "max_tokens": 20,
         "temperature": 1.0,
         "clip_range": 0.2,
         "value_clip_range": 0.2,
@@ -28,9 +28,9 @@ def rules(**changes):
     return UpdateRules(**values | changes)
 
 
-def gradients(tiny, accelerator, full_precision, experience, **changes):
+def gradients(tiny, accelerator, full_precision, experience, max_tokens=20, **changes):
     model = tiny.actor_critic()
-    sums, _ = accumulate_gradients(model, experience, rules(**changes), accelerator, full_precision)
+    sums, _ = accumulate_gradients(model, experience, rules(**changes), accelerator, full_precision, max_tokens)
     return {name: parameter.grad for name, parameter in model.named_parameters()}, sums
 
 
@@ -92,7 +92,7 @@ def run_update(tiny, accelerator, full_precision, learning_rate=1e-2, **changes)
     groups = [{"params": list(model.policy.parameters())}, {"params": list(model.critic.parameters())}]
     model, optimizer = accelerator.prepare(model, torch.optim.SGD(groups, lr=learning_rate))
     before = copy.deepcopy(model.state_dict())
-    stats = update(model, optimizer, tiny.experience(), rules(**changes), 0, accelerator, full_precision)
+    stats = update(model, optimizer, tiny.experience(), rules(**changes), 0, accelerator, full_precision, budget=TokenBudget(20))
     moved = {name: (model.state_dict()[name] - value).norm().item() for name, value in before.items()}
     return stats, moved
 
@@ -122,7 +122,7 @@ def test_early_stop_keeps_and_counts_the_steps_that_were_done(tiny, accelerator,
         calls = []
         optimizer.register_step_post_hook(lambda *_: calls.append(copy.deepcopy(model.state_dict())))
         prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
-        stats = update(prepared, prepared_optimizer, experience, rules(**changes), 0, accelerator, full_precision)
+        stats = update(prepared, prepared_optimizer, experience, rules(**changes), 0, accelerator, full_precision, budget=TokenBudget(20))
         assert stats.optimizer_steps == len(calls)
         return model, calls
 

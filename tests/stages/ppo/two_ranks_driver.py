@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from stages.ppo.advantages import explain_variance, scale_by_std, whiten
+from stages.ppo.memory import TokenBudget
 from stages.ppo.ptx import DemonstrationSampler
 from stages.ppo.ranks import max_over_ranks, sum_over_ranks, unwrap
 from stages.ppo.rules import UpdateRules
@@ -19,7 +20,6 @@ from stages.ppo.update import accumulate_gradients, update
 RULES = UpdateRules(
     ppo_epochs=1,
     minibatch_size=8,
-    max_tokens=32,
     temperature=1.0,
     clip_range=0.2,
     value_clip_range=0.2,
@@ -27,6 +27,7 @@ RULES = UpdateRules(
     max_grad_norm=0.05,
     early_stop_kl=None,
 )
+BUDGET = TokenBudget(32)
 
 
 def compute(accelerator, models):
@@ -48,12 +49,12 @@ def compute(accelerator, models):
         "largest": max_over_ranks(accelerator, torch.tensor(float(rank))),
     }
     model, optimizer = accelerator.prepare((actor_critic := models.make_actor_critic()), torch.optim.SGD(actor_critic.parameters(), lr=1.0))
-    accumulate_gradients(model, share, RULES, accelerator, nullcontext())
+    accumulate_gradients(model, share, RULES, accelerator, nullcontext(), BUDGET.max_tokens)
     gradients = {name: parameter.grad.clone() for name, parameter in unwrap(accelerator, model).named_parameters()}
     optimizer.zero_grad()
-    stats = update(model, optimizer, share, RULES, 0, accelerator, nullcontext())
+    stats = update(model, optimizer, share, RULES, 0, accelerator, nullcontext(), budget=BUDGET)
     weights = {name: parameter.detach().clone() for name, parameter in unwrap(accelerator, model).named_parameters()}
-    update(model, optimizer, share, RULES, 1, accelerator, nullcontext(), train_policy=False)
+    update(model, optimizer, share, RULES, 1, accelerator, nullcontext(), budget=BUDGET, train_policy=False)
     warmed_up = {name: parameter.detach().clone() for name, parameter in unwrap(accelerator, model).named_parameters()}
     mixed = mix_demonstrations(accelerator, models, share)
     return {
@@ -74,8 +75,11 @@ def mix_demonstrations(accelerator, models, share):
     """Two updates with PPO-ptx: the weights after them and the likelihood that the second reports."""
     model, optimizer = accelerator.prepare((actor_critic := models.make_actor_critic()), torch.optim.SGD(actor_critic.parameters(), lr=1.0))
     demonstrations = DemonstrationSampler(models.make_demonstrations(), batch_size=4, pad_token_id=0, seed=3)
-    rules = replace(RULES, ptx_coef=2.0, max_tokens=10)
-    stats = [update(model, optimizer, share, rules, seed, accelerator, nullcontext(), demonstrations=demonstrations) for seed in (0, 1)]
+    rules = replace(RULES, ptx_coef=2.0)
+    stats = [
+        update(model, optimizer, share, rules, seed, accelerator, nullcontext(), budget=TokenBudget(10), demonstrations=demonstrations)
+        for seed in (0, 1)
+    ]
     weights = {name: parameter.detach().clone() for name, parameter in unwrap(accelerator, model).named_parameters()}
     return {"weights": weights, "losses": [each.ptx_loss for each in stats]}
 
