@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 from data.demo import DEMO_VERSION
@@ -10,6 +11,7 @@ from pipeline.recipe import DEMO_PATTERN, Recipe
 from stages.spec import DataSource, DataSplits
 
 DEFAULT_SEED = 7
+_STALE_DRAFT_S = 3600  # generating takes seconds: whoever made an older draft was killed
 
 
 def demo_seed(value: str) -> int | None:
@@ -62,6 +64,7 @@ def make_demo(store_root: Path, seed: int) -> Path:
 
     with writing(directory):
         make_directories(directory.parent)
+        _remove_stale_drafts(directory.parent)
         draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=directory.parent))
         try:
             write_demo(draft, seed)
@@ -74,3 +77,9 @@ def make_demo(store_root: Path, seed: int) -> Path:
         finally:
             shutil.rmtree(draft, ignore_errors=True)
     return directory
+
+
+def _remove_stale_drafts(directory: Path) -> None:
+    for draft in directory.glob(".draft-*"):
+        if time.time() - draft.stat().st_mtime > _STALE_DRAFT_S:
+            shutil.rmtree(draft, ignore_errors=True)

@@ -1,5 +1,7 @@
 """The value `demo`: where it lies, and that it is made once and whole."""
 
+import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -58,3 +60,13 @@ def test_a_demo_that_could_not_be_written_is_not_there(tmp_path, quick_demo):
         make_demo(tmp_path, 13)
     assert caught.value.exit_code == 5
     assert list((tmp_path / "demo").iterdir()) == []
+
+
+def test_what_a_killed_generation_left_is_removed_later(tmp_path, quick_demo):
+    old, young = tmp_path / "demo" / ".draft-old", tmp_path / "demo" / ".draft-young"
+    for draft in (old, young):
+        draft.mkdir(parents=True)
+    two_hours_ago = time.time() - 7200
+    os.utime(old, (two_hours_ago, two_hours_ago))
+    make_demo(tmp_path, 5)
+    assert not old.exists() and young.exists()  # the young one may be another process's, at work
