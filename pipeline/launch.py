@@ -183,7 +183,7 @@ def _describe_failure(name: str, exit_code: int, received: int | None, error: Ev
     elif exit_code < 0:
         message, code = f"killed by {signal.Signals(-exit_code).name}", EXIT_FAILED
         if exit_code == -signal.SIGKILL:
-            message += "; if you did not, the system ran out of memory: lower micro_batch_size"
+            message += "; if you did not, the system ran out of memory: make the micro-batches smaller"
     else:
         message, code = f"ended with exit code {exit_code}", exit_code
     return StageFailed(f"{name}: {message}", code if code in _KNOWN_EXITS else EXIT_FAILED, last_lines(log_path), log_path)

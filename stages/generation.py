@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from stages.kv_cache import KVCache
+from stages.packing import PACKED
 
 _COMPACT_SHARE = 0.95  # finished rows leave when no more than this share is alive: moving rows costs a little
 _ADMIT_SHARE = 0.25  # waiting prompts come in when this share of the places is free: a prefill of few rows is slow per token
@@ -249,7 +250,7 @@ def _takes_additive_mask(config: Any) -> bool:
     """
     config = config.get_text_config()
     windowed = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
-    return config._attn_implementation in ("sdpa", "eager") and not windowed
+    return config._attn_implementation in ("sdpa", "eager", PACKED) and not windowed
 
 
 def _additive_mask(real_BC: Tensor, cache: KVCache) -> Tensor:

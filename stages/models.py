@@ -28,8 +28,8 @@ from transformers import (
 )
 
 from data.tokens import require_special_tokens
-from stages.packing import PackedRow, compute_hidden_states, enable_packing
-from stages.runtime import StageError
+from stages.packing import PackedRow, compute_hidden_states, enable_packing, is_packed
+from stages.runtime import StageContext, StageError
 from stages.settings import HardwareSettings, LoRASettings
 from stages.spec import EXIT_MISSING, EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR, ModelFacts
 
@@ -113,14 +113,25 @@ def align_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
         model.generation_config.eos_token_id = tokenizer.eos_token_id
 
 
+def find_model(model: Any) -> Any:
+    """Get the transformers model inside peft's wrapper, if there is one; adapters in it stay."""
+    return model.get_base_model() if is_adapter(model) else model
+
+
 def find_backbone(model: Any) -> Any:
     """Get the transformer below a language model's or a reward model's head; adapters in it stay."""
-    return (model.get_base_model() if is_adapter(model) else model).base_model
+    return find_model(model).base_model
+
+
+def note_padding(context: StageContext, model: Any) -> None:
+    """Tell the user when a model's attention could not be switched to packed rows as `hardware.attention: auto` would."""
+    if context.spec.hardware.attention == "auto" and not is_packed(model):
+        context.note(f"the attention of {type(find_model(model)).__name__} cannot isolate documents in one row: batches are padded")
 
 
 def compute_scores(reward_model: Any, row: PackedRow) -> torch.Tensor:
     """Score each document at its last token: (logit - score_bias) / score_scale, in float32, shape D."""
-    inner = reward_model.get_base_model() if is_adapter(reward_model) else reward_model
+    inner = find_model(reward_model)
     hidden_DH = compute_hidden_states(inner.base_model, row)[row.lasts_D]
     return score_from_logits(inner.get_submodule(HEAD)(hidden_DH)[:, 0], inner.config)
 
@@ -157,7 +168,7 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, output_dir: Path,
     directory = output_dir / MODEL_DIR
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    config = (model.get_base_model() if is_adapter(model) else model).config
+    config = find_model(model).config
     if hasattr(config, "score_scale"):
         # A file of its own: an adapter's directory has no config.json.
         calibration = {"score_bias": config.score_bias, "score_scale": config.score_scale}
@@ -194,7 +205,7 @@ def read_facts(
     model: Any, tokenizer: PreTrainedTokenizerBase, base_model: str, *, score_bias: float | None = None, score_scale: float | None = None
 ) -> ModelFacts:
     """Collect the hand-off facts of a model that is about to be saved."""
-    inner = model.get_base_model() if is_adapter(model) else model
+    inner = find_model(model)
     head = None
     if score_scale is not None:
         head = f"{HEAD}.weight {[1, inner.config.get_text_config().hidden_size]}"

@@ -207,10 +207,9 @@ def attend(
             output = _attend_plainly(query, repeat_kv(key, repeats), repeat_kv(value, repeats), attention_mask, scaling)
             return output.transpose(1, 2).contiguous(), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
-    unsupported = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
-    longest = max(group.keys_GK.shape[1] for group in packed_row.groups)
-    if unsupported or (kwargs.get("sliding_window") or longest) < longest:
-        raise NotImplementedError(f"packed attention knows no {unsupported or 'sliding window'}")
+    unsupported = [name for name in ("softcap", "s_aux", "position_bias", "sliding_window") if kwargs.get(name) is not None]
+    if unsupported:  # only `enable_packing` gets here, which then leaves the model as it was
+        raise NotImplementedError(f"packed attention knows no {', '.join(unsupported)}")
     query_NAE, key_NAE, value_NAE = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     outputs = [_attend_group(query_NAE, key_NAE, value_NAE, group, scaling) for group in packed_row.groups]
     return torch.cat(outputs).index_select(0, packed_row.places_N)[None], None

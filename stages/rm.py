@@ -13,7 +13,7 @@ from torch import Tensor
 from data.tokens import EncodedComparison, encode_comparisons, encode_demonstrations
 from stages import models
 from stages.evaluation import response_text, write_samples
-from stages.packing import is_packed, list_documents, pack
+from stages.packing import list_documents, pack
 from stages.ranking import calibration_error, correlation, make_pairs, pair_accuracy, ranking_loss
 from stages.records import load_splits
 from stages.runtime import StageContext, StageError, device_name, run_stage
@@ -44,15 +44,14 @@ def main(context: StageContext) -> StageResult:
     models.align_special_tokens(model, tokenizer)
     if settings.lora:
         model = models.apply_lora(model, settings.lora, "SEQ_CLS")
-    if spec.hardware.attention == "auto" and not is_packed(model):
-        context.note("this model's attention cannot share a prompt among its answers: one forward per answer, padded")
+    models.note_padding(context, model)
     trainer = make_ranking_trainer(context, settings, model, tokenizer, comparisons, held_out)
     train(trainer, context)
 
     model = trainer.accelerator.unwrap_model(trainer.model)
     autocast = models.autocast(spec.hardware, next(model.parameters()).device)
     bias, scale = calibrate(context, settings, model, tokenizer, limits, autocast)
-    config = model.get_base_model().config if models.is_adapter(model) else model.config
+    config = models.find_model(model).config
     config.score_bias, config.score_scale = bias, scale
 
     metrics = {"score_bias": bias, "score_scale": scale}

@@ -25,6 +25,7 @@ from stages.spec import (
     EXIT_USAGE,
     METRICS_FILE,
     RESULT_FILE,
+    STEP_SIZES,
     EventName,
     StageResult,
     StageSpec,
@@ -166,8 +167,7 @@ def _run(context: StageContext, main: Callable[[StageContext], StageResult]) -> 
     except Exception as error:
         traceback.print_exc()
         out_of_memory = is_out_of_memory(error)
-        size = "max_tokens_per_microbatch or rollout_micro_batch_size" if context.spec.stage == "ppo" else "micro_batch_size"
-        advice = f"; lower {context.spec.stage}.{size}, or set gradient_checkpointing: true" if out_of_memory else ""
+        advice = f"; lower {STEP_SIZES[context.spec.stage]}, or set gradient_checkpointing: true" if out_of_memory else ""
         return _fail(context, f"{type(error).__name__}: {error}{advice}", EXIT_RESOURCE if out_of_memory else EXIT_FAILED)
 
 

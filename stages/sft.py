@@ -40,6 +40,7 @@ def main(context: StageContext) -> StageResult:
     if settings.lora:
         models.require_adapter_base(spec.models["base"], "sft.lora")
         model = models.apply_lora(model, settings.lora, "CAUSAL_LM")
+    models.note_padding(context, model)
     trainer = make_sft_trainer(context, settings, model, tokenizer, pairs, held_out)
     train(trainer, context)
 

@@ -34,6 +34,13 @@ def data_inputs(stage: StageName, settings: StageSettings) -> tuple[str, ...]:
     return (*DATA_INPUTS[stage], *(("demonstrations",) if mixes_demonstrations else ()))
 
 
+# What to lower when a stage runs out of memory.
+STEP_SIZES: dict[StageName, str] = {
+    "sft": "sft.micro_batch_size",
+    "rm": "rm.micro_batch_size",
+    "ppo": "ppo.max_tokens_per_microbatch or ppo.rollout_micro_batch_size",
+}
+
 # Raised by hand when a stage's code changes what it produces; part of the cache key.
 STAGE_VERSIONS: dict[StageName, int] = {"sft": 2, "rm": 2, "ppo": 2}
 

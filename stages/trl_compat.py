@@ -18,7 +18,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from data.tokens import EncodedComparison, EncodedPair
 from stages.checkpoint import latest_complete, mark_complete, prune
-from stages.models import HEAD, is_adapter
+from stages.models import HEAD, find_model
 from stages.packing import PackedRow, is_packed, lay_out, list_documents, make_inputs
 from stages.ranking import Pairs, make_pairs, pair_accuracy, ranking_loss
 from stages.runtime import StageContext, StageError, uses_gpu
@@ -168,8 +168,7 @@ class RankingTrainer(RewardTrainer):
 
         A sequence classifier returns one logit per row of the batch; its head computes one per token, so they are read there.
         """
-        inner: Any = self.accelerator.unwrap_model(model)
-        head_model = inner.get_base_model() if is_adapter(inner) else inner
+        head_model = find_model(self.accelerator.unwrap_model(model))
         arguments, places_N = make_inputs(head_model, row)
         computed: list[Tensor] = []
         hook = head_model.get_submodule(HEAD).register_forward_hook(lambda _head, _input, logits: computed.append(logits))

@@ -167,6 +167,7 @@ def _build_trainer(
 ) -> PPOTrainer:
     spec, settings = context.spec, _settings(context)
     ref_policy = models.load_policy(spec.models["sft"], spec.hardware)
+    models.note_padding(context, ref_policy)
     reward_model = models.load_reward_model(spec.models["rm"], spec.hardware)
     if ref_policy.config.vocab_size != reward_model.config.vocab_size:
         raise StageError(

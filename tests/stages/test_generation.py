@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from stages.generation import generate_responses, sample_tokens
+from stages.packing import PACKED
 
 VOCABULARY, STOP = 24, 1
 TOKENS = {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": STOP, "pad_token_id": 0, "initializer_range": 0.3}
@@ -83,7 +84,7 @@ def count_forwards(model, action):
     return result, fed
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", PACKED])
 @pytest.mark.parametrize("architecture", [llama, qwen2, gpt2, mistral_with_a_window], ids=lambda function: function.__name__)
 def test_greedy_responses_equal_those_of_transformers_generate(architecture, attention):
     model = make_model(architecture, attention, stop_bias=1.5)
@@ -95,7 +96,7 @@ def test_greedy_responses_equal_those_of_transformers_generate(architecture, att
     assert ids_of(generate(model, prompts, greedy=True, max_rows=6)) == expected
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", PACKED])
 @pytest.mark.parametrize("architecture", [llama, qwen2, gpt2, mistral_with_a_window], ids=lambda function: function.__name__)
 def test_logprobs_equal_those_of_a_plain_forward(architecture, attention):
     model, prompts = make_model(architecture, attention, stop_bias=1.0), make_prompts()
@@ -215,7 +216,7 @@ def test_a_model_wrapped_by_peft_answers_with_its_adapter():
         torch.testing.assert_close(torch.tensor(response.logprobs), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", PACKED])
 @pytest.mark.parametrize("architecture", [llama, gpt2], ids=lambda function: function.__name__)
 def test_bfloat16_autocast_changes_logprobs_by_rounding_only(architecture, attention):
     model, prompts = make_model(architecture, attention, stop_bias=1.0), make_prompts()

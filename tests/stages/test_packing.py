@@ -160,8 +160,13 @@ def test_activation_checkpointing_leaves_the_gradients_as_they_are():
 def test_models_that_cannot_pack_are_left_as_they_were():
     torch.manual_seed(0)
     mamba = MambaForCausalLM(MambaConfig(vocab_size=32, hidden_size=16, num_hidden_layers=2, state_size=4)).eval()
-    windowed = MistralForCausalLM(MistralConfig(**SIZES, vocab_size=32, num_key_value_heads=2, sliding_window=4)).eval()
-    for model in (mamba, windowed):
+
+    def mistral(window):
+        return MistralForCausalLM(MistralConfig(**SIZES, vocab_size=32, num_key_value_heads=2, sliding_window=window)).eval()
+
+    windowed = mistral(4)
+    wide = mistral(4096)  # what is tried fits into this window, what a run brings may not
+    for model in (mamba, windowed, wide):
         before = model.config._attn_implementation
         assert not enable_packing(model)
         assert model.config._attn_implementation == before

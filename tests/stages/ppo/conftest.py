@@ -14,6 +14,7 @@ from stages.packing import enable_packing
 from stages.ppo.actor_critic import ActorCritic, init_critic
 from stages.ppo.experience import Experience, pack_rollout
 from stages.ppo.rollout import Sampling
+from stages.ppo.rules import UpdateRules
 from stages.ppo.trainer import PPOTrainer
 from stages.settings import PPOSettings
 
@@ -93,6 +94,12 @@ def make_experience(seed=0):
     )
 
 
+def make_rules(**changes):
+    """Rules of an update in two epochs of minibatches of 4, with a norm that clips nothing."""
+    values = {"ppo_epochs": 2, "minibatch_size": 4, "temperature": 1.0, "clip_range": 0.2, "value_clip_range": 0.2, "value_coef": 0.5}
+    return UpdateRules(**values | {"max_grad_norm": 1e9, "early_stop_kl": None} | changes)
+
+
 def make_demonstrations(count=6, seed=7):
     """Demonstrations of unequal lengths."""
     generator = torch.Generator().manual_seed(seed)
@@ -117,6 +124,7 @@ def tiny():
         rollout=make_rollout,
         experience=make_experience,
         demonstrations=make_demonstrations,
+        rules=make_rules,
         sampling=lambda **changes: Sampling(
             **{"max_new_tokens": 8, "temperature": 1.0, "pad_token_id": PAD, "eos_token_id": EOS, "stop_token_id": EOS} | changes
         ),
@@ -144,6 +152,7 @@ def make_trainer(tiny, accelerator, full_precision):
         prompts=PROMPTS,
         demonstrations=(),
         note=print,
+        seed=3,
         **settings,
     ):
         values = {
@@ -164,7 +173,7 @@ def make_trainer(tiny, accelerator, full_precision):
             prompts,
             sampling or tiny.sampling(),
             PPOSettings(**values | settings),
-            seed=3,
+            seed=seed,
             accelerator=accelerator,
             autocast=autocast,
             demonstrations=demonstrations,

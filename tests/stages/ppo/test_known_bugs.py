@@ -4,7 +4,6 @@ One more of them, a model's own repetition penalty that leaks into rollouts, is 
 (`test_a_base_models_generation_config_never_leaks_in`).
 """
 
-import copy
 import random
 
 import numpy as np
@@ -12,34 +11,20 @@ import pytest
 import torch
 
 from stages import models
-from stages.ppo.actor_critic import ActorCritic, init_critic
 from stages.ppo.rollout import roll_out
 from stages.ppo.stage import make_sampling
-from stages.ppo.trainer import PPOTrainer
 from stages.settings import PPOSettings
 
-# Micro-batches as small as they get: one response each.
-ONE_BY_ONE = {name: 1 for name in ("micro_batch_size", "max_tokens_per_microbatch") if name in PPOSettings.model_fields}
+ONE_BY_ONE = {"max_tokens_per_microbatch": 1}  # micro-batches as small as they get: one response each
 
 
 @pytest.fixture
-def make_trainer(tiny, accelerator, full_precision):
+def make_trainer(make_trainer):
     """Factory: two minibatches of 8 responses, two epochs; every prompt is drawn once per rollout of 16."""
 
-    def make(policy=None, prompts=16, autocast=full_precision, seed=3, sampling=None, **settings):
-        values = {"iterations": 1000, "rollout_batch_size": 16, "minibatch_size": 8, "ppo_epochs": 2, "learning_rate": 1e-3}
-        policy = policy or tiny.policy()
-        return PPOTrainer(
-            ActorCritic(policy, init_critic(tiny.reward_model())),
-            copy.deepcopy(policy),
-            tiny.reward_model(),
-            [[3 + index % 13, *range(3, 4 + index % 5)] for index in range(prompts)],
-            sampling or tiny.sampling(),
-            PPOSettings(**values | settings),
-            seed=seed,
-            accelerator=accelerator,
-            autocast=autocast,
-        )
+    def make(prompts=16, **changes):
+        values = {"iterations": 1000, "rollout_batch_size": 16, "minibatch_size": 8, "max_tokens_per_microbatch": 8192}
+        return make_trainer(prompts=[[3 + index % 13, *range(3, 4 + index % 5)] for index in range(prompts)], **values | changes)
 
     return make
 

@@ -5,23 +5,12 @@ import torch
 
 from stages.ppo.memory import TokenBudget
 from stages.ppo.metrics import describe_update
-from stages.ppo.rules import UpdateRules
 from stages.ppo.state import write_state
 from stages.ppo.update import update
 from stages.runtime import is_out_of_memory
 
 CPU_FAILURE = "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
 FAILURES = [torch.OutOfMemoryError("CUDA out of memory."), MemoryError(), RuntimeError(CPU_FAILURE)]
-RULES = UpdateRules(
-    ppo_epochs=2,
-    minibatch_size=4,
-    temperature=1.0,
-    clip_range=0.2,
-    value_clip_range=0.2,
-    value_coef=0.5,
-    max_grad_norm=1.0,
-    early_stop_kl=None,
-)
 
 
 def fail_at(module, calls, error):
@@ -40,7 +29,7 @@ def run_update(tiny, accelerator, full_precision, budget, calls=(), error=None):
     model = tiny.actor_critic()
     fail_at(model, calls, error)
     prepared, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
-    stats = update(prepared, optimizer, tiny.experience(), RULES, 0, accelerator, full_precision, budget=budget)
+    stats = update(prepared, optimizer, tiny.experience(), tiny.rules(max_grad_norm=1.0), 0, accelerator, full_precision, budget=budget)
     return stats, dict(model.named_parameters())
 
 

@@ -6,20 +6,10 @@ import torch
 from data.tokens import EncodedPair
 from stages.ppo.memory import TokenBudget
 from stages.ppo.ptx import DemonstrationSampler, accumulate_ptx_gradients
-from stages.ppo.rules import UpdateRules
 from stages.ppo.update import accumulate_gradients, update
 
-RULES = UpdateRules(
-    ppo_epochs=1,
-    minibatch_size=8,
-    temperature=0.7,  # of the rollouts: the likelihood of demonstrations is that of the model itself
-    clip_range=0.2,
-    value_clip_range=0.2,
-    value_coef=0.5,
-    max_grad_norm=1e9,
-    early_stop_kl=None,
-    ptx_coef=3.0,
-)
+# The temperature is that of the rollouts: the likelihood of demonstrations is that of the model itself.
+RULES = {"ppo_epochs": 1, "minibatch_size": 8, "temperature": 0.7, "ptx_coef": 3.0}
 BUDGET = TokenBudget(1000)
 
 
@@ -51,9 +41,11 @@ def test_an_update_steps_along_the_sum_of_both_gradients(tiny, accelerator, full
 
     model, optimizer = make()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    stats = update(model, optimizer, tiny.experience(), RULES, 0, accelerator, full_precision, budget=BUDGET, demonstrations=sampler())
+    stats = update(
+        model, optimizer, tiny.experience(), tiny.rules(**RULES), 0, accelerator, full_precision, budget=BUDGET, demonstrations=sampler()
+    )
     ppo, _ = make()
-    accumulate_gradients(ppo, tiny.experience(), RULES, accelerator, full_precision, BUDGET.max_tokens)
+    accumulate_gradients(ppo, tiny.experience(), tiny.rules(**RULES), accelerator, full_precision, BUDGET.max_tokens)
     ptx, _ = make()
     total, tokens = accumulate_ptx_gradients(ptx, sampler().draw(accelerator), 3.0, 1000, accelerator, full_precision).tolist()
     assert stats.ptx_loss == pytest.approx(total / tokens, rel=1e-5)

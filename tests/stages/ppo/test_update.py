@@ -10,27 +10,12 @@ import torch
 from stages.ppo.memory import TokenBudget
 from stages.ppo.optimizer import compute_lr_factor
 from stages.ppo.rollout import evaluate_tokens
-from stages.ppo.rules import UpdateRules
 from stages.ppo.update import accumulate_gradients, draw_minibatches, update
-
-
-def rules(**changes):
-    values = {
-        "ppo_epochs": 2,
-        "minibatch_size": 4,
-        "temperature": 1.0,
-        "clip_range": 0.2,
-        "value_clip_range": 0.2,
-        "value_coef": 0.5,
-        "max_grad_norm": 1e9,
-        "early_stop_kl": None,
-    }
-    return UpdateRules(**values | changes)
 
 
 def gradients(tiny, accelerator, full_precision, experience, max_tokens=20, **changes):
     model = tiny.actor_critic()
-    sums, _ = accumulate_gradients(model, experience, rules(**changes), accelerator, full_precision, max_tokens)
+    sums, _ = accumulate_gradients(model, experience, tiny.rules(**changes), accelerator, full_precision, max_tokens)
     return {name: parameter.grad for name, parameter in model.named_parameters()}, sums
 
 
@@ -78,13 +63,13 @@ def test_policy_and_critic_send_no_gradient_into_each_other(tiny, accelerator, f
             torch.testing.assert_close(gradient, with_values[name], atol=0, rtol=0)
 
 
-def test_each_epoch_visits_every_response_once_in_a_fresh_order():
-    minibatches = draw_minibatches(8, rules(ppo_epochs=3, minibatch_size=4), seed=0)
+def test_each_epoch_visits_every_response_once_in_a_fresh_order(tiny):
+    minibatches = draw_minibatches(8, tiny.rules(ppo_epochs=3, minibatch_size=4), seed=0)
     assert [len(rows) for rows in minibatches] == [4] * 6
     epochs = [torch.cat(minibatches[start : start + 2]).tolist() for start in (0, 2, 4)]
     assert all(sorted(epoch) == list(range(8)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
-    assert [rows.tolist() for rows in draw_minibatches(8, rules(ppo_epochs=3), seed=1)] != [rows.tolist() for rows in minibatches]
+    assert [rows.tolist() for rows in draw_minibatches(8, tiny.rules(ppo_epochs=3), seed=1)] != [rows.tolist() for rows in minibatches]
 
 
 def run_update(tiny, accelerator, full_precision, learning_rate=1e-2, **changes):
@@ -92,7 +77,7 @@ def run_update(tiny, accelerator, full_precision, learning_rate=1e-2, **changes)
     groups = [{"params": list(model.policy.parameters())}, {"params": list(model.critic.parameters())}]
     model, optimizer = accelerator.prepare(model, torch.optim.SGD(groups, lr=learning_rate))
     before = copy.deepcopy(model.state_dict())
-    stats = update(model, optimizer, tiny.experience(), rules(**changes), 0, accelerator, full_precision, budget=TokenBudget(20))
+    stats = update(model, optimizer, tiny.experience(), tiny.rules(**changes), 0, accelerator, full_precision, budget=TokenBudget(20))
     moved = {name: (model.state_dict()[name] - value).norm().item() for name, value in before.items()}
     return stats, moved
 
@@ -122,7 +107,9 @@ def test_early_stop_keeps_and_counts_the_steps_that_were_done(tiny, accelerator,
         calls = []
         optimizer.register_step_post_hook(lambda *_: calls.append(copy.deepcopy(model.state_dict())))
         prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
-        stats = update(prepared, prepared_optimizer, experience, rules(**changes), 0, accelerator, full_precision, budget=TokenBudget(20))
+        stats = update(
+            prepared, prepared_optimizer, experience, tiny.rules(**changes), 0, accelerator, full_precision, budget=TokenBudget(20)
+        )
         assert stats.optimizer_steps == len(calls)
         return model, calls
 

@@ -3,7 +3,6 @@
 import importlib.util
 import sys
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,26 +12,21 @@ from stages.ppo.advantages import explain_variance, scale_by_std, whiten
 from stages.ppo.memory import TokenBudget
 from stages.ppo.ptx import DemonstrationSampler
 from stages.ppo.ranks import max_over_ranks, sum_over_ranks, unwrap
-from stages.ppo.rules import UpdateRules
 from stages.ppo.scoring import RunningMoments
 from stages.ppo.update import accumulate_gradients, update
 
-RULES = UpdateRules(
-    ppo_epochs=1,
-    minibatch_size=8,
-    temperature=1.0,
-    clip_range=0.2,
-    value_clip_range=0.2,
-    value_coef=0.5,
-    max_grad_norm=0.05,
-    early_stop_kl=None,
-)
 BUDGET = TokenBudget(32)
+
+
+def make_rules(models, **changes):
+    """One step on everything, clipped."""
+    return models.make_rules(ppo_epochs=1, minibatch_size=8, max_grad_norm=0.05, **changes)
 
 
 def compute(accelerator, models):
     """Everything that crosses ranks, on this rank's contiguous share of one fixed experience."""
     world_size, rank = accelerator.num_processes, accelerator.process_index
+    rules = make_rules(models)
     everything = models.make_experience()
     share = everything.select(torch.arange(8).chunk(world_size)[rank])
 
@@ -49,12 +43,12 @@ def compute(accelerator, models):
         "largest": max_over_ranks(accelerator, torch.tensor(float(rank))),
     }
     model, optimizer = accelerator.prepare((actor_critic := models.make_actor_critic()), torch.optim.SGD(actor_critic.parameters(), lr=1.0))
-    accumulate_gradients(model, share, RULES, accelerator, nullcontext(), BUDGET.max_tokens)
+    accumulate_gradients(model, share, rules, accelerator, nullcontext(), BUDGET.max_tokens)
     gradients = {name: parameter.grad.clone() for name, parameter in unwrap(accelerator, model).named_parameters()}
     optimizer.zero_grad()
-    stats = update(model, optimizer, share, RULES, 0, accelerator, nullcontext(), budget=BUDGET)
+    stats = update(model, optimizer, share, rules, 0, accelerator, nullcontext(), budget=BUDGET)
     weights = {name: parameter.detach().clone() for name, parameter in unwrap(accelerator, model).named_parameters()}
-    update(model, optimizer, share, RULES, 1, accelerator, nullcontext(), budget=BUDGET, train_policy=False)
+    update(model, optimizer, share, rules, 1, accelerator, nullcontext(), budget=BUDGET, train_policy=False)
     warmed_up = {name: parameter.detach().clone() for name, parameter in unwrap(accelerator, model).named_parameters()}
     mixed = mix_demonstrations(accelerator, models, share)
     return {
@@ -75,7 +69,7 @@ def mix_demonstrations(accelerator, models, share):
     """Two updates with PPO-ptx: the weights after them and the likelihood that the second reports."""
     model, optimizer = accelerator.prepare((actor_critic := models.make_actor_critic()), torch.optim.SGD(actor_critic.parameters(), lr=1.0))
     demonstrations = DemonstrationSampler(models.make_demonstrations(), batch_size=4, pad_token_id=0, seed=3)
-    rules = replace(RULES, ptx_coef=2.0)
+    rules = make_rules(models, ptx_coef=2.0)
     stats = [
         update(model, optimizer, share, rules, seed, accelerator, nullcontext(), budget=TokenBudget(10), demonstrations=demonstrations)
         for seed in (0, 1)
