@@ -1,4 +1,4 @@
-"""Load and save policies and reward models, full or as adapters, and refuse a hand-off that would be wrong.
+"""Load and save policies and reward models, full or as adapters.
 
 A reward model is an `AutoModelForSequenceClassification` with one label. Its score of a response is
 
@@ -9,15 +9,14 @@ demonstrations score 0 on average (Ziegler et al. 2019, 2.1).
 """
 
 import contextlib
-import hashlib
+import copy
+import itertools
 import json
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -26,12 +25,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.pytorch_utils import Conv1D
 
 from data.tokens import require_special_tokens
 from stages.packing import PackedRow, compute_hidden_states, enable_packing, is_packed
 from stages.runtime import StageContext, StageError
 from stages.settings import HardwareSettings, LoRASettings
-from stages.spec import EXIT_MISSING, EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR, ModelFacts
+from stages.spec import EXIT_MISSING, EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR
 
 ADAPTER_CONFIG = "adapter_config.json"
 CALIBRATION_FILE = "score.json"
@@ -60,14 +60,8 @@ def load_policy(path: str, hardware: HardwareSettings, revision: str | None = No
 def init_reward_model(path: str, hardware: HardwareSettings, seed: int) -> PreTrainedModel:
     """Start a reward model from an SFT model: its backbone, and a scalar head drawn from N(0, 1/(d+1)) (N+ details, 10)."""
     if _is_unmerged_adapter(Path(path)):
-        # peft opens an adapter only on the kind of model that it was trained on: merge there, then move the backbone.
-        policy: Any = load_policy(path, hardware)
-        policy.config.num_labels = 1
-        model: Any = AutoModelForSequenceClassification.from_config(
-            policy.config, dtype=torch.float32, attn_implementation=_attention(hardware)
-        )
-        model.base_model.load_state_dict(policy.base_model.state_dict())
-        _finish_loading(model, hardware)
+        # peft opens an adapter only on the kind of model that it was trained on: merge there, then take the backbone.
+        model: Any = put_head_on(load_policy(path, hardware))
     else:
         model = _load_weights(AutoModelForSequenceClassification, path, hardware, new_head=True, num_labels=1)
     head = model.get_submodule(HEAD)
@@ -81,14 +75,66 @@ def init_reward_model(path: str, hardware: HardwareSettings, seed: int) -> PreTr
 def load_reward_model(path: str, hardware: HardwareSettings) -> PreTrainedModel:
     """Load a trained reward model; a head that is missing or of another shape is refused, never drawn anew."""
     model = _load_weights(AutoModelForSequenceClassification, path, hardware, num_labels=1)
+    read_calibration(model, path)
+    return model
+
+
+def load_reward_adapter(policy: PreTrainedModel, path: str) -> Any:
+    """Open a reward model that is an adapter on a policy, around the policy's own weights."""
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(put_head_on(policy), path)
+    read_calibration(find_model(model), path)
+    return model
+
+
+def read_calibration(reward_model: Any, path: str) -> None:
+    """Put a trained reward model's bias and scale onto its config."""
     try:
         calibration = json.loads((Path(path) / CALIBRATION_FILE).read_text(encoding="utf-8"))
-        model.config.score_bias, model.config.score_scale = float(calibration["score_bias"]), float(calibration["score_scale"])
+        config = reward_model.config
+        config.score_bias, config.score_scale = float(calibration["score_bias"]), float(calibration["score_scale"])
     except (OSError, ValueError, KeyError) as error:
         raise StageError(
             f"{path}: no readable {CALIBRATION_FILE} ({error}); a reward model of this project is needed; run the rm stage",
             EXIT_VERIFICATION,
         ) from error
+
+
+def put_head_on(policy: PreTrainedModel) -> Any:
+    """Make a reward model around a policy's transformer: the tensors are the policy's own, the scalar head is zero."""
+    transformer = share_weights(policy).base_model
+    config = copy.deepcopy(policy.config)
+    config.num_labels = 1
+    with torch.device("meta"):  # a transformer of its own would be thrown away
+        model: Any = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    setattr(model, model.base_model_prefix, transformer)
+    head = model.get_submodule(HEAD)
+    weight = torch.nn.Parameter(torch.zeros(head.weight.shape, device=policy.device))
+    setattr(model, HEAD, Float32Head(weight))
+    model.config = transformer.config  # one config: whoever changes the attention changes both
+    model.config.num_labels = 1
+    return model.eval()
+
+
+def share_weights(model: Any) -> Any:
+    """Copy a model's modules around the very same tensors: an adapter that is put into one of them is not in the other."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors})
+
+
+def freeze(model: Any, hardware: HardwareSettings) -> Any:
+    """Freeze a model; under bfloat16 its linear layers keep their weights in bfloat16.
+
+    Autocast computes with the same numbers: it would cast float32 weights in every forward. So nothing changes but time, and half of
+    the memory. Tied embeddings and the scalar head stay float32, as autocast leaves them.
+    """
+    model.requires_grad_(False)
+    if hardware.precision == "bfloat16" and not hardware.deepspeed:  # DeepSpeed decides on the precision of what it holds
+        embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+        for module in model.modules():
+            if type(module) in (torch.nn.Linear, Conv1D) and id(module.weight) not in embeddings:
+                module.to(torch.bfloat16)
     return model
 
 
@@ -148,19 +194,34 @@ def autocast(hardware: HardwareSettings, device: torch.device) -> contextlib.Abs
     return contextlib.nullcontext()
 
 
-def apply_lora(model: PreTrainedModel, lora: LoRASettings, task: Literal["CAUSAL_LM", "SEQ_CLS"]) -> Any:
-    """Wrap a model in a trainable adapter; a reward model's head is trained and saved in full beside it."""
-    from peft import LoraConfig, get_peft_model
+def apply_lora(
+    model: PreTrainedModel,
+    lora: LoRASettings,
+    task: Literal["CAUSAL_LM", "SEQ_CLS"],
+    hardware: HardwareSettings,
+    revision: str | None = None,
+) -> Any:
+    """Freeze a model and wrap it in a trainable adapter; a reward model's head is trained and saved in full beside it."""
+    from peft import get_peft_model
 
-    config = LoraConfig(
-        task_type=task,
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
-        modules_to_save=[HEAD] if task == "SEQ_CLS" else None,
+    return get_peft_model(
+        freeze(model, hardware), make_lora_config(lora, task, revision, modules_to_save=[HEAD] if task == "SEQ_CLS" else None)
     )
-    return get_peft_model(model, config)
+
+
+def make_lora_config(lora: LoRASettings, task: str, revision: str | None = None, **changes: Any) -> Any:
+    """Say in peft's terms what an adapter is."""
+    from peft import LoraConfig
+
+    given = {
+        "task_type": task,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "target_modules": lora.target_modules,
+        "revision": revision,
+    }
+    return LoraConfig(**given | changes)
 
 
 def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, output_dir: Path, *, merge: bool = False) -> None:
@@ -177,7 +238,10 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, output_dir: Path,
         return
     (directory / "README.md").unlink(missing_ok=True)  # peft's empty model card
     if merge:
-        merged = model.merge_and_unload()
+        # Onto the base as it lies on the disk: the one in memory may be held in bfloat16.
+        load = load_policy if model.can_generate() else load_reward_model
+        merged = load(str(directory), HardwareSettings.model_validate({"attention": "sdpa"}))
+        align_special_tokens(merged, tokenizer)
         merged.save_pretrained(output_dir / MERGED_DIR)
         tokenizer.save_pretrained(output_dir / MERGED_DIR)
 
@@ -201,81 +265,6 @@ def require_adapter_base(path: str, setting: str) -> None:
         )
 
 
-def read_facts(
-    model: Any, tokenizer: PreTrainedTokenizerBase, base_model: str, *, score_bias: float | None = None, score_scale: float | None = None
-) -> ModelFacts:
-    """Collect the hand-off facts of a model that is about to be saved."""
-    inner = find_model(model)
-    head = None
-    if score_scale is not None:
-        head = f"{HEAD}.weight {[1, inner.config.get_text_config().hidden_size]}"
-    return ModelFacts(
-        base_model=base_model,
-        **_token_facts(tokenizer),
-        vocab_size=inner.config.get_text_config().vocab_size,
-        dtype="float32",
-        form="adapter" if is_adapter(model) else "full",
-        architecture=type(inner).__name__,
-        head=head,
-        score_bias=score_bias,
-        score_scale=score_scale,
-    )
-
-
-def check_handoff(sft_path: str, rm_path: str) -> None:
-    """Check that a reward model reads the very token ids that the policy writes.
-
-    Raises:
-        StageError: tokenizer, chat template, special tokens, vocabulary or head differ; exit code 3.
-    """
-    sft, rm = (_token_facts(load_tokenizer(path)) for path in (sft_path, rm_path))
-    words = {
-        "tokenizer_hash": "another tokenizer",
-        "chat_template_hash": "another chat template",
-        "pad_token_id": "another pad token",
-        "eos_token_id": "another end token",
-    }
-    for key, what in words.items():
-        if sft[key] != rm[key]:
-            raise StageError(
-                f"the reward model {rm_path} has {what} ({key} {_short(rm[key])}) than the policy {sft_path} ({_short(sft[key])}); "
-                "both must stem from the same SFT artifact; train the rm stage on this one",
-                EXIT_VERIFICATION,
-            )
-    if not _has_head(Path(rm_path)):
-        raise StageError(
-            f"{rm_path} holds no weight for the scalar head `{HEAD}`; a trained reward model is needed; run the rm stage", EXIT_VERIFICATION
-        )
-
-
-def _token_facts(tokenizer: Any) -> dict[str, Any]:
-    return {
-        "tokenizer_hash": _hash_tokenizer(tokenizer),
-        "chat_template_hash": _sha256(tokenizer.chat_template),
-        "pad_token_id": tokenizer.pad_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
-
-
-def _hash_tokenizer(tokenizer: Any) -> str:
-    """Hash vocabulary, merges, normalisation and special tokens; padding and truncation are state, not identity."""
-    if tokenizer.is_fast:
-        state = json.loads(tokenizer.backend_tokenizer.to_str())
-        state.pop("padding", None)
-        state.pop("truncation", None)
-    else:
-        state = tokenizer.get_vocab()
-    return _sha256(json.dumps([state, sorted(map(str, tokenizer.all_special_tokens))], sort_keys=True))
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _short(value: object) -> str:
-    return str(value)[:12]
-
-
 def _choose_pad_token(tokenizer: Any, path: str) -> None:
     """Take an unused token of the vocabulary as pad: with pad = end token a model never learns to stop (N+ details, 1)."""
     vocabulary = tokenizer.get_vocab()
@@ -289,16 +278,6 @@ def _choose_pad_token(tokenizer: Any, path: str) -> None:
         "save the model with resized embeddings",
         EXIT_VERIFICATION,
     )
-
-
-def _has_head(directory: Path) -> bool:
-    return any(name.split(".")[-2] == HEAD or f".{HEAD}." in name for name in _tensor_names(directory))
-
-
-def _tensor_names(directory: Path) -> Iterable[str]:
-    for file in sorted(directory.glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            yield from tensors.keys()
 
 
 def _load(auto_class: Any, path: str, **arguments: Any) -> Any:
@@ -316,10 +295,10 @@ def _load_weights(
     adapter = None
     if _is_unmerged_adapter(directory):
         adapter = path
-        path = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
-        revision = None
-    elif (directory / ADAPTER_CONFIG).exists():
-        path = str(directory.parent / MERGED_DIR)
+        config = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        path, revision = config["base_model_name_or_path"], config.get("revision")
+    else:
+        path = find_weights(path)
     model, loading = _load(
         auto_class,
         path,
@@ -341,6 +320,13 @@ def _load_weights(
         model = _merge_adapter(model, adapter)
     _finish_loading(model, hardware)
     return model
+
+
+def find_weights(path: str) -> str:
+    """Get the directory (or the hub's name) that holds a model's own weights: the merged model of an adapter, if there is one."""
+    directory = Path(path)
+    merged = directory.parent / MERGED_DIR
+    return str(merged) if (directory / ADAPTER_CONFIG).exists() and merged.exists() else path
 
 
 def _attention(hardware: HardwareSettings) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 from data.tokens import EncodedComparison, encode_comparisons, encode_demonstrations
 from stages import models
 from stages.evaluation import response_text, write_samples
+from stages.handoff import read_facts
 from stages.packing import list_documents, pack
 from stages.ranking import calibration_error, correlation, make_pairs, pair_accuracy, ranking_loss
 from stages.records import load_splits
@@ -43,7 +44,7 @@ def main(context: StageContext) -> StageResult:
     model: Any = models.init_reward_model(spec.models["sft"], spec.hardware, spec.seed)
     models.align_special_tokens(model, tokenizer)
     if settings.lora:
-        model = models.apply_lora(model, settings.lora, "SEQ_CLS")
+        model = models.apply_lora(model, settings.lora, "SEQ_CLS", spec.hardware)
     models.note_padding(context, model)
     trainer = make_ranking_trainer(context, settings, model, tokenizer, comparisons, held_out)
     train(trainer, context)
@@ -61,7 +62,7 @@ def main(context: StageContext) -> StageResult:
         metrics |= report_ranking(scores * scale, held_out)
         if context.is_main:
             write_samples(spec.output_dir / SAMPLES_FILE, _sample_rows(tokenizer, held_out, scores))
-    facts = models.read_facts(model, tokenizer, spec.models["sft"], score_bias=bias, score_scale=scale)
+    facts = read_facts(model, tokenizer, spec.models["sft"], score_bias=bias, score_scale=scale)
     if context.is_main:
         models.save_model(model, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
     return StageResult(metrics=metrics, facts=facts, counts=counts, world_size=context.world_size, device=device_name(context))

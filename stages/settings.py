@@ -128,12 +128,17 @@ class PPOSettings(_Optimization):
     rollout_batch_size: PositiveInt = Field(64, description="Prompts per rollout, over all processes.")
     minibatch_size: PositiveInt = Field(32, description="Responses per optimizer step, over all processes.")
     max_tokens_per_microbatch: PositiveInt = Field(
-        8192, description="Tokens (prompts and responses, no padding) per forward pass and process, in scoring and in the update."
+        2048, description="Tokens (prompts and responses, no padding) per forward pass and process, in scoring and in the update."
     )
     rollout_micro_batch_size: PositiveInt = Field(64, description="Responses that a process decodes at once.")
     ppo_epochs: PositiveInt = Field(4, description="Passes over each rollout.")
     critic_warmup_iterations: Annotated[int, Field(ge=0)] = Field(
         0, description="First iterations in which only the critic learns; the policy and an adaptive kl_coef stand still."
+    )
+    share_weights: bool = Field(
+        True,
+        description="With lora: hold weights that do not learn once for all models that have them; one backbone for all four where the "
+        "reward model is an adapter (rm.lora) on the same SFT model. false: four models.",
     )
     max_response_tokens: PositiveInt | None = Field(
         None, description="Longest rollout response in tokens; default: data.max_response_tokens."

@@ -14,6 +14,7 @@ from data.schema import Demonstration, Prompt
 from data.tokens import EncodedPair, encode_demonstrations, encode_prompts
 from stages import models
 from stages.evaluation import answer_prompts, judge_answers, load_judge, summarize_answers, write_samples
+from stages.handoff import read_facts
 from stages.records import load_splits
 from stages.runtime import StageContext, StageError, device_name, run_stage
 from stages.settings import SFTSettings
@@ -39,7 +40,7 @@ def main(context: StageContext) -> StageResult:
     models.align_special_tokens(model, tokenizer)
     if settings.lora:
         models.require_adapter_base(spec.models["base"], "sft.lora")
-        model = models.apply_lora(model, settings.lora, "CAUSAL_LM")
+        model = models.apply_lora(model, settings.lora, "CAUSAL_LM", spec.hardware, spec.revision)
     models.note_padding(context, model)
     trainer = make_sft_trainer(context, settings, model, tokenizer, pairs, held_out)
     train(trainer, context)
@@ -52,7 +53,7 @@ def main(context: StageContext) -> StageResult:
         if not math.isfinite(metrics["eval/loss"]):
             raise StageError(f"the held-out loss is {metrics['eval/loss']}; a finite one is needed; lower sft.learning_rate")
         metrics |= _answer_held_out(context, settings, model, tokenizer, judge, held_out_records, autocast)
-    facts = models.read_facts(model, tokenizer, spec.models["base"])
+    facts = read_facts(model, tokenizer, spec.models["base"])
     if context.is_main:
         models.save_model(model, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
     return StageResult(metrics=metrics, facts=facts, counts=counts, world_size=context.world_size, device=device_name(context))

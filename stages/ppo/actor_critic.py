@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
 
-from stages.models import HEAD, find_backbone
+from stages.models import HEAD, find_backbone, find_model
 from stages.packing import PackedRow, compute_hidden_states
 from stages.ppo.losses import compute_entropies, compute_logprobs
 
@@ -67,10 +66,11 @@ class ActorCritic(nn.Module):
         return TokenOutputs(logprobs_K, entropies_K, self.critic(row, predictors_K))
 
 
-def init_critic(reward_model: PreTrainedModel) -> Critic:
+def init_critic(reward_model: Any) -> Critic:
     """Make the critic out of a reward model; takes over (and will train) its backbone, so give it a copy of its own."""
-    config = reward_model.config
-    weight_1H = reward_model.get_parameter(f"{HEAD}.weight").detach().float()
+    inner = find_model(reward_model)
+    config = inner.config
+    weight_1H: Tensor = inner.get_submodule(HEAD).weight.detach().float()
     head = nn.Linear(weight_1H.shape[1], 1, bias=True, device=weight_1H.device)
     with torch.no_grad():
         head.weight.copy_(weight_1H / config.score_scale)

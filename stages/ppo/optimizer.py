@@ -17,6 +17,7 @@ def make_optimizer(actor_critic: ActorCritic, settings: PPOSettings) -> torch.op
         betas=(settings.adam_beta1, settings.adam_beta2),
         eps=settings.adam_epsilon,
         weight_decay=settings.weight_decay,
+        fused=True,
     )
 
 

@@ -14,15 +14,16 @@ from data.tokens import EncodedPair, EncodedPromptRecord, encode_demonstrations,
 from stages import models
 from stages.checkpoint import latest_complete, save_checkpoint
 from stages.evaluation import load_judge, write_samples
-from stages.ppo.actor_critic import ActorCritic, init_critic
+from stages.handoff import check_handoff, read_facts
 from stages.ppo.heldout import HeldOut
+from stages.ppo.load import load_models
 from stages.ppo.rollout import Sampling
 from stages.ppo.state import write_state
 from stages.ppo.trainer import PPOTrainer
 from stages.records import load_splits
 from stages.runtime import Interrupted, StageContext, StageError, device_name, uses_gpu
 from stages.settings import PPOSettings
-from stages.spec import EXIT_USAGE, EXIT_VERIFICATION, SAMPLES_FILE, StageResult
+from stages.spec import EXIT_USAGE, SAMPLES_FILE, StageResult
 
 _EVENTS_PER_S = 4
 
@@ -31,7 +32,7 @@ def main(context: StageContext) -> StageResult:
     """Train the policy with PPO against the reward model."""
     spec, settings = context.spec, _settings(context)
     judge = load_judge(spec.judge)
-    models.check_handoff(spec.models["sft"], spec.models["rm"])
+    check_handoff(spec.models["sft"], spec.models["rm"])
     accelerator = make_accelerator(context)
     tokenizer = models.load_tokenizer(spec.models["sft"])
     prompts, held_out_prompts, counts = _encode(context, tokenizer)
@@ -52,7 +53,7 @@ def main(context: StageContext) -> StageResult:
     context.write_metrics(settings.iterations, metrics)
 
     policy: Any = trainer.actor_critic.policy
-    facts = models.read_facts(policy, tokenizer, spec.models["sft"])
+    facts = read_facts(policy, tokenizer, spec.models["sft"])
     if context.is_main:
         write_samples(spec.output_dir / SAMPLES_FILE, samples)
         with trainer.average.in_use() if trainer.average else nullcontext():
@@ -166,17 +167,9 @@ def _build_trainer(
     context: StageContext, tokenizer: Any, prompts: list[list[int]], demonstrations: list[EncodedPair], accelerator: Accelerator
 ) -> PPOTrainer:
     spec, settings = context.spec, _settings(context)
-    ref_policy = models.load_policy(spec.models["sft"], spec.hardware)
-    models.note_padding(context, ref_policy)
-    reward_model = models.load_reward_model(spec.models["rm"], spec.hardware)
-    if ref_policy.config.vocab_size != reward_model.config.vocab_size:
-        raise StageError(
-            f"the reward model {spec.models['rm']} has {reward_model.config.vocab_size} token embeddings, the policy {spec.models['sft']} "
-            f"{ref_policy.config.vocab_size}; both must stem from the same SFT artifact; train the rm stage on this one",
-            EXIT_VERIFICATION,
-        )
+    loaded = load_models(context, settings, tokenizer)
     sampling = make_sampling(settings, tokenizer, spec.tokens.max_response_tokens)
-    longest, limit = max(map(len, prompts)) + sampling.max_new_tokens, getattr(ref_policy.config, "max_position_embeddings", None)
+    longest, limit = max(map(len, prompts)) + sampling.max_new_tokens, getattr(loaded.ref_policy.config, "max_position_embeddings", None)
     if limit is not None and longest > limit:
         raise StageError(
             f"the longest prompt and ppo.max_response_tokens = {sampling.max_new_tokens} make {longest} tokens, {spec.models['sft']} takes "
@@ -184,9 +177,9 @@ def _build_trainer(
             EXIT_USAGE,
         )
     return PPOTrainer(
-        _build_actor_critic(context, tokenizer),
-        ref_policy,
-        reward_model,
+        loaded.actor_critic,
+        loaded.ref_policy,
+        loaded.reward_model,
         prompts,
         sampling,
         settings,
@@ -196,26 +189,6 @@ def _build_trainer(
         demonstrations=demonstrations,
         note=context.note,
     )
-
-
-def _build_actor_critic(context: StageContext, tokenizer: Any) -> ActorCritic:
-    """Load the policy from the SFT model and the critic from the reward model; with LoRA both get adapters, the critic's head is full."""
-    spec, settings = context.spec, _settings(context)
-    policy: Any = models.load_policy(spec.models["sft"], spec.hardware)
-    models.align_special_tokens(policy, tokenizer)
-    critic_source: Any = models.load_reward_model(spec.models["rm"], spec.hardware)
-    critic = init_critic(critic_source)
-    if settings.lora:
-        models.require_adapter_base(spec.models["sft"], "ppo.lora")
-        if settings.lora.dropout:
-            context.note(f"ppo.lora.dropout = {settings.lora.dropout} is not used: with dropout the first ratio would not be 1")
-        lora = settings.lora.model_copy(update={"dropout": 0.0})
-        policy = models.apply_lora(policy, lora, "CAUSAL_LM")
-        models.apply_lora(critic_source, lora, "SEQ_CLS")  # puts adapters into the backbone that the critic holds
-    if settings.gradient_checkpointing:
-        for model in (policy, critic_source):
-            model.activation_checkpointing_enable({"use_reentrant": False})
-    return ActorCritic(policy, critic)
 
 
 def make_sampling(settings: PPOSettings, tokenizer: Any, max_response_tokens: int) -> Sampling:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
-from stages.settings import HardwareSettings, PPOSettings, RMSettings, SFTSettings, TokenSettings
+from stages.settings import HardwareSettings, LoRASettings, PPOSettings, RMSettings, SFTSettings, TokenSettings
 from stages.spec import RESULT_FILE, StageResult, StageSpec, data_inputs
 
 SMALL = {
@@ -111,3 +112,20 @@ def reward_model_dir(base_model_dir, tmp_path):
     model.config.score_bias, model.config.score_scale = 0.25, 2.0
     models.save_model(model, tokenizer, tmp_path / "fresh_rm")
     return tmp_path / "fresh_rm" / "model"
+
+
+@pytest.fixture
+def reward_adapter_dir(base_model_dir, tmp_path):
+    """A reward model that is an adapter, with random weights, on the demo's base model; `merged/` lies beside it."""
+    from stages import models
+
+    tokenizer = models.load_tokenizer(str(base_model_dir))
+    model = models.apply_lora(models.init_reward_model(str(base_model_dir), HARDWARE, seed=3), LoRASettings(rank=4), "SEQ_CLS", HARDWARE)
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    config = models.find_model(model).config
+    config.score_bias, config.score_scale = 0.25, 2.0
+    models.save_model(model, tokenizer, tmp_path / "rm", merge=True)
+    return tmp_path / "rm" / "model"

@@ -6,13 +6,22 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from stages import models
+from stages.handoff import check_handoff
 from stages.runtime import StageError
 from stages.settings import HardwareSettings, LoRASettings
 
 HARDWARE = HardwareSettings(device="cpu", precision="float32")
+BFLOAT16 = HardwareSettings(device="cpu", precision="bfloat16")
 
 
 @pytest.fixture
@@ -111,7 +120,7 @@ def test_a_policy_is_refused_where_a_reward_model_is_needed(base_model_dir):
 
 
 def test_a_matching_pair_passes_the_hand_off(base_model_dir, reward_model_dir):
-    models.check_handoff(str(base_model_dir), str(reward_model_dir))
+    check_handoff(str(base_model_dir), str(reward_model_dir))
 
 
 def swap_template(directory):
@@ -136,7 +145,7 @@ def swap_vocabulary(directory):
 def test_a_reward_model_that_reads_other_token_ids_is_refused(base_model_dir, reward_model_dir, change, said):
     change(reward_model_dir)
     with pytest.raises(StageError) as caught:
-        models.check_handoff(str(base_model_dir), str(reward_model_dir))
+        check_handoff(str(base_model_dir), str(reward_model_dir))
     message = str(caught.value)
     assert caught.value.exit_code == 3 and "train the rm stage" in message
     assert said in message or "another" in message
@@ -152,7 +161,7 @@ def test_float32_head_gives_float32_scores_under_bfloat16_autocast(base_model_di
 def adapter_output(base_model_dir, tmp_path):
     """An SFT-like adapter with random, non-zero weights, and its merged model."""
     tokenizer = models.load_tokenizer(str(base_model_dir))
-    model = models.apply_lora(models.load_policy(str(base_model_dir), HARDWARE), LoRASettings(rank=4), "CAUSAL_LM")
+    model = models.apply_lora(models.load_policy(str(base_model_dir), HARDWARE), LoRASettings(rank=4), "CAUSAL_LM", HARDWARE)
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
@@ -191,3 +200,55 @@ def test_training_an_adapter_on_an_adapter_without_a_merged_model_is_refused(ada
     shutil.rmtree(output / "merged")
     with pytest.raises(StageError, match=r"sft\.lora\.merge"):
         models.require_adapter_base(str(output / "model"), "rm.lora")
+
+
+def test_frozen_linear_weights_in_bfloat16_change_no_bit_under_autocast(base_model_dir):
+    ids = torch.tensor([[1, 5, 9, 30]])
+    outputs = {}
+    for hardware in (HARDWARE, BFLOAT16):
+        for load in (lambda path: models.load_policy(path, HARDWARE), lambda path: models.init_reward_model(path, HARDWARE, seed=1)):
+            model = models.freeze(load(str(base_model_dir)), hardware)
+            with torch.no_grad(), models.autocast(BFLOAT16, torch.device("cpu")):
+                outputs[hardware.precision, type(model).__name__] = model(ids).logits
+            dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+            assert dtypes["model.layers.0.mlp.up_proj.weight"] == getattr(torch, hardware.precision)
+            assert dtypes["model.embed_tokens.weight"] == dtypes["model.norm.weight"] == torch.float32
+            assert dtypes.get("score.weight", torch.float32) == torch.float32
+            assert not any(parameter.requires_grad for parameter in model.parameters())
+    for name in ("LlamaForCausalLM", "LlamaForSequenceClassification"):
+        assert torch.equal(outputs["float32", name], outputs["bfloat16", name])
+
+
+def test_tied_embeddings_stay_float32():
+    config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
+    config.tie_word_embeddings = True
+    model = models.freeze(LlamaForCausalLM(config), BFLOAT16)
+    assert model.lm_head.weight is model.model.embed_tokens.weight and model.lm_head.weight.dtype == torch.float32
+
+
+def test_an_adapter_trained_on_bfloat16_weights_is_merged_into_the_float32_ones_on_disk(base_model_dir, tmp_path):
+    tokenizer = models.load_tokenizer(str(base_model_dir))
+    model = models.apply_lora(models.load_policy(str(base_model_dir), HARDWARE), LoRASettings(rank=4), "CAUSAL_LM", BFLOAT16)
+    learns = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert {parameter.dtype for parameter in learns} == {torch.float32}
+    models.save_model(model, tokenizer, tmp_path / "output", merge=True)  # an untrained adapter adds nothing
+    base, merged = (load_file(directory / "model.safetensors") for directory in (base_model_dir, tmp_path / "output" / "merged"))
+    assert all(torch.equal(base[name], weight) for name, weight in merged.items())
+
+
+def test_models_that_share_weights_do_not_share_adapters(base_model_dir):
+    policy = models.load_policy(str(base_model_dir), HARDWARE)
+    other = models.share_weights(policy)
+    adapted = models.apply_lora(policy, LoRASettings(rank=4), "CAUSAL_LM", HARDWARE)
+    assert not any("lora" in name for name, _ in other.named_parameters())
+    weight = adapted.get_base_model().model.layers[0].mlp.up_proj.base_layer.weight
+    assert weight is other.model.layers[0].mlp.up_proj.weight
+    with torch.no_grad():
+        weight += 1.0
+    assert torch.equal(weight, other.model.layers[0].mlp.up_proj.weight)
+
+
+def test_an_adapter_names_the_revision_of_its_base(base_model_dir, tmp_path):
+    model = models.apply_lora(models.load_policy(str(base_model_dir), HARDWARE), LoRASettings(), "CAUSAL_LM", HARDWARE, "abc")
+    models.save_model(model, models.load_tokenizer(str(base_model_dir)), tmp_path)
+    assert json.loads((tmp_path / "model" / "adapter_config.json").read_text())["revision"] == "abc"

@@ -56,6 +56,20 @@ def test_kill_9_and_sigterm_then_resume_equal_a_straight_run(make_stage, base_mo
     assert figures[0] == figures[1]
 
 
+def test_ppo_on_one_backbone_resumes_exactly(make_stage, base_model_dir, reward_adapter_dir):
+    stages = [
+        make_stage("ppo", tag=tag, models={"sft": base_model_dir, "rm": reward_adapter_dir}, lora={"rank": 4}, ema_decay=0.9)
+        for tag in ("straight", "killed")
+    ]
+    stages[0].run()
+    assert kill_after_checkpoint(stages[1], 1, signal.SIGKILL) == -signal.SIGKILL
+    assert not stages[1].model_dir.exists(), "killed too late: nothing was left to resume"
+    stages[1].run()
+    assert stages[1].events()[-1]["event"] == stages[0].events()[-1]["event"]
+    assert any(event["event"] == "start" and event["resumed_step"] > 0 for event in stages[1].events())
+    assert weights_hash(stages[1]) == weights_hash(stages[0])
+
+
 def test_a_damaged_newest_checkpoint_costs_one_save_interval_and_no_more(make_stage):
     straight = make_stage("sft", tag="straight")
     straight.run()

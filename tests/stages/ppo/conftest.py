@@ -11,11 +11,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 from data.tokens import EncodedPair
 from stages.packing import enable_packing
+from stages.ppo import stage as ppo_stage
 from stages.ppo.actor_critic import ActorCritic, init_critic
 from stages.ppo.experience import Experience, pack_rollout
 from stages.ppo.rollout import Sampling
 from stages.ppo.rules import UpdateRules
 from stages.ppo.trainer import PPOTrainer
+from stages.runtime import StageContext
 from stages.settings import PPOSettings
 
 PAD, EOS, STOP, VOCABULARY = 0, 1, 2, 16
@@ -189,3 +191,28 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def run(make_stage, base_model_dir, reward_model_dir):
+    """Run the stage in this process: run(tag=..., models=..., **settings) -> (spec, result, trainer)."""
+
+    def run_here(tag="run", models=None, **settings):
+        inputs = {"sft": base_model_dir, "rm": reward_model_dir} | (models or {})
+        values = {"iterations": 2, "eval_every": 1, "save_every": 1} | settings
+        spec = make_stage("ppo", tag=tag, models=inputs, **values).spec
+        spec.output_dir.mkdir()
+        spec.checkpoint_dir.mkdir()
+        trainers = []
+        plain_build = ppo_stage._build_trainer
+
+        def remember(*arguments):
+            trainers.append(plain_build(*arguments))
+            return trainers[0]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ppo_stage, "_build_trainer", remember)
+            result = ppo_stage.main(StageContext(spec))
+        return spec, result, trainers[0]
+
+    return run_here

@@ -8,35 +8,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from stages.ppo import stage as ppo_stage
 from stages.ppo.stage import main
 from stages.runtime import StageContext, StageError
 from stages.settings import LoRASettings
-
-
-@pytest.fixture
-def run(make_stage, base_model_dir, reward_model_dir):
-    """Run the stage in this process: run(tag=..., models=..., **settings) -> (spec, result, trainer)."""
-
-    def run_here(tag="run", models=None, **settings):
-        inputs = {"sft": base_model_dir, "rm": reward_model_dir} | (models or {})
-        values = {"iterations": 2, "eval_every": 1, "save_every": 1} | settings
-        spec = make_stage("ppo", tag=tag, models=inputs, **values).spec
-        spec.output_dir.mkdir()
-        spec.checkpoint_dir.mkdir()
-        trainers = []
-        plain_build = ppo_stage._build_trainer
-
-        def remember(*arguments):
-            trainers.append(plain_build(*arguments))
-            return trainers[0]
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ppo_stage, "_build_trainer", remember)
-            result = main(StageContext(spec))
-        return spec, result, trainers[0]
-
-    return run_here
 
 
 def metric_rows(spec):

@@ -1,0 +1,115 @@
+"""SFT model + reward model -> policy, critic, reference and reward model, with as few copies of frozen weights as there can be.
+
+    without LoRA   four models
+    with LoRA      the policy's base is the reference, the critic's is the reward model
+    and where the reward model is an adapter on the very SFT model: one backbone for all four,
+
+        reference      backbone
+        policy         backbone + adapter
+        reward model   backbone + reward adapter, under its head
+        critic         backbone + reward adapter + adapter, under a head of its own
+
+Models that share are modules of their own around the same tensors, so there is nothing to switch between two forwards, and activation
+checkpointing recomputes what it saw.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stages import models
+from stages.ppo.actor_critic import ActorCritic, init_critic
+from stages.runtime import StageContext, StageError
+from stages.settings import HardwareSettings, LoRASettings, PPOSettings
+from stages.spec import EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR
+
+_CRITIC = "critic"  # the name of the critic's adapter, beside the reward model's
+
+
+@dataclass(frozen=True)
+class PPOModels:
+    """What PPO trains, and what it only asks."""
+
+    actor_critic: ActorCritic
+    ref_policy: Any
+    reward_model: Any
+
+
+def load_models(context: StageContext, settings: PPOSettings, tokenizer: Any) -> PPOModels:
+    """Load the four models.
+
+    Raises:
+        StageError: policy and reward model have embeddings of different sizes, or an adapter would stand on an unmerged adapter.
+    """
+    sft, rm, hardware = context.spec.models["sft"], context.spec.models["rm"], context.spec.hardware
+    if settings.lora:
+        models.require_adapter_base(sft, "ppo.lora")
+    policy: Any = models.load_policy(sft, hardware)
+    models.note_padding(context, policy)
+    models.align_special_tokens(policy, tokenizer)
+    lora = settings.lora if settings.share_weights else None
+    ref_policy: Any = models.share_weights(policy) if lora else models.load_policy(sft, hardware)
+    reward_adapter = find_reward_adapter(sft, rm) if lora else None
+    reward_model = models.load_reward_adapter(ref_policy, reward_adapter) if reward_adapter else models.load_reward_model(rm, hardware)
+    _require_one_vocabulary(context, ref_policy, reward_model)
+    critic_source: Any = models.share_weights(reward_model) if lora else models.load_reward_model(rm, hardware)
+    for frozen in (ref_policy, reward_model):
+        models.freeze(frozen, hardware)
+    critic = init_critic(critic_source)
+    if settings.lora:
+        adapter = _without_dropout(context, settings.lora)
+        torch.manual_seed(context.spec.seed)  # adapters start alike, however the models were loaded
+        policy = models.apply_lora(policy, adapter, "CAUSAL_LM", hardware)
+        _put_adapter_into(critic.backbone, adapter, hardware)
+    if lora:
+        said = "one backbone" if reward_adapter else f"two backbones, since the reward model is no adapter on {sft} (rm.lora makes it one)"
+        context.note(f"policy, reference, critic and reward model share their frozen weights: {said}")
+    if settings.gradient_checkpointing:
+        backbones: list[Any] = [policy, critic.backbone]
+        for backbone in backbones:
+            backbone.activation_checkpointing_enable({"use_reentrant": False})
+    return PPOModels(ActorCritic(policy, critic), ref_policy, reward_model)
+
+
+def find_reward_adapter(sft_path: str, rm_path: str) -> str | None:
+    """Find the adapter of a reward model that was trained on this very SFT model: `rm_path`, or what was merged into it."""
+    directory = Path(rm_path)
+    if directory.name == MERGED_DIR:
+        directory = directory.parent / MODEL_DIR
+    try:
+        base = json.loads((directory / models.ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except FileNotFoundError:
+        return None
+    return str(directory) if Path(base).resolve() == Path(models.find_weights(sft_path)).resolve() else None
+
+
+def _without_dropout(context: StageContext, lora: LoRASettings) -> LoRASettings:
+    if lora.dropout:
+        context.note(f"ppo.lora.dropout = {lora.dropout} is not used: with dropout the first ratio would not be 1")
+    return lora.model_copy(update={"dropout": 0.0})
+
+
+def _put_adapter_into(backbone: Any, lora: LoRASettings, hardware: HardwareSettings) -> None:
+    """Freeze the critic's backbone and give it an adapter, on top of the reward model's if there is one."""
+    from peft.functional import cast_adapter_dtype, inject_adapter_in_model, set_adapter
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    below = sorted({name for module in backbone.modules() if isinstance(module, BaseTunerLayer) for name in module.active_adapters})
+    inject_adapter_in_model(models.make_lora_config(lora, "FEATURE_EXTRACTION"), models.freeze(backbone, hardware), adapter_name=_CRITIC)
+    cast_adapter_dtype(backbone, adapter_name=_CRITIC)  # float32, whatever the frozen weights are held in
+    set_adapter(backbone, [*below, _CRITIC])
+    for name, parameter in backbone.named_parameters():  # activating has made the reward model's adapter trainable too
+        parameter.requires_grad_(f".{_CRITIC}." in name)
+
+
+def _require_one_vocabulary(context: StageContext, ref_policy: Any, reward_model: Any) -> None:
+    sft, rm = context.spec.models["sft"], context.spec.models["rm"]
+    if ref_policy.config.vocab_size != reward_model.config.vocab_size:
+        raise StageError(
+            f"the reward model {rm} has {reward_model.config.vocab_size} token embeddings, the policy {sft} "
+            f"{ref_policy.config.vocab_size}; both must stem from the same SFT artifact; train the rm stage on this one",
+            EXIT_VERIFICATION,
+        )
