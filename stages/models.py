@@ -28,6 +28,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from data.tokens import require_special_tokens
+from stages.norms import fuse_norms
 from stages.packing import PackedRow, compute_hidden_states, enable_packing, is_packed
 from stages.runtime import StageContext, StageError
 from stages.settings import HardwareSettings, LoRASettings
@@ -337,6 +338,7 @@ def _finish_loading(model: Any, hardware: HardwareSettings) -> None:
     if hasattr(model, HEAD):
         setattr(model, HEAD, Float32Head(model.get_submodule(HEAD).weight))
     _disable_dropout(model)
+    fuse_norms(model)
     if hardware.attention == "auto":
         enable_packing(model)
 
