@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stages.compiling import eagerly
 from stages.kv_cache import KVCache
 from stages.packing import PACKED
 
@@ -77,7 +78,7 @@ def generate_responses(
     was_training = model.training
     model.eval()
     try:
-        with autocast:
+        with autocast, eagerly(model):
             while waiting or rows.num_alive:
                 free = max_rows - rows.num_alive
                 if waiting and free >= _ADMIT_SHARE * max_rows:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from data.tokens import EncodedComparison, encode_comparisons, encode_demonstrations
 from stages import models
+from stages.compiling import compile_layers
 from stages.evaluation import response_text, write_samples
 from stages.handoff import read_facts
 from stages.packing import list_documents, pack
@@ -46,6 +47,7 @@ def main(context: StageContext) -> StageResult:
     if settings.lora:
         model = models.apply_lora(model, settings.lora, "SEQ_CLS", spec.hardware)
     models.note_padding(context, model)
+    compile_layers(context, model)
     trainer = make_ranking_trainer(context, settings, model, tokenizer, comparisons, held_out)
     train(trainer, context)
 

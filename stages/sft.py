@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from data.schema import Demonstration, Prompt
 from data.tokens import EncodedPair, encode_demonstrations, encode_prompts
 from stages import models
+from stages.compiling import compile_layers
 from stages.evaluation import answer_prompts, judge_answers, load_judge, summarize_answers, write_samples
 from stages.handoff import read_facts
 from stages.records import load_splits
@@ -42,6 +43,7 @@ def main(context: StageContext) -> StageResult:
         models.require_adapter_base(spec.models["base"], "sft.lora")
         model = models.apply_lora(model, settings.lora, "CAUSAL_LM", spec.hardware, spec.revision)
     models.note_padding(context, model)
+    compile_layers(context, model)
     trainer = make_sft_trainer(context, settings, model, tokenizer, pairs, held_out)
     train(trainer, context)
 

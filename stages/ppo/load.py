@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from stages import models
+from stages.compiling import compile_layers
 from stages.ppo.actor_critic import ActorCritic, init_critic
 from stages.runtime import StageContext, StageError
 from stages.settings import HardwareSettings, LoRASettings, PPOSettings
@@ -71,6 +72,7 @@ def load_models(context: StageContext, settings: PPOSettings, tokenizer: Any) ->
         backbones: list[Any] = [policy, critic.backbone]
         for backbone in backbones:
             backbone.activation_checkpointing_enable({"use_reentrant": False})
+    compile_layers(context, policy, critic, ref_policy, reward_model)
     return PPOModels(ActorCritic(policy, critic), ref_policy, reward_model)
 
 
