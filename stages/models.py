@@ -8,7 +8,6 @@ with both in `score.json` beside the weights (and on the loaded model's config),
 demonstrations score 0 on average (Ziegler et al. 2019, 2.1).
 """
 
-import contextlib
 import copy
 import itertools
 import json
@@ -25,11 +24,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.pytorch_utils import Conv1D
 
 from data.tokens import require_special_tokens
 from stages.norms import fuse_norms
 from stages.packing import PackedRow, compute_hidden_states, enable_packing, is_packed
+from stages.precision import Float32Head, freeze
 from stages.runtime import StageContext, StageError
 from stages.settings import HardwareSettings, LoRASettings
 from stages.spec import EXIT_MISSING, EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR
@@ -124,33 +123,6 @@ def share_weights(model: Any) -> Any:
     return copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors})
 
 
-def freeze(model: Any, hardware: HardwareSettings) -> Any:
-    """Freeze a model; under bfloat16 its linear layers keep their weights in bfloat16.
-
-    Autocast computes with the same numbers: it would cast float32 weights in every forward. So nothing changes but time, and half of
-    the memory. Tied embeddings and the scalar head stay float32, as autocast leaves them.
-    """
-    model.requires_grad_(False)
-    if hardware.precision == "bfloat16" and not hardware.deepspeed:  # DeepSpeed decides on the precision of what it holds
-        embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
-        for module in model.modules():
-            if type(module) in (torch.nn.Linear, Conv1D) and id(module.weight) not in embeddings:
-                module.to(torch.bfloat16)
-    return model
-
-
-class Float32Head(torch.nn.Linear):
-    """The scalar head, computed in float32 even under autocast: differences of scores drown in bfloat16's rounding."""
-
-    def __init__(self, weight: torch.nn.Parameter) -> None:
-        super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")
-        self.weight = weight
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(input.device.type, enabled=False):
-            return super().forward(input.float())
-
-
 def align_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Make the model's config name the tokenizer's pad and end tokens, so that the saved model ends and pads by them."""
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -186,13 +158,6 @@ def compute_scores(reward_model: Any, row: PackedRow) -> torch.Tensor:
 def score_from_logits(logits: torch.Tensor, config: Any) -> torch.Tensor:
     """Apply a reward model's bias and scale: (logit - score_bias) / score_scale, in float32."""
     return (logits.float() - config.score_bias) / config.score_scale
-
-
-def autocast(hardware: HardwareSettings, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Compute in bfloat16 where the hardware block says so; weights stay float32."""
-    if hardware.precision == "bfloat16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return contextlib.nullcontext()
 
 
 def apply_lora(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from data.tokens import EncodedComparison, encode_comparisons, encode_demonstrations
-from stages import models
+from stages import models, precision
 from stages.compiling import compile_layers
 from stages.evaluation import response_text, write_samples
 from stages.handoff import read_facts
@@ -52,7 +52,7 @@ def main(context: StageContext) -> StageResult:
     train(trainer, context)
 
     model = trainer.accelerator.unwrap_model(trainer.model)
-    autocast = models.autocast(spec.hardware, next(model.parameters()).device)
+    autocast = precision.autocast(spec.hardware, next(model.parameters()).device)
     bias, scale = calibrate(context, settings, model, tokenizer, limits, autocast)
     config = models.find_model(model).config
     config.score_bias, config.score_scale = bias, scale

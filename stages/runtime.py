@@ -183,6 +183,8 @@ def start_process(context: StageContext) -> None:
     import transformers
     from transformers import set_seed
 
+    from stages.precision import note_slow_bfloat16
+
     hardware = context.spec.hardware
     if hardware.threads:
         torch.set_num_threads(hardware.threads)
@@ -193,6 +195,7 @@ def start_process(context: StageContext) -> None:
     set_seed(context.spec.seed)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    note_slow_bfloat16(context)
 
 
 def uses_gpu(context: StageContext) -> bool:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from data.schema import Demonstration, Prompt
 from data.tokens import EncodedPair, encode_demonstrations, encode_prompts
-from stages import models
+from stages import models, precision
 from stages.compiling import compile_layers
 from stages.evaluation import answer_prompts, judge_answers, load_judge, summarize_answers, write_samples
 from stages.handoff import read_facts
@@ -48,7 +48,7 @@ def main(context: StageContext) -> StageResult:
     train(trainer, context)
 
     model = trainer.accelerator.unwrap_model(trainer.model)
-    autocast = models.autocast(spec.hardware, next(model.parameters()).device)
+    autocast = precision.autocast(spec.hardware, next(model.parameters()).device)
     metrics: dict[str, float] = {}
     if held_out:
         metrics["eval/loss"] = heldout_loss(model, held_out, tokenizer.pad_token_id, autocast)

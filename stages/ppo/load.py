@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from stages import models
+from stages import models, precision
 from stages.compiling import compile_layers
 from stages.ppo.actor_critic import ActorCritic, init_critic
 from stages.runtime import StageContext, StageError
@@ -58,7 +58,7 @@ def load_models(context: StageContext, settings: PPOSettings, tokenizer: Any) ->
     _require_one_vocabulary(context, ref_policy, reward_model)
     critic_source: Any = models.share_weights(reward_model) if lora else models.load_reward_model(rm, hardware)
     for frozen in (ref_policy, reward_model):
-        models.freeze(frozen, hardware)
+        precision.freeze(frozen, hardware)
     critic = init_critic(critic_source)
     if settings.lora:
         adapter = _without_dropout(context, settings.lora)
@@ -100,7 +100,7 @@ def _put_adapter_into(backbone: Any, lora: LoRASettings, hardware: HardwareSetti
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     below = sorted({name for module in backbone.modules() if isinstance(module, BaseTunerLayer) for name in module.active_adapters})
-    inject_adapter_in_model(models.make_lora_config(lora, "FEATURE_EXTRACTION"), models.freeze(backbone, hardware), adapter_name=_CRITIC)
+    inject_adapter_in_model(models.make_lora_config(lora, "FEATURE_EXTRACTION"), precision.freeze(backbone, hardware), adapter_name=_CRITIC)
     cast_adapter_dtype(backbone, adapter_name=_CRITIC)  # float32, whatever the frozen weights are held in
     set_adapter(backbone, [*below, _CRITIC])
     for name, parameter in backbone.named_parameters():  # activating has made the reward model's adapter trainable too

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from data.tokens import EncodedPair, EncodedPromptRecord, encode_demonstrations, encode_prompts
-from stages import models
+from stages import models, precision
 from stages.checkpoint import latest_complete, save_checkpoint
 from stages.evaluation import load_judge, write_samples
 from stages.handoff import check_handoff, read_facts
@@ -185,7 +185,7 @@ def _build_trainer(
         settings,
         seed=spec.seed,
         accelerator=accelerator,
-        autocast=models.autocast(spec.hardware, accelerator.device),
+        autocast=precision.autocast(spec.hardware, accelerator.device),
         demonstrations=demonstrations,
         note=context.note,
     )

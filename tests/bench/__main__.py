@@ -8,7 +8,8 @@
              matrix products of its real tokens take on this machine
     rm       one optimizer step on K ranked answers against TRL's RewardTrainer on their C(K,2) pairs; one thread
     sft      one epoch on answers of skewed lengths, packed and padded
-    rollout  sampled tokens per second against transformers' `generate`
+    rollout  sampled tokens per second against transformers' `generate` and its continuous batching
+    lora     peak memory of PPO with LoRA, four models and one backbone, against SFT with LoRA; 134 M parameters
 
 Each side is a process of its own (protocol.py), and all sides of a case take turns in one run, A B A B, so that a slower minute of the
 machine hits them all. Sides get the same models (random weights), prompts, epochs and minibatches; lengths of sampled answers differ by
@@ -25,13 +26,13 @@ import argparse
 from pathlib import Path
 
 from tests.bench.protocol import ROOT
-from tests.bench.sections import Options, measure_ppo, measure_rm, measure_rollout, measure_sft
+from tests.bench.sections import Options, measure_lora, measure_ppo, measure_rm, measure_rollout, measure_sft
 from tests.bench.sizes import SIZES
 from tests.bench.table import describe_machine, write_report
 
-SECTIONS = {"ppo": measure_ppo, "rm": measure_rm, "sft": measure_sft, "rollout": measure_rollout}
+SECTIONS = {"ppo": measure_ppo, "rm": measure_rm, "sft": measure_sft, "rollout": measure_rollout, "lora": measure_lora}
 # Where the command line names no size.
-_SIZES = {"ppo": ("small", "big"), "rm": ("small",), "sft": ("small",), "rollout": ("small", "big")}
+_SIZES = {"ppo": ("small", "big"), "rm": ("small",), "sft": ("small",), "rollout": ("small",), "lora": ("wide",)}
 
 
 def main() -> None:

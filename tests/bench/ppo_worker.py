@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from stages import models
 from stages.ppo import trainer as trainer_module
 from stages.ppo.actor_critic import ActorCritic, init_critic
 from stages.ppo.rollout import Sampling
 from stages.ppo.trainer import PPOTrainer
+from stages.precision import autocast, freeze
 from stages.settings import PPOSettings
 from tests.bench.our_models import make_hardware, open_policy, open_reward_model
 from tests.bench.protocol import Bench, Figures, Instant
@@ -22,10 +22,13 @@ from tests.bench.workload import EOS, PAD, PPOWork, make_prompts
 def build_trainer(work: PPOWork, precision: str) -> PPOTrainer:
     """Build our trainer as the stage does: what the work does not fix stays at the project's defaults."""
     hardware = make_hardware(precision)
+    ref_policy, reward_model = open_policy(work.size, work.hazard, hardware), open_reward_model(work.size, 2, hardware)
+    for frozen in (ref_policy, reward_model):
+        freeze(frozen, hardware)
     return PPOTrainer(
         ActorCritic(open_policy(work.size, work.hazard, hardware), init_critic(open_reward_model(work.size, 1, hardware))),
-        open_policy(work.size, work.hazard, hardware),
-        open_reward_model(work.size, 2, hardware),
+        ref_policy,
+        reward_model,
         make_prompts(work),
         Sampling(max_new_tokens=work.max_new_tokens, temperature=1.0, pad_token_id=PAD, eos_token_id=EOS, stop_token_id=EOS),
         PPOSettings(
@@ -37,7 +40,7 @@ def build_trainer(work: PPOWork, precision: str) -> PPOTrainer:
         ),
         seed=0,
         accelerator=Accelerator(cpu=True),
-        autocast=models.autocast(hardware, torch.device("cpu")),
+        autocast=autocast(hardware, torch.device("cpu")),
     )
 
 

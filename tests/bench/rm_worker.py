@@ -1,4 +1,7 @@
-"""One optimizer step of the reward model per "go", on one prompt with K ranked answers: ours, or TRL's trainer on the C(K,2) pairs."""
+"""One optimizer step of the reward model per "go", on one prompt with K ranked answers: ours, or TRL's trainer on the C(K,2) pairs.
+
+TRL's runs twice: in micro-batches of at most 8 pairs, its default, and with all pairs in one forward.
+"""
 
 import itertools
 import json
@@ -22,7 +25,7 @@ from tests.bench.stage_context import make_context
 from tests.bench.workload import draw_ids, make_reward_model, make_tokenizer
 
 _PROMPTS = 32  # an epoch; the steps come from as many of them as are asked for
-_LONGEST_MICRO_BATCH = 8  # pairs per forward of TRL's: its default per_device_train_batch_size
+_LONGEST_MICRO_BATCH = {"trl": 8, "trl at once": 10**9}  # pairs per forward; 8 is TRL's default per_device_train_batch_size
 
 
 def make_comparisons(size: str, answers: int, prompt_tokens: int, answer_tokens: int) -> list[EncodedComparison]:
@@ -52,7 +55,7 @@ def build_trl(given: dict[str, Any], comparisons: list[EncodedComparison], direc
         for better, worse in itertools.combinations(range(given["answers"]), 2)
     ]
     per_step = len(pairs) // len(comparisons)
-    micro_batch = max(size for size in range(1, _LONGEST_MICRO_BATCH + 1) if per_step % size == 0)
+    micro_batch = max(size for size in range(1, min(_LONGEST_MICRO_BATCH[given["engine"]], per_step) + 1) if per_step % size == 0)
     config = RewardConfig(
         output_dir=str(directory),
         per_device_train_batch_size=micro_batch,
@@ -76,7 +79,7 @@ def main() -> None:
     bench = Bench()
     given = json.loads(sys.argv[1])
     comparisons = make_comparisons(given["size"], given["answers"], given["prompt_tokens"], given["answer_tokens"])
-    build = {"ours": build_ours, "trl": build_trl}[given["engine"]]
+    build = build_ours if given["engine"] == "ours" else build_trl
     with tempfile.TemporaryDirectory() as directory:
         trainer = build(given, comparisons, Path(directory))
         trainer.add_callback(Meter(bench, "step", lambda: {}))

@@ -1,4 +1,4 @@
-"""One batch of sampled responses per "go": our generator, or transformers' `generate` on prompts padded on the left."""
+"""One batch of sampled responses per "go": our generator, transformers' `generate` on padded prompts, or its continuous batching."""
 
 import itertools
 import json
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from stages import models
+from stages import precision
 from stages.ppo.rollout import Autocast, Sampling, roll_out
 from tests.bench.our_models import make_hardware, open_policy
 from tests.bench.protocol import Bench, Figures, Instant
@@ -28,13 +28,25 @@ def sample_transformers(policy: Any, work: PPOWork, prompts: list[list[int]], au
     torch.manual_seed(seed)
     width = max(map(len, prompts))
     ids = torch.tensor([[PAD] * (width - len(prompt)) + prompt for prompt in prompts])
-    config = GenerationConfig(
-        max_new_tokens=work.max_new_tokens, do_sample=True, top_k=0, top_p=1.0, eos_token_id=EOS, pad_token_id=PAD, bos_token_id=None
-    )
     with autocast:
-        sequences = policy.generate(input_ids=ids, attention_mask=(ids != PAD).long(), generation_config=config)
+        sequences = policy.generate(input_ids=ids, attention_mask=(ids != PAD).long(), generation_config=make_config(work))
     ended = sequences[:, width:] == EOS
     return int((ended.cumsum(dim=1) - ended.long() == 0).sum())
+
+
+def sample_continuous(policy: Any, work: PPOWork, prompts: list[list[int]], autocast: Autocast, seed: int) -> int:
+    """Sample with `model.generate_batch` and count the response tokens."""
+    torch.manual_seed(seed)
+    with autocast:
+        outputs = policy.generate_batch(prompts, generation_config=make_config(work), warmup=False)
+    return sum(len(output.generated_tokens) for output in outputs.values())
+
+
+def make_config(work: PPOWork) -> GenerationConfig:
+    """Ask transformers for the same sampling as ours."""
+    return GenerationConfig(
+        max_new_tokens=work.max_new_tokens, do_sample=True, top_k=0, top_p=1.0, eos_token_id=EOS, pad_token_id=PAD, bos_token_id=None
+    )
 
 
 def main() -> None:
@@ -42,11 +54,12 @@ def main() -> None:
     bench = Bench()
     given = json.loads(sys.argv[1])
     work, hardware = PPOWork(**given["ppo"]), make_hardware(given["precision"])
-    prompts, autocast, turns = make_prompts(work), models.autocast(hardware, torch.device("cpu")), itertools.count()
+    prompts, autocast, turns = make_prompts(work), precision.autocast(hardware, torch.device("cpu")), itertools.count()
     if given["engine"] == "ours":
         sample, policy = sample_ours, open_policy(work.size, work.hazard, hardware).eval()
     else:
-        sample, policy = sample_transformers, make_policy(work.size, work.hazard).eval()
+        sample = {"generate": sample_transformers, "continuous": sample_continuous}[given["engine"]]
+        policy = make_policy(work.size, work.hazard).eval()
 
     def step() -> Figures:
         start = Instant.now()

@@ -60,7 +60,14 @@ def measure_rm(options: Options) -> Iterator[Case]:
         for answers in (2, 4, 9) if not options.quick else (4,):
             for precision in PRECISIONS if not options.quick else ("float32",):
                 given = {"size": size, "answers": answers, "precision": precision, "prompt_tokens": 256, "answer_tokens": 128}
-                yield _compare("rm_worker", given, "engine", ("trl", "ours"), options, {"size": size, "K": answers, "precision": precision})
+                yield _compare(
+                    "rm_worker",
+                    given,
+                    "engine",
+                    ("trl", "trl at once", "ours"),
+                    options,
+                    {"size": size, "K": answers, "precision": precision},
+                )
 
 
 def measure_sft(options: Options) -> Iterator[Case]:
@@ -79,7 +86,16 @@ def measure_rollout(options: Options) -> Iterator[Case]:
             for precision in PRECISIONS if not options.quick else ("float32",):
                 given = {"ppo": make_ppo_work(size, profile, options.quick), "precision": precision}
                 labels = {"size": size, "answers": profile, "precision": precision}
-                yield _compare("rollout_worker", given, "engine", ("transformers", "ours"), options, labels)
+                yield _compare("rollout_worker", given, "engine", ("generate", "continuous", "ours"), options, labels)
+
+
+def measure_lora(options: Options) -> Iterator[Case]:
+    """Measure the memory of PPO with LoRA against that of SFT with LoRA, on one model."""
+    for size in options.sizes:
+        for precision in PRECISIONS if not options.quick else ("float32",):
+            labels = {"size": size, "precision": precision}
+            engines = ("four models", "one backbone", "sft")
+            yield _compare("lora_worker", {"size": size, "precision": precision}, "engine", engines, options, labels)
 
 
 def make_ppo_work(size: str, profile: str, quick: bool) -> Figures:

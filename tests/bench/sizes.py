@@ -23,5 +23,6 @@ class Size:
 SIZES = {
     "tiny": Size(hidden=32, layers=2, heads=2, intermediate=64, vocabulary=128),  # for the bench's own test
     "small": Size(hidden=256, layers=6, heads=4, intermediate=688, vocabulary=4096),
+    "wide": Size(hidden=768, layers=12, heads=12, intermediate=2048, vocabulary=32000),  # 134 M: weights outweigh activations
     "big": Size(hidden=512, layers=8, heads=8, intermediate=1376, vocabulary=8192),
 }

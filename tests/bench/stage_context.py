@@ -3,15 +3,20 @@
 from pathlib import Path
 
 from stages.runtime import StageContext
-from stages.settings import RMSettings, SFTSettings, TokenSettings
+from stages.settings import StageSettings, TokenSettings
 from stages.spec import StageName, StageSpec
 from tests.bench.our_models import make_hardware
 
 
 def make_context(
-    stage: StageName, settings: SFTSettings | RMSettings, tokens: TokenSettings, precision: str, directory: Path
+    stage: StageName,
+    settings: StageSettings,
+    tokens: TokenSettings,
+    precision: str,
+    directory: Path,
+    models: dict[str, str] | None = None,
 ) -> StageContext:
-    """Make the context of a stage that is given its models and records by hand."""
+    """Make the context of a stage that is given its records by hand, and its models too if none are named."""
     checkpoint_dir = directory / "checkpoints"
     checkpoint_dir.mkdir()
     spec = StageSpec(
@@ -19,7 +24,7 @@ def make_context(
         settings=settings,
         tokens=tokens,
         hardware=make_hardware(precision),
-        models={},
+        models=models or {},
         data={},
         seed=0,
         output_dir=directory / "output",

@@ -55,7 +55,8 @@ def render(machine: dict[str, Any], sections: dict[str, list[Case]]) -> str:
         "ppo": ("One PPO update: TRL 1.12.0 and ours", _render_ppo),
         "rm": ("One optimizer step of the reward model, prompt 256 and answers 128 tokens: TRL on all pairs and ours", _render_steps),
         "sft": ("One epoch of SFT on answers of skewed lengths: padded and packed", _render_rates),
-        "rollout": ("Sampling: transformers' generate and ours", _render_rates),
+        "rollout": ("Sampling: transformers' generate, its continuous batching, and ours", _render_rates),
+        "lora": ("One optimizer step with LoRA: SFT, and PPO with four models and on one backbone", _render_steps),
     }
     parts = [head]
     for name, cases in sections.items():
@@ -134,36 +135,36 @@ def _compute_floor(case: Case) -> dict[str, float]:
 
 
 def _render_steps(cases: list[Case]) -> list[str]:
-    """Render two engines side by side, in seconds."""
-    first, second = cases[0]["engines"]
+    """Render engines side by side, in seconds; ours is the last."""
+    *others, ours = cases[0]["engines"]
     head = [*cases[0]["labels"]]
     for clock in ("wall", "CPU"):
-        head += [f"{first} {clock}", f"{second} {clock}", f"{first} / {second}"]
+        head += [f"{engine} {clock}" for engine in (*others, ours)] + [f"{other} / {ours}" for other in others]
     rows: list[Row] = []
     for case in cases:
         row = [*map(str, case["labels"].values())]
         for clock in ("wall_s", "cpu_s"):
-            a, b = (_seconds(case["engines"][engine], "total", clock) for engine in (first, second))
-            row += [format_spread(a), format_spread(b), _ratio(a, b)]
+            *theirs, mine = (_seconds(case["engines"][engine], "total", clock) for engine in (*others, ours))
+            row += [format_spread(seconds) for seconds in (*theirs, mine)] + [_ratio(seconds, mine) for seconds in theirs]
         rows.append(row)
     return [format_table(head, rows), _render_memory(cases)]
 
 
 def _render_rates(cases: list[Case]) -> list[str]:
-    """Render two engines side by side, in tokens per second: response tokens (rollout), all real tokens (SFT)."""
-    first, second = cases[0]["engines"]
-    is_sft = first == "padded"
+    """Render engines side by side, in tokens per second: response tokens (rollout), all real tokens (SFT); ours is the last."""
+    *others, ours = cases[0]["engines"]
+    is_sft = ours == "packed"
     head = [*cases[0]["labels"]]
     for clock in ("wall", "CPU"):
-        head += [f"{first} tokens / {clock} s", f"{second} tokens / {clock} s", f"{second} / {first}"]
+        head += [f"{engine} tokens / {clock} s" for engine in (*others, ours)] + [f"{ours} / {other}" for other in others]
     rows: list[Row] = []
     for case in cases:
         row = [*map(str, case["labels"].values())]
         for clock in ("wall_s", "cpu_s"):
-            a, b = (
-                [_count(turn, is_sft) / turn["phases"]["total"][clock] for turn in case["engines"][engine]] for engine in (first, second)
+            *theirs, mine = (
+                [_count(turn, is_sft) / turn["phases"]["total"][clock] for turn in case["engines"][engine]] for engine in (*others, ours)
             )
-            row += [format_spread(a, 0), format_spread(b, 0), _ratio(b, a)]
+            row += [format_spread(rates, 0) for rates in (*theirs, mine)] + [_ratio(mine, rates) for rates in theirs]
         rows.append(row)
     return [format_table(head, rows), _render_memory(cases)]
 

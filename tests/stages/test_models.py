@@ -11,8 +11,6 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
 )
 
 from stages import models
@@ -151,12 +149,6 @@ def test_a_reward_model_that_reads_other_token_ids_is_refused(base_model_dir, re
     assert said in message or "another" in message
 
 
-def test_float32_head_gives_float32_scores_under_bfloat16_autocast(base_model_dir):
-    model = models.init_reward_model(str(base_model_dir), HARDWARE, seed=1)
-    with torch.no_grad(), models.autocast(HardwareSettings(precision="bfloat16"), torch.device("cpu")):
-        assert model(torch.tensor([[1, 5, 9]])).logits.dtype == torch.float32
-
-
 @pytest.fixture
 def adapter_output(base_model_dir, tmp_path):
     """An SFT-like adapter with random, non-zero weights, and its merged model."""
@@ -200,30 +192,6 @@ def test_training_an_adapter_on_an_adapter_without_a_merged_model_is_refused(ada
     shutil.rmtree(output / "merged")
     with pytest.raises(StageError, match=r"sft\.lora\.merge"):
         models.require_adapter_base(str(output / "model"), "rm.lora")
-
-
-def test_frozen_linear_weights_in_bfloat16_change_no_bit_under_autocast(base_model_dir):
-    ids = torch.tensor([[1, 5, 9, 30]])
-    outputs = {}
-    for hardware in (HARDWARE, BFLOAT16):
-        for load in (lambda path: models.load_policy(path, HARDWARE), lambda path: models.init_reward_model(path, HARDWARE, seed=1)):
-            model = models.freeze(load(str(base_model_dir)), hardware)
-            with torch.no_grad(), models.autocast(BFLOAT16, torch.device("cpu")):
-                outputs[hardware.precision, type(model).__name__] = model(ids).logits
-            dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
-            assert dtypes["model.layers.0.mlp.up_proj.weight"] == getattr(torch, hardware.precision)
-            assert dtypes["model.embed_tokens.weight"] == dtypes["model.norm.weight"] == torch.float32
-            assert dtypes.get("score.weight", torch.float32) == torch.float32
-            assert not any(parameter.requires_grad for parameter in model.parameters())
-    for name in ("LlamaForCausalLM", "LlamaForSequenceClassification"):
-        assert torch.equal(outputs["float32", name], outputs["bfloat16", name])
-
-
-def test_tied_embeddings_stay_float32():
-    config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
-    config.tie_word_embeddings = True
-    model = models.freeze(LlamaForCausalLM(config), BFLOAT16)
-    assert model.lm_head.weight is model.model.embed_tokens.weight and model.lm_head.weight.dtype == torch.float32
 
 
 def test_an_adapter_trained_on_bfloat16_weights_is_merged_into_the_float32_ones_on_disk(base_model_dir, tmp_path):
