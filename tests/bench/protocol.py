@@ -4,6 +4,7 @@ A measured side is a process of its own, so that its peak memory is its own and 
 wait for a line and use no CPU. Torch-free: the bench itself stays small, for a child's peak memory begins at its parent's.
 """
 
+import ctypes
 import json
 import os
 import subprocess
@@ -85,6 +86,7 @@ class Bench:
     """
 
     def __init__(self) -> None:
+        _keep_pages_resident()
         self._lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
         self._imported_mb = read_peak_mb()
@@ -151,3 +153,9 @@ def read_peak_mb() -> float:
     """Read this process's peak of resident memory so far, in MiB (the kernel's VmHWM, ru_maxrss without what a parent had)."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def _keep_pages_resident() -> None:
+    """Ask that pages, once touched, stay in memory: some machines reclaim those of a process that waits, and its next turn pays for it."""
+    mcl_current, mcl_future, mcl_onfault = 1, 2, 4
+    ctypes.CDLL(None).mlockall(mcl_current | mcl_future | mcl_onfault)  # refused without the privilege: then it is as it was
