@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, cast
 from pipeline.processes import MARKER, die_with_parent, start_watchdog, sweep
 from pipeline.text import clean
 from stages.settings import HardwareSettings
-from stages.spec import EXIT_FAILED, EXIT_SIGINT, EXIT_SIGTERM, StageName
+from stages.spec import EXIT_FAILED, EXIT_SIGINT, EXIT_SIGTERM, STEP_SIZES, StageName
 
 Event = dict[str, Any]
 
@@ -183,7 +183,7 @@ def _describe_failure(name: str, exit_code: int, received: int | None, error: Ev
     elif exit_code < 0:
         message, code = f"killed by {signal.Signals(-exit_code).name}", EXIT_FAILED
         if exit_code == -signal.SIGKILL:
-            message += "; if you did not, the system ran out of memory: make the micro-batches smaller"
+            message += "; if you did not, the system ran out of memory: lower " + STEP_SIZES.get(name, "the sizes of its micro-batches")
     else:
         message, code = f"ended with exit code {exit_code}", exit_code
     return StageFailed(f"{name}: {message}", code if code in _KNOWN_EXITS else EXIT_FAILED, last_lines(log_path), log_path)

@@ -31,6 +31,8 @@ def compile_layers(context: StageContext, *models: Any) -> None:
             "hardware.compile: false",
             EXIT_USAGE,
         )
+    # Variants of one layer: four models, with gradients and without, adapters; beyond the limit a layer would quietly run uncompiled.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     AttentionInterface.register(PACKED, torch.compiler.disable(attend))
     for model in models:
         for layer in _list_layers(model):

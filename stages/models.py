@@ -12,6 +12,7 @@ import copy
 import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -170,24 +171,25 @@ def apply_lora(
     """Freeze a model and wrap it in a trainable adapter; a reward model's head is trained and saved in full beside it."""
     from peft import get_peft_model
 
-    return get_peft_model(
-        freeze(model, hardware), make_lora_config(lora, task, revision, modules_to_save=[HEAD] if task == "SEQ_CLS" else None)
-    )
+    config = make_lora_config(lora, task, revision=revision, modules_to_save=[HEAD] if task == "SEQ_CLS" else None)
+    return get_peft_model(freeze(model, hardware), config)
 
 
-def make_lora_config(lora: LoRASettings, task: str, revision: str | None = None, **changes: Any) -> Any:
+def make_lora_config(
+    lora: LoRASettings, task: Literal["CAUSAL_LM", "SEQ_CLS"], *, revision: str | None = None, modules_to_save: list[str] | None = None
+) -> Any:
     """Say in peft's terms what an adapter is."""
     from peft import LoraConfig
 
-    given = {
-        "task_type": task,
-        "r": lora.rank,
-        "lora_alpha": lora.alpha,
-        "lora_dropout": lora.dropout,
-        "target_modules": lora.target_modules,
-        "revision": revision,
-    }
-    return LoraConfig(**given | changes)
+    return LoraConfig(
+        task_type=task,
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        modules_to_save=modules_to_save,
+        revision=revision,
+    )
 
 
 def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, output_dir: Path, *, merge: bool = False) -> None:
@@ -195,21 +197,27 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, output_dir: Path,
     directory = output_dir / MODEL_DIR
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    config = find_model(model).config
-    if hasattr(config, "score_scale"):
-        # A file of its own: an adapter's directory has no config.json.
-        calibration = {"score_bias": config.score_bias, "score_scale": config.score_scale}
-        (directory / CALIBRATION_FILE).write_text(json.dumps(calibration), encoding="utf-8")
+    _write_calibration(model, directory)
     if not is_adapter(model):
         return
     (directory / "README.md").unlink(missing_ok=True)  # peft's empty model card
     if merge:
+        shutil.rmtree(output_dir / MERGED_DIR, ignore_errors=True)  # of an attempt that was killed: it would be taken for the model
         # Onto the base as it lies on the disk: the one in memory may be held in bfloat16.
         load = load_policy if model.can_generate() else load_reward_model
         merged = load(str(directory), HardwareSettings.model_validate({"attention": "sdpa"}))
         align_special_tokens(merged, tokenizer)
         merged.save_pretrained(output_dir / MERGED_DIR)
+        _write_calibration(merged, output_dir / MERGED_DIR)
         tokenizer.save_pretrained(output_dir / MERGED_DIR)
+
+
+def _write_calibration(model: Any, directory: Path) -> None:
+    """Write a reward model's bias and scale; a file of its own, for an adapter's directory has no config.json."""
+    config = find_model(model).config
+    if hasattr(config, "score_scale"):
+        calibration = {"score_bias": config.score_bias, "score_scale": config.score_scale}
+        (directory / CALIBRATION_FILE).write_text(json.dumps(calibration), encoding="utf-8")
 
 
 def is_adapter(model: Any) -> bool:
@@ -316,7 +324,7 @@ def _merge_adapter(model: Any, adapter: str) -> Any:
     from peft import PeftModel
 
     merged: Any = PeftModel.from_pretrained(model, adapter)
-    return merged.merge_and_unload()
+    return merged.merge_and_unload().requires_grad_(True)  # peft has frozen what lies below the adapter
 
 
 def _disable_dropout(model: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
@@ -17,7 +18,7 @@ class RMSNorm(nn.Module):
     Args:
         weight: [hidden size].
         eps: ε.
-        feeds_linear_layers: return what autocast would turn the output into anyway; once, not for each layer that reads it.
+        feeds_linear_layers: return what autocast would turn the output into anyway: once, not in each layer that reads it.
     """
 
     def __init__(self, weight: nn.Parameter, eps: float, feeds_linear_layers: bool) -> None:
@@ -51,7 +52,8 @@ class _RMSNorm(torch.autograd.Function):
         return (hidden * inverse).mul_(weight)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         hidden, weight, inverse = ctx.saved_tensors
         gradient, size = gradients[0].float(), hidden.shape[-1]
         # LayerNorm's backward, told that the mean is 0, computes this but for one term, of the derivative of the mean: put back.
@@ -70,16 +72,25 @@ def fuse_norms(model: nn.Module) -> int:
         How many were replaced.
     """
     replaced = 0
-    last = getattr(getattr(model, "base_model", model), "norm", None)  # feeds the heads, some of which compute in float32
     for parent in list(model.modules()):
         for name, norm in list(parent.named_children()):
             eps = getattr(norm, "variance_epsilon", None)
             if isinstance(eps, float) and type(norm).__name__.endswith("RMSNorm") and isinstance(norm.weight, nn.Parameter):
-                ours = RMSNorm(norm.weight, eps, feeds_linear_layers=norm is not last)
+                ours = RMSNorm(norm.weight, eps, _feeds_linear_layers(parent, name))
                 if _agree(ours, norm):
                     setattr(parent, name, ours)
                     replaced += 1
     return replaced
+
+
+def _feeds_linear_layers(parent: nn.Module, name: str) -> bool:
+    """Whether a norm stands before the linear layers of a pre-norm layer, and nothing else reads it.
+
+    Other norms feed the heads, rotary embeddings or the residual stream, which stay float32; experts, whose weights are one
+    tensor of three axes, compute in the precision of what they are given.
+    """
+    stands_before = hasattr(parent, "input_layernorm") and name in ("input_layernorm", "post_attention_layernorm")
+    return stands_before and all(parameter.dim() < 3 for parameter in parent.parameters())
 
 
 @torch.no_grad()

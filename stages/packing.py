@@ -25,7 +25,7 @@ _PROBE_TOLERANCE = 2e-3  # of the largest hidden state: room for TF32 and bfloat
 _GROUP_SIZE = 16  # documents attended to in one call, at most
 _GROUP_GROWTH = 2.0  # and the longest over the shortest of them
 # bfloat16 products on a CPU run by kernels that are generated for each shape and kept: shapes that recur save a third of a step.
-_ROW_STEP = 64  # a row's tokens are a multiple of it; what fills it up is computed and never read
+_ROW_STEPS = (64, 128)  # a row's tokens are a multiple of the first, of the second beyond 1024; what fills it up is never read
 _LENGTH_STEP = 16  # so are a group's queries and keys
 _MATH_KEYS = 512  # up to so many keys the plain product is faster than the fused kernel in bfloat16 on a CPU (1.3 to 2 times)
 
@@ -100,7 +100,7 @@ def lay_out(ids_N: Tensor, lengths_D: Tensor, parents_D: Tensor | None = None) -
     if bool((has_parent_D[parents_D[has_parent_D]]).any()):
         raise ValueError("a document continues one that continues another; only one level is possible")
     num_tokens = len(ids_N)
-    ids_N = F.pad(ids_N, (0, -num_tokens % _ROW_STEP))
+    ids_N = F.pad(ids_N, (0, count_filling(num_tokens)))
     starts_D = lengths_D.cumsum(0) - lengths_D
     offsets_D = torch.where(has_parent_D, lengths_D[parents_D], 0)
     owners_N = torch.repeat_interleave(torch.arange(len(lengths_D)), lengths_D)
@@ -116,6 +116,11 @@ def lay_out(ids_N: Tensor, lengths_D: Tensor, parents_D: Tensor | None = None) -
         num_places += real_GQ.numel()
         groups.append(group)
     return _move(PackedRow(ids_N, positions_N, starts_D, lengths_D, parents_D, groups, places_N), ids_N.device)
+
+
+def count_filling(num_tokens: int) -> int:
+    """Say how many tokens fill a row (or what is read of it) up to a length that recurs."""
+    return -num_tokens % _ROW_STEPS[num_tokens > 1024]
 
 
 def _group_by_length(offsets_D: Tensor, lengths_D: Tensor) -> list[Tensor]:

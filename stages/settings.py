@@ -46,7 +46,9 @@ class HardwareSettings(Closed):
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` takes the GPU when there is one.")
     precision: Literal["float32", "bfloat16"] = Field(
-        "bfloat16", description="Compute precision of forward and backward; weights, optimizer and statistics stay float32."
+        "bfloat16",
+        description="Compute precision of forward and backward, and of weights in frozen linear layers; weights that learn, "
+        "their optimizer and all statistics stay float32.",
     )
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
         "auto",
@@ -133,7 +135,7 @@ class PPOSettings(_Optimization):
     rollout_batch_size: PositiveInt = Field(64, description="Prompts per rollout, over all processes.")
     minibatch_size: PositiveInt = Field(32, description="Responses per optimizer step, over all processes.")
     max_tokens_per_microbatch: PositiveInt = Field(
-        2048, description="Tokens (prompts and responses, no padding) per forward pass and process, in scoring and in the update."
+        4096, description="Tokens (prompts and responses, no padding) per forward pass and process, in scoring and in the update."
     )
     rollout_micro_batch_size: PositiveInt = Field(64, description="Responses that a process decodes at once.")
     ppo_epochs: PositiveInt = Field(4, description="Passes over each rollout.")

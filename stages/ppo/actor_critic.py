@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from stages.models import HEAD, find_backbone, find_model
-from stages.packing import PackedRow, compute_hidden_states
+from stages.packing import PackedRow, compute_hidden_states, count_filling
 from stages.ppo.losses import compute_entropies, compute_logprobs
 
 _MAX_LOGITS = 2**24  # logits held at a time (64 MB in float32); beyond it the head is computed in chunks, again in the backward pass
@@ -85,6 +86,8 @@ def compute_token_logprobs(
 
     Logits exist for response tokens only, and never for more than a chunk of them at a time.
     """
+    num_tokens = len(predictors_K)
+    predictors_K = F.pad(predictors_K, (0, count_filling(num_tokens)))  # at the first token of the row: computed and never read
     hidden_KH = compute_hidden_states(find_backbone(policy), row)[predictors_K]
     targets_K = row.ids_N[predictors_K + 1]
     head = policy.get_output_embeddings()
@@ -99,7 +102,7 @@ def compute_token_logprobs(
             logprobs_k, entropies_k = _read_head(head, hidden_kH, targets_k, temperature, with_entropies)
         logprobs.append(logprobs_k)
         entropies += [] if entropies_k is None else [entropies_k]
-    return torch.cat(logprobs), torch.cat(entropies) if entropies else None
+    return torch.cat(logprobs)[:num_tokens], torch.cat(entropies)[:num_tokens] if entropies else None
 
 
 def _read_head(

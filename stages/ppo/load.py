@@ -51,12 +51,12 @@ def load_models(context: StageContext, settings: PPOSettings, tokenizer: Any) ->
     policy: Any = models.load_policy(sft, hardware)
     models.note_padding(context, policy)
     models.align_special_tokens(policy, tokenizer)
-    lora = settings.lora if settings.share_weights else None
-    ref_policy: Any = models.share_weights(policy) if lora else models.load_policy(sft, hardware)
-    reward_adapter = find_reward_adapter(sft, rm) if lora else None
+    shares_weights = settings.lora is not None and settings.share_weights
+    ref_policy: Any = models.share_weights(policy) if shares_weights else models.load_policy(sft, hardware)
+    reward_adapter = find_reward_adapter(sft, rm) if shares_weights else None
     reward_model = models.load_reward_adapter(ref_policy, reward_adapter) if reward_adapter else models.load_reward_model(rm, hardware)
     _require_one_vocabulary(context, ref_policy, reward_model)
-    critic_source: Any = models.share_weights(reward_model) if lora else models.load_reward_model(rm, hardware)
+    critic_source: Any = models.share_weights(reward_model) if shares_weights else models.load_reward_model(rm, hardware)
     for frozen in (ref_policy, reward_model):
         precision.freeze(frozen, hardware)
     critic = init_critic(critic_source)
@@ -64,9 +64,11 @@ def load_models(context: StageContext, settings: PPOSettings, tokenizer: Any) ->
         adapter = _without_dropout(context, settings.lora)
         torch.manual_seed(context.spec.seed)  # adapters start alike, however the models were loaded
         policy = models.apply_lora(policy, adapter, "CAUSAL_LM", hardware)
-        _put_adapter_into(critic.backbone, adapter, hardware)
-    if lora:
-        said = "one backbone" if reward_adapter else f"two backbones, since the reward model is no adapter on {sft} (rm.lora makes it one)"
+        _put_adapter_into(critic_source, adapter, hardware)
+    if shares_weights:
+        base = _read_base(_adapter_directory(rm))
+        why = f"an adapter on {base}, not on {sft}" if base else "no adapter (rm.lora makes it one)"
+        said = "one backbone" if reward_adapter else f"two backbones, since the reward model is {why}"
         context.note(f"policy, reference, critic and reward model share their frozen weights: {said}")
     if settings.gradient_checkpointing:
         backbones: list[Any] = [policy, critic.backbone]
@@ -78,14 +80,22 @@ def load_models(context: StageContext, settings: PPOSettings, tokenizer: Any) ->
 
 def find_reward_adapter(sft_path: str, rm_path: str) -> str | None:
     """Find the adapter of a reward model that was trained on this very SFT model: `rm_path`, or what was merged into it."""
-    directory = Path(rm_path)
-    if directory.name == MERGED_DIR:
-        directory = directory.parent / MODEL_DIR
+    directory = _adapter_directory(rm_path)
+    base = _read_base(directory)
+    return str(directory) if base and Path(base).resolve() == Path(models.find_weights(sft_path)).resolve() else None
+
+
+def _adapter_directory(path: str) -> Path:
+    directory = Path(path)
+    return directory.parent / MODEL_DIR if directory.name == MERGED_DIR else directory
+
+
+def _read_base(directory: Path) -> str | None:
+    """Read which model an adapter stands on; None: it is no adapter."""
     try:
-        base = json.loads((directory / models.ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        return json.loads((directory / models.ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
     except FileNotFoundError:
         return None
-    return str(directory) if Path(base).resolve() == Path(models.find_weights(sft_path)).resolve() else None
 
 
 def _without_dropout(context: StageContext, lora: LoRASettings) -> LoRASettings:
@@ -94,17 +104,19 @@ def _without_dropout(context: StageContext, lora: LoRASettings) -> LoRASettings:
     return lora.model_copy(update={"dropout": 0.0})
 
 
-def _put_adapter_into(backbone: Any, lora: LoRASettings, hardware: HardwareSettings) -> None:
-    """Freeze the critic's backbone and give it an adapter, on top of the reward model's if there is one."""
+def _put_adapter_into(critic_source: Any, lora: LoRASettings, hardware: HardwareSettings) -> None:
+    """Freeze what the critic's backbone is a part of and give it an adapter, on top of the reward model's if there is one."""
     from peft.functional import cast_adapter_dtype, inject_adapter_in_model, set_adapter
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    # Not the backbone itself: `target_modules` may be names as the whole model has them.
+    model, backbone = models.find_model(critic_source), models.find_backbone(critic_source)
     below = sorted({name for module in backbone.modules() if isinstance(module, BaseTunerLayer) for name in module.active_adapters})
-    inject_adapter_in_model(models.make_lora_config(lora, "FEATURE_EXTRACTION"), precision.freeze(backbone, hardware), adapter_name=_CRITIC)
+    inject_adapter_in_model(models.make_lora_config(lora, "SEQ_CLS"), precision.freeze(model, hardware), adapter_name=_CRITIC)
     cast_adapter_dtype(backbone, adapter_name=_CRITIC)  # float32, whatever the frozen weights are held in
     set_adapter(backbone, [*below, _CRITIC])
     for name, parameter in backbone.named_parameters():  # activating has made the reward model's adapter trainable too
-        parameter.requires_grad_(f".{_CRITIC}." in name)
+        parameter.requires_grad_(_CRITIC in name.split("."))
 
 
 def _require_one_vocabulary(context: StageContext, ref_policy: Any, reward_model: Any) -> None:

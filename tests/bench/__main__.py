@@ -8,7 +8,7 @@
              matrix products of its real tokens take on this machine
     rm       one optimizer step on K ranked answers against TRL's RewardTrainer on their C(K,2) pairs; one thread
     sft      one epoch on answers of skewed lengths, packed and padded
-    rollout  sampled tokens per second against transformers' `generate` and its continuous batching
+    rollout  sampled tokens per second against transformers' `generate`
     lora     peak memory of PPO with LoRA, four models and one backbone, against SFT with LoRA; 134 M parameters
 
 Each side is a process of its own (protocol.py), and all sides of a case take turns in one run, A B A B, so that a slower minute of the

@@ -1,4 +1,4 @@
-"""One batch of sampled responses per "go": our generator, transformers' `generate` on padded prompts, or its continuous batching."""
+"""One batch of sampled responses per "go": our generator, transformers' `generate` on padded prompts."""
 
 import itertools
 import json
@@ -28,25 +28,13 @@ def sample_transformers(policy: Any, work: PPOWork, prompts: list[list[int]], au
     torch.manual_seed(seed)
     width = max(map(len, prompts))
     ids = torch.tensor([[PAD] * (width - len(prompt)) + prompt for prompt in prompts])
-    with autocast:
-        sequences = policy.generate(input_ids=ids, attention_mask=(ids != PAD).long(), generation_config=make_config(work))
-    ended = sequences[:, width:] == EOS
-    return int((ended.cumsum(dim=1) - ended.long() == 0).sum())
-
-
-def sample_continuous(policy: Any, work: PPOWork, prompts: list[list[int]], autocast: Autocast, seed: int) -> int:
-    """Sample with `model.generate_batch` and count the response tokens."""
-    torch.manual_seed(seed)
-    with autocast:
-        outputs = policy.generate_batch(prompts, generation_config=make_config(work), warmup=False)
-    return sum(len(output.generated_tokens) for output in outputs.values())
-
-
-def make_config(work: PPOWork) -> GenerationConfig:
-    """Ask transformers for the same sampling as ours."""
-    return GenerationConfig(
+    config = GenerationConfig(
         max_new_tokens=work.max_new_tokens, do_sample=True, top_k=0, top_p=1.0, eos_token_id=EOS, pad_token_id=PAD, bos_token_id=None
     )
+    with autocast:
+        sequences = policy.generate(input_ids=ids, attention_mask=(ids != PAD).long(), generation_config=config)
+    ended = sequences[:, width:] == EOS
+    return int((ended.cumsum(dim=1) - ended.long() == 0).sum())
 
 
 def main() -> None:
@@ -58,8 +46,7 @@ def main() -> None:
     if given["engine"] == "ours":
         sample, policy = sample_ours, open_policy(work.size, work.hazard, hardware).eval()
     else:
-        sample = {"generate": sample_transformers, "continuous": sample_continuous}[given["engine"]]
-        policy = make_policy(work.size, work.hazard).eval()
+        sample, policy = sample_transformers, make_policy(work.size, work.hazard).eval()
 
     def step() -> Figures:
         start = Instant.now()

@@ -86,7 +86,7 @@ def measure_rollout(options: Options) -> Iterator[Case]:
             for precision in PRECISIONS if not options.quick else ("float32",):
                 given = {"ppo": make_ppo_work(size, profile, options.quick), "precision": precision}
                 labels = {"size": size, "answers": profile, "precision": precision}
-                yield _compare("rollout_worker", given, "engine", ("generate", "continuous", "ours"), options, labels)
+                yield _compare("rollout_worker", given, "engine", ("generate", "ours"), options, labels)
 
 
 def measure_lora(options: Options) -> Iterator[Case]:

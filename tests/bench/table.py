@@ -55,7 +55,7 @@ def render(machine: dict[str, Any], sections: dict[str, list[Case]]) -> str:
         "ppo": ("One PPO update: TRL 1.12.0 and ours", _render_ppo),
         "rm": ("One optimizer step of the reward model, prompt 256 and answers 128 tokens: TRL on all pairs and ours", _render_steps),
         "sft": ("One epoch of SFT on answers of skewed lengths: padded and packed", _render_rates),
-        "rollout": ("Sampling: transformers' generate, its continuous batching, and ours", _render_rates),
+        "rollout": ("Sampling: transformers' generate and ours", _render_rates),
         "lora": ("One optimizer step with LoRA: SFT, and PPO with four models and on one backbone", _render_steps),
     }
     parts = [head]
@@ -135,7 +135,7 @@ def _compute_floor(case: Case) -> dict[str, float]:
 
 
 def _render_steps(cases: list[Case]) -> list[str]:
-    """Render engines side by side, in seconds; ours is the last."""
+    """Render engines side by side, in seconds, and the ratios of all to the last one."""
     *others, ours = cases[0]["engines"]
     head = [*cases[0]["labels"]]
     for clock in ("wall", "CPU"):

@@ -220,3 +220,28 @@ def test_an_adapter_names_the_revision_of_its_base(base_model_dir, tmp_path):
     model = models.apply_lora(models.load_policy(str(base_model_dir), HARDWARE), LoRASettings(), "CAUSAL_LM", HARDWARE, "abc")
     models.save_model(model, models.load_tokenizer(str(base_model_dir)), tmp_path)
     assert json.loads((tmp_path / "model" / "adapter_config.json").read_text())["revision"] == "abc"
+
+
+def test_a_torn_merged_model_is_merged_anew(adapter_output, base_model_dir):
+    output, ids, expected = adapter_output
+    adapted = models.apply_lora(models.load_policy(str(base_model_dir), HARDWARE), LoRASettings(rank=4), "CAUSAL_LM", HARDWARE)
+    (output / "merged" / "model.safetensors").write_bytes(b"torn")
+    models.save_model(adapted, models.load_tokenizer(str(base_model_dir)), output, merge=True)
+    with torch.no_grad():
+        found = models.load_policy(str(output / "model"), HARDWARE)(ids).logits
+        assert torch.equal(found, models.load_policy(str(base_model_dir), HARDWARE)(ids).logits)
+        assert not torch.allclose(found, expected, atol=1e-4)
+
+
+def test_a_merged_reward_model_opens_with_its_bias_and_scale(reward_adapter_dir):
+    adapter, merged = (models.load_reward_model(str(reward_adapter_dir.parent / name), HARDWARE) for name in ("model", "merged"))
+    assert (merged.config.score_bias, merged.config.score_scale) == (0.25, 2.0)
+    assert all(torch.equal(one, other) for one, other in zip(adapter.parameters(), merged.parameters(), strict=True))
+
+
+def test_every_weight_learns_on_top_of_an_unmerged_adapter(adapter_output):
+    output, _, _ = adapter_output
+    shutil.rmtree(output / "merged")
+    path = str(output / "model")
+    for model in (models.load_policy(path, HARDWARE), models.init_reward_model(path, HARDWARE, seed=1)):
+        assert all(parameter.requires_grad for parameter in model.parameters())

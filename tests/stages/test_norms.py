@@ -2,7 +2,18 @@
 
 import pytest
 import torch
-from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from stages.norms import RMSNorm, fuse_norms
@@ -76,6 +87,23 @@ def test_a_model_keeps_its_weights_and_its_outputs(model_class, config, expected
         assert fuse_norms(model) == expected
         torch.testing.assert_close(model(ids).logits, logits, atol=1e-6, rtol=1e-5)
     assert {name: value.data_ptr() for name, value in model.state_dict().items()} == before
+
+
+def test_only_what_linear_layers_read_is_narrowed():
+    """Not the norms of queries and keys, which rotary embeddings read, nor what experts or heads read."""
+    qwen3, mixtral = Qwen3ForCausalLM(Qwen3Config(**SHAPE)), MixtralForCausalLM(MixtralConfig(**SHAPE, num_local_experts=2))
+    lfm2 = Lfm2ForCausalLM(Lfm2Config(**SHAPE, layer_types=["full_attention", "conv"]))  # its last norm has a name of its own
+    for model, narrowed in ((qwen3, {"input_layernorm", "post_attention_layernorm"}), (mixtral, set()), (lfm2, set())):
+        assert fuse_norms(model) > 0
+        norms = {name: module for name, module in model.named_modules() if isinstance(module, RMSNorm)}
+        assert {name.rsplit(".")[-1] for name, norm in norms.items() if norm.feeds_linear_layers} == narrowed
+
+
+def test_a_second_derivative_is_refused():
+    hidden = torch.randn(4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(make_norm(4)(hidden).sum(), hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        gradient.sum().backward()
 
 
 def test_a_norm_that_computes_something_else_is_left_alone():

@@ -110,7 +110,7 @@ def test_adapters_chain_through_all_three_stages(make_stage, base_model_dir):
     assert (logit - calibration["score_bias"]) / calibration["score_scale"] == pytest.approx(expected["score"], abs=1e-3)
 
 
-def test_a_full_reward_model_trains_on_an_unmerged_adapter(make_stage):
+def test_a_full_reward_model_starts_from_an_unmerged_adapter(make_stage):
     sft = make_stage("sft", lora={"rank": 4})
     sft.run()
     rm = make_stage("rm", models={"sft": sft.model_dir}, learning_rate=1e-9, epochs=1)

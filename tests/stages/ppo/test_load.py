@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from stages import models
 from stages.ppo.load import find_reward_adapter, load_models
@@ -52,7 +52,7 @@ def test_one_backbone_carries_all_four_models(load):
 
 def test_a_full_reward_model_is_shared_with_the_critic_and_the_policy_with_the_reference(load, reward_model_dir):
     loaded, notes = load("full", rm=reward_model_dir)
-    assert "two backbones, since the reward model is no adapter on" in notes
+    assert "two backbones, since the reward model is no adapter (rm.lora makes it one)" in notes
     one = count_bytes([loaded.ref_policy])
     assert 2 * one < count_bytes(list_models(loaded)) + one // 4 and count_bytes(list_models(loaded)) < 2.5 * one
 
@@ -62,7 +62,9 @@ def test_adapters_of_policy_and_critic_learn_in_float32_and_nothing_else(load):
     policy, critic, *frozen = list_models(loaded)
     for part, name in ((policy, ".default."), (critic, ".critic.")):
         learns = {key: value for key, value in part.named_parameters() if value.requires_grad}
-        assert all(("lora_" in key and name in key) or key.startswith("head.") for key in learns) and len(learns) >= 4 * 7 * 2
+        assert all(("lora_" in key and name in key) or key.startswith("head.") for key in learns) and len(learns) == 4 * 7 * 2 + (
+            2 if part is critic else 0
+        )
         assert {value.dtype for value in learns.values()} == {torch.float32}
     for model in frozen:
         assert not any(parameter.requires_grad for parameter in model.parameters())
@@ -124,7 +126,29 @@ def test_an_adapter_on_another_model_stays_on_its_own_base(load, reward_adapter_
     shutil.rmtree(reward_adapter_dir.parent / "merged")
     config = reward_adapter_dir / "adapter_config.json"
     content = json.loads(config.read_text())
-    content["base_model_name_or_path"] = str(shutil.copytree(base_model_dir, tmp_path / "another"))
+    another = shutil.copytree(base_model_dir, tmp_path / "another")
+    state = load_file(another / "model.safetensors")
+    state["model.embed_tokens.weight"] = state["model.embed_tokens.weight"] * 2
+    save_file(state, another / "model.safetensors", metadata={"format": "pt"})
+    content["base_model_name_or_path"] = str(another)
     config.write_text(json.dumps(content))
-    _, notes = load("other")
-    assert "two backbones" in notes
+    loaded, notes = load("other")
+    assert f"two backbones, since the reward model is an adapter on {another}, not on {base_model_dir}" in notes
+    assert torch.equal(models.find_backbone(loaded.reward_model).embed_tokens.weight, state["model.embed_tokens.weight"])
+    assert not torch.equal(loaded.ref_policy.model.embed_tokens.weight, state["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize(
+    "modules", [["q_proj", "embed_tokens"], r"model\.layers\.\d+\.self_attn\.q_proj", ["model.layers.0.self_attn.q_proj"]]
+)
+def test_the_critic_gets_the_same_adapters_as_the_policy(load, modules):
+    loaded, _ = load("modules", lora=LoRASettings(rank=4, target_modules=modules))
+    learns = [
+        {name.split("lora_")[1].replace(adapter, "") for name, value in part.named_parameters() if value.requires_grad and "lora_" in name}
+        for part, adapter in ((loaded.actor_critic.policy, "default"), (loaded.actor_critic.critic, "critic"))
+    ]
+    counts = [
+        sum(value.requires_grad and "lora_" in name for name, value in part.named_parameters())
+        for part in (loaded.actor_critic.policy, loaded.actor_critic.critic)
+    ]
+    assert learns[0] == learns[1] and counts[0] == counts[1] > 0
