@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import stages.ppo.actor_critic as actor_critic_module
+from stages.packing import count_filling
 from stages.ppo.actor_critic import ActorCritic, compute_token_logprobs, init_critic
 from stages.ppo.experience import pack_rollout
 from stages.ppo.rollout import compute_ref_logprobs, evaluate_tokens
@@ -91,14 +92,16 @@ def test_logits_are_computed_for_response_tokens_only_and_in_chunks(tiny, monkey
     whole.sum().backward()
     gradients = [parameter.grad.clone() for parameter in policy.parameters()]
     num_tokens = int(rollout.response_lengths_B.sum())
-    assert seen == [num_tokens]
+    assert seen == [num_tokens + count_filling(num_tokens)]
 
     seen.clear()
     policy.zero_grad()
     monkeypatch.setattr(actor_critic_module, "_MAX_LOGITS", 10 * tiny.vocabulary)
     chunked, _ = compute_token_logprobs(policy, row, predictors, 0.7)
     chunked.sum().backward()
-    assert max(seen) == 10 and sum(seen) == 2 * num_tokens  # again in the backward pass: no more than a chunk is ever held
+    assert max(seen) == 10 and sum(seen) == 2 * (
+        num_tokens + count_filling(num_tokens)
+    )  # again in the backward pass: no more than a chunk is ever held
     torch.testing.assert_close(chunked, whole, atol=1e-6, rtol=1e-6)
     for parameter, gradient in zip(policy.parameters(), gradients, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=1e-5)
