@@ -5,8 +5,8 @@ PackedRow of prompts and responses -> log-probability and value of each response
 Axes: N tokens of the row, K response tokens, V vocabulary, H hidden size.
 """
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,12 +38,16 @@ class Critic(nn.Module):
             return self.head(hidden_KH.float()).squeeze(-1)
 
 
-class TokenOutputs(NamedTuple):
-    """What policy and critic say of each response token, in float32."""
+Part = Literal["policy", "critic"]
+BOTH: tuple[Part, ...] = ("policy", "critic")
 
-    logprobs_K: Tensor
-    entropies_K: Tensor | None  # of the distribution that each token was drawn from; where asked for, without a gradient
-    values_K: Tensor  # of the state before each token
+
+class TokenOutputs(NamedTuple):
+    """What policy and critic say of each response token, in float32; None: not asked for."""
+
+    logprobs_K: Tensor | None
+    entropies_K: Tensor | None  # of the distribution that each token was drawn from, without a gradient
+    values_K: Tensor | None  # of the state before each token
 
 
 class ActorCritic(nn.Module):
@@ -54,17 +58,24 @@ class ActorCritic(nn.Module):
         self.policy = policy
         self.critic = critic
 
-    def forward(self, row: PackedRow, predictors_K: Tensor, temperature: float, with_entropies: bool = False) -> TokenOutputs:
+    def forward(
+        self, row: PackedRow, predictors_K: Tensor, temperature: float, parts: Sequence[Part] = BOTH, with_entropies: bool = False
+    ) -> TokenOutputs:
         """Compute what belongs to each response token.
 
         Args:
             row: prompts and responses, one document each.
             predictors_K: index in the row of the token before each response token.
             temperature: divides the logits.
-            with_entropies: compute them too.
+            parts: whom to ask.
+            with_entropies: compute the policy's too.
         """
-        logprobs_K, entropies_K = compute_token_logprobs(self.policy, row, predictors_K, temperature, with_entropies)
-        return TokenOutputs(logprobs_K, entropies_K, self.critic(row, predictors_K))
+        logprobs_K, entropies_K, values_K = None, None, None
+        if "policy" in parts:
+            logprobs_K, entropies_K = compute_token_logprobs(self.policy, row, predictors_K, temperature, with_entropies)
+        if "critic" in parts:
+            values_K = self.critic(row, predictors_K)
+        return TokenOutputs(logprobs_K, entropies_K, values_K)
 
 
 def init_critic(reward_model: Any) -> Critic:

@@ -75,8 +75,8 @@ def evaluate_tokens(
         row, predictors_K = part.pack()
         with autocast:
             outputs: TokenOutputs = actor_critic(row, predictors_K, temperature, with_entropies=True)
-        assert outputs.entropies_K is not None
         for figure_BR, values_K in zip(figures_BR, (outputs.logprobs_K, outputs.values_K, outputs.entropies_K), strict=True):
+            assert values_K is not None
             figure_BR[rows_b, : part.response_mask_BR.shape[1]] = part.unpack(values_K)
     return figures_BR[0], figures_BR[1], figures_BR[2]
 

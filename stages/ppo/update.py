@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
-from stages.ppo.actor_critic import TokenOutputs, trainable
+from stages.ppo.actor_critic import BOTH, Part, TokenOutputs, trainable
 from stages.ppo.ema import AveragedWeights
 from stages.ppo.experience import Experience, Rollout
 from stages.ppo.losses import (
@@ -137,34 +137,48 @@ def accumulate_gradients(
         ptx_sums = accumulate_ptx_gradients(model, demonstrations, rules.ptx_coef, max_tokens, accelerator, autocast)
     num_tokens = sum_over_ranks(accelerator, minibatch.response_mask_BR.sum())
     parts = [minibatch.select(rows_b) for rows_b in minibatch.split(max_tokens)]
+    # The ranks' gradients are averaged, the loss is a mean over all their tokens: hence the number of processes.
+    scale = accelerator.num_processes / num_tokens
+    # One after the other: the activations of one model are gone before those of the other come. DDP waits for all gradients in one pass.
+    turns: tuple[tuple[Part, ...], ...] = (("policy",), ("critic",)) if unwrap(accelerator, model) is model else (BOTH,)
     sums: list[Tensor] = []
     deviations: list[Tensor] = []
     for index, part in enumerate(parts):
         last = index == len(parts) - 1
         with nullcontext() if last else accelerator.no_sync(model):  # ranks average their gradients once per minibatch
             row, predictors_K = part.pack()
-            with autocast:
-                outputs: TokenOutputs = model(row, predictors_K, rules.temperature)
-            logprobs_bR, values_bR = part.unpack(outputs.logprobs_K), part.unpack(outputs.values_K)
-            mask_bR = part.response_mask_BR
-            policy_loss = sum_tokens(
-                compute_policy_losses(logprobs_bR, part.old_logprobs_BR, part.advantages_BR, mask_bR, rules.clip_range), mask_bR
-            )
-            value_loss = sum_tokens(
-                compute_value_losses(values_bR, part.old_values_BR, part.returns_BR, mask_bR, rules.value_clip_range), mask_bR
-            )
-            # The ranks' gradients are averaged, the loss is a mean over all their tokens: hence the number of processes.
-            scale = accelerator.num_processes / num_tokens
-            accelerator.backward((policy_loss + rules.value_coef * value_loss) * scale)
-        part_sums, deviation = _measure(part, logprobs_bR.detach(), values_bR.detach(), policy_loss, value_loss, rules)
+            figures: dict[str, Tensor] = {}
+            for asked in turns:
+                with autocast:
+                    outputs: TokenOutputs = model(row, predictors_K, rules.temperature, asked)
+                losses = _compute_losses(part, outputs, rules, figures)
+                accelerator.backward(sum(losses[1:], losses[0]) * scale)
+        part_sums, deviation = _measure(part, rules, **{name: figure.detach() for name, figure in figures.items()})
         sums.append(part_sums)
         deviations.append(deviation)
     return torch.cat([torch.stack(sums).sum(dim=0), ptx_sums]), torch.stack(deviations).max()
 
 
+def _compute_losses(part: Experience, outputs: TokenOutputs, rules: UpdateRules, figures: dict[str, Tensor]) -> list[Tensor]:
+    """Sum the weighted losses over the tokens, one for each model that was asked, and put what `_measure` reads into `figures`."""
+    mask_bR = part.response_mask_BR
+    losses: list[Tensor] = []
+    if outputs.logprobs_K is not None:
+        logprobs_bR = part.unpack(outputs.logprobs_K)
+        losses_bR = compute_policy_losses(logprobs_bR, part.old_logprobs_BR, part.advantages_BR, mask_bR, rules.clip_range)
+        figures |= {"logprobs_bR": logprobs_bR, "policy_loss": sum_tokens(losses_bR, mask_bR)}
+        losses.append(figures["policy_loss"])
+    if outputs.values_K is not None:
+        values_bR = part.unpack(outputs.values_K)
+        losses_bR = compute_value_losses(values_bR, part.old_values_BR, part.returns_BR, mask_bR, rules.value_clip_range)
+        figures |= {"values_bR": values_bR, "value_loss": sum_tokens(losses_bR, mask_bR)}
+        losses.append(rules.value_coef * figures["value_loss"])
+    return losses
+
+
 @torch.no_grad()
 def _measure(
-    part: Experience, logprobs_bR: Tensor, values_bR: Tensor, policy_loss: Tensor, value_loss: Tensor, rules: UpdateRules
+    part: Experience, rules: UpdateRules, logprobs_bR: Tensor, policy_loss: Tensor, values_bR: Tensor, value_loss: Tensor
 ) -> tuple[Tensor, Tensor]:
     mask_bR = part.response_mask_BR
     log_ratio_bR = compute_log_ratios(logprobs_bR, part.old_logprobs_BR, mask_bR)
@@ -174,8 +188,8 @@ def _measure(
     sums = torch.stack(
         [
             mask_bR.sum().float(),
-            policy_loss.detach(),
-            value_loss.detach(),
+            policy_loss,
+            value_loss,
             sum_tokens(0.5 * log_ratio_bR**2, mask_bR),
             sum_tokens(clipped_bR.float(), mask_bR),
             sum_tokens(value_clipped_bR.float(), mask_bR),

@@ -10,7 +10,7 @@ import torch
 from stages.ppo.memory import TokenBudget
 from stages.ppo.optimizer import compute_lr_factor
 from stages.ppo.rollout import evaluate_tokens
-from stages.ppo.update import accumulate_gradients, draw_minibatches, update
+from stages.ppo.update import _compute_losses, accumulate_gradients, draw_minibatches, update
 
 
 def gradients(tiny, accelerator, full_precision, experience, max_tokens=20, **changes):
@@ -170,3 +170,23 @@ def test_learning_rate_by_hand(schedule, expected):
     """Six iterations, two of them warm-up, down to a tenth."""
     found = [compute_lr_factor(iteration, 6, 2, schedule, 0.1) for iteration in range(6)]
     assert found == pytest.approx(expected)
+
+
+def test_the_critics_activations_come_when_the_policys_are_gone(tiny, accelerator, full_precision):
+    """Memory of one model at a time; the gradients are those of one backward pass."""
+    model, experience, rules = tiny.actor_critic(), tiny.experience(), tiny.rules()
+    order = []
+    model.policy.get_output_embeddings().register_full_backward_hook(lambda *_: order.append("policy backward"))
+    model.critic.register_forward_pre_hook(lambda *_: order.append("critic forward"))
+    accumulate_gradients(model, experience, rules, accelerator, full_precision, 1000)
+    assert order == ["policy backward", "critic forward"]
+
+    at_once = tiny.actor_critic()
+    row, predictors = experience.pack()
+    outputs = at_once(row, predictors, rules.temperature)
+    losses = _compute_losses(experience, outputs, rules, {})
+    (sum(losses) / experience.response_mask_BR.sum()).backward()
+    for one, other in zip(model.parameters(), at_once.parameters(), strict=True):
+        assert (one.grad is None) == (other.grad is None)
+        if one.grad is not None:
+            torch.testing.assert_close(one.grad, other.grad, atol=1e-7, rtol=1e-5)
