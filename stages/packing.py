@@ -25,7 +25,8 @@ _PROBE_TOLERANCE = 2e-3  # of the largest hidden state: room for TF32 and bfloat
 _GROUP_SIZE = 16  # documents attended to in one call, at most
 _GROUP_GROWTH = 2.0  # and the longest over the shortest of them
 # bfloat16 products on a CPU run by kernels that are generated for each shape and kept: shapes that recur save a third of a step.
-_ROW_STEPS = (64, 128)  # a row's tokens are a multiple of the first, of the second beyond 1024; what fills it up is never read
+_ROW_STEP, _LONG_ROW_STEP = 64, 128  # a row's tokens are a multiple of this; what fills it up is never read
+_LONG_ROW = 1024
 _LENGTH_STEP = 16  # so are a group's queries and keys
 _MATH_KEYS = 512  # up to so many keys the plain product is faster than the fused kernel in bfloat16 on a CPU (1.3 to 2 times)
 
@@ -120,7 +121,7 @@ def lay_out(ids_N: Tensor, lengths_D: Tensor, parents_D: Tensor | None = None) -
 
 def count_filling(num_tokens: int) -> int:
     """Say how many tokens fill a row (or what is read of it) up to a length that recurs."""
-    return -num_tokens % _ROW_STEPS[num_tokens > 1024]
+    return -num_tokens % (_LONG_ROW_STEP if num_tokens > _LONG_ROW else _ROW_STEP)
 
 
 def _group_by_length(offsets_D: Tensor, lengths_D: Tensor) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """The one precision policy: what is computed and kept in which precision, in rollouts, scoring and training alike.
 
 With `hardware.precision: bfloat16`, matrix products are in bfloat16 (autocast), and so are the weights of frozen linear layers. Float32
-are: weights that learn and their optimizer's moments, the residual stream, norms' statistics, softmaxes over the vocabulary,
+stay: weights that learn and their optimizer's moments, the residual stream, norms' statistics, softmaxes over the vocabulary,
 log-probabilities, the scalar heads, losses and all statistics. With `float32` everything is: the reference.
 
 Policy, reference and old policy run by the same forward in the same micro-batches, so that the first ratio is 1 and the first KL 0 in
@@ -34,7 +34,7 @@ def freeze(model: Any, hardware: HardwareSettings) -> Any:
     """Freeze a model; under bfloat16 its linear layers keep their weights in bfloat16.
 
     Autocast computes with the same numbers: it would cast float32 weights in every forward. So nothing changes but time, and half of
-    the memory. Tied embeddings and the scalar head stay float32, as autocast leaves them.
+    the memory. A head tied to the embeddings stays float32, since the embeddings do, and so does the scalar head.
     """
     model.requires_grad_(False)
     if hardware.precision == "bfloat16" and not hardware.deepspeed:  # DeepSpeed decides on the precision of what it holds
@@ -65,7 +65,7 @@ def note_slow_bfloat16(context: StageContext) -> None:
     if context.spec.hardware.precision != "bfloat16" or uses_gpu(context):
         return
     slowdowns = {phase: measure_slowdown(rows) for phase, rows in _PHASES.items()}
-    if min(slowdowns.values()) > 1.0 and max(slowdowns.values()) > 1.5:
+    if min(slowdowns.values()) > 1.0 and max(slowdowns.values()) > 1.5:  # a margin: both are measured on a machine that may be busy
         told = " and ".join(f"{slowdown:.1f} times as long in {phase}" for phase, slowdown in slowdowns.items())
         context.note(f"bfloat16 products take {told} as float32 ones on this CPU; hardware.precision: float32 is faster here")
 

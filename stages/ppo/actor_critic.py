@@ -38,8 +38,8 @@ class Critic(nn.Module):
             return self.head(hidden_KH.float()).squeeze(-1)
 
 
-Part = Literal["policy", "critic"]
-BOTH: tuple[Part, ...] = ("policy", "critic")
+Member = Literal["policy", "critic"]
+MEMBERS: tuple[Member, ...] = ("policy", "critic")
 
 
 class TokenOutputs(NamedTuple):
@@ -59,7 +59,7 @@ class ActorCritic(nn.Module):
         self.critic = critic
 
     def forward(
-        self, row: PackedRow, predictors_K: Tensor, temperature: float, parts: Sequence[Part] = BOTH, with_entropies: bool = False
+        self, row: PackedRow, predictors_K: Tensor, temperature: float, members: Sequence[Member] = MEMBERS, with_entropies: bool = False
     ) -> TokenOutputs:
         """Compute what belongs to each response token.
 
@@ -67,13 +67,13 @@ class ActorCritic(nn.Module):
             row: prompts and responses, one document each.
             predictors_K: index in the row of the token before each response token.
             temperature: divides the logits.
-            parts: whom to ask.
+            members: whom to ask.
             with_entropies: compute the policy's too.
         """
         logprobs_K, entropies_K, values_K = None, None, None
-        if "policy" in parts:
+        if "policy" in members:
             logprobs_K, entropies_K = compute_token_logprobs(self.policy, row, predictors_K, temperature, with_entropies)
-        if "critic" in parts:
+        if "critic" in members:
             values_K = self.critic(row, predictors_K)
         return TokenOutputs(logprobs_K, entropies_K, values_K)
 

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
-from stages.ppo.actor_critic import BOTH, Part, TokenOutputs, trainable
+from stages.ppo.actor_critic import MEMBERS, TokenOutputs, trainable
 from stages.ppo.ema import AveragedWeights
 from stages.ppo.experience import Experience, Rollout
 from stages.ppo.losses import (
@@ -140,7 +140,8 @@ def accumulate_gradients(
     # The ranks' gradients are averaged, the loss is a mean over all their tokens: hence the number of processes.
     scale = accelerator.num_processes / num_tokens
     # One after the other: the activations of one model are gone before those of the other come. DDP waits for all gradients in one pass.
-    turns: tuple[tuple[Part, ...], ...] = (("policy",), ("critic",)) if unwrap(accelerator, model) is model else (BOTH,)
+    turns = [(member,) for member in MEMBERS] if unwrap(accelerator, model) is model else [MEMBERS]
+    weights = {"policy_loss": 1.0, "value_loss": rules.value_coef}
     sums: list[Tensor] = []
     deviations: list[Tensor] = []
     for index, part in enumerate(parts):
@@ -148,32 +149,32 @@ def accumulate_gradients(
         with nullcontext() if last else accelerator.no_sync(model):  # ranks average their gradients once per minibatch
             row, predictors_K = part.pack()
             figures: dict[str, Tensor] = {}
-            for asked in turns:
+            for members in turns:
                 with autocast:
-                    outputs: TokenOutputs = model(row, predictors_K, rules.temperature, asked)
-                losses = _compute_losses(part, outputs, rules, figures)
-                accelerator.backward(sum(losses[1:], losses[0]) * scale)
-        part_sums, deviation = _measure(part, rules, **{name: figure.detach() for name, figure in figures.items()})
+                    outputs: TokenOutputs = model(row, predictors_K, rules.temperature, members)
+                computed = _compute_losses(part, outputs, rules)
+                weighted = [weights[name] * loss for name, loss in computed.items() if name in weights]
+                accelerator.backward(torch.stack(weighted).sum() * scale)
+                figures |= {name: figure.detach() for name, figure in computed.items()}
+        part_sums, deviation = _measure(part, rules, **figures)
         sums.append(part_sums)
         deviations.append(deviation)
     return torch.cat([torch.stack(sums).sum(dim=0), ptx_sums]), torch.stack(deviations).max()
 
 
-def _compute_losses(part: Experience, outputs: TokenOutputs, rules: UpdateRules, figures: dict[str, Tensor]) -> list[Tensor]:
-    """Sum the weighted losses over the tokens, one for each model that was asked, and put what `_measure` reads into `figures`."""
+def _compute_losses(part: Experience, outputs: TokenOutputs, rules: UpdateRules) -> dict[str, Tensor]:
+    """Compute what `_measure` reads of each model that was asked: its outputs for each token, and its loss summed over them."""
     mask_bR = part.response_mask_BR
-    losses: list[Tensor] = []
+    computed: dict[str, Tensor] = {}
     if outputs.logprobs_K is not None:
         logprobs_bR = part.unpack(outputs.logprobs_K)
         losses_bR = compute_policy_losses(logprobs_bR, part.old_logprobs_BR, part.advantages_BR, mask_bR, rules.clip_range)
-        figures |= {"logprobs_bR": logprobs_bR, "policy_loss": sum_tokens(losses_bR, mask_bR)}
-        losses.append(figures["policy_loss"])
+        computed |= {"logprobs_bR": logprobs_bR, "policy_loss": sum_tokens(losses_bR, mask_bR)}
     if outputs.values_K is not None:
         values_bR = part.unpack(outputs.values_K)
         losses_bR = compute_value_losses(values_bR, part.old_values_BR, part.returns_BR, mask_bR, rules.value_clip_range)
-        figures |= {"values_bR": values_bR, "value_loss": sum_tokens(losses_bR, mask_bR)}
-        losses.append(rules.value_coef * figures["value_loss"])
-    return losses
+        computed |= {"values_bR": values_bR, "value_loss": sum_tokens(losses_bR, mask_bR)}
+    return computed
 
 
 @torch.no_grad()

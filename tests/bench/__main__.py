@@ -6,7 +6,8 @@
 
     ppo      one PPO update by phases against TRL 1.12.0, the last release with a PPO trainer, and against the floor: the time that the
              matrix products of its real tokens take on this machine
-    rm       one optimizer step on K ranked answers against TRL's RewardTrainer on their C(K,2) pairs; one thread
+    rm       one optimizer step on K ranked answers against TRL's RewardTrainer on their C(K,2) pairs, in its
+             micro-batches of 8 pairs and all of them at once; one thread
     sft      one epoch on answers of skewed lengths, packed and padded
     rollout  sampled tokens per second against transformers' `generate`
     lora     peak memory of PPO with LoRA, four models and one backbone, against SFT with LoRA; 134 M parameters
@@ -32,7 +33,7 @@ from tests.bench.table import describe_machine, write_report
 
 SECTIONS = {"ppo": measure_ppo, "rm": measure_rm, "sft": measure_sft, "rollout": measure_rollout, "lora": measure_lora}
 # Where the command line names no size.
-_SIZES = {"ppo": ("small", "big"), "rm": ("small",), "sft": ("small",), "rollout": ("small",), "lora": ("wide",)}
+_SIZES = {"ppo": ("small", "big"), "rm": ("small",), "sft": ("small",), "rollout": ("small", "big"), "lora": ("wide",)}
 
 
 def main() -> None:
@@ -45,7 +46,7 @@ def main() -> None:
     machine = describe_machine(arguments.threads, repeats)
     sections: dict[str, list] = {}
     for name in names:
-        sizes = (arguments.size,) if arguments.size else _SIZES[name][:1] if arguments.quick else _SIZES[name]
+        sizes = (arguments.size,) if arguments.size else ("small",) if arguments.quick else _SIZES[name]
         options = Options(sizes, repeats, 1 if name == "rm" else arguments.threads, arguments.quick)
         for case in SECTIONS[name](options):
             sections.setdefault(name, []).append(case)
@@ -58,7 +59,8 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure speed and memory; see tests/bench/__main__.py.")
     parser.add_argument("what", nargs="?", default="all", choices=["all", *SECTIONS])
-    parser.add_argument("--size", choices=[size for size in SIZES if size != "tiny"], help="default: both for ppo and rollout, else small")
+    sizes = [size for size in SIZES if size != "tiny"]
+    parser.add_argument("--size", choices=sizes, help="default: small and big for ppo and rollout, wide for lora, else small")
     parser.add_argument("--repeats", type=int, default=3, help="turns that count, after one that warms up (default 3)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each side (default 2; rm: always 1)")
     parser.add_argument("--quick", action="store_true", help="few prompts, one turn, small model: a smoke test")

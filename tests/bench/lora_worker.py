@@ -32,10 +32,7 @@ _TOKENS = TokenSettings(max_prompt_tokens=_PROMPT_TOKENS, max_response_tokens=_R
 
 
 def write_models(size: str, directory: Path) -> dict[str, str]:
-    """Write an SFT model, and a reward model that is an adapter on it; returns their paths by role.
-
-    A process of its own, so that what it takes is not counted.
-    """
+    """Write an SFT model, and a reward model that is an adapter on it; returns their paths by role."""
     os.dup2(2, 1)  # standard output is the line to the bench
     sft, rm = directory / "sft", directory / "rm"
     make_plain_policy(size, seed=0).save_pretrained(sft)
@@ -49,7 +46,7 @@ def write_models(size: str, directory: Path) -> dict[str, str]:
 
 def serve_sft(bench: Bench, given: dict[str, Any], paths: dict[str, str], directory: Path) -> None:
     """Serve steps of our SFT trainer."""
-    from stages.trl_compat import make_sft_trainer
+    from stages.trl_compat import make_sft_trainer  # PPO's side is measured without what TRL's import takes
 
     draw = random.Random(0)
     pairs = [
@@ -104,8 +101,7 @@ def main() -> None:
     """Serve until the bench closes the line."""
     given = json.loads(sys.argv[1])
     with tempfile.TemporaryDirectory() as directory:
-        child = torch.multiprocessing.get_context("spawn").Pool(1)
-        with child:
+        with torch.multiprocessing.get_context("spawn").Pool(1) as child:  # what it takes is not counted here
             paths = child.apply(write_models, (given["size"], Path(directory)))
         bench = Bench()
         (serve_sft if given["engine"] == "sft" else serve_ppo)(bench, given, paths, Path(directory))

@@ -1,4 +1,4 @@
-"""One batch of sampled responses per "go": our generator, transformers' `generate` on padded prompts."""
+"""One batch of sampled responses per "go": our generator, or transformers' `generate` on prompts padded on the left."""
 
 import itertools
 import json

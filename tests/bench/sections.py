@@ -60,14 +60,8 @@ def measure_rm(options: Options) -> Iterator[Case]:
         for answers in (2, 4, 9) if not options.quick else (4,):
             for precision in PRECISIONS if not options.quick else ("float32",):
                 given = {"size": size, "answers": answers, "precision": precision, "prompt_tokens": 256, "answer_tokens": 128}
-                yield _compare(
-                    "rm_worker",
-                    given,
-                    "engine",
-                    ("trl", "trl at once", "ours"),
-                    options,
-                    {"size": size, "K": answers, "precision": precision},
-                )
+                labels = {"size": size, "K": answers, "precision": precision}
+                yield _compare("rm_worker", given, "engine", ("trl", "trl at once", "ours"), options, labels)
 
 
 def measure_sft(options: Options) -> Iterator[Case]:

@@ -184,8 +184,9 @@ def test_the_critics_activations_come_when_the_policys_are_gone(tiny, accelerato
     at_once = tiny.actor_critic()
     row, predictors = experience.pack()
     outputs = at_once(row, predictors, rules.temperature)
-    losses = _compute_losses(experience, outputs, rules, {})
-    (sum(losses) / experience.response_mask_BR.sum()).backward()
+    losses = _compute_losses(experience, outputs, rules)
+    loss = losses["policy_loss"] + rules.value_coef * losses["value_loss"]
+    (loss / experience.response_mask_BR.sum()).backward()
     for one, other in zip(model.parameters(), at_once.parameters(), strict=True):
         assert (one.grad is None) == (other.grad is None)
         if one.grad is not None:
