@@ -45,6 +45,7 @@ def generate_responses(
     seed: int,
     max_rows: int,
     autocast: AbstractContextManager[Any],
+    share: tuple[int, int] = (0, 1),
 ) -> list[Response]:
     """Answer each prompt; a response ends with its first stop token, or has `max_new_tokens` tokens without one.
 
@@ -61,6 +62,7 @@ def generate_responses(
         seed: of the sampling noise; the same responses for any `max_rows`, up to the rounding of the logits.
         max_rows: prompts decoded at once, at least 1.
         autocast: precision of the forwards; entered once, so that weights are cast once.
+        share: (r, n): these prompts are every n-th of a longer list, from the r-th on, and get the answers that they would get there.
 
     Returns:
         One response per prompt, in order.
@@ -72,7 +74,8 @@ def generate_responses(
         if not prompt:
             raise ValueError(f"prompt {index} has 0 tokens; needed: at least one to go on from")
     generator = torch.Generator().manual_seed(seed)
-    uniforms_NS = torch.rand(len(prompts), max_new_tokens, dtype=torch.float64, generator=generator)
+    place, stride = share
+    uniforms_NS = torch.rand(len(prompts) * stride, max_new_tokens, dtype=torch.float64, generator=generator)[place::stride]
     rows = _Rows(model, prompts, uniforms_NS, frozenset(stop_token_ids), temperature, greedy, max_rows)
     waiting = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))  # the longest go first: they need the widest cache
     was_training = model.training

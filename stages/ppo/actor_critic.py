@@ -1,12 +1,13 @@
-"""Policy and critic in one module: one forward, one optimizer with two learning rates.
+"""Policy and critic: what each says of the response tokens in a row.
 
-PackedRow of prompts and responses -> log-probability and value of each response token
+PackedRow of prompts and responses -> log-probability (Actor) and value (Critic) of each response token
 
+Both are modules whose `forward` is the only entry used in training, so that what wraps them (DDP, DeepSpeed) sees every step.
 Axes: N tokens of the row, K response tokens, V vocabulary, H hidden size.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,20 @@ from stages.packing import PackedRow, compute_hidden_states, count_filling
 from stages.ppo.losses import compute_entropies, compute_logprobs
 
 _MAX_LOGITS = 2**24  # logits held at a time (64 MB in float32); beyond it the head is computed in chunks, again in the backward pass
+
+
+class Actor(nn.Module):
+    """A log-probability for each response token: a policy, in training or (the reference) frozen."""
+
+    def __init__(self, policy: nn.Module) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(
+        self, row: PackedRow, predictors_K: Tensor, temperature: float, with_entropies: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Compute log-probabilities, and on request entropies; see `compute_token_logprobs`."""
+        return compute_token_logprobs(self.policy, row, predictors_K, temperature, with_entropies)
 
 
 class Critic(nn.Module):
@@ -38,44 +53,11 @@ class Critic(nn.Module):
             return self.head(hidden_KH.float()).squeeze(-1)
 
 
-Member = Literal["policy", "critic"]
-MEMBERS: tuple[Member, ...] = ("policy", "critic")
+class ActorCritic(NamedTuple):
+    """What PPO trains."""
 
-
-class TokenOutputs(NamedTuple):
-    """What policy and critic say of each response token, in float32; None: not asked for."""
-
-    logprobs_K: Tensor | None
-    entropies_K: Tensor | None  # of the distribution that each token was drawn from, without a gradient
-    values_K: Tensor | None  # of the state before each token
-
-
-class ActorCritic(nn.Module):
-    """What PPO trains; `forward` is the only entry used with a gradient, so that wrappers (DDP, DeepSpeed) see every step."""
-
-    def __init__(self, policy: nn.Module, critic: Critic) -> None:
-        super().__init__()
-        self.policy = policy
-        self.critic = critic
-
-    def forward(
-        self, row: PackedRow, predictors_K: Tensor, temperature: float, members: Sequence[Member] = MEMBERS, with_entropies: bool = False
-    ) -> TokenOutputs:
-        """Compute what belongs to each response token.
-
-        Args:
-            row: prompts and responses, one document each.
-            predictors_K: index in the row of the token before each response token.
-            temperature: divides the logits.
-            members: whom to ask.
-            with_entropies: compute the policy's too.
-        """
-        logprobs_K, entropies_K, values_K = None, None, None
-        if "policy" in members:
-            logprobs_K, entropies_K = compute_token_logprobs(self.policy, row, predictors_K, temperature, with_entropies)
-        if "critic" in members:
-            values_K = self.critic(row, predictors_K)
-        return TokenOutputs(logprobs_K, entropies_K, values_K)
+    actor: Actor
+    critic: Critic
 
 
 def init_critic(reward_model: Any) -> Critic:
@@ -93,16 +75,26 @@ def init_critic(reward_model: Any) -> Critic:
 def compute_token_logprobs(
     policy: Any, row: PackedRow, predictors_K: Tensor, temperature: float, with_entropies: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Compute the log-probability of each response token (and the entropy where it was drawn), in float32.
+    """Compute what the policy says of each response token, in float32.
 
     Logits exist for response tokens only, and never for more than a chunk of them at a time.
+
+    Args:
+        policy: a causal language model, or an adapter on one.
+        row: prompts and responses, one document each.
+        predictors_K: index in the row of the token before each response token.
+        temperature: divides the logits.
+        with_entropies: compute them too.
+
+    Returns:
+        (logprobs_K, entropies_K of the distribution that each token was drawn from, without a gradient; None where not asked for).
     """
     num_tokens = len(predictors_K)
     predictors_K = F.pad(predictors_K, (0, count_filling(num_tokens)))  # at the first token of the row: computed and never read
     hidden_KH = compute_hidden_states(find_backbone(policy), row)[predictors_K]
     targets_K = row.ids_N[predictors_K + 1]
     head = policy.get_output_embeddings()
-    size = max(1, _MAX_LOGITS // head.weight.shape[0])
+    size = max(1, _MAX_LOGITS // find_model(policy).config.get_text_config().vocab_size)
     recompute = torch.is_grad_enabled() and len(targets_K) > size
     logprobs: list[Tensor] = []
     entropies: list[Tensor] = []

@@ -76,11 +76,15 @@ class Rollout:
         """Put a figure of each response token where it belongs, [B, R]; 0 outside the mask."""
         return torch.zeros(self.response_mask_BR.shape, device=values_K.device).masked_scatter(self.response_mask_BR, values_K)
 
-    def split(self, max_tokens: int) -> list[Tensor]:
+    def split(self, max_tokens: int, at_least: int = 1) -> list[Tensor]:
         """Split into micro-batches of at most `max_tokens` tokens, responses of similar length together.
 
+        Args:
+            max_tokens: of a micro-batch; a response longer than that has one of its own.
+            at_least: micro-batches, no more than there are responses.
+
         Returns:
-            The rows of each; a response longer than that has one of its own.
+            The rows of each.
         """
         lengths_B = self.attention_mask_BT.sum(dim=1)
         rows_B = lengths_B.argsort(stable=True)
@@ -91,7 +95,11 @@ class Rollout:
                 micro_batches.append(rows_B[start:index])
                 start, tokens = index, 0
             tokens += length
-        return [*micro_batches, rows_B[start:]]
+        micro_batches.append(rows_B[start:])
+        while len(micro_batches) < at_least:
+            fullest = max(range(len(micro_batches)), key=lambda index: len(micro_batches[index]))
+            micro_batches[fullest : fullest + 1] = micro_batches[fullest].tensor_split(2)
+        return micro_batches
 
 
 @dataclass(frozen=True)

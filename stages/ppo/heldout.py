@@ -9,14 +9,14 @@ from typing import Any, Literal
 from data.tokens import EncodedPromptRecord
 from stages.evaluation import Answer, Judge, judge_answers, response_text, summarize_answers
 from stages.ppo.losses import estimate_kl_k1
-from stages.ppo.rollout import roll_out
+from stages.ppo.ranks import gather_list
 from stages.ppo.trainer import PPOTrainer
 
 Way = Literal["sampled", "greedy"]
 
 
 class HeldOut:
-    """Answers the same prompts with the same sampling noise whenever it is asked."""
+    """Answers the same prompts with the same sampling noise whenever it is asked; each rank its share of them."""
 
     def __init__(self, trainer: PPOTrainer, tokenizer: Any, prompts: list[EncodedPromptRecord], judge: Judge | None, *, seed: int) -> None:
         self.trainer = trainer
@@ -44,15 +44,11 @@ class HeldOut:
 
     def _answer(self, way: Way, label: str) -> tuple[dict[str, float], list[dict[str, Any]]]:
         trainer = self.trainer
-        rollout = roll_out(
-            trainer.actor_critic.policy,
-            [prompt.prompt_ids for prompt in self.prompts],
-            trainer.sampling,
-            seed=self.seed,
-            batch_size=trainer.settings.rollout_micro_batch_size,
-            autocast=trainer.autocast,
-            greedy=way == "greedy",
-        )
+        rank, world_size = trainer.accelerator.process_index, trainer.accelerator.num_processes
+        # Equally many on each rank: the first prompts once more, where their number does not divide.
+        count = -(-len(self.prompts) // world_size) * world_size
+        prompts = [self.prompts[place % len(self.prompts)] for place in range(rank, count, world_size)]
+        rollout = trainer.roll_out([prompt.prompt_ids for prompt in prompts], self.seed, greedy=way == "greedy", share=(rank, world_size))
         scores = trainer.score_responses(rollout).tolist()
         figures = trainer.evaluate_tokens(rollout)
         kls = estimate_kl_k1(figures.logprobs_BR, figures.ref_logprobs_BR, rollout.response_mask_BR).sum(dim=1).tolist()
@@ -62,7 +58,9 @@ class HeldOut:
         ]
         finished: list[bool] = rollout.finished_B.tolist()
         answers = [Answer(ids, response_text(self.tokenizer, ids), done) for ids, done in zip(responses, finished, strict=True)]
-        verdicts = judge_answers(self.judge, self.prompts, answers)
+        verdicts = judge_answers(self.judge, prompts, answers)
+        answered = gather_list(list(zip(prompts, answers, scores, kls, verdicts, strict=True)), trainer.accelerator)[: len(self.prompts)]
+        prompts, answers, scores, kls, verdicts = zip(*answered, strict=True)
         metrics = {f"eval/{label}/score": fmean(scores), f"eval/{label}/kl": fmean(kls)}
         metrics |= summarize_answers(answers, verdicts, f"eval/{label}")
         rows = [
@@ -75,6 +73,6 @@ class HeldOut:
                 "finished": answer.finished,
                 **{f"judge_{key}": value for key, value in verdict.items()},
             }
-            for prompt, answer, score, kl, verdict in zip(self.prompts, answers, scores, kls, verdicts, strict=True)
+            for prompt, answer, score, kl, verdict in answered
         ]
         return metrics, rows

@@ -22,7 +22,7 @@ import torch
 
 from stages import models, precision
 from stages.compiling import compile_layers
-from stages.ppo.actor_critic import ActorCritic, init_critic
+from stages.ppo.actor_critic import Actor, ActorCritic, init_critic
 from stages.runtime import StageContext, StageError
 from stages.settings import HardwareSettings, LoRASettings, PPOSettings
 from stages.spec import EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR
@@ -75,7 +75,7 @@ def load_models(context: StageContext, settings: PPOSettings, tokenizer: Any) ->
         for backbone in backbones:
             backbone.activation_checkpointing_enable({"use_reentrant": False})
     compile_layers(context, policy, critic, ref_policy, reward_model)
-    return PPOModels(ActorCritic(policy, critic), ref_policy, reward_model)
+    return PPOModels(ActorCritic(Actor(policy), critic), ref_policy, reward_model)
 
 
 def find_reward_adapter(sft_path: str, rm_path: str) -> str | None:

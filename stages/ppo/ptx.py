@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.tokens import EncodedPair
-from stages.ppo.actor_critic import compute_token_logprobs
 from stages.ppo.experience import Rollout, pack_rollout
-from stages.ppo.ranks import sum_over_ranks, unwrap
+from stages.ppo.learner import Learner
+from stages.ppo.ranks import split_alike, sum_over_ranks
 from stages.ppo.rollout import Autocast
 from stages.ppo.sampler import PromptSampler
 
@@ -36,12 +36,12 @@ class DemonstrationSampler:
 
 
 def accumulate_ptx_gradients(
-    model: nn.Module, demonstrations: Rollout, ptx_coef: float, max_tokens: int, accelerator: Accelerator, autocast: Autocast
+    actor: Learner, demonstrations: Rollout, ptx_coef: float, max_tokens: int, accelerator: Accelerator, autocast: Autocast
 ) -> Tensor:
     """Add the gradients of γ · mean of −log π over the response tokens of all ranks; the ranks do not meet yet.
 
     Args:
-        model: the prepared ActorCritic; a backward pass that ranks share must follow, before the optimizer's step.
+        actor: the policy in training; its last micro-step before the optimizer's step must follow.
         demonstrations: of this rank.
         ptx_coef: γ.
         max_tokens: of a micro-batch.
@@ -54,14 +54,13 @@ def accumulate_ptx_gradients(
     num_tokens = demonstrations.response_mask_BR.sum()
     # The ranks' gradients are averaged, the loss is a mean over all their tokens: hence the number of processes.
     scale = ptx_coef * accelerator.num_processes / sum_over_ranks(accelerator, num_tokens)
-    policy = unwrap(accelerator, model).policy  # without the critic: while ranks do not meet, a wrapper need not see the forward
     losses: list[Tensor] = []
-    with accelerator.no_sync(model):
-        for rows_b in demonstrations.split(max_tokens):
-            row, predictors_K = demonstrations.select(rows_b).pack()
+    for rows_b in split_alike(demonstrations, max_tokens, accelerator):
+        row, predictors_K = demonstrations.select(rows_b).pack()
+        with actor.micro_step(last=False):
             with autocast:
-                logprobs_K, _ = compute_token_logprobs(policy, row, predictors_K, temperature=1.0)  # the likelihood, not how we sample
+                logprobs_K, _ = actor(row, predictors_K, 1.0)  # at temperature 1: the likelihood, not how we sample
             loss = -logprobs_K.sum()
-            accelerator.backward(loss * scale)
+            actor.backward(loss * scale)
             losses.append(loss.detach())
     return torch.stack([torch.stack(losses).sum(), num_tokens.float()])

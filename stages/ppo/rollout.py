@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stages.generation import generate_responses
-from stages.ppo.actor_critic import TokenOutputs, compute_token_logprobs
 from stages.ppo.experience import Rollout, pack_rollout
 
 Autocast = AbstractContextManager[Any]  # the precision of a forward; entered anew for each
@@ -29,7 +28,15 @@ class Sampling:
 
 
 def roll_out(
-    policy: Any, prompts: list[list[int]], sampling: Sampling, *, seed: int, batch_size: int, autocast: Autocast, greedy: bool = False
+    policy: Any,
+    prompts: list[list[int]],
+    sampling: Sampling,
+    *,
+    seed: int,
+    batch_size: int,
+    autocast: Autocast,
+    greedy: bool = False,
+    share: tuple[int, int] = (0, 1),
 ) -> Rollout:
     """Sample one response per prompt; it ends with the stop token or the end token, and is finished only with the stop token.
 
@@ -41,6 +48,7 @@ def roll_out(
         batch_size: responses decoded at once.
         autocast: precision of the forwards.
         greedy: take the likeliest tokens instead; for evaluation only.
+        share: (rank, number of ranks); see `generate_responses`.
     """
     policy.eval()
     sampled = generate_responses(
@@ -53,6 +61,7 @@ def roll_out(
         seed=seed,
         max_rows=batch_size,
         autocast=autocast,
+        share=share,
     )
     responses = [response.ids for response in sampled]
     finished = [ids[-1] == sampling.stop_token_id for ids in responses]
@@ -62,7 +71,7 @@ def roll_out(
 
 @torch.no_grad()
 def evaluate_tokens(
-    actor_critic: nn.Module, rollout: Rollout, temperature: float, max_tokens: int, autocast: Autocast
+    actor: Any, critic: Any, rollout: Rollout, temperature: float, micro_batches: list[Tensor], autocast: Autocast
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Recompute what the policy and the critic say of each sampled token, by the forward that the update uses.
 
@@ -70,25 +79,25 @@ def evaluate_tokens(
         (logprobs_BR, values_BR, entropies_BR) in float32, 0 outside the mask.
     """
     figures_BR = [torch.zeros(rollout.response_mask_BR.shape, device=rollout.response_mask_BR.device) for _ in range(3)]
-    for rows_b in rollout.split(max_tokens):
+    for rows_b in micro_batches:
         part = rollout.select(rows_b)
         row, predictors_K = part.pack()
         with autocast:
-            outputs: TokenOutputs = actor_critic(row, predictors_K, temperature, with_entropies=True)
-        for figure_BR, values_K in zip(figures_BR, (outputs.logprobs_K, outputs.values_K, outputs.entropies_K), strict=True):
-            assert values_K is not None
-            figure_BR[rows_b, : part.response_mask_BR.shape[1]] = part.unpack(values_K)
+            logprobs_K, entropies_K = actor(row, predictors_K, temperature, True)
+            values_K = critic(row, predictors_K)
+        for figure_BR, figure_K in zip(figures_BR, (logprobs_K, values_K, entropies_K), strict=True):
+            figure_BR[rows_b, : part.response_mask_BR.shape[1]] = part.unpack(figure_K)
     return figures_BR[0], figures_BR[1], figures_BR[2]
 
 
 @torch.no_grad()
-def compute_ref_logprobs(ref_policy: nn.Module, rollout: Rollout, temperature: float, max_tokens: int, autocast: Autocast) -> Tensor:
-    """Compute ref_logprobs_BR: the reference's log-probability of each sampled token, 0 outside the mask."""
+def compute_ref_logprobs(reference: Any, rollout: Rollout, temperature: float, micro_batches: list[Tensor], autocast: Autocast) -> Tensor:
+    """Compute ref_logprobs_BR: the log-probability of each sampled token under the reference (an Actor), 0 outside the mask."""
     ref_logprobs_BR = torch.zeros(rollout.response_mask_BR.shape, device=rollout.response_mask_BR.device)
-    for rows_b in rollout.split(max_tokens):
+    for rows_b in micro_batches:
         part = rollout.select(rows_b)
         row, predictors_K = part.pack()
         with autocast:
-            ref_logprobs_K, _ = compute_token_logprobs(ref_policy, row, predictors_K, temperature)
+            ref_logprobs_K, _ = reference(row, predictors_K, temperature)
         ref_logprobs_BR[rows_b, : part.response_mask_BR.shape[1]] = part.unpack(ref_logprobs_K)
     return ref_logprobs_BR

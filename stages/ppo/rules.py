@@ -7,7 +7,7 @@ from stages.settings import PPOSettings
 
 @dataclass(frozen=True)
 class UpdateRules:
-    """Sizes (of this rank) and coefficients of the update."""
+    """Sizes (over all ranks) and coefficients of the update."""
 
     ppo_epochs: int
     minibatch_size: int
@@ -15,21 +15,19 @@ class UpdateRules:
     clip_range: float
     value_clip_range: float
     value_coef: float
-    max_grad_norm: float
     early_stop_kl: float | None
     ptx_coef: float = 0.0
 
 
-def make_update_rules(settings: PPOSettings, world_size: int) -> UpdateRules:
-    """Give each rank its share of the sizes, which count all ranks."""
+def make_update_rules(settings: PPOSettings) -> UpdateRules:
+    """Take from the settings what the update needs."""
     return UpdateRules(
         ppo_epochs=settings.ppo_epochs,
-        minibatch_size=settings.minibatch_size // world_size,
+        minibatch_size=settings.minibatch_size,
         temperature=settings.temperature,
         clip_range=settings.clip_range,
         value_clip_range=settings.value_clip_range,
         value_coef=settings.value_coef,
-        max_grad_norm=settings.max_grad_norm,
         early_stop_kl=settings.early_stop_kl,
         ptx_coef=settings.ptx_coef,
     )

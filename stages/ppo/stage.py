@@ -13,12 +13,13 @@ from accelerate import Accelerator
 from data.tokens import EncodedPair, EncodedPromptRecord, encode_demonstrations, encode_prompts
 from stages import models, precision
 from stages.checkpoint import latest_complete, save_checkpoint
+from stages.deepspeed_config import make_deepspeed_config
+from stages.distributed import choose_engine, describe_layout, require_world_size
 from stages.evaluation import load_judge, write_samples
 from stages.handoff import check_handoff, read_facts
 from stages.ppo.heldout import HeldOut
 from stages.ppo.load import load_models
 from stages.ppo.rollout import Sampling
-from stages.ppo.state import write_state
 from stages.ppo.trainer import PPOTrainer
 from stages.records import load_splits
 from stages.runtime import Interrupted, StageContext, StageError, device_name, uses_gpu
@@ -52,12 +53,11 @@ def main(context: StageContext) -> StageResult:
         metrics["published/ema_decay"] = settings.ema_decay  # says that the published model is the average
     context.write_metrics(settings.iterations, metrics)
 
-    policy: Any = trainer.actor_critic.policy
-    facts = read_facts(policy, tokenizer, spec.models["sft"])
-    if context.is_main:
-        write_samples(spec.output_dir / SAMPLES_FILE, samples)
-        with trainer.average.in_use() if trainer.average else nullcontext():
-            models.save_model(policy, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
+    facts = read_facts(trainer.policy, tokenizer, spec.models["sft"])
+    with trainer.actor.whole_weights(), trainer.average.in_use() if trainer.average else nullcontext():
+        if context.is_main:
+            write_samples(spec.output_dir / SAMPLES_FILE, samples)
+            models.save_model(trainer.policy, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
     return StageResult(metrics=metrics, facts=facts, counts=counts, world_size=context.world_size, device=device_name(context))
 
 
@@ -93,8 +93,8 @@ def train(context: StageContext, trainer: PPOTrainer, held_out: HeldOut) -> dict
 
 def _resume_or_start(context: StageContext, trainer: PPOTrainer, held_out: HeldOut) -> tuple[dict[str, float], dict[str, float]]:
     """Load the newest complete checkpoint, or evaluate the SFT policy; returns (figures at the start, last metrics)."""
-    found = latest_complete(context.spec.checkpoint_dir, world_size=context.world_size, warn=context.note)
-    saved = trainer.load_state(found[0]) if found else None
+    found = latest_complete(context.spec.checkpoint_dir, layout=describe_layout(context), warn=context.note)
+    saved = trainer.load(found[0]) if found else None
     # The row of the last iteration is written once its evaluation is done: never kept from an earlier attempt.
     context.rewind_metrics(min(trainer.iteration, trainer.settings.iterations - 1) if saved else -1)
     context.event("start", stage="ppo", unit="iteration", total=trainer.settings.iterations, resumed_step=trainer.iteration)
@@ -106,12 +106,14 @@ def _resume_or_start(context: StageContext, trainer: PPOTrainer, held_out: HeldO
 
 
 def _save(context: StageContext, trainer: PPOTrainer, more: dict[str, Any]) -> None:
-    state = trainer.collect_state() | more
-    if context.is_main:
-        save_checkpoint(
-            context.spec.checkpoint_dir, trainer.iteration, lambda directory: write_state(state, directory), world_size=context.world_size
-        )
-    trainer.accelerator.wait_for_everyone()
+    save_checkpoint(
+        context.spec.checkpoint_dir,
+        trainer.iteration,
+        lambda directory: trainer.save(directory, more),
+        layout=describe_layout(context),
+        is_main=context.is_main,
+        wait_for_everyone=trainer.accelerator.wait_for_everyone,
+    )
     context.event("checkpoint", step=trainer.iteration)
 
 
@@ -119,17 +121,15 @@ def make_accelerator(context: StageContext) -> Accelerator:
     """Join the ranks.
 
     Raises:
-        StageError: accelerate sees another number of processes than the launcher started (it then trains that many copies apart), or
-            the sizes cannot be shared out, or DeepSpeed is asked for.
+        StageError: accelerate sees another number of processes than the launcher started, or the sizes cannot be shared out.
     """
     accelerator = Accelerator(cpu=not uses_gpu(context))
     world_size = accelerator.num_processes
-    if world_size != context.world_size:
-        raise StageError(f"accelerate sees {world_size} processes, the launcher started {context.world_size}; start them with torchrun")
+    require_world_size(context, world_size)
     settings = _settings(context)
-    if context.spec.hardware.deepspeed:
+    if settings.ema_decay is not None and _has_partitioned_weights(context):
         raise StageError(
-            f"hardware.deepspeed = {context.spec.hardware.deepspeed}: the ppo stage cannot run under DeepSpeed yet; set it to null",
+            "ppo.ema_decay averages whole weights, which no process has at ZeRO stage 3; set hardware.zero_stage: 2, or ema_decay: null",
             EXIT_USAGE,
         )
     for name in ("rollout_batch_size", "minibatch_size", "ptx_batch_size"):
@@ -176,6 +176,9 @@ def _build_trainer(
             f"{limit}; lower ppo.max_response_tokens or tokens.max_prompt_tokens",
             EXIT_USAGE,
         )
+    deepspeed = None
+    if choose_engine(context) == "deepspeed":
+        deepspeed = make_deepspeed_config(spec.hardware, max_grad_norm=settings.max_grad_norm)
     return PPOTrainer(
         loaded.actor_critic,
         loaded.ref_policy,
@@ -187,8 +190,13 @@ def _build_trainer(
         accelerator=accelerator,
         autocast=precision.autocast(spec.hardware, accelerator.device),
         demonstrations=demonstrations,
+        deepspeed=deepspeed,
         note=context.note,
     )
+
+
+def _has_partitioned_weights(context: StageContext) -> bool:
+    return choose_engine(context) == "deepspeed" and context.spec.hardware.zero_stage == 3
 
 
 def make_sampling(settings: PPOSettings, tokenizer: Any, max_response_tokens: int) -> Sampling:

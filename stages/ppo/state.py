@@ -1,4 +1,4 @@
-"""The trainer's state on the disk, and that of the random generators.
+"""What the trainer keeps beside its models on the disk, and the state of the random generators.
 
 All noise of PPO comes from seeds of (seed, iteration, rank); the generators' states are kept for whatever a library draws.
 """
@@ -12,7 +12,7 @@ _STATE_FILE = "state.pt"
 
 
 def write_state(state: dict[str, Any], directory: Path) -> None:
-    """Write what `PPOTrainer.collect_state` returned, and more plain data with it."""
+    """Write plain data and tensors."""
     torch.save(state, directory / _STATE_FILE)
 
 

@@ -8,32 +8,34 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.tokens import EncodedPair
-from stages.ppo.actor_critic import ActorCritic
+from stages.ppo.actor_critic import Actor, ActorCritic
 from stages.ppo.advantages import adapt_kl_coef, estimate_advantages, penalize_kl, scale_by_std, whiten
 from stages.ppo.ema import AveragedWeights
 from stages.ppo.experience import Experience, Rollout
 from stages.ppo.finite import require_finite_scores, require_finite_update
+from stages.ppo.learner import Learner, TorchLearner, compute_lr_factor, make_optimizer
 from stages.ppo.memory import TokenBudget
 from stages.ppo.metrics import TokenFigures, describe_rollout, describe_update
-from stages.ppo.optimizer import compute_lr_factor, make_optimizer
 from stages.ppo.ptx import DemonstrationSampler
-from stages.ppo.ranks import sum_over_ranks, unwrap
+from stages.ppo.ranks import gather_experience, split_alike, sum_over_ranks
 from stages.ppo.rollout import Autocast, Sampling, compute_ref_logprobs, evaluate_tokens, roll_out
 from stages.ppo.rules import make_update_rules
 from stages.ppo.sampler import PromptSampler, derive_seed
-from stages.ppo.scoring import RunningMoments, apply_score_rules, score_responses
-from stages.ppo.state import collect_generator_states, read_state, restore_generator_states
+from stages.ppo.scoring import RunningMoments, Scorer, apply_score_rules, score_responses
+from stages.ppo.state import collect_generator_states, read_state, restore_generator_states, write_state
 from stages.ppo.update import UpdateStats, update
+from stages.ppo.zero import ZeroLearner, partition_frozen
 from stages.settings import PPOSettings
 
 # What a seed is drawn for: two uses of one (seed, iteration) must not share their noise.
 _PROMPTS, _ROLLOUT, _UPDATE, _DEMONSTRATIONS = range(4)
+
+_ACTOR_FILE, _CRITIC_FILE = "actor", "critic"
 
 
 class PPOTrainer:
@@ -52,6 +54,7 @@ class PPOTrainer:
         accelerator: Accelerator,
         autocast: Autocast,
         demonstrations: Sequence[EncodedPair] = (),
+        deepspeed: dict[str, Any] | None = None,
         note: Callable[[str], None] = print,
     ) -> None:
         self.settings = settings
@@ -60,12 +63,14 @@ class PPOTrainer:
         self.seed = seed
         self.accelerator = accelerator
         self.autocast = autocast
-        self.rules = make_update_rules(settings, accelerator.num_processes)
+        self.rules = make_update_rules(settings)
         self.budget = TokenBudget(settings.max_tokens_per_microbatch, may_halve=accelerator.num_processes == 1, note=note)
-        self.ref_policy = ref_policy.to(accelerator.device).eval().requires_grad_(False)
-        self.reward_model = reward_model.to(accelerator.device).eval().requires_grad_(False)
-        optimizer = make_optimizer(actor_critic, settings)
-        self.model, self.optimizer = accelerator.prepare(actor_critic, optimizer)
+        self.peak_learning_rate = settings.learning_rate
+        self.peak_critic_learning_rate = settings.critic_learning_rate or settings.learning_rate
+        self.actor = self._make_learner(actor_critic.actor, self.peak_learning_rate, deepspeed)
+        self.critic = self._make_learner(actor_critic.critic, self.peak_critic_learning_rate, deepspeed)
+        self.reference = self._prepare_frozen(Actor(ref_policy), deepspeed)
+        self.scorer = self._prepare_frozen(Scorer(reward_model), deepspeed)
         self.sampler = PromptSampler(len(prompts), derive_seed(seed, _PROMPTS))
         self.demonstrations = None
         if settings.ptx_coef > 0:
@@ -73,15 +78,27 @@ class PPOTrainer:
             self.demonstrations = DemonstrationSampler(
                 demonstrations, batch_size, sampling.pad_token_id, derive_seed(seed, _DEMONSTRATIONS)
             )
-        self.average = None if settings.ema_decay is None else AveragedWeights(self.actor_critic.policy, settings.ema_decay)
+        self.average = None if settings.ema_decay is None else AveragedWeights(self.policy, settings.ema_decay)
         self.kl_coef = settings.kl_coef
         self.score_moments = RunningMoments()
         self.iteration = 0
 
+    def _make_learner(self, module: nn.Module, learning_rate: float, deepspeed: dict[str, Any] | None) -> Learner:
+        optimizer = make_optimizer(module, self.settings, learning_rate)
+        if deepspeed is not None:
+            return ZeroLearner(module, optimizer, deepspeed)
+        return TorchLearner(module, optimizer, self.settings.max_grad_norm, self.accelerator)
+
+    def _prepare_frozen(self, module: nn.Module, deepspeed: dict[str, Any] | None) -> Any:
+        module.eval().requires_grad_(False)
+        if deepspeed is not None and deepspeed["zero_optimization"]["stage"] == 3:
+            return partition_frozen(module, deepspeed)
+        return module.to(self.accelerator.device)
+
     @property
-    def actor_critic(self) -> ActorCritic:
-        """Policy and critic without what wraps them."""
-        return unwrap(self.accelerator, self.model)
+    def policy(self) -> Any:
+        """The policy without what wraps it."""
+        return self.actor.module.policy
 
     @property
     def trains_policy(self) -> bool:
@@ -114,21 +131,31 @@ class PPOTrainer:
     def _set_learning_rates(self) -> None:
         settings = self.settings
         factor = compute_lr_factor(self.iteration, settings.iterations, settings.warmup_steps, settings.lr_schedule, settings.min_lr_ratio)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * factor
+        self.learning_rate, self.critic_learning_rate = self.peak_learning_rate * factor, self.peak_critic_learning_rate * factor
+        self.actor.set_learning_rate(self.learning_rate)
+        self.critic.set_learning_rate(self.critic_learning_rate)
 
     def _roll_out(self) -> Rollout:
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
         drawn = self.sampler.draw(self.settings.rollout_batch_size, rank, world_size)
-        self.actor_critic.eval()
-        return roll_out(
-            self.actor_critic.policy,
-            [self.prompts[index] for index in drawn],
-            self.sampling,
-            seed=derive_seed(self.seed, _ROLLOUT, self.iteration, rank),
-            batch_size=self.settings.rollout_micro_batch_size,
-            autocast=self.autocast,
-        )
+        prompts = [self.prompts[index] for index in drawn]
+        return self.roll_out(prompts, derive_seed(self.seed, _ROLLOUT, self.iteration, 0), share=(rank, world_size))
+
+    def roll_out(self, prompts: list[list[int]], seed: int, *, greedy: bool = False, share: tuple[int, int] = (0, 1)) -> Rollout:
+        """Answer prompts; all ranks must call it."""
+        for learner in (self.actor, self.critic):
+            learner.module.eval()
+        with self.actor.whole_weights():
+            return roll_out(
+                self.policy,
+                prompts,
+                self.sampling,
+                seed=seed,
+                batch_size=self.settings.rollout_micro_batch_size,
+                autocast=self.autocast,
+                greedy=greedy,
+                share=share,
+            )
 
     def _score(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         settings = self.settings
@@ -147,16 +174,20 @@ class PPOTrainer:
 
     def score_responses(self, rollout: Rollout) -> Tensor:
         """Score each response by the reward model, scores_B."""
-        return self.budget.attempt(rollout, lambda max_tokens: score_responses(self.reward_model, rollout, max_tokens, self.autocast))
+
+        def score(max_tokens: int) -> Tensor:
+            return score_responses(self.scorer, rollout, split_alike(rollout, max_tokens, self.accelerator), self.autocast)
+
+        return self.budget.attempt(rollout, score)
 
     def evaluate_tokens(self, rollout: Rollout) -> TokenFigures:
         """Compute what the models say of each sampled token."""
 
         def evaluate(max_tokens: int) -> TokenFigures:
             # Reference and policy in the same micro-batches: then the KL of two equal models is 0 to the last bit.
-            temperature = self.sampling.temperature
-            logprobs_BR, values_BR, entropies_BR = evaluate_tokens(self.model, rollout, temperature, max_tokens, self.autocast)
-            ref_logprobs_BR = compute_ref_logprobs(self.ref_policy, rollout, temperature, max_tokens, self.autocast)
+            given = (rollout, self.sampling.temperature, split_alike(rollout, max_tokens, self.accelerator), self.autocast)
+            logprobs_BR, values_BR, entropies_BR = evaluate_tokens(self.actor, self.critic, *given)
+            ref_logprobs_BR = compute_ref_logprobs(self.reference, *given)
             return TokenFigures(logprobs_BR, ref_logprobs_BR, values_BR, entropies_BR)
 
         return self.budget.attempt(rollout, evaluate)
@@ -179,14 +210,14 @@ class PPOTrainer:
 
     def _update(self, experience: Experience) -> UpdateStats:
         # Dropout is off, so training mode changes nothing but this: recomputing activations only works in it.
-        self.model.train(self.settings.gradient_checkpointing)
-        seed = derive_seed(self.seed, _UPDATE, self.iteration, self.accelerator.process_index)
+        for learner in (self.actor, self.critic):
+            learner.module.train(self.settings.gradient_checkpointing)
         stats = update(
-            self.model,
-            self.optimizer,
-            experience,
+            self.actor,
+            self.critic,
+            gather_experience(experience, self.accelerator),
             self.rules,
-            seed,
+            derive_seed(self.seed, _UPDATE, self.iteration, 0),
             self.accelerator,
             self.autocast,
             budget=self.budget,
@@ -200,7 +231,6 @@ class PPOTrainer:
     def _record(
         self, raw_scores_B: Tensor, scores_B: Tensor, figures: TokenFigures, experience: Experience, stats: UpdateStats
     ) -> dict[str, float]:
-        policy_group, critic_group = self.optimizer.param_groups
         metrics = describe_rollout(raw_scores_B, scores_B, figures, experience, self.kl_coef, self.sum_over_ranks)
         return (
             metrics
@@ -208,8 +238,8 @@ class PPOTrainer:
             | {
                 "policy/trained": float(self.trains_policy),
                 "kl_coef": self.kl_coef,
-                "lr": policy_group["lr"],
-                "critic_lr": critic_group["lr"],
+                "lr": self.learning_rate,
+                "critic_lr": self.critic_learning_rate,
                 "episodes": float((self.iteration + 1) * self.settings.rollout_batch_size),
             }
         )
@@ -225,36 +255,37 @@ class PPOTrainer:
         """Sum local sums over all ranks."""
         return sum_over_ranks(self.accelerator, tensor)
 
-    def collect_state(self) -> dict[str, Any]:
-        """Collect all that a resumed run needs; every rank must call it."""
+    def save(self, directory: Path, more: dict[str, Any]) -> None:
+        """Write all that a resumed run needs, and more plain data with it, into an empty directory; every rank must call it."""
         generators = gather_object([collect_generator_states()])
-        return {
-            "weights": {name: parameter.detach() for name, parameter in self.actor_critic.named_parameters() if parameter.requires_grad},
-            "averages": self.average.averages if self.average else {},
-            "optimizer": self.optimizer.state_dict(),
-            "iteration": self.iteration,
-            "kl_coef": self.kl_coef,
-            "score_moments": vars(self.score_moments).copy(),
-            "budget": (self.budget.max_tokens, self.budget.may_halve),
-            "cursor": self.sampler.cursor,
-            "demonstrations_cursor": self.demonstrations.sampler.cursor if self.demonstrations else 0,
-            "generators": generators,
-        }
+        self.actor.save(directory / _ACTOR_FILE)
+        self.critic.save(directory / _CRITIC_FILE)
+        if self.accelerator.is_main_process:
+            state = {
+                "averages": self.average.averages if self.average else {},
+                "iteration": self.iteration,
+                "kl_coef": self.kl_coef,
+                "score_moments": vars(self.score_moments).copy(),
+                "budget": (self.budget.max_tokens, self.budget.may_halve),
+                "cursor": self.sampler.cursor,
+                "demonstrations_cursor": self.demonstrations.sampler.cursor if self.demonstrations else 0,
+                "generators": generators,
+            }
+            write_state(state | more, directory)
+        self.accelerator.wait_for_everyone()
 
-    def load_state(self, directory: Path) -> dict[str, Any]:
-        """Go back to a state that `write_state` left in `directory`, and return all that was saved."""
+    def load(self, directory: Path) -> dict[str, Any]:
+        """Go back to what `save` wrote into `directory`, and return what was saved beside the models; every rank must call it."""
         state = read_state(directory)
-        parameters = dict(self.actor_critic.named_parameters())
-        with torch.no_grad():
-            for name, saved in state["weights"].items():
-                parameters[name].copy_(saved)
+        self.actor.load(directory / _ACTOR_FILE)
+        self.critic.load(directory / _CRITIC_FILE)
         self.budget.max_tokens, self.budget.may_halve = state["budget"]
         if self.demonstrations:
             self.demonstrations.sampler.cursor = state["demonstrations_cursor"]
         if self.average:
             self.average.load(state["averages"])
-        self.optimizer.load_state_dict(state["optimizer"])
         self.iteration, self.kl_coef, self.sampler.cursor = state["iteration"], state["kl_coef"], state["cursor"]
         self.score_moments = RunningMoments(**state["score_moments"])
-        restore_generator_states(state["generators"][self.accelerator.process_index])
+        if self.accelerator.process_index < len(state["generators"]):  # more ranks than wrote it: the new ones keep their own
+            restore_generator_states(state["generators"][self.accelerator.process_index])
         return state

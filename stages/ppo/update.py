@@ -1,21 +1,19 @@
-"""Experience -> epochs x minibatches x micro-batches -> one optimizer step per minibatch.
+"""Experience -> epochs x minibatches x micro-batches -> one optimizer step of policy and critic per minibatch.
 
-Axes: B responses of this rank, R response tokens. A minibatch's loss is the mean over the real tokens of that
-minibatch on all ranks: micro-batch size and the number of ranks change nothing but rounding.
+Axes: B responses, R response tokens; b the responses of one rank's minibatch or micro-batch. A minibatch's loss is the mean over its real
+tokens on all ranks: micro-batch size and the number of ranks change nothing but rounding.
 """
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
-from torch import Tensor, nn
+from torch import Tensor
 
-from stages.ppo.actor_critic import MEMBERS, TokenOutputs, trainable
 from stages.ppo.ema import AveragedWeights
 from stages.ppo.experience import Experience, Rollout
+from stages.ppo.learner import Learner
 from stages.ppo.losses import (
     compute_log_ratios,
     compute_policy_losses,
@@ -26,7 +24,7 @@ from stages.ppo.losses import (
 )
 from stages.ppo.memory import TokenBudget
 from stages.ppo.ptx import DemonstrationSampler, accumulate_ptx_gradients
-from stages.ppo.ranks import max_over_ranks, sum_over_ranks, unwrap
+from stages.ppo.ranks import deal, max_over_ranks, split_alike, sum_over_ranks
 from stages.ppo.rollout import Autocast
 from stages.ppo.rules import UpdateRules
 from stages.ppo.sampler import derive_seed
@@ -56,8 +54,8 @@ _SUMS += ("ptx_loss", "ptx_tokens")
 
 
 def update(
-    model: nn.Module,
-    optimizer: AcceleratedOptimizer,
+    actor: Learner,
+    critic: Learner,
     experience: Experience,
     rules: UpdateRules,
     seed: int,
@@ -72,12 +70,12 @@ def update(
     """Train policy and critic on one rollout.
 
     Args:
-        model: the prepared ActorCritic.
-        optimizer: over the trainable parameters of both.
-        experience: this rank's responses.
+        actor: the policy in training.
+        critic: the critic in training.
+        experience: the responses of all ranks.
         rules: sizes and coefficients.
-        seed: of the permutations.
-        accelerator: sums over ranks, backward, gradient clipping.
+        seed: of the permutations; the same on all ranks.
+        accelerator: sums over ranks.
         autocast: precision of the forwards.
         budget: tokens of a micro-batch.
         train_policy: whether the policy learns too, or the critic alone.
@@ -88,22 +86,32 @@ def update(
     sums = torch.zeros(len(_SUMS), device=device)
     start_deviation = torch.zeros((), device=device)
     norms: list[Tensor] = []
+    lengths_B = experience.attention_mask_BT.sum(dim=1).cpu()
+
+    def drop_gradients() -> None:
+        actor.drop_gradients()
+        critic.drop_gradients()
+
     for rows_b in draw_minibatches(len(experience.finished_B), rules, seed):
-        minibatch = experience.select(rows_b.to(device))
+        share_b = deal(rows_b, lengths_B, accelerator.process_index, accelerator.num_processes)
+        minibatch = experience.select(share_b.to(device))
+        if rules.early_stop_kl is not None and not actor.can_drop_gradients:
+            looked = _look_at_policy(actor, minibatch, rules, accelerator, autocast, budget.max_tokens)
+            if looked > rules.early_stop_kl:
+                break
         drawn = demonstrations.draw(accelerator) if demonstrations is not None and train_policy else None
-        accumulate = partial(accumulate_gradients, model, minibatch, rules, accelerator, autocast, demonstrations=drawn)
-        minibatch_sums, deviation = budget.attempt(minibatch, accumulate, undo=lambda: optimizer.zero_grad())
+        accumulate = partial(
+            accumulate_gradients, actor, critic, minibatch, rules, accelerator, autocast, train_policy=train_policy, demonstrations=drawn
+        )
+        minibatch_sums, deviation = budget.attempt(minibatch, accumulate, undo=drop_gradients)
         if not norms:
             start_deviation = deviation
         sums += minibatch_sums
-        if rules.early_stop_kl is not None and _mean_approxkl(minibatch_sums, accelerator) > rules.early_stop_kl:
-            optimizer.zero_grad()
+        stops_here = rules.early_stop_kl is not None and _mean_approxkl(minibatch_sums, accelerator) > rules.early_stop_kl
+        if stops_here and actor.can_drop_gradients:
+            drop_gradients()
             break
-        norms.append(_clip_gradients(model, rules.max_grad_norm, accelerator))
-        if not train_policy:
-            _drop_policy_gradients(model, accelerator)
-        optimizer.step()
-        optimizer.zero_grad()
+        norms.append(torch.stack([actor.step() if train_policy else torch.zeros((), device=device), critic.step()]).detach())
         if average is not None and train_policy:
             average.update()
     return _summarize(sums, start_deviation, norms, accelerator)
@@ -119,62 +127,74 @@ def draw_minibatches(num_responses: int, rules: UpdateRules, seed: int) -> list[
 
 
 def accumulate_gradients(
-    model: nn.Module,
+    actor: Learner,
+    critic: Learner,
     minibatch: Experience,
     rules: UpdateRules,
     accelerator: Accelerator,
     autocast: Autocast,
     max_tokens: int,
+    *,
+    train_policy: bool = True,
     demonstrations: Rollout | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Add the gradients of one minibatch, and of the demonstrations that are mixed in, micro-batch by micro-batch.
+    """Add the gradients of this rank's part of a minibatch, and of the demonstrations that are mixed in, micro-batch by micro-batch.
+
+    The policy's backward pass ends before the critic's forward begins: activations of one model at a time.
 
     Returns:
         (sums over this rank's tokens in the order of `_SUMS`, largest |log ratio|).
     """
     ptx_sums = torch.zeros(2, device=minibatch.response_ids_BR.device)
     if demonstrations is not None:
-        ptx_sums = accumulate_ptx_gradients(model, demonstrations, rules.ptx_coef, max_tokens, accelerator, autocast)
+        ptx_sums = accumulate_ptx_gradients(actor, demonstrations, rules.ptx_coef, max_tokens, accelerator, autocast)
     num_tokens = sum_over_ranks(accelerator, minibatch.response_mask_BR.sum())
-    parts = [minibatch.select(rows_b) for rows_b in minibatch.split(max_tokens)]
     # The ranks' gradients are averaged, the loss is a mean over all their tokens: hence the number of processes.
     scale = accelerator.num_processes / num_tokens
-    # One after the other: the activations of one model are gone before those of the other come. DDP waits for all gradients in one pass.
-    turns = [(member,) for member in MEMBERS] if unwrap(accelerator, model) is model else [MEMBERS]
-    weights = {"policy_loss": 1.0, "value_loss": rules.value_coef}
+    micro_batches = split_alike(minibatch, max_tokens, accelerator)
     sums: list[Tensor] = []
     deviations: list[Tensor] = []
-    for index, part in enumerate(parts):
-        last = index == len(parts) - 1
-        with nullcontext() if last else accelerator.no_sync(model):  # ranks average their gradients once per minibatch
-            row, predictors_K = part.pack()
-            figures: dict[str, Tensor] = {}
-            for members in turns:
-                with autocast:
-                    outputs: TokenOutputs = model(row, predictors_K, rules.temperature, members)
-                computed = _compute_losses(part, outputs, rules)
-                weighted = [weights[name] * loss for name, loss in computed.items() if name in weights]
-                accelerator.backward(torch.stack(weighted).sum() * scale)
-                figures |= {name: figure.detach() for name, figure in computed.items()}
-        part_sums, deviation = _measure(part, rules, **figures)
+    for index, rows_b in enumerate(micro_batches):
+        part, last = minibatch.select(rows_b), index == len(micro_batches) - 1
+        row, predictors_K = part.pack()
+        mask_bR = part.response_mask_BR
+        with actor.micro_step(last=last), torch.set_grad_enabled(train_policy):
+            with autocast:
+                logprobs_K, _ = actor(row, predictors_K, rules.temperature)
+            logprobs_bR = part.unpack(logprobs_K)
+            losses_bR = compute_policy_losses(logprobs_bR, part.old_logprobs_BR, part.advantages_BR, mask_bR, rules.clip_range)
+            policy_loss = sum_tokens(losses_bR, mask_bR)
+            if train_policy:
+                actor.backward(policy_loss * scale)
+        with critic.micro_step(last=last):
+            with autocast:
+                values_K = critic(row, predictors_K)
+            values_bR = part.unpack(values_K)
+            losses_bR = compute_value_losses(values_bR, part.old_values_BR, part.returns_BR, mask_bR, rules.value_clip_range)
+            value_loss = sum_tokens(losses_bR, mask_bR)
+            critic.backward(rules.value_coef * value_loss * scale)
+        part_sums, deviation = _measure(part, rules, logprobs_bR.detach(), policy_loss.detach(), values_bR.detach(), value_loss.detach())
         sums.append(part_sums)
         deviations.append(deviation)
     return torch.cat([torch.stack(sums).sum(dim=0), ptx_sums]), torch.stack(deviations).max()
 
 
-def _compute_losses(part: Experience, outputs: TokenOutputs, rules: UpdateRules) -> dict[str, Tensor]:
-    """Compute what `_measure` reads of each model that was asked: its outputs for each token, and its loss summed over them."""
-    mask_bR = part.response_mask_BR
-    computed: dict[str, Tensor] = {}
-    if outputs.logprobs_K is not None:
-        logprobs_bR = part.unpack(outputs.logprobs_K)
-        losses_bR = compute_policy_losses(logprobs_bR, part.old_logprobs_BR, part.advantages_BR, mask_bR, rules.clip_range)
-        computed |= {"logprobs_bR": logprobs_bR, "policy_loss": sum_tokens(losses_bR, mask_bR)}
-    if outputs.values_K is not None:
-        values_bR = part.unpack(outputs.values_K)
-        losses_bR = compute_value_losses(values_bR, part.old_values_BR, part.returns_BR, mask_bR, rules.value_clip_range)
-        computed |= {"values_bR": values_bR, "value_loss": sum_tokens(losses_bR, mask_bR)}
-    return computed
+@torch.no_grad()
+def _look_at_policy(
+    actor: Learner, minibatch: Experience, rules: UpdateRules, accelerator: Accelerator, autocast: Autocast, max_tokens: int
+) -> float:
+    """Compute a minibatch's approximate KL by a forward of its own, where gradients could not be dropped after it."""
+    kl_sum, num_tokens = torch.zeros((2,), device=minibatch.response_ids_BR.device)
+    for rows_b in split_alike(minibatch, max_tokens, accelerator):
+        part = minibatch.select(rows_b)
+        row, predictors_K = part.pack()
+        with autocast:
+            logprobs_K, _ = actor(row, predictors_K, rules.temperature)
+        log_ratio_bR = compute_log_ratios(part.unpack(logprobs_K), part.old_logprobs_BR, part.response_mask_BR)
+        kl_sum += sum_tokens(0.5 * log_ratio_bR**2, part.response_mask_BR)
+        num_tokens += part.response_mask_BR.sum()
+    kl_sum, num_tokens = sum_over_ranks(accelerator, torch.stack([kl_sum, num_tokens]))
+    return float(kl_sum / num_tokens)
 
 
 @torch.no_grad()
@@ -204,22 +224,6 @@ def _measure(
 def _mean_approxkl(minibatch_sums: Tensor, accelerator: Accelerator) -> float:
     sums = sum_over_ranks(accelerator, minibatch_sums)
     return float(sums[_SUMS.index("approxkl")] / sums[_SUMS.index("tokens")])
-
-
-def _clip_gradients(model: nn.Module, max_grad_norm: float, accelerator: Accelerator) -> Tensor:
-    """Clip policy and critic each to the norm, so that a large value error does not shrink the policy's step."""
-    actor_critic = unwrap(accelerator, model)
-    norms = [
-        accelerator.clip_grad_norm_(trainable(part.parameters()), max_grad_norm) for part in (actor_critic.policy, actor_critic.critic)
-    ]
-    return torch.stack([torch.as_tensor(norm).detach() for norm in norms])
-
-
-def _drop_policy_gradients(model: nn.Module, accelerator: Accelerator) -> None:
-    # After the backward pass, in which DDP waits for every gradient. An optimizer passes over a parameter without one: no weight
-    # decay, and its moments start with the first step that counts.
-    for parameter in unwrap(accelerator, model).policy.parameters():
-        parameter.grad = None
 
 
 def _summarize(sums: Tensor, start_deviation: Tensor, norms: list[Tensor], accelerator: Accelerator) -> UpdateStats:

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from stages.ppo import trainer as trainer_module
-from stages.ppo.actor_critic import ActorCritic, init_critic
+from stages.ppo.actor_critic import Actor, ActorCritic, init_critic
 from stages.ppo.rollout import Sampling
 from stages.ppo.trainer import PPOTrainer
 from stages.precision import autocast, freeze
@@ -26,7 +26,7 @@ def build_trainer(work: PPOWork, precision: str) -> PPOTrainer:
     for frozen in (ref_policy, reward_model):
         freeze(frozen, hardware)
     return PPOTrainer(
-        ActorCritic(open_policy(work.size, work.hazard, hardware), init_critic(open_reward_model(work.size, 1, hardware))),
+        ActorCritic(Actor(open_policy(work.size, work.hazard, hardware)), init_critic(open_reward_model(work.size, 1, hardware))),
         ref_policy,
         reward_model,
         make_prompts(work),

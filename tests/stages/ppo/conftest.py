@@ -12,8 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 from data.tokens import EncodedPair
 from stages.packing import enable_packing
 from stages.ppo import stage as ppo_stage
-from stages.ppo.actor_critic import ActorCritic, init_critic
+from stages.ppo.actor_critic import Actor, ActorCritic, init_critic
 from stages.ppo.experience import Experience, pack_rollout
+from stages.ppo.learner import TorchLearner
 from stages.ppo.rollout import Sampling
 from stages.ppo.rules import UpdateRules
 from stages.ppo.trainer import PPOTrainer
@@ -57,8 +58,27 @@ def make_reward_model(seed=1, score_bias=0.3, score_scale=1.7):
     return model
 
 
-def make_actor_critic(seed=0):
-    return ActorCritic(make_policy(seed), init_critic(make_reward_model(seed + 1)))
+class Both(torch.nn.Module):
+    """Policy and critic in one module, for tests that look at the weights of both."""
+
+    def __init__(self, actor, critic):
+        super().__init__()
+        self.actor = actor
+        self.critic = critic
+
+    @property
+    def policy(self):
+        return self.actor.policy
+
+
+def make_both(seed=0):
+    return Both(Actor(make_policy(seed)), init_critic(make_reward_model(seed + 1)))
+
+
+def make_learners(both, accelerator, learning_rate=0.1, max_grad_norm=1e9):
+    """(actor, critic) in training by plain gradient descent, with a norm that clips nothing."""
+    modules = (both.actor, both.critic)
+    return [TorchLearner(each, torch.optim.SGD(each.parameters(), lr=learning_rate), max_grad_norm, accelerator) for each in modules]
 
 
 def make_rollout(seed=0):
@@ -97,9 +117,9 @@ def make_experience(seed=0):
 
 
 def make_rules(**changes):
-    """Rules of an update in two epochs of minibatches of 4, with a norm that clips nothing."""
+    """Rules of an update in two epochs of minibatches of 4."""
     values = {"ppo_epochs": 2, "minibatch_size": 4, "temperature": 1.0, "clip_range": 0.2, "value_clip_range": 0.2, "value_coef": 0.5}
-    return UpdateRules(**values | {"max_grad_norm": 1e9, "early_stop_kl": None} | changes)
+    return UpdateRules(**values | {"early_stop_kl": None} | changes)
 
 
 def make_demonstrations(count=6, seed=7):
@@ -122,7 +142,9 @@ def tiny():
         vocabulary=VOCABULARY,
         policy=make_policy,
         reward_model=make_reward_model,
-        actor_critic=make_actor_critic,
+        both=make_both,
+        both_of=lambda trainer: Both(trainer.actor.module, trainer.critic.module),
+        learners=make_learners,
         rollout=make_rollout,
         experience=make_experience,
         demonstrations=make_demonstrations,
@@ -169,7 +191,7 @@ def make_trainer(tiny, accelerator, full_precision):
         policy = policy or tiny.policy()
         reward_model = reward_model or tiny.reward_model()
         return PPOTrainer(
-            ActorCritic(policy, init_critic(copy.deepcopy(reward_model))),
+            ActorCritic(Actor(policy), init_critic(copy.deepcopy(reward_model))),
             ref_policy or copy.deepcopy(policy),
             reward_model,
             prompts,

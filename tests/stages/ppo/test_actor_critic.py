@@ -7,10 +7,10 @@ import torch
 
 import stages.ppo.actor_critic as actor_critic_module
 from stages.packing import count_filling
-from stages.ppo.actor_critic import ActorCritic, compute_token_logprobs, init_critic
+from stages.ppo.actor_critic import Actor, compute_token_logprobs, init_critic
 from stages.ppo.experience import pack_rollout
 from stages.ppo.rollout import compute_ref_logprobs, evaluate_tokens
-from stages.ppo.scoring import score_responses
+from stages.ppo.scoring import Scorer, score_responses
 
 
 def score_after(reward_model, ids):
@@ -25,11 +25,10 @@ def test_a_three_token_answer_reads_logprobs_and_values_before_each_token(tiny):
     policy, reward_model = tiny.policy(), tiny.reward_model()
     prompt, answer = [5, 6], [7, 8, tiny.eos]
     rollout = pack_rollout([prompt, [3, 4, 5, 6]], [answer, [9] * 5], [True, False], tiny.pad, torch.device("cpu"))
-    actor_critic = ActorCritic(policy, init_critic(copy.deepcopy(reward_model)))
+    actor, critic = Actor(policy), init_critic(copy.deepcopy(reward_model))
     row, predictors = rollout.pack()
     with torch.no_grad():
-        outputs = actor_critic(row, predictors, 1.0)
-    logprobs, values = rollout.unpack(outputs.logprobs_K), rollout.unpack(outputs.values_K)
+        logprobs, values = rollout.unpack(actor(row, predictors, 1.0)[0]), rollout.unpack(critic(row, predictors))
     for t in range(3):
         state = prompt + answer[:t]  # what was there when token t was chosen
         with torch.no_grad():
@@ -41,7 +40,7 @@ def test_a_three_token_answer_reads_logprobs_and_values_before_each_token(tiny):
 def test_the_critic_starts_as_the_reward_model_bias_and_scale_included(tiny):
     reward_model = tiny.reward_model(score_bias=0.4, score_scale=2.5)
     rollout = tiny.rollout()
-    scores = score_responses(reward_model, rollout, 1000, torch.no_grad())
+    scores = score_responses(Scorer(reward_model), rollout, rollout.split(1000), torch.no_grad())
     critic = init_critic(copy.deepcopy(reward_model))
     row, _ = rollout.pack()
     with torch.no_grad():
@@ -54,24 +53,25 @@ def test_the_critic_starts_as_the_reward_model_bias_and_scale_included(tiny):
 @pytest.mark.parametrize("max_tokens", [1, 20, 1000])
 def test_logprobs_values_and_scores_do_not_depend_on_padding_or_batch_mates(tiny, full_precision, max_tokens, packed):
     rollout = tiny.rollout()
-    actor_critic, ref_policy, reward_model = tiny.actor_critic(), tiny.policy(seed=5), tiny.reward_model(seed=6)
+    both, ref_policy, reward_model = tiny.both(), tiny.policy(seed=5), tiny.reward_model(seed=6)
     if not packed:
-        for model in (actor_critic.policy, ref_policy, reward_model):
+        for model in (both.policy, ref_policy, reward_model):
             model.set_attn_implementation("sdpa")
-    logprobs, values, entropies = evaluate_tokens(actor_critic, rollout, 0.8, max_tokens, full_precision)
-    ref_logprobs = compute_ref_logprobs(ref_policy, rollout, 0.8, max_tokens, full_precision)
-    scores = score_responses(reward_model, rollout, max_tokens, full_precision)
+    micro_batches = rollout.split(max_tokens)
+    logprobs, values, entropies = evaluate_tokens(both.actor, both.critic, rollout, 0.8, micro_batches, full_precision)
+    ref_logprobs = compute_ref_logprobs(Actor(ref_policy), rollout, 0.8, micro_batches, full_precision)
+    scores = score_responses(Scorer(reward_model), rollout, micro_batches, full_precision)
     for row in range(len(rollout.finished_B)):
         prompt = rollout.prompt_ids_BP[row][rollout.prompt_mask_BP[row]].tolist()
         response = rollout.response_ids_BR[row][rollout.response_mask_BR[row]].tolist()
         for t, token in enumerate(response):
             state = torch.tensor([prompt + response[:t]])
             with torch.no_grad():
-                for model, found in ((actor_critic.policy, logprobs), (ref_policy, ref_logprobs)):
+                for model, found in ((both.policy, logprobs), (ref_policy, ref_logprobs)):
                     expected = (model(input_ids=state).logits[0, -1] / 0.8).log_softmax(-1)[token].item()
                     assert found[row, t].item() == pytest.approx(expected, abs=1e-5)
-                hidden = actor_critic.critic.backbone(input_ids=state).last_hidden_state[0, -1]
-                assert values[row, t].item() == pytest.approx(actor_critic.critic.head(hidden).item(), abs=1e-5)
+                hidden = both.critic.backbone(input_ids=state).last_hidden_state[0, -1]
+                assert values[row, t].item() == pytest.approx(both.critic.head(hidden).item(), abs=1e-5)
         with torch.no_grad():
             hidden = reward_model.model(input_ids=torch.tensor([prompt + response])).last_hidden_state[0, -1]
         expected_score = (reward_model.score(hidden).item() - reward_model.config.score_bias) / reward_model.config.score_scale
@@ -110,8 +110,9 @@ def test_logits_are_computed_for_response_tokens_only_and_in_chunks(tiny, monkey
 def test_under_bfloat16_autocast_values_and_logprobs_are_float32(tiny):
     rollout = tiny.rollout()
     autocast = torch.autocast("cpu", dtype=torch.bfloat16)
-    logprobs, values, entropies = evaluate_tokens(tiny.actor_critic(), rollout, 1.0, 1000, autocast)
-    exact_logprobs, exact_values, _ = evaluate_tokens(tiny.actor_critic(), rollout, 1.0, 1000, torch.no_grad())
+    both, given = tiny.both(), (rollout, 1.0, rollout.split(1000))
+    logprobs, values, entropies = evaluate_tokens(both.actor, both.critic, *given, autocast)
+    exact_logprobs, exact_values, _ = evaluate_tokens(both.actor, both.critic, *given, torch.no_grad())
     assert logprobs.dtype == values.dtype == entropies.dtype == torch.float32
     assert 0 < (logprobs - exact_logprobs).abs().max() < 0.2  # bfloat16 really ran, and nothing worse than its rounding happened
     assert 0 < (values - exact_values).abs().max() < 0.2
@@ -156,6 +157,6 @@ def test_logprobs_are_those_of_the_sampling_temperature(tiny, full_precision):
         logits = policy(input_ids=rollout.input_ids_BT, attention_mask=mask.long(), position_ids=positions).logits
     num_prompt_tokens = rollout.prompt_ids_BP.shape[1]
     distribution = torch.distributions.Categorical(logits=logits[:, num_prompt_tokens - 1 : -1] / 0.5)
-    found = compute_ref_logprobs(policy, rollout, 0.5, 1000, full_precision)
+    found = compute_ref_logprobs(Actor(policy), rollout, 0.5, rollout.split(1000), full_precision)
     expected = torch.where(rollout.response_mask_BR, distribution.log_prob(rollout.response_ids_BR), 0.0)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

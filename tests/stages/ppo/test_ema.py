@@ -32,7 +32,7 @@ def test_only_trainable_weights_are_averaged_and_they_begin_as_the_weights():
 
 def test_the_average_is_taken_after_each_optimizer_step(make_trainer):
     trainer = make_trainer(ema_decay=0.9)
-    policy = trainer.actor_critic.policy
+    policy = trainer.policy
     expected = {name: parameter.detach().double() for name, parameter in policy.named_parameters()}
     steps = []
 
@@ -41,7 +41,7 @@ def test_the_average_is_taken_after_each_optimizer_step(make_trainer):
         for name, parameter in policy.named_parameters():
             expected[name] = 0.9 * expected[name] + 0.1 * parameter.detach().double()
 
-    trainer.optimizer.optimizer.register_step_post_hook(follow)
+    trainer.actor.optimizer.register_step_post_hook(follow)
     for _ in range(2):
         trainer.step()
     assert len(steps) == 8  # 2 iterations x 2 epochs x 2 minibatches
@@ -53,7 +53,7 @@ def test_the_average_is_taken_after_each_optimizer_step(make_trainer):
 def test_in_use_the_module_computes_with_the_average_and_afterwards_as_before(make_trainer):
     trainer = make_trainer(ema_decay=0.9)
     trainer.step()
-    policy = trainer.actor_critic.policy
+    policy = trainer.policy
     parameters = dict(policy.named_parameters())
     live = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     averages = {name: average.clone() for name, average in trainer.average.averages.items()}

@@ -40,15 +40,21 @@ def bias_end_token(tiny, policy, bias):
 
 
 def weights(trainer):
-    return torch.cat([parameter.detach().flatten() for parameter in trainer.actor_critic.parameters()])
+    modules = (trainer.actor.module, trainer.critic.module)
+    return torch.cat([parameter.detach().flatten() for module in modules for parameter in module.parameters()])
 
 
 def count_optimizer_steps(trainer):
-    """Run one iteration and count the steps that reach torch's optimizer, below accelerate's wrapper."""
-    steps = []
-    hook = trainer.optimizer.optimizer.register_step_post_hook(lambda *_: steps.append(1))
+    """Run one iteration and count the steps that reach torch's optimizer of the policy, and as many that of the critic."""
+    steps, critic_steps = [], []
+    hooks = [
+        learner.optimizer.register_step_post_hook(lambda *_, made=made: made.append(1))
+        for learner, made in ((trainer.actor, steps), (trainer.critic, critic_steps))
+    ]
     metrics = trainer.step()
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
+    assert len(critic_steps) == len(steps)
     assert metrics["optimizer_steps"] == len(steps)
     return len(steps)
 

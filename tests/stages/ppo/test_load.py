@@ -17,7 +17,7 @@ BFLOAT16 = HardwareSettings(device="cpu", precision="bfloat16", threads=1)
 
 
 def list_models(loaded):
-    return [loaded.actor_critic.policy, loaded.actor_critic.critic, loaded.ref_policy, loaded.reward_model]
+    return [loaded.actor_critic.actor.policy, loaded.actor_critic.critic, loaded.ref_policy, loaded.reward_model]
 
 
 def count_bytes(modules):
@@ -100,16 +100,16 @@ def test_the_critic_starts_as_the_reward_model(load, tiny):
 def test_training_leaves_the_reward_models_adapter_as_it_was(run, reward_adapter_dir):
     _, _, trainer = run(models={"rm": reward_adapter_dir}, lora=LORA, learning_rate=1e-2, critic_learning_rate=1e-2)
     saved = load_file(reward_adapter_dir / "adapter_model.safetensors")
-    found = {name.replace(".default", ""): value for name, value in trainer.reward_model.state_dict().items() if "lora_" in name}
+    found = {name.replace(".default", ""): value for name, value in trainer.scorer.reward_model.state_dict().items() if "lora_" in name}
     assert all(torch.equal(saved[name], value) for name, value in found.items()) and len(found) == 4 * 7 * 2
 
 
-def test_activation_checkpointing_recomputes_each_model_with_its_own_adapters(run, reward_adapter_dir):
+def test_activation_checkpointing_recomputes_each_model_with_its_own_adapters(run, reward_adapter_dir, tiny):
     weights = []
     for flag in (False, True):
         settings = {"lora": LORA, "gradient_checkpointing": flag, "iterations": 1, "learning_rate": 1e-3}
         _, _, trainer = run(tag=f"checkpointing{flag}", models={"rm": reward_adapter_dir}, **settings)
-        weights.append({name: value for name, value in trainer.actor_critic.named_parameters() if value.requires_grad})
+        weights.append({name: value for name, value in tiny.both_of(trainer).named_parameters() if value.requires_grad})
     for name, weight in weights[0].items():
         torch.testing.assert_close(weight, weights[1][name], atol=1e-6, rtol=1e-5)
 
@@ -145,10 +145,10 @@ def test_the_critic_gets_the_same_adapters_as_the_policy(load, modules):
     loaded, _ = load("modules", lora=LoRASettings(rank=4, target_modules=modules))
     learns = [
         {name.split("lora_")[1].replace(adapter, "") for name, value in part.named_parameters() if value.requires_grad and "lora_" in name}
-        for part, adapter in ((loaded.actor_critic.policy, "default"), (loaded.actor_critic.critic, "critic"))
+        for part, adapter in ((loaded.actor_critic.actor.policy, "default"), (loaded.actor_critic.critic, "critic"))
     ]
     counts = [
         sum(value.requires_grad and "lora_" in name for name, value in part.named_parameters())
-        for part in (loaded.actor_critic.policy, loaded.actor_critic.critic)
+        for part in (loaded.actor_critic.actor.policy, loaded.actor_critic.critic)
     ]
     assert learns[0] == learns[1] and counts[0] == counts[1] > 0

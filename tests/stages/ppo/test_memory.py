@@ -5,7 +5,6 @@ import torch
 
 from stages.ppo.memory import TokenBudget
 from stages.ppo.metrics import describe_update
-from stages.ppo.state import write_state
 from stages.ppo.update import update
 from stages.runtime import is_out_of_memory
 
@@ -26,10 +25,10 @@ def fail_at(module, calls, error):
 
 
 def run_update(tiny, accelerator, full_precision, budget, calls=(), error=None):
-    model = tiny.actor_critic()
+    model = tiny.both()
     fail_at(model.critic, calls, error)  # once in a micro-batch, with the gradients of the policy already there
-    prepared, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
-    stats = update(prepared, optimizer, tiny.experience(), tiny.rules(max_grad_norm=1.0), 0, accelerator, full_precision, budget=budget)
+    learners = tiny.learners(model, accelerator, max_grad_norm=1.0)
+    stats = update(*learners, tiny.experience(), tiny.rules(), 0, accelerator, full_precision, budget=budget)
     return stats, dict(model.named_parameters())
 
 
@@ -87,20 +86,20 @@ def test_a_limit_that_the_batch_did_not_reach_is_halved_from_what_the_batch_has(
 def test_scoring_goes_on_in_smaller_micro_batches_for_the_rest_of_the_run_and_of_a_resumed_one(make_trainer, tmp_path):
     notes = []
     trainer = make_trainer(max_tokens_per_microbatch=64, note=notes.append)
-    fail_at(trainer.reward_model.base_model, {1}, FAILURES[0])
+    fail_at(trainer.scorer.reward_model.base_model, {1}, FAILURES[0])
     plain = make_trainer(max_tokens_per_microbatch=64)
     metrics, expected = trainer.step(), plain.step()
     assert len(notes) == 1 and trainer.budget.max_tokens == 32
     for key, value in expected.items():
         assert key.startswith("time/") or metrics[key] == pytest.approx(value, rel=1e-3, abs=1e-4), key
-    write_state(trainer.collect_state(), tmp_path)
+    trainer.save(tmp_path, {})
     resumed = make_trainer(max_tokens_per_microbatch=64)
-    resumed.load_state(tmp_path)
+    resumed.load(tmp_path)
     assert (resumed.budget.max_tokens, resumed.budget.may_halve) == (32, False)
 
 
 def test_reference_and_policy_are_evaluated_anew_together_so_that_the_first_kl_is_zero(make_trainer):
     trainer = make_trainer(max_tokens_per_microbatch=64)
-    fail_at(trainer.ref_policy.base_model, {1}, FAILURES[0])
+    fail_at(trainer.reference.policy.base_model, {1}, FAILURES[0])
     assert trainer.step()["objective/kl"] == 0.0
     assert trainer.budget.max_tokens == 32

@@ -16,9 +16,10 @@ BUDGET = TokenBudget(1000)
 @pytest.mark.parametrize("max_tokens", [1, 9, 1000])
 def test_the_gradient_is_that_of_plain_forwards_one_token_after_the_other(tiny, accelerator, full_precision, max_tokens):
     pairs = tiny.demonstrations(5)
-    model, plain = tiny.actor_critic(), tiny.actor_critic()
+    model, plain = tiny.both(), tiny.both()
+    actor, _ = tiny.learners(model, accelerator)
     drawn = DemonstrationSampler(pairs, 5, tiny.pad, seed=0).draw(accelerator)
-    found = accumulate_ptx_gradients(model, drawn, 3.0, max_tokens, accelerator, full_precision)
+    found = accumulate_ptx_gradients(actor, drawn, 3.0, max_tokens, accelerator, full_precision)
     losses = []
     for pair in pairs:
         for t, token in enumerate(pair.response_ids):
@@ -33,21 +34,21 @@ def test_the_gradient_is_that_of_plain_forwards_one_token_after_the_other(tiny, 
 
 def test_an_update_steps_along_the_sum_of_both_gradients(tiny, accelerator, full_precision):
     def make():
-        model = tiny.actor_critic()
-        return accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=1.0))
+        model = tiny.both()
+        return model, tiny.learners(model, accelerator, learning_rate=1.0)
 
     def sampler():
         return DemonstrationSampler(tiny.demonstrations(), 4, tiny.pad, seed=1)
 
-    model, optimizer = make()
+    model, learners = make()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     stats = update(
-        model, optimizer, tiny.experience(), tiny.rules(**RULES), 0, accelerator, full_precision, budget=BUDGET, demonstrations=sampler()
+        *learners, tiny.experience(), tiny.rules(**RULES), 0, accelerator, full_precision, budget=BUDGET, demonstrations=sampler()
     )
-    ppo, _ = make()
-    accumulate_gradients(ppo, tiny.experience(), tiny.rules(**RULES), accelerator, full_precision, BUDGET.max_tokens)
-    ptx, _ = make()
-    total, tokens = accumulate_ptx_gradients(ptx, sampler().draw(accelerator), 3.0, 1000, accelerator, full_precision).tolist()
+    ppo, learners = make()
+    accumulate_gradients(*learners, tiny.experience(), tiny.rules(**RULES), accelerator, full_precision, BUDGET.max_tokens)
+    ptx, (actor, _) = make()
+    total, tokens = accumulate_ptx_gradients(actor, sampler().draw(accelerator), 3.0, 1000, accelerator, full_precision).tolist()
     assert stats.ptx_loss == pytest.approx(total / tokens, rel=1e-5)
     for name, parameter in model.named_parameters():
         gradients = [other.get_parameter(name).grad for other in (ppo, ptx)]
@@ -68,7 +69,7 @@ def test_with_the_coefficient_at_zero_nothing_is_drawn_and_nothing_changes(tiny,
         trainer = make_trainer(demonstrations=demonstrations)
         assert trainer.demonstrations is None
         rows.append({key: value for key, value in trainer.step().items() if not key.startswith("time/")})
-        weights.append(trainer.actor_critic.state_dict())
+        weights.append(tiny.both_of(trainer).state_dict())
     assert rows[0] == rows[1] and "loss/ptx" not in rows[0]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 

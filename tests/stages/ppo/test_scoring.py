@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stages.ppo.experience import pack_rollout
-from stages.ppo.scoring import RunningMoments, apply_score_rules, score_responses
+from stages.ppo.scoring import RunningMoments, Scorer, apply_score_rules, score_responses
 
 
 def one_rank(tensor):
@@ -19,7 +19,7 @@ def test_the_score_is_read_at_the_last_response_token_though_pad_ids_stand_befor
     with torch.no_grad():
         hidden = reward_model.model(input_ids=torch.tensor([prompt + response])).last_hidden_state[0, -1]
         expected = (reward_model.score(hidden).item() - reward_model.config.score_bias) / reward_model.config.score_scale
-    assert score_responses(reward_model, mates, 2, full_precision)[0].item() == pytest.approx(expected, abs=1e-5)
+    assert score_responses(Scorer(reward_model), mates, mates.split(2), full_precision)[0].item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_reward_model_sees_nothing_after_the_stop_token(tiny, full_precision):
@@ -29,7 +29,7 @@ def test_the_reward_model_sees_nothing_after_the_stop_token(tiny, full_precision
         lambda _module, _arguments, options: seen.append(options["input_ids"][0, : len(expected)].tolist()), with_kwargs=True
     )
     rollout = pack_rollout([[5, 6], [9, 10, 11]], [[7, tiny.eos], [8, 8, 8]], [True, False], tiny.pad, torch.device("cpu"))
-    score_responses(reward_model, rollout, 1000, full_precision)
+    score_responses(Scorer(reward_model), rollout, rollout.split(1000), full_precision)
     assert seen == [expected]
 
 

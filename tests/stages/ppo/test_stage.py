@@ -23,7 +23,7 @@ def test_the_artifact_opens_without_our_code_and_gives_the_same_logits(run):
     tokenizer = AutoTokenizer.from_pretrained(spec.output_dir / "model")
     ids = torch.tensor([tokenizer("Order: grey chair.").input_ids])
     with torch.no_grad():
-        torch.testing.assert_close(model(input_ids=ids).logits, trainer.actor_critic.policy(input_ids=ids).logits)
+        torch.testing.assert_close(model(input_ids=ids).logits, trainer.policy(input_ids=ids).logits)
     assert result.facts.form == "full" and result.facts.architecture == "LlamaForCausalLM"
     assert result.counts["prompts"] == 48
 
@@ -51,7 +51,7 @@ def test_evaluating_does_not_change_the_training(run):
 def test_with_ema_decay_the_published_model_is_the_average_and_the_metrics_say_so(run):
     spec, result, trainer = run(ema_decay=0.8, learning_rate=1e-2)
     published = AutoModelForCausalLM.from_pretrained(spec.output_dir / "model", dtype=torch.float32).state_dict()
-    live = trainer.actor_critic.policy.state_dict()
+    live = trainer.policy.state_dict()
     assert trainer.average.averages.keys() <= published.keys()
     for name, average in trainer.average.averages.items():
         assert torch.equal(published[name], average), name
@@ -69,7 +69,7 @@ def test_with_ema_decay_the_published_model_is_the_average_and_the_metrics_say_s
 
 
 def test_averaging_and_evaluating_the_average_leave_the_training_as_it_was(run):
-    live = [run(tag=f"ema{decay}", ema_decay=decay)[2].actor_critic.state_dict() for decay in (None, 0.8)]
+    live = [run(tag=f"ema{decay}", ema_decay=decay)[2].actor.module.state_dict() for decay in (None, 0.8)]
     assert all(torch.equal(live[0][name], live[1][name]) for name in live[0])
 
 
@@ -92,8 +92,8 @@ def test_with_lora_adapters_and_the_critics_head_learn_and_nothing_else(run, bas
     assert result.metrics["val/ratio_start_deviation"] < 1e-5  # dropout asked for, and not used
     assert result.metrics["eval/start/kl"] == 0.0
     adapters = 4 * 7 * 2  # layers x linear modules x (A, B)
-    assert [len(group["params"]) for group in trainer.optimizer.param_groups] == [adapters, adapters + 2]
-    trained = {name for name, parameter in trainer.actor_critic.critic.named_parameters() if parameter.requires_grad}
+    assert [len(learner.optimizer.param_groups[0]["params"]) for learner in (trainer.actor, trainer.critic)] == [adapters, adapters + 2]
+    trained = {name for name, parameter in trainer.critic.module.named_parameters() if parameter.requires_grad}
     assert all("lora_" in name or name.startswith("head.") for name in trained)
     assert result.facts.form == "adapter"
     assert (spec.output_dir / "model" / "adapter_config.json").exists()
@@ -109,7 +109,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(run):
     for flag in (False, True):
         spec, _, trainer = run(tag=f"checkpointing{flag}", gradient_checkpointing=flag, iterations=1)
         weights.append(load_file(spec.output_dir / "model" / "model.safetensors"))
-        assert trainer.actor_critic.policy.is_activation_checkpointing == flag
+        assert trainer.policy.is_activation_checkpointing == flag
     for name, weight in weights[0].items():
         torch.testing.assert_close(weight, weights[1][name], atol=1e-6, rtol=1e-5)
 

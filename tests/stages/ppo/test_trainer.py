@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from stages.ppo.experience import Experience
-from stages.ppo.state import write_state
 from stages.runtime import StageError
 
 
@@ -29,13 +28,13 @@ def test_the_invariants_hold_in_bfloat16_too(make_trainer):
     assert metrics["val/ratio_start_deviation"] < 0.05  # rounding of bfloat16 in differently padded micro-batches
 
 
-def test_after_one_iteration_every_trainable_parameter_has_moved_and_no_frozen_one(make_trainer):
+def test_after_one_iteration_every_trainable_parameter_has_moved_and_no_frozen_one(make_trainer, tiny):
     trainer = make_trainer()
 
     def snapshot(module):
         return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
 
-    trained, frozen = trainer.actor_critic, [trainer.ref_policy, trainer.reward_model]
+    trained, frozen = tiny.both_of(trainer), [trainer.reference.policy, trainer.scorer.reward_model]
     before, frozen_before = snapshot(trained), [snapshot(module) for module in frozen]
     trainer.step()
     assert [name for name, value in snapshot(trained).items() if torch.equal(value, before[name])] == []
@@ -66,7 +65,7 @@ def test_the_experience_equals_the_papers_formulas_written_as_loops(make_trainer
     with pytest.raises(InterruptedError):
         trainer.step()
     found = seen[0]
-    config = trainer.reward_model.config
+    config = trainer.scorer.reward_model.config
     rows = []
     for row in range(8):
         prompt = found.prompt_ids_BP[row][found.prompt_mask_BP[row]].tolist()
@@ -77,13 +76,13 @@ def test_the_experience_equals_the_papers_formulas_written_as_loops(make_trainer
                 state = torch.tensor([prompt + response[:t]])
                 logprob, ref_logprob = (
                     model(input_ids=state).logits[0, -1].log_softmax(-1)[token].item()
-                    for model in (trainer.actor_critic.policy, trainer.ref_policy)
+                    for model in (trainer.policy, trainer.reference.policy)
                 )
                 kl.append(logprob - ref_logprob)
-                critic = trainer.actor_critic.critic
+                critic = trainer.critic.module
                 values.append(critic.head(critic.backbone(input_ids=state).last_hidden_state[0, -1]).item())
-            hidden = trainer.reward_model.model(input_ids=torch.tensor([prompt + response])).last_hidden_state[0, -1]
-            score = (trainer.reward_model.score(hidden).item() - config.score_bias) / config.score_scale
+            hidden = trainer.scorer.reward_model.model(input_ids=torch.tensor([prompt + response])).last_hidden_state[0, -1]
+            score = (trainer.scorer.reward_model.score(hidden).item() - config.score_bias) / config.score_scale
         rewards = [-0.3 * x for x in kl]
         rewards[-1] += score if response[-1] == trainer.sampling.stop_token_id else -3.0
         advantages = [
@@ -139,17 +138,18 @@ def test_a_resumed_run_equals_a_straight_one_to_the_last_bit(make_trainer, tiny,
     interrupted = make_trainer(**changes)
     for _ in range(2):
         interrupted.step()
-    write_state(interrupted.collect_state() | {"note": "kept"}, tmp_path)
+    interrupted.save(tmp_path, {"note": "kept"})
     torch.rand(7)  # other noise in between
     resumed = make_trainer(**changes)
-    assert resumed.load_state(tmp_path)["note"] == "kept"
+    assert resumed.load(tmp_path)["note"] == "kept"
     resumed_rows = [resumed.step() for _ in range(3)]
     for row, resumed_row in zip(rows[2:], resumed_rows, strict=True):
         assert {k: v for k, v in row.items() if not k.startswith("time/")} == {
             k: v for k, v in resumed_row.items() if not k.startswith("time/")
         }
-    for (name, value), other in zip(straight.actor_critic.state_dict().items(), resumed.actor_critic.state_dict().values(), strict=True):
-        assert torch.equal(value, other), name
+    others = tiny.both_of(resumed).state_dict()
+    for name, value in tiny.both_of(straight).state_dict().items():
+        assert torch.equal(value, others[name]), name
     if straight.average:
         for name, value in straight.average.averages.items():
             assert torch.equal(value, resumed.average.averages[name]), name

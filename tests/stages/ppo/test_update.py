@@ -7,15 +7,18 @@ from dataclasses import replace
 import pytest
 import torch
 
+from stages.ppo.learner import compute_lr_factor
+from stages.ppo.losses import compute_policy_losses, compute_value_losses
 from stages.ppo.memory import TokenBudget
-from stages.ppo.optimizer import compute_lr_factor
 from stages.ppo.rollout import evaluate_tokens
-from stages.ppo.update import _compute_losses, accumulate_gradients, draw_minibatches, update
+from stages.ppo.update import accumulate_gradients, draw_minibatches, update
 
 
 def gradients(tiny, accelerator, full_precision, experience, max_tokens=20, **changes):
-    model = tiny.actor_critic()
-    sums, _ = accumulate_gradients(model, experience, tiny.rules(**changes), accelerator, full_precision, max_tokens)
+    model = tiny.both()
+    sums, _ = accumulate_gradients(
+        *tiny.learners(model, accelerator), experience, tiny.rules(**changes), accelerator, full_precision, max_tokens
+    )
     return {name: parameter.grad for name, parameter in model.named_parameters()}, sums
 
 
@@ -32,7 +35,7 @@ def test_eight_micro_batches_of_one_give_the_gradient_of_one_of_eight(tiny, acce
 def test_the_gradient_is_that_of_the_mean_over_all_real_tokens_written_as_a_loop(tiny, accelerator, full_precision):
     experience = tiny.experience()
     found, _ = gradients(tiny, accelerator, full_precision, experience, max_tokens=30)
-    model = tiny.actor_critic()
+    model = tiny.both()
     total, tokens = 0.0, 0
     for row in range(8):
         prompt = experience.prompt_ids_BP[row][experience.prompt_mask_BP[row]].tolist()
@@ -72,12 +75,11 @@ def test_each_epoch_visits_every_response_once_in_a_fresh_order(tiny):
     assert [rows.tolist() for rows in draw_minibatches(8, tiny.rules(ppo_epochs=3), seed=1)] != [rows.tolist() for rows in minibatches]
 
 
-def run_update(tiny, accelerator, full_precision, learning_rate=1e-2, **changes):
-    model = tiny.actor_critic()
-    groups = [{"params": list(model.policy.parameters())}, {"params": list(model.critic.parameters())}]
-    model, optimizer = accelerator.prepare(model, torch.optim.SGD(groups, lr=learning_rate))
+def run_update(tiny, accelerator, full_precision, learning_rate=1e-2, max_grad_norm=1e9, **changes):
+    model = tiny.both()
+    learners = tiny.learners(model, accelerator, learning_rate, max_grad_norm)
     before = copy.deepcopy(model.state_dict())
-    stats = update(model, optimizer, tiny.experience(), tiny.rules(**changes), 0, accelerator, full_precision, budget=TokenBudget(20))
+    stats = update(*learners, tiny.experience(), tiny.rules(**changes), 0, accelerator, full_precision, budget=TokenBudget(20))
     moved = {name: (model.state_dict()[name] - value).norm().item() for name, value in before.items()}
     return stats, moved
 
@@ -97,19 +99,16 @@ def test_early_stop_ends_the_epochs_before_the_step_that_goes_too_far(tiny, acce
 
 def test_early_stop_keeps_and_counts_the_steps_that_were_done(tiny, accelerator, full_precision):
     """The first minibatch finds KL 0 and is stepped on; the second finds what that step did, and ends the update."""
-    model, experience = tiny.actor_critic(), tiny.experience()
-    old_logprobs, _, _ = evaluate_tokens(model, experience, 1.0, 1000, full_precision)
+    model, experience = tiny.both(), tiny.experience()
+    old_logprobs, _, _ = evaluate_tokens(model.actor, model.critic, experience, 1.0, experience.split(1000), full_precision)
     experience = replace(experience, old_logprobs_BR=old_logprobs)
 
     def run(**changes):
-        model = tiny.actor_critic()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        model = tiny.both()
+        actor, critic = tiny.learners(model, accelerator)
         calls = []
-        optimizer.register_step_post_hook(lambda *_: calls.append(copy.deepcopy(model.state_dict())))
-        prepared, prepared_optimizer = accelerator.prepare(model, optimizer)
-        stats = update(
-            prepared, prepared_optimizer, experience, tiny.rules(**changes), 0, accelerator, full_precision, budget=TokenBudget(20)
-        )
+        critic.optimizer.register_step_post_hook(lambda *_: calls.append(copy.deepcopy(model.state_dict())))
+        stats = update(actor, critic, experience, tiny.rules(**changes), 0, accelerator, full_precision, budget=TokenBudget(20))
         assert stats.optimizer_steps == len(calls)
         return model, calls
 
@@ -130,13 +129,13 @@ def test_policy_and_critic_are_clipped_apart(tiny, accelerator, full_precision):
     def length(moved, part):
         return math.sqrt(sum(value**2 for name, value in moved.items() if name.startswith(part) and "lm_head" not in name))
 
-    assert length(calm, "policy.") == pytest.approx(length(wild, "policy."), rel=1e-3) == pytest.approx(1e-3, rel=1e-2)
+    assert length(calm, "actor.") == pytest.approx(length(wild, "actor."), rel=1e-3) == pytest.approx(1e-3, rel=1e-2)
     assert length(wild, "critic.") == pytest.approx(1e-3, rel=1e-2)
 
 
 def test_stats_are_means_over_all_tokens(tiny, accelerator, full_precision):
     experience = tiny.experience()
-    model = tiny.actor_critic()
+    model = tiny.both()
     real = experience.response_mask_BR
     logprobs, values = torch.zeros(real.shape), torch.zeros(real.shape)
     with torch.no_grad():
@@ -174,19 +173,20 @@ def test_learning_rate_by_hand(schedule, expected):
 
 def test_the_critics_activations_come_when_the_policys_are_gone(tiny, accelerator, full_precision):
     """Memory of one model at a time; the gradients are those of one backward pass."""
-    model, experience, rules = tiny.actor_critic(), tiny.experience(), tiny.rules()
+    model, experience, rules = tiny.both(), tiny.experience(), tiny.rules()
     order = []
     model.policy.get_output_embeddings().register_full_backward_hook(lambda *_: order.append("policy backward"))
     model.critic.register_forward_pre_hook(lambda *_: order.append("critic forward"))
-    accumulate_gradients(model, experience, rules, accelerator, full_precision, 1000)
+    accumulate_gradients(*tiny.learners(model, accelerator), experience, rules, accelerator, full_precision, 1000)
     assert order == ["policy backward", "critic forward"]
 
-    at_once = tiny.actor_critic()
+    at_once = tiny.both()
     row, predictors = experience.pack()
-    outputs = at_once(row, predictors, rules.temperature)
-    losses = _compute_losses(experience, outputs, rules)
-    loss = losses["policy_loss"] + rules.value_coef * losses["value_loss"]
-    (loss / experience.response_mask_BR.sum()).backward()
+    mask = experience.response_mask_BR
+    logprobs, values = experience.unpack(at_once.actor(row, predictors, 1.0)[0]), experience.unpack(at_once.critic(row, predictors))
+    loss = compute_policy_losses(logprobs, experience.old_logprobs_BR, experience.advantages_BR, mask, rules.clip_range).sum()
+    value_loss = compute_value_losses(values, experience.old_values_BR, experience.returns_BR, mask, rules.value_clip_range).sum()
+    ((loss + rules.value_coef * value_loss) / mask.sum()).backward()
     for one, other in zip(model.parameters(), at_once.parameters(), strict=True):
         assert (one.grad is None) == (other.grad is None)
         if one.grad is not None:

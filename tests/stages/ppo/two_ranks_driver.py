@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from stages.ppo.advantages import explain_variance, scale_by_std, whiten
 from stages.ppo.memory import TokenBudget
 from stages.ppo.ptx import DemonstrationSampler
-from stages.ppo.ranks import max_over_ranks, sum_over_ranks, unwrap
+from stages.ppo.ranks import gather_experience, max_over_ranks, sum_over_ranks
 from stages.ppo.scoring import RunningMoments
 from stages.ppo.update import accumulate_gradients, update
 
@@ -19,8 +19,14 @@ BUDGET = TokenBudget(32)
 
 
 def make_rules(models, **changes):
-    """One step on everything, clipped."""
-    return models.make_rules(ppo_epochs=1, minibatch_size=8, max_grad_norm=0.05, **changes)
+    """One step on everything."""
+    return models.make_rules(ppo_epochs=1, minibatch_size=8, **changes)
+
+
+def make_learners(models, accelerator):
+    """Policy and critic, and their learners, which clip."""
+    both = models.make_both()
+    return both, models.make_learners(both, accelerator, learning_rate=1.0, max_grad_norm=0.05)
 
 
 def compute(accelerator, models):
@@ -28,7 +34,7 @@ def compute(accelerator, models):
     world_size, rank = accelerator.num_processes, accelerator.process_index
     rules = make_rules(models)
     everything = models.make_experience()
-    share = everything.select(torch.arange(8).chunk(world_size)[rank])
+    share = everything.select(torch.arange(rank, 8, world_size))
 
     def total(tensor):
         return sum_over_ranks(accelerator, tensor)
@@ -42,17 +48,20 @@ def compute(accelerator, models):
         "moments": torch.tensor([moments.count, moments.mean, moments.std]),
         "largest": max_over_ranks(accelerator, torch.tensor(float(rank))),
     }
-    model, optimizer = accelerator.prepare((actor_critic := models.make_actor_critic()), torch.optim.SGD(actor_critic.parameters(), lr=1.0))
-    accumulate_gradients(model, share, rules, accelerator, nullcontext(), BUDGET.max_tokens)
-    gradients = {name: parameter.grad.clone() for name, parameter in unwrap(accelerator, model).named_parameters()}
-    optimizer.zero_grad()
-    stats = update(model, optimizer, share, rules, 0, accelerator, nullcontext(), budget=BUDGET)
-    weights = {name: parameter.detach().clone() for name, parameter in unwrap(accelerator, model).named_parameters()}
-    update(model, optimizer, share, rules, 1, accelerator, nullcontext(), budget=BUDGET, train_policy=False)
-    warmed_up = {name: parameter.detach().clone() for name, parameter in unwrap(accelerator, model).named_parameters()}
-    mixed = mix_demonstrations(accelerator, models, share)
+    both, learners = make_learners(models, accelerator)
+    accumulate_gradients(*learners, share, rules, accelerator, nullcontext(), BUDGET.max_tokens)
+    gradients = {name: parameter.grad.clone() for name, parameter in both.named_parameters()}
+    for learner in learners:
+        learner.drop_gradients()
+    gathered = gather_experience(share, accelerator)
+    stats = update(*learners, gathered, rules, 0, accelerator, nullcontext(), budget=BUDGET)
+    weights = {name: parameter.detach().clone() for name, parameter in both.named_parameters()}
+    update(*learners, gathered, rules, 1, accelerator, nullcontext(), budget=BUDGET, train_policy=False)
+    warmed_up = {name: parameter.detach().clone() for name, parameter in both.named_parameters()}
+    mixed = mix_demonstrations(accelerator, models, gathered)
     return {
         "figures": figures,
+        "gathered": vars(gathered),
         "gradients": gradients,
         "weights": weights,
         "stats": figures_of(stats),
@@ -65,16 +74,16 @@ def figures_of(stats):
     return {name: value for name, value in vars(stats).items() if value is not None}
 
 
-def mix_demonstrations(accelerator, models, share):
+def mix_demonstrations(accelerator, models, experience):
     """Two updates with PPO-ptx: the weights after them and the likelihood that the second reports."""
-    model, optimizer = accelerator.prepare((actor_critic := models.make_actor_critic()), torch.optim.SGD(actor_critic.parameters(), lr=1.0))
+    both, learners = make_learners(models, accelerator)
     demonstrations = DemonstrationSampler(models.make_demonstrations(), batch_size=4, pad_token_id=0, seed=3)
     rules = make_rules(models, ptx_coef=2.0)
     stats = [
-        update(model, optimizer, share, rules, seed, accelerator, nullcontext(), budget=TokenBudget(10), demonstrations=demonstrations)
+        update(*learners, experience, rules, seed, accelerator, nullcontext(), budget=TokenBudget(10), demonstrations=demonstrations)
         for seed in (0, 1)
     ]
-    weights = {name: parameter.detach().clone() for name, parameter in unwrap(accelerator, model).named_parameters()}
+    weights = {name: parameter.detach().clone() for name, parameter in both.named_parameters()}
     return {"weights": weights, "losses": [each.ptx_loss for each in stats]}
 
 
