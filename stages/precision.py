@@ -37,7 +37,7 @@ def freeze(model: Any, hardware: HardwareSettings) -> Any:
     the memory. A head tied to the embeddings stays float32, since the embeddings do, and so does the scalar head.
     """
     model.requires_grad_(False)
-    if hardware.precision == "bfloat16" and not hardware.deepspeed:  # DeepSpeed decides on the precision of what it holds
+    if hardware.precision == "bfloat16":
         embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
         for module in model.modules():
             if type(module) in (torch.nn.Linear, Conv1D) and id(module.weight) not in embeddings:

@@ -21,7 +21,7 @@ from stages.records import load_splits
 from stages.runtime import StageContext, StageError, device_name, run_stage
 from stages.settings import RMSettings
 from stages.spec import SAMPLES_FILE, StageResult
-from stages.trl_compat import make_ranking_trainer, train
+from stages.trl_compat import make_ranking_trainer, train, whole_model
 
 _CALIBRATION_DEMONSTRATIONS = 1000  # enough for a standard error of 0.03 standard deviations
 _SCORING_BATCH = 32  # prompts with all their answers
@@ -51,22 +51,22 @@ def main(context: StageContext) -> StageResult:
     trainer = make_ranking_trainer(context, settings, model, tokenizer, comparisons, held_out)
     train(trainer, context)
 
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    autocast = precision.autocast(spec.hardware, next(model.parameters()).device)
-    bias, scale = calibrate(context, settings, model, tokenizer, limits, autocast)
-    config = models.find_model(model).config
-    config.score_bias, config.score_scale = bias, scale
+    with whole_model(trainer) as model:
+        autocast = precision.autocast(spec.hardware, next(model.parameters()).device)
+        bias, scale = calibrate(context, settings, model, tokenizer, limits, autocast)
+        config = models.find_model(model).config
+        config.score_bias, config.score_scale = bias, scale
 
-    metrics = {"score_bias": bias, "score_scale": scale}
-    if held_out:
-        scores = score_responses(model, [(item.prompt_ids, item.responses) for item in held_out], autocast)
-        # The loss was trained on logits: a pair's probability is that of their difference, before the scale.
-        metrics |= report_ranking(scores * scale, held_out)
+        metrics = {"score_bias": bias, "score_scale": scale}
+        if held_out:
+            scores = score_responses(model, [(item.prompt_ids, item.responses) for item in held_out], autocast)
+            # The loss was trained on logits: a pair's probability is that of their difference, before the scale.
+            metrics |= report_ranking(scores * scale, held_out)
+            if context.is_main:
+                write_samples(spec.output_dir / SAMPLES_FILE, _sample_rows(tokenizer, held_out, scores))
+        facts = read_facts(model, tokenizer, spec.models["sft"], score_bias=bias, score_scale=scale)
         if context.is_main:
-            write_samples(spec.output_dir / SAMPLES_FILE, _sample_rows(tokenizer, held_out, scores))
-    facts = read_facts(model, tokenizer, spec.models["sft"], score_bias=bias, score_scale=scale)
-    if context.is_main:
-        models.save_model(model, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
+            models.save_model(model, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
     return StageResult(metrics=metrics, facts=facts, counts=counts, world_size=context.world_size, device=device_name(context))
 
 

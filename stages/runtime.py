@@ -51,15 +51,16 @@ class StageContext:
 
     def __init__(self, spec: StageSpec) -> None:
         self.spec = spec
-        self.is_main = int(os.environ.get("RANK", "0")) == 0
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.is_main = self.rank == 0
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self._stop_signal: int | None = None
         self._stopping_at_step_end = False
         self._metrics_path = spec.checkpoint_dir / METRICS_FILE
 
     def event(self, name: EventName, **fields: Any) -> None:
-        """Append one event; only the main process speaks."""
-        if self.is_main:
+        """Append one event; only the main process speaks, but for an error, which may be of one rank alone."""
+        if self.is_main or name == "error":
             append_event(self.spec.events_path, name, **fields)
 
     def note(self, message: str) -> None:
@@ -151,6 +152,7 @@ def _run(context: StageContext, main: Callable[[StageContext], StageResult]) -> 
         result = main(context)
         if context.is_main:
             _leave_result(context, result)
+        _leave_the_others()
         return EXIT_OK
     except Interrupted:
         print("interrupted: saved; run the same command to go on", file=sys.stderr)
@@ -183,15 +185,16 @@ def start_process(context: StageContext) -> None:
     import transformers
     from transformers import set_seed
 
+    from stages.distributed import join
     from stages.precision import note_slow_bfloat16
 
     hardware = context.spec.hardware
     if hardware.threads:
         torch.set_num_threads(hardware.threads)
+        os.environ["OMP_NUM_THREADS"] = str(hardware.threads)  # without it, accelerate sets another number for several processes
     if hardware.device == "cuda" and not torch.cuda.is_available():
         raise StageError("hardware.device = cuda, but torch finds no GPU here; set hardware.device: auto", EXIT_USAGE)
-    if context.world_size > 1 and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if uses_gpu(context) else "gloo")
+    join(context)
     set_seed(context.spec.seed)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -212,6 +215,12 @@ def device_name(context: StageContext) -> str:
     return torch.cuda.get_device_name() if uses_gpu(context) else f"cpu ({torch.get_num_threads()} threads)"
 
 
+def _leave_the_others() -> None:
+    from stages.distributed import leave
+
+    leave()
+
+
 def _leave_result(context: StageContext, result: StageResult) -> None:
     output_dir = context.spec.output_dir
     if context.spec.checkpoint_dir.joinpath(METRICS_FILE).exists():
@@ -223,6 +232,7 @@ def _leave_result(context: StageContext, result: StageResult) -> None:
 
 
 def _fail(context: StageContext, message: str, exit_code: int) -> int:
+    message = message if context.is_main else f"rank {context.rank}: {message}"
     print(f"error: {message}", file=sys.stderr)
     try:
         context.event("error", message=message, exit_code=exit_code)

@@ -61,8 +61,40 @@ class HardwareSettings(Closed):
         "less time per step on a CPU.",
     )
     threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads of a stage process; 0 leaves torch's default.")
-    processes: PositiveInt = Field(1, description="Processes on this machine (one per GPU).")
-    deepspeed: str | None = Field(None, description="Path of a DeepSpeed JSON configuration; the stage then runs under DeepSpeed.")
+    processes: PositiveInt = Field(1, description="Processes on each node (one per GPU).")
+    nodes: PositiveInt = Field(1, description="Machines; they see the same store.")
+    engine: Literal["auto", "none", "ddp", "deepspeed"] = Field(
+        "auto",
+        description="How several processes compute together: `deepspeed` shares out what zero_stage says, `ddp` averages gradients only; "
+        "`auto` takes DeepSpeed where there are several GPUs, DDP for several processes on CPUs.",
+    )
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = Field(
+        2,
+        description="What DeepSpeed shares out over all processes: 1 the optimizer's state, 2 and the gradients, 3 and the weights; "
+        "0 nothing, which is `ddp`.",
+    )
+    offload_optimizer: bool = Field(False, description="DeepSpeed: keep the optimizer's state in the CPU's memory.")
+    offload_parameters: bool = Field(False, description="DeepSpeed at zero_stage 3: keep the weights in the CPU's memory.")
+    hostfile: str | None = Field(
+        None,
+        description="Path of a file with the nodes, one per line: `node0 slots=8 address=10.0.0.1`; slots and address may be left out.",
+    )
+    remote_shell: str = Field(
+        "ssh -o BatchMode=yes -o ServerAliveInterval=5 -o ServerAliveCountMax=3 {host} {command}",
+        description="How a command is run on a node of the hostfile; {command} is one line for a shell there.",
+    )
+    restarts: Annotated[int, Field(ge=0)] = Field(
+        0, description="How often torchrun starts the processes again, from the last checkpoint, after one of them failed."
+    )
+    deepspeed_config: str | None = Field(
+        None, description="Path of a JSON with more of DeepSpeed's settings, laid over those that this block makes."
+    )
+
+    @model_validator(mode="after")
+    def _offloads_what_is_shared_out(self) -> "HardwareSettings":
+        if self.offload_parameters and self.zero_stage != 3:
+            raise ValueError(f"offload_parameters needs zero_stage: 3, found {self.zero_stage}")
+        return self
 
 
 class _Optimization(Closed):
@@ -89,7 +121,7 @@ class SFTSettings(_Optimization):
     learning_rate: float = Field(2e-5, gt=0, description="Peak learning rate.")
     epochs: float = Field(1.0, gt=0, description="Passes over the demonstrations.")
     batch_size: PositiveInt = Field(32, description="Demonstrations per optimizer step, over all processes.")
-    micro_batch_size: PositiveInt = Field(8, description="Demonstrations per forward pass and process.")
+    micro_batch_size: PositiveInt = Field(8, description="Demonstrations per forward pass and process, at most.")
     packing: bool = Field(
         False, description="Pack whole demonstrations into rows of the maximum length; needs no padding, batch_size then counts rows."
     )
@@ -109,7 +141,7 @@ class RMSettings(_Optimization):
     learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate.")
     epochs: float = Field(1.0, gt=0, description="Passes over the comparisons; more than one over-fits (InstructGPT, 3.5).")
     batch_size: PositiveInt = Field(32, description="Comparisons (prompts with all their answers) per optimizer step, over all processes.")
-    micro_batch_size: PositiveInt = Field(4, description="Comparisons per forward pass and process.")
+    micro_batch_size: PositiveInt = Field(4, description="Comparisons per forward pass and process, at most.")
     eval_every: PositiveInt | None = Field(None, description="Optimizer steps between held-out accuracies; default: once per epoch.")
     scale_scores: bool = Field(
         False, description="Also scale scores so that demonstrations have standard deviation 1; their mean is always made 0."

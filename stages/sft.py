@@ -20,7 +20,7 @@ from stages.records import load_splits
 from stages.runtime import StageContext, StageError, device_name, run_stage
 from stages.settings import SFTSettings
 from stages.spec import SAMPLES_FILE, StageResult
-from stages.trl_compat import IGNORED_LABEL, make_sft_trainer, train
+from stages.trl_compat import IGNORED_LABEL, make_sft_trainer, train, whole_model
 
 _EVAL_BATCH = 32
 
@@ -47,17 +47,17 @@ def main(context: StageContext) -> StageResult:
     trainer = make_sft_trainer(context, settings, model, tokenizer, pairs, held_out)
     train(trainer, context)
 
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    autocast = precision.autocast(spec.hardware, next(model.parameters()).device)
-    metrics: dict[str, float] = {}
-    if held_out:
-        metrics["eval/loss"] = heldout_loss(model, held_out, tokenizer.pad_token_id, autocast)
-        if not math.isfinite(metrics["eval/loss"]):
-            raise StageError(f"the held-out loss is {metrics['eval/loss']}; a finite one is needed; lower sft.learning_rate")
-        metrics |= _answer_held_out(context, settings, model, tokenizer, judge, held_out_records, autocast)
-    facts = read_facts(model, tokenizer, spec.models["base"])
-    if context.is_main:
-        models.save_model(model, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
+    with whole_model(trainer) as model:
+        autocast = precision.autocast(spec.hardware, next(model.parameters()).device)
+        metrics: dict[str, float] = {}
+        if held_out:
+            metrics["eval/loss"] = heldout_loss(model, held_out, tokenizer.pad_token_id, autocast)
+            if not math.isfinite(metrics["eval/loss"]):
+                raise StageError(f"the held-out loss is {metrics['eval/loss']}; a finite one is needed; lower sft.learning_rate")
+            metrics |= _answer_held_out(context, settings, model, tokenizer, judge, held_out_records, autocast)
+        facts = read_facts(model, tokenizer, spec.models["base"])
+        if context.is_main:
+            models.save_model(model, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
     return StageResult(metrics=metrics, facts=facts, counts=counts, world_size=context.world_size, device=device_name(context))
 
 

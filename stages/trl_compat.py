@@ -1,6 +1,8 @@
 """The only module that touches TRL: its trainers for SFT and RM, wired to our contract (events, stops, complete checkpoints)."""
 
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,6 +13,8 @@ from datasets import Dataset
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import TrainerCallback
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from trl.models.utils import add_hooks, remove_hooks
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 from trl.trainer.sft_config import SFTConfig
@@ -18,6 +22,8 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from data.tokens import EncodedComparison, EncodedPair
 from stages.checkpoint import latest_complete, mark_complete, prune
+from stages.deepspeed_config import make_deepspeed_config
+from stages.distributed import choose_engine, describe_layout, require_world_size
 from stages.models import HEAD, find_model
 from stages.packing import PackedRow, is_packed, lay_out, list_documents, make_inputs
 from stages.ranking import Pairs, make_pairs, pair_accuracy, ranking_loss
@@ -86,13 +92,40 @@ def make_ranking_trainer(
 
 def train(trainer: SFTTrainer | RewardTrainer, context: StageContext) -> None:
     """Train from the newest complete checkpoint to the end, or to a checkpoint where a stop is asked for."""
-    found = latest_complete(context.spec.checkpoint_dir, world_size=context.world_size, warn=context.note)
+    require_world_size(context, trainer.accelerator.num_processes)
+    found = latest_complete(context.spec.checkpoint_dir, layout=describe_layout(context), warn=context.note)
     step = found[1] if found else 0
     context.rewind_metrics(step)
     context.event("start", stage=context.spec.stage, unit="step", resumed_step=step)
     with context.stops_at_step_end():
         # Always an explicit path: transformers' own finder takes a half-written checkpoint.
         trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
+
+
+@contextmanager
+def whole_model(trainer: SFTTrainer | RewardTrainer) -> Generator[Any]:
+    """Give the trained model without what wraps it; inside, every rank holds all of its weights. To be entered by all ranks."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    if plugin is None or plugin.zero_stage < 3:
+        yield model
+        return
+    unset_hf_deepspeed_config()  # or transformers would open the next model in pieces, on all ranks at once
+    with gather_weights(trainer.model_wrapped):
+        yield model
+
+
+@contextmanager
+def gather_weights(engine: Any) -> Generator[None]:
+    """Inside, every rank holds all weights of a DeepSpeed engine at ZeRO stage 3, and its module can be used alone."""
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):
+        remove_hooks(engine)  # they would give each layer's weights away after its forward
+        try:
+            yield
+        finally:
+            add_hooks(engine)
 
 
 def collate_demonstrations(demonstrations: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -173,10 +206,11 @@ class RankingTrainer(RewardTrainer):
         computed: list[Tensor] = []
         hook = head_model.get_submodule(HEAD).register_forward_hook(lambda _head, _input, logits: computed.append(logits))
         try:
-            model(**arguments)
+            output = model(**arguments)
         finally:
             hook.remove()
-        return computed[0].flatten()[places_N[row.lasts_D]]
+        # DeepSpeed learns from the output that a backward pass begins; without this it is no part of the loss.
+        return computed[0].flatten()[places_N[row.lasts_D]] + 0.0 * output.logits.sum()
 
 
 class _StageCallback(TrainerCallback):
@@ -212,7 +246,7 @@ class _StageCallback(TrainerCallback):
             torch.distributed.barrier()
         if state.is_world_process_zero:
             path = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            mark_complete(path, state.global_step, world_size=self.context.world_size)
+            mark_complete(path, state.global_step, layout=describe_layout(self.context))
             prune(path.parent)
         self.context.event("checkpoint", step=state.global_step)
 
@@ -223,12 +257,22 @@ def _our_name(key: str) -> str:
 
 def _training_arguments(context: StageContext, settings: SFTSettings | RMSettings, has_held_out: bool) -> dict[str, Any]:
     spec = context.spec
-    per_step = settings.micro_batch_size * context.world_size
-    if settings.batch_size % per_step:
+    if settings.batch_size % context.world_size:
         raise StageError(
-            f"{spec.stage}.batch_size = {settings.batch_size} is not a multiple of micro_batch_size x processes = {per_step}; "
+            f"{spec.stage}.batch_size = {settings.batch_size} is not a multiple of the number of processes = {context.world_size}; "
             "choose sizes that divide",
             EXIT_USAGE,
+        )
+    per_process = settings.batch_size // context.world_size
+    micro_batch_size = max(size for size in range(1, settings.micro_batch_size + 1) if per_process % size == 0)
+    accumulation_steps = per_process // micro_batch_size
+    deepspeed = None
+    if choose_engine(context) == "deepspeed":
+        deepspeed = make_deepspeed_config(
+            spec.hardware,
+            max_grad_norm=settings.max_grad_norm,
+            micro_batch_size=micro_batch_size,
+            accumulation_steps=accumulation_steps,
         )
     schedule, schedule_arguments = {
         "constant": ("constant_with_warmup", {}),
@@ -241,13 +285,13 @@ def _training_arguments(context: StageContext, settings: SFTSettings | RMSetting
     return {
         "output_dir": str(spec.checkpoint_dir),
         "use_cpu": not uses_gpu(context),
-        "bf16": spec.hardware.precision == "bfloat16",
+        "bf16": spec.hardware.precision == "bfloat16" and deepspeed is None,  # under DeepSpeed its configuration says so
         "seed": spec.seed,
-        "deepspeed": spec.hardware.deepspeed,
+        "deepspeed": deepspeed,
         "num_train_epochs": settings.epochs,
-        "per_device_train_batch_size": settings.micro_batch_size,
-        "per_device_eval_batch_size": settings.micro_batch_size,
-        "gradient_accumulation_steps": settings.batch_size // per_step,
+        "per_device_train_batch_size": micro_batch_size,
+        "per_device_eval_batch_size": micro_batch_size,
+        "gradient_accumulation_steps": accumulation_steps,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": schedule,
         "lr_scheduler_kwargs": schedule_arguments,

@@ -1,6 +1,8 @@
 """Run a real stage process on a few records of the embedded demo."""
 
+import functools
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -64,11 +66,19 @@ class StageProcess:
 
 
 @pytest.fixture
-def make_stage(tmp_path, demo_dir, base_model_dir):
+def make_stage(tmp_path, make_stage_in):
     """Factory: make_stage("sft", tag="straight", models={...}, rows=48, **settings)."""
+    return functools.partial(make_stage_in, tmp_path)
 
-    def make(stage, *, tag="run", models=None, rows=48, hardware=HARDWARE, judge="data.demo.rule:judge", **settings) -> StageProcess:
-        directory = tmp_path / f"{stage}-{tag}"
+
+@pytest.fixture(scope="session")
+def make_stage_in(demo_dir, base_model_dir):
+    """The same for a directory of one's own: make_stage_in(directory, "sft", ...)."""
+
+    def make(
+        parent, stage, *, tag="run", models=None, rows=48, hardware=HARDWARE, judge="data.demo.rule:judge", **settings
+    ) -> StageProcess:
+        directory = parent / f"{stage}-{tag}"
         directory.mkdir()
         stage_settings = type(SMALL[stage]).model_validate(SMALL[stage].model_dump() | settings)
         data = {}
@@ -101,17 +111,30 @@ def make_stage(tmp_path, demo_dir, base_model_dir):
     return make
 
 
-@pytest.fixture
-def reward_model_dir(base_model_dir, tmp_path):
-    """A reward model with a fresh head on the demo's base model."""
+@pytest.fixture(scope="session")
+def plain_hardware():
+    """One process on a CPU in float32."""
+    return HARDWARE
+
+
+@pytest.fixture(scope="session")
+def fresh_reward_model(base_model_dir, tmp_path_factory):
+    """A reward model with a fresh head on the demo's base model; to be left as it is."""
     from stages import models
 
     model = models.init_reward_model(str(base_model_dir), HARDWARE, seed=3)
     tokenizer = models.load_tokenizer(str(base_model_dir))
     models.align_special_tokens(model, tokenizer)
     model.config.score_bias, model.config.score_scale = 0.25, 2.0
-    models.save_model(model, tokenizer, tmp_path / "fresh_rm")
-    return tmp_path / "fresh_rm" / "model"
+    directory = tmp_path_factory.mktemp("fresh_rm")
+    models.save_model(model, tokenizer, directory)
+    return directory / "model"
+
+
+@pytest.fixture
+def reward_model_dir(fresh_reward_model, tmp_path):
+    """A copy of it that a test may damage."""
+    return Path(shutil.copytree(fresh_reward_model, tmp_path / "fresh_rm" / "model"))
 
 
 @pytest.fixture

@@ -1,10 +1,9 @@
 """Only complete checkpoints count; damage falls back to the one before, with one warning."""
 
-import json
-
 import pytest
 
 from stages.checkpoint import COMPLETE_FILE, latest_complete, save_checkpoint
+from stages.runtime import StageError
 
 
 def write_weights(text):
@@ -60,14 +59,7 @@ def damage_marker(path):
     (path / COMPLETE_FILE).write_text("{")
 
 
-def damage_world_size(path):
-    marker = json.loads((path / COMPLETE_FILE).read_text())
-    (path / COMPLETE_FILE).write_text(json.dumps(marker | {"world_size": 4}))
-
-
-@pytest.mark.parametrize(
-    "damage", [damage_truncate, damage_missing, damage_flip, damage_unmarked, damage_marker, damage_world_size], ids=lambda f: f.__name__
-)
+@pytest.mark.parametrize("damage", [damage_truncate, damage_missing, damage_flip, damage_unmarked, damage_marker], ids=lambda f: f.__name__)
 def test_a_damaged_newest_checkpoint_is_passed_over_with_one_warning(checkpoints, damage):
     damage(checkpoints / "checkpoint-15")
     warnings = []
@@ -91,3 +83,15 @@ def test_a_failing_save_leaves_the_older_checkpoints_usable(checkpoints):
     with pytest.raises(OSError, match="no space"):
         save_checkpoint(checkpoints, 20, fail)
     assert latest_complete(checkpoints, warn=lambda _: None)[1] == 15
+
+
+def test_a_checkpoint_of_another_layout_is_refused_in_one_line_and_left_alone(tmp_path):
+    layout = "ZeRO stage 2 on 2 processes"
+    save_checkpoint(tmp_path, 5, write_weights("shared out"), layout=layout)
+    for other in ("whole", "ZeRO stage 2 on 4 processes", "ZeRO stage 3 on 2 processes"):
+        with pytest.raises(
+            StageError, match=r"checkpoint-5 was written with ZeRO stage 2 on 2 processes, this run is .* --force"
+        ) as caught:
+            latest_complete(tmp_path, layout=other)
+        assert caught.value.exit_code == 2
+    assert latest_complete(tmp_path, layout=layout)[1] == 5

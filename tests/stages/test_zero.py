@@ -1,0 +1,92 @@
+"""Two processes under DDP and DeepSpeed's ZeRO train what one process trains, in all three stages, full and LoRA; resume is exact."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stages.settings import LoRASettings
+from stages.spec import MODEL_INPUTS
+
+DRIVER = Path(__file__).with_name("zero_driver.py")
+ROOT = DRIVER.parents[2]
+ENGINES = {
+    "ddp": {"engine": "ddp"},
+    "zero1": {"engine": "deepspeed", "zero_stage": 1},
+    "zero2": {"engine": "deepspeed", "zero_stage": 2},
+    "zero2-offload": {"engine": "deepspeed", "zero_stage": 2, "offload_optimizer": True},
+    "zero3": {"engine": "deepspeed", "zero_stage": 3},
+}
+FORMS = {"full": {}, "lora": {"lora": LoRASettings(rank=4, merge=True)}}
+RESUMED = ("zero2", "zero3")
+SETTINGS = {
+    "sft": {"epochs": 1, "eval_samples": 3},
+    "rm": {"epochs": 1},
+    "ppo": {"iterations": 3, "learning_rate": 1e-4, "early_stop_kl": 1.0, "eval_samples": 3},
+}
+
+
+def launch(stage, processes, stages):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", str(DRIVER), stage]
+    found = subprocess.run(
+        [*torchrun, *(str(each.spec_path) for each in stages)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert found.returncode == 0, (found.stdout + found.stderr)[-4000:]
+
+
+@pytest.fixture(scope="module", params=["sft", "rm", "ppo"])
+def runs(request, tmp_path_factory, make_stage_in, plain_hardware, base_model_dir, fresh_reward_model):
+    """For one stage: {name: StageProcess} of all its runs, `one-full` and `one-lora` by one process."""
+    stage = request.param
+    directory = tmp_path_factory.mktemp(stage)
+    models = {"base": base_model_dir, "sft": base_model_dir, "rm": fresh_reward_model}
+
+    def make(name, form, **hardware):
+        inputs = {role: models[role] for role in MODEL_INPUTS[stage]}
+        changed = plain_hardware.model_copy(update=hardware)
+        return make_stage_in(directory, stage, tag=name, models=inputs, hardware=changed, rows=24, **SETTINGS[stage], **FORMS[form])
+
+    one = {f"one-{form}": make(f"one-{form}", form) for form in FORMS}
+    launch(stage, 1, one.values())
+    two = {f"{name}-{form}": make(f"{name}-{form}", form, processes=2, **hardware) for name, hardware in ENGINES.items() for form in FORMS}
+    two |= {f"{name}-stopped": make(f"{name}.stopped", "full", processes=2, **ENGINES[name]) for name in RESUMED}
+    launch(stage, 2, two.values())
+    return one | two
+
+
+def weights(stage):
+    return {str(path.relative_to(stage.spec.output_dir)): load_file(path) for path in sorted(stage.spec.output_dir.rglob("*.safetensors"))}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_processes_leave_the_weights_of_one(runs, engine, form):
+    expected, found = runs[f"one-{form}"], runs[f"{engine}-{form}"]
+    assert (expected.result.world_size, found.result.world_size) == (1, 2)
+    one, two = weights(expected), weights(found)
+    assert one.keys() == two.keys() and len(one) == (2 if form == "lora" else 1)
+    for name, tensors in one.items():
+        assert tensors.keys() == two[name].keys()
+        for key, tensor in tensors.items():
+            torch.testing.assert_close(two[name][key], tensor, atol=1e-4, rtol=1e-4, msg=f"{name} {key}")
+    metrics = {key: value for key, value in expected.result.metrics.items() if key.startswith(("eval/", "objective/"))}
+    assert {key: found.result.metrics[key] for key in metrics} == pytest.approx(metrics, rel=1e-3, abs=1e-3)
+    facts, expected_facts = (stage.result.facts.model_copy(update={"score_bias": None}) for stage in (found, expected))
+    assert facts == expected_facts and found.result.counts == expected.result.counts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", RESUMED)
+def test_a_resumed_run_leaves_the_weights_of_a_straight_one_to_the_last_bit(runs, engine):
+    straight, resumed = runs[f"{engine}-full"], runs[f"{engine}-stopped"]
+    assert [event["resumed_step"] for event in resumed.events() if event["event"] == "start"][-1] > 0
+    one, two = weights(straight), weights(resumed)
+    for name, tensors in one.items():
+        for key, tensor in tensors.items():
+            assert torch.equal(two[name][key], tensor), f"{name} {key}"
