@@ -1,7 +1,6 @@
 """What single fields of a recipe cannot check: files on disk, and relations between fields."""
 
 import difflib
-import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from pipeline.document import Document
 from pipeline.explain import show
 from pipeline.recipe import DEMO_PATTERN, Recipe
 from pipeline.trainer_fields import config_class, trainer_fields
+from stages.deepspeed_config import read_deepspeed_json
 from stages.spec import DataSource, StageName, data_inputs
 
 ProblemAt = Callable[[str, str], str]
@@ -79,24 +79,24 @@ def _check_data(recipe: Recipe, stages: tuple[StageName, ...], problem: ProblemA
 
 
 def _check_hardware(recipe: Recipe, stages: tuple[StageName, ...], problem: ProblemAt) -> Iterator[str]:
-    processes, deepspeed = recipe.hardware.processes, recipe.hardware.deepspeed
+    hardware, processes = recipe.hardware, recipe.hardware.processes * recipe.hardware.nodes
     sizes = (
-        ("sft", "batch_size", recipe.sft.batch_size, "micro_batch_size", recipe.sft.micro_batch_size),
-        ("rm", "batch_size", recipe.rm.batch_size, "micro_batch_size", recipe.rm.micro_batch_size),
+        ("sft", "batch_size", recipe.sft.batch_size),
+        ("rm", "batch_size", recipe.rm.batch_size),
+        ("ppo", "minibatch_size", recipe.ppo.minibatch_size),
+        ("ppo", "ptx_batch_size", recipe.ppo.ptx_batch_size or 0),
     )
-    for stage, large_name, large, small_name, small in sizes:
-        if stage in stages and large % (small * processes):
-            needed = f"a multiple of {stage}.{small_name} x hardware.processes = {small} x {processes}"
-            yield problem(f"{stage}.{large_name}", f"found {large}, needed {needed}; choose sizes that divide")
-    for name, size in (("minibatch_size", recipe.ppo.minibatch_size), ("ptx_batch_size", recipe.ppo.ptx_batch_size)):
-        if "ppo" in stages and (size or 0) % processes:
-            needed = f"a multiple of hardware.processes = {processes}"
-            yield problem(f"ppo.{name}", f"found {size}, needed {needed}; choose sizes that divide")
-    if deepspeed is not None:
+    for stage, name, size in sizes:
+        if stage in stages and size % processes:
+            needed = f"a multiple of the number of processes on all nodes = {processes}"
+            yield problem(f"{stage}.{name}", f"found {size}, needed {needed}; choose sizes that divide")
+    if hardware.deepspeed_config is not None:
         try:
-            json.loads(Path(deepspeed).read_text(encoding="utf-8"))
+            read_deepspeed_json(Path(hardware.deepspeed_config))
         except (OSError, ValueError) as error:
-            yield problem("hardware.deepspeed", f"found {show(deepspeed)}: {error}; give a DeepSpeed JSON file")
+            yield problem("hardware.deepspeed_config", f"found {show(hardware.deepspeed_config)}: {error}; give a DeepSpeed JSON file")
+    if hardware.engine == "none" and processes > 1:
+        yield problem("hardware.engine", f"found none with {processes} processes, needed ddp or deepspeed; set it, or processes: 1")
 
 
 def _check_trainer_args(recipe: Recipe, problem: ProblemAt) -> Iterator[str]:

@@ -162,6 +162,26 @@ def config_command(
         print(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=False, width=120), end="")
 
 
+@app.command("launch-command")
+def launch_command_command(
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="sft, rm or ppo.")],
+    recipe: RecipeArgument = "demo",
+    overrides: SetOption = [],
+    store: StoreOption = None,
+) -> None:
+    """Print the commands that start one stage by hand, on each node; what they leave is not published, but `run` goes on from it."""
+    import shlex
+
+    from pipeline.run import prepare_by_hand
+
+    name = STAGES[_stage_index("STAGE", stage, 0)]
+    resolved = _load_recipe(recipe, overrides, STAGES[: STAGES.index(name) + 1])
+    run_dir, commands = prepare_by_hand(resolved, _open_store(store, resolved), name)
+    for where, command in commands:
+        print(f"# {f'on {where}, ' if where else ''}in {Path.cwd()}; leaves {run_dir / 'output'}")
+        print(shlex.join(command))
+
+
 @app.command("check-data")
 def check_data_command(
     recipe: RecipeArgument = "demo",

@@ -143,7 +143,7 @@ def _expand_shorthand(values: dict[str, Any]) -> None:
 
 def _resolve_paths(document: Document, recipe_dir: Path) -> None:
     """Make local paths absolute; hub ids and `demo` stay as they are."""
-    keys_with_paths: list[Keys] = [("base_model",), ("hardware", "deepspeed"), ("store",)]
+    keys_with_paths: list[Keys] = [("base_model",), ("hardware", "deepspeed_config"), ("hardware", "hostfile"), ("store",)]
     keys_with_paths += [("data", kind, split, "path") for kind in KINDS for split in ("train", "eval")]
     for keys in keys_with_paths:
         block: dict[str, Any] = document.values

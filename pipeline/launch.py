@@ -5,10 +5,10 @@ command -> process in its own session -> events as they come -> exit code, or St
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -16,18 +16,21 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
+from pipeline.commands import Command
+from pipeline.node import STOP
 from pipeline.processes import MARKER, die_with_parent, start_watchdog, sweep
 from pipeline.text import clean
-from stages.settings import HardwareSettings
-from stages.spec import EXIT_FAILED, EXIT_SIGINT, EXIT_SIGTERM, STEP_SIZES, StageName
+from stages.spec import EXIT_FAILED, EXIT_SIGINT, EXIT_SIGTERM, STEP_SIZES
 
 Event = dict[str, Any]
 
 _POLL_S = 0.05
 _LAST_LINES = 20
 _TAIL_BYTES = 64_000
+_AFTER_ERROR_S = 15.0  # within which a stage that reported an error must end, hung ranks and unreachable nodes included
+_AFTER_LOSS_S = 45.0  # within which the other nodes must notice that one is gone
 _KNOWN_EXITS = (EXIT_FAILED, 2, 3, 4, 5, EXIT_SIGINT, EXIT_SIGTERM)
 
 
@@ -53,14 +56,6 @@ class StageFailed(Exception):
         return self.exit_code in (EXIT_SIGINT, EXIT_SIGTERM)
 
 
-def stage_command(stage: StageName, spec_path: Path, hardware: HardwareSettings) -> list[str]:
-    """Build the command of a stage: plain Python, or torchrun for several processes or DeepSpeed."""
-    if hardware.processes == 1 and hardware.deepspeed is None:
-        return [sys.executable, "-P", "-m", f"stages.{stage}", str(spec_path)]
-    torchrun = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={hardware.processes}"]
-    return [*torchrun, "-m", f"stages.{stage}", str(spec_path)]
-
-
 def stage_environment(marker: str, *, offline: bool) -> dict[str, str]:
     """Build the environment of a stage process."""
     fixed = {
@@ -73,14 +68,16 @@ def stage_environment(marker: str, *, offline: bool) -> dict[str, str]:
     return {**os.environ, **fixed, **({"HF_HUB_OFFLINE": "1"} if offline else {})}
 
 
-def launch(name: str, command: Sequence[str], run_dir: Path, on_event: Callable[[Event], None], *, offline: bool = True) -> int | None:
+def launch(
+    name: str, make_commands: Callable[[str], Sequence[Command]], run_dir: Path, on_event: Callable[[Event], None], *, offline: bool = True
+) -> int | None:
     """Run a stage to its end.
 
     The first SIGTERM or SIGINT is passed on, so that the stage saves and ends; the second kills it.
 
     Args:
         name: The stage, for messages.
-        command: As `stage_command` builds it.
+        make_commands: Builds the commands, one per process to start here; is given the marker that their environments carry.
         run_dir: Gets `log.txt`; `events.jsonl` is read there.
         on_event: Called with each new event.
         offline: Forbid the Hugging Face libraries to ask the network.
@@ -94,59 +91,139 @@ def launch(name: str, command: Sequence[str], run_dir: Path, on_event: Callable[
     marker = uuid.uuid4().hex
     events = EventReader(run_dir / "events.jsonl")
     log_path = run_dir / "log.txt"
+    commands = make_commands(marker)
     with log_path.open("ab") as log:
-        log.write(f"$ {shlex.join(command)}\n".encode(errors="surrogateescape"))
+        attempt_at = log.tell()
+        for command in commands:
+            log.write(f"$ {shlex.join(command.argv)}\n".encode(errors="surrogateescape"))
         log.flush()
         watchdog, pipe = start_watchdog(marker)
         try:
-            exit_code, received, error = _run_to_end(command, stage_environment(marker, offline=offline), log, events, on_event)
+            ends, received, error = _run_to_end(commands, stage_environment(marker, offline=offline), log, events, on_event)
         finally:
             sweep(marker)
             os.close(pipe)
             watchdog.wait()
-    if exit_code != 0:
-        raise _describe_failure(name, exit_code, received, error, log_path)
+    if any(end.exit_code != 0 for end in ends):
+        raise _describe_failure(name, ends, received, error, log_path, attempt_at)
     return received
 
 
 def _run_to_end(
-    command: Sequence[str], environment: Mapping[str, str], log: BinaryIO, events: "EventReader", on_event: Callable[[Event], None]
-) -> tuple[int, int | None, Event | None]:
-    """Start, follow and reap the process; returns (exit code, signal passed on, last error event)."""
+    commands: Sequence[Command], environment: Mapping[str, str], log: BinaryIO, events: "EventReader", on_event: Callable[[Event], None]
+) -> tuple[list["_End"], int | None, Event | None]:
+    """Start, follow and reap the processes; returns (how each ended, signal passed on, first error event since the last start)."""
     error: Event | None = None
 
     def follow() -> None:
         nonlocal error
         for event in events.read():
-            if event.get("event") == "error":
+            if event.get("event") == "start":  # after a restart by the launcher, what went wrong before it is over
+                error = None
+            if event.get("event") == "error" and error is None:  # later ones are of ranks that lost the first
                 error = event
             on_event(event)
 
     with _held_signals() as received:
-        process = subprocess.Popen(
-            list(command),
-            stdin=subprocess.DEVNULL,
+        processes = [_Process(command, environment, log) for command in commands]
+        try:
+            num_passed = 0
+            deadline_s: float | None = None
+            while any(process.is_running for process in processes):
+                follow()
+                if len(received) > num_passed:
+                    num_passed = len(received)
+                    for process in processes:
+                        # To the launcher alone: torchrun passes it on, and a worker takes a second signal as "leave at once".
+                        process.stop(received[-1] if num_passed == 1 else signal.SIGKILL)
+                if any(process.has_failed for process in processes):
+                    deadline_s = deadline_s or time.monotonic() + _AFTER_LOSS_S
+                elif error is not None and not any(command.restarts for command in commands):
+                    deadline_s = deadline_s or time.monotonic() + _AFTER_ERROR_S
+                if deadline_s is not None and time.monotonic() > deadline_s:
+                    break
+                time.sleep(_POLL_S)
+        finally:
+            by_themselves = [not process.is_running for process in processes]
+            for process in processes:
+                process.kill()
+        follow()
+    ends = [
+        _End(command.node, process.exit_code, by_itself)
+        for command, process, by_itself in zip(commands, processes, by_themselves, strict=True)
+    ]
+    return ends, received[0] if received else None, error
+
+
+class _End(NamedTuple):
+    """How a launcher of the stage ended."""
+
+    node: str | None
+    exit_code: int
+    by_itself: bool  # not by us
+
+    @property
+    def signal(self) -> int | None:
+        """The signal that killed it; `pipeline.node` reports one like a shell."""
+        if self.exit_code < 0 or (self.node is not None and self.exit_code > 128):
+            return -self.exit_code if self.exit_code < 0 else self.exit_code - 128
+        return None
+
+
+class _Process:
+    """A launcher of the stage: in a session of its own on this machine, or one on another that is spoken to by a pipe."""
+
+    def __init__(self, command: Command, environment: Mapping[str, str], log: BinaryIO) -> None:
+        self._remote = command.node is not None
+        self._process = subprocess.Popen(
+            command.argv,
+            stdin=subprocess.PIPE if self._remote else subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             env=environment,
             start_new_session=True,
             preexec_fn=die_with_parent,
         )
-        try:
-            num_passed = 0
-            while process.poll() is None:
-                follow()
-                if len(received) > num_passed:
-                    num_passed = len(received)
-                    # To the launcher alone: torchrun passes it on, and a worker takes a second signal as "leave at once".
-                    process.send_signal(received[-1] if num_passed == 1 else signal.SIGKILL)
-                time.sleep(_POLL_S)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        follow()
-    return process.returncode, received[0] if received else None, error
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def has_failed(self) -> bool:
+        return self._process.returncode not in (None, 0)
+
+    @property
+    def exit_code(self) -> int:
+        return self._process.returncode
+
+    def stop(self, number: int) -> None:
+        """Pass a signal on."""
+        if not self.is_running:
+            return
+        if not self._remote:
+            self._process.send_signal(number)
+        elif number == signal.SIGKILL:
+            self._close()
+        elif self._process.stdin is not None:
+            with suppress(OSError):
+                self._process.stdin.write(STOP)
+                self._process.stdin.flush()
+
+    def kill(self) -> None:
+        """End it, whatever it does."""
+        if self._remote and self.is_running:
+            self._close()
+            with suppress(subprocess.TimeoutExpired):  # the agent there kills first what it started
+                self._process.wait(timeout=_AFTER_ERROR_S)
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _close(self) -> None:
+        if self._process.stdin is not None:
+            with suppress(OSError):
+                self._process.stdin.close()
 
 
 @contextmanager
@@ -171,12 +248,20 @@ def _held_signals() -> Generator[list[int]]:
             signal.signal(number, handler)
 
 
-def _describe_failure(name: str, exit_code: int, received: int | None, error: Event | None, log_path: Path) -> StageFailed:
+def _describe_failure(
+    name: str, ends: Sequence[_End], received: int | None, error: Event | None, log_path: Path, attempt_at: int
+) -> StageFailed:
     """Find the message and the exit code that say most: our signal, else the stage's error event, else how the process ended."""
+    exit_code = next(end.exit_code for end in ends if end.exit_code != 0)
+    lost = next((end for end in ends if end.node is not None and end.by_itself and end.signal == signal.SIGKILL), None)
     if received is None and error is None and -exit_code in (signal.SIGTERM, signal.SIGINT):
         received = -exit_code  # somebody signalled the stage itself
     if received is not None:
         message, code = f"stopped by {signal.Signals(received).name}", 128 + received
+    elif (killed := find_killed_rank(log_path, attempt_at)) is not None:
+        message, code = killed, EXIT_FAILED
+    elif lost is not None:  # what the others report is that they lost it
+        message, code = f"node {lost.node}: its launcher was killed by SIGKILL, or the node is gone", EXIT_FAILED
     elif error is not None:
         # A launcher ends with 1 whatever its worker's exit code was; the event knows it.
         message, code = clean(str(error.get("message", ""))), error.get("exit_code")
@@ -187,6 +272,24 @@ def _describe_failure(name: str, exit_code: int, received: int | None, error: Ev
     else:
         message, code = f"ended with exit code {exit_code}", exit_code
     return StageFailed(f"{name}: {message}", code if code in _KNOWN_EXITS else EXIT_FAILED, last_lines(log_path), log_path)
+
+
+def find_killed_rank(log_path: Path, attempt_at: int) -> str | None:
+    """Read from the closing reports of torchrun, one per node, which rank was killed; the others only lost their connection to it.
+
+    Args:
+        log_path: Of all attempts.
+        attempt_at: Where the last one begins, in bytes.
+    """
+    with log_path.open("rb") as stream:
+        stream.seek(attempt_at)
+        text = stream.read().decode("utf-8", "replace")[-_TAIL_BYTES:]
+    for report in text.split("Root Cause (first observed failure):")[1:]:
+        match = re.search(r"rank\s*: (\d+).*?exitcode\s*: -(\d+)", report, flags=re.DOTALL)
+        if match is not None and int(match[2]) != signal.SIGTERM:  # which is how torchrun ends the others
+            message = f"rank {match[1]} was killed by {signal.Signals(int(match[2])).name}"
+            return message + ("; if you did not, the system ran out of memory" if int(match[2]) == signal.SIGKILL else "")
+    return None
 
 
 class EventReader:
@@ -223,6 +326,9 @@ def last_lines(log_path: Path, count: int = _LAST_LINES) -> list[str]:
             text = stream.read().decode("utf-8", "replace")
     except OSError:
         return []
+    # What torchrun says of a failure comes after what the failed rank said itself.
+    before = re.split(r"^.*torch[./]distributed[./]elastic.*$", text, maxsplit=1, flags=re.MULTILINE)[0]
+    text = before if before.strip() else text
     # A carriage return redraws a line (progress bars): only its last state counts.
     lines = [clean(line.rstrip("\r").rpartition("\r")[2]) for line in text.split("\n")]
     return [line for line in lines if line.strip()][-count:]

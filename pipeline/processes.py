@@ -47,7 +47,7 @@ def start_watchdog(marker: str) -> tuple[subprocess.Popen[bytes], int]:
 
 
 def sweep(marker: str) -> None:
-    """Kill every process whose environment holds the marker, until none is left: one may fork while we look."""
+    """Kill every process but this one whose environment holds the marker, until none is left: one may fork while we look."""
     deadline_s = time.monotonic() + _SWEEP_LIMIT_S
     while time.monotonic() < deadline_s:
         found = find_marked(marker)

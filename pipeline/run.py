@@ -13,15 +13,15 @@ from typing import Any, Protocol
 from pydantic import ValidationError
 
 from pipeline.artifact import Artifact
+from pipeline.commands import Command, commands_by_hand, stage_commands
 from pipeline.config import Recipe
 from pipeline.disk import free_bytes, make_directories, take_lock, writing
 from pipeline.errors import ResourceError
 from pipeline.identity import count_parameters
-from pipeline.launch import Event, StageFailed, launch, stage_command
+from pipeline.launch import Event, StageFailed, launch
 from pipeline.manifest import ManifestFields, Parent
 from pipeline.plan import Decision, Inputs, Selection, decide, flatten, missing_artifact, prepare
 from pipeline.provenance import code_state, package_versions
-from pipeline.staging import Staging
 from pipeline.store import Store
 from pipeline.text import clean
 from stages.spec import (
@@ -117,14 +117,17 @@ def run_stage(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, 
         if not (run_dir / "checkpoints").exists():  # a new run, not an unfinished one
             for name in ("log.txt", "events.jsonl"):
                 (run_dir / name).unlink(missing_ok=True)
-        spec = _make_spec(recipe, inputs, decision, staging, run_dir)
+        spec = _make_spec(recipe, inputs, decision, staging.path, run_dir)
         with writing(run_dir):
             (run_dir / "spec.json").write_text(spec.model_dump_json(indent=2), encoding="utf-8")
         view.stage_started(decision, run_dir)
         started_s = time.monotonic()
         try:
-            command = stage_command(decision.stage, run_dir / "spec.json", recipe.hardware)
-            received = launch(decision.stage, command, run_dir, view.stage_event, offline=inputs.local)
+
+            def make_commands(marker: str) -> list[Command]:
+                return stage_commands(decision.stage, run_dir / "spec.json", recipe.hardware, marker)
+
+            received = launch(decision.stage, make_commands, run_dir, view.stage_event, offline=inputs.local)
             duration_s = time.monotonic() - started_s
             fields = _manifest_fields(
                 recipe, inputs, decision, _read_result(decision.stage, staging.path, run_dir), duration_s, run_dir.name
@@ -140,6 +143,31 @@ def run_stage(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, 
     if received is not None:
         raise Interrupted(received)
     return outcome
+
+
+def prepare_by_hand(recipe: Recipe, store: Store, stage: StageName) -> tuple[Path, list[tuple[str, list[str]]]]:
+    """Write the spec of one stage's run, and say which commands start it; what they leave lies in the run's directory, unpublished.
+
+    Returns:
+        (run directory, [(where, command)]).
+
+    Raises:
+        StoreError: a stage before it has no artifact.
+    """
+    selection = Selection((stage,))
+    inputs = prepare(recipe, store.root, selection.needed)
+    artifacts: dict[str, Artifact] = {}
+    for earlier in selection.needed:
+        decision = decide(earlier, recipe, inputs, artifacts, store, force=earlier == stage)
+        if earlier == stage:
+            with _run_directory(store.root, decision) as run_dir, writing(run_dir):
+                spec = _make_spec(recipe, inputs, decision, run_dir / "output", run_dir)
+                (run_dir / "spec.json").write_text(spec.model_dump_json(indent=2), encoding="utf-8")
+                return run_dir, commands_by_hand(stage, run_dir / "spec.json", recipe.hardware)
+        if decision.artifact is None:
+            raise missing_artifact(decision, selection)
+        artifacts[earlier] = decision.artifact
+    raise AssertionError("the stage itself is among those that it needs")
 
 
 def run_id(decision: Decision) -> str:
@@ -176,7 +204,7 @@ def _forget_checkpoints(root: Path, decision: Decision) -> None:
             os.close(lock)
 
 
-def _make_spec(recipe: Recipe, inputs: Inputs, decision: Decision, staging: Staging, run_dir: Path) -> StageSpec:
+def _make_spec(recipe: Recipe, inputs: Inputs, decision: Decision, output_dir: Path, run_dir: Path) -> StageSpec:
     stage = decision.stage
     models: dict[str, str] = {}
     for role in MODEL_INPUTS[stage]:
@@ -192,7 +220,7 @@ def _make_spec(recipe: Recipe, inputs: Inputs, decision: Decision, staging: Stag
         eval_fraction=recipe.data.eval_fraction,
         judge=recipe.judge,
         seed=recipe.seed,
-        output_dir=staging.path,
+        output_dir=output_dir,
         checkpoint_dir=run_dir / "checkpoints",
         events_path=run_dir / "events.jsonl",
     )

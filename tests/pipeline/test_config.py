@@ -8,6 +8,8 @@ import pytest
 
 from pipeline.config import ConfigError, load_recipe, recipe_schema
 from pipeline.trainer_fields import config_class, trainer_fields
+from stages.deepspeed_config import make_deepspeed_config
+from stages.settings import HardwareSettings
 
 MINIMAL = "name: x\nbase_model: demo\ndata: demo\n"
 
@@ -190,9 +192,8 @@ def test_batches_are_shared_by_all_processes(problems):
         "ppo.minibatch_size=32",
     )
     assert found == [
-        "recipe.yaml:1: sft.batch_size: found 32, needed a multiple of sft.micro_batch_size x hardware.processes = 8 x 3; "
-        "choose sizes that divide",
-        "--set: ppo.minibatch_size: found 32, needed a multiple of hardware.processes = 3; choose sizes that divide",
+        "recipe.yaml:1: sft.batch_size: found 32, needed a multiple of the number of processes on all nodes = 3; choose sizes that divide",
+        "--set: ppo.minibatch_size: found 32, needed a multiple of the number of processes on all nodes = 3; choose sizes that divide",
     ]
 
 
@@ -211,9 +212,38 @@ def test_the_fields_read_from_trls_source_are_those_of_its_classes(stage, module
 
 
 def test_a_deepspeed_file_is_read(problems):
-    (found,) = problems(MINIMAL + "hardware:\n  deepspeed: zero.json\n")
-    assert found.startswith("recipe.yaml:5: hardware.deepspeed: found")
+    (found,) = problems(MINIMAL + "hardware:\n  deepspeed_config: zero.json\n")
+    assert found.startswith("recipe.yaml:5: hardware.deepspeed_config: found")
     assert "give a DeepSpeed JSON file" in found
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"train_batch_size": 8}, "train_batch_size: the recipe decides on that"),
+        ({"bf16": {"enabled": True}}, "bf16: the recipe decides on that"),
+        ({"zero_optimization": {"stage": 3}}, "say hardware.zero_stage: 3 in the recipe"),
+        ([1], "not a JSON object"),
+    ],
+)
+def test_what_the_recipe_decides_on_is_refused_in_a_deepspeed_file(problems, tmp_path, content, said):
+    path = tmp_path / "zero.json"
+    path.write_text(json.dumps(content))
+    (found,) = problems(MINIMAL + f"hardware:\n  deepspeed_config: {path}\n")
+    assert said in found
+
+
+def test_a_deepspeed_file_is_laid_over_what_the_recipe_makes(tmp_path):
+    path = tmp_path / "zero.json"
+    zero = {"overlap_comm": True, "stage": "auto", "offload_optimizer": {"device": "nvme", "nvme_path": "/nvme"}}
+    path.write_text(json.dumps({"bf16": {"enabled": "auto"}, "train_batch_size": "auto", "zero_optimization": zero, "dump_state": True}))
+    hardware = HardwareSettings(zero_stage=3, offload_optimizer=True, deepspeed_config=str(path), device="cpu")
+    config = make_deepspeed_config(hardware, max_grad_norm=0.5, micro_batch_size=3, accumulation_steps=4)
+    assert config["zero_optimization"]["stage"] == 3 and config["zero_optimization"]["overlap_comm"]
+    assert config["zero_optimization"]["offload_optimizer"] == {"device": "nvme", "nvme_path": "/nvme", "pin_memory": False}
+    assert config["dump_state"] and "bf16" not in config and config["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
+    sizes = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    assert [config[size] for size in sizes] == [3, 4, 0.5]
 
 
 def test_the_resolved_recipe_is_a_recipe_again(load, tmp_path):

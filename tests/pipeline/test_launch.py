@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.launch import EventReader, StageFailed, last_lines, launch, stage_command
+from pipeline.commands import Command, stage_commands
+from pipeline.launch import EventReader, StageFailed, last_lines, launch
 from pipeline.processes import find_marked
 from stages.settings import HardwareSettings
 
@@ -24,7 +25,7 @@ def run_script(tmp_path):
     def run_script(source):
         events = []
         script = f"import sys, os, time, json, signal\nEVENTS = {str(tmp_path / 'events.jsonl')!r}\n" + textwrap.dedent(source)
-        received = launch("sft", [sys.executable, "-c", script], tmp_path, events.append)
+        received = launch("sft", lambda _: [Command([sys.executable, "-c", script])], tmp_path, events.append)
         return received, events
 
     return run_script
@@ -50,12 +51,18 @@ def wait_until(condition, limit_s=10.0):
         time.sleep(0.02)
 
 
+def argv(*arguments):
+    (command,) = stage_commands(*arguments, marker="m")
+    return command.argv
+
+
 def test_one_process_is_plain_python_and_more_are_torchrun(tmp_path):
     spec = tmp_path / "spec.json"
-    assert stage_command("sft", spec, HardwareSettings()) == [sys.executable, "-P", "-m", "stages.sft", str(spec)]
-    several = stage_command("ppo", spec, HardwareSettings(processes=2))
+    assert argv("sft", spec, HardwareSettings()) == [sys.executable, "-P", "-m", "stages.sft", str(spec)]
+    several = argv("ppo", spec, HardwareSettings(processes=2))
     assert several[:4] == [sys.executable, "-P", "-m", "torch.distributed.run"]
-    assert several[-4:] == ["--nproc-per-node=2", "-m", "stages.ppo", str(spec)]
+    assert several[4:] == ["--nproc-per-node=2", "--standalone", "-m", "stages.ppo", str(spec)]
+    assert argv("ppo", spec, HardwareSettings(engine="deepspeed"))[4] == "--nproc-per-node=1"
 
 
 def test_events_arrive_in_order_and_output_goes_to_the_log(run_script, tmp_path):
@@ -217,13 +224,14 @@ def test_what_a_stage_leaves_running_is_killed_even_in_a_session_of_its_own(run_
 ORCHESTRATOR = """
 import sys
 from pathlib import Path
+from pipeline.commands import Command
 from pipeline.launch import launch
 child = (
     "import os, subprocess, sys, time;"
     "worker = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True);"
     "open(sys.argv[1], 'w').write(f'{os.getpid()} {worker.pid}'); time.sleep(600)"
 )
-launch("sft", [sys.executable, "-c", child, sys.argv[1] + "/pids"], Path(sys.argv[1]), print)
+launch("sft", lambda _: [Command([sys.executable, "-c", child, sys.argv[1] + "/pids"])], Path(sys.argv[1]), print)
 """
 
 
@@ -251,7 +259,7 @@ def test_a_marker_is_found_only_where_it_is(tmp_path):
 def test_shell_characters_in_a_path_are_only_characters(tmp_path):
     run_dir = tmp_path / "$(touch x); `id` 'ü\n"
     run_dir.mkdir()
-    launch("sft", [sys.executable, "-c", "import sys; print(sys.argv[1])", str(run_dir)], run_dir, print)
+    launch("sft", lambda _: [Command([sys.executable, "-c", "import sys; print(sys.argv[1])", str(run_dir)])], run_dir, print)
     assert str(run_dir) in (run_dir / "log.txt").read_text()
     assert not (tmp_path / "x").exists()
 

@@ -1,0 +1,157 @@
+"""Two nodes, which are two network namespaces of this machine: the artifacts of one node, and faults that end within a minute."""
+
+import itertools
+import os
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from pipeline.store import Store
+
+LIMIT_S = 60.0  # from a fault to the end of the run
+EPOCHS = "sft.epochs=8"  # 48 steps, a checkpoint every second
+_numbers = itertools.count()
+
+
+def ip(*arguments):
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+
+
+class Nodes:
+    """Two namespaces that reach each other as 10.77.0.1 and 10.77.0.2, and the options that run a recipe on them."""
+
+    def __init__(self, directory):
+        self.names = [f"rlhf{os.getpid()}-{next(_numbers)}" for _ in range(2)]
+        for name in self.names:
+            ip("netns", "add", name)
+        ends = [f"rl{os.getpid()}{index}" for index in range(2)]
+        ip("link", "add", ends[0], "type", "veth", "peer", "name", ends[1])
+        for index, (name, end) in enumerate(zip(self.names, ends, strict=True)):
+            ip("link", "set", end, "netns", name, "name", "eth0")
+            ip("-n", name, "addr", "add", f"10.77.0.{index + 1}/24", "dev", "eth0")
+            for link in ("eth0", "lo"):
+                ip("-n", name, "link", "set", link, "up")
+        hostfile = directory / "hosts"
+        hostfile.write_text("".join(f"{name} slots=1 address=10.77.0.{index + 1}\n" for index, name in enumerate(self.names)))
+        values = {"nodes": 2, "hostfile": hostfile, "remote_shell": "ip netns exec {host} sh -c {command}", "engine": "deepspeed"}
+        self.options = [word for key, value in values.items() for word in ("--set", f"hardware.{key}={value}")]
+
+    def processes(self, index):
+        found = subprocess.run(["ip", "netns", "pids", self.names[index]], capture_output=True, text=True, check=True)
+        return [int(pid) for pid in found.stdout.split()]
+
+    def remove(self):
+        for name in self.names:
+            for pid in self.processes(self.names.index(name)):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            subprocess.run(["ip", "netns", "del", name], check=False)
+
+
+@pytest.fixture
+def nodes(tmp_path):
+    try:
+        made = Nodes(tmp_path)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"network namespaces are not allowed here: {getattr(error, 'stderr', error)}")
+    yield made
+    made.remove()
+
+
+def content_ids(pipeline):
+    return {artifact.kind: artifact.content_id for artifact in Store(pipeline.store_root).list()}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_nodes_leave_the_artifacts_of_one(make_pipeline, nodes, tmp_path):
+    one = make_pipeline(tmp_path / "one", "--set", "hardware.processes=2", "--set", "hardware.engine=deepspeed")
+    one.run()
+    two = make_pipeline(tmp_path / "two", *nodes.options, GLOO_SOCKET_IFNAME="eth0")
+    two.run()
+    assert content_ids(two) == content_ids(one) and len(content_ids(one)) == 3
+    assert {artifact.manifest.world_size for artifact in Store(two.store_root).list()} == {2}
+
+
+def find_workers(pids, part):
+    """Ids of those processes whose command line holds the part."""
+    found = []
+    for pid in pids:
+        with suppress(OSError):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if part in words:
+                found.append(pid)
+    return found
+
+
+def kill_rank(nodes, _process):
+    (worker,) = [pid for pid in find_workers(nodes.processes(1), b"stages.sft") if b"torch.distributed.run" not in _words(pid)]
+    os.kill(worker, signal.SIGKILL)
+
+
+def kill_node(nodes, _process):
+    for pid in nodes.processes(1):
+        os.kill(pid, signal.SIGKILL)
+
+
+def kill_launcher(nodes, _process):
+    (launcher,) = find_workers(find_workers(nodes.processes(0), b"torch.distributed.run"), b"-P")[-1:]
+    os.kill(launcher, signal.SIGKILL)
+
+
+def cut_network(nodes, _process):
+    ip("-n", nodes.names[1], "link", "set", "eth0", "down")
+
+
+def terminate(_nodes, process):
+    process.terminate()
+
+
+def _words(pid):
+    return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("fault", "exit_code", "said"),
+    [
+        (kill_rank, 1, "rank 1 was killed by SIGKILL"),
+        (kill_node, 1, "its launcher was killed by SIGKILL, or the node is gone"),
+        (kill_launcher, 1, "its launcher was killed by SIGKILL, or the node is gone"),
+        (cut_network, 1, "has not been heard of for 30 s"),
+        (terminate, 143, "the same command goes on from the last checkpoint"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_fault_ends_the_run_within_a_minute_and_the_next_run_finishes_it(make_pipeline, nodes, tmp_path, fault, exit_code, said):
+    pipeline = make_pipeline(tmp_path / "run", *nodes.options, "--until", "sft", "--set", EPOCHS, GLOO_SOCKET_IFNAME="eth0")
+    process = pipeline.start()
+    try:
+        deadline_s = time.monotonic() + 120
+        while not pipeline.saved_steps():
+            assert process.poll() is None and time.monotonic() < deadline_s, pipeline.output_path.read_text()[-4000:]
+            time.sleep(0.05)
+        started_s = time.monotonic()
+        fault(nodes, process)
+        process.wait(timeout=LIMIT_S)
+        duration_s = time.monotonic() - started_s
+        output = pipeline.output_path.read_text()
+        print(f"{fault.__name__}: ended after {duration_s:.1f} s: {[line for line in output.splitlines() if line.startswith('error')]}")
+        assert process.returncode == exit_code, output[-4000:]
+        assert said in output and "Traceback" not in output.split("error:")[-1], output[-4000:]
+        deadline_s = time.monotonic() + 5
+        while alive := pipeline.processes() + nodes.processes(0) + nodes.processes(1):
+            assert time.monotonic() < deadline_s, [_words(pid) for pid in alive]
+            time.sleep(0.05)
+    finally:
+        pipeline.kill_all()
+    ip("-n", nodes.names[1], "link", "set", "eth0", "up")
+    pipeline.run()
+    (resumed,) = pipeline.resumed_steps().values()
+    assert resumed[-1] > 0
+    assert Store(pipeline.store_root).verify("sft@v1") == []
