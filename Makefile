@@ -22,10 +22,10 @@ ARGS   = '$(RECIPE)' $(foreach word,$(SET),--set '$(word)') $(STORE_OPTION)
 STORE_OPTION = $(if $(STORE),--store '$(STORE)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sft rm ppo pipeline inspect test check bench clean
+.PHONY: help setup sft rm ppo pipeline inspect test test-slurm check bench clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## Install everything into .venv
@@ -56,6 +56,10 @@ inspect: $(STAMP) ## List the artifacts and show the newest policy, reward model
 
 test: $(STAMP) ## All tests
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+test-slurm: $(STAMP) ## The stages through a SLURM that it installs and starts on this machine; as root
+	tests/end_to_end/slurm/start.sh
+	RLHF_TEST_SLURM=1 $(VENV)/bin/python -m pytest tests/end_to_end/slurm
 
 check: $(STAMP) ## Format, lint, types and the fast tests
 	$(VENV)/bin/ruff format --check .

@@ -35,6 +35,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 OnlyOption = Annotated[str | None, typer.Option("--only", metavar="STAGE", help="This stage alone; those before it must be there.")]
 FromOption = Annotated[str | None, typer.Option("--from", metavar="STAGE", help="This stage and those after it.")]
 UntilOption = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")]
+SlurmOption = Annotated[bool, typer.Option("--slurm", help="Submit a SLURM job for each stage and follow them.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Make new artifacts even where one can be reused.")]
 
 RECIPES_DIR = Path(__file__).parent / "recipes"
@@ -47,6 +48,7 @@ def run_command(
     from_stage: FromOption = None,
     until: UntilOption = None,
     force: ForceOption = False,
+    slurm: SlurmOption = False,
     overrides: SetOption = [],
     store: StoreOption = None,
 ) -> None:
@@ -58,6 +60,13 @@ def run_command(
     selection = _select(only, from_stage, until, force)
     resolved = _load_recipe(recipe, overrides, selection.needed)
     console = _console()
+    if slurm:
+        from pipeline.slurm import run_by_slurm
+
+        root = _open_store(store, resolved).root
+        arguments = [_absolute(recipe), "--store", str(root.resolve()), *(word for pair in overrides for word in ("--set", pair))]
+        arguments += ["--force"] if force else []
+        raise typer.Exit(run_by_slurm(resolved, root, selection.run, arguments, lambda line: _say(console, line)))
     outcomes = run(resolved, _open_store(store, resolved), selection, ProgressView(console))
     print_summary(console, outcomes)
 
@@ -300,6 +309,10 @@ def _load_recipe(name: str, overrides: list[str], stages: tuple[StageName, ...])
             raise ConfigError([f"{name}: found no such recipe, needed a file or one of {', '.join(packaged)}; check the path"])
         path = found
     return load_recipe(path, overrides, stages)
+
+
+def _absolute(recipe: str) -> str:
+    return str(Path(recipe).resolve()) if Path(recipe).is_file() else recipe
 
 
 def _open_store(given: Path | None, recipe: "Recipe | None" = None) -> "Store":

@@ -22,7 +22,7 @@ from pipeline.commands import Command
 from pipeline.node import STOP
 from pipeline.processes import MARKER, die_with_parent, start_watchdog, sweep
 from pipeline.text import clean
-from stages.spec import EXIT_FAILED, EXIT_SIGINT, EXIT_SIGTERM, STEP_SIZES
+from stages.spec import EXIT_FAILED, EXIT_SIGINT, EXIT_SIGTERM, SAME_WISH_S, STEP_SIZES
 
 Event = dict[str, Any]
 
@@ -230,11 +230,16 @@ class _Process:
 def _held_signals() -> Generator[list[int]]:
     """Collect SIGTERM and SIGINT instead of dying of them; a closed terminal counts as SIGTERM. Only the main thread can."""
     received: list[int] = []
+    first_s = 0.0
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
 
     def hold(number: int, _frame: FrameType | None) -> None:
+        nonlocal first_s
+        if number == signal.SIGTERM and received and time.monotonic() - first_s < SAME_WISH_S:
+            return
+        first_s = time.monotonic()
         received.append(signal.SIGTERM if number == signal.SIGHUP else number)
 
     held = [signal.SIGTERM, signal.SIGINT]

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from stages.spec import (
     EXIT_USAGE,
     METRICS_FILE,
     RESULT_FILE,
+    SAME_WISH_S,
     STEP_SIZES,
     EventName,
     StageResult,
@@ -55,6 +57,7 @@ class StageContext:
         self.is_main = self.rank == 0
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self._stop_signal: int | None = None
+        self._stop_s = 0.0
         self._stopping_at_step_end = False
         self._metrics_path = spec.checkpoint_dir / METRICS_FILE
 
@@ -115,8 +118,10 @@ class StageContext:
 
         def handle(number: int, _frame: FrameType | None) -> None:
             if self._stop_signal is not None:
+                if number == signal.SIGTERM and time.monotonic() - self._stop_s < SAME_WISH_S:
+                    return
                 os._exit(128 + number)
-            self._stop_signal = number
+            self._stop_signal, self._stop_s = number, time.monotonic()
             if not self._stopping_at_step_end:
                 raise Interrupted
 

@@ -83,6 +83,10 @@ class HardwareSettings(Closed):
         "ssh -o BatchMode=yes -o ServerAliveInterval=5 -o ServerAliveCountMax=3 {host} {command}",
         description="How a command is run on a node of the hostfile; {command} is one line for a shell there.",
     )
+    sbatch: list[str] = Field(
+        default_factory=list,
+        description="More options of SLURM's sbatch for `rlhf run --slurm`, such as --partition=gpu or --time=24:00:00.",
+    )
     restarts: Annotated[int, Field(ge=0)] = Field(
         0, description="How often torchrun starts the processes again, from the last checkpoint, after one of them failed."
     )

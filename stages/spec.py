@@ -47,6 +47,9 @@ STAGE_VERSIONS: dict[StageName, int] = {"sft": 3, "rm": 3, "ppo": 3}
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_VERIFICATION, EXIT_MISSING, EXIT_RESOURCE = 0, 1, 2, 3, 4, 5
 EXIT_SIGINT, EXIT_SIGTERM = 130, 143
 
+# SLURM signals every process of a job, and a launcher passes its own signal on: SIGTERMs within so many seconds are one wish to stop.
+SAME_WISH_S = 1.0
+
 MODEL_DIR, MERGED_DIR, METRICS_FILE, SAMPLES_FILE, RESULT_FILE = "model", "merged", "metrics.jsonl", "samples.jsonl", "result.json"
 
 
