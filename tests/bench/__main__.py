@@ -10,6 +10,7 @@
              micro-batches of 8 pairs and all of them at once; one thread
     sft      one epoch on answers of skewed lengths, packed and padded
     rollout  sampled tokens per second against transformers' `generate`
+    scale    one process and two on the same work, one thread each; two that know nothing of one another are the machine's ceiling
     lora     peak memory of PPO with LoRA, four models and one backbone, against SFT with LoRA; 134 M parameters
 
 Each side is a process of its own (protocol.py), and all sides of a case take turns in one run, A B A B, so that a slower minute of the
@@ -27,13 +28,20 @@ import argparse
 from pathlib import Path
 
 from tests.bench.protocol import ROOT
-from tests.bench.sections import Options, measure_lora, measure_ppo, measure_rm, measure_rollout, measure_sft
+from tests.bench.sections import Options, measure_lora, measure_ppo, measure_rm, measure_rollout, measure_scale, measure_sft
 from tests.bench.sizes import SIZES
 from tests.bench.table import describe_machine, write_report
 
-SECTIONS = {"ppo": measure_ppo, "rm": measure_rm, "sft": measure_sft, "rollout": measure_rollout, "lora": measure_lora}
+SECTIONS = {
+    "ppo": measure_ppo,
+    "rm": measure_rm,
+    "sft": measure_sft,
+    "rollout": measure_rollout,
+    "lora": measure_lora,
+    "scale": measure_scale,
+}
 # Where the command line names no size.
-_SIZES = {"ppo": ("small", "big"), "rm": ("small",), "sft": ("small",), "rollout": ("small", "big"), "lora": ("wide",)}
+_SIZES = {"ppo": ("small", "big"), "rm": ("small",), "sft": ("small",), "rollout": ("small", "big"), "lora": ("wide",), "scale": ("small",)}
 
 
 def main() -> None:
@@ -47,7 +55,7 @@ def main() -> None:
     sections: dict[str, list] = {}
     for name in names:
         sizes = (arguments.size,) if arguments.size else ("small",) if arguments.quick else _SIZES[name]
-        options = Options(sizes, repeats, 1 if name == "rm" else arguments.threads, arguments.quick)
+        options = Options(sizes, repeats, 1 if name in ("rm", "scale") else arguments.threads, arguments.quick)
         for case in SECTIONS[name](options):
             sections.setdefault(name, []).append(case)
             write_report(path, machine, sections)

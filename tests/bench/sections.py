@@ -92,6 +92,16 @@ def measure_lora(options: Options) -> Iterator[Case]:
             yield _compare("lora_worker", {"size": size, "precision": precision}, "engine", engines, options, labels)
 
 
+def measure_scale(options: Options) -> Iterator[Case]:
+    """Measure one process and two on the same work, each on one thread: without DeepSpeed, at ZeRO 2 and 3, and not knowing each other."""
+    for size in options.sizes:
+        for stage in ("sft", "rm", "ppo"):
+            labels = {"size": size, "stage": stage, "precision": "float32"}
+            engines = ("one", "ddp", "zero2", "zero3", "apart") if not options.quick else ("one", "zero2", "apart")
+            given = {"size": size, "stage": stage, "precision": "float32"}
+            yield _compare("scale_worker", given, "engine", engines, options, labels)
+
+
 def make_ppo_work(size: str, profile: str, quick: bool) -> Figures:
     """Say what one update works on: the fields of workload.PPOWork."""
     return {

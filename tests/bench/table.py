@@ -47,8 +47,8 @@ def render(machine: dict[str, Any], sections: dict[str, list[Case]]) -> str:
     facts = next((case["facts"] for cases in sections.values() for case in cases), {})
     versions = ", ".join(f"{name} {facts[name]}" for name in ("torch", "transformers") if name in facts)
     head = (
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads a process (RM: 1), {versions}, {machine['date']}. "
-        f"Median (lowest–highest) of {machine['repeats']} turns taken in alternation. Wall: seconds of the clock; CPU: seconds of all "
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads a process (RM, scale: 1), {versions}, "
+        f"{machine['date']}. Median (lowest–highest) of {machine['repeats']} turns taken in alternation. Wall: seconds of the clock; CPU: seconds of all "
         f"threads. Load average before the start: {machine['load_before']}."
     )
     titles = {
@@ -56,6 +56,7 @@ def render(machine: dict[str, Any], sections: dict[str, list[Case]]) -> str:
         "rm": ("One optimizer step of the reward model, prompt 256 and answers 128 tokens: TRL on all pairs and ours", _render_steps),
         "sft": ("One epoch of SFT on answers of skewed lengths: padded and packed", _render_rates),
         "rollout": ("Sampling: transformers' generate and ours", _render_rates),
+        "scale": ("One optimizer step (PPO: one update) by one process and by two", _render_steps),
         "lora": ("One optimizer step with LoRA: SFT, and PPO with four models and on one backbone", _render_steps),
     }
     parts = [head]
