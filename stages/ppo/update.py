@@ -95,7 +95,7 @@ def update(
     for rows_b in draw_minibatches(len(experience.finished_B), rules, seed):
         share_b = deal(rows_b, lengths_B, accelerator.process_index, accelerator.num_processes)
         minibatch = experience.select(share_b.to(device))
-        if rules.early_stop_kl is not None and not actor.can_drop_gradients:
+        if rules.early_stop_kl is not None and norms and not actor.can_drop_gradients:  # before the first step the KL is 0
             looked = _look_at_policy(actor, minibatch, rules, accelerator, autocast, budget.max_tokens)
             if looked > rules.early_stop_kl:
                 break

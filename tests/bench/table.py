@@ -48,8 +48,8 @@ def render(machine: dict[str, Any], sections: dict[str, list[Case]]) -> str:
     versions = ", ".join(f"{name} {facts[name]}" for name in ("torch", "transformers") if name in facts)
     head = (
         f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads a process (RM, scale: 1), {versions}, "
-        f"{machine['date']}. Median (lowest–highest) of {machine['repeats']} turns taken in alternation. Wall: seconds of the clock; CPU: seconds of all "
-        f"threads. Load average before the start: {machine['load_before']}."
+        f"{machine['date']}. Median (lowest–highest) of {machine['repeats']} turns taken in alternation. Wall: seconds of the clock; CPU: "
+        f"seconds of all threads. Load average before the start: {machine['load_before']}."
     )
     titles = {
         "ppo": ("One PPO update: TRL 1.12.0 and ours", _render_ppo),

@@ -93,6 +93,11 @@ def kill_rank(nodes, _process):
     os.kill(worker, signal.SIGKILL)
 
 
+def freeze_rank(nodes, _process):
+    (worker,) = [pid for pid in find_workers(nodes.processes(1), b"stages.sft") if b"torch.distributed.run" not in _words(pid)]
+    os.kill(worker, signal.SIGSTOP)
+
+
 def kill_node(nodes, _process):
     for pid in nodes.processes(1):
         os.kill(pid, signal.SIGKILL)
@@ -121,6 +126,7 @@ def _words(pid):
     ("fault", "exit_code", "said"),
     [
         (kill_rank, 1, "rank 1 was killed by SIGKILL"),
+        (freeze_rank, 1, "rank 1 has not been heard of for 30 s"),
         (kill_node, 1, "its launcher was killed by SIGKILL, or the node is gone"),
         (kill_launcher, 1, "its launcher was killed by SIGKILL, or the node is gone"),
         (cut_network, 1, "has not been heard of for 30 s"),

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.commands import Command, stage_commands
+from pipeline.commands import Command
 from pipeline.launch import EventReader, StageFailed, last_lines, launch
 from pipeline.processes import find_marked
-from stages.settings import HardwareSettings
 
 
 @pytest.fixture
@@ -49,20 +48,6 @@ def wait_until(condition, limit_s=10.0):
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.02)
-
-
-def argv(*arguments):
-    (command,) = stage_commands(*arguments, marker="m")
-    return command.argv
-
-
-def test_one_process_is_plain_python_and_more_are_torchrun(tmp_path):
-    spec = tmp_path / "spec.json"
-    assert argv("sft", spec, HardwareSettings()) == [sys.executable, "-P", "-m", "stages.sft", str(spec)]
-    several = argv("ppo", spec, HardwareSettings(processes=2))
-    assert several[:4] == [sys.executable, "-P", "-m", "torch.distributed.run"]
-    assert several[4:] == ["--nproc-per-node=2", "--standalone", "-m", "stages.ppo", str(spec)]
-    assert argv("ppo", spec, HardwareSettings(engine="deepspeed"))[4] == "--nproc-per-node=1"
 
 
 def test_events_arrive_in_order_and_output_goes_to_the_log(run_script, tmp_path):
@@ -185,12 +170,20 @@ def test_a_second_signal_ends_a_stage_that_does_not_want_to(run_script, tmp_path
         open(os.path.dirname(EVENTS) + "/ready", "w").close()
         time.sleep(60)
     """
-    thread = send_when(tmp_path / "ready", signal.SIGTERM, signal.SIGTERM)
+    thread = send_when(tmp_path / "ready", signal.SIGTERM, signal.SIGTERM, gap_s=1.2)
     started = time.monotonic()
     error = failure_of(run_script, source)
     thread.join()
     assert error.exit_code == 143
     assert time.monotonic() - started < 10
+
+
+def test_sigterms_within_a_second_are_one_wish_to_stop(run_script, tmp_path):
+    """SLURM signals every process of a job, the launchers too, which pass it on."""
+    thread = send_when(tmp_path / "ready", signal.SIGTERM, signal.SIGTERM, signal.SIGTERM, gap_s=0.05)
+    error = failure_of(run_script, GRACEFUL)
+    thread.join()
+    assert error.exit_code == 143 and error.last_lines[-1] == "saved"
 
 
 def test_our_own_signal_handlers_come_back(run_script):
