@@ -9,14 +9,18 @@ import sys
 import threading
 import time
 import uuid
-from typing import Any, Literal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import distributed
 
+from stages.checkpoint import WHOLE, latest_complete
 from stages.runtime import StageContext, StageError, uses_gpu
 from stages.spec import EXIT_FAILED, EXIT_USAGE
 
+Found = TypeVar("Found")
 Engine = Literal["none", "ddp", "deepspeed"]
 
 _COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)  # one rank may load, sample or write for long; the heartbeat finds the dead
@@ -44,7 +48,7 @@ def describe_layout(context: StageContext) -> str:
     """Name how the stage's checkpoints are laid out: one can be resumed only where this is the same."""
     if choose_engine(context) == "deepspeed":
         return f"ZeRO stage {context.spec.hardware.zero_stage} on {context.world_size} processes"
-    return "whole"
+    return WHOLE
 
 
 def join(context: StageContext) -> None:
@@ -65,6 +69,32 @@ def join(context: StageContext) -> None:
     if context.world_size > 1:
         _require_shared_directory(context)
         Heartbeat(context).start()
+
+
+def decide_in_main(context: StageContext, work: Callable[[], Found]) -> Found:
+    """Have the main process look at the disk, and all processes go by what it saw: two that look for themselves may see two states.
+
+    Raises:
+        StageError: what the work raised, in every process.
+    """
+    if context.world_size == 1:
+        return work()
+    outcome: list[Any] = [None, None]
+    if context.is_main:
+        try:
+            outcome[0] = work()
+        except StageError as error:
+            outcome[1] = error
+    distributed.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def find_checkpoint(context: StageContext) -> tuple[Path, int] | None:
+    """Find the checkpoint that the stage goes on from; every process gets the same. See `stages.checkpoint.latest_complete`."""
+    directory, layout = context.spec.checkpoint_dir, describe_layout(context)
+    return decide_in_main(context, lambda: latest_complete(directory, layout=layout, warn=context.note))
 
 
 def leave() -> None:

@@ -21,9 +21,9 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from data.tokens import EncodedComparison, EncodedPair
-from stages.checkpoint import latest_complete, mark_complete, prune
+from stages.checkpoint import mark_complete, prune
 from stages.deepspeed_config import make_deepspeed_config
-from stages.distributed import choose_engine, describe_layout, require_world_size
+from stages.distributed import choose_engine, describe_layout, find_checkpoint, require_world_size
 from stages.models import HEAD, find_model
 from stages.packing import PackedRow, is_packed, lay_out, list_documents, make_inputs
 from stages.ranking import Pairs, make_pairs, pair_accuracy, ranking_loss
@@ -93,7 +93,7 @@ def make_ranking_trainer(
 def train(trainer: SFTTrainer | RewardTrainer, context: StageContext) -> None:
     """Train from the newest complete checkpoint to the end, or to a checkpoint where a stop is asked for."""
     require_world_size(context, trainer.accelerator.num_processes)
-    found = latest_complete(context.spec.checkpoint_dir, layout=describe_layout(context), warn=context.note)
+    found = find_checkpoint(context)
     step = found[1] if found else 0
     context.rewind_metrics(step)
     context.event("start", stage=context.spec.stage, unit="step", resumed_step=step)

@@ -12,9 +12,9 @@ from accelerate import Accelerator
 
 from data.tokens import EncodedPair, EncodedPromptRecord, encode_demonstrations, encode_prompts
 from stages import models, precision
-from stages.checkpoint import latest_complete, save_checkpoint
+from stages.checkpoint import save_checkpoint
 from stages.deepspeed_config import make_deepspeed_config
-from stages.distributed import choose_engine, describe_layout, require_world_size
+from stages.distributed import choose_engine, describe_layout, find_checkpoint, require_world_size
 from stages.evaluation import load_judge, write_samples
 from stages.handoff import check_handoff, read_facts
 from stages.ppo.heldout import HeldOut
@@ -93,7 +93,7 @@ def train(context: StageContext, trainer: PPOTrainer, held_out: HeldOut) -> dict
 
 def _resume_or_start(context: StageContext, trainer: PPOTrainer, held_out: HeldOut) -> tuple[dict[str, float], dict[str, float]]:
     """Load the newest complete checkpoint, or evaluate the SFT policy; returns (figures at the start, last metrics)."""
-    found = latest_complete(context.spec.checkpoint_dir, layout=describe_layout(context), warn=context.note)
+    found = find_checkpoint(context)
     saved = trainer.load(found[0]) if found else None
     # The row of the last iteration is written once its evaluation is done: never kept from an earlier attempt.
     context.rewind_metrics(min(trainer.iteration, trainer.settings.iterations - 1) if saved else -1)

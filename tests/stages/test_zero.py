@@ -24,8 +24,8 @@ ENGINES = {
 FORMS = {"full": {}, "lora": {"lora": LoRASettings(rank=4, merge=True)}}
 RESUMED = ("zero2", "zero3")
 SETTINGS = {
-    "sft": {"epochs": 1, "eval_samples": 3},
-    "rm": {"epochs": 1},
+    "sft": {"epochs": 1, "eval_samples": 3, "save_every": 1},
+    "rm": {"epochs": 1, "save_every": 1},
     "ppo": {"iterations": 3, "learning_rate": 1e-4, "early_stop_kl": 1.0, "eval_samples": 3},
 }
 
@@ -85,7 +85,7 @@ def test_two_processes_leave_the_weights_of_one(runs, engine, form):
 @pytest.mark.parametrize("engine", RESUMED)
 def test_a_resumed_run_leaves_the_weights_of_a_straight_one_to_the_last_bit(runs, engine):
     straight, resumed = runs[f"{engine}-full"], runs[f"{engine}-stopped"]
-    assert [event["resumed_step"] for event in resumed.events() if event["event"] == "start"][-1] > 0
+    assert [event["resumed_step"] for event in resumed.events() if event["event"] == "start"] in ([0, 1], [0, 2])  # of three
     one, two = weights(straight), weights(resumed)
     for name, tensors in one.items():
         for key, tensor in tensors.items():
