@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from data.demo import DEMO_VERSION
@@ -81,5 +82,6 @@ def make_demo(store_root: Path, seed: int) -> Path:
 
 def _remove_stale_drafts(directory: Path) -> None:
     for draft in directory.glob(".draft-*"):
-        if time.time() - draft.stat().st_mtime > _STALE_DRAFT_S:
-            shutil.rmtree(draft, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another process has renamed or removed it
+            if time.time() - draft.stat().st_mtime > _STALE_DRAFT_S:
+                shutil.rmtree(draft, ignore_errors=True)

@@ -53,6 +53,12 @@ def test_many_at_once_do_no_harm(tmp_path, quick_demo):
     assert [path.name for path in (tmp_path / "demo").iterdir()] == [f"7-v{DEMO_VERSION}"]
 
 
+def test_a_draft_that_vanishes_while_it_is_looked_at_does_no_harm(tmp_path, quick_demo):
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / ".draft-of-another").symlink_to("gone")
+    assert make_demo(tmp_path, 7).is_dir()
+
+
 def test_a_demo_that_could_not_be_written_is_not_there(tmp_path, quick_demo):
     from pipeline.errors import ResourceError
 
