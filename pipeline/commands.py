@@ -17,14 +17,12 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.config import ConfigError
-from pipeline.processes import MARKER
 from stages.settings import HardwareSettings
 from stages.spec import StageName
 
 _PYTHON = [sys.executable, "-P", "-m"]
 _FIRST_PORT, _PORTS = 20_000, 10_000
-# What other machines must know of the environment: how to reach each other, and the libraries' settings.
-_FORWARDED = ("NCCL_", "GLOO_", "TORCH", "HF_", "OMP_", "MKL_", "CUDA_", "LD_LIBRARY_PATH", "PATH", "RLHF_", "PYTHON", "TOKENIZERS_")
+_HOST_LINE = re.compile(r"(?P<name>[^\s=]+)(?P<fields>(\s+\w+=\S+)*)")
 
 
 @dataclass(frozen=True)
@@ -138,15 +136,10 @@ def _torchrun(hardware: HardwareSettings) -> list[str]:
 
 def _remote(hardware: HardwareSettings, host: Host, command: list[str], marker: str) -> list[str]:
     """Wrap a node's command: the remote shell gets one line for the other machine's shell."""
-    variables = {name: value for name, value in os.environ.items() if name.startswith(_FORWARDED)}
-    assignments = [f"{name}={value}" for name, value in ({**variables, MARKER: marker}).items()]
     agent = [*_PYTHON, "pipeline.node", marker, "--", *command]
-    line = f"cd {shlex.quote(str(Path.cwd()))} && exec env {shlex.join(assignments)} {shlex.join(agent)}"
+    line = f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(agent)}"
     filled = {"{host}": host.name, "{command}": line}
     return [filled.get(word, word.replace("{host}", host.name)) for word in shlex.split(hardware.remote_shell)]
-
-
-_LINE = re.compile(r"(?P<name>[^\s=]+)(?P<fields>(\s+\w+=\S+)*)")
 
 
 def read_hostfile(path: Path) -> list[Host]:
@@ -164,7 +157,7 @@ def read_hostfile(path: Path) -> list[Host]:
         text = line.partition("#")[0].strip()
         if not text:
             continue
-        found = _LINE.fullmatch(text)
+        found = _HOST_LINE.fullmatch(text)
         fields = dict(field.split("=", 1) for field in found["fields"].split()) if found else {}
         if not found or fields.keys() - {"slots", "address"} or not fields.get("slots", "1").isdigit():
             raise ConfigError([f"{path}:{number}: found {text!r:.60}, needed a line like: node0 slots=8 address=10.0.0.1"])

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from pipeline.commands import Command
-from pipeline.node import STOP
+from pipeline.node import STOP, pack_environment
 from pipeline.processes import MARKER, die_with_parent, start_watchdog, sweep
 from pipeline.text import clean
 from stages.spec import EXIT_FAILED, EXIT_SIGINT, EXIT_SIGTERM, SAME_WISH_S, STEP_SIZES
@@ -184,6 +184,8 @@ class _Process:
             start_new_session=True,
             preexec_fn=die_with_parent,
         )
+        if self._remote:
+            self._tell(pack_environment(environment))
 
     @property
     def is_running(self) -> bool:
@@ -205,10 +207,8 @@ class _Process:
             self._process.send_signal(number)
         elif number == signal.SIGKILL:
             self._close()
-        elif self._process.stdin is not None:
-            with suppress(OSError):
-                self._process.stdin.write(STOP)
-                self._process.stdin.flush()
+        else:
+            self._tell(STOP)
 
     def kill(self) -> None:
         """End it, whatever it does."""
@@ -219,6 +219,12 @@ class _Process:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+
+    def _tell(self, line: bytes) -> None:
+        assert self._process.stdin is not None
+        with suppress(OSError):  # it has ended
+            self._process.stdin.write(line)
+            self._process.stdin.flush()
 
     def _close(self) -> None:
         if self._process.stdin is not None:

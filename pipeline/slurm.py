@@ -79,8 +79,8 @@ def run_by_slurm(
 
 
 def write_script(recipe: Recipe, stage: StageName, directory: Path, output: Path, name: str, arguments: Sequence[str]) -> Path:
-    """Write a stage's batch script; one that somebody made their own is left as it is."""
-    path = directory / f"{stage}.sbatch"
+    """Write a job's batch script; one that somebody made their own is left as it is."""
+    path = directory / f"{name}.sbatch"
     if not path.exists() or _GENERATED in path.read_text(encoding="utf-8"):
         path.write_text(render_script(recipe, stage, output, name, arguments), encoding="utf-8")
     return path

@@ -13,8 +13,10 @@ import pytest
 
 from pipeline.commands import Host, commands_by_hand, read_hostfile, stage_commands
 from pipeline.config import ConfigError, load_recipe
+from pipeline.node import pack_environment
 from pipeline.slurm import render_script, write_script
 from stages.settings import HardwareSettings
+from tests.waiting import wait_until
 
 SPEC = Path("/store/runs/ppo-1234/spec.json")
 TORCHRUN = [sys.executable, "-P", "-m", "torch.distributed.run"]
@@ -51,13 +53,15 @@ def test_a_line_that_is_no_node_is_told_with_its_place(tmp_path, line):
         read_hostfile(tmp_path / "hosts")
 
 
-def test_every_node_is_reached_by_the_remote_shell_and_told_who_it_is(hostfile):
+def test_every_node_is_reached_by_the_remote_shell_and_told_who_it_is(hostfile, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
     hardware = HardwareSettings(nodes=2, processes=4, hostfile=str(hostfile))
     first, second = stage_commands("ppo", SPEC, hardware, "marker")
     assert (first.node, second.node) == ("node0", "node1")
     assert second.argv[:3] == ["ssh", "-o", "BatchMode=yes"] and second.argv[-2] == "node1"
     line = shlex.split(second.argv[-1])
-    assert line[:3] == ["cd", str(Path.cwd()), "&&"] and "RLHF_STAGE_RUN=marker-1" in line
+    assert line[:4] == ["cd", str(Path.cwd()), "&&", "exec"] and line[line.index("pipeline.node") + 1] == "marker-1"
+    assert "hf_secret" not in str(second.argv)  # a command line is for everybody to see, and in the log
     torchrun = line[line.index("--") + 1 :]
     assert torchrun[:4] == TORCHRUN and torchrun[-3:] == ["-m", "stages.ppo", str(SPEC)]
     assert {"--nproc-per-node=4", "--nnodes=2", "--rdzv-conf=is_host=0", "--local-addr=node1"} <= set(torchrun)
@@ -115,22 +119,23 @@ def test_a_node_runs_its_command_as_long_as_somebody_listens(tmp_path):
     source = (
         "import os, subprocess, sys, time;"
         "daemon = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True);"
-        f"open({str(tmp_path / 'pids')!r}, 'w').write(f'{{os.getpid()}} {{daemon.pid}}'); time.sleep(600)"
+        f"open({str(tmp_path / 'pids')!r}, 'w').write("
+        "f'{os.getpid()} {daemon.pid} ' + os.environ['HF_TOKEN'] + ' ' + os.environ.get('OTHER', '-')); time.sleep(600)"
     )
     marker = f"node-test-{os.getpid()}"
     agent = [sys.executable, "-P", "-m", "pipeline.node", marker, "--", sys.executable, "-c", source]
     environment = {**os.environ, "RLHF_STAGE_RUN": marker, "PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen(agent, stdin=subprocess.PIPE, env=environment)
-    deadline_s = time.monotonic() + 20
-    while not (tmp_path / "pids").exists() or not (tmp_path / "pids").read_text():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
+    process.stdin.write(pack_environment({"HF_TOKEN": "hf_secret", "OTHER": "stays here"}))
+    process.stdin.flush()
+    wait_until(lambda: (tmp_path / "pids").exists() and (tmp_path / "pids").read_text(), 20)
+    assert (tmp_path / "pids").read_text().split()[2:] == ["hf_secret", "-"]
     process.send_signal(signal.SIGTERM)  # not how it is told to stop
     time.sleep(0.2)
     assert process.poll() is None
     process.stdin.close()
     assert process.wait(timeout=10) != 0
-    for pid in map(int, (tmp_path / "pids").read_text().split()):
+    for pid in map(int, (tmp_path / "pids").read_text().split()[:2]):
         stat = Path(f"/proc/{pid}/stat")
         assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
 

@@ -15,6 +15,7 @@ import pytest
 from pipeline.commands import Command
 from pipeline.launch import EventReader, StageFailed, last_lines, launch
 from pipeline.processes import find_marked
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -41,13 +42,6 @@ def is_alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def wait_until(condition, limit_s=10.0):
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
 
 
 def test_events_arrive_in_order_and_output_goes_to_the_log(run_script, tmp_path):
