@@ -152,12 +152,14 @@ def run_stage(name: str, main: Callable[[StageContext], StageResult]) -> NoRetur
 
 
 def _run(context: StageContext, main: Callable[[StageContext], StageResult]) -> int:
+    from stages.distributed import leave
+
     try:
         start_process(context)
         result = main(context)
         if context.is_main:
             _leave_result(context, result)
-        _leave_the_others()
+        leave()
         return EXIT_OK
     except Interrupted:
         print("interrupted: saved; run the same command to go on", file=sys.stderr)
@@ -218,12 +220,6 @@ def device_name(context: StageContext) -> str:
     import torch
 
     return torch.cuda.get_device_name() if uses_gpu(context) else f"cpu ({torch.get_num_threads()} threads)"
-
-
-def _leave_the_others() -> None:
-    from stages.distributed import leave
-
-    leave()
 
 
 def _leave_result(context: StageContext, result: StageResult) -> None:

@@ -64,11 +64,12 @@ class PPOTrainer:
         self.accelerator = accelerator
         self.autocast = autocast
         self.rules = make_update_rules(settings)
-        self.budget = TokenBudget(settings.max_tokens_per_microbatch, may_halve=accelerator.num_processes == 1, note=note)
         self.peak_learning_rate = settings.learning_rate
         self.peak_critic_learning_rate = settings.critic_learning_rate or settings.learning_rate
         self.actor = self._make_learner(actor_critic.actor, self.peak_learning_rate, deepspeed)
         self.critic = self._make_learner(actor_critic.critic, self.peak_critic_learning_rate, deepspeed)
+        may_halve = accelerator.num_processes == 1 and self.actor.can_drop_gradients
+        self.budget = TokenBudget(settings.max_tokens_per_microbatch, may_halve=may_halve, note=note)
         self.reference = self._prepare_frozen(Actor(ref_policy), deepspeed)
         self.scorer = self._prepare_frozen(Scorer(reward_model), deepspeed)
         self.sampler = PromptSampler(len(prompts), derive_seed(seed, _PROMPTS))
