@@ -10,37 +10,48 @@ from accelerate import Accelerator
 
 from stages.ppo import trainer as trainer_module
 from stages.ppo.actor_critic import Actor, ActorCritic, init_critic
+from stages.ppo.load import PPOModels
 from stages.ppo.rollout import Sampling
 from stages.ppo.trainer import PPOTrainer
 from stages.precision import autocast, freeze
-from stages.settings import PPOSettings
+from stages.settings import HardwareSettings, PPOSettings
 from tests.bench.our_models import make_hardware, open_policy, open_reward_model
 from tests.bench.protocol import Bench, Figures, Instant
 from tests.bench.workload import EOS, PAD, PPOWork, make_prompts
 
 
-def build_trainer(work: PPOWork, precision: str) -> PPOTrainer:
-    """Build our trainer as the stage does: what the work does not fix stays at the project's defaults."""
-    hardware = make_hardware(precision)
+def make_settings(work: PPOWork) -> PPOSettings:
+    """Say what the work fixes; the rest stays at the project's defaults."""
+    return PPOSettings(
+        iterations=10_000,
+        rollout_batch_size=work.num_prompts,
+        minibatch_size=work.num_prompts,
+        ppo_epochs=work.ppo_epochs,
+        max_response_tokens=work.max_new_tokens,
+    )
+
+
+def open_models(work: PPOWork, hardware: HardwareSettings) -> PPOModels:
+    """Open the four models."""
+    actor = Actor(open_policy(work.size, work.hazard, hardware))
+    critic = init_critic(open_reward_model(work.size, 1, hardware))
     ref_policy, reward_model = open_policy(work.size, work.hazard, hardware), open_reward_model(work.size, 2, hardware)
-    for frozen in (ref_policy, reward_model):
-        freeze(frozen, hardware)
+    return PPOModels(ActorCritic(actor, critic), freeze(ref_policy, hardware), freeze(reward_model, hardware))
+
+
+def build_trainer(work: PPOWork, hardware: HardwareSettings, models: PPOModels, deepspeed: dict[str, Any] | None = None) -> PPOTrainer:
+    """Build our trainer as the stage does."""
     return PPOTrainer(
-        ActorCritic(Actor(open_policy(work.size, work.hazard, hardware)), init_critic(open_reward_model(work.size, 1, hardware))),
-        ref_policy,
-        reward_model,
+        models.actor_critic,
+        models.ref_policy,
+        models.reward_model,
         make_prompts(work),
         Sampling(max_new_tokens=work.max_new_tokens, temperature=1.0, pad_token_id=PAD, eos_token_id=EOS, stop_token_id=EOS),
-        PPOSettings(
-            iterations=10_000,
-            rollout_batch_size=work.num_prompts,
-            minibatch_size=work.num_prompts,
-            ppo_epochs=work.ppo_epochs,
-            max_response_tokens=work.max_new_tokens,
-        ),
+        make_settings(work),
         seed=0,
         accelerator=Accelerator(cpu=True),
         autocast=autocast(hardware, torch.device("cpu")),
+        deepspeed=deepspeed,
     )
 
 
@@ -86,7 +97,8 @@ def main() -> None:
     bench = Bench()
     given = json.loads(sys.argv[1])
     work = PPOWork(**given["ppo"])
-    trainer, marks = build_trainer(work, given["precision"]), mark_phases()
+    hardware = make_hardware(given["precision"])
+    trainer, marks = build_trainer(work, hardware, open_models(work, hardware)), mark_phases()
     prompt_tokens = sum(map(len, make_prompts(work)))
     bench.serve(lambda: measure_step(trainer, marks, prompt_tokens))
 

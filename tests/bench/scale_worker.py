@@ -16,26 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import distributed
 from transformers import TrainerCallback
 
 from data.tokens import EncodedComparison
 from stages.deepspeed_config import make_deepspeed_config
 from stages.distributed import choose_engine, join
-from stages.ppo.actor_critic import Actor, ActorCritic, init_critic
-from stages.ppo.rollout import Sampling
-from stages.ppo.trainer import PPOTrainer
-from stages.precision import autocast, freeze
 from stages.runtime import StageContext
-from stages.settings import HardwareSettings, PPOSettings, RMSettings, SFTSettings, TokenSettings
-from stages.spec import StageSpec
+from stages.settings import HardwareSettings, RMSettings, SFTSettings, TokenSettings
 from stages.trl_compat import make_ranking_trainer, make_sft_trainer
 from tests.bench.our_models import open_policy, open_reward_model
+from tests.bench.ppo_worker import build_trainer, make_settings, open_models
 from tests.bench.protocol import ROOT, Bench, Instant, Worker
 from tests.bench.rm_worker import make_comparisons
 from tests.bench.sft_worker import make_demonstrations
-from tests.bench.workload import EOS, PAD, PPOWork, make_prompts, make_tokenizer
+from tests.bench.stage_context import make_context
+from tests.bench.workload import PPOWork, make_tokenizer
 
 _ENGINES: dict[str, dict[str, Any]] = {
     "one": {},
@@ -114,23 +110,9 @@ def make_scale_hardware(given: dict[str, Any]) -> HardwareSettings:
     return HardwareSettings.model_validate({"device": "cpu", "precision": given["precision"], "threads": 1} | _ENGINES[given["engine"]])
 
 
-def make_scale_context(given: dict[str, Any], settings: Any, directory: Path) -> StageContext:
+def join_stage(given: dict[str, Any], settings: Any, directory: Path) -> StageContext:
     """Make the context of a stage, and join the others; after the models are made, since transformers then writes in one process only."""
-    checkpoint_dir = directory / "checkpoints"
-    checkpoint_dir.mkdir(exist_ok=True)
-    spec = StageSpec(
-        stage=given["stage"],
-        settings=settings,
-        tokens=_TOKENS,
-        hardware=make_scale_hardware(given),
-        models={},
-        data={},
-        seed=0,
-        output_dir=directory / "output",
-        checkpoint_dir=checkpoint_dir,
-        events_path=directory / "events.jsonl",
-    )
-    context = StageContext(spec)
+    context = make_context(given["stage"], settings, _TOKENS, given["precision"], directory, hardware=make_scale_hardware(given))
     join(context)
     return context
 
@@ -141,13 +123,13 @@ def serve_sft_or_rm(given: dict[str, Any], directory: Path, gate: Gate, say_read
     if given["stage"] == "sft":
         settings = SFTSettings(batch_size=32 // share, micro_batch_size=16, **_QUIET)
         policy = open_policy(given["size"], 0.025, make_scale_hardware(given))
-        context = make_scale_context(given, settings, directory)
+        context = join_stage(given, settings, directory)
         pairs = make_demonstrations(given["size"], 96)
         trainer: Any = make_sft_trainer(context, settings, policy, make_tokenizer(given["size"]), pairs, [])
     else:
         settings = RMSettings(batch_size=8 // share, micro_batch_size=4, **_QUIET)
         model = open_reward_model(given["size"], 1, make_scale_hardware(given))
-        context = make_scale_context(given, settings, directory)
+        context = join_stage(given, settings, directory)
         comparisons: list[EncodedComparison] = make_comparisons(given["size"], 4, 96, 64)
         trainer = make_ranking_trainer(context, settings, model, make_tokenizer(given["size"]), comparisons, [])
     trainer.add_callback(_AtEachStep(gate, say_ready))
@@ -156,32 +138,12 @@ def serve_sft_or_rm(given: dict[str, Any], directory: Path, gate: Gate, say_read
 
 def serve_ppo(given: dict[str, Any], directory: Path, gate: Gate, say_ready: Callable[[], None]) -> None:
     """Serve PPO updates on 64 prompts."""
-    num_prompts = 32 if given["half"] else 64
-    work = PPOWork(given["size"], 0.025, num_prompts, 16, 64, 64, ppo_epochs=2)
-    settings = PPOSettings(
-        iterations=10_000,
-        rollout_batch_size=num_prompts,
-        minibatch_size=num_prompts,
-        ppo_epochs=work.ppo_epochs,
-        max_response_tokens=work.max_new_tokens,
-    )
+    work = PPOWork(given["size"], 0.025, 32 if given["half"] else 64, 16, 64, 64, ppo_epochs=2)
     hardware = make_scale_hardware(given)
-    actor_critic = ActorCritic(Actor(open_policy(work.size, work.hazard, hardware)), init_critic(open_reward_model(work.size, 1, hardware)))
-    ref_policy, reward_model = open_policy(work.size, work.hazard, hardware), open_reward_model(work.size, 2, hardware)
-    context = make_scale_context(given, settings, directory)
+    models = open_models(work, hardware)
+    context = join_stage(given, make_settings(work), directory)
     deepspeed = make_deepspeed_config(hardware, max_grad_norm=1.0) if choose_engine(context) == "deepspeed" else None
-    trainer = PPOTrainer(
-        actor_critic,
-        freeze(ref_policy, hardware),
-        freeze(reward_model, hardware),
-        make_prompts(work),
-        Sampling(max_new_tokens=work.max_new_tokens, temperature=1.0, pad_token_id=PAD, eos_token_id=EOS, stop_token_id=EOS),
-        settings,
-        seed=0,
-        accelerator=Accelerator(cpu=True),
-        autocast=autocast(hardware, torch.device("cpu")),
-        deepspeed=deepspeed,
-    )
+    trainer = build_trainer(work, hardware, models, deepspeed)
     say_ready()
     while True:
         gate.wait()

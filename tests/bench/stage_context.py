@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from stages.runtime import StageContext
-from stages.settings import StageSettings, TokenSettings
+from stages.settings import HardwareSettings, StageSettings, TokenSettings
 from stages.spec import StageName, StageSpec
 from tests.bench.our_models import make_hardware
 
@@ -15,15 +15,16 @@ def make_context(
     precision: str,
     directory: Path,
     models: dict[str, str] | None = None,
+    hardware: HardwareSettings | None = None,
 ) -> StageContext:
     """Make the context of a stage that is given its records by hand, and its models too if none are named."""
     checkpoint_dir = directory / "checkpoints"
-    checkpoint_dir.mkdir()
+    checkpoint_dir.mkdir(exist_ok=True)  # several processes share it
     spec = StageSpec(
         stage=stage,
         settings=settings,
         tokens=tokens,
-        hardware=make_hardware(precision),
+        hardware=hardware or make_hardware(precision),
         models=models or {},
         data={},
         seed=0,
