@@ -22,7 +22,7 @@ ARGS   = '$(RECIPE)' $(foreach word,$(SET),--set '$(word)') $(STORE_OPTION)
 STORE_OPTION = $(if $(STORE),--store '$(STORE)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sft rm ppo pipeline inspect test test-slurm check bench clean
+.PHONY: help setup sft rm ppo pipeline inspect test test-slurm test-vllm check bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -60,6 +60,10 @@ test: $(STAMP) ## All tests
 test-slurm: $(STAMP) ## The stages through a SLURM that it installs and starts on this machine; as root
 	tests/end_to_end/slurm/start.sh
 	RLHF_TEST_SLURM=1 $(VENV)/bin/python -m pytest tests/end_to_end/slurm
+
+test-vllm: $(STAMP) ## PPO with a vLLM server, which it installs into build/vllm
+	tests/end_to_end/vllm/install.sh build/vllm
+	RLHF_TEST_VLLM=$(CURDIR)/build/vllm/bin/vllm $(VENV)/bin/python -m pytest tests/end_to_end/vllm
 
 check: $(STAMP) ## Format, lint, types and the fast tests
 	$(VENV)/bin/ruff format --check .

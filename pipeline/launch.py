@@ -20,8 +20,9 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 from pipeline.commands import Command
 from pipeline.node import STOP, pack_environment
-from pipeline.processes import MARKER, die_with_parent, start_watchdog, sweep
+from pipeline.processes import MARKER, start_watchdog, sweep
 from pipeline.text import clean
+from stages.death import die_with_parent
 from stages.spec import EXIT_FAILED, EXIT_SIGINT, EXIT_SIGTERM, SAME_WISH_S, STEP_SIZES
 
 Event = dict[str, Any]

@@ -5,7 +5,6 @@ launcher's process group. Three nets, each for what the one before cannot see: P
 orchestrator when the stage ends, and a watchdog process that sweeps when the orchestrator is killed.
 """
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -15,15 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 MARKER = "RLHF_STAGE_RUN"
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None)  # opened here: between fork and exec nothing may be loaded
 _SWEEP_LIMIT_S = 5.0
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when the thread that started it ends; for `preexec_fn`, Linux only."""
-    if sys.platform == "linux":
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def start_watchdog(marker: str) -> tuple[subprocess.Popen[bytes], int]:

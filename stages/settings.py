@@ -160,6 +160,37 @@ class RMSettings(_Optimization):
         return self
 
 
+class RolloutSettings(Closed):
+    """What samples PPO's responses. The log-probabilities that PPO learns from are the trainer's own in either case."""
+
+    engine: Literal["torch", "vllm"] = Field(
+        "torch",
+        description="`torch`: the stage's own processes, by the policy's own forward; `vllm`: a vLLM server, which is given the policy's "
+        "weights (with lora: the adapter) before each rollout. It pays for long responses and large models; a resumed run is then no "
+        "longer the same to the last bit.",
+    )
+    command: list[str] = Field(
+        ["vllm"],
+        min_length=1,
+        description="vllm: what starts a server, from an environment of its own, up to the word `serve`; for instance "
+        "[env, CUDA_VISIBLE_DEVICES=7, /opt/vllm/bin/vllm]. It runs on the first node for as long as the stage.",
+    )
+    options: list[str] = Field(
+        default_factory=list, description="vllm: further options of `vllm serve`, for instance [--tensor-parallel-size, '2']."
+    )
+    server: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="vllm: address of a server that runs already, instead of one that the stage starts; it must see the store's files.",
+    )
+    importance_cap: float = Field(
+        2.0,
+        ge=1,
+        description="vllm: largest weight of a token in the policy loss: the trainer's probability of it over the server's, since they "
+        "differ by more than rounding (truncated importance sampling).",
+    )
+
+
 class PPOSettings(_Optimization):
     """Stage 3, PPO (Schulman et al. 2017) against the reward model with a KL penalty (Ziegler et al. 2019)."""
 
@@ -174,6 +205,7 @@ class PPOSettings(_Optimization):
         4096, description="Tokens (prompts and responses, no padding) per forward pass and process, in scoring and in the update."
     )
     rollout_micro_batch_size: PositiveInt = Field(64, description="Responses that a process decodes at once.")
+    rollout: RolloutSettings = Field(default_factory=lambda: RolloutSettings.model_validate({}), description="What samples the responses.")
     ppo_epochs: PositiveInt = Field(4, description="Passes over each rollout.")
     critic_warmup_iterations: Annotated[int, Field(ge=0)] = Field(
         0, description="First iterations in which only the critic learns; the policy and an adaptive kl_coef stand still."

@@ -116,11 +116,17 @@ def whole_model(trainer: SFTTrainer | RewardTrainer) -> Generator[Any]:
 
 
 @contextmanager
-def gather_weights(engine: Any) -> Generator[None]:
-    """Inside, every rank holds all weights of a DeepSpeed engine at ZeRO stage 3, and its module can be used alone."""
+def gather_weights(engine: Any, *, frozen: bool = True) -> Generator[None]:
+    """Inside, every rank holds all weights of a DeepSpeed engine at ZeRO stage 3, and its module can be used alone.
+
+    Args:
+        engine: the DeepSpeed engine.
+        frozen: gather weights that do not learn too; without them the module cannot be run.
+    """
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):
+    parameters = [parameter for parameter in engine.module.parameters() if frozen or parameter.requires_grad]
+    with deepspeed.zero.GatheredParameters(parameters):
         remove_hooks(engine)  # they would give each layer's weights away after its forward
         try:
             yield

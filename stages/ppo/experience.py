@@ -108,7 +108,7 @@ class Experience(Rollout):
 
     old_logprobs_BR: Tensor  # under the policy that sampled, by the trainer's own forward
     old_values_BR: Tensor  # value of the state before each token, at rollout time
-    advantages_BR: Tensor  # whitened
+    advantages_BR: Tensor  # whitened; times the tokens' importance weights where another engine sampled them
     returns_BR: Tensor  # from advantages before whitening
 
     def __post_init__(self) -> None:

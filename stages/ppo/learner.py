@@ -46,8 +46,11 @@ class Learner(Protocol):
     def set_learning_rate(self, learning_rate: float) -> None:
         """Set it for the steps to come."""
 
-    def whole_weights(self) -> AbstractContextManager[Any]:
-        """Inside, every rank holds all weights, and `module` can be used alone; to be entered by all ranks."""
+    def whole_weights(self, *, frozen: bool = True) -> AbstractContextManager[Any]:
+        """Inside, every rank holds all weights, and `module` can be used alone; without `frozen`, those that learn only.
+
+        To be entered by all ranks.
+        """
         ...
 
     def save(self, path: Path) -> None:
@@ -91,7 +94,7 @@ class TorchLearner:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
 
-    def whole_weights(self) -> AbstractContextManager[Any]:
+    def whole_weights(self, *, frozen: bool = True) -> AbstractContextManager[Any]:
         return nullcontext()
 
     def save(self, path: Path) -> None:

@@ -47,6 +47,23 @@ def compute_policy_losses(
     return torch.where(response_mask_BR, losses_BR, 0.0)
 
 
+def compute_importance_weights(logprobs_BR: Tensor, engine_logprobs_BR: Tensor, response_mask_BR: Tensor, cap: float) -> Tensor:
+    """Weigh each token by how much likelier the trainer's policy is to say it than the engine that sampled it was.
+
+        w_t = min(π_old(a_t) / μ(a_t), c)
+
+    Truncated importance sampling (Ionides 2008; for rollout engines Yao et al. 2025). Since the clipped surrogate loss is homogeneous in
+    the advantage, w_t A_t in the place of A_t weighs the loss. 1 outside the mask.
+
+    Args:
+        logprobs_BR: log π_old, by the trainer's own forward.
+        engine_logprobs_BR: log μ, as the engine computed it.
+        response_mask_BR: True at a real token.
+        cap: c, at least 1.
+    """
+    return compute_log_ratios(logprobs_BR, engine_logprobs_BR, response_mask_BR).exp().clamp(max=cap)
+
+
 def compute_value_losses(
     values_BR: Tensor, old_values_BR: Tensor, returns_BR: Tensor, response_mask_BR: Tensor, value_clip_range: float
 ) -> Tensor:

@@ -3,6 +3,7 @@
 Axes: B responses of this rank, R response tokens.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from stages.ppo.advantages import SumOverRanks, compute_moments, explain_variance
 from stages.ppo.experience import Experience
-from stages.ppo.losses import estimate_kl_k1, estimate_kl_k3
+from stages.ppo.losses import compute_log_ratios, estimate_kl_k1, estimate_kl_k3
 from stages.ppo.update import UpdateStats
 
 
@@ -54,6 +55,21 @@ def describe_rollout(
     }
     values = torch.cat([means[:-1] / means[-1], torch.stack(list(others.values()))]).tolist()  # one transfer to the CPU
     return dict(zip([*per_response, *others], values, strict=True))
+
+
+def describe_engine(
+    engine_logprobs_BR: Tensor, figures: TokenFigures, response_mask_BR: Tensor, importance_cap: float | None, sum_over_ranks: SumOverRanks
+) -> dict[str, float]:
+    """Describe how what the rollout's engine says of its tokens differs from what the trainer says.
+
+    `rollout/logprob_gap` is the mean of |log π_old − log μ| over tokens, `rollout/importance_capped` the share of tokens whose weight
+    is capped (only with a cap).
+    """
+    log_weights_BR = compute_log_ratios(figures.logprobs_BR, engine_logprobs_BR, response_mask_BR)
+    values = {"rollout/logprob_gap": log_weights_BR.abs()}
+    if importance_cap is not None:
+        values["rollout/importance_capped"] = (log_weights_BR > math.log(importance_cap)).float()
+    return {name: float(compute_moments(values_BR, response_mask_BR, sum_over_ranks)[0]) for name, values_BR in values.items()}
 
 
 def describe_update(stats: UpdateStats) -> dict[str, float]:

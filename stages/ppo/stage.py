@@ -4,7 +4,7 @@ prompts -> token ids -> iterations (trainer.py), with evaluations on fixed held-
 """
 
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from stages.evaluation import load_judge, write_samples
 from stages.handoff import check_handoff, read_facts
 from stages.ppo.heldout import HeldOut
 from stages.ppo.load import load_models
-from stages.ppo.rollout import Sampling
+from stages.ppo.rollout import RolloutEngine, Sampling
 from stages.ppo.trainer import PPOTrainer
 from stages.records import load_splits
 from stages.runtime import Interrupted, StageContext, StageError, device_name, uses_gpu
@@ -41,20 +41,25 @@ def main(context: StageContext) -> StageResult:
     demonstrations, demonstration_counts = _encode_demonstrations(context, tokenizer)
     counts |= demonstration_counts
 
-    trainer = _build_trainer(context, tokenizer, [prompt.prompt_ids for prompt in prompts], demonstrations, accelerator)
-    held_out = HeldOut(trainer, tokenizer, held_out_prompts[: settings.eval_samples], judge, seed=spec.seed)
-    metrics = train(context, trainer, held_out)
-    samples: list[dict[str, Any]] = []
-    for way in ("sampled", "greedy"):
-        figures, rows = held_out.answer(way)
-        metrics |= figures
-        samples += rows
+    sampling = make_sampling(settings, tokenizer, spec.tokens.max_response_tokens)
+    with _open_engine(context, accelerator, [*prompts, *held_out_prompts], sampling) as engine:
+        trainer = _build_trainer(
+            context, tokenizer, [prompt.prompt_ids for prompt in prompts], demonstrations, accelerator, sampling, engine
+        )
+        held_out = HeldOut(trainer, tokenizer, held_out_prompts[: settings.eval_samples], judge, seed=spec.seed)
+        metrics = train(context, trainer, held_out)
+        samples: list[dict[str, Any]] = []
+        for way in ("sampled", "greedy"):
+            figures, rows = held_out.answer(way)
+            metrics |= figures
+            samples += rows
     if settings.ema_decay is not None:
         metrics["published/ema_decay"] = settings.ema_decay  # says that the published model is the average
     context.write_metrics(settings.iterations, metrics)
 
     facts = read_facts(trainer.policy, tokenizer, spec.models["sft"])
-    with trainer.actor.whole_weights(), trainer.average.in_use() if trainer.average else nullcontext():
+    # An adapter is saved without its base, so nobody needs to hold that whole.
+    with trainer.actor.whole_weights(frozen=facts.form == "full"), trainer.average.in_use() if trainer.average else nullcontext():
         if context.is_main:
             write_samples(spec.output_dir / SAMPLES_FILE, samples)
             models.save_model(trainer.policy, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
@@ -163,12 +168,30 @@ def _encode_demonstrations(context: StageContext, tokenizer: Any) -> tuple[list[
     return pairs, {f"ptx_{key}": value for key, value in counts.items()}
 
 
+def _open_engine(
+    context: StageContext, accelerator: Accelerator, prompts: list[EncodedPromptRecord], sampling: Sampling
+) -> AbstractContextManager[RolloutEngine | None]:
+    """Open what samples the responses; None: the trainer's own engine."""
+    settings = _settings(context)
+    if settings.rollout.engine == "torch":
+        return nullcontext()
+    from stages.ppo.vllm import open_vllm
+
+    longest = max(len(prompt.prompt_ids) for prompt in prompts) + sampling.max_new_tokens
+    return open_vllm(context, settings, accelerator, longest)
+
+
 def _build_trainer(
-    context: StageContext, tokenizer: Any, prompts: list[list[int]], demonstrations: list[EncodedPair], accelerator: Accelerator
+    context: StageContext,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    demonstrations: list[EncodedPair],
+    accelerator: Accelerator,
+    sampling: Sampling,
+    engine: RolloutEngine | None,
 ) -> PPOTrainer:
     spec, settings = context.spec, _settings(context)
     loaded = load_models(context, settings, tokenizer)
-    sampling = make_sampling(settings, tokenizer, spec.tokens.max_response_tokens)
     longest, limit = max(map(len, prompts)) + sampling.max_new_tokens, getattr(loaded.ref_policy.config, "max_position_embeddings", None)
     if limit is not None and longest > limit:
         raise StageError(
@@ -191,6 +214,7 @@ def _build_trainer(
         autocast=precision.autocast(spec.hardware, accelerator.device),
         demonstrations=demonstrations,
         deepspeed=deepspeed,
+        engine=engine,
         note=context.note,
     )
 

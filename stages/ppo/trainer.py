@@ -17,13 +17,14 @@ from stages.ppo.actor_critic import Actor, ActorCritic
 from stages.ppo.advantages import adapt_kl_coef, estimate_advantages, penalize_kl, scale_by_std, whiten
 from stages.ppo.ema import AveragedWeights
 from stages.ppo.experience import Experience, Rollout
-from stages.ppo.finite import require_finite_scores, require_finite_update
+from stages.ppo.finite import require_finite_scores, require_finite_update, require_same_policy
 from stages.ppo.learner import Learner, TorchLearner, compute_lr_factor, make_optimizer
+from stages.ppo.losses import compute_importance_weights
 from stages.ppo.memory import TokenBudget
-from stages.ppo.metrics import TokenFigures, describe_rollout, describe_update
+from stages.ppo.metrics import TokenFigures, describe_engine, describe_rollout, describe_update
 from stages.ppo.ptx import DemonstrationSampler
 from stages.ppo.ranks import gather_experience, split_alike, sum_over_ranks
-from stages.ppo.rollout import Autocast, Sampling, compute_ref_logprobs, evaluate_tokens, roll_out
+from stages.ppo.rollout import Autocast, RolloutEngine, Sampling, TorchEngine, compute_ref_logprobs, evaluate_tokens, roll_out
 from stages.ppo.rules import make_update_rules
 from stages.ppo.sampler import PromptSampler, derive_seed
 from stages.ppo.scoring import RunningMoments, Scorer, apply_score_rules, score_responses
@@ -55,9 +56,11 @@ class PPOTrainer:
         autocast: Autocast,
         demonstrations: Sequence[EncodedPair] = (),
         deepspeed: dict[str, Any] | None = None,
+        engine: RolloutEngine | None = None,
         note: Callable[[str], None] = print,
     ) -> None:
         self.settings = settings
+        self.engine = engine or TorchEngine(settings.rollout_micro_batch_size, autocast)
         self.sampling = sampling
         self.prompts = prompts
         self.seed = seed
@@ -110,15 +113,16 @@ class PPOTrainer:
         """Run one iteration and return its metrics."""
         marks_s = [time.perf_counter()]
         self._set_learning_rates()
-        rollout = self._roll_out()
+        rollout, engine_logprobs_BR = self._roll_out()
         marks_s.append(time.perf_counter())
         raw_scores_B, scores_B = self._score(rollout)
         figures = self.evaluate_tokens(rollout)
+        engine_metrics = self._compare_engine(rollout, engine_logprobs_BR, figures)
         rewards_BR = self._penalize(rollout, scores_B, figures)
-        experience = self._estimate_advantages(rollout, rewards_BR, figures)
+        experience = self._estimate_advantages(rollout, rewards_BR, figures, engine_logprobs_BR)
         marks_s.append(time.perf_counter())
         stats = self._update(experience)
-        metrics = self._record(raw_scores_B, scores_B, figures, experience, stats)
+        metrics = self._record(raw_scores_B, scores_B, figures, experience, stats) | engine_metrics
         marks_s.append(time.perf_counter())
         self._adapt_kl_coef(metrics["objective/kl"])
         self.iteration += 1
@@ -136,27 +140,19 @@ class PPOTrainer:
         self.actor.set_learning_rate(self.learning_rate)
         self.critic.set_learning_rate(self.critic_learning_rate)
 
-    def _roll_out(self) -> Rollout:
+    def _roll_out(self) -> tuple[Rollout, Tensor]:
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
         drawn = self.sampler.draw(self.settings.rollout_batch_size, rank, world_size)
         prompts = [self.prompts[index] for index in drawn]
         return self.roll_out(prompts, derive_seed(self.seed, _ROLLOUT, self.iteration, 0), share=(rank, world_size))
 
-    def roll_out(self, prompts: list[list[int]], seed: int, *, greedy: bool = False, share: tuple[int, int] = (0, 1)) -> Rollout:
-        """Answer prompts; all ranks must call it."""
+    def roll_out(
+        self, prompts: list[list[int]], seed: int, *, greedy: bool = False, share: tuple[int, int] = (0, 1)
+    ) -> tuple[Rollout, Tensor]:
+        """Answer prompts; all ranks must call it. See `stages.ppo.rollout.roll_out`."""
         for learner in (self.actor, self.critic):
             learner.module.eval()
-        with self.actor.whole_weights():
-            return roll_out(
-                self.policy,
-                prompts,
-                self.sampling,
-                seed=seed,
-                batch_size=self.settings.rollout_micro_batch_size,
-                autocast=self.autocast,
-                greedy=greedy,
-                share=share,
-            )
+        return roll_out(self.engine, self.actor, prompts, self.sampling, seed=seed, greedy=greedy, share=share)
 
     def _score(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         settings = self.settings
@@ -193,19 +189,33 @@ class PPOTrainer:
 
         return self.budget.attempt(rollout, evaluate)
 
+    def _compare_engine(self, rollout: Rollout, engine_logprobs_BR: Tensor, figures: TokenFigures) -> dict[str, float]:
+        """Say how far what the engine that sampled the tokens says of them is from what the trainer says."""
+        metrics = describe_engine(engine_logprobs_BR, figures, rollout.response_mask_BR, self._importance_cap, self.sum_over_ranks)
+        require_same_policy(metrics["rollout/logprob_gap"], self.iteration + 1)
+        return metrics
+
+    @property
+    def _importance_cap(self) -> float | None:
+        """Cap of the tokens' importance weights; None for our own engine, whose numbers are the trainer's but for rounding."""
+        return self.settings.rollout.importance_cap if self.settings.rollout.engine != "torch" else None
+
     def _penalize(self, rollout: Rollout, scores_B: Tensor, figures: TokenFigures) -> Tensor:
         mask_BR = rollout.response_mask_BR
         rewards_BR = penalize_kl(scores_B, figures.logprobs_BR, figures.ref_logprobs_BR, mask_BR, self.kl_coef)
         return scale_by_std(rewards_BR, mask_BR, self.sum_over_ranks) if self.settings.whiten_rewards else rewards_BR
 
-    def _estimate_advantages(self, rollout: Rollout, rewards_BR: Tensor, figures: TokenFigures) -> Experience:
+    def _estimate_advantages(self, rollout: Rollout, rewards_BR: Tensor, figures: TokenFigures, engine_logprobs_BR: Tensor) -> Experience:
         settings, mask_BR = self.settings, rollout.response_mask_BR
         advantages_BR, returns_BR = estimate_advantages(rewards_BR, figures.values_BR, mask_BR, settings.gamma, settings.gae_lambda)
+        advantages_BR = whiten(advantages_BR, mask_BR, self.sum_over_ranks)
+        if self._importance_cap is not None:
+            advantages_BR *= compute_importance_weights(figures.logprobs_BR, engine_logprobs_BR, mask_BR, self._importance_cap)
         return Experience(
             **vars(rollout),
             old_logprobs_BR=figures.logprobs_BR,
             old_values_BR=figures.values_BR,
-            advantages_BR=whiten(advantages_BR, mask_BR, self.sum_over_ranks),
+            advantages_BR=advantages_BR,
             returns_BR=returns_BR,
         )
 

@@ -60,13 +60,13 @@ class ZeroLearner:
             group["lr"] = learning_rate
 
     @contextmanager
-    def whole_weights(self) -> Generator[None]:
+    def whole_weights(self, *, frozen: bool = True) -> Generator[None]:
         if not self._partitioned:
             yield
             return
         from stages.trl_compat import gather_weights
 
-        with gather_weights(self._engine):
+        with gather_weights(self._engine, frozen=frozen):
             yield
 
     def save(self, path: Path) -> None:

@@ -9,7 +9,8 @@ import torch
 from transformers import GenerationConfig
 
 from stages import precision
-from stages.ppo.rollout import Autocast, Sampling, roll_out
+from stages.generation import generate_responses
+from stages.ppo.rollout import Autocast
 from tests.bench.our_models import make_hardware, open_policy
 from tests.bench.protocol import Bench, Figures, Instant
 from tests.bench.workload import EOS, PAD, PPOWork, make_policy, make_prompts
@@ -17,9 +18,9 @@ from tests.bench.workload import EOS, PAD, PPOWork, make_policy, make_prompts
 
 def sample_ours(policy: Any, work: PPOWork, prompts: list[list[int]], autocast: Autocast, seed: int) -> int:
     """Sample with the project's generator, as PPO does, and count the response tokens."""
-    sampling = Sampling(max_new_tokens=work.max_new_tokens, temperature=1.0, pad_token_id=PAD, eos_token_id=EOS, stop_token_id=EOS)
-    rollout = roll_out(policy, prompts, sampling, seed=seed, batch_size=len(prompts), autocast=autocast)
-    return int(rollout.response_lengths_B.sum())
+    rows = {"max_new_tokens": work.max_new_tokens, "max_rows": len(prompts)}
+    responses = generate_responses(policy, prompts, **rows, stop_token_ids={EOS}, seed=seed, autocast=autocast)
+    return sum(len(response.ids) for response in responses)
 
 
 @torch.no_grad()

@@ -81,6 +81,11 @@ def make_learners(both, accelerator, learning_rate=0.1, max_grad_norm=1e9):
     return [TorchLearner(each, torch.optim.SGD(each.parameters(), lr=learning_rate), max_grad_norm, accelerator) for each in modules]
 
 
+def make_actor_learner(policy):
+    """A policy in training, as a rollout wants it."""
+    return TorchLearner(Actor(policy), torch.optim.SGD(policy.parameters(), lr=0.1), 1.0, Accelerator(cpu=True))
+
+
 def make_rollout(seed=0):
     """Prompts and responses of unequal lengths; one response holds a pad token in its midst, one did not finish."""
     generator = torch.Generator().manual_seed(seed)
@@ -145,6 +150,7 @@ def tiny():
         both=make_both,
         both_of=lambda trainer: Both(trainer.actor.module, trainer.critic.module),
         learners=make_learners,
+        actor_learner=make_actor_learner,
         rollout=make_rollout,
         experience=make_experience,
         demonstrations=make_demonstrations,

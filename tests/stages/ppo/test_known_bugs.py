@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from stages import models
-from stages.ppo.rollout import roll_out
+from stages.ppo.rollout import TorchEngine, roll_out
 from stages.ppo.stage import make_sampling
 from stages.settings import PPOSettings
 
@@ -119,7 +119,7 @@ def test_the_end_token_is_learnt_even_where_it_pads_too(tiny, full_precision):
     """
     policy = bias_end_token(tiny, tiny.policy(), 2.0)
     sampling = tiny.sampling(pad_token_id=tiny.eos)
-    rollout = roll_out(policy, [[5, 6, 7], [8]] * 8, sampling, seed=0, batch_size=16, autocast=full_precision)
+    rollout, _ = roll_out(TorchEngine(16, full_precision), tiny.actor_learner(policy), [[5, 6, 7], [8]] * 8, sampling, seed=0)
     ends = (rollout.response_ids_BR == tiny.eos) & rollout.response_mask_BR
     assert rollout.finished_B.any()
     assert len(rollout.response_lengths_B.unique()) > 1  # some are padded

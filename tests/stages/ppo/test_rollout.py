@@ -2,13 +2,15 @@
 
 import torch
 
-from stages.ppo.rollout import roll_out
+from stages.ppo.rollout import TorchEngine, roll_out
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12]]
 
 
 def sample(tiny, policy, prompts=PROMPTS, seed=0, batch_size=64, greedy=False, **changes):
-    return roll_out(policy, prompts, tiny.sampling(**changes), seed=seed, batch_size=batch_size, autocast=torch.no_grad(), greedy=greedy)
+    engine, actor = TorchEngine(batch_size, torch.no_grad()), tiny.actor_learner(policy)
+    rollout, _ = roll_out(engine, actor, prompts, tiny.sampling(**changes), seed=seed, greedy=greedy)
+    return rollout
 
 
 def responses(rollout):

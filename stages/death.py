@@ -1,0 +1,14 @@
+"""A child process that does not outlive the one that started it."""
+
+import ctypes
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)  # opened here: between fork and exec nothing may be loaded
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when the thread that started it ends; for `preexec_fn`, Linux only."""
+    if sys.platform == "linux":
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

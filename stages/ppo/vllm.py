@@ -1,0 +1,273 @@
+"""Rollouts by a vLLM server: the policy's weights go to it as files, prompts and responses as token ids over HTTP.
+
+    LoRA            the adapter, each time under a new name; the one before is forgotten
+    all weights     reloaded in place, by the server's development endpoints
+
+The server lives in an environment of its own, since its pins are not ours, and computes by kernels of its own: what it says of the tokens
+it samples is compared with what the trainer says, and weighed (`stages.ppo.losses.compute_importance_weights`).
+"""
+
+import copy
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from safetensors.torch import save_file
+
+from stages import models
+from stages.death import die_with_parent
+from stages.generation import Response
+from stages.ppo.learner import Learner
+from stages.ppo.rollout import Sampling
+from stages.ppo.sampler import derive_seed
+from stages.runtime import StageContext, StageError
+from stages.settings import PPOSettings
+from stages.spec import EXIT_RESOURCE, EXIT_USAGE
+
+_START_S = 1800.0  # a large model is read, and its kernels are compiled
+_ANSWER_S = 1800.0  # as long as the ranks wait for one another
+_MAX_REQUESTS = 256  # of a rank at once; the server queues what it cannot run
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has room for
+_LOG_FILE, _WEIGHTS_DIR = "vllm.log", "rollout"
+_OF_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_", "LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_", "TORCH_NCCL_")
+
+
+class VLLMEngine:
+    """A running server, as `stages.ppo.rollout.RolloutEngine`."""
+
+    def __init__(self, address: str, directory: Path, accelerator: Accelerator) -> None:
+        """Connect to it.
+
+        Args:
+            address: `http://host:port`.
+            directory: where weights are handed over; the server must see it.
+            accelerator: the ranks.
+
+        Raises:
+            StageError: nobody answers there.
+        """
+        self.directory = directory
+        self._accelerator = accelerator
+        limits = httpx2.Limits(max_connections=_MAX_REQUESTS, max_keepalive_connections=_MAX_REQUESTS)
+        self._client = httpx2.Client(base_url=address, timeout=httpx2.Timeout(_ANSWER_S, connect=30.0), limits=limits)
+        served = self._call("GET", "/v1/models").json()["data"]
+        self._base_name: str = next(model["id"] for model in served if model.get("parent") is None)
+        # A server that outlives the run may know the names of an earlier attempt.
+        self._names = (
+            f"policy-{run}-{number}" for run in [broadcast_object_list([uuid.uuid4().hex[:8]])[0]] for number in itertools.count()
+        )
+        self._loaded: str | None = None
+
+    def answer(
+        self, actor: Learner, prompts: list[list[int]], sampling: Sampling, *, seed: int, greedy: bool, share: tuple[int, int]
+    ) -> list[Response]:
+        name = self._load_policy(actor)
+        asked: dict[str, Any] = {
+            "model": name,
+            "max_tokens": sampling.max_new_tokens,
+            "temperature": 0.0 if greedy else sampling.temperature,
+            "top_p": 1.0,
+            "top_k": -1,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "stop_token_ids": sorted({sampling.stop_token_id, sampling.eos_token_id}),
+            "ignore_eos": True,  # the two above, whatever the model's configuration says
+            "logprobs": 0,  # of the sampled token alone
+            "return_token_ids": True,
+        }
+        place, stride = share
+
+        def ask(index: int) -> Response:
+            # A request and a seed for each prompt: in one request, all prompts would get the same noise.
+            request = {**asked, "prompt": prompts[index], "seed": derive_seed(seed, place + index * stride)}
+            (choice,) = self._call("POST", "/v1/completions", json=request).json()["choices"]
+            return Response(choice["token_ids"], choice["logprobs"]["token_logprobs"])
+
+        with ThreadPoolExecutor(min(len(prompts), _MAX_REQUESTS)) as pool:
+            return list(pool.map(ask, range(len(prompts))))
+
+    def use_loader(self, name: str) -> None:
+        """Have weights read by another loader from now on."""
+        overrides = {"load_config": {"load_format": name}}
+        if self._accelerator.is_main_process:
+            self._call("POST", "/collective_rpc", json={"method": "update_config", "kwargs": {"overrides": overrides}})
+
+    def _load_policy(self, actor: Learner) -> str:
+        """Give the server the policy's weights; returns the name that it knows them by."""
+        policy: Any = actor.module.policy
+        adapter, name = models.is_adapter(policy), next(self._names)
+        with actor.whole_weights(frozen=not adapter):
+            if self._accelerator.is_main_process:
+                path = self.directory / name
+                if adapter:
+                    policy.save_pretrained(path)
+                    self._call("POST", "/v1/load_lora_adapter", json={"lora_name": name, "lora_path": str(path)})
+                else:
+                    _save_weights(policy, path)
+                    self._call("POST", "/collective_rpc", json={"method": "reload_weights", "kwargs": {"weights_path": str(path)}})
+                    self._call("POST", "/reset_prefix_cache")  # keys and values of the old weights
+                shutil.rmtree(path)
+        self._accelerator.wait_for_everyone()  # nobody asks before it is there
+        if adapter and self._loaded and self._accelerator.is_main_process:
+            self._call("POST", "/v1/unload_lora_adapter", json={"lora_name": self._loaded})
+        self._loaded = name
+        return name if adapter else self._base_name
+
+    def _call(self, method: str, path: str, **arguments: Any) -> httpx2.Response:
+        try:
+            response = self._client.request(method, path, **arguments)
+        except httpx2.HTTPError as error:
+            raise StageError(
+                f"vLLM at {self._client.base_url}: {path}: {error or type(error).__name__}; a server that answers is needed; see its log, "
+                "and run the same command to go on from the last checkpoint",
+                EXIT_RESOURCE,
+            ) from error
+        if not response.is_success:
+            raise StageError(
+                f"vLLM at {self._client.base_url}: {path}: {response.status_code} {response.text:.500}; a server with runtime LoRA updates "
+                "(with ppo.lora) or development endpoints (without) is needed; start it as the README says, or give no ppo.rollout.server",
+                EXIT_RESOURCE,
+            )
+        return response
+
+
+@contextmanager
+def open_vllm(context: StageContext, settings: PPOSettings, accelerator: Accelerator, max_tokens: int) -> Generator[VLLMEngine]:
+    """Start a server, or find the one that is named, for as long as this is entered; all ranks must enter it.
+
+    Args:
+        context: of the stage.
+        settings: of the stage.
+        accelerator: the ranks.
+        max_tokens: of the longest prompt and response together.
+
+    Raises:
+        StageError: the program is not there, it ended, or nobody answers.
+    """
+    run_dir = context.spec.events_path.parent
+    weights_dir = run_dir / _WEIGHTS_DIR
+    address, process = settings.rollout.server, None
+    try:
+        if accelerator.is_main_process:
+            shutil.rmtree(weights_dir, ignore_errors=True)  # of an attempt that was killed
+            weights_dir.mkdir()
+            if address is None:
+                address, process = _start(context, settings, max_tokens, run_dir / _LOG_FILE)
+                _wait_for(address, process, run_dir / _LOG_FILE)
+        found: list[Any] = broadcast_object_list([address])
+        engine = VLLMEngine(found[0], weights_dir, accelerator)
+        if settings.rollout.server is None and not settings.lora:  # it was given random weights, by a loader that cannot load again
+            engine.use_loader("auto")
+        yield engine
+    finally:
+        if process is not None:
+            _stop(process)
+        if accelerator.is_main_process:
+            shutil.rmtree(weights_dir, ignore_errors=True)
+
+
+def make_command(context: StageContext, settings: PPOSettings, max_tokens: int, host: str, port: int) -> list[str]:
+    """Say how a server is started for this run."""
+    sft, hardware = models.find_weights(context.spec.models["sft"]), context.spec.hardware
+    command = [*settings.rollout.command, "serve", sft, "--host", host, "--port", str(port), "--dtype", hardware.precision]
+    command += ["--max-model-len", str(max_tokens), "--seed", str(context.spec.seed)]
+    # Log-probabilities of the distribution that is sampled from, and nothing of the model's own generation config.
+    command += ["--logprobs-mode", "processed_logprobs", "--generation-config", "vllm", "--uvicorn-log-level", "warning"]
+    if settings.lora:
+        rank = next((rank for rank in _LORA_RANKS if rank >= settings.lora.rank), settings.lora.rank)
+        command += ["--enable-lora", "--max-lora-rank", str(rank)]
+    else:
+        # Weights come before the first prompt. Untied: a head that is tied to the embeddings is not reloaded on a CPU.
+        command += ["--load-format", "dummy", "--hf-overrides", json.dumps({"tie_word_embeddings": False})]
+    return command + settings.rollout.options
+
+
+def _start(context: StageContext, settings: PPOSettings, max_tokens: int, log: Path) -> "tuple[str, subprocess.Popen[bytes]]":
+    program = settings.rollout.command[0]
+    if shutil.which(program) is None:
+        raise StageError(
+            f"ppo.rollout.command: {program} is not a program on {socket.gethostname()}; vLLM in an environment of its own is needed; "
+            "install it (the README says how) and give the path of its `vllm`, or set ppo.rollout.engine: torch",
+            EXIT_USAGE,
+        )
+    host = os.environ.get("MASTER_ADDR", "127.0.0.1") if context.spec.hardware.nodes > 1 else "127.0.0.1"
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_OF_TORCHRUN)}
+    environment |= {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"} if settings.lora else {"VLLM_SERVER_DEV_MODE": "1"}
+    command = make_command(context, settings, max_tokens, host, port)
+    context.note(f"starting vLLM: {' '.join(command)}; its log: {log}")
+    with log.open("wb") as stream:
+        # A session of its own: a Ctrl-C is for the stage, which still needs the server to finish its step.
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+    return f"http://{host}:{port}", process
+
+
+def _wait_for(address: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline_s = time.monotonic() + _START_S
+    while time.monotonic() < deadline_s:
+        if process.poll() is not None:
+            raise StageError(
+                f"vLLM ended with exit code {process.returncode} before it answered: {_find_cause(log):.500}; see {log}; mend it, perhaps "
+                "by ppo.rollout.options, or set ppo.rollout.engine: torch",
+                EXIT_RESOURCE,
+            )
+        try:
+            if httpx2.get(f"{address}/health", timeout=5.0).is_success:
+                return
+        except httpx2.HTTPError:
+            time.sleep(0.5)
+    raise StageError(f"vLLM did not answer at {address} within {_START_S:.0f} s; see {log}", EXIT_RESOURCE)
+
+
+def _find_cause(log: Path) -> str:
+    """Find the first error in a server's log: those after it are of processes that miss the one that failed."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    causes = (re.search(r"\w+Error: .*", line) for line in lines if " WARNING " not in line)
+    return next((cause[0] for cause in causes if cause), lines[-1] if lines else "it said nothing")
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=20.0)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _save_weights(policy: Any, directory: Path) -> None:
+    """Write all weights under their own names, with a head of its own even where it is tied to the embeddings."""
+    config = copy.deepcopy(policy.config)
+    config.tie_word_embeddings = False
+    config.save_pretrained(directory)
+    # Tensors that are tied are written twice; safetensors refuses to write the same memory twice.
+    weights = {name: parameter.detach().cpu().clone() for name, parameter in policy.named_parameters(remove_duplicate=False)}
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
