@@ -23,6 +23,7 @@ from stages.spec import SAMPLES_FILE, StageResult
 from stages.trl_compat import IGNORED_LABEL, make_sft_trainer, train, whole_model
 
 _EVAL_BATCH = 32
+_MAX_EVAL_LOGITS = 2**28  # 1 GB in float32; 32 demonstrations of 1536 tokens and 128,256 words of vocabulary would be 25
 
 
 def main(context: StageContext) -> StageResult:
@@ -67,8 +68,11 @@ def heldout_loss(model: Any, pairs: list[EncodedPair], pad_token_id: int, autoca
     model.eval()
     device = next(model.parameters()).device
     total, tokens = 0.0, 0
-    for start in range(0, len(pairs), _EVAL_BATCH):
-        batch = pairs[start : start + _EVAL_BATCH]
+    longest = max(len(pair.prompt_ids) + len(pair.response_ids) for pair in pairs)
+    vocab_size = model.config.get_text_config().vocab_size
+    batch_size = max(1, min(_EVAL_BATCH, _MAX_EVAL_LOGITS // (longest * vocab_size)))
+    for start in range(0, len(pairs), batch_size):
+        batch = pairs[start : start + batch_size]
         width = max(len(pair.prompt_ids) + len(pair.response_ids) for pair in batch)
         ids_BT = torch.full((len(batch), width), pad_token_id)
         labels_BT = torch.full((len(batch), width), IGNORED_LABEL)

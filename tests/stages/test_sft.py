@@ -1,0 +1,25 @@
+"""What SFT reports of its model."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from data.tokens import EncodedPair
+from stages import models, sft
+
+
+def test_the_held_out_loss_is_one_of_tokens_however_many_logits_are_held(base_model_dir, plain_hardware, monkeypatch):
+    model = models.load_policy(str(base_model_dir), plain_hardware)
+    generator = torch.Generator().manual_seed(0)
+    lengths = [(3, 5), (9, 1), (4, 12), (1, 2), (6, 6)]
+    pairs = [EncodedPair(*(torch.randint(4, 800, (length,), generator=generator).tolist() for length in both)) for both in lengths]
+    logprobs = []
+    for pair in pairs:
+        ids = torch.tensor([pair.prompt_ids + pair.response_ids])
+        with torch.no_grad():
+            found = model(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[:, 0]
+        logprobs += found[len(pair.prompt_ids) - 1 :].tolist()
+    for limit in (2**28, 2 * 16 * 822, 1):  # all at once, two at a time, one at a time
+        monkeypatch.setattr(sft, "_MAX_EVAL_LOGITS", limit)
+        assert sft.heldout_loss(model, pairs, 0, nullcontext()) == pytest.approx(-sum(logprobs) / len(logprobs), rel=1e-5)
