@@ -33,7 +33,7 @@ setup: $(STAMP) ## Install everything into .venv
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,qlora]'
 	@touch $@
 
 sft: $(STAMP) ## Stage 1, supervised fine-tuning

@@ -1,6 +1,7 @@
 """What single fields of a recipe cannot check: files on disk, and relations between fields."""
 
 import difflib
+import importlib.util
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ def check_recipe(recipe: Recipe, document: Document, stages: tuple[StageName, ..
     yield from _check_base_model(recipe, problem)
     yield from _check_data(recipe, stages, problem)
     yield from _check_hardware(recipe, stages, problem)
+    yield from _check_quantization(recipe, stages, problem)
     yield from _check_trainer_args(recipe, problem)
     for stage in ("rm", "ppo"):
         lora = recipe.settings(stage).lora
@@ -97,6 +99,20 @@ def _check_hardware(recipe: Recipe, stages: tuple[StageName, ...], problem: Prob
             yield problem("hardware.deepspeed_config", f"found {show(hardware.deepspeed_config)}: {error}; give a DeepSpeed JSON file")
     if hardware.engine == "none" and processes > 1:
         yield problem("hardware.engine", f"found none with {processes} processes, needed ddp or deepspeed; set it, or processes: 1")
+
+
+def _check_quantization(recipe: Recipe, stages: tuple[StageName, ...], problem: ProblemAt) -> Iterator[str]:
+    hardware = recipe.hardware
+    for stage in stages:
+        lora = recipe.settings(stage).lora
+        if lora is None or lora.quantize is None:
+            continue
+        keys = f"{stage}.lora.quantize"
+        if importlib.util.find_spec("bitsandbytes") is None:
+            yield problem(keys, f"found {lora.quantize}, needed bitsandbytes, which is not installed; run `make setup` or install it")
+        if hardware.zero_stage == 3 and hardware.engine in ("auto", "deepspeed"):
+            needed = "weights that are not shared out: ZeRO stage 3 knows nothing of the scales of 4-bit ones"
+            yield problem(keys, f"found {lora.quantize} with hardware.zero_stage = 3, needed {needed}; set hardware.zero_stage: 2")
 
 
 def _check_trainer_args(recipe: Recipe, problem: ProblemAt) -> Iterator[str]:

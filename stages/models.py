@@ -30,6 +30,7 @@ from data.tokens import require_special_tokens
 from stages.norms import fuse_norms
 from stages.packing import PackedRow, compute_hidden_states, enable_packing, is_packed
 from stages.precision import Float32Head, freeze
+from stages.quantization import quantize_layers
 from stages.runtime import StageContext, StageError
 from stages.settings import HardwareSettings, LoRASettings
 from stages.spec import EXIT_MISSING, EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR
@@ -168,10 +169,15 @@ def apply_lora(
     hardware: HardwareSettings,
     revision: str | None = None,
 ) -> Any:
-    """Freeze a model and wrap it in a trainable adapter; a reward model's head is trained and saved in full beside it."""
+    """Freeze a model (in 4 bits with `lora.quantize`) and wrap it in a trainable adapter.
+
+    A reward model's head is trained and saved in full beside it.
+    """
     from peft import get_peft_model
 
     config = make_lora_config(lora, task, revision=revision, modules_to_save=[HEAD] if task == "SEQ_CLS" else None)
+    if lora.quantize:
+        quantize_layers(model, hardware)
     return get_peft_model(freeze(model, hardware), config)
 
 
@@ -193,7 +199,10 @@ def make_lora_config(
 
 
 def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, output_dir: Path, *, merge: bool = False) -> None:
-    """Write `model/` (safetensors, config, tokenizer) and, for an adapter on request, `merged/`."""
+    """Write `model/` (safetensors, config, tokenizer) and, for an adapter on request, `merged/`.
+
+    An adapter is merged into the weights on the disk. Trained on the same in 4 bits, it there computes slightly other numbers.
+    """
     directory = output_dir / MODEL_DIR
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
@@ -203,7 +212,7 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, output_dir: Path,
     (directory / "README.md").unlink(missing_ok=True)  # peft's empty model card
     if merge:
         shutil.rmtree(output_dir / MERGED_DIR, ignore_errors=True)  # of an attempt that was killed: it would be taken for the model
-        # Onto the base as it lies on the disk: the one in memory may be held in bfloat16.
+        # Onto the base as it lies on the disk: the one in memory may be held in bfloat16 or 4 bits.
         load = load_policy if model.can_generate() else load_reward_model
         merged = load(str(directory), HardwareSettings.model_validate({"attention": "sdpa"}))
         align_special_tokens(merged, tokenizer)

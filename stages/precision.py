@@ -1,8 +1,9 @@
 """The one precision policy: what is computed and kept in which precision, in rollouts, scoring and training alike.
 
-With `hardware.precision: bfloat16`, matrix products are in bfloat16 (autocast), and so are the weights of frozen linear layers. Float32
-stay: weights that learn and their optimizer's moments, the residual stream, norms' statistics, softmaxes over the vocabulary,
-log-probabilities, the scalar heads, losses and all statistics. With `float32` everything is: the reference.
+With `hardware.precision: bfloat16`, matrix products are in bfloat16 (autocast), and so are the weights of frozen linear layers (or in 4
+bits: stages.quantization). Float32 stay: weights that learn and their optimizer's moments, the residual stream, norms' statistics,
+softmaxes over the vocabulary, log-probabilities, the scalar heads, losses and all statistics. With `float32` everything is: the
+reference.
 
 Policy, reference and old policy run by the same forward in the same micro-batches, so that the first ratio is 1 and the first KL 0 in
 either precision.

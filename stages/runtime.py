@@ -194,6 +194,7 @@ def start_process(context: StageContext) -> None:
 
     from stages.distributed import join
     from stages.precision import note_slow_bfloat16
+    from stages.quantization import check_quantization
 
     hardware = context.spec.hardware
     if hardware.threads:
@@ -201,6 +202,7 @@ def start_process(context: StageContext) -> None:
         os.environ["OMP_NUM_THREADS"] = str(hardware.threads)  # without it, accelerate sets another number for several processes
     if hardware.device == "cuda" and not torch.cuda.is_available():
         raise StageError("hardware.device = cuda, but torch finds no GPU here; set hardware.device: auto", EXIT_USAGE)
+    check_quantization(context)
     join(context)
     set_seed(context.spec.seed)
     transformers.logging.set_verbosity_error()

@@ -36,6 +36,12 @@ class LoRASettings(Closed):
     alpha: PositiveInt = Field(32, description="Scale: the update is multiplied by alpha / rank.")
     dropout: Fraction = Field(0.0, description="Dropout on the adapter's input during training.")
     target_modules: str | list[str] = Field("all-linear", description="Modules that get an adapter: `all-linear` or a list of names.")
+    quantize: Literal["nf4"] | None = Field(
+        None,
+        description="Hold the frozen linear layers in 4 bits, by bitsandbytes: `nf4` (QLoRA, Dettmers et al. 2023), 0.52 bytes a weight. "
+        "The artifact is an adapter on the base as it lies on the disk, with which it computes slightly other numbers. Set it alike in rm "
+        "and ppo, so that PPO asks the very reward model that was trained. null: in the precision that hardware.precision says.",
+    )
     merge: bool = Field(
         False, description="Also write the adapter merged into its base, as `merged/`; needed where the next stage trains LoRA on top."
     )

@@ -1,5 +1,6 @@
 """What surrounds the packages: exact versions, the Makefile's commands, the CI script."""
 
+import itertools
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ def canonical(name):
 
 def test_every_dependency_has_an_exact_version():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needed = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    needed = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
     names = {canonical(re.match(r"[A-Za-z0-9._-]+", requirement)[0]) for requirement in needed}
     assert names - {canonical(name) for name in PINS} == set()
 

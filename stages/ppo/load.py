@@ -10,7 +10,7 @@
         critic         backbone + reward adapter + adapter, under a head of its own
 
 Models that share are modules of their own around the same tensors, so there is nothing to switch between two forwards, and activation
-checkpointing recomputes what it saw.
+checkpointing recomputes what it saw. With `ppo.lora.quantize` all that is frozen below an adapter is in 4 bits, the reference too.
 """
 
 import json
@@ -23,6 +23,7 @@ import torch
 from stages import models, precision
 from stages.compiling import compile_layers
 from stages.ppo.actor_critic import Actor, ActorCritic, init_critic
+from stages.quantization import quantize_layers
 from stages.runtime import StageContext, StageError
 from stages.settings import HardwareSettings, LoRASettings, PPOSettings
 from stages.spec import EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR
@@ -48,15 +49,22 @@ def load_models(context: StageContext, settings: PPOSettings, tokenizer: Any) ->
     sft, rm, hardware = context.spec.models["sft"], context.spec.models["rm"], context.spec.hardware
     if settings.lora:
         models.require_adapter_base(sft, "ppo.lora")
-    policy: Any = models.load_policy(sft, hardware)
+
+    def load_policy() -> Any:
+        return _quantize(models.load_policy(sft, hardware), settings, hardware)
+
+    def load_reward_model() -> Any:
+        return _quantize(models.load_reward_model(rm, hardware), settings, hardware)
+
+    policy = load_policy()
     models.note_padding(context, policy)
     models.align_special_tokens(policy, tokenizer)
     shares_weights = settings.lora is not None and settings.share_weights
-    ref_policy: Any = models.share_weights(policy) if shares_weights else models.load_policy(sft, hardware)
+    ref_policy: Any = models.share_weights(policy) if shares_weights else load_policy()
     reward_adapter = find_reward_adapter(sft, rm) if shares_weights else None
-    reward_model = models.load_reward_adapter(ref_policy, reward_adapter) if reward_adapter else models.load_reward_model(rm, hardware)
+    reward_model = models.load_reward_adapter(ref_policy, reward_adapter) if reward_adapter else load_reward_model()
     _require_one_vocabulary(context, ref_policy, reward_model)
-    critic_source: Any = models.share_weights(reward_model) if shares_weights else models.load_reward_model(rm, hardware)
+    critic_source: Any = models.share_weights(reward_model) if shares_weights else load_reward_model()
     for frozen in (ref_policy, reward_model):
         precision.freeze(frozen, hardware)
     critic = init_critic(critic_source)
@@ -96,6 +104,11 @@ def _read_base(directory: Path) -> str | None:
         return json.loads((directory / models.ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
     except FileNotFoundError:
         return None
+
+
+def _quantize(model: Any, settings: PPOSettings, hardware: HardwareSettings) -> Any:
+    """Hold what adapters will stand on in 4 bits, with `ppo.lora.quantize`; before it is shared, and before there are adapters in it."""
+    return quantize_layers(model, hardware) if settings.lora and settings.lora.quantize else model
 
 
 def _without_dropout(context: StageContext, lora: LoRASettings) -> LoRASettings:

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import sys
 
 import pytest
 
@@ -209,6 +210,23 @@ def test_trainer_args_are_fields_of_trls_configs(problems, load):
 def test_the_fields_read_from_trls_source_are_those_of_its_classes(stage, module):
     dataclass = getattr(importlib.import_module(f"trl.trainer.{module}"), config_class(stage))
     assert trainer_fields(stage) == {field.name for field in dataclasses.fields(dataclass) if not field.name.startswith("_")}
+
+
+def test_4_bits_without_bitsandbytes_are_told_of_every_stage_that_runs(problems, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    text = MINIMAL + "".join(f"{stage}:\n  lora: {{quantize: nf4, merge: true}}\n" for stage in ("sft", "rm", "ppo"))
+    found = problems(text, stages=("sft", "rm"))
+    assert [line.split(": found nf4, needed bitsandbytes")[0] for line in found] == [
+        "recipe.yaml:5: sft.lora.quantize",
+        "recipe.yaml:7: rm.lora.quantize",
+    ]
+    assert all("`make setup`" in line for line in found)
+
+
+def test_4_bits_and_zero_stage_3_are_refused(problems):
+    found = problems(MINIMAL + "ppo:\n  lora: {quantize: nf4}\nhardware:\n  engine: deepspeed\n  zero_stage: 3\n")
+    assert len(found) == 1 and found[0].startswith("recipe.yaml:5: ppo.lora.quantize: found nf4 with hardware.zero_stage = 3, needed")
+    assert found[0].endswith("; set hardware.zero_stage: 2")
 
 
 def test_a_deepspeed_file_is_read(problems):

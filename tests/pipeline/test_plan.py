@@ -79,6 +79,12 @@ def test_a_change_reruns_what_reads_it_and_says_why(planned, publish_all):
     assert changed["ppo"] == ("depends", ["rm will run; it is reused if the same weights come out"])
 
 
+def test_a_base_in_4_bits_makes_another_artifact(planned, publish_all):
+    publish_all("ppo.lora.rank=16")
+    assert planned("ppo.lora.rank=16")["ppo"] == REUSED
+    assert planned("ppo.lora.rank=16", "ppo.lora.quantize=nf4")["ppo"] == ("run", ['ppo.lora.quantize changed null -> "nf4"'])
+
+
 def test_a_stage_that_differs_itself_runs_whatever_its_parents_become(planned, publish_all):
     publish_all()
     changed = planned("rm.epochs=2", "ppo.gamma=0.9")

@@ -9,10 +9,12 @@ from safetensors.torch import load_file, save_file
 
 from stages import models
 from stages.ppo.load import find_reward_adapter, load_models
+from stages.quantization import quantize_layers
 from stages.runtime import StageContext
 from stages.settings import HardwareSettings, LoRASettings
 
 LORA = LoRASettings(rank=4)
+QLORA = LoRASettings(rank=4, quantize="nf4")
 BFLOAT16 = HardwareSettings(device="cpu", precision="bfloat16", threads=1)
 
 
@@ -152,3 +154,41 @@ def test_the_critic_gets_the_same_adapters_as_the_policy(load, modules):
         for part in (loaded.actor_critic.actor.policy, loaded.actor_critic.critic)
     ]
     assert learns[0] == learns[1] and counts[0] == counts[1] > 0
+
+
+def list_quantized(model):
+    return {name: layer for name, layer in model.named_modules() if type(layer).__name__ == "Linear4bit"}
+
+
+def test_one_backbone_in_4_bits_carries_all_four_models(load):
+    loaded, notes = load("qlora", lora=QLORA)
+    assert "share their frozen weights: one backbone" in notes
+    weights = [[layer.weight for layer in list_quantized(model).values()] for model in list_models(loaded)]
+    assert all(len(each) == 4 * 7 for each in weights)
+    assert all(one is other for each in weights for one, other in zip(weights[0], each, strict=True))
+    policy, critic, *frozen = list_models(loaded)
+    assert all(("lora_" in name and ".default." in name) == value.requires_grad for name, value in policy.named_parameters())
+    assert sum(value.requires_grad for value in critic.parameters()) == 4 * 7 * 2 + 2
+    assert not any(parameter.requires_grad for model in frozen for parameter in model.parameters())
+
+
+def test_a_full_reward_model_is_held_in_4_bits_too_its_head_is_not(load, reward_model_dir):
+    loaded, _ = load("full", rm=reward_model_dir, lora=QLORA)
+    for model in list_models(loaded):
+        assert len(list_quantized(model)) == 4 * 7
+    assert loaded.reward_model.score.weight.dtype == torch.float32
+    assert {value.dtype for name, value in loaded.actor_critic.critic.named_parameters() if "lora_" in name} == {torch.float32}
+
+
+@pytest.mark.parametrize(("shares", "hardware"), [(True, {}), (False, {}), (True, {"hardware": BFLOAT16})])
+def test_on_4_bits_the_ratio_starts_at_one_and_the_kl_at_zero(run, reward_adapter_dir, base_model_dir, hardware, shares):
+    settings = {"lora": QLORA, "share_weights": shares, "learning_rate": 1e-2, "iterations": 1, "eval_samples": 2, **hardware}
+    spec, result, trainer = run(models={"rm": reward_adapter_dir}, **settings)
+    assert result.metrics["eval/start/kl"] == result.metrics["objective/kl"] == 0.0
+    assert result.metrics["val/ratio_start_deviation"] < 1e-5
+    assert result.metrics["eval/greedy/kl"] > 0.0  # after the update
+    fresh = quantize_layers(models.load_policy(str(base_model_dir), spec.hardware), spec.hardware)
+    for model in (trainer.policy, trainer.reference):
+        for layer, expected in zip(list_quantized(model).values(), list_quantized(fresh).values(), strict=True):
+            assert torch.equal(layer.weight, expected.weight)
+            assert torch.equal(layer.weight.quant_state.absmax, expected.weight.quant_state.absmax)
