@@ -11,7 +11,7 @@ RECIPES = sorted((Path(pipeline.__file__).parent / "recipes").glob("*.yaml"))
 
 
 def test_the_recipes_are_packaged():
-    assert {path.stem for path in RECIPES} >= {"demo", "qwen2.5-0.5b-lora", "llama-3.1-8b-zero3"}
+    assert {path.stem for path in RECIPES} >= {"demo", "qwen2.5-0.5b-lora", "llama-3.1-8b-qlora", "llama-3.1-8b-zero3"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
