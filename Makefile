@@ -15,7 +15,7 @@ BENCH  ?=
 VENV  := .venv
 STAMP := $(VENV)/.installed
 # One worker per core; a file stays in one worker, so that its tests share what they set up.
-PYTEST_ARGS := --numprocesses auto --dist loadfile
+PYTEST_ARGS := --numprocesses auto --dist loadfile --no-loadscope-reorder
 RLHF  := $(VENV)/bin/rlhf
 # One option per word; a directory given as STORE stays one word.
 ARGS   = '$(RECIPE)' $(foreach word,$(SET),--set '$(word)') $(STORE_OPTION)

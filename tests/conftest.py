@@ -24,3 +24,9 @@ def demo_dir(tmp_path_factory):
 def base_model_dir(demo_dir):
     """The demo's base model: a Llama of 0.86 M parameters, random weights, with its tokenizer."""
     return demo_dir / "base"
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take minutes: at the end one worker would be left alone with them."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

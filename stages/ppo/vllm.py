@@ -8,7 +8,6 @@ it samples is compared with what the trainer says, and weighed (`stages.ppo.loss
 """
 
 import copy
-import itertools
 import json
 import os
 import re
@@ -68,10 +67,8 @@ class VLLMEngine:
         served = self._call("GET", "/v1/models").json()["data"]
         self._base_name: str = next(model["id"] for model in served if model.get("parent") is None)
         # A server that outlives the run may know the names of an earlier attempt.
-        self._names = (
-            f"policy-{run}-{number}" for run in [broadcast_object_list([uuid.uuid4().hex[:8]])[0]] for number in itertools.count()
-        )
-        self._loaded: str | None = None
+        self._run: str = broadcast_object_list([uuid.uuid4().hex[:8]])[0]
+        self._num_loads = 0
 
     def answer(
         self, actor: Learner, prompts: list[list[int]], sampling: Sampling, *, seed: int, greedy: bool, share: tuple[int, int]
@@ -110,10 +107,10 @@ class VLLMEngine:
     def _load_policy(self, actor: Learner) -> str:
         """Give the server the policy's weights; returns the name that it knows them by."""
         policy: Any = actor.module.policy
-        adapter, name = models.is_adapter(policy), next(self._names)
+        adapter, name = models.is_adapter(policy), self._name(self._num_loads)
         with actor.whole_weights(frozen=not adapter):
             if self._accelerator.is_main_process:
-                path = self.directory / name
+                path = (self.directory / name).resolve()
                 if adapter:
                     policy.save_pretrained(path)
                     self._call("POST", "/v1/load_lora_adapter", json={"lora_name": name, "lora_path": str(path)})
@@ -123,10 +120,13 @@ class VLLMEngine:
                     self._call("POST", "/reset_prefix_cache")  # keys and values of the old weights
                 shutil.rmtree(path)
         self._accelerator.wait_for_everyone()  # nobody asks before it is there
-        if adapter and self._loaded and self._accelerator.is_main_process:
-            self._call("POST", "/v1/unload_lora_adapter", json={"lora_name": self._loaded})
-        self._loaded = name
+        if adapter and self._num_loads > 0 and self._accelerator.is_main_process:
+            self._call("POST", "/v1/unload_lora_adapter", json={"lora_name": self._name(self._num_loads - 1)})
+        self._num_loads += 1
         return name if adapter else self._base_name
+
+    def _name(self, number: int) -> str:
+        return f"policy-{self._run}-{number}"
 
     def _call(self, method: str, path: str, **arguments: Any) -> httpx2.Response:
         try:
