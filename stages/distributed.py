@@ -17,6 +17,7 @@ import torch
 from torch import distributed
 
 from stages.checkpoint import WHOLE, latest_complete
+from stages.deepspeed_config import make_deepspeed_config
 from stages.runtime import StageContext, StageError, uses_gpu
 from stages.spec import EXIT_FAILED, EXIT_USAGE
 
@@ -42,6 +43,14 @@ def choose_engine(context: StageContext) -> Engine:
     if wants_zero and hardware.zero_stage > 0:
         return "deepspeed"
     return "ddp" if world_size > 1 else "none"
+
+
+def choose_zero3(context: StageContext) -> dict[str, Any] | None:
+    """Make DeepSpeed's configuration where weights are shared out over the processes (ZeRO stage 3); None where each has them whole."""
+    hardware = context.spec.hardware
+    if choose_engine(context) != "deepspeed" or hardware.zero_stage < 3:
+        return None
+    return make_deepspeed_config(hardware, max_grad_norm=context.spec.settings.max_grad_norm)
 
 
 def describe_layout(context: StageContext) -> str:

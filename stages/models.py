@@ -13,6 +13,7 @@ import itertools
 import json
 import math
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ from transformers import (
 from data.tokens import require_special_tokens
 from stages.norms import fuse_norms
 from stages.packing import PackedRow, compute_hidden_states, enable_packing, is_packed
+from stages.partition import gathered, gathered_in_forward, partitioned
 from stages.precision import Float32Head, freeze
 from stages.quantization import quantize_layers
 from stages.runtime import StageContext, StageError
@@ -49,9 +51,18 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
     return tokenizer
 
 
-def load_policy(path: str, hardware: HardwareSettings, revision: str | None = None) -> PreTrainedModel:
-    """Load a causal language model in float32, without dropout and with a neutral generation config."""
-    model = _load_weights(AutoModelForCausalLM, path, hardware, revision=revision)
+def load_policy(
+    path: str, hardware: HardwareSettings, revision: str | None = None, *, zero3: dict[str, Any] | None = None
+) -> PreTrainedModel:
+    """Load a causal language model in float32, without dropout and with a neutral generation config.
+
+    Args:
+        path: a directory, or a hub id.
+        hardware: how its attention is computed.
+        revision: of a model from the hub.
+        zero3: DeepSpeed's configuration where weights are shared out as they are loaded, see `stages.partition`; so in all loaders here.
+    """
+    model = _load_weights(AutoModelForCausalLM, path, hardware, zero3=zero3, revision=revision)
     # A base model's repetition penalty, top-k or temperature must never leak into rollouts or evaluations.
     model.generation_config = GenerationConfig(
         bos_token_id=model.config.bos_token_id, eos_token_id=model.config.eos_token_id, pad_token_id=model.config.pad_token_id
@@ -59,13 +70,13 @@ def load_policy(path: str, hardware: HardwareSettings, revision: str | None = No
     return model
 
 
-def init_reward_model(path: str, hardware: HardwareSettings, seed: int) -> PreTrainedModel:
+def init_reward_model(path: str, hardware: HardwareSettings, seed: int, *, zero3: dict[str, Any] | None = None) -> PreTrainedModel:
     """Start a reward model from an SFT model: its backbone, and a scalar head drawn from N(0, 1/(d+1)) (N+ details, 10)."""
     if _is_unmerged_adapter(Path(path)):
         # peft opens an adapter only on the kind of model that it was trained on: merge there, then take the backbone.
-        model: Any = put_head_on(load_policy(path, hardware))
+        model: Any = put_head_on(load_policy(path, hardware, zero3=zero3))
     else:
-        model = _load_weights(AutoModelForSequenceClassification, path, hardware, new_head=True, num_labels=1)
+        model = _load_weights(AutoModelForSequenceClassification, path, hardware, zero3=zero3, new_head=True, num_labels=1)
     head = model.get_submodule(HEAD)
     generator = torch.Generator().manual_seed(seed)
     std = 1 / math.sqrt(head.in_features + 1)
@@ -74,9 +85,9 @@ def init_reward_model(path: str, hardware: HardwareSettings, seed: int) -> PreTr
     return model
 
 
-def load_reward_model(path: str, hardware: HardwareSettings) -> PreTrainedModel:
+def load_reward_model(path: str, hardware: HardwareSettings, *, zero3: dict[str, Any] | None = None) -> PreTrainedModel:
     """Load a trained reward model; a head that is missing or of another shape is refused, never drawn anew."""
-    model = _load_weights(AutoModelForSequenceClassification, path, hardware, num_labels=1)
+    model = _load_weights(AutoModelForSequenceClassification, path, hardware, zero3=zero3, num_labels=1)
     read_calibration(model, path)
     return model
 
@@ -271,7 +282,14 @@ def _load(auto_class: Any, path: str, **arguments: Any) -> Any:
 
 
 def _load_weights(
-    auto_class: Any, path: str, hardware: HardwareSettings, *, new_head: bool = False, revision: str | None = None, **arguments: Any
+    auto_class: Any,
+    path: str,
+    hardware: HardwareSettings,
+    *,
+    zero3: dict[str, Any] | None,
+    new_head: bool = False,
+    revision: str | None = None,
+    **arguments: Any,
 ) -> Any:
     """Load safetensors weights in float32; an adapter is merged into its base; no parameter may be left to chance."""
     directory = Path(path)
@@ -282,16 +300,17 @@ def _load_weights(
         path, revision = config["base_model_name_or_path"], config.get("revision")
     else:
         path = find_weights(path)
-    model, loading = _load(
-        auto_class,
-        path,
-        dtype=torch.float32,
-        attn_implementation=_attention(hardware),
-        use_safetensors=True,
-        revision=revision,
-        output_loading_info=True,
-        **arguments,
-    )
+    with partitioned(zero3):
+        model, loading = _load(
+            auto_class,
+            path,
+            dtype=torch.float32,
+            attn_implementation=_attention(hardware),
+            use_safetensors=True,
+            revision=revision,
+            output_loading_info=True,
+            **arguments,
+        )
     missing = {name for name in loading["missing_keys"] if not ((new_head or adapter) and name.startswith(f"{HEAD}."))}
     if missing or loading["mismatched_keys"]:
         raise StageError(
@@ -318,11 +337,14 @@ def _attention(hardware: HardwareSettings) -> str:
 
 def _finish_loading(model: Any, hardware: HardwareSettings) -> None:
     if hasattr(model, HEAD):
-        setattr(model, HEAD, Float32Head(model.get_submodule(HEAD).weight))
+        head: Any = model.get_submodule(HEAD)
+        with gathered([head.weight]):  # a row of numbers: whole on every rank, to be drawn, shared and copied
+            setattr(model, HEAD, Float32Head(torch.nn.Parameter(head.weight.detach().clone())))
     _disable_dropout(model)
     fuse_norms(model)
     if hardware.attention == "auto":
-        enable_packing(model)
+        with gathered_in_forward(model):
+            enable_packing(model)
 
 
 def _is_unmerged_adapter(directory: Path) -> bool:
@@ -331,9 +353,17 @@ def _is_unmerged_adapter(directory: Path) -> bool:
 
 def _merge_adapter(model: Any, adapter: str) -> Any:
     from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     merged: Any = PeftModel.from_pretrained(model, adapter)
-    return merged.merge_and_unload().requires_grad_(True)  # peft has frozen what lies below the adapter
+    for layer in merged.modules():
+        if isinstance(layer, BaseTunerLayer):
+            with gathered(layer.get_base_layer().parameters(), modified=True):
+                layer.merge()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="All adapters are already merged")
+        merged = merged.merge_and_unload()
+    return merged.requires_grad_(True)  # peft has frozen what lies below the adapter
 
 
 def _disable_dropout(model: Any) -> None:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from stages.partition import gathered
+
 
 class RMSNorm(nn.Module):
     """Stands in for a transformers RMSNorm; its weight is the very parameter of the one that it replaces.
@@ -77,7 +79,9 @@ def fuse_norms(model: nn.Module) -> int:
             eps = getattr(norm, "variance_epsilon", None)
             if isinstance(eps, float) and type(norm).__name__.endswith("RMSNorm") and isinstance(norm.weight, nn.Parameter):
                 ours = RMSNorm(norm.weight, eps, _feeds_linear_layers(parent, name))
-                if _agree(ours, norm):
+                with gathered([norm.weight]):
+                    agree = _agree(ours, norm)
+                if agree:
                     setattr(parent, name, ours)
                     replaced += 1
     return replaced

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers.pytorch_utils import Conv1D
 
+from stages.partition import cast
 from stages.runtime import StageContext, uses_gpu
 from stages.settings import HardwareSettings
 
@@ -42,7 +43,7 @@ def freeze(model: Any, hardware: HardwareSettings) -> Any:
         embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
         for module in model.modules():
             if type(module) in (torch.nn.Linear, Conv1D) and id(module.weight) not in embeddings:
-                module.to(torch.bfloat16)
+                cast(module, torch.bfloat16)
     return model
 
 

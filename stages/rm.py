@@ -13,6 +13,7 @@ from torch import Tensor
 from data.tokens import EncodedComparison, encode_comparisons, encode_demonstrations
 from stages import models, precision
 from stages.compiling import compile_layers
+from stages.distributed import choose_zero3
 from stages.evaluation import response_text, write_samples
 from stages.handoff import read_facts
 from stages.packing import list_documents, pack
@@ -42,7 +43,7 @@ def main(context: StageContext) -> StageResult:
 
     if settings.lora:
         models.require_adapter_base(spec.models["sft"], "rm.lora")
-    model: Any = models.init_reward_model(spec.models["sft"], spec.hardware, spec.seed)
+    model: Any = models.init_reward_model(spec.models["sft"], spec.hardware, spec.seed, zero3=choose_zero3(context))
     models.align_special_tokens(model, tokenizer)
     if settings.lora:
         model = models.apply_lora(model, settings.lora, "SEQ_CLS", spec.hardware)

@@ -14,6 +14,7 @@ from data.schema import Demonstration, Prompt
 from data.tokens import EncodedPair, encode_demonstrations, encode_prompts
 from stages import models, precision
 from stages.compiling import compile_layers
+from stages.distributed import choose_zero3
 from stages.evaluation import answer_prompts, judge_answers, load_judge, summarize_answers, write_samples
 from stages.handoff import read_facts
 from stages.records import load_splits
@@ -38,7 +39,7 @@ def main(context: StageContext) -> StageResult:
     held_out, held_out_counts = encode_demonstrations(tokenizer, held_out_records, _limits(context))
     counts |= {f"held_out_{key}": value for key, value in held_out_counts.items()}
 
-    model: Any = models.load_policy(spec.models["base"], spec.hardware, spec.revision)
+    model: Any = models.load_policy(spec.models["base"], spec.hardware, spec.revision, zero3=choose_zero3(context))
     models.align_special_tokens(model, tokenizer)
     if settings.lora:
         models.require_adapter_base(spec.models["base"], "sft.lora")

@@ -22,6 +22,7 @@ import torch
 
 from stages import models, precision
 from stages.compiling import compile_layers
+from stages.distributed import choose_zero3
 from stages.ppo.actor_critic import Actor, ActorCritic, init_critic
 from stages.quantization import quantize_layers
 from stages.runtime import StageContext, StageError
@@ -47,14 +48,15 @@ def load_models(context: StageContext, settings: PPOSettings, tokenizer: Any) ->
         StageError: policy and reward model have embeddings of different sizes, or an adapter would stand on an unmerged adapter.
     """
     sft, rm, hardware = context.spec.models["sft"], context.spec.models["rm"], context.spec.hardware
+    zero3 = choose_zero3(context)
     if settings.lora:
         models.require_adapter_base(sft, "ppo.lora")
 
     def load_policy() -> Any:
-        return _quantize(models.load_policy(sft, hardware), settings, hardware)
+        return _quantize(models.load_policy(sft, hardware, zero3=zero3), settings, hardware)
 
     def load_reward_model() -> Any:
-        return _quantize(models.load_reward_model(rm, hardware), settings, hardware)
+        return _quantize(models.load_reward_model(rm, hardware, zero3=zero3), settings, hardware)
 
     policy = load_policy()
     models.note_padding(context, policy)

@@ -14,7 +14,7 @@ from data.tokens import EncodedPair, EncodedPromptRecord, encode_demonstrations,
 from stages import models, precision
 from stages.checkpoint import save_checkpoint
 from stages.deepspeed_config import make_deepspeed_config
-from stages.distributed import choose_engine, describe_layout, find_checkpoint, require_world_size
+from stages.distributed import choose_engine, choose_zero3, describe_layout, find_checkpoint, require_world_size
 from stages.evaluation import load_judge, write_samples
 from stages.handoff import check_handoff, read_facts
 from stages.ppo.heldout import HeldOut
@@ -132,7 +132,7 @@ def make_accelerator(context: StageContext) -> Accelerator:
     world_size = accelerator.num_processes
     require_world_size(context, world_size)
     settings = _settings(context)
-    if settings.ema_decay is not None and _has_partitioned_weights(context):
+    if settings.ema_decay is not None and choose_zero3(context):
         raise StageError(
             "ppo.ema_decay averages whole weights, which no process has at ZeRO stage 3; set hardware.zero_stage: 2, or ema_decay: null",
             EXIT_USAGE,
@@ -217,10 +217,6 @@ def _build_trainer(
         engine=engine,
         note=context.note,
     )
-
-
-def _has_partitioned_weights(context: StageContext) -> bool:
-    return choose_engine(context) == "deepspeed" and context.spec.hardware.zero_stage == 3
 
 
 def make_sampling(settings: PPOSettings, tokenizer: Any, max_response_tokens: int) -> Sampling:

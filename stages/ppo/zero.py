@@ -26,7 +26,7 @@ class ZeroLearner:
         """Share out what the stage says.
 
         Args:
-            module: in float32, whole on every rank.
+            module: in float32; at stage 3 in pieces, or whole on every rank.
             optimizer: over the module's trainable parameters.
             config: as `stages.deepspeed_config` makes it.
         """

@@ -1,5 +1,6 @@
 """Two processes under DDP and DeepSpeed's ZeRO train what one does, in all three stages, full, LoRA and QLoRA; resume is exact."""
 
+import json
 import os
 import subprocess
 import sys
@@ -84,6 +85,16 @@ def test_two_processes_leave_the_weights_of_one(runs, engine, form):
     assert {key: found.result.metrics[key] for key in metrics} == pytest.approx(metrics, rel=1e-3, abs=1e-3)
     facts, expected_facts = (stage.result.facts.model_copy(update={"score_bias": None}) for stage in (found, expected))
     assert facts == expected_facts and found.result.counts == expected.result.counts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_at_stage_3_a_process_never_holds_more_than_its_half_and_one_whole_weight_while_it_loads(runs, form):
+    for rank in (0, 1):
+        found = json.loads(runs[f"zero3-{form}"].spec_path.with_name(f"resident-{rank}.json").read_text())
+        # A head that is tied to the embeddings, the largest weight here, has weights of its own until it is tied.
+        half = (found["elements"] + found["largest"]) / 2
+        assert found["elements"] / 2 <= found["held"] <= half + found["largest"] < 0.75 * found["elements"]
 
 
 @pytest.mark.slow

@@ -1,12 +1,19 @@
 """Run by test_zero.py on each rank: the stages of some specs, one after the other in one process, to pay for the imports once.
 
 zero_driver.py STAGE SPEC.json...        a spec in a directory named `.stopped` is left at its first checkpoint, then gone on with
+
+Under DeepSpeed each rank leaves `resident-RANK.json` beside the spec: how many elements the models' weights have, the largest of them
+too, and how many the rank held at most while it loaded, until the last of DeepSpeed's engines was made.
 """
 
+import gc
 import importlib
+import json
 import sys
+import weakref
 from pathlib import Path
 
+import torch
 from accelerate.state import AcceleratorState
 from transformers import set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -19,6 +26,59 @@ class Killed(BaseException):
     """Stands for the end of the process: nothing may catch it."""
 
 
+class Resident:
+    """Counts the elements of weights that this rank holds, whenever some are gathered and when an engine is made."""
+
+    def __init__(self):
+        self.parameters = None
+
+    def _watch(self):
+        import deepspeed
+
+        def note(module, name, parameter):
+            if parameter is not None:
+                self.parameters[id(parameter)] = weakref.ref(parameter)
+
+        def count_after(gather):
+            def enter(context):
+                gather(context)
+                self.count()
+
+            return enter
+
+        def count_before(initialize):
+            def make_engine(*arguments, **keywords):
+                self.write()
+                return initialize(*arguments, **keywords)
+
+            return make_engine
+
+        torch.nn.modules.module.register_module_parameter_registration_hook(note)
+        deepspeed.zero.GatheredParameters.__enter__ = count_after(deepspeed.zero.GatheredParameters.__enter__)
+        deepspeed.initialize = count_before(deepspeed.initialize)
+
+    def begin(self, path):
+        if self.parameters is None:
+            self._watch()
+        gc.collect()  # the run before
+        self.path, self.peak, self.parameters = path, 0, {}
+
+    def count(self):
+        alive = [parameter for reference in self.parameters.values() if (parameter := reference()) is not None and not parameter.is_meta]
+        pieces = [getattr(parameter, "ds_tensor", None) for parameter in alive]
+        held = sum(tensor.numel() for tensor in (*alive, *pieces) if tensor is not None)
+        self.peak = max(self.peak, held)
+        return [getattr(parameter, "ds_numel", parameter.numel()) for parameter in alive]
+
+    def write(self):
+        gc.collect()  # what loading has thrown away
+        sizes = self.count()
+        self.path.write_text(json.dumps({"elements": sum(sizes), "largest": max(sizes), "held": self.peak}))
+
+
+RESIDENT = Resident()
+
+
 def run(stage, path):
     # A process of its own would begin without what the libraries keep of the run before.
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -29,6 +89,8 @@ def run(stage, path):
     context = StageContext(spec)
     start_process(context)
     set_seed(spec.seed)
+    if spec.hardware.engine == "deepspeed":
+        RESIDENT.begin(path.with_name(f"resident-{context.rank}.json"))
     stops = path.parent.name.endswith(".stopped") and not list(spec.checkpoint_dir.glob("checkpoint-*"))
     if stops:
         tell = context.event
