@@ -39,7 +39,7 @@ def make_run(make_pipeline, directory):
 
 
 def newest_metrics(pipeline):
-    path = Store(pipeline.store_root).resolve("ppo").path / "metrics.jsonl"
+    path = Store(pipeline.store_root).get("ppo").path / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -69,5 +69,5 @@ def test_a_server_that_dies_ends_the_run_with_a_message_and_the_next_run_goes_on
     finally:
         pipeline.kill_all()
     pipeline.run()
-    (resumed,) = (steps for run, steps in pipeline.resumed_steps().items() if run.startswith("ppo-"))
-    assert resumed[-1] > 0
+    (resumed,) = (steps for steps in pipeline.resumed_steps().values() if len(steps) == 2)
+    assert resumed[1] > 0
