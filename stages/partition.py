@@ -40,13 +40,13 @@ def is_partitioned(parameter: torch.Tensor) -> bool:
 
 
 def gathered(parameters: Iterable[nn.Parameter], *, modified: bool = False) -> AbstractContextManager[Any]:
-    """Inside, weights are whole on every rank.
+    """Inside, weights are whole on every rank; what was whole before, stays so behind it.
 
     Args:
         parameters: partitioned ones and whole ones.
         modified: they are changed inside; each rank then keeps its piece of what rank 0 made of them.
     """
-    pieces = [parameter for parameter in parameters if is_partitioned(parameter)]
+    pieces = [parameter for parameter in parameters if is_partitioned(parameter) and not _is_gathered(parameter)]
     if not pieces:
         return nullcontext()
     import deepspeed
@@ -54,9 +54,13 @@ def gathered(parameters: Iterable[nn.Parameter], *, modified: bool = False) -> A
     return deepspeed.zero.GatheredParameters(pieces, modifier_rank=0 if modified else None)
 
 
+def _is_gathered(parameter: Any) -> bool:
+    return parameter.ds_status.name == "AVAILABLE"
+
+
 @contextmanager
 def gathered_in_forward(model: nn.Module) -> Generator[None]:
-    """Inside, a model in pieces computes, one module's weights after the other; for a forward before DeepSpeed's engine is around it."""
+    """Inside, a model in pieces computes, one module's weights after the other; for forwards without DeepSpeed's engine around it."""
     gathers: dict[nn.Module, AbstractContextManager[Any]] = {}
 
     def gather(module: nn.Module, _inputs: Any) -> None:

@@ -6,6 +6,7 @@ SPEC.json -> run_stage(main) -> main(context) -> StageResult -> result.json, exi
 import argparse
 import errno
 import json
+import logging
 import os
 import shutil
 import signal
@@ -34,6 +35,9 @@ from stages.spec import (
     append_event,
     read_spec,
 )
+
+# peft opens bitsandbytes wherever it is installed, which then misses a kernel that it would download: a line in every log.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 class StageError(Exception):

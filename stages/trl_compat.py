@@ -24,8 +24,9 @@ from data.tokens import EncodedComparison, EncodedPair
 from stages.checkpoint import mark_complete, prune
 from stages.deepspeed_config import make_deepspeed_config
 from stages.distributed import choose_engine, describe_layout, find_checkpoint, require_world_size
-from stages.models import HEAD, find_model
+from stages.models import HEAD, find_model, is_adapter
 from stages.packing import PackedRow, is_packed, lay_out, list_documents, make_inputs
+from stages.partition import gathered_in_forward
 from stages.ranking import Pairs, make_pairs, pair_accuracy, ranking_loss
 from stages.runtime import StageContext, StageError, uses_gpu
 from stages.settings import RMSettings, SFTSettings
@@ -104,14 +105,17 @@ def train(trainer: SFTTrainer | RewardTrainer, context: StageContext) -> None:
 
 @contextmanager
 def whole_model(trainer: SFTTrainer | RewardTrainer) -> Generator[Any]:
-    """Give the trained model without what wraps it; inside, every rank holds all of its weights. To be entered by all ranks."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    """Give the trained model without what wraps it, to be computed with by all ranks alike, and saved. To be entered by all ranks.
+
+    Every rank holds all of its weights; at ZeRO stage 3 under an adapter those that learn, and the others one module after the other.
+    """
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
     plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
     if plugin is None or plugin.zero_stage < 3:
         yield model
         return
     unset_hf_deepspeed_config()  # or transformers would open the next model in pieces, on all ranks at once
-    with gather_weights(trainer.model_wrapped):
+    with gather_weights(trainer.model_wrapped, frozen=not is_adapter(model)), gathered_in_forward(model):
         yield model
 
 

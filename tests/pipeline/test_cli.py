@@ -128,7 +128,7 @@ def test_what_a_model_says_does_not_steer_the_terminal(made, rlhf):
         (
             ["run", "nope.yaml"],
             2,
-            "nope.yaml: found no such recipe, needed a file or one of demo, llama-3.1-8b-lora, llama-3.1-8b-zero3, qwen2.5-0.5b-lora",
+            "nope.yaml: found no such recipe, needed a file or one of demo, llama-3.1-8b-lora, llama-3.1-8b-qlora, ",
         ),
         (["plan", "demo", "--set", "ppo.kl=1"], 2, "--set: ppo.kl: unknown key; did you mean ppo.kl_coef?"),
         (["run", "--only", "dpo"], 2, "needed a stage: sft, rm, ppo"),
