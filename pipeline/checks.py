@@ -110,7 +110,11 @@ def _check_quantization(recipe: Recipe, stages: tuple[StageName, ...], problem: 
         keys = f"{stage}.lora.quantize"
         if importlib.util.find_spec("bitsandbytes") is None:
             yield problem(keys, f"found {lora.quantize}, needed bitsandbytes, which is not installed; run `make setup` or install it")
-        if hardware.zero_stage == 3 and hardware.engine in ("auto", "deepspeed"):
+        if stage == "ppo" and recipe.ppo.rollout.engine == "vllm":
+            yield problem(
+                keys, f"found {lora.quantize}, but vLLM would sample from a base that is not quantized; set ppo.rollout.engine: torch"
+            )
+        if hardware.zero_stage == 3 and hardware.engine == "deepspeed":  # what `auto` takes, the stage knows
             needed = "weights that are not shared out: ZeRO stage 3 knows nothing of the scales of 4-bit ones"
             yield problem(keys, f"found {lora.quantize} with hardware.zero_stage = 3, needed {needed}; set hardware.zero_stage: 2")
 

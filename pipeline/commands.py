@@ -137,7 +137,9 @@ def _torchrun(hardware: HardwareSettings) -> list[str]:
 def _remote(hardware: HardwareSettings, host: Host, command: list[str], marker: str) -> list[str]:
     """Wrap a node's command: the remote shell gets one line for the other machine's shell."""
     agent = [*_PYTHON, "pipeline.node", marker, "--", *command]
-    line = f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(agent)}"
+    # The agent is told of the environment down its pipe; but what Python itself needs to start must be there before.
+    needed = [f"{name}={os.environ[name]}" for name in ("LD_LIBRARY_PATH", "PYTHONPATH") if name in os.environ]
+    line = f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(['env', *needed, *agent])}"
     filled = {"{host}": host.name, "{command}": line}
     return [filled.get(word, word.replace("{host}", host.name)) for word in shlex.split(hardware.remote_shell)]
 

@@ -20,8 +20,9 @@ from pipeline.reading import Reading, read_data
 from pipeline.store import Store
 from stages.spec import EXIT_MISSING, MODEL_INPUTS, STAGE_VERSIONS, STAGES, DataSplits, StageName, data_inputs
 
-# Settings that change how a stage runs but not what it makes.
+# Settings that change how a stage runs but not what it makes, and those of `ppo.rollout`.
 _WITHOUT_EFFECT = ("save_every", "log_every")
+_WITHOUT_EFFECT_IN_ROLLOUT = ("command", "options", "server")
 _BASE = "base"
 _REASONS_SHOWN = 4
 
@@ -213,6 +214,8 @@ def hash_inputs(stage: StageName, config: Mapping[str, Any], data: Mapping[str, 
 def _config_slice(stage: StageName, recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     """Collect what a stage reads of the recipe, so far as it changes what the stage makes."""
     settings = {name: value for name, value in recipe.settings(stage).model_dump(mode="json").items() if name not in _WITHOUT_EFFECT}
+    if stage == "ppo":
+        settings["rollout"] = {name: value for name, value in settings["rollout"].items() if name not in _WITHOUT_EFFECT_IN_ROLLOUT}
     return {
         "stage_version": STAGE_VERSIONS[stage],
         "base_model": inputs.base_identity,

@@ -24,7 +24,7 @@ from stages.spec import EXIT_FAILED, EXIT_USAGE
 Found = TypeVar("Found")
 Engine = Literal["none", "ddp", "deepspeed"]
 
-_COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)  # one rank may load, sample or write for long; the heartbeat finds the dead
+_COLLECTIVE_TIMEOUT = datetime.timedelta(hours=2)  # one rank may load, merge or write 100s of GB; the heartbeat finds the dead
 _BEAT_S = 2.0
 _SILENCE_S = 30.0  # after which a rank counts as gone
 _START_S = 300.0  # within which every rank's first beat must come

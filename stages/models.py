@@ -72,7 +72,7 @@ def load_policy(
 
 def init_reward_model(path: str, hardware: HardwareSettings, seed: int, *, zero3: dict[str, Any] | None = None) -> PreTrainedModel:
     """Start a reward model from an SFT model: its backbone, and a scalar head drawn from N(0, 1/(d+1)) (N+ details, 10)."""
-    if _is_unmerged_adapter(Path(path)):
+    if is_unmerged_adapter(Path(path)):
         # peft opens an adapter only on the kind of model that it was trained on: merge there, then take the backbone.
         model: Any = put_head_on(load_policy(path, hardware, zero3=zero3))
     else:
@@ -251,7 +251,7 @@ def require_adapter_base(path: str, setting: str) -> None:
     Raises:
         StageError: `path` holds an adapter and there is no merged model beside it.
     """
-    if _is_unmerged_adapter(Path(path)):
+    if is_unmerged_adapter(Path(path)):
         raise StageError(
             f"{setting} trains an adapter on {path}, which is itself an adapter; a base that opens by itself is needed; "
             "set sft.lora.merge: true",
@@ -294,7 +294,7 @@ def _load_weights(
     """Load safetensors weights in float32; an adapter is merged into its base; no parameter may be left to chance."""
     directory = Path(path)
     adapter = None
-    if _is_unmerged_adapter(directory):
+    if is_unmerged_adapter(directory):
         adapter = path
         config = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         path, revision = config["base_model_name_or_path"], config.get("revision")
@@ -347,7 +347,8 @@ def _finish_loading(model: Any, hardware: HardwareSettings) -> None:
             enable_packing(model)
 
 
-def _is_unmerged_adapter(directory: Path) -> bool:
+def is_unmerged_adapter(directory: Path) -> bool:
+    """Whether a directory holds an adapter, and there is no merged model beside it."""
     return (directory / ADAPTER_CONFIG).exists() and not (directory.parent / MERGED_DIR).exists()
 
 

@@ -22,6 +22,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from data.tokens import EncodedComparison, EncodedPair
 from stages.checkpoint import mark_complete, prune
+from stages.compiling import eagerly
 from stages.deepspeed_config import make_deepspeed_config
 from stages.distributed import choose_engine, describe_layout, find_checkpoint, require_world_size
 from stages.models import HEAD, find_model, is_adapter
@@ -115,7 +116,7 @@ def whole_model(trainer: SFTTrainer | RewardTrainer) -> Generator[Any]:
         yield model
         return
     unset_hf_deepspeed_config()  # or transformers would open the next model in pieces, on all ranks at once
-    with gather_weights(trainer.model_wrapped, frozen=not is_adapter(model)), gathered_in_forward(model):
+    with gather_weights(trainer.model_wrapped, frozen=not is_adapter(model)), gathered_in_forward(model), eagerly(model):
         yield model
 
 

@@ -35,7 +35,7 @@ def require_same_policy(logprob_gap: float, iteration: int) -> None:
     """
     if logprob_gap > _MAX_LOGPROB_GAP:  # not-a-number has a message of its own, see below
         raise StageError(
-            f"iteration {iteration}: the log-probabilities of the rollout's engine are {logprob_gap:.2g} nats a token away from the "
+            f"iteration {iteration}: the log-probabilities of ppo.rollout's server are {logprob_gap:.2g} nats a token away from the "
             f"policy's; at most {_MAX_LOGPROB_GAP} is needed, or it samples from another model; see that the server serves this policy's "
             "base with --logprobs-mode processed_logprobs, or set ppo.rollout.engine: torch",
             EXIT_VERIFICATION,

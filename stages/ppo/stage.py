@@ -42,10 +42,9 @@ def main(context: StageContext) -> StageResult:
     counts |= demonstration_counts
 
     sampling = make_sampling(settings, tokenizer, spec.tokens.max_response_tokens)
+    trainer = _build_trainer(context, tokenizer, [prompt.prompt_ids for prompt in prompts], demonstrations, accelerator, sampling)
     with _open_engine(context, accelerator, [*prompts, *held_out_prompts], sampling) as engine:
-        trainer = _build_trainer(
-            context, tokenizer, [prompt.prompt_ids for prompt in prompts], demonstrations, accelerator, sampling, engine
-        )
+        trainer.engine = engine or trainer.engine
         held_out = HeldOut(trainer, tokenizer, held_out_prompts[: settings.eval_samples], judge, seed=spec.seed)
         metrics = train(context, trainer, held_out)
         samples: list[dict[str, Any]] = []
@@ -188,7 +187,6 @@ def _build_trainer(
     demonstrations: list[EncodedPair],
     accelerator: Accelerator,
     sampling: Sampling,
-    engine: RolloutEngine | None,
 ) -> PPOTrainer:
     spec, settings = context.spec, _settings(context)
     loaded = load_models(context, settings, tokenizer)
@@ -214,7 +212,6 @@ def _build_trainer(
         autocast=precision.autocast(spec.hardware, accelerator.device),
         demonstrations=demonstrations,
         deepspeed=deepspeed,
-        engine=engine,
         note=context.note,
     )
 

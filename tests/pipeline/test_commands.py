@@ -60,7 +60,7 @@ def test_every_node_is_reached_by_the_remote_shell_and_told_who_it_is(hostfile, 
     assert (first.node, second.node) == ("node0", "node1")
     assert second.argv[:3] == ["ssh", "-o", "BatchMode=yes"] and second.argv[-2] == "node1"
     line = shlex.split(second.argv[-1])
-    assert line[:4] == ["cd", str(Path.cwd()), "&&", "exec"] and line[line.index("pipeline.node") + 1] == "marker-1"
+    assert line[:5] == ["cd", str(Path.cwd()), "&&", "exec", "env"] and line[line.index("pipeline.node") + 1] == "marker-1"
     assert "hf_secret" not in str(second.argv)  # a command line is for everybody to see, and in the log
     torchrun = line[line.index("--") + 1 :]
     assert torchrun[:4] == TORCHRUN and torchrun[-3:] == ["-m", "stages.ppo", str(SPEC)]

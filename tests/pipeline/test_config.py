@@ -223,7 +223,9 @@ def test_4_bits_without_bitsandbytes_are_told_of_every_stage_that_runs(problems,
     assert all("`make setup`" in line for line in found)
 
 
-def test_4_bits_and_zero_stage_3_are_refused(problems):
+def test_4_bits_are_refused_with_zero_stage_3_and_with_vllm(problems):
+    found = problems(MINIMAL + "ppo:\n  lora: {quantize: nf4}\n  rollout: {engine: vllm}\n")
+    assert len(found) == 1 and "vLLM would sample from a base that is not quantized" in found[0]
     found = problems(MINIMAL + "ppo:\n  lora: {quantize: nf4}\nhardware:\n  engine: deepspeed\n  zero_stage: 3\n")
     assert len(found) == 1 and found[0].startswith("recipe.yaml:5: ppo.lora.quantize: found nf4 with hardware.zero_stage = 3, needed")
     assert found[0].endswith("; set hardware.zero_stage: 2")

@@ -91,7 +91,10 @@ def test_a_stage_that_differs_itself_runs_whatever_its_parents_become(planned, p
     assert changed["ppo"] == ("run", ["ppo.gamma changed 1.0 -> 0.9"])
 
 
-@pytest.mark.parametrize("override", ["name=other", "sft.save_every=7", "ppo.log_every=3", "hardware.threads=1", "hardware.device=cpu"])
+@pytest.mark.parametrize(
+    "override",
+    ["name=other", "sft.save_every=7", "ppo.log_every=3", "ppo.rollout.command=[x]", "hardware.threads=1", "hardware.device=cpu"],
+)
 def test_what_changes_no_weights_reruns_nothing(planned, publish_all, override):
     publish_all()
     assert planned(override) == dict.fromkeys(STAGES, REUSED)

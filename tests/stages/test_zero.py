@@ -88,13 +88,14 @@ def test_two_processes_leave_the_weights_of_one(runs, engine, form):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [form for engine, form in RUNS if engine == "zero3"])
 def test_at_stage_3_a_process_never_holds_more_than_its_half_and_one_whole_weight_while_it_loads(runs, form):
     for rank in (0, 1):
         found = json.loads(runs[f"zero3-{form}"].spec_path.with_name(f"resident-{rank}.json").read_text())
         # A head that is tied to the embeddings, the largest weight here, has weights of its own until it is tied.
         half = (found["elements"] + found["largest"]) / 2
-        assert found["elements"] / 2 <= found["held"] <= half + found["largest"] < 0.75 * found["elements"]
+        # 1 %: scalar heads are whole.
+        assert found["elements"] / 2 <= found["held"] <= 1.01 * (half + found["largest"]) < 0.75 * found["elements"]
 
 
 @pytest.mark.slow

@@ -122,7 +122,9 @@ def test_a_server_that_does_not_come_up_is_told(make_context, accelerator, tmp_p
     assert not (tmp_path / "rollout").exists()
 
 
-def test_a_server_that_refuses_is_told_with_what_it_said(tmp_path, accelerator):
+def test_a_server_that_refuses_is_told_with_what_it_said(make_context, tmp_path, accelerator):
+    context, _ = make_context()
+
     class NotVLLM(BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_error(404, "nothing of the kind")
@@ -134,7 +136,7 @@ def test_a_server_that_refuses_is_told_with_what_it_said(tmp_path, accelerator):
     Thread(target=server.serve_forever, daemon=True).start()
     try:
         with pytest.raises(StageError, match=r"(?s)/v1/models: 404 .*nothing of the kind"):
-            VLLMEngine(f"http://127.0.0.1:{server.server_port}", tmp_path, accelerator)
+            VLLMEngine(context, accelerator, f"http://127.0.0.1:{server.server_port}", "key", tmp_path)
     finally:
         server.shutdown()
         server.server_close()
