@@ -8,8 +8,15 @@ if ! command -v slurmctld >/dev/null || ! command -v munged >/dev/null; then
 fi
 
 host=$(hostname -s)
+cpus=$(getconf _NPROCESSORS_ONLN) # nproc goes by OMP_NUM_THREADS
+mark="# Written by tests/end_to_end/slurm/start.sh"
+if [ -e /etc/slurm/slurm.conf ] && ! grep -q "$mark" /etc/slurm/slurm.conf; then
+    echo "/etc/slurm/slurm.conf is of another SLURM; this test needs a machine without one" >&2
+    exit 1
+fi
 mkdir -p /etc/slurm /var/spool/slurmctld /var/spool/slurmd /var/log/slurm /run/munge
 cat >/etc/slurm/slurm.conf <<CONF
+$mark
 ClusterName=local
 SlurmctldHost=$host(127.0.0.1)
 SlurmUser=root
@@ -32,7 +39,7 @@ KillWait=30
 MpiDefault=none
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
-NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc) State=UNKNOWN
+NodeName=$host NodeAddr=127.0.0.1 CPUs=$cpus Sockets=1 CoresPerSocket=$cpus ThreadsPerCore=1 State=UNKNOWN
 PartitionName=main Nodes=$host Default=YES MaxTime=INFINITE State=UP
 CONF
 
@@ -40,7 +47,7 @@ CONF
 chown -R munge: /etc/munge /run/munge /var/lib/munge /var/log/munge 2>/dev/null || true
 chmod 400 /etc/munge/munge.key
 pgrep -x munged >/dev/null || su -s /bin/sh munge -c munged
-pgrep -x slurmctld >/dev/null || slurmctld
+pgrep -x slurmctld >/dev/null || slurmctld -c # not the jobs of an earlier time
 pgrep -x slurmd >/dev/null || slurmd
 for _ in $(seq 30); do
     if sinfo --noheader --format=%T | grep -q idle; then exit 0; fi
