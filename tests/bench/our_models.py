@@ -10,9 +10,9 @@ from stages.settings import HardwareSettings
 from tests.bench.workload import add_biased_head, make_plain_policy, make_reward_model
 
 
-def make_hardware(precision: str) -> HardwareSettings:
+def make_hardware(precision: str, **changes: Any) -> HardwareSettings:
     """Describe this machine to our code; attention and the like stay at the project's defaults."""
-    return HardwareSettings.model_validate({"device": "cpu", "precision": precision})
+    return HardwareSettings.model_validate({"device": "cpu", "precision": precision, **changes})
 
 
 def open_policy(size: str, hazard: float, hardware: HardwareSettings) -> Any:

@@ -1,22 +1,26 @@
-"""One PPO update of ours per "go": `python -m tests.bench.ppo_worker '{"ppo": {...}, "precision": "float32"}'`."""
+"""One PPO update of ours per "go": `python -m tests.bench.ppo_worker '{"ppo": {...}, "precision": "float32", "compile": false}'`."""
 
 import functools
 import json
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
+from stages.compiling import compile_layers
 from stages.ppo import trainer as trainer_module
 from stages.ppo.actor_critic import Actor, ActorCritic, init_critic
 from stages.ppo.load import PPOModels
 from stages.ppo.rollout import Sampling
 from stages.ppo.trainer import PPOTrainer
 from stages.precision import autocast, freeze
-from stages.settings import HardwareSettings, PPOSettings
+from stages.settings import HardwareSettings, PPOSettings, TokenSettings
 from tests.bench.our_models import make_hardware, open_policy, open_reward_model
 from tests.bench.protocol import Bench, Figures, Instant
+from tests.bench.stage_context import make_context
 from tests.bench.workload import EOS, PAD, PPOWork, make_prompts
 
 
@@ -97,10 +101,14 @@ def main() -> None:
     bench = Bench()
     given = json.loads(sys.argv[1])
     work = PPOWork(**given["ppo"])
-    hardware = make_hardware(given["precision"])
-    trainer, marks = build_trainer(work, hardware, open_models(work, hardware)), mark_phases()
-    prompt_tokens = sum(map(len, make_prompts(work)))
-    bench.serve(lambda: measure_step(trainer, marks, prompt_tokens))
+    hardware = make_hardware(given["precision"], compile=given["compile"])
+    models = open_models(work, hardware)
+    with tempfile.TemporaryDirectory() as directory:
+        context = make_context("ppo", make_settings(work), TokenSettings(), given["precision"], Path(directory), hardware=hardware)
+        compile_layers(context, models.actor_critic.actor.policy, models.actor_critic.critic, models.ref_policy, models.reward_model)
+        trainer, marks = build_trainer(work, hardware, models), mark_phases()
+        prompt_tokens = sum(map(len, make_prompts(work)))
+        bench.serve(lambda: measure_step(trainer, marks, prompt_tokens))
 
 
 if __name__ == "__main__":

@@ -39,19 +39,21 @@ def measure_ppo(options: Options) -> Iterator[Case]:
             with started(f"ppo {size} {profile}") as workers:
                 for precision in PRECISIONS:
                     given = {"ppo": work, "precision": precision}
-                    workers[f"ours {precision}"] = Worker("ppo_worker", given, options.threads)
+                    for compiled in (False, True):
+                        workers[f"ours {precision} {compiled}"] = Worker("ppo_worker", given | {"compile": compiled}, options.threads)
                     workers[f"trl {precision}"] = Worker("trl_ppo_worker", given, options.threads, python)
                 workers["floor"] = Worker("floor_worker", {"shapes": shapes}, options.threads)
                 figures = take_turns(workers, options.repeats)
-                facts = workers["ours float32"].facts
+                facts = workers["floor"].facts
             for precision in PRECISIONS:
-                yield {
-                    "labels": {"size": size, "answers": profile, "precision": precision},
-                    "work": work,
-                    "facts": facts,
-                    "engines": {engine: figures[f"{engine} {precision}"] for engine in ("trl", "ours")},
-                    "rates": [rate for turn in figures["floor"] for rate in turn["rates"] if rate["precision"] == precision],
-                }
+                for compiled in (False, True):
+                    yield {
+                        "labels": {"size": size, "answers": profile, "precision": precision, "ours compiled": "yes" if compiled else "no"},
+                        "work": work,
+                        "facts": facts,
+                        "engines": {"trl": figures[f"trl {precision}"], "ours": figures[f"ours {precision} {compiled}"]},
+                        "rates": [rate for turn in figures["floor"] for rate in turn["rates"] if rate["precision"] == precision],
+                    }
 
 
 def measure_rm(options: Options) -> Iterator[Case]:

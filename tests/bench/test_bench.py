@@ -12,7 +12,7 @@ WORK = make_ppo_work("tiny", "half", quick=True) | {"ppo_epochs": 2}
 
 
 def test_a_worker_answers_each_go_with_one_update_and_the_report_shows_it(tmp_path):
-    worker = Worker("ppo_worker", {"ppo": WORK, "precision": "float32"}, threads=1)
+    worker = Worker("ppo_worker", {"ppo": WORK, "precision": "float32", "compile": False}, threads=1)
     try:
         turns = take_turns({"ours": worker}, repeats=1)["ours"]
     finally:
