@@ -20,6 +20,9 @@ MAX_VOCAB_SIZE = 1024  # the demo's texts run out of merges at about 822
 HIDDEN, LAYERS, HEADS, INTERMEDIATE, MAX_POSITIONS = 128, 4, 4, 320, 256
 # With Llama's usual 0.02 a model this small gets the facts right in 10 % of its answers after SFT, with 0.08 in 74 %.
 INITIALIZER_RANGE = 0.08
+# Keys begin correlated with queries, so a token looks for others like it, and a reward model sees early that an answer's item is not the
+# order's: its pair accuracy after 12,000 comparisons was 0.85, and 0.80 with 0.
+QUERY_KEY_CORRELATION = 0.4
 
 # A system message reads like a user's. Nothing follows the end token, so a prompt with earlier turns is exactly the
 # ids that the model saw and wrote.
@@ -107,7 +110,11 @@ def _model_config(vocab_size: int) -> dict[str, object]:
 
 
 def _draw_weights(vocab_size: int, seed: int) -> "dict[str, npt.NDArray[np.float32]]":
-    """Draw every matrix from N(0, 0.08); norms are 1 and the padding row 0, as transformers initialises them."""
+    """Draw every matrix from N(0, 0.08); norms are 1 and the padding row 0, as transformers initialises them.
+
+    Differs: keys are correlated with queries, W_k = ρ W_q + √(1 − ρ²) N(0, 0.08), so that W_q W_kᵀ leans to the identity as it does in
+    pretrained models (mimetic initialisation, Trockman & Kolter 2023, arXiv 2305.09828).
+    """
     import numpy as np  # here, not at the top: `rlhf plan` imports this package for the demo's version
 
     rng = np.random.default_rng(seed)
@@ -120,7 +127,11 @@ def _draw_weights(vocab_size: int, seed: int) -> "dict[str, npt.NDArray[np.float
     weights["model.embed_tokens.weight"][PAD_ID] = 0.0
     for i in range(LAYERS):
         layer = f"model.layers.{i}"
-        weights |= {f"{layer}.self_attn.{name}_proj.weight": draw(HIDDEN, HIDDEN) for name in "qkvo"}
+        query, key, value, output = (draw(HIDDEN, HIDDEN) for _ in "qkvo")
+        key = np.float32(QUERY_KEY_CORRELATION) * query + np.float32((1 - QUERY_KEY_CORRELATION**2) ** 0.5) * key
+        weights |= {
+            f"{layer}.self_attn.{name}_proj.weight": matrix for name, matrix in zip("qkvo", (query, key, value, output), strict=True)
+        }
         weights |= {f"{layer}.mlp.{name}_proj.weight": draw(INTERMEDIATE, HIDDEN) for name in ("gate", "up")}
         weights[f"{layer}.mlp.down_proj.weight"] = draw(HIDDEN, INTERMEDIATE)
         weights |= {f"{layer}.{name}_layernorm.weight": ones for name in ("input", "post_attention")}

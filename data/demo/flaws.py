@@ -1,7 +1,8 @@
 """An answer -> a copy with ONE more flaw, so that a ranked list shows what each mistake costs.
 
 What the flaws cover decides what the reward model can learn: without `question` the policy learned to answer another
-question, without `manners` it dropped greetings.
+question, without `manners` it dropped greetings, with `status` half as often it treated packed orders as delayed or gone (facts right in
+0.79 of the answers on data 202, now in 0.89).
 """
 
 import re
@@ -32,16 +33,16 @@ Choice = TypeVar("Choice")
 
 # How often each flaw is drawn, before those that do not apply are left out.
 WEIGHTS = {
-    "order": 8,  # another customer's order: item, day and name differ
-    "item": 5,
-    "day": 3,
+    "order": 4,  # another customer's order: item, day and name differ
+    "item": 6,
+    "day": 4,
     "name": 5,
-    "status": 4,
+    "status": 8,
     "question": 4,  # the answer to another question
-    "repeat": 3,
+    "repeat": 2,
     "rude": 1,
     "filler": 1,
-    "step": 2,
+    "step": 3,
     "manners": 6,
 }
 

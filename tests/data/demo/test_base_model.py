@@ -93,3 +93,10 @@ def test_seed_changes_the_weights_and_not_the_tokenizer(tmp_path):
     assert (tmp_path / "a/model.safetensors").read_bytes() != (tmp_path / "c/model.safetensors").read_bytes()
     assert (tmp_path / "a/tokenizer.json").read_bytes() == (tmp_path / "c/tokenizer.json").read_bytes()
     assert json.loads((tmp_path / "a/config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+
+
+def test_keys_are_correlated_with_queries(loaded):
+    for layer in loaded[0].model.layers:
+        query, key, value = (getattr(layer.self_attn, f"{name}_proj").weight.flatten() for name in "qkv")
+        assert abs(torch.corrcoef(torch.stack([query, key]))[0, 1].item() - 0.4) < 0.03
+        assert abs(torch.corrcoef(torch.stack([query, value]))[0, 1].item()) < 0.03

@@ -52,8 +52,8 @@ def test_same_seed_gives_the_same_bytes_in_another_process(tmp_path):
 
 PRINTS = {
     "demonstrations": "sha256:30d90825828aad6bd2153aa28cb4c7916c3c6119e5398e2db94e8a89031fa585",
-    "comparisons": "sha256:0ea7c704ff0d951811def11e0e2d03a6f0a112f047adf8e461d6a0a48551b7f8",
-    "prompts": "sha256:0607e4c2691ce3dfc52b74944b6ea50a40680022cced270023ece6c51aeaa944",
+    "comparisons": "sha256:ff0580f47d05e7424ff3a422ea7383e573871de1b32765f0189bf5771086e9e1",
+    "prompts": "sha256:e7b12c4a9d3894c1b1cc53f3c1f5d0132db13f56754d2a654167cc6bc975e1b9",
 }
 
 
