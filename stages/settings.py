@@ -63,8 +63,8 @@ class HardwareSettings(Closed):
     )
     compile: bool = Field(
         False,
-        description="Compile the transformer's layers (torch.compile) for training and scoring: about a minute at the start, then a tenth "
-        "less time per step on a CPU.",
+        description="Compile the transformer's layers (torch.compile) for training and scoring: about a minute at the start; what it "
+        "brings then depends on the device.",
     )
     threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads of a stage process; 0 leaves torch's default.")
     processes: PositiveInt = Field(1, description="Processes on each node (one per GPU).")
