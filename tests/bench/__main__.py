@@ -5,7 +5,7 @@
     make bench BENCH="--quick"          a smoke test of about two minutes, into build/bench/
 
     ppo      one PPO update by phases against TRL 1.12.0, the last release with a PPO trainer, and against the floor: the time that the
-             matrix products of its real tokens take on this machine
+             matrix products of its real tokens take on this machine; the small model compiled too, the larger ones on fewer prompts
     rm       one optimizer step on K ranked answers against TRL's RewardTrainer on their C(K,2) pairs, in its
              micro-batches of 8 pairs and all of them at once; one thread
     sft      one epoch on answers of skewed lengths, packed and padded
