@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pipeline.launch import ALLOCATOR
+
 ROOT = Path(__file__).resolve().parents[2]
 LOGS = ROOT / "build" / "bench" / "logs"
 Figures = dict[str, Any]
@@ -27,7 +29,7 @@ class Worker:
         module: which worker, such as `ppo_worker`.
         work: what it is to do; anything that JSON can carry.
         threads: CPU threads of its torch.
-        python: the interpreter of its environment.
+        python: the interpreter of its environment; one of this project's has its memory allocated as a stage's.
 
     Raises:
         RuntimeError: the worker ended; the message holds the end of what it printed.
@@ -36,7 +38,7 @@ class Worker:
     def __init__(self, module: str, work: Figures, threads: int, python: Path | str = sys.executable) -> None:
         LOGS.mkdir(parents=True, exist_ok=True)
         self._log = LOGS / f"{module}-{os.getpid()}-{time.monotonic_ns()}.log"
-        environment = os.environ | {
+        environment = (ALLOCATOR if python == sys.executable else {}) | os.environ | {
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
             "HF_HUB_OFFLINE": "1",

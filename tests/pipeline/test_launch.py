@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -277,3 +278,26 @@ def test_the_environment_tells_the_stage_what_it_may(run_script, tmp_path):
         open(os.path.dirname(EVENTS) + "/env", "w").write(json.dumps([os.environ.get(name) for name in names]))
     """)
     assert json.loads((tmp_path / "env").read_text()) == ["1", "false", "0", "1"]
+
+
+def count_faults(run_script, tmp_path):
+    """Page faults of a stage that makes a 40 MB tensor and drops it, 50 times over."""
+    run_script("""
+        import resource, torch
+        torch.ones(10_000_000)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(50):
+            torch.ones(10_000_000)
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        with open(EVENTS, "a") as stream:
+            stream.write(json.dumps({"event": "progress", "faults": faults}) + chr(10))
+    """)
+    return json.loads((tmp_path / "events.jsonl").read_text().splitlines()[-1])["faults"]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are those of glibc")
+def test_a_stage_keeps_the_memory_of_its_tensors_unless_the_user_sets_the_allocator(run_script, tmp_path, monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert count_faults(run_script, tmp_path) < 1_000
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=1000000")
+    assert count_faults(run_script, tmp_path) > 50 * 40_000_000 // 4096 // 2  # each page of each tensor anew
