@@ -164,7 +164,7 @@ def note_padding(context: StageContext, model: Any) -> None:
 def compute_scores(reward_model: Any, row: PackedRow) -> torch.Tensor:
     """Score each document at its last token: (logit - score_bias) / score_scale, in float32, shape D."""
     inner = find_model(reward_model)
-    hidden_DH = compute_hidden_states(inner.base_model, row)[row.lasts_D]
+    hidden_DH = compute_hidden_states(inner.base_model, row, row.lasts_D)
     return score_from_logits(inner.get_submodule(HEAD)(hidden_DH)[:, 0], inner.config)
 
 

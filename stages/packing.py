@@ -10,7 +10,7 @@ documents of similar length Q is the longest of them and K the longest with what
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 PACKED = "packed"  # the name of our attention among transformers' implementations
 _PROBE_TOLERANCE = 2e-3  # of the largest hidden state: room for TF32 and bfloat16 weights, none for a wrong mask
@@ -51,6 +52,14 @@ class PackedRow:
     parents_D: Tensor  # the document that this one continues; -1: none
     groups: list[_Group]
     places_N: Tensor  # where each token's output lies among those of all groups
+    read_R: Tensor | None = None  # the tokens that need the last layer's MLP; None: all
+
+    def reading(self, index_K: Tensor) -> "PackedRow":
+        """Promise that of the last hidden states only those at `index_K` will be read: the others then need not be computed."""
+        num_read = min(len(index_K) + count_filling(len(index_K)), len(self.ids_N))
+        is_unread_N = torch.ones_like(self.ids_N, dtype=torch.bool)
+        is_unread_N[index_K] = False
+        return replace(self, read_R=is_unread_N.byte().argsort(stable=True)[:num_read])
 
     @property
     def lasts_D(self) -> Tensor:
@@ -261,6 +270,38 @@ AttentionInterface.register(PACKED, attend)
 AttentionMaskInterface.register(PACKED, sdpa_mask)
 
 
+class _SkipUnread:
+    """Hooks by which a model's last layer runs its MLP on the tokens that are read; at the others the layer's output means nothing.
+
+    Nothing else depends on it there: the last layer's keys and values are computed before.
+    """
+
+    def __init__(self, layer: nn.Module, mlp: nn.Module) -> None:
+        self._row: PackedRow | None = None
+        self._handles = [
+            layer.register_forward_pre_hook(self._note, with_kwargs=True),  # at a checkpointed layer's second run too
+            mlp.register_forward_pre_hook(self._select),
+            mlp.register_forward_hook(self._spread),
+        ]
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _note(self, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        row = kwargs.get("packed_row")
+        self._row = None if row is None or row.read_R is None or torch.compiler.is_compiling() else row
+
+    def _select(self, mlp: nn.Module, args: Any) -> Any:
+        return args if self._row is None else (args[0].index_select(1, self._row.read_R), *args[1:])
+
+    def _spread(self, mlp: nn.Module, args: Any, output: Any) -> Any:
+        if self._row is None:
+            return output
+        spread_1NH = output.new_zeros(1, len(self._row.ids_N), output.shape[-1])
+        return spread_1NH.index_copy(1, self._row.read_R, output)
+
+
 def enable_packing(model: Any) -> bool:
     """Switch a model's attention to ours, if packed documents then come out as separate forwards do; tried, not assumed.
 
@@ -282,10 +323,29 @@ def enable_packing(model: Any) -> bool:
             works = bool(error_N.max() <= _PROBE_TOLERANCE * expected_NH.abs().max())
         except (NotImplementedError, ValueError, TypeError):  # the attention says that it cannot, or never gets to see the row
             works = False
+        if works:
+            _skip_unread(backbone, row)
     model.train(was_training)
     if not works:
         model.set_attn_implementation(before)
     return works
+
+
+def _skip_unread(backbone: Any, row: PackedRow) -> None:
+    """Put `_SkipUnread` on a backbone whose last layer calls its MLP by that name, if the tokens that are read then come out the same."""
+    layers: list[Any] = [module for module in backbone.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers or not isinstance(getattr(layers[-1], "mlp", None), nn.Module):
+        return
+    read_D = row.lasts_D
+    expected_DH = compute_hidden_states(backbone, row)[read_D]
+    hooks = _SkipUnread(layers[-1], layers[-1].mlp)
+    try:
+        found_DH = compute_hidden_states(backbone, row, read_D)
+        works = bool((found_DH - expected_DH).abs().max() <= _PROBE_TOLERANCE * expected_DH.abs().max())
+    except (AttributeError, RuntimeError, TypeError):  # an MLP that takes or gives something else than [1, N, H]
+        works = False
+    if not works:
+        hooks.remove()
 
 
 def is_packed(model: Any) -> bool:
@@ -293,10 +353,10 @@ def is_packed(model: Any) -> bool:
     return model.config._attn_implementation == PACKED
 
 
-def compute_hidden_states(backbone: Any, row: PackedRow) -> Tensor:
-    """Compute the last hidden state of each token of the row, [N, hidden size]."""
-    inputs, places_N = make_inputs(backbone, row)
-    return backbone(**inputs).last_hidden_state.flatten(0, 1)[places_N]
+def compute_hidden_states(backbone: Any, row: PackedRow, read_K: Tensor | None = None) -> Tensor:
+    """Compute the last hidden state of each token of the row, [N, hidden size], or only those at `read_K`, [K, hidden size]."""
+    inputs, places_N = make_inputs(backbone, row if read_K is None else row.reading(read_K))
+    return backbone(**inputs).last_hidden_state.flatten(0, 1)[places_N if read_K is None else places_N[read_K]]
 
 
 def make_inputs(model: Any, row: PackedRow) -> tuple[dict[str, Any], Tensor]:

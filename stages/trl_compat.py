@@ -162,7 +162,7 @@ class UnpaddedSFTTrainer(SFTTrainer):
         labels_N = inputs["labels"][0]
         predictors_K = (labels_N[1:] != IGNORED_LABEL).nonzero()[:, 0]
         policy: Any = self.accelerator.unwrap_model(model)
-        arguments, _ = make_inputs(policy, row)
+        arguments, _ = make_inputs(policy, row.reading(predictors_K))
         if len(predictors_K) * policy.config.get_text_config().vocab_size <= _MAX_LOGITS:
             logits_KV = model(**arguments, logits_to_keep=predictors_K).logits[0]
             logprobs_K = -F.cross_entropy(logits_KV.float(), labels_N[predictors_K + 1], reduction="none")
@@ -213,7 +213,7 @@ class RankingTrainer(RewardTrainer):
         A sequence classifier returns one logit per row of the batch; its head computes one per token, so they are read there.
         """
         head_model = find_model(self.accelerator.unwrap_model(model))
-        arguments, places_N = make_inputs(head_model, row)
+        arguments, places_N = make_inputs(head_model, row.reading(row.lasts_D))
         computed: list[Tensor] = []
         hook = head_model.get_submodule(HEAD).register_forward_hook(lambda _head, _input, logits: computed.append(logits))
         try:

@@ -48,7 +48,7 @@ class Critic(nn.Module):
 
     def forward(self, row: PackedRow, states_K: Tensor) -> Tensor:
         """Compute values_K in float32: at each of the given tokens, the value of the state after it."""
-        hidden_KH = compute_hidden_states(self.backbone, row)[states_K]
+        hidden_KH = compute_hidden_states(self.backbone, row, states_K)
         with torch.autocast(hidden_KH.device.type, enabled=False):
             return self.head(hidden_KH.float()).squeeze(-1)
 
@@ -91,7 +91,7 @@ def compute_token_logprobs(
     """
     num_tokens = len(predictors_K)
     predictors_K = F.pad(predictors_K, (0, count_filling(num_tokens)))  # at the first token of the row: computed and never read
-    hidden_KH = compute_hidden_states(find_backbone(policy), row)[predictors_K]
+    hidden_KH = compute_hidden_states(find_backbone(policy), row, predictors_K)
     targets_K = row.ids_N[predictors_K + 1]
     head = policy.get_output_embeddings()
     size = max(1, _MAX_LOGITS // find_model(policy).config.get_text_config().vocab_size)

@@ -38,7 +38,8 @@ class Worker:
     def __init__(self, module: str, work: Figures, threads: int, python: Path | str = sys.executable) -> None:
         LOGS.mkdir(parents=True, exist_ok=True)
         self._log = LOGS / f"{module}-{os.getpid()}-{time.monotonic_ns()}.log"
-        environment = (ALLOCATOR if python == sys.executable else {}) | os.environ | {
+        allocator = ALLOCATOR if python == sys.executable else {}
+        settings = {
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
             "HF_HUB_OFFLINE": "1",
@@ -53,7 +54,7 @@ class Worker:
                 stderr=log,
                 text=True,
                 cwd=ROOT,
-                env=environment,
+                env=allocator | os.environ | settings,
             )
         self.facts = self._read()
 

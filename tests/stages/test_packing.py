@@ -34,7 +34,9 @@ def make_qwen():
 
 def make_gpt2():
     torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=16, n_layer=2, n_head=2, n_positions=64, initializer_range=0.3)).eval()
+    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    config = GPT2Config(vocab_size=32, n_embd=16, n_layer=2, n_head=2, n_positions=64, initializer_range=0.3, **no_dropout)
+    return GPT2LMHeadModel(config).eval()
 
 
 DOCUMENTS = [
@@ -80,6 +82,31 @@ def test_each_token_comes_out_as_it_does_alone_gradients_included(make, parents)
     for (name, parameter), reference in zip(packed_model.named_parameters(), model.parameters(), strict=True):
         if reference.grad is not None:
             torch.testing.assert_close(parameter.grad, reference.grad, atol=2e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("make", [make_llama, make_qwen, make_gpt2])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_the_last_mlp_sees_only_tokens_that_are_read_and_nothing_that_is_read_changes(make, checkpointed):
+    models = [make().train(), make().train()]
+    row = pack([*DOCUMENTS, [1] * 30, [2] * 30, [3] * 30], [*PARENTS, -1, -1, -1])
+    read_K = torch.tensor([0, 3, 3, 17, 11, 0])  # in no order and with repeats
+    seen: list[list[int]] = [[], []]
+    gradients, states = [], []
+    for index, model in enumerate(models):
+        assert enable_packing(model)
+        if checkpointed:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        for module in (module for name, module in model.named_modules() if name.endswith("mlp")):
+            module.register_forward_hook(lambda _mlp, args, _output, index=index: seen[index].append(args[0].shape[1]))
+        found_KH = compute_hidden_states(model.base_model, row, read_K) if index else compute_hidden_states(model.base_model, row)[read_K]
+        weights_KH = torch.randn(found_KH.shape, generator=torch.Generator().manual_seed(1))
+        (found_KH * weights_KH).sum().backward()
+        states.append(found_KH.detach())
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None})
+    torch.testing.assert_close(states[1], states[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(gradients[1], gradients[0], atol=2e-5, rtol=1e-4)
+    assert set(seen[0]) == {128}
+    assert seen[1].count(64) * models[1].config.num_hidden_layers == len(seen[1])
 
 
 def test_a_row_holds_every_token_once():
