@@ -19,13 +19,18 @@ def compute_logprobs(logits_KV: Tensor, tokens_K: Tensor, temperature: float) ->
         temperature: the sampling temperature, > 0.
     """
     # Twice as fast on a CPU as gather and logsumexp.
-    return -F.cross_entropy(logits_KV.float() / temperature, tokens_K, reduction="none")
+    return -F.cross_entropy(_cool(logits_KV, temperature), tokens_K, reduction="none")
 
 
 def compute_entropies(logits_KV: Tensor, temperature: float) -> Tensor:
     """Compute the entropy −Σ p log p of softmax(logits / temperature) at each position, in nats."""
-    logprobs_KV = (logits_KV.float() / temperature).log_softmax(dim=-1)
+    logprobs_KV = _cool(logits_KV, temperature).log_softmax(dim=-1)
     return -(logprobs_KV.exp() * logprobs_KV).sum(dim=-1)
+
+
+def _cool(logits_KV: Tensor, temperature: float) -> Tensor:
+    # The logits are PPO's largest tensor: a division by 1, forward and backward, would be a third of their time here.
+    return logits_KV.float() if temperature == 1.0 else logits_KV.float() / temperature
 
 
 def compute_policy_losses(
