@@ -276,26 +276,20 @@ class _SkipUnread:
     Nothing else depends on it there: the last layer's keys and values are computed before.
     """
 
-    def __init__(self, layer: nn.Module, mlp: nn.Module) -> None:
+    def __init__(self) -> None:
         self._row: PackedRow | None = None
-        self._handles = [
-            layer.register_forward_pre_hook(self._note, with_kwargs=True),  # at a checkpointed layer's second run too
-            mlp.register_forward_pre_hook(self._select),
-            mlp.register_forward_hook(self._spread),
-        ]
 
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _note(self, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def note_row(self, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Before the layer, at a checkpointed layer's second run too."""
         row = kwargs.get("packed_row")
         self._row = None if row is None or row.read_R is None or torch.compiler.is_compiling() else row
 
-    def _select(self, mlp: nn.Module, args: Any) -> Any:
+    def select(self, mlp: nn.Module, args: Any) -> Any:
+        """Before the MLP."""
         return args if self._row is None else (args[0].index_select(1, self._row.read_R), *args[1:])
 
-    def _spread(self, mlp: nn.Module, args: Any, output: Any) -> Any:
+    def spread(self, mlp: nn.Module, args: Any, output: Any) -> Any:
+        """After the MLP: what it gave lies where it belongs again, between zeros."""
         if self._row is None:
             return output
         spread_1NH = output.new_zeros(1, len(self._row.ids_N), output.shape[-1])
@@ -308,6 +302,8 @@ def enable_packing(model: Any) -> bool:
     Returns:
         Whether it could be done; a model with another kind of attention (or a recurrent state) is left as it was.
     """
+    if is_packed(model):
+        return True
     backbone = model.base_model
     before = model.config._attn_implementation
     device = next(model.parameters()).device
@@ -338,14 +334,20 @@ def _skip_unread(backbone: Any, row: PackedRow) -> None:
         return
     read_D = row.lasts_D
     expected_DH = compute_hidden_states(backbone, row)[read_D]
-    hooks = _SkipUnread(layers[-1], layers[-1].mlp)
+    last, hooks = layers[-1], _SkipUnread()
+    handles = [
+        last.register_forward_pre_hook(hooks.note_row, with_kwargs=True),
+        last.mlp.register_forward_pre_hook(hooks.select),
+        last.mlp.register_forward_hook(hooks.spread),
+    ]
     try:
-        found_DH = compute_hidden_states(backbone, row, read_D)
+        found_DH = compute_hidden_states(backbone, replace(row, read_R=read_D))[read_D]  # not `reading`, which here would fill up to all
         works = bool((found_DH - expected_DH).abs().max() <= _PROBE_TOLERANCE * expected_DH.abs().max())
-    except (AttributeError, RuntimeError, TypeError):  # an MLP that takes or gives something else than [1, N, H]
+    except (AttributeError, IndexError, RuntimeError, TypeError):  # an MLP that takes or gives something else than [1, N, H]
         works = False
     if not works:
-        hooks.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def is_packed(model: Any) -> bool:

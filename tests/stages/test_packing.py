@@ -109,6 +109,21 @@ def test_the_last_mlp_sees_only_tokens_that_are_read_and_nothing_that_is_read_ch
     assert seen[1].count(64) * models[1].config.num_hidden_layers == len(seen[1])
 
 
+def test_where_the_last_module_is_not_the_last_to_compute_it_runs_on_all_tokens():
+    class Backwards(torch.nn.ModuleList):
+        def __getitem__(self, index):
+            return list(self)[::-1] if isinstance(index, slice) else super().__getitem__(index)
+
+    model = make_llama()
+    model.model.layers = Backwards(model.model.layers)
+    assert enable_packing(model)
+    row, read_K = pack([[1] * 30, [2] * 30, [3] * 30]), torch.tensor([29, 59])
+    with torch.no_grad():
+        expected_KH = compute_hidden_states(model.base_model, row)[read_K]
+        torch.testing.assert_close(compute_hidden_states(model.base_model, row, read_K), expected_KH)
+    assert not any(layer.mlp._forward_hooks for layer in list(model.model.layers))
+
+
 def test_a_row_holds_every_token_once():
     row = pack(DOCUMENTS, PARENTS)
     tokens = [token for document in DOCUMENTS for token in document]
