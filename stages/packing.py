@@ -279,10 +279,10 @@ class _SkipUnread:
     def __init__(self) -> None:
         self._row: PackedRow | None = None
 
-    def note_row(self, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """Before the layer, at a checkpointed layer's second run too."""
+    def note_row(self, attention: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Before the attention: a checkpointed layer's second run calls it again, but no hook of the layer itself."""
         row = kwargs.get("packed_row")
-        self._row = None if row is None or row.read_R is None or torch.compiler.is_compiling() else row
+        self._row = None if row is None or row.read_R is None else row
 
     def select(self, mlp: nn.Module, args: Any) -> Any:
         """Before the MLP."""
@@ -292,8 +292,8 @@ class _SkipUnread:
         """After the MLP: what it gave lies where it belongs again, between zeros."""
         if self._row is None:
             return output
-        spread_1NH = output.new_zeros(1, len(self._row.ids_N), output.shape[-1])
-        return spread_1NH.index_copy(1, self._row.read_R, output)
+        row, self._row = self._row, None
+        return output.new_zeros(1, len(row.ids_N), output.shape[-1]).index_copy(1, row.read_R, output)
 
 
 def enable_packing(model: Any) -> bool:
@@ -328,22 +328,26 @@ def enable_packing(model: Any) -> bool:
 
 
 def _skip_unread(backbone: Any, row: PackedRow) -> None:
-    """Put `_SkipUnread` on a backbone whose last layer calls its MLP by that name, if the tokens that are read then come out the same."""
-    layers: list[Any] = [module for module in backbone.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not layers or not isinstance(getattr(layers[-1], "mlp", None), nn.Module):
+    """Put `_SkipUnread` on a backbone whose last layer has an attention and an MLP by these names, if tokens then come out the same."""
+    layers = [module for module in backbone.modules() if isinstance(module, GradientCheckpointingLayer)]
+    parts = dict(layers[-1].named_children()) if layers else {}
+    attention, mlp = next((part for name, part in parts.items() if "attn" in name or "attention" in name), None), parts.get("mlp")
+    if attention is None or mlp is None:
         return
     read_D = row.lasts_D
-    expected_DH = compute_hidden_states(backbone, row)[read_D]
-    last, hooks = layers[-1], _SkipUnread()
+    expected_NH = compute_hidden_states(backbone, row)
+    hooks = _SkipUnread()
     handles = [
-        last.register_forward_pre_hook(hooks.note_row, with_kwargs=True),
-        last.mlp.register_forward_pre_hook(hooks.select),
-        last.mlp.register_forward_hook(hooks.spread),
+        attention.register_forward_pre_hook(hooks.note_row, with_kwargs=True),
+        mlp.register_forward_pre_hook(hooks.select),
+        mlp.register_forward_hook(hooks.spread),
     ]
     try:
         found_DH = compute_hidden_states(backbone, replace(row, read_R=read_D))[read_D]  # not `reading`, which here would fill up to all
-        works = bool((found_DH - expected_DH).abs().max() <= _PROBE_TOLERANCE * expected_DH.abs().max())
-    except (AttributeError, IndexError, RuntimeError, TypeError):  # an MLP that takes or gives something else than [1, N, H]
+        again_NH = compute_hidden_states(backbone, row)  # an MLP before the attention would go by the last forward's row
+        error = torch.maximum((found_DH - expected_NH[read_D]).abs().max(), (again_NH - expected_NH).abs().max())
+        works = bool(error <= _PROBE_TOLERANCE * expected_NH.abs().max())
+    except Exception:  # whatever it is that an MLP of another kind says of fewer tokens: it runs on all of them
         works = False
     if not works:
         for handle in handles:

@@ -109,6 +109,22 @@ def test_the_last_mlp_sees_only_tokens_that_are_read_and_nothing_that_is_read_ch
     assert seen[1].count(64) * models[1].config.num_hidden_layers == len(seen[1])
 
 
+def test_two_checkpointed_forwards_before_one_backward_each_recompute_their_own_tokens():
+    gradients = []
+    for checkpointed in (False, True):
+        model = make_llama().train()
+        assert enable_packing(model)
+        if checkpointed:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        row = pack([[1, 2, 3] * 10, [4, 5, 6] * 10, [7, 8, 9] * 10, [10, 11, 12] * 10])
+        states = [compute_hidden_states(model.base_model, row, torch.arange(start, start + 60)) for start in (0, 60)]
+        weights = torch.randn(2, *states[0].shape, generator=torch.Generator().manual_seed(1))
+        (torch.stack(states) * weights).sum().backward()
+        gradients.append([parameter.grad for parameter in model.base_model.parameters()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(recomputed, plain)
+
+
 def test_where_the_last_module_is_not_the_last_to_compute_it_runs_on_all_tokens():
     class Backwards(torch.nn.ModuleList):
         def __getitem__(self, index):
