@@ -18,8 +18,7 @@ from stages.death import die_with_parent
 
 STOP = b"stop\n"
 # What other machines must know of the environment: how to reach each other, and the libraries' settings.
-_LIBRARIES = ("NCCL_", "GLOO_", "TORCH", "HF_", "OMP_", "MKL_", "CUDA_", "TOKENIZERS_", "GLIBC_")
-_FORWARDED = (*_LIBRARIES, "LD_LIBRARY_PATH", "PATH", "RLHF_", "PYTHON")
+_FORWARDED = ("NCCL_", "GLOO_", "TORCH", "HF_", "OMP_", "MKL_", "CUDA_", "LD_LIBRARY_PATH", "PATH", "RLHF_", "PYTHON", "TOKENIZERS_")
 
 
 def pack_environment(environment: Mapping[str, str]) -> bytes:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipeline.launch import ALLOCATOR
+from pipeline.launch import allocator_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 LOGS = ROOT / "build" / "bench" / "logs"
@@ -38,7 +38,7 @@ class Worker:
     def __init__(self, module: str, work: Figures, threads: int, python: Path | str = sys.executable) -> None:
         LOGS.mkdir(parents=True, exist_ok=True)
         self._log = LOGS / f"{module}-{os.getpid()}-{time.monotonic_ns()}.log"
-        allocator = ALLOCATOR if python == sys.executable else {}
+        allocator = allocator_settings() if python == sys.executable else {}
         settings = {
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),

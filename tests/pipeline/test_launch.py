@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.commands import Command
-from pipeline.launch import EventReader, StageFailed, last_lines, launch
+from pipeline.launch import EventReader, StageFailed, allocator_settings, last_lines, launch
 from pipeline.processes import find_marked
 from tests.waiting import wait_until
 
@@ -295,9 +295,31 @@ def count_faults(run_script, tmp_path):
     return json.loads((tmp_path / "events.jsonl").read_text().splitlines()[-1])["faults"]
 
 
+@pytest.fixture
+def plain_allocator(monkeypatch):
+    for name in [name for name in os.environ if name == "GLIBC_TUNABLES" or name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("pipeline.launch._GPUS", ())
+
+
+@pytest.mark.usefixtures("plain_allocator")
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are those of glibc")
 def test_a_stage_keeps_the_memory_of_its_tensors_unless_the_user_sets_the_allocator(run_script, tmp_path, monkeypatch):
-    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if not allocator_settings():
+        pytest.skip("glibc 2.35 or newer is needed")
     assert count_faults(run_script, tmp_path) < 1_000
-    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=1000000")
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1000000")
     assert count_faults(run_script, tmp_path) > 50 * 40_000_000 // 4096 // 2  # each page of each tensor anew
+
+
+@pytest.mark.usefixtures("plain_allocator")
+@pytest.mark.parametrize(("version", "is_set"), [("glibc 2.36", True), ("glibc 2.35", True), ("glibc 2.34", False), ("", False)])
+def test_the_allocator_is_left_alone_where_it_would_refuse_half_of_the_settings(monkeypatch, version, is_set):
+    monkeypatch.setattr(os, "confstr", lambda _name: version)
+    assert bool(allocator_settings()) == is_set
+
+
+@pytest.mark.usefixtures("plain_allocator")
+def test_the_allocator_is_left_alone_beside_a_gpu(monkeypatch, tmp_path):
+    monkeypatch.setattr("pipeline.launch._GPUS", (str(tmp_path),))
+    assert allocator_settings() == {}
