@@ -36,6 +36,7 @@ from stages.quantization import quantize_layers
 from stages.runtime import StageContext, StageError
 from stages.settings import HardwareSettings, LoRASettings
 from stages.spec import EXIT_MISSING, EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR
+from stages.unread import skip_unread
 
 ADAPTER_CONFIG = "adapter_config.json"
 CALIBRATION_FILE = "score.json"
@@ -344,7 +345,8 @@ def _finish_loading(model: Any, hardware: HardwareSettings) -> None:
     fuse_norms(model)
     if hardware.attention == "auto":
         with gathered_in_forward(model):
-            enable_packing(model)
+            if enable_packing(model):
+                skip_unread(model)
 
 
 def is_unmerged_adapter(directory: Path) -> bool:

@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 PACKED = "packed"  # the name of our attention among transformers' implementations
 _PROBE_TOLERANCE = 2e-3  # of the largest hidden state: room for TF32 and bfloat16 weights, none for a wrong mask
@@ -52,7 +51,7 @@ class PackedRow:
     parents_D: Tensor  # the document that this one continues; -1: none
     groups: list[_Group]
     places_N: Tensor  # where each token's output lies among those of all groups
-    read_R: Tensor | None = None  # the tokens that need the last layer's MLP; None: all
+    read_R: Tensor | None = None  # the tokens whose last hidden state is read; None: all
 
     def reading(self, index_K: Tensor) -> "PackedRow":
         """Promise that of the last hidden states only those at `index_K` will be read: the others then need not be computed."""
@@ -270,32 +269,6 @@ AttentionInterface.register(PACKED, attend)
 AttentionMaskInterface.register(PACKED, sdpa_mask)
 
 
-class _SkipUnread:
-    """Hooks by which a model's last layer runs its MLP on the tokens that are read; at the others the layer's output means nothing.
-
-    Nothing else depends on it there: the last layer's keys and values are computed before.
-    """
-
-    def __init__(self) -> None:
-        self._row: PackedRow | None = None
-
-    def note_row(self, attention: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """Before the attention: a checkpointed layer's second run calls it again, but no hook of the layer itself."""
-        row = kwargs.get("packed_row")
-        self._row = None if row is None or row.read_R is None else row
-
-    def select(self, mlp: nn.Module, args: Any) -> Any:
-        """Before the MLP."""
-        return args if self._row is None else (args[0].index_select(1, self._row.read_R), *args[1:])
-
-    def spread(self, mlp: nn.Module, args: Any, output: Any) -> Any:
-        """After the MLP: what it gave lies where it belongs again, between zeros."""
-        if self._row is None:
-            return output
-        row, self._row = self._row, None
-        return output.new_zeros(1, len(row.ids_N), output.shape[-1]).index_copy(1, row.read_R, output)
-
-
 def enable_packing(model: Any) -> bool:
     """Switch a model's attention to ours, if packed documents then come out as separate forwards do; tried, not assumed.
 
@@ -319,39 +292,10 @@ def enable_packing(model: Any) -> bool:
             works = bool(error_N.max() <= _PROBE_TOLERANCE * expected_NH.abs().max())
         except (NotImplementedError, ValueError, TypeError):  # the attention says that it cannot, or never gets to see the row
             works = False
-        if works:
-            _skip_unread(backbone, row)
     model.train(was_training)
     if not works:
         model.set_attn_implementation(before)
     return works
-
-
-def _skip_unread(backbone: Any, row: PackedRow) -> None:
-    """Put `_SkipUnread` on a backbone whose last layer has an attention and an MLP by these names, if tokens then come out the same."""
-    layers = [module for module in backbone.modules() if isinstance(module, GradientCheckpointingLayer)]
-    parts = dict(layers[-1].named_children()) if layers else {}
-    attention, mlp = next((part for name, part in parts.items() if "attn" in name or "attention" in name), None), parts.get("mlp")
-    if attention is None or mlp is None:
-        return
-    read_D = row.lasts_D
-    expected_NH = compute_hidden_states(backbone, row)
-    hooks = _SkipUnread()
-    handles = [
-        attention.register_forward_pre_hook(hooks.note_row, with_kwargs=True),
-        mlp.register_forward_pre_hook(hooks.select),
-        mlp.register_forward_hook(hooks.spread),
-    ]
-    try:
-        found_DH = compute_hidden_states(backbone, replace(row, read_R=read_D))[read_D]  # not `reading`, which here would fill up to all
-        again_NH = compute_hidden_states(backbone, row)  # an MLP before the attention would go by the last forward's row
-        error = torch.maximum((found_DH - expected_NH[read_D]).abs().max(), (again_NH - expected_NH).abs().max())
-        works = bool(error <= _PROBE_TOLERANCE * expected_NH.abs().max())
-    except Exception:  # whatever it is that an MLP of another kind says of fewer tokens: it runs on all of them
-        works = False
-    if not works:
-        for handle in handles:
-            handle.remove()
 
 
 def is_packed(model: Any) -> bool:

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from stages.packing import compute_hidden_states, enable_packing, is_packed, list_documents, pack
+from stages.unread import skip_unread
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.3}
 
@@ -66,6 +67,27 @@ def states_alone(model, documents, parents):
     return torch.cat(found)
 
 
+def switch(make, *, checkpointed):
+    """A model in training with packed rows, that skips what is not read."""
+    model = make().train()
+    assert enable_packing(model) and skip_unread(model)
+    if checkpointed:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def check_checkpointing(make, compute):
+    """Activation checkpointing changes no gradient of what `compute` makes of a model."""
+    gradients = []
+    for checkpointed in (False, True):
+        model = switch(make, checkpointed=checkpointed)
+        states = compute(model)
+        (states * torch.randn(states.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+        gradients.append([parameter.grad for parameter in model.base_model.parameters()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(recomputed, plain)
+
+
 @pytest.mark.parametrize("make", [make_llama, make_qwen, make_gpt2])
 @pytest.mark.parametrize("parents", [PARENTS, None])
 def test_each_token_comes_out_as_it_does_alone_gradients_included(make, parents):
@@ -82,62 +104,6 @@ def test_each_token_comes_out_as_it_does_alone_gradients_included(make, parents)
     for (name, parameter), reference in zip(packed_model.named_parameters(), model.parameters(), strict=True):
         if reference.grad is not None:
             torch.testing.assert_close(parameter.grad, reference.grad, atol=2e-5, rtol=1e-4, msg=name)
-
-
-@pytest.mark.parametrize("make", [make_llama, make_qwen, make_gpt2])
-@pytest.mark.parametrize("checkpointed", [False, True])
-def test_the_last_mlp_sees_only_tokens_that_are_read_and_nothing_that_is_read_changes(make, checkpointed):
-    models = [make().train(), make().train()]
-    row = pack([*DOCUMENTS, [1] * 30, [2] * 30, [3] * 30], [*PARENTS, -1, -1, -1])
-    read_K = torch.tensor([0, 3, 3, 17, 11, 0])  # in no order and with repeats
-    seen: list[list[int]] = [[], []]
-    gradients, states = [], []
-    for index, model in enumerate(models):
-        assert enable_packing(model)
-        if checkpointed:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        for module in (module for name, module in model.named_modules() if name.endswith("mlp")):
-            module.register_forward_hook(lambda _mlp, args, _output, index=index: seen[index].append(args[0].shape[1]))
-        found_KH = compute_hidden_states(model.base_model, row, read_K) if index else compute_hidden_states(model.base_model, row)[read_K]
-        weights_KH = torch.randn(found_KH.shape, generator=torch.Generator().manual_seed(1))
-        (found_KH * weights_KH).sum().backward()
-        states.append(found_KH.detach())
-        gradients.append({name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None})
-    torch.testing.assert_close(states[1], states[0], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(gradients[1], gradients[0], atol=2e-5, rtol=1e-4)
-    assert set(seen[0]) == {128}
-    assert seen[1].count(64) * models[1].config.num_hidden_layers == len(seen[1])
-
-
-def test_two_checkpointed_forwards_before_one_backward_each_recompute_their_own_tokens():
-    gradients = []
-    for checkpointed in (False, True):
-        model = make_llama().train()
-        assert enable_packing(model)
-        if checkpointed:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        row = pack([[1, 2, 3] * 10, [4, 5, 6] * 10, [7, 8, 9] * 10, [10, 11, 12] * 10])
-        states = [compute_hidden_states(model.base_model, row, torch.arange(start, start + 60)) for start in (0, 60)]
-        weights = torch.randn(2, *states[0].shape, generator=torch.Generator().manual_seed(1))
-        (torch.stack(states) * weights).sum().backward()
-        gradients.append([parameter.grad for parameter in model.base_model.parameters()])
-    for plain, recomputed in zip(*gradients, strict=True):
-        torch.testing.assert_close(recomputed, plain)
-
-
-def test_where_the_last_module_is_not_the_last_to_compute_it_runs_on_all_tokens():
-    class Backwards(torch.nn.ModuleList):
-        def __getitem__(self, index):
-            return list(self)[::-1] if isinstance(index, slice) else super().__getitem__(index)
-
-    model = make_llama()
-    model.model.layers = Backwards(model.model.layers)
-    assert enable_packing(model)
-    row, read_K = pack([[1] * 30, [2] * 30, [3] * 30]), torch.tensor([29, 59])
-    with torch.no_grad():
-        expected_KH = compute_hidden_states(model.base_model, row)[read_K]
-        torch.testing.assert_close(compute_hidden_states(model.base_model, row, read_K), expected_KH)
-    assert not any(layer.mlp._forward_hooks for layer in list(model.model.layers))
 
 
 def test_a_row_holds_every_token_once():
@@ -203,16 +169,7 @@ def test_bfloat16_on_a_cpu_is_the_float32_result_but_for_rounding():
 
 
 def test_activation_checkpointing_leaves_the_gradients_as_they_are():
-    gradients = []
-    for checkpointed in (False, True):
-        model = make_llama().train()
-        assert enable_packing(model)
-        if checkpointed:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        compute_hidden_states(model.base_model, pack(DOCUMENTS, PARENTS)).square().sum().backward()
-        gradients.append([parameter.grad for parameter in model.base_model.parameters()])
-    for plain, recomputed in zip(*gradients, strict=True):
-        torch.testing.assert_close(recomputed, plain)
+    check_checkpointing(make_llama, lambda model: compute_hidden_states(model.base_model, pack(DOCUMENTS, PARENTS)))
 
 
 def test_models_that_cannot_pack_are_left_as_they_were():

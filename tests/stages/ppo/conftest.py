@@ -20,6 +20,7 @@ from stages.ppo.rules import UpdateRules
 from stages.ppo.trainer import PPOTrainer
 from stages.runtime import StageContext
 from stages.settings import PPOSettings
+from stages.unread import skip_unread
 
 PAD, EOS, STOP, VOCABULARY = 0, 1, 2, 16
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12], [3, 14], [15, 4, 4, 9, 3]]
@@ -46,14 +47,14 @@ def _config(**changes):
 def make_policy(seed=0, **changes):
     torch.manual_seed(seed)
     model = LlamaForCausalLM(_config(**changes)).eval()
-    assert enable_packing(model)
+    assert enable_packing(model) and skip_unread(model)
     return model
 
 
 def make_reward_model(seed=1, score_bias=0.3, score_scale=1.7):
     torch.manual_seed(seed)
     model = LlamaForSequenceClassification(_config(num_labels=1)).eval()
-    assert enable_packing(model)
+    assert enable_packing(model) and skip_unread(model)
     model.config.score_bias, model.config.score_scale = score_bias, score_scale
     return model
 
