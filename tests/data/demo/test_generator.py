@@ -15,7 +15,7 @@ from data.fingerprint import fingerprint
 from data.load import load_records
 from data.validate import check
 
-SMALL = Sizes(demonstrations=30, comparisons=20, prompts=10, held_out=5)
+SMALL = Sizes(demonstrations=30, comparisons=20, prompts=10, held_out=5, held_out_comparisons=5)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def test_sizes_are_the_measured_ones(rows):
         "demonstrations.train": 2000,
         "demonstrations.eval": 200,
         "comparisons.train": 12000,
-        "comparisons.eval": 200,
+        "comparisons.eval": 1000,
         "prompts.train": 1500,
         "prompts.eval": 200,
     }
@@ -36,7 +36,7 @@ def test_sizes_are_the_measured_ones(rows):
 
 def test_no_prompt_occurs_twice_anywhere(rows):
     prompts = [row["prompt"] for part in rows.values() for row in part]
-    assert len(set(prompts)) == len(prompts) == 16100
+    assert len(set(prompts)) == len(prompts) == 16900
 
 
 def test_same_seed_gives_the_same_bytes_in_another_process(tmp_path):
@@ -53,7 +53,7 @@ def test_same_seed_gives_the_same_bytes_in_another_process(tmp_path):
 PRINTS = {
     "demonstrations": "sha256:30d90825828aad6bd2153aa28cb4c7916c3c6119e5398e2db94e8a89031fa585",
     "comparisons": "sha256:ff0580f47d05e7424ff3a422ea7383e573871de1b32765f0189bf5771086e9e1",
-    "prompts": "sha256:e7b12c4a9d3894c1b1cc53f3c1f5d0132db13f56754d2a654167cc6bc975e1b9",
+    "prompts": "sha256:9f7db3c54d05314aca5fd348289c332e5cc61e06c8346eac9f2b99c086898416",
 }
 
 
