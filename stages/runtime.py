@@ -194,7 +194,7 @@ def start_process(context: StageContext) -> None:
     """Seed every generator, set threads, quieten libraries, and join the other processes if there are any."""
     import torch
     import transformers
-    from transformers import set_seed
+    from accelerate.utils import set_seed  # that of transformers imports peft, and with it bitsandbytes
 
     from stages.distributed import join
     from stages.precision import note_slow_bfloat16

@@ -15,7 +15,7 @@ from pipeline.store import Store
 from stages.spec import STAGES
 
 ROOT = Path(__file__).parents[2]
-NUM_CHAINS = 4  # of seven kills each
+NUM_CHAINS = 3  # of seven kills each
 
 
 @pytest.fixture(scope="module")

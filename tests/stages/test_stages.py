@@ -20,6 +20,14 @@ def render(tokenizer, prompt):
     return tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=False)
 
 
+@pytest.fixture(scope="module")
+def unmerged_sft(make_stage_in, tmp_path_factory):
+    """SFT's adapter, without a merged model beside it; to be left as it is."""
+    stage = make_stage_in(tmp_path_factory.mktemp("unmerged"), "sft", lora={"rank": 4})
+    stage.run()
+    return stage.model_dir
+
+
 def test_sft_lowers_the_held_out_loss_and_its_model_opens_without_our_code(make_stage, base_model_dir):
     stage = make_stage("sft", rows=400, epochs=3, batch_size=16, micro_batch_size=16, learning_rate=3e-3, save_every=1000)
     stage.run()
@@ -41,7 +49,7 @@ def test_sft_lowers_the_held_out_loss_and_its_model_opens_without_our_code(make_
 
 
 def test_sft_with_packing_learns_too(make_stage):
-    stage = make_stage("sft", rows=400, epochs=3, batch_size=4, micro_batch_size=4, learning_rate=3e-3, packing=True, save_every=1000)
+    stage = make_stage("sft", rows=160, epochs=3, batch_size=4, micro_batch_size=4, learning_rate=3e-3, packing=True, save_every=1000)
     stage.run()
     losses = [row["eval/loss"] for row in rows_of(stage.spec.output_dir / "metrics.jsonl") if "eval/loss" in row]
     assert losses[-1] < losses[0]
@@ -110,12 +118,10 @@ def test_adapters_chain_through_all_three_stages(make_stage, base_model_dir):
     assert (logit - calibration["score_bias"]) / calibration["score_scale"] == pytest.approx(expected["score"], abs=1e-3)
 
 
-def test_a_full_reward_model_starts_from_an_unmerged_adapter(make_stage):
-    sft = make_stage("sft", lora={"rank": 4})
-    sft.run()
-    rm = make_stage("rm", models={"sft": sft.model_dir}, learning_rate=1e-9, epochs=1)
+def test_a_full_reward_model_starts_from_an_unmerged_adapter(make_stage, unmerged_sft):
+    rm = make_stage("rm", models={"sft": unmerged_sft}, learning_rate=1e-9, epochs=1)
     rm.run()
-    policy = AutoModelForCausalLM.from_pretrained(sft.model_dir, dtype=torch.float32)
+    policy = AutoModelForCausalLM.from_pretrained(unmerged_sft, dtype=torch.float32)
     policy.eval()
     reward_model = AutoModelForSequenceClassification.from_pretrained(rm.model_dir, dtype=torch.float32).eval()
     ids = torch.tensor([[1, 40, 50, 60, 2]])
@@ -125,10 +131,8 @@ def test_a_full_reward_model_starts_from_an_unmerged_adapter(make_stage):
     assert torch.allclose(found, expected, atol=1e-3)
 
 
-def test_an_adapter_on_an_unmerged_adapter_is_refused_with_exit_3(make_stage):
-    sft = make_stage("sft", lora={"rank": 4})
-    sft.run()
-    rm = make_stage("rm", models={"sft": sft.model_dir}, lora={"rank": 4})
+def test_an_adapter_on_an_unmerged_adapter_is_refused_with_exit_3(make_stage, unmerged_sft):
+    rm = make_stage("rm", models={"sft": unmerged_sft}, lora={"rank": 4})
     process = rm.start()
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 3 and "sft.lora.merge: true" in output and "Traceback" not in output

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from accelerate.state import AcceleratorState
-from transformers import set_seed
+from accelerate.utils import set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from stages.runtime import StageContext, _leave_result, start_process
