@@ -8,7 +8,7 @@
              matrix products of its real tokens take on this machine; the small model compiled too, the larger ones on fewer prompts
     rm       one optimizer step on K ranked answers against TRL's RewardTrainer on their C(K,2) pairs, in its
              micro-batches of 8 pairs and all of them at once; one thread
-    sft      one epoch on answers of skewed lengths, packed and padded
+    sft      one epoch on answers of skewed lengths: padded by TRL, unpadded, packed
     rollout  sampled tokens per second against transformers' `generate`
     scale    one process and two on the same work, one thread each; two that know nothing of one another are the machine's ceiling
     lora     peak memory of PPO with LoRA, four models and one backbone, against SFT with LoRA; 134 M parameters

@@ -70,12 +70,12 @@ def measure_rm(options: Options) -> Iterator[Case]:
 
 
 def measure_sft(options: Options) -> Iterator[Case]:
-    """Measure epochs of SFT with packing and without."""
+    """Measure epochs of SFT on batches that TRL pads, on our unpadded ones, and on packed rows."""
     for size in options.sizes:
         for precision in PRECISIONS if not options.quick else ("float32",):
             given = {"size": size, "precision": precision, "demonstrations": 96 if not options.quick else 16}
             labels = {"size": size, "precision": precision}
-            yield _compare("sft_worker", given, "packing", {"padded": False, "packed": True}, options, labels)
+            yield _compare("sft_worker", given, "engine", ("padded", "unpadded", "packed"), options, labels)
 
 
 def measure_rollout(options: Options) -> Iterator[Case]:

@@ -1,4 +1,4 @@
-"""One epoch of SFT per "go", over demonstrations of skewed lengths: each padded to its batch, or packed into rows."""
+"""One epoch of SFT per "go", over demonstrations of skewed lengths: padded by TRL to its batch, unpadded, or packed into rows."""
 
 import json
 import random
@@ -13,14 +13,14 @@ from data.tokens import EncodedPair
 from stages.settings import SFTSettings, TokenSettings
 from stages.trl_compat import make_sft_trainer
 from tests.bench.hf_meter import Meter
-from tests.bench.our_models import open_policy
+from tests.bench.our_models import make_hardware, open_policy
 from tests.bench.protocol import Bench
 from tests.bench.stage_context import make_context
 from tests.bench.workload import EOS, draw_ids, make_tokenizer
 
 _TOKENS = TokenSettings(max_prompt_tokens=64, max_response_tokens=192)
 # About as many real tokens per optimizer step: 16 demonstrations of about 98 tokens, or 6 rows of 256.
-_PADDED_BATCH, _PACKED_BATCH = 16, 6
+_BATCH, _PACKED_BATCH = 16, 6
 
 
 def make_demonstrations(size: str, count: int) -> list[EncodedPair]:
@@ -35,12 +35,14 @@ def make_demonstrations(size: str, count: int) -> list[EncodedPair]:
 
 
 def build_trainer(given: dict[str, Any], demonstrations: list[EncodedPair], directory: Path) -> SFTTrainer:
-    """Build our trainer, with packing or without."""
-    batch_size = _PACKED_BATCH if given["packing"] else _PADDED_BATCH
+    """Build the trainer of an SFT stage; with an attention of transformers' own it is TRL's, which pads."""
+    packing = given["engine"] == "packed"
+    batch_size = _PACKED_BATCH if packing else _BATCH
     settings = SFTSettings(
-        packing=given["packing"], batch_size=batch_size, micro_batch_size=batch_size, epochs=10_000, save_every=10**9, log_every=10**9
+        packing=packing, batch_size=batch_size, micro_batch_size=batch_size, epochs=10_000, save_every=10**9, log_every=10**9
     )
-    context = make_context("sft", settings, _TOKENS, given["precision"], directory)
+    hardware = make_hardware(given["precision"], attention="sdpa" if given["engine"] == "padded" else "auto")
+    context = make_context("sft", settings, _TOKENS, given["precision"], directory, hardware=hardware)
     policy = open_policy(given["size"], 0.025, context.spec.hardware)
     return make_sft_trainer(context, settings, policy, make_tokenizer(given["size"]), demonstrations, [])
 

@@ -54,7 +54,7 @@ def render(machine: dict[str, Any], sections: dict[str, list[Case]]) -> str:
     titles = {
         "ppo": ("One PPO update: TRL 1.12.0 and ours", _render_ppo),
         "rm": ("One optimizer step of the reward model, prompt 256 and answers 128 tokens: TRL on all pairs and ours", _render_steps),
-        "sft": ("One epoch of SFT on answers of skewed lengths: padded and packed", _render_rates),
+        "sft": ("One epoch of SFT on answers of skewed lengths: padded by TRL, unpadded, and packed into rows", _render_rates),
         "rollout": ("Sampling: transformers' generate and ours", _render_rates),
         "scale": ("One optimizer step (PPO: one update) by one process and by two", _render_steps),
         "lora": ("One optimizer step with LoRA: SFT, and PPO with four models and on one backbone", _render_steps),

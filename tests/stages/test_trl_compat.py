@@ -140,26 +140,29 @@ def test_rm_accumulation_8x1_equals_1x8(context, base_model_dir, tokenizer):
     assert torch.allclose(found[0], found[1], atol=1e-6)
 
 
-@pytest.mark.parametrize("limit", [None, 1])
-def test_sft_without_padding_gives_the_loss_and_gradients_of_trls_padded_batches(context, base_model_dir, tokenizer, monkeypatch, limit):
+@pytest.mark.parametrize(("limit", "packing"), [(None, False), (1, False), (None, True)])
+def test_sft_without_padding_gives_the_loss_and_gradients_of_trls_batches(context, base_model_dir, tokenizer, monkeypatch, limit, packing):
     """`limit`: with few logits allowed at a time, TRL's tiles compute them."""
     if limit is not None:
         monkeypatch.setattr(trl_compat, "_MAX_LOGITS", limit)
     pairs = pairs_of(torch.Generator().manual_seed(5), 8, tokenizer)
-    settings = SFTSettings(batch_size=8, micro_batch_size=4, max_grad_norm=1e9, learning_rate=1e-9, log_every=1)
+    settings = SFTSettings(batch_size=8, micro_batch_size=4, packing=packing, max_grad_norm=1e9, learning_rate=1e-9, log_every=1)
     found, losses = [], []
     for attention in ("auto", "eager"):
         policy = models.load_policy(str(base_model_dir), HARDWARE.model_copy(update={"attention": attention}))
         trainer = make_sft_trainer(context, settings, policy, tokenizer, pairs, [])
         assert isinstance(trainer, trl_compat.UnpaddedSFTTrainer) == (attention == "auto")
+        assert (len(trainer.train_dataset) < len(pairs)) == packing
         found.append(last_gradients(trainer))
         losses.append(trainer.state.log_history[0]["loss"])
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
     assert torch.allclose(found[0], found[1], atol=1e-6)
 
 
-def test_packed_demonstrations_do_not_see_their_neighbours(context, policy, tokenizer):
-    """The loss of a packed row equals the token mean over separate rows, and a neighbour's change leaves it alone."""
+@pytest.mark.parametrize("attention", ["auto", "eager"])
+def test_packed_demonstrations_do_not_see_their_neighbours(context, base_model_dir, tokenizer, attention):
+    """The loss of packed rows equals the token mean over separate ones."""
+    policy = models.load_policy(str(base_model_dir), HARDWARE.model_copy(update={"attention": attention}))
     generator = torch.Generator().manual_seed(4)
     pairs = pairs_of(generator, 6, tokenizer)
     trainer = make_sft_trainer(context, SFTSettings(batch_size=2, micro_batch_size=2, packing=True), policy, tokenizer, pairs, [])
