@@ -15,12 +15,12 @@ from stages.spec import MODEL_INPUTS
 
 DRIVER = Path(__file__).with_name("zero_driver.py")
 ROOT = DRIVER.parents[2]
-ENGINES = {  # DeepSpeed first: the first of a process's runs starts it
+ENGINES = {
+    "ddp": {"engine": "ddp"},  # first: DeepSpeed would leave its mark in the environment
     "zero1": {"engine": "deepspeed", "zero_stage": 1},
     "zero2": {"engine": "deepspeed", "zero_stage": 2},
     "zero2-offload": {"engine": "deepspeed", "zero_stage": 2, "offload_optimizer": True},
     "zero3": {"engine": "deepspeed", "zero_stage": 3},
-    "ddp": {"engine": "ddp"},
 }
 FORMS = {
     "full": {},
