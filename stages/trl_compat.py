@@ -49,9 +49,6 @@ def make_sft_trainer(
         "max_length": limits.max_prompt_tokens + limits.max_response_tokens,
         "packing": settings.packing,
         "eval_packing": False,
-        # Rows arrive as ids and labels; only packing needs TRL's own preparation.
-        "dataset_kwargs": None if settings.packing else {"skip_prepare_dataset": True},
-        "remove_unused_columns": not settings.packing,
     }
     config = _make_config(SFTConfig, arguments, settings.trainer_args, "sft")
     rows = _language_rows(train)
@@ -59,12 +56,14 @@ def make_sft_trainer(
     plain_loss = (
         config.loss_type == "nll" and not config.label_smoothing_factor and not getattr(model.config, "output_router_logits", False)
     )
-    keeps_documents = config.packing_strategy != "wrapped"
-    unpadded = plain_loss and is_packed(model) and (keeps_documents or not settings.packing)
-    if unpadded and settings.packing:
+    plain_batches = not config.padding_free and not (config.packing and config.packing_strategy == "wrapped")
+    unpadded = plain_loss and plain_batches and is_packed(model)
+    if unpadded and config.packing:
+        # TRL's collator would make one row of them, with dense attention and logits for every token: 0.6 times as fast as no packing.
         rows = pack_dataset(rows, config.max_length, config.packing_strategy)
-        # Or TRL would collate them, into one row whose attention is computed whole: half as fast as padding, on a CPU.
-        config.packing, config.dataset_kwargs, config.remove_unused_columns = False, {"skip_prepare_dataset": True}, False
+        config.packing = False
+    if not config.packing:  # the rows are ids and labels; only TRL's packing prepares them
+        config.dataset_kwargs, config.remove_unused_columns = {"skip_prepare_dataset": True}, False
     trainer_class = UnpaddedSFTTrainer if unpadded else SFTTrainer
     return trainer_class(
         model=model,

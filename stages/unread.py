@@ -17,6 +17,8 @@ _PROBE_TOLERANCE = 2e-3  # of the largest hidden state
 
 
 class _Hooks:
+    """Of one model: the attention notes the row, the MLP's input is cut to the tokens that are read, its output spread again."""
+
     def __init__(self) -> None:
         self._row: PackedRow | None = None
 

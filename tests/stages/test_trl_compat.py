@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
+from trl.trainer.sft_trainer import SFTTrainer
 
 from data.tokens import EncodedComparison, EncodedPair
 from stages import models, trl_compat
@@ -180,6 +181,17 @@ def test_packed_demonstrations_do_not_see_their_neighbours(context, base_model_d
                 total -= logits[0, position - 1, ids[0, position]].item()
                 tokens += 1
     assert packed == pytest.approx(total / tokens, abs=1e-5)
+
+
+@pytest.mark.parametrize("trainer_args", [{"packing_strategy": "wrapped"}, {"loss_type": "dft"}])
+def test_packing_that_is_not_plain_is_left_to_trl(context, base_model_dir, tokenizer, trainer_args):
+    policy = models.load_policy(str(base_model_dir), HARDWARE.model_copy(update={"attention": "auto"}))
+    pairs = pairs_of(torch.Generator().manual_seed(5), 8, tokenizer)
+    settings = SFTSettings(batch_size=2, micro_batch_size=2, packing=True, learning_rate=1e-9, log_every=1, trainer_args=trainer_args)
+    trainer = make_sft_trainer(context, settings, policy, tokenizer, pairs, [])
+    assert type(trainer) is SFTTrainer and len(trainer.train_dataset) < len(pairs)
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] > 0
 
 
 def test_the_loss_ignores_the_prompt(context, policy, tokenizer):
