@@ -81,6 +81,7 @@ class ManifestFields(Closed):
     code: CodeState = Field(default_factory=lambda: CodeState(commit=None, dirty=False))
     packages: dict[str, str] = Field(default_factory=dict, description="Package -> version.")
     device: str | None = None
+    precision: str | None = Field(None, description="What was computed in: float32 or bfloat16; null in artifacts of earlier versions.")
     world_size: int = Field(1, gt=0, description="Processes of the stage.")
     metrics: dict[str, float] = Field(default_factory=dict, description="Final figures.")
     facts: dict[str, Any] = Field(default_factory=dict, description="Hand-off facts that the next stage must find unchanged.")

@@ -269,6 +269,7 @@ def _manifest_fields(
         code=code_state(),
         packages=package_versions(),
         device=result.device,
+        precision=result.precision,
         world_size=result.world_size,
         metrics=result.metrics,
         facts=result.facts.model_dump(mode="json"),

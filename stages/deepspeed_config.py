@@ -52,7 +52,7 @@ def make_deepspeed_config(
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
-    if hardware.precision == "bfloat16":
+    if hardware.computes_in_bfloat16:
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     if hardware.deepspeed_config:
         _lay_over(config, read_deepspeed_json(Path(hardware.deepspeed_config)))

@@ -1,6 +1,7 @@
 """The one precision policy: what is computed and kept in which precision, in rollouts, scoring and training alike.
 
-With `hardware.precision: bfloat16`, matrix products are in bfloat16 (autocast), and so are the weights of frozen linear layers (or in 4
+`hardware.precision: auto` is settled first, by what the processor states and never by a timing: the same machine always makes the same
+model. With bfloat16, matrix products are in bfloat16 (autocast), and so are the weights of frozen linear layers (or in 4
 bits: stages.quantization). Float32 stay: weights that learn and their optimizer's moments, the residual stream, norms' statistics,
 softmaxes over the vocabulary, log-probabilities, the scalar heads, losses and all statistics. With `float32` everything is: the
 reference.
@@ -10,24 +11,26 @@ either precision.
 """
 
 import contextlib
-import time
+import os
 from typing import Any
 
 import torch
 from transformers.pytorch_utils import Conv1D
 
+from stages.distributed import decide_in_main
 from stages.partition import cast
-from stages.runtime import StageContext, uses_gpu
+from stages.runtime import StageContext, device_name, uses_gpu
 from stages.settings import HardwareSettings
 
-_PHASES = {"training": 1024, "decoding": 32}  # rows of the products that are tried
-_WIDTH = 512
-_TRIES = 5
+# Instructions for bfloat16 products: of x86, of x86, of Arm (names of `torch.cpu.get_capabilities`).
+_BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
+# Values of ONEDNN_MAX_CPU_ISA that leave oneDNN these instructions.
+_ISAS_WITH_BFLOAT16 = ("BF16", "FP16", "AMX", "AVX10", "ALL", "DEFAULT")
 
 
 def autocast(hardware: HardwareSettings, device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Compute in bfloat16 where the hardware block says so; weights stay float32."""
-    if hardware.precision == "bfloat16":
+    if hardware.computes_in_bfloat16:
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
 
@@ -39,7 +42,7 @@ def freeze(model: Any, hardware: HardwareSettings) -> Any:
     the memory. A head tied to the embeddings stays float32, since the embeddings do, and so does the scalar head.
     """
     model.requires_grad_(False)
-    if hardware.precision == "bfloat16":
+    if hardware.computes_in_bfloat16:
         embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
         for module in model.modules():
             if type(module) in (torch.nn.Linear, Conv1D) and id(module.weight) not in embeddings:
@@ -59,29 +62,37 @@ class Float32Head(torch.nn.Linear):
             return super().forward(input.float())
 
 
-def note_slow_bfloat16(context: StageContext) -> None:
-    """Tell the user where this CPU computes bfloat16 products slower than float32 ones: one without instructions for them emulates them.
+def settle_precision(context: StageContext) -> None:
+    """Put in place of `hardware.precision: auto` in the stage's spec what this machine has instructions for; alike on all ranks.
 
-    It is said and not acted on: a choice by measurement would give another model on another day.
+    An explicit `bfloat16` stays, and the user is told where it is emulated.
     """
-    if context.spec.hardware.precision != "bfloat16" or uses_gpu(context):
-        return
-    slowdowns = {phase: measure_slowdown(rows) for phase, rows in _PHASES.items()}
-    if min(slowdowns.values()) > 1.0 and max(slowdowns.values()) > 1.5:  # a margin: both are measured on a machine that may be busy
-        told = " and ".join(f"{slowdown:.1f} times as long in {phase}" for phase, slowdown in slowdowns.items())
-        context.note(f"bfloat16 products take {told} as float32 ones on this CPU; hardware.precision: float32 is faster here")
+    hardware = context.spec.hardware
+    fast = decide_in_main(context, lambda: gpu_has_bfloat16() if uses_gpu(context) else cpu_has_bfloat16())
+    if hardware.precision == "auto":
+        hardware = hardware.model_copy(update={"precision": "bfloat16" if fast else "float32"})
+        context.spec = context.spec.model_copy(update={"hardware": hardware})
+    elif hardware.precision == "bfloat16" and not fast:
+        context.note(
+            f"hardware.precision = bfloat16, but this {'GPU' if uses_gpu(context) else 'CPU'} has no instructions for it and emulates "
+            "them, many times slower than float32; set hardware.precision: auto"
+        )
+    context.event("machine", device=device_name(context), precision=hardware.precision)
 
 
-@torch.no_grad()
-def measure_slowdown(rows: int) -> float:
-    """Measure how many times as long a product of this many rows takes in bfloat16 as in float32; the best of a few tries."""
-    seconds: dict[torch.dtype, float] = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        left, right = torch.ones(rows, _WIDTH, dtype=dtype), torch.ones(_WIDTH, _WIDTH, dtype=dtype)
-        durations: list[float] = []
-        for _ in range(_TRIES):
-            start = time.perf_counter()
-            left @ right  # pyright: ignore[reportUnusedExpression]
-            durations.append(time.perf_counter() - start)
-        seconds[dtype] = min(durations)
-    return seconds[torch.bfloat16] / seconds[torch.float32]
+def gpu_has_bfloat16() -> bool:
+    """Whether the GPU computes in bfloat16: compute capability 8.0 and newer."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the CPU has instructions for bfloat16 products (AVX512-BF16, AMX-BF16, Arm BF16) and the libraries may use them.
+
+    ONEDNN_MAX_CPU_ISA hides instructions from oneDNN, which computes the products, ATEN_CPU_CAPABILITY from torch's own kernels.
+    """
+    capabilities = torch.cpu.get_capabilities()
+    if not any(capabilities.get(name, False) for name in _BFLOAT16_INSTRUCTIONS):
+        return False
+    isa = (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "DEFAULT").upper()
+    kernels = os.environ.get("ATEN_CPU_CAPABILITY", "").lower()
+    return any(name in isa for name in _ISAS_WITH_BFLOAT16) and kernels not in ("default", "avx2")

@@ -69,7 +69,7 @@ def quantize_layers(model: Any, hardware: HardwareSettings) -> Any:
 
 
 def _quantize(layer: nn.Linear, hardware: HardwareSettings, bnb: Any) -> nn.Linear:
-    dtype = torch.bfloat16 if hardware.precision == "bfloat16" else torch.float32
+    dtype = torch.bfloat16 if hardware.computes_in_bfloat16 else torch.float32
     has_bias = layer.bias is not None  # pyright: ignore[reportUnnecessaryComparison]
     quantized = bnb.Linear4bit(layer.in_features, layer.out_features, has_bias, compute_dtype=dtype, quant_type="nf4", device="meta")
     # On a GPU seconds, on a CPU minutes for a large model. It comes back: later the model is moved as a whole.

@@ -19,7 +19,7 @@ from stages.handoff import read_facts
 from stages.packing import list_documents, pack
 from stages.ranking import calibration_error, correlation, make_pairs, pair_accuracy, ranking_loss
 from stages.records import load_splits
-from stages.runtime import StageContext, StageError, device_name, run_stage
+from stages.runtime import StageContext, StageError, describe_machine, run_stage
 from stages.settings import RMSettings
 from stages.spec import SAMPLES_FILE, StageResult
 from stages.trl_compat import make_ranking_trainer, train, whole_model
@@ -68,7 +68,7 @@ def main(context: StageContext) -> StageResult:
         facts = read_facts(model, tokenizer, spec.models["sft"], score_bias=bias, score_scale=scale)
         if context.is_main:
             models.save_model(model, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
-    return StageResult(metrics=metrics, facts=facts, counts=counts, world_size=context.world_size, device=device_name(context))
+    return StageResult(metrics=metrics, facts=facts, counts=counts, **describe_machine(context))
 
 
 @torch.no_grad()

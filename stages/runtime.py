@@ -197,7 +197,7 @@ def start_process(context: StageContext) -> None:
     from accelerate.utils import set_seed  # that of transformers imports peft, and with it bitsandbytes
 
     from stages.distributed import join
-    from stages.precision import note_slow_bfloat16
+    from stages.precision import settle_precision
     from stages.quantization import check_quantization
 
     hardware = context.spec.hardware
@@ -208,10 +208,10 @@ def start_process(context: StageContext) -> None:
         raise StageError("hardware.device = cuda, but torch finds no GPU here; set hardware.device: auto", EXIT_USAGE)
     check_quantization(context)
     join(context)
+    settle_precision(context)
     set_seed(context.spec.seed)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    note_slow_bfloat16(context)
 
 
 def uses_gpu(context: StageContext) -> bool:
@@ -219,6 +219,11 @@ def uses_gpu(context: StageContext) -> bool:
     import torch
 
     return context.spec.hardware.device != "cpu" and torch.cuda.is_available()
+
+
+def describe_machine(context: StageContext) -> dict[str, Any]:
+    """Say of a result on what and in which precision it was computed."""
+    return {"world_size": context.world_size, "device": device_name(context), "precision": context.spec.hardware.precision}
 
 
 def device_name(context: StageContext) -> str:

@@ -51,10 +51,11 @@ class HardwareSettings(Closed):
     """Where and in which precision a stage runs."""
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` takes the GPU when there is one.")
-    precision: Literal["float32", "bfloat16"] = Field(
-        "bfloat16",
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
         description="Compute precision of forward and backward, and of weights in frozen linear layers; weights that learn, "
-        "their optimizer and all statistics stay float32.",
+        "their optimizer and all statistics stay float32. `auto` is bfloat16 where the GPU or the CPU states that it has instructions for "
+        "it, else float32; the manifest tells which it was.",
     )
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
         "auto",
@@ -99,6 +100,17 @@ class HardwareSettings(Closed):
     deepspeed_config: str | None = Field(
         None, description="Path of a JSON with more of DeepSpeed's settings, laid over those that this block makes."
     )
+
+    @property
+    def computes_in_bfloat16(self) -> bool:
+        """Whether products are in bfloat16.
+
+        Raises:
+            ValueError: precision is `auto`, which a stage process settles before anything asks.
+        """
+        if self.precision == "auto":
+            raise ValueError("hardware.precision = auto is not settled yet; needed: float32 or bfloat16 (stages.precision)")
+        return self.precision == "bfloat16"
 
     @model_validator(mode="after")
     def _offloads_what_is_shared_out(self) -> "HardwareSettings":

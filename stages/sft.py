@@ -18,7 +18,7 @@ from stages.distributed import choose_zero3
 from stages.evaluation import answer_prompts, judge_answers, load_judge, summarize_answers, write_samples
 from stages.handoff import read_facts
 from stages.records import load_splits
-from stages.runtime import StageContext, StageError, device_name, run_stage
+from stages.runtime import StageContext, StageError, describe_machine, run_stage
 from stages.settings import SFTSettings
 from stages.spec import SAMPLES_FILE, StageResult
 from stages.trl_compat import IGNORED_LABEL, make_sft_trainer, train, whole_model
@@ -60,7 +60,7 @@ def main(context: StageContext) -> StageResult:
         facts = read_facts(model, tokenizer, spec.models["base"])
         if context.is_main:
             models.save_model(model, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
-    return StageResult(metrics=metrics, facts=facts, counts=counts, world_size=context.world_size, device=device_name(context))
+    return StageResult(metrics=metrics, facts=facts, counts=counts, **describe_machine(context))
 
 
 @torch.no_grad()

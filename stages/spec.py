@@ -21,6 +21,7 @@ from pydantic import Field
 from stages.settings import Closed, HardwareSettings, PPOSettings, RMSettings, SFTSettings, StageSettings, TokenSettings
 
 StageName = Literal["sft", "rm", "ppo"]
+Precision = Literal["float32", "bfloat16"]
 STAGES: tuple[StageName, ...] = ("sft", "rm", "ppo")
 
 # What each stage reads: models by role, and record kinds. The pipeline's plan and the stages both follow this table.
@@ -114,6 +115,7 @@ class StageResult(Closed):
     counts: dict[str, int] = Field(description="Records read, used, cut and dropped.")
     world_size: int
     device: str
+    precision: Precision = Field(description="What was computed in; with `hardware.precision: auto` the machine decides.")
 
 
 def read_spec(path: Path) -> StageSpec:
@@ -125,13 +127,14 @@ def read_spec(path: Path) -> StageSpec:
 
 
 # Events: one JSON object per line of `events_path`, each with `event` and `time`.
+#   machine     device, precision           what the stage computes on and in
 #   start       stage, total, unit, resumed_step
 #   progress    phase, step, total, metrics
 #   checkpoint  step
 #   note        message                      a warning that the user should see
 #   error       message, exit_code
 #   end         metrics
-EventName = Literal["start", "progress", "checkpoint", "note", "error", "end"]
+EventName = Literal["machine", "start", "progress", "checkpoint", "note", "error", "end"]
 
 
 def append_event(path: Path, event: EventName, **fields: Any) -> None:

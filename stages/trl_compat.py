@@ -300,7 +300,7 @@ def _training_arguments(context: StageContext, settings: SFTSettings | RMSetting
     return {
         "output_dir": str(spec.checkpoint_dir),
         "use_cpu": not uses_gpu(context),
-        "bf16": spec.hardware.precision == "bfloat16" and deepspeed is None,  # under DeepSpeed its configuration says so
+        "bf16": spec.hardware.computes_in_bfloat16 and deepspeed is None,  # under DeepSpeed its configuration says so
         "seed": spec.seed,
         "deepspeed": deepspeed,
         "num_train_epochs": settings.epochs,

@@ -57,6 +57,8 @@ class ProgressView:
         kind = event.get("event")
         if kind == "note":
             self._say(f"{self._stage}: note: {event.get('message', '')}", "yellow")
+        elif kind == "machine":
+            self._say(f"{self._stage}: on {event.get('device')} in {event.get('precision')}")
         elif kind == "start" and event.get("resumed_step"):
             self._say(f"{self._stage}: goes on from {event.get('unit', 'step')} {event['resumed_step']}")
         elif kind == "progress":

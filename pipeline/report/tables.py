@@ -154,6 +154,7 @@ def print_artifact(console: Console, data: dict[str, Any]) -> None:
     made = [
         ("content id", manifest["content_id"]),
         ("made", f"{manifest['created_utc']} on {manifest['device']}, {manifest['world_size']} process(es)"),
+        ("computed in", manifest["precision"] or "not recorded"),
         ("stage time", format_duration(manifest["duration_s"] or 0.0)),
         ("code", f"{(code['commit'] or 'no git checkout')[:_ID_CHARS]}{' with changes' if code['dirty'] else ''}"),
         ("size", format_bytes(sum(entry["size"] for entry in manifest["files"]))),

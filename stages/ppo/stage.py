@@ -22,7 +22,7 @@ from stages.ppo.load import load_models
 from stages.ppo.rollout import RolloutEngine, Sampling
 from stages.ppo.trainer import PPOTrainer
 from stages.records import load_splits
-from stages.runtime import Interrupted, StageContext, StageError, device_name, uses_gpu
+from stages.runtime import Interrupted, StageContext, StageError, describe_machine, uses_gpu
 from stages.settings import PPOSettings
 from stages.spec import EXIT_USAGE, SAMPLES_FILE, StageResult
 
@@ -62,7 +62,7 @@ def main(context: StageContext) -> StageResult:
         if context.is_main:
             write_samples(spec.output_dir / SAMPLES_FILE, samples)
             models.save_model(trainer.policy, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
-    return StageResult(metrics=metrics, facts=facts, counts=counts, world_size=context.world_size, device=device_name(context))
+    return StageResult(metrics=metrics, facts=facts, counts=counts, **describe_machine(context))
 
 
 def train(context: StageContext, trainer: PPOTrainer, held_out: HeldOut) -> dict[str, float]:

@@ -257,7 +257,7 @@ def test_a_deepspeed_file_is_laid_over_what_the_recipe_makes(tmp_path):
     path = tmp_path / "zero.json"
     zero = {"overlap_comm": True, "stage": "auto", "offload_optimizer": {"device": "nvme", "nvme_path": "/nvme"}}
     path.write_text(json.dumps({"bf16": {"enabled": "auto"}, "train_batch_size": "auto", "zero_optimization": zero, "dump_state": True}))
-    hardware = HardwareSettings(zero_stage=3, offload_optimizer=True, deepspeed_config=str(path), device="cpu")
+    hardware = HardwareSettings(precision="bfloat16", zero_stage=3, offload_optimizer=True, deepspeed_config=str(path), device="cpu")
     config = make_deepspeed_config(hardware, max_grad_norm=0.5, micro_batch_size=3, accumulation_steps=4)
     assert config["zero_optimization"]["stage"] == 3 and config["zero_optimization"]["overlap_comm"]
     assert config["zero_optimization"]["offload_optimizer"] == {"device": "nvme", "nvme_path": "/nvme", "pin_memory": False}
