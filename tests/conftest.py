@@ -1,6 +1,9 @@
 """What tests of several packages share: a tiny base model with a real tokenizer, built once per run."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -8,6 +11,32 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def warm_start(tmp_path_factory):
+    """warm_start(): an environment in which a stage's program starts without importing everything anew; see tests/warm/server.py."""
+    server = ROOT / "tests" / "warm" / "server.py"
+    started = []
+
+    def start():
+        path = tmp_path_factory.getbasetemp() / "warm"
+        if not started:  # by the first test that needs it
+            environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0"}
+            started.append(subprocess.Popen([sys.executable, "-P", str(server), str(path)], env=environment))
+            wait_until(lambda: path.exists() or started[0].poll() is not None, 120)
+        assert started[0].poll() is None, "the warm server has ended"
+        hook = os.pathsep.join([str(server.parent / "hook"), str(ROOT)])
+        return {**os.environ, "PYTHONPATH": hook, "RLHF_TEST_WARM": str(path)}
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture(scope="session")

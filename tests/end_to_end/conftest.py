@@ -44,7 +44,7 @@ ppo:
 class Pipeline:
     """`rlhf run` of a tiny recipe on one store, started as often as the test likes."""
 
-    def __init__(self, recipe, directory, *arguments, **environment):
+    def __init__(self, recipe, directory, environment, *arguments):
         self.store_root = directory / "store"
         self.output_path = directory / "output.txt"
         self.marker = uuid.uuid4().hex
@@ -52,7 +52,7 @@ class Pipeline:
         self._environment = environment
 
     def start(self):
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), MARKER: self.marker, **self._environment}
+        environment = {**self._environment, MARKER: self.marker}
         with self.output_path.open("ab") as output:
             return subprocess.Popen(self._command, stdout=output, stderr=output, env=environment, cwd=self.store_root.parent)
 
@@ -113,11 +113,12 @@ def recipe(demo_dir, base_model_dir, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def make_pipeline(recipe):
-    """make_pipeline(directory, *arguments of `rlhf run`, **environment)"""
+def make_pipeline(recipe, warm_start):
+    """make_pipeline(directory, *arguments of `rlhf run`, warm=False, **environment); warm: its stages start with their imports done."""
 
-    def make(directory, *arguments, **environment):
+    def make(directory, *arguments, warm=False, **environment):
         directory.mkdir(exist_ok=True)
-        return Pipeline(recipe, directory, *arguments, **environment)
+        start = warm_start() if warm else {**os.environ, "PYTHONPATH": str(ROOT)}
+        return Pipeline(recipe, directory, start | environment, *arguments)
 
     return make

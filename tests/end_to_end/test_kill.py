@@ -21,7 +21,7 @@ NUM_CHAINS = 3  # of seven kills each
 @pytest.fixture(scope="module")
 def straight(make_pipeline, tmp_path_factory):
     """Content ids, and seconds, of a run that nobody disturbs."""
-    pipeline = make_pipeline(tmp_path_factory.mktemp("straight"))
+    pipeline = make_pipeline(tmp_path_factory.mktemp("straight"), warm=True)
     started_s = time.monotonic()
     pipeline.run()
     duration_s = time.monotonic() - started_s
@@ -70,7 +70,7 @@ def run_chain(make_pipeline, straight, directory, seed):
     num_kills, resumed = 0, []
     while kills:
         store_number = len(list(directory.iterdir()))
-        pipeline = make_pipeline(directory / str(store_number))
+        pipeline = make_pipeline(directory / str(store_number), warm=True)
         try:
             finished = False
             while not finished:

@@ -70,7 +70,7 @@ def content_ids(pipeline):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_nodes_leave_the_artifacts_of_one(make_pipeline, nodes, tmp_path):
-    one = make_pipeline(tmp_path / "one", "--set", "hardware.processes=2", "--set", "hardware.engine=deepspeed")
+    one = make_pipeline(tmp_path / "one", "--set", "hardware.processes=2", "--set", "hardware.engine=deepspeed", warm=True)
     one.run()
     two = make_pipeline(tmp_path / "two", *nodes.options, GLOO_SOCKET_IFNAME="eth0")
     two.run()

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,10 +42,11 @@ class StageProcess:
 
     spec: StageSpec
     spec_path: Path
+    environment: Callable[[], dict[str, str]]
 
     def start(self) -> subprocess.Popen[str]:
         command = [sys.executable, "-P", "-m", f"stages.{self.spec.stage}", str(self.spec_path)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=self.environment())
 
     def run(self) -> str:
         process = self.start()
@@ -72,7 +74,7 @@ def make_stage(tmp_path, make_stage_in):
 
 
 @pytest.fixture(scope="session")
-def make_stage_in(demo_dir, base_model_dir):
+def make_stage_in(demo_dir, base_model_dir, warm_start):
     """The same for a directory of one's own: make_stage_in(directory, "sft", ...)."""
 
     def make(
@@ -106,7 +108,7 @@ def make_stage_in(demo_dir, base_model_dir):
         )
         spec_path = directory / "spec.json"
         spec_path.write_text(spec.model_dump_json())
-        return StageProcess(spec, spec_path)
+        return StageProcess(spec, spec_path, warm_start)
 
     return make
 

@@ -28,7 +28,7 @@ FACTS = ModelFacts(base_model="b", tokenizer_hash="t", chat_template_hash="c", v
 def main(context):
     context.write_metrics(1, {"train/loss": 0.5})
     %s
-    return StageResult(metrics={"eval/loss": 1.0}, facts=FACTS, counts={}, world_size=1, device="cpu")
+    return StageResult(metrics={"eval/loss": 1.0}, facts=FACTS, counts={}, world_size=1, device="cpu", precision="float32")
 
 run_stage("sft", main)
 """
@@ -60,12 +60,18 @@ def spec(tmp_path):
     )
 
 
-def start(spec, body, tmp_path):
-    program = tmp_path / "stage_program.py"
-    program.write_text(PROGRAM % textwrap.dedent(body).strip("\n").replace("\n", "\n    "))
-    path = tmp_path / "spec.json"
+@pytest.fixture
+def start(spec, tmp_path, warm_start):
+    """start(body): a process whose stage does that."""
+    program, path = tmp_path / "stage_driver.py", tmp_path / "spec.json"
     path.write_text(spec.model_dump_json())
-    return subprocess.Popen([sys.executable, str(program), str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def start(body):
+        program.write_text(PROGRAM % textwrap.dedent(body).strip("\n").replace("\n", "\n    "))
+        command = [sys.executable, str(program), str(path)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=warm_start())
+
+    return start
 
 
 def events(spec):
@@ -81,8 +87,8 @@ def wait_for_progress(spec):
     raise AssertionError("no progress event")
 
 
-def test_a_finished_stage_leaves_result_and_metrics_and_exits_0(spec, tmp_path):
-    process = start(spec, "pass", tmp_path)
+def test_a_finished_stage_leaves_result_and_metrics_and_exits_0(spec, start):
+    process = start("pass")
     assert process.wait(60) == 0
     assert json.loads((spec.output_dir / RESULT_FILE).read_text())["metrics"] == {"eval/loss": 1.0}
     assert json.loads((spec.output_dir / "metrics.jsonl").read_text()) == {"step": 1, "train/loss": 0.5}
@@ -100,8 +106,8 @@ def test_a_finished_stage_leaves_result_and_metrics_and_exits_0(spec, tmp_path):
         ("raise ValueError('odd')", 1, "ValueError: odd"),
     ],
 )
-def test_a_failing_stage_says_why_with_its_exit_code_and_leaves_no_result(spec, tmp_path, body, exit_code, message):
-    process = start(spec, body, tmp_path)
+def test_a_failing_stage_says_why_with_its_exit_code_and_leaves_no_result(spec, start, body, exit_code, message):
+    process = start(body)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == exit_code
     assert message in stderr
@@ -111,8 +117,8 @@ def test_a_failing_stage_says_why_with_its_exit_code_and_leaves_no_result(spec, 
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_the_first_signal_ends_the_loop_at_a_steps_end(spec, tmp_path, number, exit_code):
-    process = start(spec, LOOP % 0.1, tmp_path)
+def test_the_first_signal_ends_the_loop_at_a_steps_end(spec, start, number, exit_code):
+    process = start(LOOP % 0.1)
     wait_for_progress(spec)
     process.send_signal(number)
     stdout, _ = process.communicate(timeout=30)
@@ -120,21 +126,20 @@ def test_the_first_signal_ends_the_loop_at_a_steps_end(spec, tmp_path, number, e
     assert not (spec.output_dir / RESULT_FILE).exists()
 
 
-def test_a_second_signal_ends_the_process_at_once(spec, tmp_path):
-    process = start(spec, LOOP % 60, tmp_path)
+def test_a_second_signal_ends_the_process_at_once(spec, start):
+    process = start(LOOP % 60)
     wait_for_progress(spec)
     for _ in range(3):  # of a launcher, of SLURM and of a person's kill: one wish
         process.send_signal(signal.SIGTERM)
         time.sleep(0.1)
     assert process.poll() is None
     time.sleep(1)
-    begun = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == 143 and time.monotonic() - begun < 5
+    assert process.wait(30) == 143  # the program itself would go on for a minute
 
 
-def test_a_signal_outside_the_loop_ends_the_stage_at_once(spec, tmp_path):
-    process = start(spec, "context.progress('load', 0, 1, {}); time.sleep(60)", tmp_path)
+def test_a_signal_outside_the_loop_ends_the_stage_at_once(spec, start):
+    process = start("context.progress('load', 0, 1, {}); time.sleep(60)")
     wait_for_progress(spec)
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == 143

@@ -1,7 +1,6 @@
 """Two processes under DDP and DeepSpeed's ZeRO train what one does, in all three stages, full, LoRA and QLoRA; resume is exact."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,8 +36,7 @@ SETTINGS = {
 }
 
 
-def launch(stage, processes, stages):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+def launch(stage, processes, stages, environment):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", str(DRIVER), stage]
     found = subprocess.run(
         [*torchrun, *(str(each.spec_path) for each in stages)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
@@ -47,7 +45,7 @@ def launch(stage, processes, stages):
 
 
 @pytest.fixture(scope="module", params=["sft", "rm", "ppo"])
-def runs(request, tmp_path_factory, make_stage_in, plain_hardware, base_model_dir, fresh_reward_model):
+def runs(request, tmp_path_factory, make_stage_in, plain_hardware, base_model_dir, fresh_reward_model, warm_start):
     """For one stage: {name: StageProcess} of all its runs, `one-full` and `one-lora` by one process."""
     stage = request.param
     directory = tmp_path_factory.mktemp(stage)
@@ -59,10 +57,10 @@ def runs(request, tmp_path_factory, make_stage_in, plain_hardware, base_model_di
         return make_stage_in(directory, stage, tag=name, models=inputs, hardware=changed, rows=24, **SETTINGS[stage], **FORMS[form])
 
     one = {f"one-{form}": make(f"one-{form}", form) for form in FORMS}
-    launch(stage, 1, one.values())
+    launch(stage, 1, one.values(), warm_start())
     two = {f"{engine}-{form}": make(f"{engine}-{form}", form, processes=2, **ENGINES[engine]) for engine, form in RUNS}
     two |= {f"{name}-stopped": make(f"{name}.stopped", "full", processes=2, **ENGINES[name]) for name in RESUMED}
-    launch(stage, 2, two.values())
+    launch(stage, 2, two.values(), warm_start())
     return one | two
 
 

@@ -1,6 +1,5 @@
 """Two ranks, each with half of the responses and unequal numbers of tokens, equal one rank with all of them."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +12,12 @@ ROOT = DRIVER.parents[3]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(tmp_path_factory, warm_start):
     """(one rank, [first of two, second of two])."""
     base = tmp_path_factory.mktemp("ranks") / "result"
     for count in (1, 2):
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count), str(DRIVER), str(base)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        found = subprocess.run(launcher, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+        found = subprocess.run(launcher, cwd=ROOT, env=warm_start(), capture_output=True, text=True, timeout=240)
         assert found.returncode == 0, found.stderr[-3000:]
     one = torch.load(f"{base}.0of1")
     return one, [torch.load(f"{base}.{rank}of2") for rank in range(2)]

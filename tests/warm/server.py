@@ -1,0 +1,135 @@
+"""A process that has imported what a stage imports, and forks itself for each stage that a test starts.
+
+    python tests/warm/server.py SOCKET
+
+Importing torch, transformers, TRL and peft takes a stage six CPU seconds, the stages of the tests mostly less. With `hook/` on its
+PYTHONPATH a Python that was told to run a stage's program sends its command line, its environment and its standard streams here, and
+stays as the process that tests see, signal and kill: it passes signals on, ends as the forked process ends, and takes it along when it is
+killed. What runs is the same program in a process of its own; only the imports are not done anew.
+"""
+
+import ctypes
+import importlib
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import sys
+import traceback
+from contextlib import suppress
+from pathlib import Path
+
+from stages.death import die_with_parent
+
+MAX_REQUEST = 1 << 20
+_CLONE_NEWNET = 0x40000000
+
+
+def serve(path):
+    """Fork for each client until the parent is gone."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(path)
+    listener.listen(64)
+    selector = selectors.DefaultSelector()
+    selector.register(listener, selectors.EVENT_READ)
+    # A child that has ended is told of by its own pidfd: its client gets the status.
+    parent = os.pidfd_open(os.getppid())
+    selector.register(parent, selectors.EVENT_READ)
+    clients = {}  # client's connection -> (child, its pidfd)
+    while True:
+        ready = [key.fileobj for key, _ in selector.select()]
+        if parent in ready:
+            for child, _ in clients.values():
+                os.kill(child, signal.SIGKILL)
+            return
+        # Clients that are gone first: the next start must not meet what a killed one left running.
+        for connection in [each for each in clients if each in ready]:
+            hear(connection, clients, selector)
+        for connection, (child, pidfd) in list(clients.items()):
+            if pidfd in ready:
+                _, status = os.waitpid(child, 0)
+                with suppress(OSError):
+                    connection.send(str(os.waitstatus_to_exitcode(status)).encode())
+                forget(connection, clients, selector)
+        if listener in ready:
+            connection, _ = listener.accept()
+            request, descriptors, _, _ = socket.recv_fds(connection, MAX_REQUEST, 3)
+            child = os.fork()
+            if child == 0:
+                run(json.loads(request), descriptors, connection)
+            for descriptor in descriptors:
+                os.close(descriptor)
+            clients[connection] = (child, os.pidfd_open(child))
+            selector.register(connection, selectors.EVENT_READ)
+            selector.register(clients[connection][1], selectors.EVENT_READ)
+
+
+def hear(connection, clients, selector):
+    """Pass a signal on to a client's child; end it, and wait for that, when the client is gone."""
+    child, _ = clients[connection]
+    try:
+        message = connection.recv(16)
+    except OSError:
+        message = b""
+    if message:
+        os.kill(child, int(message))
+        return
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    forget(connection, clients, selector)
+
+
+def forget(connection, clients, selector):
+    _, pidfd = clients.pop(connection)
+    for each in (connection, pidfd):
+        selector.unregister(each)
+    os.close(pidfd)
+    connection.close()
+
+
+def run(request, descriptors, connection):
+    """Become what the client was told to run; never returns."""
+    try:
+        for number, descriptor in enumerate(descriptors):
+            os.dup2(descriptor, number)
+        os.closerange(3, 1024)
+        connection.detach()
+        os.setsid()
+        die_with_parent()
+        network = Path(f"/proc/{request['pid']}/ns/net")  # a node of a test is a network namespace
+        if not network.samefile("/proc/self/ns/net"):
+            with network.open("rb") as namespace:
+                ctypes.CDLL(None).setns(namespace.fileno(), _CLONE_NEWNET)
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        os.chdir(request["directory"])
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+        sys.argv = request["argv"]
+        if request["module"]:
+            runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+        else:
+            sys.path.insert(0, str(Path(request["argv"][0]).parent))
+            runpy.run_path(request["argv"][0], run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else (0 if end.code is None else 1)
+        if end.code is not None and not isinstance(end.code, int):
+            print(end.code, file=sys.stderr)
+    except KeyboardInterrupt:
+        code = 130
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    with suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    for module in ("datasets", "peft", "torch.distributed.run", "trl", "stages.ppo.stage", "stages.trl_compat"):
+        importlib.import_module(module)
+    serve(sys.argv[1])
