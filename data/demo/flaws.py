@@ -2,7 +2,8 @@
 
 What the flaws cover decides what the reward model can learn: without `question` the policy learned to answer another
 question, without `manners` it dropped greetings, with `status` half as often it treated packed orders as delayed or gone (facts right in
-0.79 of the answers on data 202, now in 0.89).
+0.79 of the answers on data 202, now in 0.89). Slips in what is copied from the prompt (item, day, name) are rarer than they were: this
+tiny model learns late or never to compare them, and lists that differ in nothing else taught it little.
 """
 
 import re
@@ -34,9 +35,9 @@ Choice = TypeVar("Choice")
 # How often each flaw is drawn, before those that do not apply are left out.
 WEIGHTS = {
     "order": 4,  # another customer's order: item, day and name differ
-    "item": 6,
-    "day": 4,
-    "name": 5,
+    "item": 3,
+    "day": 3,
+    "name": 2,
     "status": 8,
     "question": 4,  # the answer to another question
     "repeat": 2,

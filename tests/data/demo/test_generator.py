@@ -27,7 +27,7 @@ def test_sizes_are_the_measured_ones(rows):
     assert {name: len(part) for name, part in rows.items()} == {
         "demonstrations.train": 2000,
         "demonstrations.eval": 200,
-        "comparisons.train": 12000,
+        "comparisons.train": 7000,
         "comparisons.eval": 1000,
         "prompts.train": 1500,
         "prompts.eval": 200,
@@ -52,8 +52,8 @@ def test_same_seed_gives_the_same_bytes_in_another_process(tmp_path):
 
 PRINTS = {
     "demonstrations": "sha256:30d90825828aad6bd2153aa28cb4c7916c3c6119e5398e2db94e8a89031fa585",
-    "comparisons": "sha256:ff0580f47d05e7424ff3a422ea7383e573871de1b32765f0189bf5771086e9e1",
-    "prompts": "sha256:9f7db3c54d05314aca5fd348289c332e5cc61e06c8346eac9f2b99c086898416",
+    "comparisons": "sha256:d964e40b535ee7cb96ff658a61d0c6c06020ce079ee661137103c94d8278106c",
+    "prompts": "sha256:84404e203a8354f4144a27ed2a50fbea5355cc962d404ae580e3df8a860efba9",
 }
 
 
@@ -79,7 +79,7 @@ def test_written_demo_passes_the_whole_set_checks(demo_dir, source):
 
 def test_readme_tells_origin_licence_and_limits(demo_dir):
     text = (demo_dir / "README.md").read_text(encoding="utf-8")
-    for words in ("synthetic", "Apache-2.0", "rule", "noise", "reward model sees", "| comparisons.train.jsonl | 12,000 |"):
+    for words in ("synthetic", "Apache-2.0", "rule", "noise", "reward model sees", "| comparisons.train.jsonl | 7,000 |"):
         assert words in text
 
 
