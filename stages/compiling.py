@@ -10,7 +10,8 @@ from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from stages.packing import PACKED, attend
-from stages.runtime import StageContext, StageError, uses_gpu
+from stages.process.context import StageContext, uses_gpu
+from stages.process.errors import StageError
 from stages.spec import EXIT_USAGE
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from data.tokens import EncodedPromptRecord
 from stages.generation import generate_responses
-from stages.runtime import StageError
+from stages.process.errors import StageError
 from stages.spec import EXIT_USAGE
 
 Judge = Callable[[str, str, bool], Mapping[str, float]]

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from transformers import PreTrainedTokenizerBase
 
 from stages.models import HEAD, find_model, is_adapter, load_tokenizer
-from stages.runtime import StageError
+from stages.process.errors import StageError
 from stages.spec import EXIT_VERIFICATION, ModelFacts
 
 

@@ -32,8 +32,9 @@ from stages.norms import fuse_norms
 from stages.packing import PackedRow, compute_hidden_states, enable_packing, is_packed
 from stages.partition import gathered, gathered_in_forward, partitioned
 from stages.precision import Float32Head, freeze
+from stages.process.context import StageContext
+from stages.process.errors import StageError
 from stages.quantization import quantize_layers
-from stages.runtime import StageContext, StageError
 from stages.settings import HardwareSettings, LoRASettings
 from stages.spec import EXIT_MISSING, EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR
 from stages.unread import skip_unread

@@ -17,7 +17,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from stages.partition import cast
-from stages.runtime import StageContext, uses_gpu
+from stages.process.context import StageContext, uses_gpu
 from stages.settings import HardwareSettings
 
 _PHASES = {"training": 1024, "decoding": 32}  # rows of the products that are tried

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from stages.distributed import choose_engine
-from stages.runtime import StageContext, StageError
+from stages.process.context import StageContext
+from stages.process.engine import choose_engine
+from stages.process.errors import StageError
 from stages.settings import HardwareSettings
 from stages.spec import EXIT_USAGE
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from data.load import load_records, split_records
 from data.schema import RecordKind
-from stages.runtime import StageError
+from stages.process.errors import StageError
 from stages.spec import EXIT_USAGE, StageSpec
 
 

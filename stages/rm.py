@@ -13,13 +13,15 @@ from torch import Tensor
 from data.tokens import EncodedComparison, encode_comparisons, encode_demonstrations
 from stages import models, precision
 from stages.compiling import compile_layers
-from stages.distributed import choose_zero3
 from stages.evaluation import response_text, write_samples
 from stages.handoff import read_facts
 from stages.packing import list_documents, pack
+from stages.process.context import StageContext, device_name
+from stages.process.engine import choose_zero3
+from stages.process.errors import StageError
+from stages.process.runtime import run_stage
 from stages.ranking import calibration_error, correlation, make_pairs, pair_accuracy, ranking_loss
 from stages.records import load_splits
-from stages.runtime import StageContext, StageError, device_name, run_stage
 from stages.settings import RMSettings
 from stages.spec import SAMPLES_FILE, StageResult
 from stages.trl_compat import make_ranking_trainer, train, whole_model

@@ -14,11 +14,13 @@ from data.schema import Demonstration, Prompt
 from data.tokens import EncodedPair, encode_demonstrations, encode_prompts
 from stages import models, precision
 from stages.compiling import compile_layers
-from stages.distributed import choose_zero3
 from stages.evaluation import answer_prompts, judge_answers, load_judge, summarize_answers, write_samples
 from stages.handoff import read_facts
+from stages.process.context import StageContext, device_name
+from stages.process.engine import choose_zero3
+from stages.process.errors import StageError
+from stages.process.runtime import run_stage
 from stages.records import load_splits
-from stages.runtime import StageContext, StageError, device_name, run_stage
 from stages.settings import SFTSettings
 from stages.spec import SAMPLES_FILE, StageResult
 from stages.trl_compat import IGNORED_LABEL, make_sft_trainer, train, whole_model

@@ -22,15 +22,17 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from data.tokens import EncodedComparison, EncodedPair
-from stages.checkpoint import mark_complete, prune
 from stages.compiling import eagerly
 from stages.deepspeed_config import make_deepspeed_config
-from stages.distributed import choose_engine, describe_layout, find_checkpoint, require_world_size
 from stages.models import HEAD, find_model, is_adapter
 from stages.packing import PackedRow, is_packed, lay_out, list_documents, make_inputs
 from stages.partition import gathered_in_forward
+from stages.process.checkpoint import describe_layout, find_checkpoint, mark_complete, prune
+from stages.process.context import StageContext, uses_gpu
+from stages.process.distributed import require_world_size
+from stages.process.engine import choose_engine
+from stages.process.errors import StageError
 from stages.ranking import Pairs, make_pairs, pair_accuracy, ranking_loss
-from stages.runtime import StageContext, StageError, uses_gpu
 from stages.settings import RMSettings, SFTSettings
 from stages.spec import EXIT_USAGE
 
@@ -322,7 +324,7 @@ def _training_arguments(context: StageContext, settings: SFTSettings | RMSetting
         "logging_nan_inf_filter": False,  # a loss that is not a number must be seen
         "save_strategy": "steps",
         "save_steps": settings.save_every,
-        "save_total_limit": None,  # stages.checkpoint prunes: it knows which ones are complete
+        "save_total_limit": None,  # stages.process.checkpoint prunes: it knows which ones are complete
         "report_to": [],
         "disable_tqdm": True,
         **evaluation,

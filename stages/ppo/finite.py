@@ -6,7 +6,7 @@ from torch import Tensor
 
 from stages.ppo.advantages import SumOverRanks
 from stages.ppo.update import UpdateStats
-from stages.runtime import StageError
+from stages.process.errors import StageError
 from stages.spec import EXIT_VERIFICATION
 
 # Mean |log π_old − log μ| of a token, in nats. Kernels and bfloat16 make a hundredth of one; other weights make several.

@@ -22,10 +22,11 @@ import torch
 
 from stages import models, precision
 from stages.compiling import compile_layers
-from stages.distributed import choose_zero3
 from stages.ppo.actor_critic import Actor, ActorCritic, init_critic
+from stages.process.context import StageContext
+from stages.process.engine import choose_zero3
+from stages.process.errors import StageError
 from stages.quantization import quantize_layers
-from stages.runtime import StageContext, StageError
 from stages.settings import HardwareSettings, LoRASettings, PPOSettings
 from stages.spec import EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from stages.ppo.experience import Rollout
-from stages.runtime import is_out_of_memory
+from stages.process.errors import is_out_of_memory
 
 Result = TypeVar("Result")
 

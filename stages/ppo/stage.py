@@ -12,17 +12,19 @@ from accelerate import Accelerator
 
 from data.tokens import EncodedPair, EncodedPromptRecord, encode_demonstrations, encode_prompts
 from stages import models, precision
-from stages.checkpoint import save_checkpoint
 from stages.deepspeed_config import make_deepspeed_config
-from stages.distributed import choose_engine, choose_zero3, describe_layout, find_checkpoint, require_world_size
 from stages.evaluation import load_judge, write_samples
 from stages.handoff import check_handoff, read_facts
 from stages.ppo.heldout import HeldOut
 from stages.ppo.load import load_models
 from stages.ppo.rollout import RolloutEngine, Sampling
 from stages.ppo.trainer import PPOTrainer
+from stages.process.checkpoint import describe_layout, find_checkpoint, save_checkpoint
+from stages.process.context import StageContext, device_name, uses_gpu
+from stages.process.distributed import require_world_size
+from stages.process.engine import choose_engine, choose_zero3
+from stages.process.errors import Interrupted, StageError
 from stages.records import load_splits
-from stages.runtime import Interrupted, StageContext, StageError, device_name, uses_gpu
 from stages.settings import PPOSettings
 from stages.spec import EXIT_USAGE, SAMPLES_FILE, StageResult
 

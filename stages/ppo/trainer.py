@@ -26,11 +26,12 @@ from stages.ppo.ptx import DemonstrationSampler
 from stages.ppo.ranks import gather_experience, split_alike, sum_over_ranks
 from stages.ppo.rollout import Autocast, RolloutEngine, Sampling, TorchEngine, compute_ref_logprobs, evaluate_tokens, roll_out
 from stages.ppo.rules import make_update_rules
-from stages.ppo.sampler import PromptSampler, derive_seed
+from stages.ppo.sampler import PromptSampler
 from stages.ppo.scoring import RunningMoments, Scorer, apply_score_rules, score_responses
 from stages.ppo.state import collect_generator_states, read_state, restore_generator_states, write_state
 from stages.ppo.update import UpdateStats, update
 from stages.ppo.zero import ZeroLearner, partition_frozen
+from stages.process.seeds import derive_seed
 from stages.settings import PPOSettings
 
 # What a seed is drawn for: two uses of one (seed, iteration) must not share their noise.

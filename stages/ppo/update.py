@@ -27,7 +27,7 @@ from stages.ppo.ptx import DemonstrationSampler, accumulate_ptx_gradients
 from stages.ppo.ranks import deal, max_over_ranks, split_alike, sum_over_ranks
 from stages.ppo.rollout import Autocast
 from stages.ppo.rules import UpdateRules
-from stages.ppo.sampler import derive_seed
+from stages.process.seeds import derive_seed
 
 
 @dataclass(frozen=True)

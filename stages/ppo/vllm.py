@@ -30,13 +30,14 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from stages import models
-from stages.death import die_with_parent
-from stages.distributed import decide_in_main
 from stages.generation import Response
 from stages.ppo.learner import Learner
 from stages.ppo.rollout import Sampling
-from stages.ppo.sampler import derive_seed
-from stages.runtime import Interrupted, StageContext, StageError
+from stages.process.context import StageContext
+from stages.process.death import die_with_parent
+from stages.process.distributed import decide_in_main
+from stages.process.errors import Interrupted, StageError
+from stages.process.seeds import derive_seed
 from stages.settings import PPOSettings
 from stages.spec import EXIT_RESOURCE, EXIT_USAGE
 

@@ -10,7 +10,8 @@ from stages import models
 from stages.compiling import compile_layers
 from stages.generation import generate_responses
 from stages.packing import compute_hidden_states, pack
-from stages.runtime import StageContext, StageError
+from stages.process.context import StageContext
+from stages.process.errors import StageError
 from stages.settings import HardwareSettings
 
 HARDWARE = HardwareSettings(device="cpu", precision="float32", compile=True)

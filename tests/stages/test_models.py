@@ -15,7 +15,7 @@ from transformers import (
 
 from stages import models
 from stages.handoff import check_handoff
-from stages.runtime import StageError
+from stages.process.errors import StageError
 from stages.settings import HardwareSettings, LoRASettings
 
 HARDWARE = HardwareSettings(device="cpu", precision="float32")

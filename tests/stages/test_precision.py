@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from stages import models, precision
-from stages.runtime import StageContext
+from stages.process.context import StageContext
 from stages.settings import HardwareSettings
 
 HARDWARE = HardwareSettings(device="cpu", precision="float32")

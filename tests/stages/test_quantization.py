@@ -10,9 +10,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from stages import models, precision, rm, sft
 from stages.ppo import stage as ppo_stage
+from stages.process.context import StageContext
+from stages.process.errors import StageError
 from stages.quantization import check_quantization, quantize_layers
 from stages.records import load_splits
-from stages.runtime import StageContext, StageError
 from stages.settings import HardwareSettings, LoRASettings
 from stages.spec import MODEL_INPUTS
 

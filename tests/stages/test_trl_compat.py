@@ -11,7 +11,8 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from data.tokens import EncodedComparison, EncodedPair
 from stages import models, trl_compat
-from stages.runtime import StageContext, StageError
+from stages.process.context import StageContext
+from stages.process.errors import StageError
 from stages.settings import HardwareSettings, RMSettings, SFTSettings
 from stages.trl_compat import collate_comparisons, make_ranking_trainer, make_sft_trainer
 

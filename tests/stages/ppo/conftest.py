@@ -18,7 +18,7 @@ from stages.ppo.learner import TorchLearner
 from stages.ppo.rollout import Sampling
 from stages.ppo.rules import UpdateRules
 from stages.ppo.trainer import PPOTrainer
-from stages.runtime import StageContext
+from stages.process.context import StageContext
 from stages.settings import PPOSettings
 from stages.unread import skip_unread
 

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from stages import models
 from stages.ppo.load import find_reward_adapter, load_models
+from stages.process.context import StageContext
 from stages.quantization import quantize_layers
-from stages.runtime import StageContext
 from stages.settings import HardwareSettings, LoRASettings
 
 LORA = LoRASettings(rank=4)

@@ -6,7 +6,7 @@ import torch
 from stages.ppo.memory import TokenBudget
 from stages.ppo.metrics import describe_update
 from stages.ppo.update import update
-from stages.runtime import is_out_of_memory
+from stages.process.errors import is_out_of_memory
 
 CPU_FAILURE = "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
 FAILURES = [torch.OutOfMemoryError("CUDA out of memory."), MemoryError(), RuntimeError(CPU_FAILURE)]

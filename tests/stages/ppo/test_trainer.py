@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stages.ppo.experience import Experience
-from stages.runtime import StageError
+from stages.process.errors import StageError
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

@@ -14,7 +14,8 @@ from stages.ppo.losses import compute_importance_weights, compute_policy_losses
 from stages.ppo.metrics import TokenFigures, describe_engine
 from stages.ppo.rollout import TorchEngine
 from stages.ppo.vllm import VLLMEngine, make_command, open_vllm
-from stages.runtime import StageContext, StageError
+from stages.process.context import StageContext
+from stages.process.errors import StageError
 from stages.settings import HardwareSettings, LoRASettings, PPOSettings, RolloutSettings, TokenSettings
 from stages.spec import StageSpec
 

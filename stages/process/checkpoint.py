@@ -14,7 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stages.runtime import StageError
+from stages.process.context import StageContext
+from stages.process.distributed import decide_in_main
+from stages.process.engine import choose_engine
+from stages.process.errors import StageError
 from stages.spec import EXIT_USAGE
 
 COMPLETE_FILE = "COMPLETE.json"
@@ -150,3 +153,16 @@ def _find_problem(path: Path) -> str | None:
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def describe_layout(context: StageContext) -> str:
+    """Name how the stage's checkpoints are laid out: one can be resumed only where this is the same."""
+    if choose_engine(context) == "deepspeed":
+        return f"ZeRO stage {context.spec.hardware.zero_stage} on {context.world_size} processes"
+    return WHOLE
+
+
+def find_checkpoint(context: StageContext) -> tuple[Path, int] | None:
+    """Find the checkpoint that the stage goes on from; every process gets the same. See `stages.process.checkpoint.latest_complete`."""
+    directory, layout = context.spec.checkpoint_dir, describe_layout(context)
+    return decide_in_main(context, lambda: latest_complete(directory, layout=layout, warn=context.note))

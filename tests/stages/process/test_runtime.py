@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from stages.runtime import StageContext
+from stages.process.context import StageContext
 from stages.settings import HardwareSettings, SFTSettings, TokenSettings
 from stages.spec import RESULT_FILE, StageSpec
 

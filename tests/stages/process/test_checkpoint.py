@@ -2,8 +2,8 @@
 
 import pytest
 
-from stages.checkpoint import COMPLETE_FILE, latest_complete, save_checkpoint
-from stages.runtime import StageError
+from stages.process.checkpoint import COMPLETE_FILE, latest_complete, save_checkpoint
+from stages.process.errors import StageError
 
 
 def write_weights(text):
