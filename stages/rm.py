@@ -11,11 +11,16 @@ import torch
 from torch import Tensor
 
 from data.tokens import EncodedComparison, encode_comparisons, encode_demonstrations
-from stages import models, precision
-from stages.compiling import compile_layers
 from stages.evaluation import response_text, write_samples
-from stages.handoff import read_facts
-from stages.packing import list_documents, pack
+from stages.models import precision
+from stages.models.adapters import apply_lora, find_model, require_adapter_base
+from stages.models.compiling import compile_layers
+from stages.models.forward import note_padding
+from stages.models.handoff import read_facts
+from stages.models.packing import list_documents, pack
+from stages.models.reward_model import compute_scores, init_reward_model
+from stages.models.save import save_model
+from stages.models.tokenizer import align_special_tokens, load_tokenizer
 from stages.process.context import StageContext, device_name
 from stages.process.engine import choose_zero3
 from stages.process.errors import StageError
@@ -36,7 +41,7 @@ def main(context: StageContext) -> StageResult:
     spec = context.spec
     settings = spec.settings
     assert isinstance(settings, RMSettings)
-    tokenizer: Any = models.load_tokenizer(spec.models["sft"])
+    tokenizer: Any = load_tokenizer(spec.models["sft"])
     limits = (spec.tokens.max_prompt_tokens, spec.tokens.max_response_tokens)
     records, held_out_records = load_splits(spec, "comparisons")
     comparisons, counts = encode_comparisons(tokenizer, records, limits)
@@ -44,12 +49,12 @@ def main(context: StageContext) -> StageResult:
     counts |= {f"held_out_{key}": value for key, value in held_out_counts.items()}
 
     if settings.lora:
-        models.require_adapter_base(spec.models["sft"], "rm.lora")
-    model: Any = models.init_reward_model(spec.models["sft"], spec.hardware, spec.seed, zero3=choose_zero3(context))
-    models.align_special_tokens(model, tokenizer)
+        require_adapter_base(spec.models["sft"], "rm.lora")
+    model: Any = init_reward_model(spec.models["sft"], spec.hardware, spec.seed, zero3=choose_zero3(context))
+    align_special_tokens(model, tokenizer)
     if settings.lora:
-        model = models.apply_lora(model, settings.lora, "SEQ_CLS", spec.hardware)
-    models.note_padding(context, model)
+        model = apply_lora(model, settings.lora, "SEQ_CLS", spec.hardware)
+    note_padding(context, model)
     compile_layers(context, model)
     trainer = make_ranking_trainer(context, settings, model, tokenizer, comparisons, held_out)
     train(trainer, context)
@@ -57,7 +62,7 @@ def main(context: StageContext) -> StageResult:
     with whole_model(trainer) as model:
         autocast = precision.autocast(spec.hardware, next(model.parameters()).device)
         bias, scale = calibrate(context, settings, model, tokenizer, limits, autocast)
-        config = models.find_model(model).config
+        config = find_model(model).config
         config.score_bias, config.score_scale = bias, scale
 
         metrics = {"score_bias": bias, "score_scale": scale}
@@ -69,7 +74,7 @@ def main(context: StageContext) -> StageResult:
                 write_samples(spec.output_dir / SAMPLES_FILE, _sample_rows(tokenizer, held_out, scores))
         facts = read_facts(model, tokenizer, spec.models["sft"], score_bias=bias, score_scale=scale)
         if context.is_main:
-            models.save_model(model, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
+            save_model(model, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
     return StageResult(metrics=metrics, facts=facts, counts=counts, world_size=context.world_size, device=device_name(context))
 
 
@@ -82,7 +87,7 @@ def score_responses(model: Any, rankings: Sequence[tuple[list[int], Sequence[lis
     for start in range(0, len(rankings), _SCORING_BATCH):
         row = pack(*list_documents(rankings[start : start + _SCORING_BATCH]), device)
         with autocast:
-            scores.append(models.compute_scores(model, row)[row.parents_D >= 0].cpu())
+            scores.append(compute_scores(model, row)[row.parents_D >= 0].cpu())
     return torch.cat(scores)
 
 

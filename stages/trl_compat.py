@@ -22,11 +22,13 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from data.tokens import EncodedComparison, EncodedPair
-from stages.compiling import eagerly
 from stages.deepspeed_config import make_deepspeed_config
-from stages.models import HEAD, find_model, is_adapter
-from stages.packing import PackedRow, is_packed, lay_out, list_documents, make_inputs
-from stages.partition import gathered_in_forward
+from stages.models.adapters import find_model, is_adapter
+from stages.models.compiling import eagerly
+from stages.models.forward import is_packed, make_inputs
+from stages.models.head import HEAD
+from stages.models.packing import PackedRow, lay_out, list_documents
+from stages.models.partition import gathered_in_forward
 from stages.process.checkpoint import describe_layout, find_checkpoint, mark_complete, prune
 from stages.process.context import StageContext, uses_gpu
 from stages.process.distributed import require_world_size
@@ -185,7 +187,7 @@ def collate_comparisons(comparisons: list[dict[str, Any]]) -> dict[str, Tensor]:
     """Lay the documents of comparisons end to end: a prompt, then the answers that continue it, and so on.
 
     Returns:
-        `ranks` and `prompts` (which comparison) of each answer; `ids`, and `lengths` and `parents` of each document (see stages.packing).
+        `ranks` and `prompts` (which comparison) of each answer; `ids`, and `lengths` and `parents` of each document (see `pack`).
     """
     documents, parents = list_documents((item["prompt_ids"], item["responses"]) for item in comparisons)
     return {

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from stages.models import HEAD, find_backbone, find_model
-from stages.packing import PackedRow, compute_hidden_states, count_filling
+from stages.models.adapters import find_backbone, find_model
+from stages.models.forward import compute_hidden_states
+from stages.models.head import HEAD
+from stages.models.packing import PackedRow, count_filling
 from stages.ppo.losses import compute_entropies, compute_logprobs
 
 _MAX_LOGITS = 2**24  # logits held at a time (64 MB in float32); beyond it the head is computed in chunks, again in the backward pass

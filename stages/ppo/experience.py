@@ -11,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from stages.packing import PackedRow, lay_out
+from stages.models.packing import PackedRow, lay_out
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,27 @@ from typing import Any
 
 import torch
 
-from stages import models, precision
-from stages.compiling import compile_layers
+from stages.models import precision
+from stages.models.adapters import (
+    ADAPTER_CONFIG,
+    apply_lora,
+    find_backbone,
+    find_model,
+    make_lora_config,
+    require_adapter_base,
+    share_weights,
+)
+from stages.models.compiling import compile_layers
+from stages.models.forward import note_padding
+from stages.models.policy import load_policy
+from stages.models.quantization import quantize_layers
+from stages.models.reward_model import load_reward_adapter, load_reward_model
+from stages.models.tokenizer import align_special_tokens
+from stages.models.weights import find_weights
 from stages.ppo.actor_critic import Actor, ActorCritic, init_critic
 from stages.process.context import StageContext
 from stages.process.engine import choose_zero3
 from stages.process.errors import StageError
-from stages.quantization import quantize_layers
 from stages.settings import HardwareSettings, LoRASettings, PPOSettings
 from stages.spec import EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR
 
@@ -51,30 +65,30 @@ def load_models(context: StageContext, settings: PPOSettings, tokenizer: Any) ->
     sft, rm, hardware = context.spec.models["sft"], context.spec.models["rm"], context.spec.hardware
     zero3 = choose_zero3(context)
     if settings.lora:
-        models.require_adapter_base(sft, "ppo.lora")
+        require_adapter_base(sft, "ppo.lora")
 
-    def load_policy() -> Any:
-        return _quantize(models.load_policy(sft, hardware, zero3=zero3), settings, hardware)
+    def open_policy() -> Any:
+        return _quantize(load_policy(sft, hardware, zero3=zero3), settings, hardware)
 
-    def load_reward_model() -> Any:
-        return _quantize(models.load_reward_model(rm, hardware, zero3=zero3), settings, hardware)
+    def open_reward_model() -> Any:
+        return _quantize(load_reward_model(rm, hardware, zero3=zero3), settings, hardware)
 
-    policy = load_policy()
-    models.note_padding(context, policy)
-    models.align_special_tokens(policy, tokenizer)
+    policy = open_policy()
+    note_padding(context, policy)
+    align_special_tokens(policy, tokenizer)
     shares_weights = settings.lora is not None and settings.share_weights
-    ref_policy: Any = models.share_weights(policy) if shares_weights else load_policy()
+    ref_policy: Any = share_weights(policy) if shares_weights else open_policy()
     reward_adapter = find_reward_adapter(sft, rm) if shares_weights else None
-    reward_model = models.load_reward_adapter(ref_policy, reward_adapter) if reward_adapter else load_reward_model()
+    reward_model = load_reward_adapter(ref_policy, reward_adapter) if reward_adapter else open_reward_model()
     _require_one_vocabulary(context, ref_policy, reward_model)
-    critic_source: Any = models.share_weights(reward_model) if shares_weights else load_reward_model()
+    critic_source: Any = share_weights(reward_model) if shares_weights else open_reward_model()
     for frozen in (ref_policy, reward_model):
         precision.freeze(frozen, hardware)
     critic = init_critic(critic_source)
     if settings.lora:
         adapter = _without_dropout(context, settings.lora)
         torch.manual_seed(context.spec.seed)  # adapters start alike, however the models were loaded
-        policy = models.apply_lora(policy, adapter, "CAUSAL_LM", hardware)
+        policy = apply_lora(policy, adapter, "CAUSAL_LM", hardware)
         _put_adapter_into(critic_source, adapter, hardware)
     if shares_weights:
         base = _read_base(_adapter_directory(rm))
@@ -93,7 +107,7 @@ def find_reward_adapter(sft_path: str, rm_path: str) -> str | None:
     """Find the adapter of a reward model that was trained on this very SFT model: `rm_path`, or what was merged into it."""
     directory = _adapter_directory(rm_path)
     base = _read_base(directory)
-    return str(directory) if base and Path(base).resolve() == Path(models.find_weights(sft_path)).resolve() else None
+    return str(directory) if base and Path(base).resolve() == Path(find_weights(sft_path)).resolve() else None
 
 
 def _adapter_directory(path: str) -> Path:
@@ -104,7 +118,7 @@ def _adapter_directory(path: str) -> Path:
 def _read_base(directory: Path) -> str | None:
     """Read which model an adapter stands on; None: it is no adapter."""
     try:
-        return json.loads((directory / models.ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        return json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
     except FileNotFoundError:
         return None
 
@@ -126,9 +140,9 @@ def _put_adapter_into(critic_source: Any, lora: LoRASettings, hardware: Hardware
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     # Not the backbone itself: `target_modules` may be names as the whole model has them.
-    model, backbone = models.find_model(critic_source), models.find_backbone(critic_source)
+    model, backbone = find_model(critic_source), find_backbone(critic_source)
     below = sorted({name for module in backbone.modules() if isinstance(module, BaseTunerLayer) for name in module.active_adapters})
-    inject_adapter_in_model(models.make_lora_config(lora, "SEQ_CLS"), precision.freeze(model, hardware), adapter_name=_CRITIC)
+    inject_adapter_in_model(make_lora_config(lora, "SEQ_CLS"), precision.freeze(model, hardware), adapter_name=_CRITIC)
     cast_adapter_dtype(backbone, adapter_name=_CRITIC)  # float32, whatever the frozen weights are held in
     set_adapter(backbone, [*below, _CRITIC])
     for name, parameter in backbone.named_parameters():  # activating has made the reward model's adapter trainable too

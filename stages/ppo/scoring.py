@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.models import compute_scores
-from stages.packing import PackedRow
+from stages.models.packing import PackedRow
+from stages.models.reward_model import compute_scores
 from stages.ppo.advantages import SumOverRanks
 from stages.ppo.experience import Rollout
 from stages.ppo.rollout import Autocast

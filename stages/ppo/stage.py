@@ -11,10 +11,12 @@ import torch
 from accelerate import Accelerator
 
 from data.tokens import EncodedPair, EncodedPromptRecord, encode_demonstrations, encode_prompts
-from stages import models, precision
 from stages.deepspeed_config import make_deepspeed_config
 from stages.evaluation import load_judge, write_samples
-from stages.handoff import check_handoff, read_facts
+from stages.models import precision
+from stages.models.handoff import check_handoff, read_facts
+from stages.models.save import save_model
+from stages.models.tokenizer import load_tokenizer
 from stages.ppo.heldout import HeldOut
 from stages.ppo.load import load_models
 from stages.ppo.rollout import RolloutEngine, Sampling
@@ -37,7 +39,7 @@ def main(context: StageContext) -> StageResult:
     judge = load_judge(spec.judge)
     check_handoff(spec.models["sft"], spec.models["rm"])
     accelerator = make_accelerator(context)
-    tokenizer = models.load_tokenizer(spec.models["sft"])
+    tokenizer = load_tokenizer(spec.models["sft"])
     prompts, held_out_prompts, counts = _encode(context, tokenizer)
 
     demonstrations, demonstration_counts = _encode_demonstrations(context, tokenizer)
@@ -63,7 +65,7 @@ def main(context: StageContext) -> StageResult:
     with trainer.actor.whole_weights(frozen=facts.form == "full"), trainer.average.in_use() if trainer.average else nullcontext():
         if context.is_main:
             write_samples(spec.output_dir / SAMPLES_FILE, samples)
-            models.save_model(trainer.policy, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
+            save_model(trainer.policy, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
     return StageResult(metrics=metrics, facts=facts, counts=counts, world_size=context.world_size, device=device_name(context))
 
 

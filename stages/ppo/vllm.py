@@ -29,8 +29,9 @@ import httpx2
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from stages import models
 from stages.generation import Response
+from stages.models.adapters import is_adapter, is_unmerged_adapter
+from stages.models.weights import find_weights
 from stages.ppo.learner import Learner
 from stages.ppo.rollout import Sampling
 from stages.process.context import StageContext
@@ -124,7 +125,7 @@ class VLLMEngine:
     def _load_policy(self, actor: Learner) -> str:
         """Give the server the policy's weights; returns the name that it knows them by."""
         policy: Any = actor.module.policy
-        adapter, name = models.is_adapter(policy), self._name(self._num_loads)
+        adapter, name = is_adapter(policy), self._name(self._num_loads)
         with actor.whole_weights(frozen=not adapter):
             if self._accelerator.is_main_process:
                 path = self.directory / name
@@ -212,7 +213,7 @@ def open_vllm(context: StageContext, settings: PPOSettings, accelerator: Acceler
 
 def make_command(context: StageContext, settings: PPOSettings, max_tokens: int, host: str, port: int) -> list[str]:
     """Say how a server is started for this run."""
-    sft, hardware = models.find_weights(context.spec.models["sft"]), context.spec.hardware
+    sft, hardware = find_weights(context.spec.models["sft"]), context.spec.hardware
     command = [*settings.rollout.command, "serve", sft, "--host", host, "--port", str(port), "--dtype", hardware.precision]
     command += ["--max-model-len", str(max_tokens), "--seed", str(context.spec.seed)]
     # Log-probabilities of the distribution that is sampled from, and nothing of the model's own generation config.
@@ -236,7 +237,7 @@ def _start(context: StageContext, settings: PPOSettings, max_tokens: int, key: s
             "install it (the README says how) and give the path of its `vllm`, or set ppo.rollout.engine: torch",
             EXIT_USAGE,
         )
-    if models.is_unmerged_adapter(Path(sft)):
+    if is_unmerged_adapter(Path(sft)):
         raise StageError(
             f"ppo.rollout.engine = vllm serves {sft}, an adapter; a whole model is needed; set sft.lora.merge: true", EXIT_USAGE
         )

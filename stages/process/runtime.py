@@ -19,11 +19,11 @@ import transformers
 from accelerate.utils import set_seed  # that of transformers imports peft, and with it bitsandbytes
 
 from data.schema import DataError
-from stages.precision import note_slow_bfloat16
+from stages.models.precision import note_slow_bfloat16
+from stages.models.quantization import check_quantization
 from stages.process.context import StageContext
 from stages.process.distributed import join, leave
 from stages.process.errors import Interrupted, StageError, is_out_of_memory
-from stages.quantization import check_quantization
 from stages.spec import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, EXIT_USAGE, METRICS_FILE, RESULT_FILE, STEP_SIZES, StageResult, read_spec
 
 # peft opens bitsandbytes wherever it is installed, which then misses a kernel that it would download: a line in every log.

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from stages import precision
 from stages.generation import generate_responses
+from stages.models import precision
 from stages.ppo.rollout import Autocast
 from tests.bench.our_models import make_hardware, open_policy
 from tests.bench.protocol import Bench, Figures, Instant

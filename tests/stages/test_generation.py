@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from stages.generation import generate_responses, sample_tokens
-from stages.packing import PACKED
+from stages.models.attention import PACKED
 
 VOCABULARY, STOP = 24, 1
 TOKENS = {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": STOP, "pad_token_id": 0, "initializer_range": 0.3}

@@ -10,7 +10,10 @@ from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
 from trl.trainer.sft_trainer import SFTTrainer
 
 from data.tokens import EncodedComparison, EncodedPair
-from stages import models, trl_compat
+from stages import trl_compat
+from stages.models.policy import load_policy
+from stages.models.reward_model import init_reward_model
+from stages.models.tokenizer import align_special_tokens, load_tokenizer
 from stages.process.context import StageContext
 from stages.process.errors import StageError
 from stages.settings import HardwareSettings, RMSettings, SFTSettings
@@ -32,19 +35,19 @@ def context(make_stage):
 
 @pytest.fixture
 def tokenizer(base_model_dir):
-    return models.load_tokenizer(str(base_model_dir))
+    return load_tokenizer(str(base_model_dir))
 
 
 @pytest.fixture
 def reward_model(base_model_dir, tokenizer):
-    model = models.init_reward_model(str(base_model_dir), HARDWARE, seed=1)
-    models.align_special_tokens(model, tokenizer)
+    model = init_reward_model(str(base_model_dir), HARDWARE, seed=1)
+    align_special_tokens(model, tokenizer)
     return model
 
 
 @pytest.fixture
 def policy(base_model_dir):
-    return models.load_policy(str(base_model_dir), HARDWARE)
+    return load_policy(str(base_model_dir), HARDWARE)
 
 
 def gradients(model):
@@ -64,8 +67,8 @@ def comparison_of(item):
 def test_nine_answers_of_one_prompt_give_the_loss_and_gradients_of_trls_36_pairs(context, base_model_dir, tokenizer, attention, computed):
     """`computed`: one row with the prompt's 12 tokens once and the answers' 72 (filled up to 128), or nine rows as wide as the longest."""
     hardware = HARDWARE.model_copy(update={"attention": attention})
-    reward_model = models.init_reward_model(str(base_model_dir), hardware, seed=1)
-    models.align_special_tokens(reward_model, tokenizer)
+    reward_model = init_reward_model(str(base_model_dir), hardware, seed=1)
+    align_special_tokens(reward_model, tokenizer)
     item = rank_nine(torch.Generator().manual_seed(0), tokenizer)
     ours = make_ranking_trainer(context, RMSettings(), reward_model, tokenizer, [comparison_of(item)], [])
     shapes = []
@@ -89,10 +92,10 @@ def test_nine_answers_of_one_prompt_give_the_loss_and_gradients_of_trls_36_pairs
 
 
 def test_ranked_answers_of_unequal_length_score_as_they_do_alone(context, base_model_dir, tokenizer):
-    reward_model = models.init_reward_model(str(base_model_dir), HARDWARE.model_copy(update={"attention": "auto"}), seed=1)
-    plain = models.init_reward_model(str(base_model_dir), HARDWARE, seed=1)
+    reward_model = init_reward_model(str(base_model_dir), HARDWARE.model_copy(update={"attention": "auto"}), seed=1)
+    plain = init_reward_model(str(base_model_dir), HARDWARE, seed=1)
     for model in (reward_model, plain):
-        models.align_special_tokens(model, tokenizer)
+        align_special_tokens(model, tokenizer)
     item = rank_nine(torch.Generator().manual_seed(1), tokenizer)
     trainer = make_ranking_trainer(context, RMSettings(), reward_model, tokenizer, [comparison_of(item)], [])
     with torch.no_grad():
@@ -122,7 +125,7 @@ def test_sft_accumulation_8x1_equals_1x8(context, base_model_dir, tokenizer, mic
     found = []
     for size in (8, micro_batch_size):
         settings = SFTSettings(batch_size=8, micro_batch_size=size, max_grad_norm=1e9, learning_rate=1e-9)
-        policy = models.load_policy(str(base_model_dir), HARDWARE)
+        policy = load_policy(str(base_model_dir), HARDWARE)
         found.append(last_gradients(make_sft_trainer(context, settings, policy, tokenizer, pairs, [])))
     assert torch.allclose(found[0], found[1], atol=1e-6)
 
@@ -136,8 +139,8 @@ def test_rm_accumulation_8x1_equals_1x8(context, base_model_dir, tokenizer):
     found = []
     for size in (8, 1):
         settings = RMSettings(batch_size=8, micro_batch_size=size, max_grad_norm=1e9, learning_rate=1e-9)
-        model = models.init_reward_model(str(base_model_dir), HARDWARE, seed=1)
-        models.align_special_tokens(model, tokenizer)
+        model = init_reward_model(str(base_model_dir), HARDWARE, seed=1)
+        align_special_tokens(model, tokenizer)
         found.append(last_gradients(make_ranking_trainer(context, settings, model, tokenizer, comparisons, [])))
     assert torch.allclose(found[0], found[1], atol=1e-6)
 
@@ -151,7 +154,7 @@ def test_sft_without_padding_gives_the_loss_and_gradients_of_trls_batches(contex
     settings = SFTSettings(batch_size=8, micro_batch_size=4, packing=packing, max_grad_norm=1e9, learning_rate=1e-9, log_every=1)
     found, losses = [], []
     for attention in ("auto", "eager"):
-        policy = models.load_policy(str(base_model_dir), HARDWARE.model_copy(update={"attention": attention}))
+        policy = load_policy(str(base_model_dir), HARDWARE.model_copy(update={"attention": attention}))
         trainer = make_sft_trainer(context, settings, policy, tokenizer, pairs, [])
         assert isinstance(trainer, trl_compat.UnpaddedSFTTrainer) == (attention == "auto")
         assert (len(trainer.train_dataset) < len(pairs)) == packing
@@ -164,7 +167,7 @@ def test_sft_without_padding_gives_the_loss_and_gradients_of_trls_batches(contex
 @pytest.mark.parametrize("attention", ["auto", "eager"])
 def test_packed_demonstrations_do_not_see_their_neighbours(context, base_model_dir, tokenizer, attention):
     """The loss of packed rows equals the token mean over separate ones."""
-    policy = models.load_policy(str(base_model_dir), HARDWARE.model_copy(update={"attention": attention}))
+    policy = load_policy(str(base_model_dir), HARDWARE.model_copy(update={"attention": attention}))
     generator = torch.Generator().manual_seed(4)
     pairs = pairs_of(generator, 6, tokenizer)
     trainer = make_sft_trainer(context, SFTSettings(batch_size=2, micro_batch_size=2, packing=True), policy, tokenizer, pairs, [])
@@ -186,7 +189,7 @@ def test_packed_demonstrations_do_not_see_their_neighbours(context, base_model_d
 
 @pytest.mark.parametrize("trainer_args", [{"packing_strategy": "wrapped"}, {"loss_type": "dft"}])
 def test_packing_that_is_not_plain_is_left_to_trl(context, base_model_dir, tokenizer, trainer_args):
-    policy = models.load_policy(str(base_model_dir), HARDWARE.model_copy(update={"attention": "auto"}))
+    policy = load_policy(str(base_model_dir), HARDWARE.model_copy(update={"attention": "auto"}))
     pairs = pairs_of(torch.Generator().manual_seed(5), 8, tokenizer)
     settings = SFTSettings(batch_size=2, micro_batch_size=2, packing=True, learning_rate=1e-9, log_every=1, trainer_args=trainer_args)
     trainer = make_sft_trainer(context, settings, policy, tokenizer, pairs, [])

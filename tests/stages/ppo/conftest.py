@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from data.tokens import EncodedPair
-from stages.packing import enable_packing
+from stages.models.forward import enable_packing
+from stages.models.unread import skip_unread
 from stages.ppo import stage as ppo_stage
 from stages.ppo.actor_critic import Actor, ActorCritic, init_critic
 from stages.ppo.experience import Experience, pack_rollout
@@ -20,7 +21,6 @@ from stages.ppo.rules import UpdateRules
 from stages.ppo.trainer import PPOTrainer
 from stages.process.context import StageContext
 from stages.settings import PPOSettings
-from stages.unread import skip_unread
 
 PAD, EOS, STOP, VOCABULARY = 0, 1, 2, 16
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12], [3, 14], [15, 4, 4, 9, 3]]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import stages.ppo.actor_critic as actor_critic_module
-from stages.packing import count_filling
+from stages.models.packing import count_filling
 from stages.ppo.actor_critic import Actor, compute_token_logprobs, init_critic
 from stages.ppo.experience import pack_rollout
 from stages.ppo.rollout import compute_ref_logprobs, evaluate_tokens

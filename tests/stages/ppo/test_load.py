@@ -7,10 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stages import models
+from stages.models.adapters import find_backbone
+from stages.models.policy import load_policy
+from stages.models.quantization import quantize_layers
+from stages.models.reward_model import compute_scores
+from stages.models.tokenizer import load_tokenizer
 from stages.ppo.load import find_reward_adapter, load_models
 from stages.process.context import StageContext
-from stages.quantization import quantize_layers
 from stages.settings import HardwareSettings, LoRASettings
 
 LORA = LoRASettings(rank=4)
@@ -35,7 +38,7 @@ def load(make_stage, base_model_dir, reward_adapter_dir):
     def load_here(tag, rm=reward_adapter_dir, hardware=None, **settings):
         given = {"hardware": hardware} if hardware else {}
         spec = make_stage("ppo", tag=tag, models={"sft": base_model_dir, "rm": rm}, **given, **{"lora": LORA} | settings).spec
-        loaded = load_models(StageContext(spec), spec.settings, models.load_tokenizer(str(base_model_dir)))
+        loaded = load_models(StageContext(spec), spec.settings, load_tokenizer(str(base_model_dir)))
         return loaded, spec.events_path.read_text() if spec.events_path.exists() else ""
 
     return load_here
@@ -70,7 +73,7 @@ def test_adapters_of_policy_and_critic_learn_in_float32_and_nothing_else(load):
         assert {value.dtype for value in learns.values()} == {torch.float32}
     for model in frozen:
         assert not any(parameter.requires_grad for parameter in model.parameters())
-        assert models.find_backbone(model).layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+        assert find_backbone(model).layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("hardware", [{}, {"hardware": BFLOAT16}], ids=["float32", "bfloat16"])
@@ -94,7 +97,7 @@ def test_the_critic_starts_as_the_reward_model(load, tiny):
     loaded, _ = load("start")
     row, _ = tiny.rollout().pack()
     with torch.no_grad():
-        scores = models.compute_scores(loaded.reward_model, row)
+        scores = compute_scores(loaded.reward_model, row)
         values = loaded.actor_critic.critic(row, row.lasts_D)
     torch.testing.assert_close(values, scores, atol=1e-5, rtol=1e-5)
 
@@ -136,7 +139,7 @@ def test_an_adapter_on_another_model_stays_on_its_own_base(load, reward_adapter_
     config.write_text(json.dumps(content))
     loaded, notes = load("other")
     assert f"two backbones, since the reward model is an adapter on {another}, not on {base_model_dir}" in notes
-    assert torch.equal(models.find_backbone(loaded.reward_model).embed_tokens.weight, state["model.embed_tokens.weight"])
+    assert torch.equal(find_backbone(loaded.reward_model).embed_tokens.weight, state["model.embed_tokens.weight"])
     assert not torch.equal(loaded.ref_policy.model.embed_tokens.weight, state["model.embed_tokens.weight"])
 
 
@@ -187,7 +190,7 @@ def test_on_4_bits_the_ratio_starts_at_one_and_the_kl_at_zero(run, reward_adapte
     assert result.metrics["eval/start/kl"] == result.metrics["objective/kl"] == 0.0
     assert result.metrics["val/ratio_start_deviation"] < 1e-5
     assert result.metrics["eval/greedy/kl"] > 0.0  # after the update
-    fresh = quantize_layers(models.load_policy(str(base_model_dir), spec.hardware), spec.hardware)
+    fresh = quantize_layers(load_policy(str(base_model_dir), spec.hardware), spec.hardware)
     for model in (trainer.policy, trainer.reference):
         for layer, expected in zip(list_quantized(model).values(), list_quantized(fresh).values(), strict=True):
             assert torch.equal(layer.weight, expected.weight)

@@ -19,7 +19,8 @@ pytestmark = pytest.mark.slow  # each case starts a process that imports torch
 PROGRAM = """
 import errno, os, time
 from data.schema import DataError, Problem
-from stages.runtime import Interrupted, StageError, run_stage
+from stages.process.errors import Interrupted, StageError
+from stages.process.runtime import run_stage
 from stages.spec import ModelFacts, StageResult
 
 FACTS = ModelFacts(base_model="b", tokenizer_hash="t", chat_template_hash="c", vocab_size=1, pad_token_id=0, eos_token_id=1,

@@ -6,10 +6,9 @@ import shutil
 from typing import Any
 
 import torch
-from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from stages.packing import PACKED, attend
+from stages.models.attention import keep_from_compiling
 from stages.process.context import StageContext, uses_gpu
 from stages.process.errors import StageError
 from stages.spec import EXIT_USAGE
@@ -34,7 +33,7 @@ def compile_layers(context: StageContext, *models: Any) -> None:
         )
     # Variants of one layer: four models, with gradients and without, adapters; beyond the limit a layer would quietly run uncompiled.
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-    AttentionInterface.register(PACKED, torch.compiler.disable(attend))
+    keep_from_compiling()
     for model in models:
         for layer in _list_layers(model):
             layer.compile(dynamic=True)

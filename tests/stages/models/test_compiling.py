@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from stages import models
-from stages.compiling import compile_layers
 from stages.generation import generate_responses
-from stages.packing import compute_hidden_states, pack
+from stages.models.compiling import compile_layers
+from stages.models.forward import compute_hidden_states
+from stages.models.packing import pack
+from stages.models.policy import load_policy
 from stages.process.context import StageContext
 from stages.process.errors import StageError
 from stages.settings import HardwareSettings
@@ -25,7 +26,7 @@ def context(make_stage):
 @pytest.mark.slow  # the compiler takes half a minute
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_compiled_layers_give_the_same_states_and_gradients_for_rows_of_any_length(context, base_model_dir):
-    plain, compiled = (models.load_policy(str(base_model_dir), HARDWARE) for _ in range(2))
+    plain, compiled = (load_policy(str(base_model_dir), HARDWARE) for _ in range(2))
     compile_layers(context, compiled)
     counters.clear()
     for documents in ([[5, 6, 7], [8, 9]], [list(range(4, 60)), list(range(9, 80))], [[3] * 30, [4] * 7, [5]]):
@@ -51,5 +52,5 @@ def test_compiled_layers_give_the_same_states_and_gradients_for_rows_of_any_leng
 def test_without_a_compiler_the_switch_is_refused(context, base_model_dir, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(StageError, match=r"no-such-compiler.*hardware\.compile: false") as caught:
-        compile_layers(context, models.load_policy(str(base_model_dir), HARDWARE))
+        compile_layers(context, load_policy(str(base_model_dir), HARDWARE))
     assert caught.value.exit_code == 2

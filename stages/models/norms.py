@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from stages.partition import gathered
+from stages.models.partition import gathered
 
 
 class RMSNorm(nn.Module):

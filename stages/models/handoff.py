@@ -9,7 +9,9 @@ from typing import Any
 from safetensors import safe_open
 from transformers import PreTrainedTokenizerBase
 
-from stages.models import HEAD, find_model, is_adapter, load_tokenizer
+from stages.models.adapters import find_model, is_adapter
+from stages.models.head import HEAD
+from stages.models.tokenizer import load_tokenizer
 from stages.process.errors import StageError
 from stages.spec import EXIT_VERIFICATION, ModelFacts
 

@@ -8,11 +8,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
-from stages import models, precision, rm, sft
+from stages import rm, sft
+from stages.models import precision
+from stages.models.adapters import apply_lora, share_weights
+from stages.models.policy import load_policy
+from stages.models.quantization import check_quantization, quantize_layers
+from stages.models.save import save_model
+from stages.models.tokenizer import load_tokenizer
 from stages.ppo import stage as ppo_stage
 from stages.process.context import StageContext
 from stages.process.errors import StageError
-from stages.quantization import check_quantization, quantize_layers
 from stages.records import load_splits
 from stages.settings import HardwareSettings, LoRASettings
 from stages.spec import MODEL_INPUTS
@@ -43,12 +48,12 @@ def dequantize(layer):
 
 @pytest.fixture
 def base(base_model_dir):
-    return models.load_policy(str(base_model_dir), HARDWARE)
+    return load_policy(str(base_model_dir), HARDWARE)
 
 
 @pytest.fixture
 def quantized(base_model_dir):
-    return quantize_layers(models.load_policy(str(base_model_dir), HARDWARE), HARDWARE)
+    return quantize_layers(load_policy(str(base_model_dir), HARDWARE), HARDWARE)
 
 
 @pytest.fixture
@@ -69,13 +74,14 @@ def run(monkeypatch):
 
     def run_here(spec, tell=None):
         trained = []
-        plain_save = models.save_model
-        monkeypatch.setattr(models, "save_model", lambda model, *rest, **more: (trained.append(model), plain_save(model, *rest, **more)))
+        program = {"sft": sft, "rm": rm, "ppo": ppo_stage}[spec.stage]
+        plain_save = save_model
+        monkeypatch.setattr(program, "save_model", lambda model, *rest, **more: (trained.append(model), plain_save(model, *rest, **more)))
         context = StageContext(spec)
         if tell:
             context.event = tell
         torch.manual_seed(spec.seed)
-        result = {"sft": sft, "rm": rm, "ppo": ppo_stage}[spec.stage].main(context)
+        result = program.main(context)
         return result, trained[0]
 
     return run_here
@@ -107,8 +113,8 @@ def test_a_weight_is_the_nearest_of_16_values_times_the_largest_of_its_block(bas
 
 @pytest.mark.parametrize("hardware", [HARDWARE, BFLOAT16], ids=["float32", "bfloat16"])
 def test_outputs_and_gradients_are_those_of_the_weights_that_the_4_bits_stand_for(base_model_dir, hardware):
-    found = quantize_layers(models.load_policy(str(base_model_dir), HARDWARE), hardware)
-    expected = models.load_policy(str(base_model_dir), HARDWARE)
+    found = quantize_layers(load_policy(str(base_model_dir), HARDWARE), hardware)
+    expected = load_policy(str(base_model_dir), HARDWARE)
     for name, layer in quantized_layers(found).items():
         expected.get_submodule(name).weight.data = dequantize(layer).float()
         assert layer.compute_dtype == dequantize(layer).dtype == getattr(torch, hardware.precision)
@@ -133,8 +139,8 @@ def test_evaluation_computes_what_training_computes_and_leaves_the_weights_as_th
 
 
 def test_models_that_share_weights_share_the_4_bits_and_their_scales(quantized):
-    other = models.share_weights(quantized)
-    adapted = models.apply_lora(quantized, LoRASettings(**QLORA), "CAUSAL_LM", HARDWARE)
+    other = share_weights(quantized)
+    adapted = apply_lora(quantized, LoRASettings(**QLORA), "CAUSAL_LM", HARDWARE)
     layers, others = quantized_layers(adapted), quantized_layers(other)
     assert len(layers) == len(others) == 4 * 7 and not any("lora" in name for name, _ in other.named_parameters())
     for layer, its_twin in zip(layers.values(), others.values(), strict=True):
@@ -152,7 +158,7 @@ def test_sft_learns_on_4_bits_and_its_adapter_opens_without_them(run, make_spec,
     assert {name for name, value in trained.named_parameters() if value.requires_grad} == {
         name for name, _ in trained.named_parameters() if "lora_" in name
     }
-    fresh = quantize_layers(models.load_policy(str(base_model_dir), HARDWARE), HARDWARE)
+    fresh = quantize_layers(load_policy(str(base_model_dir), HARDWARE), HARDWARE)
     found = quantized_layers(trained.get_base_model())
     for name, layer in quantized_layers(fresh).items():
         pairs = zip(tensors_of(layer), tensors_of(found[name.replace("_proj", "_proj.base_layer")]), strict=True)
@@ -168,7 +174,7 @@ def test_sft_learns_on_4_bits_and_its_adapter_opens_without_them(run, make_spec,
         assert not torch.allclose(plain(IDS).logits, trained(IDS).logits, atol=1e-2)
     base, saved = (load_file(path / "model.safetensors") for path in (base_model_dir, spec.output_dir / "merged"))
     assert all(torch.equal(base[name], saved[name]) for name in base if "_proj" not in name)
-    tokenizer = models.load_tokenizer(str(base_model_dir))
+    tokenizer = load_tokenizer(str(base_model_dir))
     _, held_out = load_splits(spec, "demonstrations")
     pairs, _ = sft.encode_demonstrations(tokenizer, held_out, (96, 64))
     loss = sft.heldout_loss(plain, pairs, tokenizer.pad_token_id, precision.autocast(HARDWARE, torch.device("cpu")))

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from stages.packing import compute_hidden_states, enable_packing, pack
-from stages.unread import skip_unread
-from tests.stages.test_packing import DOCUMENTS, PARENTS, check_checkpointing, make_gpt2, make_llama, make_qwen, switch
+from stages.models.forward import compute_hidden_states, enable_packing
+from stages.models.packing import pack
+from stages.models.unread import skip_unread
+from tests.stages.models.test_packing import DOCUMENTS, PARENTS, check_checkpointing, make_gpt2, make_llama, make_qwen, switch
 
 
 @pytest.mark.parametrize("make", [make_llama, make_qwen, make_gpt2])

@@ -1,7 +1,7 @@
 """The one precision policy: what is computed and kept in which precision, in rollouts, scoring and training alike.
 
 With `hardware.precision: bfloat16`, matrix products are in bfloat16 (autocast), and so are the weights of frozen linear layers (or in 4
-bits: stages.quantization). Float32 stay: weights that learn and their optimizer's moments, the residual stream, norms' statistics,
+bits: stages.models.quantization). Float32 stay: weights that learn and their optimizer's moments, the residual stream, norms' statistics,
 softmaxes over the vocabulary, log-probabilities, the scalar heads, losses and all statistics. With `float32` everything is: the
 reference.
 
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from stages.partition import cast
+from stages.models.partition import cast
 from stages.process.context import StageContext, uses_gpu
 from stages.settings import HardwareSettings
 
@@ -45,18 +45,6 @@ def freeze(model: Any, hardware: HardwareSettings) -> Any:
             if type(module) in (torch.nn.Linear, Conv1D) and id(module.weight) not in embeddings:
                 cast(module, torch.bfloat16)
     return model
-
-
-class Float32Head(torch.nn.Linear):
-    """The scalar head, computed in float32 even under autocast: differences of scores drown in bfloat16's rounding."""
-
-    def __init__(self, weight: torch.nn.Parameter) -> None:
-        super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")
-        self.weight = weight
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(input.device.type, enabled=False):
-            return super().forward(input.float())
 
 
 def note_slow_bfloat16(context: StageContext) -> None:

@@ -11,9 +11,8 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from stages.packing import PackedRow, compute_hidden_states, pack
-
-_PROBE_TOLERANCE = 2e-3  # of the largest hidden state
+from stages.models.forward import PROBE_TOLERANCE, compute_hidden_states
+from stages.models.packing import PackedRow, pack
 
 
 class _Hooks:
@@ -66,7 +65,7 @@ def skip_unread(model: Any) -> bool:
         found_DH = compute_hidden_states(model.base_model, skipping)[row.lasts_D]
         again_NH = compute_hidden_states(model.base_model, row)  # an MLP before the attention would go by the last forward's row
         error = torch.maximum((found_DH - expected_NH[row.lasts_D]).abs().max(), (again_NH - expected_NH).abs().max())
-        works = bool(error <= _PROBE_TOLERANCE * expected_NH.abs().max())
+        works = bool(error <= PROBE_TOLERANCE * expected_NH.abs().max())
     except Exception:  # whatever it is that an MLP of another kind says of fewer tokens
         works = False
     model.train(was_training)

@@ -4,7 +4,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from stages import models, precision
+from stages.models import precision
+from stages.models.policy import load_policy
+from stages.models.reward_model import init_reward_model
 from stages.process.context import StageContext
 from stages.settings import HardwareSettings
 
@@ -16,7 +18,7 @@ def test_frozen_linear_weights_in_bfloat16_change_no_bit_under_autocast(base_mod
     ids = torch.tensor([[1, 5, 9, 30]])
     outputs = {}
     for hardware in (HARDWARE, BFLOAT16):
-        for load in (lambda path: models.load_policy(path, HARDWARE), lambda path: models.init_reward_model(path, HARDWARE, seed=1)):
+        for load in (lambda path: load_policy(path, HARDWARE), lambda path: init_reward_model(path, HARDWARE, seed=1)):
             model = precision.freeze(load(str(base_model_dir)), hardware)
             with torch.no_grad(), precision.autocast(BFLOAT16, torch.device("cpu")):
                 outputs[hardware.precision, type(model).__name__] = model(ids).logits
@@ -37,7 +39,7 @@ def test_tied_embeddings_stay_float32():
 
 
 def test_float32_head_gives_float32_scores_under_bfloat16_autocast(base_model_dir):
-    model = models.init_reward_model(str(base_model_dir), HARDWARE, seed=1)
+    model = init_reward_model(str(base_model_dir), HARDWARE, seed=1)
     with torch.no_grad(), precision.autocast(BFLOAT16, torch.device("cpu")):
         assert model(torch.tensor([[1, 5, 9]])).logits.dtype == torch.float32
 

@@ -15,8 +15,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from stages.packing import compute_hidden_states, enable_packing, is_packed, list_documents, pack
-from stages.unread import skip_unread
+from stages.models.forward import compute_hidden_states, enable_packing, is_packed
+from stages.models.packing import list_documents, pack
+from stages.models.unread import skip_unread
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.3}
 
