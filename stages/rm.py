@@ -3,7 +3,6 @@
 comparisons -> token ids -> K-way ranking loss -> bias and scale from demonstrations -> model/, held-out accuracy
 """
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -11,14 +10,12 @@ import torch
 from torch import Tensor
 
 from data.tokens import EncodedComparison, encode_comparisons, encode_demonstrations
-from stages.evaluation import response_text, write_samples
 from stages.models import precision
 from stages.models.adapters import apply_lora, find_model, require_adapter_base
 from stages.models.compiling import compile_layers
 from stages.models.forward import note_padding
 from stages.models.handoff import read_facts
-from stages.models.packing import list_documents, pack
-from stages.models.reward_model import compute_scores, init_reward_model
+from stages.models.reward_model import init_reward_model
 from stages.models.save import save_model
 from stages.models.tokenizer import align_special_tokens, load_tokenizer
 from stages.process.context import StageContext, device_name
@@ -27,12 +24,13 @@ from stages.process.errors import StageError
 from stages.process.runtime import run_stage
 from stages.ranking import calibration_error, correlation, make_pairs, pair_accuracy, ranking_loss
 from stages.records import load_splits
+from stages.responses.judging import response_text, write_samples
+from stages.responses.scores import score_rankings
 from stages.settings import RMSettings
 from stages.spec import SAMPLES_FILE, StageResult
 from stages.trl_compat import make_ranking_trainer, train, whole_model
 
 _CALIBRATION_DEMONSTRATIONS = 1000  # enough for a standard error of 0.03 standard deviations
-_SCORING_BATCH = 32  # prompts with all their answers
 _SAMPLED_COMPARISONS = 100
 
 
@@ -67,7 +65,7 @@ def main(context: StageContext) -> StageResult:
 
         metrics = {"score_bias": bias, "score_scale": scale}
         if held_out:
-            scores = score_responses(model, [(item.prompt_ids, item.responses) for item in held_out], autocast)
+            scores = score_rankings(model, [(item.prompt_ids, item.responses) for item in held_out], autocast)
             # The loss was trained on logits: a pair's probability is that of their difference, before the scale.
             metrics |= report_ranking(scores * scale, held_out)
             if context.is_main:
@@ -78,26 +76,13 @@ def main(context: StageContext) -> StageResult:
     return StageResult(metrics=metrics, facts=facts, counts=counts, world_size=context.world_size, device=device_name(context))
 
 
-@torch.no_grad()
-def score_responses(model: Any, rankings: Sequence[tuple[list[int], Sequence[list[int]]]], autocast: AbstractContextManager[Any]) -> Tensor:
-    """Score the responses of (prompt ids, responses) with the model's current bias and scale; float32 on the CPU, all in one axis."""
-    model.eval()
-    device = next(model.parameters()).device
-    scores: list[Tensor] = []
-    for start in range(0, len(rankings), _SCORING_BATCH):
-        row = pack(*list_documents(rankings[start : start + _SCORING_BATCH]), device)
-        with autocast:
-            scores.append(compute_scores(model, row)[row.parents_D >= 0].cpu())
-    return torch.cat(scores)
-
-
 def calibrate(
     context: StageContext, settings: RMSettings, model: Any, tokenizer: Any, limits: tuple[int, int], autocast: AbstractContextManager[Any]
 ) -> tuple[float, float]:
     """Find the bias (and scale) that give demonstrations a mean score of 0 (and a standard deviation of 1)."""
     records, _ = load_splits(context.spec, "demonstrations")
     pairs, _ = encode_demonstrations(tokenizer, records[:_CALIBRATION_DEMONSTRATIONS], limits)
-    scores = score_responses(model, [(pair.prompt_ids, [pair.response_ids]) for pair in pairs], autocast)
+    scores = score_rankings(model, [(pair.prompt_ids, [pair.response_ids]) for pair in pairs], autocast)
     if not torch.isfinite(scores).all():
         raise StageError("demonstrations get scores that are not finite; the reward model diverged; lower rm.learning_rate")
     spread = scores.std().item() if len(scores) > 1 else 0.0

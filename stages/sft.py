@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from data.schema import Demonstration, Prompt
 from data.tokens import EncodedPair, encode_demonstrations, encode_prompts
-from stages.evaluation import answer_prompts, judge_answers, load_judge, summarize_answers, write_samples
 from stages.models import precision
 from stages.models.adapters import apply_lora, require_adapter_base
 from stages.models.compiling import compile_layers
@@ -26,6 +25,7 @@ from stages.process.engine import choose_zero3
 from stages.process.errors import StageError
 from stages.process.runtime import run_stage
 from stages.records import load_splits
+from stages.responses.judging import answer_prompts, judge_answers, load_judge, summarize_answers, write_samples
 from stages.settings import SFTSettings
 from stages.spec import SAMPLES_FILE, StageResult
 from stages.trl_compat import IGNORED_LABEL, make_sft_trainer, train, whole_model

@@ -20,12 +20,14 @@ from stages.models.partition import cast
 from stages.process.context import StageContext, uses_gpu
 from stages.settings import HardwareSettings
 
+Autocast = contextlib.AbstractContextManager[Any]  # the precision of a forward; entered anew for each
+
 _PHASES = {"training": 1024, "decoding": 32}  # rows of the products that are tried
 _WIDTH = 512
 _TRIES = 5
 
 
-def autocast(hardware: HardwareSettings, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+def autocast(hardware: HardwareSettings, device: torch.device) -> Autocast:
     """Compute in bfloat16 where the hardware block says so; weights stay float32."""
     if hardware.precision == "bfloat16":
         return torch.autocast(device.type, dtype=torch.bfloat16)

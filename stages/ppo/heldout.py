@@ -7,10 +7,10 @@ from statistics import fmean
 from typing import Any, Literal
 
 from data.tokens import EncodedPromptRecord
-from stages.evaluation import Answer, Judge, judge_answers, response_text, summarize_answers
-from stages.ppo.losses import estimate_kl_k1
 from stages.ppo.ranks import gather_list
 from stages.ppo.trainer import PPOTrainer
+from stages.responses.judging import Answer, Judge, judge_answers, response_text, summarize_answers
+from stages.responses.kl import estimate_kl_k1
 
 Way = Literal["sampled", "greedy"]
 
@@ -51,7 +51,7 @@ class HeldOut:
         rollout, _ = trainer.roll_out(
             [prompt.prompt_ids for prompt in prompts], self.seed, greedy=way == "greedy", share=(rank, world_size)
         )
-        scores = trainer.score_responses(rollout).tolist()
+        scores = trainer.ask_reward_model(rollout).tolist()
         figures = trainer.evaluate_tokens(rollout)
         kls = estimate_kl_k1(figures.logprobs_BR, figures.ref_logprobs_BR, rollout.response_mask_BR).sum(dim=1).tolist()
 

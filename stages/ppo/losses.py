@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stages.responses.kl import compute_log_ratios
+
 
 def compute_logprobs(logits_KV: Tensor, tokens_K: Tensor, temperature: float) -> Tensor:
     """Compute log softmax(logits / temperature) at the given tokens, in float32 whatever the logits are.
@@ -91,22 +93,6 @@ def compute_value_losses(
 def sum_tokens(values_BR: Tensor, mask_BR: Tensor) -> Tensor:
     """Sum over the real tokens."""
     return torch.where(mask_BR, values_BR, 0.0).sum()
-
-
-def compute_log_ratios(logprobs_BR: Tensor, old_logprobs_BR: Tensor, response_mask_BR: Tensor) -> Tensor:
-    """Compute log(π / π_old) of each token; 0 outside the mask, so that a ratio there is 1."""
-    return torch.where(response_mask_BR, logprobs_BR - old_logprobs_BR, 0.0)
-
-
-def estimate_kl_k1(logprobs_BR: Tensor, ref_logprobs_BR: Tensor, response_mask_BR: Tensor) -> Tensor:
-    """Estimate KL(π ‖ π_ref) at each token by log π − log π_ref: unbiased, can be negative (Schulman 2020, k1)."""
-    return compute_log_ratios(logprobs_BR, ref_logprobs_BR, response_mask_BR)
-
-
-def estimate_kl_k3(logprobs_BR: Tensor, ref_logprobs_BR: Tensor, response_mask_BR: Tensor) -> Tensor:
-    """Estimate KL(π ‖ π_ref) at each token by exp(−x) − 1 + x, x = log π − log π_ref: never negative (Schulman 2020, k3)."""
-    log_ratio_BR = compute_log_ratios(logprobs_BR, ref_logprobs_BR, response_mask_BR)
-    return torch.expm1(-log_ratio_BR) + log_ratio_BR
 
 
 def find_clipped_ratios(ratio_BR: Tensor, advantages_BR: Tensor, clip_range: float) -> Tensor:

@@ -6,8 +6,8 @@ Neither losses nor gradients depend on the size of micro-batches, so the run goe
 from collections.abc import Callable
 from typing import TypeVar
 
-from stages.ppo.experience import Rollout
 from stages.process.errors import is_out_of_memory
+from stages.responses.rollout import Rollout
 
 Result = TypeVar("Result")
 

@@ -12,14 +12,12 @@ from accelerate import Accelerator
 
 from data.tokens import EncodedPair, EncodedPromptRecord, encode_demonstrations, encode_prompts
 from stages.deepspeed_config import make_deepspeed_config
-from stages.evaluation import load_judge, write_samples
 from stages.models import precision
 from stages.models.handoff import check_handoff, read_facts
 from stages.models.save import save_model
 from stages.models.tokenizer import load_tokenizer
 from stages.ppo.heldout import HeldOut
 from stages.ppo.load import load_models
-from stages.ppo.rollout import RolloutEngine, Sampling
 from stages.ppo.trainer import PPOTrainer
 from stages.process.checkpoint import describe_layout, find_checkpoint, save_checkpoint
 from stages.process.context import StageContext, device_name, uses_gpu
@@ -27,6 +25,8 @@ from stages.process.distributed import require_world_size
 from stages.process.engine import choose_engine, choose_zero3
 from stages.process.errors import Interrupted, StageError
 from stages.records import load_splits
+from stages.responses.engine import RolloutEngine, Sampling
+from stages.responses.judging import load_judge, write_samples
 from stages.settings import PPOSettings
 from stages.spec import EXIT_USAGE, SAMPLES_FILE, StageResult
 
@@ -178,7 +178,7 @@ def _open_engine(
     settings = _settings(context)
     if settings.rollout.engine == "torch":
         return nullcontext()
-    from stages.ppo.vllm import open_vllm
+    from stages.responses.vllm_server import open_vllm
 
     longest = max(len(prompt.prompt_ids) for prompt in prompts) + sampling.max_new_tokens
     return open_vllm(context, settings, accelerator, longest)

@@ -11,23 +11,18 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from stages.models.precision import Autocast
 from stages.ppo.ema import AveragedWeights
-from stages.ppo.experience import Experience, Rollout
+from stages.ppo.experience import Experience
 from stages.ppo.learner import Learner
-from stages.ppo.losses import (
-    compute_log_ratios,
-    compute_policy_losses,
-    compute_value_losses,
-    find_clipped_ratios,
-    find_clipped_values,
-    sum_tokens,
-)
+from stages.ppo.losses import compute_policy_losses, compute_value_losses, find_clipped_ratios, find_clipped_values, sum_tokens
 from stages.ppo.memory import TokenBudget
 from stages.ppo.ptx import DemonstrationSampler, accumulate_ptx_gradients
 from stages.ppo.ranks import deal, max_over_ranks, split_alike, sum_over_ranks
-from stages.ppo.rollout import Autocast
 from stages.ppo.rules import UpdateRules
 from stages.process.seeds import derive_seed
+from stages.responses.kl import compute_log_ratios
+from stages.responses.rollout import Rollout
 
 
 @dataclass(frozen=True)

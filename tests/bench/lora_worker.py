@@ -21,8 +21,8 @@ from stages.models.policy import load_policy
 from stages.models.reward_model import init_reward_model
 from stages.models.save import save_model
 from stages.ppo.load import load_models
-from stages.ppo.rollout import Sampling
 from stages.ppo.trainer import PPOTrainer
+from stages.responses.engine import Sampling
 from stages.settings import LoRASettings, PPOSettings, SFTSettings, TokenSettings
 from stages.spec import MODEL_DIR
 from tests.bench.hf_meter import Meter

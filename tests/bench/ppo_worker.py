@@ -15,8 +15,8 @@ from stages.models.precision import autocast, freeze
 from stages.ppo import trainer as trainer_module
 from stages.ppo.actor_critic import Actor, ActorCritic, init_critic
 from stages.ppo.load import PPOModels
-from stages.ppo.rollout import Sampling
 from stages.ppo.trainer import PPOTrainer
+from stages.responses.engine import Sampling
 from stages.settings import HardwareSettings, PPOSettings, TokenSettings
 from tests.bench.our_models import make_hardware, open_policy, open_reward_model
 from tests.bench.protocol import Bench, Figures, Instant

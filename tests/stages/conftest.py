@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,3 +158,23 @@ def reward_adapter_dir(base_model_dir, tmp_path):
     config.score_bias, config.score_scale = 0.25, 2.0
     save_model(model, tokenizer, tmp_path / "rm", merge=True)
     return tmp_path / "rm" / "model"
+
+
+@pytest.fixture
+def tiny():
+    """Builders of tiny models, learners and rollouts, and their token ids."""
+    from tests.stages.tiny_models import list_builders
+
+    return list_builders()
+
+
+@pytest.fixture(scope="session")
+def accelerator():
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=True)
+
+
+@pytest.fixture
+def full_precision():
+    return nullcontext()

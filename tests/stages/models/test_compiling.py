@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from stages.generation import generate_responses
 from stages.models.compiling import compile_layers
 from stages.models.forward import compute_hidden_states
 from stages.models.packing import pack
 from stages.models.policy import load_policy
 from stages.process.context import StageContext
 from stages.process.errors import StageError
+from stages.responses.generation import generate_responses
 from stages.settings import HardwareSettings
 
 HARDWARE = HardwareSettings(device="cpu", precision="float32", compile=True)

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from stages.models.tokenizer import load_tokenizer
-from stages.ppo.rollout import TorchEngine, roll_out
 from stages.ppo.stage import make_sampling
+from stages.responses.engine import TorchEngine, roll_out
 from stages.settings import PPOSettings
 
 ONE_BY_ONE = {"max_tokens_per_microbatch": 1}  # micro-batches as small as they get: one response each

@@ -10,12 +10,11 @@ from stages.ppo.losses import (
     compute_logprobs,
     compute_policy_losses,
     compute_value_losses,
-    estimate_kl_k1,
-    estimate_kl_k3,
     find_clipped_ratios,
     find_clipped_values,
     sum_tokens,
 )
+from stages.responses.kl import estimate_kl_k1, estimate_kl_k3
 
 REAL = torch.tensor([[True]])
 

@@ -10,8 +10,8 @@ import torch
 from stages.ppo.learner import compute_lr_factor
 from stages.ppo.losses import compute_policy_losses, compute_value_losses
 from stages.ppo.memory import TokenBudget
-from stages.ppo.rollout import evaluate_tokens
 from stages.ppo.update import accumulate_gradients, draw_minibatches, update
+from stages.responses.figures import evaluate_tokens
 
 
 def gradients(tiny, accelerator, full_precision, experience, max_tokens=20, **changes):

@@ -13,8 +13,8 @@ from statistics import fmean
 from typing import Any
 
 from data.tokens import EncodedPromptRecord
-from stages.generation import generate_responses
 from stages.process.errors import StageError
+from stages.responses.generation import generate_responses
 from stages.spec import EXIT_USAGE
 
 Judge = Callable[[str, str, bool], Mapping[str, float]]

@@ -11,11 +11,13 @@ import torch
 
 from stages.ppo.finite import require_same_policy
 from stages.ppo.losses import compute_importance_weights, compute_policy_losses
-from stages.ppo.metrics import TokenFigures, describe_engine
-from stages.ppo.rollout import TorchEngine
-from stages.ppo.vllm import VLLMEngine, make_command, open_vllm
+from stages.ppo.metrics import describe_engine
 from stages.process.context import StageContext
 from stages.process.errors import StageError
+from stages.responses.engine import TorchEngine
+from stages.responses.figures import TokenFigures
+from stages.responses.vllm_client import VLLMEngine
+from stages.responses.vllm_server import make_command, open_vllm
 from stages.settings import HardwareSettings, LoRASettings, PPOSettings, RolloutSettings, TokenSettings
 from stages.spec import StageSpec
 

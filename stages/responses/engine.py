@@ -1,7 +1,7 @@
-"""Prompts -> sampled responses, by an engine -> Rollout, and the log-probabilities and values of its tokens.
+"""Prompts -> sampled responses, by an engine -> Rollout.
 
-    TorchEngine        the policy's own forward, in the stage's processes
-    stages.ppo.vllm    a vLLM server
+    TorchEngine                      the policy's own forward, in the stage's processes
+    stages.responses.vllm_client     a vLLM server
 
 Axes: B responses, R response tokens (padded on the right), K all real response tokens.
 """
@@ -13,11 +13,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from stages.generation import Response, generate_responses
-from stages.ppo.experience import Rollout, pack_rollout
-from stages.ppo.learner import Learner
-
-Autocast = AbstractContextManager[Any]  # the precision of a forward; entered anew for each
+from stages.models.precision import Autocast
+from stages.responses.generation import Response, generate_responses
+from stages.responses.rollout import Rollout, pack_rollout
 
 
 @dataclass(frozen=True)
@@ -31,11 +29,21 @@ class Sampling:
     stop_token_id: int  # a response is finished when it ends with this one; the end token by default
 
 
+class PolicyHolder(Protocol):
+    """What an engine uses of a model in training; `stages.ppo.learner.Learner` is one."""
+
+    module: Any  # its `policy` is the language model
+
+    def whole_weights(self, *, frozen: bool = True) -> AbstractContextManager[Any]:
+        """Inside, every rank holds all weights, and `module` can be used alone; without `frozen`, those that learn only."""
+        ...
+
+
 class RolloutEngine(Protocol):
     """What samples responses."""
 
     def answer(
-        self, actor: Learner, prompts: list[list[int]], sampling: Sampling, *, seed: int, greedy: bool, share: tuple[int, int]
+        self, actor: PolicyHolder, prompts: list[list[int]], sampling: Sampling, *, seed: int, greedy: bool, share: tuple[int, int]
     ) -> list[Response]:
         """Answer each prompt by the actor's policy as it is now; all ranks must call it, each with its own prompts.
 
@@ -51,14 +59,14 @@ class RolloutEngine(Protocol):
 
 
 class TorchEngine:
-    """The policy's own forward, see `stages.generation`: the same numbers as in training, up to the rounding of another batch."""
+    """The policy's own forward, see `stages.responses.generation`: the same numbers as in training, up to the rounding of another batch."""
 
     def __init__(self, batch_size: int, autocast: Autocast) -> None:
         self.batch_size = batch_size  # responses decoded at once
         self.autocast = autocast
 
     def answer(
-        self, actor: Learner, prompts: list[list[int]], sampling: Sampling, *, seed: int, greedy: bool, share: tuple[int, int]
+        self, actor: PolicyHolder, prompts: list[list[int]], sampling: Sampling, *, seed: int, greedy: bool, share: tuple[int, int]
     ) -> list[Response]:
         with actor.whole_weights():
             return generate_responses(
@@ -77,7 +85,7 @@ class TorchEngine:
 
 def roll_out(
     engine: RolloutEngine,
-    actor: Learner,
+    actor: PolicyHolder,
     prompts: list[list[int]],
     sampling: Sampling,
     *,
@@ -98,37 +106,3 @@ def roll_out(
     rollout = pack_rollout(prompts, responses, finished, sampling.pad_token_id, device)
     engine_logprobs_K = torch.tensor([logprob for response in answered for logprob in response.logprobs], device=device)
     return rollout, rollout.unpack(engine_logprobs_K)
-
-
-@torch.no_grad()
-def evaluate_tokens(
-    actor: Any, critic: Any, rollout: Rollout, temperature: float, micro_batches: list[Tensor], autocast: Autocast
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Recompute what the policy and the critic say of each sampled token, by the forward that the update uses.
-
-    Returns:
-        (logprobs_BR, values_BR, entropies_BR) in float32, 0 outside the mask.
-    """
-    figures_BR = [torch.zeros(rollout.response_mask_BR.shape, device=rollout.response_mask_BR.device) for _ in range(3)]
-    for rows_b in micro_batches:
-        part = rollout.select(rows_b)
-        row, predictors_K = part.pack()
-        with autocast:
-            logprobs_K, entropies_K = actor(row, predictors_K, temperature, True)
-            values_K = critic(row, predictors_K)
-        for figure_BR, figure_K in zip(figures_BR, (logprobs_K, values_K, entropies_K), strict=True):
-            figure_BR[rows_b, : part.response_mask_BR.shape[1]] = part.unpack(figure_K)
-    return figures_BR[0], figures_BR[1], figures_BR[2]
-
-
-@torch.no_grad()
-def compute_ref_logprobs(reference: Any, rollout: Rollout, temperature: float, micro_batches: list[Tensor], autocast: Autocast) -> Tensor:
-    """Compute ref_logprobs_BR: the log-probability of each sampled token under the reference (an Actor), 0 outside the mask."""
-    ref_logprobs_BR = torch.zeros(rollout.response_mask_BR.shape, device=rollout.response_mask_BR.device)
-    for rows_b in micro_batches:
-        part = rollout.select(rows_b)
-        row, predictors_K = part.pack()
-        with autocast:
-            ref_logprobs_K, _ = reference(row, predictors_K, temperature)
-        ref_logprobs_BR[rows_b, : part.response_mask_BR.shape[1]] = part.unpack(ref_logprobs_K)
-    return ref_logprobs_BR

@@ -18,8 +18,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from stages.generation import generate_responses, sample_tokens
 from stages.models.attention import PACKED
+from stages.responses.generation import generate_responses, sample_tokens
 
 VOCABULARY, STOP = 24, 1
 TOKENS = {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": STOP, "pad_token_id": 0, "initializer_range": 0.3}

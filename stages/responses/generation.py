@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.kv_cache import KVCache
 from stages.models.attention import PACKED
 from stages.models.compiling import eagerly
+from stages.responses.kv_cache import KVCache
 
 _COMPACT_SHARE = 0.95  # finished rows leave when no more than this share is alive: moving rows costs a little
 _ADMIT_SHARE = 0.25  # waiting prompts come in when this share of the places is free: a prefill of few rows is slow per token

@@ -2,7 +2,7 @@
 
 import torch
 
-from stages.ppo.rollout import TorchEngine, roll_out
+from stages.responses.engine import TorchEngine, roll_out
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12]]
 

@@ -1,51 +1,15 @@
-"""Rollout -> reward model -> one score per response, then the rules: scale, clip, unfinished.
+"""Scores of the reward model -> the scores that PPO maximises: scale, clip, unfinished.
 
-The reward model sees prompt ids + response ids as they were sampled, cut after the stop token; nothing is tokenised again.
 Axes: B responses.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from stages.models.packing import PackedRow
-from stages.models.reward_model import compute_scores
 from stages.ppo.advantages import SumOverRanks
-from stages.ppo.experience import Rollout
-from stages.ppo.rollout import Autocast
-
-
-class Scorer(nn.Module):
-    """A score for each document of a row: a frozen reward model."""
-
-    def __init__(self, reward_model: nn.Module) -> None:
-        super().__init__()
-        self.reward_model = reward_model
-
-    def forward(self, row: PackedRow) -> Tensor:
-        """Compute scores_B in float32, at each document's last token."""
-        return compute_scores(self.reward_model, row)
-
-
-@torch.no_grad()
-def score_responses(scorer: Any, rollout: Rollout, micro_batches: list[Tensor], autocast: Autocast) -> Tensor:
-    """Score each response at its last real token.
-
-    The position is counted, prompt and response together. It is not looked up by the first (or last) pad token, which a policy may
-    sample and a prompt may contain.
-
-    Returns:
-        scores_B in float32.
-    """
-    scores_B = torch.zeros(len(rollout.finished_B), device=rollout.finished_B.device)
-    for rows_b in micro_batches:
-        row, _ = rollout.select(rows_b).pack()
-        with autocast:
-            scores_B[rows_b] = scorer(row)
-    return scores_B
 
 
 @dataclass
