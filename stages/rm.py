@@ -23,12 +23,14 @@ from stages.process.engine import choose_zero3
 from stages.process.errors import StageError
 from stages.process.runtime import run_stage
 from stages.ranking import calibration_error, correlation, make_pairs, pair_accuracy, ranking_loss
-from stages.records import load_splits
 from stages.responses.judging import response_text, write_samples
 from stages.responses.scores import score_rankings
 from stages.settings import RMSettings
 from stages.spec import SAMPLES_FILE, StageResult
-from stages.trl_compat import make_ranking_trainer, train, whole_model
+from stages.splits import load_splits
+from stages.trl.gathering import whole_model
+from stages.trl.rm import make_ranking_trainer
+from stages.trl.training import train
 
 _CALIBRATION_DEMONSTRATIONS = 1000  # enough for a standard error of 0.03 standard deviations
 _SAMPLED_COMPARISONS = 100

@@ -24,11 +24,13 @@ from stages.process.context import StageContext, device_name
 from stages.process.engine import choose_zero3
 from stages.process.errors import StageError
 from stages.process.runtime import run_stage
-from stages.records import load_splits
 from stages.responses.judging import answer_prompts, judge_answers, load_judge, summarize_answers, write_samples
 from stages.settings import SFTSettings
 from stages.spec import SAMPLES_FILE, StageResult
-from stages.trl_compat import IGNORED_LABEL, make_sft_trainer, train, whole_model
+from stages.splits import load_splits
+from stages.trl.gathering import whole_model
+from stages.trl.sft import IGNORED_LABEL, make_sft_trainer
+from stages.trl.training import train
 
 _EVAL_BATCH = 32
 _MAX_EVAL_LOGITS = 2**28  # 1 GB in float32; 32 demonstrations of 1536 tokens and 128,256 words of vocabulary would be 25

@@ -17,18 +17,18 @@ from stages.models.handoff import check_handoff, read_facts
 from stages.models.save import save_model
 from stages.models.tokenizer import load_tokenizer
 from stages.ppo.heldout import HeldOut
-from stages.ppo.load import load_models
+from stages.ppo.models import load_models
 from stages.ppo.trainer import PPOTrainer
 from stages.process.checkpoint import describe_layout, find_checkpoint, save_checkpoint
 from stages.process.context import StageContext, device_name, uses_gpu
 from stages.process.distributed import require_world_size
 from stages.process.engine import choose_engine, choose_zero3
 from stages.process.errors import Interrupted, StageError
-from stages.records import load_splits
 from stages.responses.engine import RolloutEngine, Sampling
 from stages.responses.judging import load_judge, write_samples
 from stages.settings import PPOSettings
 from stages.spec import EXIT_USAGE, SAMPLES_FILE, StageResult
+from stages.splits import load_splits
 
 _EVENTS_PER_S = 4
 

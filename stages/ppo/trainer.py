@@ -16,12 +16,12 @@ from data.tokens import EncodedPair
 from stages.models.precision import Autocast
 from stages.ppo.actor_critic import Actor, ActorCritic
 from stages.ppo.advantages import adapt_kl_coef, estimate_advantages, penalize_kl, scale_by_std, whiten
+from stages.ppo.budget import TokenBudget
 from stages.ppo.ema import AveragedWeights
 from stages.ppo.experience import Experience
-from stages.ppo.finite import require_finite_scores, require_finite_update, require_same_policy
+from stages.ppo.guards import require_finite_scores, require_finite_update, require_same_policy
 from stages.ppo.learner import Learner, TorchLearner, compute_lr_factor, make_optimizer
 from stages.ppo.losses import compute_importance_weights
-from stages.ppo.memory import TokenBudget
 from stages.ppo.metrics import describe_engine, describe_rollout, describe_update
 from stages.ppo.ptx import DemonstrationSampler
 from stages.ppo.ranks import gather_experience, split_alike, sum_over_ranks

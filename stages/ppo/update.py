@@ -12,11 +12,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from stages.models.precision import Autocast
+from stages.ppo.budget import TokenBudget
 from stages.ppo.ema import AveragedWeights
 from stages.ppo.experience import Experience
 from stages.ppo.learner import Learner
 from stages.ppo.losses import compute_policy_losses, compute_value_losses, find_clipped_ratios, find_clipped_values, sum_tokens
-from stages.ppo.memory import TokenBudget
 from stages.ppo.ptx import DemonstrationSampler, accumulate_ptx_gradients
 from stages.ppo.ranks import deal, max_over_ranks, split_alike, sum_over_ranks
 from stages.ppo.rules import UpdateRules

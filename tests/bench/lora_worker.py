@@ -20,7 +20,7 @@ from stages.models.adapters import apply_lora
 from stages.models.policy import load_policy
 from stages.models.reward_model import init_reward_model
 from stages.models.save import save_model
-from stages.ppo.load import load_models
+from stages.ppo.models import load_models
 from stages.ppo.trainer import PPOTrainer
 from stages.responses.engine import Sampling
 from stages.settings import LoRASettings, PPOSettings, SFTSettings, TokenSettings
@@ -51,7 +51,7 @@ def write_models(size: str, directory: Path) -> dict[str, str]:
 
 def serve_sft(bench: Bench, given: dict[str, Any], paths: dict[str, str], directory: Path) -> None:
     """Serve steps of our SFT trainer."""
-    from stages.trl_compat import make_sft_trainer  # PPO's side is measured without what TRL's import takes
+    from stages.trl.sft import make_sft_trainer  # PPO's side is measured without what TRL's import takes
 
     draw = random.Random(0)
     pairs = [

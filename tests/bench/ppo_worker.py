@@ -14,7 +14,7 @@ from stages.models.compiling import compile_layers
 from stages.models.precision import autocast, freeze
 from stages.ppo import trainer as trainer_module
 from stages.ppo.actor_critic import Actor, ActorCritic, init_critic
-from stages.ppo.load import PPOModels
+from stages.ppo.models import PPOModels
 from stages.ppo.trainer import PPOTrainer
 from stages.responses.engine import Sampling
 from stages.settings import HardwareSettings, PPOSettings, TokenSettings

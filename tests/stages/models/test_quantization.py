@@ -18,9 +18,9 @@ from stages.models.tokenizer import load_tokenizer
 from stages.ppo import stage as ppo_stage
 from stages.process.context import StageContext
 from stages.process.errors import StageError
-from stages.records import load_splits
 from stages.settings import HardwareSettings, LoRASettings
 from stages.spec import MODEL_INPUTS
+from stages.splits import load_splits
 
 HARDWARE = HardwareSettings(device="cpu", precision="float32", threads=1)
 BFLOAT16 = HardwareSettings(device="cpu", precision="bfloat16", threads=1)

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from stages.ppo.advantages import explain_variance, scale_by_std, whiten
-from stages.ppo.memory import TokenBudget
+from stages.ppo.budget import TokenBudget
 from stages.ppo.ptx import DemonstrationSampler
 from stages.ppo.ranks import gather_experience, max_over_ranks, sum_over_ranks
 from stages.ppo.score_rules import RunningMoments

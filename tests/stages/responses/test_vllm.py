@@ -9,7 +9,7 @@ from threading import Thread
 import pytest
 import torch
 
-from stages.ppo.finite import require_same_policy
+from stages.ppo.guards import require_same_policy
 from stages.ppo.losses import compute_importance_weights, compute_policy_losses
 from stages.ppo.metrics import describe_engine
 from stages.process.context import StageContext

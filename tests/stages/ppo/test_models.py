@@ -12,7 +12,7 @@ from stages.models.policy import load_policy
 from stages.models.quantization import quantize_layers
 from stages.models.reward_model import compute_scores
 from stages.models.tokenizer import load_tokenizer
-from stages.ppo.load import find_reward_adapter, load_models
+from stages.ppo.models import find_reward_adapter, load_models
 from stages.process.context import StageContext
 from stages.settings import HardwareSettings, LoRASettings
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stages.ppo.memory import TokenBudget
+from stages.ppo.budget import TokenBudget
 from stages.ppo.metrics import describe_update
 from stages.ppo.update import update
 from stages.process.errors import is_out_of_memory

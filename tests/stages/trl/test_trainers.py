@@ -10,14 +10,15 @@ from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
 from trl.trainer.sft_trainer import SFTTrainer
 
 from data.tokens import EncodedComparison, EncodedPair
-from stages import trl_compat
 from stages.models.policy import load_policy
 from stages.models.reward_model import init_reward_model
 from stages.models.tokenizer import align_special_tokens, load_tokenizer
 from stages.process.context import StageContext
 from stages.process.errors import StageError
 from stages.settings import HardwareSettings, RMSettings, SFTSettings
-from stages.trl_compat import collate_comparisons, make_ranking_trainer, make_sft_trainer
+from stages.trl import training
+from stages.trl.rm import collate_comparisons, make_ranking_trainer
+from stages.trl.sft import make_sft_trainer
 
 HARDWARE = HardwareSettings(device="cpu", precision="float32", attention="eager")
 
@@ -149,14 +150,14 @@ def test_rm_accumulation_8x1_equals_1x8(context, base_model_dir, tokenizer):
 def test_sft_without_padding_gives_the_loss_and_gradients_of_trls_batches(context, base_model_dir, tokenizer, monkeypatch, limit, packing):
     """`limit`: with few logits allowed at a time, TRL's tiles compute them."""
     if limit is not None:
-        monkeypatch.setattr(trl_compat, "_MAX_LOGITS", limit)
+        monkeypatch.setattr("stages.trl.sft._MAX_LOGITS", limit)
     pairs = pairs_of(torch.Generator().manual_seed(5), 8, tokenizer)
     settings = SFTSettings(batch_size=8, micro_batch_size=4, packing=packing, max_grad_norm=1e9, learning_rate=1e-9, log_every=1)
     found, losses = [], []
     for attention in ("auto", "eager"):
         policy = load_policy(str(base_model_dir), HARDWARE.model_copy(update={"attention": attention}))
         trainer = make_sft_trainer(context, settings, policy, tokenizer, pairs, [])
-        assert isinstance(trainer, trl_compat.UnpaddedSFTTrainer) == (attention == "auto")
+        assert isinstance(trainer, training.UnpaddedSFTTrainer) == (attention == "auto")
         assert (len(trainer.train_dataset) < len(pairs)) == packing
         found.append(last_gradients(trainer))
         losses.append(trainer.state.log_history[0]["loss"])
