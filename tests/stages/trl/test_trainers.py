@@ -16,9 +16,8 @@ from stages.models.tokenizer import align_special_tokens, load_tokenizer
 from stages.process.context import StageContext
 from stages.process.errors import StageError
 from stages.settings import HardwareSettings, RMSettings, SFTSettings
-from stages.trl import training
 from stages.trl.rm import collate_comparisons, make_ranking_trainer
-from stages.trl.sft import make_sft_trainer
+from stages.trl.sft import UnpaddedSFTTrainer, make_sft_trainer
 
 HARDWARE = HardwareSettings(device="cpu", precision="float32", attention="eager")
 
@@ -157,7 +156,7 @@ def test_sft_without_padding_gives_the_loss_and_gradients_of_trls_batches(contex
     for attention in ("auto", "eager"):
         policy = load_policy(str(base_model_dir), HARDWARE.model_copy(update={"attention": attention}))
         trainer = make_sft_trainer(context, settings, policy, tokenizer, pairs, [])
-        assert isinstance(trainer, training.UnpaddedSFTTrainer) == (attention == "auto")
+        assert isinstance(trainer, UnpaddedSFTTrainer) == (attention == "auto")
         assert (len(trainer.train_dataset) < len(pairs)) == packing
         found.append(last_gradients(trainer))
         losses.append(trainer.state.log_history[0]["loss"])
