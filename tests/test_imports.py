@@ -105,6 +105,20 @@ def test_the_pure_maths_imports_torch_and_nothing_else(name):
     assert modules_in(names, "stages") <= PURE_MATHS
 
 
+def test_only_one_module_touches_private_parts_of_the_libraries():
+    """Names that begin with one underscore, DeepSpeed's marks on weights, and modules inside of transformers."""
+    for path in modules_of("stages"):
+        if path == ROOT / "stages" / "models" / "internals.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute):
+                private = node.attr.startswith(("_", "ds_")) and not node.attr.startswith("__")
+                ours = isinstance(node.value, ast.Name) and (node.value.id == "self" or (node.value.id, node.attr) == ("os", "_exit"))
+                assert ours or not private, f"{path}:{node.lineno}: {ast.unparse(node)}; say it in stages/models/internals.py"
+        inside = {name for name in imports_of(path) if name.startswith("transformers.")}
+        assert all(name.count(".") == 1 and name.split(".")[1][0].isupper() for name in inside), f"{path} imports {inside}"
+
+
 def test_only_one_package_touches_trl():
     touching = {str(path.relative_to(ROOT)) for package in OURS for path in modules_of(package) if "trl" in packages_of(imports_of(path))}
     assert {Path(path).parent.as_posix() for path in touching} == {"stages/trl"}

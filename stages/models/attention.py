@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
+from stages.models.internals import repeat_kv, sdpa_attention_forward, sdpa_mask
 from stages.models.packing import DocumentGroup, PackedRow
 
 PACKED = "packed"  # the name of our attention among transformers' implementations

@@ -6,9 +6,9 @@ import shutil
 from typing import Any
 
 import torch
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from stages.models.attention import keep_from_compiling
+from stages.models.internals import allow_recompiles, is_compiled, list_layers
 from stages.process.context import StageContext, uses_gpu
 from stages.process.errors import StageError
 from stages.spec import EXIT_USAGE
@@ -32,18 +32,14 @@ def compile_layers(context: StageContext, *models: Any) -> None:
             EXIT_USAGE,
         )
     # Variants of one layer: four models, with gradients and without, adapters; beyond the limit a layer would quietly run uncompiled.
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    allow_recompiles(64)
     keep_from_compiling()
     for model in models:
-        for layer in _list_layers(model):
+        for layer in list_layers(model):
             layer.compile(dynamic=True)
 
 
 def eagerly(model: Any) -> contextlib.AbstractContextManager[Any]:
     """Run a model's layers uncompiled: decoding takes many shapes, each of which would be compiled anew."""
-    compiled = any(layer._compiled_call_impl is not None for layer in _list_layers(model))
+    compiled = any(is_compiled(layer) for layer in list_layers(model))
     return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
-
-
-def _list_layers(model: Any) -> list[Any]:
-    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]

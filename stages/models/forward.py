@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stages.models.adapters import find_model
 from stages.models.attention import PACKED
+from stages.models.internals import get_attention
 from stages.models.packing import PackedRow, pack
 from stages.process.context import StageContext
 
@@ -27,7 +28,7 @@ def enable_packing(model: Any) -> bool:
     if is_packed(model):
         return True
     backbone = model.base_model
-    before = model.config._attn_implementation
+    before = get_attention(model.config)
     device = next(model.parameters()).device
     row = pack([[1, 2, 3], [4, 5], [6], [7, 8, 9, 1, 2]], [-1, 0, -1, 0], device)
     was_training = model.training
@@ -49,7 +50,7 @@ def enable_packing(model: Any) -> bool:
 
 def is_packed(model: Any) -> bool:
     """Whether a model's attention was switched to ours."""
-    return model.config._attn_implementation == PACKED
+    return get_attention(model.config) == PACKED
 
 
 def note_padding(context: StageContext, model: Any) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from stages.models.internals import HfDeepSpeedConfig, get_piece, is_gathered, is_partitioned, unset_hf_deepspeed_config
+
 
 @contextmanager
 def partitioned(zero3: dict[str, Any] | None) -> Generator[None]:
@@ -24,19 +26,12 @@ def partitioned(zero3: dict[str, Any] | None) -> Generator[None]:
     if zero3 is None:
         yield
         return
-    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
-
     config = HfDeepSpeedConfig(zero3)  # transformers looks at it for as long as it lives
     try:
         yield
     finally:
         del config
         unset_hf_deepspeed_config()
-
-
-def is_partitioned(parameter: torch.Tensor) -> bool:
-    """Whether this rank holds a piece of a weight; its `ds_tensor`, since the tensor itself is empty then."""
-    return hasattr(parameter, "ds_tensor")
 
 
 def gathered(parameters: Iterable[nn.Parameter], *, modified: bool = False) -> AbstractContextManager[Any]:
@@ -46,16 +41,12 @@ def gathered(parameters: Iterable[nn.Parameter], *, modified: bool = False) -> A
         parameters: partitioned ones and whole ones.
         modified: they are changed inside; each rank then keeps its piece of what rank 0 made of them.
     """
-    pieces = [parameter for parameter in parameters if is_partitioned(parameter) and not _is_gathered(parameter)]
+    pieces = [parameter for parameter in parameters if is_partitioned(parameter) and not is_gathered(parameter)]
     if not pieces:
         return nullcontext()
     import deepspeed
 
     return deepspeed.zero.GatheredParameters(pieces, modifier_rank=0 if modified else None)
-
-
-def _is_gathered(parameter: Any) -> bool:
-    return parameter.ds_status.name == "AVAILABLE"
 
 
 @contextmanager
@@ -86,6 +77,6 @@ def cast(module: nn.Module, dtype: torch.dtype) -> None:
     """Cast a module's weights, or this rank's pieces of them."""
     module.to(dtype)
     for parameter in filter(is_partitioned, module.parameters()):
-        piece: torch.Tensor = parameter.ds_tensor  # pyright: ignore[reportAttributeAccessIssue]
+        piece = get_piece(parameter)
         narrow = piece.to(dtype)
         piece.data = narrow.pin_memory() if piece.is_pinned() else narrow

@@ -14,8 +14,8 @@ import time
 from typing import Any
 
 import torch
-from transformers.pytorch_utils import Conv1D
 
+from stages.models.internals import Conv1D
 from stages.models.partition import cast
 from stages.process.context import StageContext, uses_gpu
 from stages.settings import HardwareSettings

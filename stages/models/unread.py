@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from stages.models.forward import PROBE_TOLERANCE, compute_hidden_states
+from stages.models.internals import list_layers
 from stages.models.packing import PackedRow, pack
 
 
@@ -45,7 +45,7 @@ def skip_unread(model: Any) -> bool:
     Returns:
         Whether it could be done; a model whose last layer has no attention and MLP by such names runs on all tokens.
     """
-    layers = [module for module in model.base_model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = list_layers(model.base_model)
     parts = dict(layers[-1].named_children()) if layers else {}
     attention, mlp = next((part for name, part in parts.items() if "attn" in name or "attention" in name), None), parts.get("mlp")
     if attention is None or mlp is None:

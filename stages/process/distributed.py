@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
+from stages.models.internals import skip_inference_kernel
 from stages.process.context import StageContext, uses_gpu
 from stages.process.engine import choose_engine
 from stages.process.errors import StageError
@@ -77,8 +78,7 @@ def start_deepspeed(gpu: bool) -> None:
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # A kernel for inference on one machine that nothing here uses; it would be compiled at the first start, for a minute.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    skip_inference_kernel()
     # Before transformers' TrainingArguments are made, which otherwise start it without knowing the number of processes.
     deepspeed.init_distributed("nccl" if gpu else "gloo", auto_mpi_discovery=False, verbose=False, timeout=_COLLECTIVE_TIMEOUT)
 

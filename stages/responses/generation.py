@@ -17,6 +17,7 @@ from torch import Tensor
 
 from stages.models.attention import PACKED
 from stages.models.compiling import eagerly
+from stages.models.internals import get_attention
 from stages.responses.kv_cache import KVCache
 
 _COMPACT_SHARE = 0.95  # finished rows leave when no more than this share is alive: moving rows costs a little
@@ -254,7 +255,7 @@ def _takes_additive_mask(config: Any) -> bool:
     """
     config = config.get_text_config()
     windowed = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
-    return config._attn_implementation in ("sdpa", "eager", PACKED) and not windowed
+    return get_attention(config) in ("sdpa", "eager", PACKED) and not windowed
 
 
 def _additive_mask(real_BC: Tensor, cache: KVCache) -> Tensor:
