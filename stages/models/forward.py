@@ -87,6 +87,11 @@ def make_inputs(model: Any, row: PackedRow) -> tuple[dict[str, Any], Tensor]:
 
 
 def _pad(row: PackedRow) -> tuple[dict[str, Any], Tensor]:
+    """Lay the documents of a row out as a padded batch; see `make_inputs`.
+
+    Two documents a0 a1 and b0 b1 b2: the batch [[a0 a1 0] [b0 b1 b2]], and the row's tokens lie at [0 1 3 4 5] of its 6 places. If the
+    second continues the first: the batch [[a0 a1 b0 b1 b2]], and they lie at [0 1 2 3 4].
+    """
     starts: list[int] = row.starts_D.tolist()
     lengths: list[int] = row.lengths_D.tolist()
     parents: list[int] = row.parents_D.tolist()

@@ -144,6 +144,20 @@ def _group_by_length(offsets_D: Tensor, lengths_D: Tensor) -> list[Tensor]:
 
 
 def _make_group(starts_D: Tensor, lengths_D: Tensor, parents_D: Tensor, offsets_D: Tensor, members_G: Tensor) -> DocumentGroup:
+    """Say where the queries and the keys of some documents lie in the row.
+
+    Two documents of 2 and 3 tokens, the second of which continues the first, lie in the row as a0 a1 b0 b1 b2. The group of the first:
+    queries = keys = [0 1], plainly causal. The group of the second: queries [2 3 4], keys [0 1 2 3 4], and the query at 2 sees
+    the keys 0 1 2, the one at 3 also 3, the one at 4 all. Both axes are filled up with index 0 to a multiple of `_LENGTH_STEP`,
+    and the documents of a group to a power of two.
+
+    Args:
+        starts_D: where each document of the row begins.
+        lengths_D: its tokens.
+        parents_D: the document that it continues, or -1.
+        offsets_D: tokens of that one, or 0.
+        members_G: the documents of the group.
+    """
     num_absent = (1 << (len(members_G) - 1).bit_length()) - len(members_G)  # up to a power of two
     starts_G, lengths_G, offsets_G, parents_G = (
         F.pad(tensor_D[members_G], (0, num_absent)) for tensor_D in (starts_D, lengths_D, offsets_D, parents_D)

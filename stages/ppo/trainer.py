@@ -71,8 +71,8 @@ class PPOTrainer:
         self.accelerator = accelerator
         self.autocast = autocast
         self.rules = make_update_rules(settings)
-        self.peak_learning_rate = settings.learning_rate
-        self.peak_critic_learning_rate = settings.critic_learning_rate or settings.learning_rate
+        self.peak_learning_rate = self.learning_rate = settings.learning_rate
+        self.peak_critic_learning_rate = self.critic_learning_rate = settings.critic_learning_rate or settings.learning_rate
         self.actor = self._make_learner(actor_critic.actor, self.peak_learning_rate, deepspeed)
         self.critic = self._make_learner(actor_critic.critic, self.peak_critic_learning_rate, deepspeed)
         may_halve = accelerator.num_processes == 1 and self.actor.can_drop_gradients

@@ -12,6 +12,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from data.tokens import EncodedPair
 from stages.models.forward import is_packed, make_inputs
+from stages.models.logprobs import compute_logprobs
 from stages.models.packing import lay_out
 from stages.process.context import StageContext
 from stages.settings import SFTSettings
@@ -82,7 +83,7 @@ class UnpaddedSFTTrainer(SFTTrainer):
         arguments, _ = make_inputs(policy, row.reading(predictors_K))
         if len(predictors_K) * policy.config.get_text_config().vocab_size <= _MAX_LOGITS:
             logits_KV = model(**arguments, logits_to_keep=predictors_K).logits[0]
-            logprobs_K = -F.cross_entropy(logits_KV.float(), labels_N[predictors_K + 1], reduction="none")
+            logprobs_K = compute_logprobs(logits_KV, labels_N[predictors_K + 1], 1.0)
         else:  # TRL's tiles: slower, but the logits never exist
             labels_1N = F.pad(inputs["labels"], (0, len(row.ids_N) - len(labels_N)), value=IGNORED_LABEL)
             logprobs_K = model(**arguments, labels=labels_1N, fused_lm_head=True).log_probs.flatten()[predictors_K]

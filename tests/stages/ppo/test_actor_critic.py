@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-import stages.ppo.actor_critic as actor_critic_module
+from stages.models.logprobs import compute_token_logprobs
 from stages.models.packing import count_filling
-from stages.ppo.actor_critic import Actor, compute_token_logprobs, init_critic
+from stages.ppo.actor_critic import Actor, init_critic
 from stages.responses.figures import compute_ref_logprobs, evaluate_tokens
 from stages.responses.rollout import pack_rollout
 from stages.responses.scores import Scorer, score_rollout
@@ -96,7 +96,7 @@ def test_logits_are_computed_for_response_tokens_only_and_in_chunks(tiny, monkey
 
     seen.clear()
     policy.zero_grad()
-    monkeypatch.setattr(actor_critic_module, "_MAX_LOGITS", 10 * tiny.vocabulary)
+    monkeypatch.setattr("stages.models.logprobs._MAX_LOGITS", 10 * tiny.vocabulary)
     chunked, _ = compute_token_logprobs(policy, row, predictors, 0.7)
     chunked.sum().backward()
     assert max(seen) == 10 and sum(seen) == 2 * (
