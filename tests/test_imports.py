@@ -98,6 +98,15 @@ def test_the_stages_never_import_one_another():
             assert not any(name == other or name.startswith(other + ".") for name in imports_of(ROOT / path)), f"{path} imports {other}"
 
 
+def test_no_module_of_the_stages_imports_itself_by_way_of_others():
+    """Imports inside of functions too: they would only hide a circle."""
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): imports_of(path) for path in modules_of("stages")}
+    left = {name: modules_in(imported, "stages") & names.keys() for name, imported in names.items()}
+    while free := {name for name, imported in left.items() if not imported & left.keys()}:
+        left = {name: imported for name, imported in left.items() if name not in free}
+    assert not left, f"a circle among {sorted(left)}"
+
+
 @pytest.mark.parametrize("name", sorted(PURE_MATHS))
 def test_the_pure_maths_imports_torch_and_nothing_else(name):
     names = imports_of((ROOT / name.replace(".", "/")).with_suffix(".py"))
