@@ -28,7 +28,6 @@ def read_facts(
         base_model=base_model,
         **_token_facts(tokenizer),
         vocab_size=inner.config.get_text_config().vocab_size,
-        dtype="float32",
         form="adapter" if is_adapter(model) else "full",
         architecture=type(inner).__name__,
         head=head,

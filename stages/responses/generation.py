@@ -149,6 +149,10 @@ class _Rows:
         self.alive: list[bool] = []
         self.num_sampled: list[int] = []  # tokens of each row, those behind a stop token included
         self.tokens_B1 = torch.zeros(0, 1, dtype=torch.long, device=self.device)
+        # Where the rows stand, see `_lay_out`.
+        self.positions_B1 = self.steps_B1 = self.tokens_B1
+        self.uniforms_BS = self.uniforms_NS[:0]
+        self.mask = torch.zeros(0, 0, dtype=torch.bool, device=self.device)
 
     @property
     def num_alive(self) -> int:

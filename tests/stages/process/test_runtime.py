@@ -24,7 +24,7 @@ from stages.process.runtime import run_stage
 from stages.spec import ModelFacts, StageResult
 
 FACTS = ModelFacts(base_model="b", tokenizer_hash="t", chat_template_hash="c", vocab_size=1, pad_token_id=0, eos_token_id=1,
-                   dtype="float32", form="full", architecture="A")
+                   form="full", architecture="A")
 
 def main(context):
     context.write_metrics(1, {"train/loss": 0.5})
