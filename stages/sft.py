@@ -24,7 +24,7 @@ from stages.process.context import StageContext, device_name
 from stages.process.engine import choose_zero3
 from stages.process.errors import StageError
 from stages.process.runtime import run_stage
-from stages.responses.judging import answer_prompts, judge_answers, load_judge, summarize_answers, write_samples
+from stages.responses.judging import answer_prompts, judge_answers, load_judge, report_answers, write_samples
 from stages.settings import SFTSettings
 from stages.spec import SAMPLES_FILE, StageResult
 from stages.splits import load_splits
@@ -125,11 +125,9 @@ def _answer_held_out(
             autocast=autocast,
             greedy=way == "greedy",
         )
-        verdicts = judge_answers(judge, prompts, answers)
-        metrics |= summarize_answers(answers, verdicts, f"eval/{way}")
-        for prompt, answer, verdict in zip(prompts, answers, verdicts, strict=True):
-            row = {"way": way, "prompt": prompt.prompt[-1].content, "response": answer.text, "finished": answer.finished}
-            rows.append(row | {f"judge_{key}": value for key, value in verdict.items()})
+        averages, listed = report_answers(way, prompts, answers, judge_answers(judge, prompts, answers))
+        metrics |= averages
+        rows += listed
     if context.is_main:
         write_samples(spec.output_dir / SAMPLES_FILE, rows)
     return metrics

@@ -84,17 +84,45 @@ def judge_answers(judge: Judge | None, prompts: Sequence[EncodedPromptRecord], a
     ]
 
 
-def summarize_answers(answers: Sequence[Answer], verdicts: Sequence[Mapping[str, float]], prefix: str) -> dict[str, float]:
-    """Average over the answers: `<prefix>/finished`, `<prefix>/response_tokens`, `<prefix>/judge_<figure>`."""
+def report_answers(
+    way: str,
+    prompts: Sequence[EncodedPromptRecord],
+    answers: Sequence[Answer],
+    verdicts: Sequence[Mapping[str, float]],
+    figures: Sequence[Mapping[str, float]] | None = None,
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Average over the answers, and list them.
+
+    Args:
+        way: how they were found; names the figures and the rows.
+        prompts: one for each answer.
+        answers: to them.
+        verdicts: of the judge, see `judge_answers`.
+        figures: what else is known of each answer.
+
+    Returns:
+        (`eval/<way>/<figure>`, `.../finished`, `.../response_tokens` and `.../judge_<figure>`, rows of the samples file); both empty
+        where there is no answer.
+    """
     if not answers:
-        return {}
-    metrics = {
-        f"{prefix}/finished": fmean(answer.finished for answer in answers),
-        f"{prefix}/response_tokens": fmean(len(answer.ids) for answer in answers),
-    }
-    for key in verdicts[0]:
-        metrics[f"{prefix}/judge_{key}"] = fmean(verdict[key] for verdict in verdicts)
-    return metrics
+        return {}, []
+    figures = figures or [{} for _ in answers]
+    averages = {key: fmean(each[key] for each in figures) for key in figures[0]}
+    averages["finished"] = fmean(answer.finished for answer in answers)
+    averages["response_tokens"] = fmean(len(answer.ids) for answer in answers)
+    averages |= {f"judge_{key}": fmean(verdict[key] for verdict in verdicts) for key in verdicts[0]}
+    rows: list[dict[str, Any]] = [
+        {
+            "way": way,
+            "prompt": prompt.prompt[-1].content,
+            "response": answer.text,
+            **figure,
+            "finished": answer.finished,
+            **{f"judge_{key}": value for key, value in verdict.items()},
+        }
+        for prompt, answer, verdict, figure in zip(prompts, answers, verdicts, figures, strict=True)
+    ]
+    return {f"eval/{way}/{key}": average for key, average in averages.items()}, rows
 
 
 def write_samples(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
