@@ -1,8 +1,9 @@
-"""The only file that touches private parts of transformers, torch and DeepSpeed: what to look at when one of them is upgraded.
+"""The only file that touches private parts of transformers, torch, DeepSpeed and bitsandbytes: look here when one is upgraded.
 
 What is imported here from inside of transformers has no other name; the functions read and write what has no public accessor.
 """
 
+import logging
 from typing import Any
 
 import torch
@@ -28,6 +29,9 @@ __all__ = [
     "skip_inference_kernel",
     "unset_hf_deepspeed_config",
 ]
+
+# peft opens bitsandbytes wherever it is installed, which then misses a kernel that it would download: a line in every log.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def list_layers(model: Any) -> list[Any]:

@@ -5,7 +5,6 @@ SPEC.json -> run_stage(main) -> main(context) -> StageResult -> result.json, exi
 
 import argparse
 import errno
-import logging
 import os
 import shutil
 import sys
@@ -25,9 +24,6 @@ from stages.process.context import StageContext
 from stages.process.distributed import join, leave
 from stages.process.errors import Interrupted, StageError, is_out_of_memory
 from stages.spec import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, EXIT_USAGE, METRICS_FILE, RESULT_FILE, STEP_SIZES, StageResult, read_spec
-
-# peft opens bitsandbytes wherever it is installed, which then misses a kernel that it would download: a line in every log.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def run_stage(name: str, main: Callable[[StageContext], StageResult]) -> NoReturn:
