@@ -22,7 +22,7 @@ from pipeline.commands import Command
 from pipeline.node import STOP, pack_environment
 from pipeline.processes import MARKER, start_watchdog, sweep
 from pipeline.text import clean
-from stages.death import die_with_parent
+from stages.process.death import die_with_parent
 from stages.spec import EXIT_FAILED, EXIT_SIGINT, EXIT_SIGTERM, SAME_WISH_S, STEP_SIZES
 
 Event = dict[str, Any]

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Mapping
 
 from pipeline.processes import MARKER, sweep
-from stages.death import die_with_parent
+from stages.process.death import die_with_parent
 
 STOP = b"stop\n"
 # What other machines must know of the environment: how to reach each other, and the libraries' settings.

@@ -25,7 +25,7 @@ def make_deepspeed_config(
 ) -> dict[str, Any]:
     """Make DeepSpeed's configuration of a stage.
 
-    Precision is ours (stages.precision): float32 weights, products in bfloat16 by autocast; DeepSpeed's own bf16 mode would cast
+    Precision is ours (stages.models.precision): float32 weights, products in bfloat16 by autocast; DeepSpeed's own bf16 mode would cast
     everything, scalar heads included.
 
     Args:

@@ -3,7 +3,6 @@
 comparisons -> token ids -> K-way ranking loss -> bias and scale from demonstrations -> model/, held-out accuracy
 """
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -11,21 +10,29 @@ import torch
 from torch import Tensor
 
 from data.tokens import EncodedComparison, encode_comparisons, encode_demonstrations
-from stages import models, precision
-from stages.compiling import compile_layers
-from stages.distributed import choose_zero3
-from stages.evaluation import response_text, write_samples
-from stages.handoff import read_facts
-from stages.packing import list_documents, pack
+from stages.models import precision
+from stages.models.adapters import apply_lora, find_model, require_adapter_base
+from stages.models.compiling import compile_layers
+from stages.models.forward import note_padding
+from stages.models.handoff import read_facts
+from stages.models.reward_model import init_reward_model
+from stages.models.save import save_model
+from stages.models.tokenizer import align_special_tokens, load_tokenizer
+from stages.process.context import StageContext, describe_machine
+from stages.process.engine import choose_zero3
+from stages.process.errors import StageError
+from stages.process.runtime import run_stage
 from stages.ranking import calibration_error, correlation, make_pairs, pair_accuracy, ranking_loss
-from stages.records import load_splits
-from stages.runtime import StageContext, StageError, describe_machine, run_stage
+from stages.responses.judging import response_text, write_samples
+from stages.responses.scores import score_rankings
 from stages.settings import RMSettings
 from stages.spec import SAMPLES_FILE, StageResult
-from stages.trl_compat import make_ranking_trainer, train, whole_model
+from stages.splits import load_splits
+from stages.trl.gathering import whole_model
+from stages.trl.rm import make_ranking_trainer
+from stages.trl.training import train
 
 _CALIBRATION_DEMONSTRATIONS = 1000  # enough for a standard error of 0.03 standard deviations
-_SCORING_BATCH = 32  # prompts with all their answers
 _SAMPLED_COMPARISONS = 100
 
 
@@ -34,7 +41,7 @@ def main(context: StageContext) -> StageResult:
     spec = context.spec
     settings = spec.settings
     assert isinstance(settings, RMSettings)
-    tokenizer: Any = models.load_tokenizer(spec.models["sft"])
+    tokenizer: Any = load_tokenizer(spec.models["sft"])
     limits = (spec.tokens.max_prompt_tokens, spec.tokens.max_response_tokens)
     records, held_out_records = load_splits(spec, "comparisons")
     comparisons, counts = encode_comparisons(tokenizer, records, limits)
@@ -42,12 +49,12 @@ def main(context: StageContext) -> StageResult:
     counts |= {f"held_out_{key}": value for key, value in held_out_counts.items()}
 
     if settings.lora:
-        models.require_adapter_base(spec.models["sft"], "rm.lora")
-    model: Any = models.init_reward_model(spec.models["sft"], spec.hardware, spec.seed, zero3=choose_zero3(context))
-    models.align_special_tokens(model, tokenizer)
+        require_adapter_base(spec.models["sft"], "rm.lora")
+    model: Any = init_reward_model(spec.models["sft"], spec.hardware, spec.seed, zero3=choose_zero3(context))
+    align_special_tokens(model, tokenizer)
     if settings.lora:
-        model = models.apply_lora(model, settings.lora, "SEQ_CLS", spec.hardware)
-    models.note_padding(context, model)
+        model = apply_lora(model, settings.lora, "SEQ_CLS", spec.hardware)
+    note_padding(context, model)
     compile_layers(context, model)
     trainer = make_ranking_trainer(context, settings, model, tokenizer, comparisons, held_out)
     train(trainer, context)
@@ -55,33 +62,20 @@ def main(context: StageContext) -> StageResult:
     with whole_model(trainer) as model:
         autocast = precision.autocast(spec.hardware, next(model.parameters()).device)
         bias, scale = calibrate(context, settings, model, tokenizer, limits, autocast)
-        config = models.find_model(model).config
+        config = find_model(model).config
         config.score_bias, config.score_scale = bias, scale
 
         metrics = {"score_bias": bias, "score_scale": scale}
         if held_out:
-            scores = score_responses(model, [(item.prompt_ids, item.responses) for item in held_out], autocast)
+            scores = score_rankings(model, [(item.prompt_ids, item.responses) for item in held_out], autocast)
             # The loss was trained on logits: a pair's probability is that of their difference, before the scale.
             metrics |= report_ranking(scores * scale, held_out)
             if context.is_main:
                 write_samples(spec.output_dir / SAMPLES_FILE, _sample_rows(tokenizer, held_out, scores))
         facts = read_facts(model, tokenizer, spec.models["sft"], score_bias=bias, score_scale=scale)
         if context.is_main:
-            models.save_model(model, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
+            save_model(model, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
     return StageResult(metrics=metrics, facts=facts, counts=counts, **describe_machine(context))
-
-
-@torch.no_grad()
-def score_responses(model: Any, rankings: Sequence[tuple[list[int], Sequence[list[int]]]], autocast: AbstractContextManager[Any]) -> Tensor:
-    """Score the responses of (prompt ids, responses) with the model's current bias and scale; float32 on the CPU, all in one axis."""
-    model.eval()
-    device = next(model.parameters()).device
-    scores: list[Tensor] = []
-    for start in range(0, len(rankings), _SCORING_BATCH):
-        row = pack(*list_documents(rankings[start : start + _SCORING_BATCH]), device)
-        with autocast:
-            scores.append(models.compute_scores(model, row)[row.parents_D >= 0].cpu())
-    return torch.cat(scores)
 
 
 def calibrate(
@@ -90,7 +84,7 @@ def calibrate(
     """Find the bias (and scale) that give demonstrations a mean score of 0 (and a standard deviation of 1)."""
     records, _ = load_splits(context.spec, "demonstrations")
     pairs, _ = encode_demonstrations(tokenizer, records[:_CALIBRATION_DEMONSTRATIONS], limits)
-    scores = score_responses(model, [(pair.prompt_ids, [pair.response_ids]) for pair in pairs], autocast)
+    scores = score_rankings(model, [(pair.prompt_ids, [pair.response_ids]) for pair in pairs], autocast)
     if not torch.isfinite(scores).all():
         raise StageError("demonstrations get scores that are not finite; the reward model diverged; lower rm.learning_rate")
     spread = scores.std().item() if len(scores) > 1 else 0.0

@@ -12,16 +12,25 @@ from torch.nn import functional as F
 
 from data.schema import Demonstration, Prompt
 from data.tokens import EncodedPair, encode_demonstrations, encode_prompts
-from stages import models, precision
-from stages.compiling import compile_layers
-from stages.distributed import choose_zero3
-from stages.evaluation import answer_prompts, judge_answers, load_judge, summarize_answers, write_samples
-from stages.handoff import read_facts
-from stages.records import load_splits
-from stages.runtime import StageContext, StageError, describe_machine, run_stage
+from stages.models import precision
+from stages.models.adapters import apply_lora, require_adapter_base
+from stages.models.compiling import compile_layers
+from stages.models.forward import note_padding
+from stages.models.handoff import read_facts
+from stages.models.policy import load_policy
+from stages.models.save import save_model
+from stages.models.tokenizer import align_special_tokens, load_tokenizer
+from stages.process.context import StageContext, describe_machine
+from stages.process.engine import choose_zero3
+from stages.process.errors import StageError
+from stages.process.runtime import run_stage
+from stages.responses.judging import answer_prompts, judge_answers, load_judge, report_answers, write_samples
 from stages.settings import SFTSettings
 from stages.spec import SAMPLES_FILE, StageResult
-from stages.trl_compat import IGNORED_LABEL, make_sft_trainer, train, whole_model
+from stages.splits import load_splits
+from stages.trl.gathering import whole_model
+from stages.trl.sft import IGNORED_LABEL, make_sft_trainer
+from stages.trl.training import train
 
 _EVAL_BATCH = 32
 _MAX_EVAL_LOGITS = 2**28  # 1 GB in float32; 32 demonstrations of 1536 tokens and 128,256 words of vocabulary would be 25
@@ -33,18 +42,18 @@ def main(context: StageContext) -> StageResult:
     settings = spec.settings
     assert isinstance(settings, SFTSettings)
     judge = load_judge(spec.judge)
-    tokenizer: Any = models.load_tokenizer(spec.models["base"], spec.revision)
+    tokenizer: Any = load_tokenizer(spec.models["base"], spec.revision)
     records, held_out_records = load_splits(spec, "demonstrations")
     pairs, counts = encode_demonstrations(tokenizer, records, _limits(context))
     held_out, held_out_counts = encode_demonstrations(tokenizer, held_out_records, _limits(context))
     counts |= {f"held_out_{key}": value for key, value in held_out_counts.items()}
 
-    model: Any = models.load_policy(spec.models["base"], spec.hardware, spec.revision, zero3=choose_zero3(context))
-    models.align_special_tokens(model, tokenizer)
+    model: Any = load_policy(spec.models["base"], spec.hardware, spec.revision, zero3=choose_zero3(context))
+    align_special_tokens(model, tokenizer)
     if settings.lora:
-        models.require_adapter_base(spec.models["base"], "sft.lora")
-        model = models.apply_lora(model, settings.lora, "CAUSAL_LM", spec.hardware, spec.revision)
-    models.note_padding(context, model)
+        require_adapter_base(spec.models["base"], "sft.lora")
+        model = apply_lora(model, settings.lora, "CAUSAL_LM", spec.hardware, spec.revision)
+    note_padding(context, model)
     compile_layers(context, model)
     trainer = make_sft_trainer(context, settings, model, tokenizer, pairs, held_out)
     train(trainer, context)
@@ -59,7 +68,7 @@ def main(context: StageContext) -> StageResult:
             metrics |= _answer_held_out(context, settings, model, tokenizer, judge, held_out_records, autocast)
         facts = read_facts(model, tokenizer, spec.models["base"])
         if context.is_main:
-            models.save_model(model, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
+            save_model(model, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
     return StageResult(metrics=metrics, facts=facts, counts=counts, **describe_machine(context))
 
 
@@ -116,11 +125,9 @@ def _answer_held_out(
             autocast=autocast,
             greedy=way == "greedy",
         )
-        verdicts = judge_answers(judge, prompts, answers)
-        metrics |= summarize_answers(answers, verdicts, f"eval/{way}")
-        for prompt, answer, verdict in zip(prompts, answers, verdicts, strict=True):
-            row = {"way": way, "prompt": prompt.prompt[-1].content, "response": answer.text, "finished": answer.finished}
-            rows.append(row | {f"judge_{key}": value for key, value in verdict.items()})
+        averages, listed = report_answers(way, prompts, answers, judge_answers(judge, prompts, answers))
+        metrics |= averages
+        rows += listed
     if context.is_main:
         write_samples(spec.output_dir / SAMPLES_FILE, rows)
     return metrics

@@ -97,7 +97,6 @@ class ModelFacts(Closed):
     vocab_size: int
     pad_token_id: int
     eos_token_id: int
-    dtype: str
     form: Literal["full", "adapter"]
     architecture: str
     head: str | None = Field(None, description="Scalar head of a reward model: parameter name and shape.")

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 import pipeline
-import stages
 
 ROOT = Path(pipeline.__file__).parent.parent
 OURS = {"data", "stages", "pipeline"}
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "deepspeed"}
-TORCH_FREE_STAGES = {"stages.spec", "stages.settings", "stages.deepspeed_config", "stages.death"}
+TORCH_FREE_STAGES = {"stages.spec", "stages.settings", "stages.deepspeed_config", "stages.process.death"}
+PURE_MATHS = {"stages.ppo.advantages", "stages.ppo.losses", "stages.responses.kl"}
 
 
 def modules_of(package):
@@ -47,6 +47,12 @@ def packages_of(names):
     return {name.partition(".")[0] for name in names}
 
 
+def modules_in(names, package):
+    """The modules of ours among imported names, which may be names inside of modules."""
+    inside = {name for name in names if name.startswith(package + ".")}
+    return {name if (ROOT / name.replace(".", "/")).with_suffix(".py").exists() else name.rpartition(".")[0] for name in inside}
+
+
 def each(*packages):
     return pytest.mark.parametrize(
         "path", [path for package in packages for path in modules_of(package)], ids=lambda path: str(path.relative_to(ROOT))
@@ -70,8 +76,7 @@ def test_stages_never_import_the_pipeline(path):
 def test_the_pipeline_imports_only_the_torch_free_parts_of_stages(path):
     names = imports_of(path)
     assert packages_of(names) & HEAVY == set()
-    of_stages = {name for name in names if name.startswith("stages.")}
-    assert {".".join(name.split(".")[:2]) for name in of_stages} <= TORCH_FREE_STAGES
+    assert modules_in(names, "stages") <= TORCH_FREE_STAGES
     assert "stages" not in names
 
 
@@ -79,8 +84,9 @@ def test_the_pipeline_imports_only_the_torch_free_parts_of_stages(path):
 def test_the_torch_free_parts_of_stages_are_torch_free(name):
     names = imports_of(ROOT / (name.replace(".", "/") + ".py"))
     assert packages_of(names) & HEAVY == set()
-    assert {".".join(name.split(".")[:2]) for name in names if name.startswith("stages.")} <= TORCH_FREE_STAGES
-    assert imports_of(Path(stages.__file__)) == set()
+    assert modules_in(names, "stages") <= TORCH_FREE_STAGES
+    for package in Path(name.replace(".", "/")).parents[:-1]:
+        assert imports_of(ROOT / package / "__init__.py") == set()
 
 
 def test_the_stages_never_import_one_another():
@@ -92,12 +98,36 @@ def test_the_stages_never_import_one_another():
             assert not any(name == other or name.startswith(other + ".") for name in imports_of(ROOT / path)), f"{path} imports {other}"
 
 
-@pytest.mark.parametrize("name", ["advantages", "losses"])
+def test_no_module_of_the_stages_imports_itself_by_way_of_others():
+    """Imports inside of functions too: they would only hide a circle."""
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): imports_of(path) for path in modules_of("stages")}
+    left = {name: modules_in(imported, "stages") & names.keys() for name, imported in names.items()}
+    while free := {name for name, imported in left.items() if not imported & left.keys()}:
+        left = {name: imported for name, imported in left.items() if name not in free}
+    assert not left, f"a circle among {sorted(left)}"
+
+
+@pytest.mark.parametrize("name", sorted(PURE_MATHS))
 def test_the_pure_maths_imports_torch_and_nothing_else(name):
-    names = packages_of(imports_of(ROOT / "stages" / "ppo" / f"{name}.py"))
-    assert names - {"torch", "math", "dataclasses", "typing", "collections", "__future__"} == set()
+    names = imports_of((ROOT / name.replace(".", "/")).with_suffix(".py"))
+    assert packages_of(names) - {"torch", "math", "dataclasses", "typing", "collections", "__future__"} <= {"stages"}
+    assert modules_in(names, "stages") <= PURE_MATHS
 
 
-def test_only_one_module_touches_trl():
+def test_only_one_module_touches_private_parts_of_the_libraries():
+    """Names that begin with one underscore, DeepSpeed's marks on weights, and modules inside of transformers."""
+    for path in modules_of("stages"):
+        if path == ROOT / "stages" / "models" / "internals.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute):
+                private = node.attr.startswith(("_", "ds_")) and not node.attr.startswith("__")
+                ours = isinstance(node.value, ast.Name) and (node.value.id == "self" or (node.value.id, node.attr) == ("os", "_exit"))
+                assert ours or not private, f"{path}:{node.lineno}: {ast.unparse(node)}; say it in stages/models/internals.py"
+        inside = {name for name in imports_of(path) if name.startswith("transformers.")}
+        assert all(name.count(".") == 1 and name.split(".")[1][0].isupper() for name in inside), f"{path} imports {inside}"
+
+
+def test_only_one_package_touches_trl():
     touching = {str(path.relative_to(ROOT)) for package in OURS for path in modules_of(package) if "trl" in packages_of(imports_of(path))}
-    assert touching <= {"stages/trl_compat.py"}
+    assert {Path(path).parent.as_posix() for path in touching} == {"stages/trl"}

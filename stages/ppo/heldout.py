@@ -3,14 +3,13 @@
 Score and KL are always shown together: a rising score at a rising KL is how over-optimisation looks.
 """
 
-from statistics import fmean
 from typing import Any, Literal
 
 from data.tokens import EncodedPromptRecord
-from stages.evaluation import Answer, Judge, judge_answers, response_text, summarize_answers
-from stages.ppo.losses import estimate_kl_k1
 from stages.ppo.ranks import gather_list
 from stages.ppo.trainer import PPOTrainer
+from stages.responses.judging import Answer, Judge, judge_answers, report_answers, response_text
+from stages.responses.kl import estimate_kl_k1
 
 Way = Literal["sampled", "greedy"]
 
@@ -51,7 +50,7 @@ class HeldOut:
         rollout, _ = trainer.roll_out(
             [prompt.prompt_ids for prompt in prompts], self.seed, greedy=way == "greedy", share=(rank, world_size)
         )
-        scores = trainer.score_responses(rollout).tolist()
+        scores = trainer.ask_reward_model(rollout).tolist()
         figures = trainer.evaluate_tokens(rollout)
         kls = estimate_kl_k1(figures.logprobs_BR, figures.ref_logprobs_BR, rollout.response_mask_BR).sum(dim=1).tolist()
 
@@ -61,20 +60,6 @@ class HeldOut:
         finished: list[bool] = rollout.finished_B.tolist()
         answers = [Answer(ids, response_text(self.tokenizer, ids), done) for ids, done in zip(responses, finished, strict=True)]
         verdicts = judge_answers(self.judge, prompts, answers)
-        answered = gather_list(list(zip(prompts, answers, scores, kls, verdicts, strict=True)), trainer.accelerator)[: len(self.prompts)]
-        prompts, answers, scores, kls, verdicts = zip(*answered, strict=True)
-        metrics = {f"eval/{label}/score": fmean(scores), f"eval/{label}/kl": fmean(kls)}
-        metrics |= summarize_answers(answers, verdicts, f"eval/{label}")
-        rows = [
-            {
-                "way": label,
-                "prompt": prompt.prompt[-1].content,
-                "response": answer.text,
-                "score": score,
-                "kl": kl,
-                "finished": answer.finished,
-                **{f"judge_{key}": value for key, value in verdict.items()},
-            }
-            for prompt, answer, score, kl, verdict in answered
-        ]
-        return metrics, rows
+        known = [{"score": score, "kl": kl} for score, kl in zip(scores, kls, strict=True)]
+        answered = gather_list(list(zip(prompts, answers, verdicts, known, strict=True)), trainer.accelerator)[: len(self.prompts)]
+        return report_answers(label, *zip(*answered, strict=True))

@@ -1,36 +1,14 @@
-"""Log-probabilities, losses and diagnostics of PPO: one number per token, in float32, 0 outside the mask.
+"""Losses and diagnostics of PPO: one number per token, in float32, 0 outside the mask.
 
-Axes: B responses, R response tokens, K all real response tokens, V vocabulary. `response_mask_BR` is True at a real token.
+Axes: B responses, R response tokens. `response_mask_BR` is True at a real token.
 A loss of a minibatch is `sum_tokens(losses_BR, mask_BR) / tokens of the global minibatch`, so neither micro-batches nor ranks
 change it.
 """
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-
-def compute_logprobs(logits_KV: Tensor, tokens_K: Tensor, temperature: float) -> Tensor:
-    """Compute log softmax(logits / temperature) at the given tokens, in float32 whatever the logits are.
-
-    Args:
-        logits_KV: logits at the position before each token.
-        tokens_K: token ids.
-        temperature: the sampling temperature, > 0.
-    """
-    # Twice as fast on a CPU as gather and logsumexp.
-    return -F.cross_entropy(_cool(logits_KV, temperature), tokens_K, reduction="none")
-
-
-def compute_entropies(logits_KV: Tensor, temperature: float) -> Tensor:
-    """Compute the entropy −Σ p log p of softmax(logits / temperature) at each position, in nats."""
-    logprobs_KV = _cool(logits_KV, temperature).log_softmax(dim=-1)
-    return -(logprobs_KV.exp() * logprobs_KV).sum(dim=-1)
-
-
-def _cool(logits_KV: Tensor, temperature: float) -> Tensor:
-    # The logits are PPO's largest tensor: a division by 1, forward and backward, would be a third of their time here.
-    return logits_KV.float() if temperature == 1.0 else logits_KV.float() / temperature
+from stages.responses.kl import compute_log_ratios
 
 
 def compute_policy_losses(
@@ -91,22 +69,6 @@ def compute_value_losses(
 def sum_tokens(values_BR: Tensor, mask_BR: Tensor) -> Tensor:
     """Sum over the real tokens."""
     return torch.where(mask_BR, values_BR, 0.0).sum()
-
-
-def compute_log_ratios(logprobs_BR: Tensor, old_logprobs_BR: Tensor, response_mask_BR: Tensor) -> Tensor:
-    """Compute log(π / π_old) of each token; 0 outside the mask, so that a ratio there is 1."""
-    return torch.where(response_mask_BR, logprobs_BR - old_logprobs_BR, 0.0)
-
-
-def estimate_kl_k1(logprobs_BR: Tensor, ref_logprobs_BR: Tensor, response_mask_BR: Tensor) -> Tensor:
-    """Estimate KL(π ‖ π_ref) at each token by log π − log π_ref: unbiased, can be negative (Schulman 2020, k1)."""
-    return compute_log_ratios(logprobs_BR, ref_logprobs_BR, response_mask_BR)
-
-
-def estimate_kl_k3(logprobs_BR: Tensor, ref_logprobs_BR: Tensor, response_mask_BR: Tensor) -> Tensor:
-    """Estimate KL(π ‖ π_ref) at each token by exp(−x) − 1 + x, x = log π − log π_ref: never negative (Schulman 2020, k3)."""
-    log_ratio_BR = compute_log_ratios(logprobs_BR, ref_logprobs_BR, response_mask_BR)
-    return torch.expm1(-log_ratio_BR) + log_ratio_BR
 
 
 def find_clipped_ratios(ratio_BR: Tensor, advantages_BR: Tensor, clip_range: float) -> Tensor:

@@ -4,25 +4,15 @@ Axes: B responses of this rank, R response tokens.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from stages.ppo.advantages import SumOverRanks, compute_moments, explain_variance
 from stages.ppo.experience import Experience
-from stages.ppo.losses import compute_log_ratios, estimate_kl_k1, estimate_kl_k3
 from stages.ppo.update import UpdateStats
-
-
-@dataclass(frozen=True)
-class TokenFigures:
-    """What the models say of each sampled token, float32, 0 outside the mask."""
-
-    logprobs_BR: Tensor
-    ref_logprobs_BR: Tensor
-    values_BR: Tensor
-    entropies_BR: Tensor
+from stages.responses.figures import TokenFigures
+from stages.responses.kl import compute_log_ratios, estimate_kl_k1, estimate_kl_k3
 
 
 def describe_rollout(

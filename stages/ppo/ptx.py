@@ -12,11 +12,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from data.tokens import EncodedPair
-from stages.ppo.experience import Rollout, pack_rollout
+from stages.models.precision import Autocast
 from stages.ppo.learner import Learner
 from stages.ppo.ranks import split_alike, sum_over_ranks
-from stages.ppo.rollout import Autocast
 from stages.ppo.sampler import PromptSampler
+from stages.responses.rollout import Rollout, pack_rollout
 
 
 class DemonstrationSampler:

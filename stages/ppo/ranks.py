@@ -10,7 +10,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from stages.ppo.experience import Experience, Rollout
+from stages.ppo.experience import Experience
+from stages.responses.rollout import Rollout
 
 Batch = TypeVar("Batch", bound=Rollout)
 

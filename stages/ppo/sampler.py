@@ -1,8 +1,8 @@
 """Which prompts come next: without replacement, a fresh permutation per pass, each rank its own shard."""
 
-import hashlib
-
 import torch
+
+from stages.process.seeds import derive_seed
 
 
 class PromptSampler:
@@ -26,8 +26,3 @@ class PromptSampler:
         # A pass has its own seed, so that a resumed run needs the cursor and nothing else.
         generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
         return torch.randperm(self.num_prompts, generator=generator).tolist()
-
-
-def derive_seed(*parts: int) -> int:
-    """Hash whole numbers (seed, iteration, rank, ...) into one seed; close inputs give unrelated seeds."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")

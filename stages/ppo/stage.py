@@ -11,20 +11,24 @@ import torch
 from accelerate import Accelerator
 
 from data.tokens import EncodedPair, EncodedPromptRecord, encode_demonstrations, encode_prompts
-from stages import models, precision
-from stages.checkpoint import save_checkpoint
 from stages.deepspeed_config import make_deepspeed_config
-from stages.distributed import choose_engine, choose_zero3, describe_layout, find_checkpoint, require_world_size
-from stages.evaluation import load_judge, write_samples
-from stages.handoff import check_handoff, read_facts
+from stages.models import precision
+from stages.models.handoff import check_handoff, read_facts
+from stages.models.save import save_model
+from stages.models.tokenizer import load_tokenizer
 from stages.ppo.heldout import HeldOut
-from stages.ppo.load import load_models
-from stages.ppo.rollout import RolloutEngine, Sampling
+from stages.ppo.models import load_models
 from stages.ppo.trainer import PPOTrainer
-from stages.records import load_splits
-from stages.runtime import Interrupted, StageContext, StageError, describe_machine, uses_gpu
+from stages.process.checkpoint import describe_layout, find_checkpoint, save_checkpoint
+from stages.process.context import StageContext, describe_machine, uses_gpu
+from stages.process.distributed import require_world_size
+from stages.process.engine import choose_engine, choose_zero3
+from stages.process.errors import Interrupted, StageError
+from stages.responses.engine import RolloutEngine, Sampling
+from stages.responses.judging import load_judge, write_samples
 from stages.settings import PPOSettings
 from stages.spec import EXIT_USAGE, SAMPLES_FILE, StageResult
+from stages.splits import load_splits
 
 _EVENTS_PER_S = 4
 
@@ -35,7 +39,7 @@ def main(context: StageContext) -> StageResult:
     judge = load_judge(spec.judge)
     check_handoff(spec.models["sft"], spec.models["rm"])
     accelerator = make_accelerator(context)
-    tokenizer = models.load_tokenizer(spec.models["sft"])
+    tokenizer = load_tokenizer(spec.models["sft"])
     prompts, held_out_prompts, counts = _encode(context, tokenizer)
 
     demonstrations, demonstration_counts = _encode_demonstrations(context, tokenizer)
@@ -61,7 +65,7 @@ def main(context: StageContext) -> StageResult:
     with trainer.actor.whole_weights(frozen=facts.form == "full"), trainer.average.in_use() if trainer.average else nullcontext():
         if context.is_main:
             write_samples(spec.output_dir / SAMPLES_FILE, samples)
-            models.save_model(trainer.policy, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
+            save_model(trainer.policy, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
     return StageResult(metrics=metrics, facts=facts, counts=counts, **describe_machine(context))
 
 
@@ -174,7 +178,7 @@ def _open_engine(
     settings = _settings(context)
     if settings.rollout.engine == "torch":
         return nullcontext()
-    from stages.ppo.vllm import open_vllm
+    from stages.responses.vllm_server import open_vllm
 
     longest = max(len(prompt.prompt_ids) for prompt in prompts) + sampling.max_new_tokens
     return open_vllm(context, settings, accelerator, longest)

@@ -13,24 +13,29 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from data.tokens import EncodedPair
+from stages.models.precision import Autocast
 from stages.ppo.actor_critic import Actor, ActorCritic
 from stages.ppo.advantages import adapt_kl_coef, estimate_advantages, penalize_kl, scale_by_std, whiten
+from stages.ppo.budget import TokenBudget
 from stages.ppo.ema import AveragedWeights
-from stages.ppo.experience import Experience, Rollout
-from stages.ppo.finite import require_finite_scores, require_finite_update, require_same_policy
+from stages.ppo.experience import Experience
+from stages.ppo.guards import require_finite_scores, require_finite_update, require_same_policy
 from stages.ppo.learner import Learner, TorchLearner, compute_lr_factor, make_optimizer
 from stages.ppo.losses import compute_importance_weights
-from stages.ppo.memory import TokenBudget
-from stages.ppo.metrics import TokenFigures, describe_engine, describe_rollout, describe_update
+from stages.ppo.metrics import describe_engine, describe_rollout, describe_update
 from stages.ppo.ptx import DemonstrationSampler
 from stages.ppo.ranks import gather_experience, split_alike, sum_over_ranks
-from stages.ppo.rollout import Autocast, RolloutEngine, Sampling, TorchEngine, compute_ref_logprobs, evaluate_tokens, roll_out
 from stages.ppo.rules import make_update_rules
-from stages.ppo.sampler import PromptSampler, derive_seed
-from stages.ppo.scoring import RunningMoments, Scorer, apply_score_rules, score_responses
+from stages.ppo.sampler import PromptSampler
+from stages.ppo.score_rules import RunningMoments, apply_score_rules
 from stages.ppo.state import collect_generator_states, read_state, restore_generator_states, write_state
 from stages.ppo.update import UpdateStats, update
 from stages.ppo.zero import ZeroLearner, partition_frozen
+from stages.process.seeds import derive_seed
+from stages.responses.engine import RolloutEngine, Sampling, TorchEngine, roll_out
+from stages.responses.figures import TokenFigures, compute_ref_logprobs, evaluate_tokens
+from stages.responses.rollout import Rollout
+from stages.responses.scores import Scorer, score_rollout
 from stages.settings import PPOSettings
 
 # What a seed is drawn for: two uses of one (seed, iteration) must not share their noise.
@@ -66,8 +71,8 @@ class PPOTrainer:
         self.accelerator = accelerator
         self.autocast = autocast
         self.rules = make_update_rules(settings)
-        self.peak_learning_rate = settings.learning_rate
-        self.peak_critic_learning_rate = settings.critic_learning_rate or settings.learning_rate
+        self.peak_learning_rate = self.learning_rate = settings.learning_rate
+        self.peak_critic_learning_rate = self.critic_learning_rate = settings.critic_learning_rate or settings.learning_rate
         self.actor = self._make_learner(actor_critic.actor, self.peak_learning_rate, deepspeed)
         self.critic = self._make_learner(actor_critic.critic, self.peak_critic_learning_rate, deepspeed)
         may_halve = accelerator.num_processes == 1 and self.actor.can_drop_gradients
@@ -148,14 +153,14 @@ class PPOTrainer:
     def roll_out(
         self, prompts: list[list[int]], seed: int, *, greedy: bool = False, share: tuple[int, int] = (0, 1)
     ) -> tuple[Rollout, Tensor]:
-        """Answer prompts; all ranks must call it. See `stages.ppo.rollout.roll_out`."""
+        """Answer prompts; all ranks must call it. See `stages.responses.engine.roll_out`."""
         for learner in (self.actor, self.critic):
             learner.module.eval()
         return roll_out(self.engine, self.actor, prompts, self.sampling, seed=seed, greedy=greedy, share=share)
 
     def _score(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         settings = self.settings
-        raw_scores_B = self.score_responses(rollout)
+        raw_scores_B = self.ask_reward_model(rollout)
         require_finite_scores(raw_scores_B, self.iteration + 1, self.sum_over_ranks)
         if settings.scale_scores:
             self.score_moments.update(raw_scores_B, self.sum_over_ranks)
@@ -168,11 +173,11 @@ class PPOTrainer:
         )
         return raw_scores_B, scores_B
 
-    def score_responses(self, rollout: Rollout) -> Tensor:
+    def ask_reward_model(self, rollout: Rollout) -> Tensor:
         """Score each response by the reward model, scores_B."""
 
         def score(max_tokens: int) -> Tensor:
-            return score_responses(self.scorer, rollout, split_alike(rollout, max_tokens, self.accelerator), self.autocast)
+            return score_rollout(self.scorer, rollout, split_alike(rollout, max_tokens, self.accelerator), self.autocast)
 
         return self.budget.attempt(rollout, score)
 

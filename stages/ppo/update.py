@@ -11,23 +11,18 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from stages.models.precision import Autocast
+from stages.ppo.budget import TokenBudget
 from stages.ppo.ema import AveragedWeights
-from stages.ppo.experience import Experience, Rollout
+from stages.ppo.experience import Experience
 from stages.ppo.learner import Learner
-from stages.ppo.losses import (
-    compute_log_ratios,
-    compute_policy_losses,
-    compute_value_losses,
-    find_clipped_ratios,
-    find_clipped_values,
-    sum_tokens,
-)
-from stages.ppo.memory import TokenBudget
+from stages.ppo.losses import compute_policy_losses, compute_value_losses, find_clipped_ratios, find_clipped_values, sum_tokens
 from stages.ppo.ptx import DemonstrationSampler, accumulate_ptx_gradients
 from stages.ppo.ranks import deal, max_over_ranks, split_alike, sum_over_ranks
-from stages.ppo.rollout import Autocast
 from stages.ppo.rules import UpdateRules
-from stages.ppo.sampler import derive_seed
+from stages.process.seeds import derive_seed
+from stages.responses.kl import compute_log_ratios
+from stages.responses.rollout import Rollout
 
 
 @dataclass(frozen=True)
@@ -231,7 +226,8 @@ def _summarize(sums: Tensor, start_deviation: Tensor, norms: list[Tensor], accel
     start_deviation = max_over_ranks(accelerator, start_deviation).reshape(1)
     mean_norms = torch.stack(norms).mean(dim=0) if norms else torch.zeros(2, device=sums.device)
     figures = torch.cat([sums, start_deviation, mean_norms.to(sums.device)]).tolist()  # the one transfer to the CPU
-    totals = dict(zip(_SUMS, figures, strict=False))
+    *over_tokens, deviation, policy_grad_norm, critic_grad_norm = figures
+    totals = dict(zip(_SUMS, over_tokens, strict=True))
     means = {name: total / totals["tokens"] for name, total in totals.items()}
     return UpdateStats(
         policy_loss=means["policy_loss"],
@@ -241,9 +237,9 @@ def _summarize(sums: Tensor, start_deviation: Tensor, norms: list[Tensor], accel
         value_clipfrac=means["value_clipfrac"],
         ratio=means["ratio"],
         ratio_var=max(means["ratio_squared"] - means["ratio"] ** 2, 0.0),
-        start_deviation=figures[-3],
-        policy_grad_norm=figures[-2],
-        critic_grad_norm=figures[-1],
+        start_deviation=deviation,
+        policy_grad_norm=policy_grad_norm,
+        critic_grad_norm=critic_grad_norm,
         optimizer_steps=len(norms),
         ptx_loss=totals["ptx_loss"] / totals["ptx_tokens"] if totals["ptx_tokens"] else None,
     )

@@ -64,7 +64,7 @@ class ZeroLearner:
         if not self._partitioned:
             yield
             return
-        from stages.trl_compat import gather_weights
+        from stages.trl.gathering import gather_weights
 
         with gather_weights(self._engine, frozen=frozen):
             yield

@@ -15,11 +15,16 @@ import torch
 from accelerate import Accelerator
 
 from data.tokens import EncodedPair
-from stages import models, precision
-from stages.ppo.load import load_models
-from stages.ppo.rollout import Sampling
+from stages.models import precision
+from stages.models.adapters import apply_lora
+from stages.models.policy import load_policy
+from stages.models.reward_model import init_reward_model
+from stages.models.save import save_model
+from stages.ppo.models import load_models
 from stages.ppo.trainer import PPOTrainer
+from stages.responses.engine import Sampling
 from stages.settings import LoRASettings, PPOSettings, SFTSettings, TokenSettings
+from stages.spec import MODEL_DIR
 from tests.bench.hf_meter import Meter
 from tests.bench.our_models import make_hardware
 from tests.bench.protocol import Bench, Figures, Instant
@@ -39,14 +44,14 @@ def write_models(size: str, directory: Path) -> dict[str, str]:
     tokenizer: Any = make_tokenizer(size)
     tokenizer.save_pretrained(sft)
     hardware = make_hardware("float32")
-    model = models.apply_lora(models.init_reward_model(str(sft), hardware, seed=1), _LORA, "SEQ_CLS", hardware)
-    models.save_model(model, tokenizer, rm)
-    return {"sft": str(sft), "rm": str(rm / models.MODEL_DIR)}
+    model = apply_lora(init_reward_model(str(sft), hardware, seed=1), _LORA, "SEQ_CLS", hardware)
+    save_model(model, tokenizer, rm)
+    return {"sft": str(sft), "rm": str(rm / MODEL_DIR)}
 
 
 def serve_sft(bench: Bench, given: dict[str, Any], paths: dict[str, str], directory: Path) -> None:
     """Serve steps of our SFT trainer."""
-    from stages.trl_compat import make_sft_trainer  # PPO's side is measured without what TRL's import takes
+    from stages.trl.sft import make_sft_trainer  # PPO's side is measured without what TRL's import takes
 
     draw = random.Random(0)
     pairs = [
@@ -57,7 +62,7 @@ def serve_sft(bench: Bench, given: dict[str, Any], paths: dict[str, str], direct
         lora=_LORA, batch_size=_DEMONSTRATIONS, micro_batch_size=_DEMONSTRATIONS, epochs=10_000, save_every=10**9, log_every=10**9
     )
     context = make_context("sft", settings, _TOKENS, given["precision"], directory)
-    policy = models.apply_lora(models.load_policy(paths["sft"], context.spec.hardware), _LORA, "CAUSAL_LM", context.spec.hardware)
+    policy = apply_lora(load_policy(paths["sft"], context.spec.hardware), _LORA, "CAUSAL_LM", context.spec.hardware)
     trainer = make_sft_trainer(context, settings, policy, make_tokenizer(given["size"]), pairs, [])
     trainer.add_callback(Meter(bench, "step", lambda: {}))
     trainer.train()

@@ -5,7 +5,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from stages import models
+from stages.models.policy import load_policy
+from stages.models.reward_model import CALIBRATION_FILE, load_reward_model
 from stages.settings import HardwareSettings
 from tests.bench.workload import add_biased_head, make_plain_policy, make_reward_model
 
@@ -19,7 +20,7 @@ def open_policy(size: str, hazard: float, hardware: HardwareSettings) -> Any:
     """Open a policy that ends a response at each token with about the chance `hazard`."""
     with tempfile.TemporaryDirectory() as directory:
         make_plain_policy(size, seed=0).save_pretrained(directory)
-        policy = models.load_policy(directory, hardware)
+        policy = load_policy(directory, hardware)
     add_biased_head(policy, hazard)
     return policy
 
@@ -30,5 +31,5 @@ def open_reward_model(size: str, seed: int, hardware: HardwareSettings) -> Any:
         model = make_reward_model(size, seed)
         model.save_pretrained(directory)
         calibration = {"score_bias": model.config.score_bias, "score_scale": model.config.score_scale}
-        (Path(directory) / models.CALIBRATION_FILE).write_text(json.dumps(calibration), encoding="utf-8")
-        return models.load_reward_model(directory, hardware)
+        (Path(directory) / CALIBRATION_FILE).write_text(json.dumps(calibration), encoding="utf-8")
+        return load_reward_model(directory, hardware)

@@ -17,7 +17,7 @@ from trl.trainer.reward_trainer import RewardTrainer
 
 from data.tokens import EncodedComparison
 from stages.settings import RMSettings, TokenSettings
-from stages.trl_compat import make_ranking_trainer
+from stages.trl.rm import make_ranking_trainer
 from tests.bench.hf_meter import Meter
 from tests.bench.our_models import open_reward_model
 from tests.bench.protocol import Bench

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from stages import precision
-from stages.generation import generate_responses
-from stages.ppo.rollout import Autocast
+from stages.models import precision
+from stages.models.precision import Autocast
+from stages.responses.generation import generate_responses
 from tests.bench.our_models import make_hardware, open_policy
 from tests.bench.protocol import Bench, Figures, Instant
 from tests.bench.workload import EOS, PAD, PPOWork, make_policy, make_prompts

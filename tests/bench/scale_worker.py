@@ -21,10 +21,12 @@ from transformers import TrainerCallback
 
 from data.tokens import EncodedComparison
 from stages.deepspeed_config import make_deepspeed_config
-from stages.distributed import choose_engine, join
-from stages.runtime import StageContext
+from stages.process.context import StageContext
+from stages.process.distributed import join
+from stages.process.engine import choose_engine
 from stages.settings import HardwareSettings, RMSettings, SFTSettings, TokenSettings
-from stages.trl_compat import make_ranking_trainer, make_sft_trainer
+from stages.trl.rm import make_ranking_trainer
+from stages.trl.sft import make_sft_trainer
 from tests.bench.our_models import open_policy, open_reward_model
 from tests.bench.ppo_worker import build_trainer, make_settings, open_models
 from tests.bench.protocol import ROOT, Bench, Instant, Worker

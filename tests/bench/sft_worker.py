@@ -11,7 +11,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from data.tokens import EncodedPair
 from stages.settings import SFTSettings, TokenSettings
-from stages.trl_compat import make_sft_trainer
+from stages.trl.sft import make_sft_trainer
 from tests.bench.hf_meter import Meter
 from tests.bench.our_models import make_hardware, open_policy
 from tests.bench.protocol import Bench

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from stages.runtime import StageContext
+from stages.process.context import StageContext
 from stages.settings import HardwareSettings, StageSettings, TokenSettings
 from stages.spec import StageName, StageSpec
 from tests.bench.our_models import make_hardware

@@ -78,7 +78,7 @@ sample = {"prompt": "hi \x1b[2Jthere", "response": "[bold]hello[/bold] \x1b]0;ti
 (output / "samples.jsonl").write_text(json.dumps(sample) + "\n")
 facts = {
     "base_model": "base", "tokenizer_hash": "t", "chat_template_hash": "c", "vocab_size": 3, "pad_token_id": 0, "eos_token_id": 1,
-    "dtype": "float32", "form": "full", "architecture": "Fake",
+    "form": "full", "architecture": "Fake",
 }  # fmt: skip
 result = {"metrics": {"eval/loss": 0.5}, "facts": facts, "counts": {"records": 8}, "world_size": 1, "device": "cpu", "precision": "float32"}
 if behaviour != "no-result":

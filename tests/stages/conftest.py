@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,14 +123,16 @@ def plain_hardware():
 @pytest.fixture(scope="session")
 def fresh_reward_model(base_model_dir, tmp_path_factory):
     """A reward model with a fresh head on the demo's base model; to be left as it is."""
-    from stages import models
+    from stages.models.reward_model import init_reward_model
+    from stages.models.save import save_model
+    from stages.models.tokenizer import align_special_tokens, load_tokenizer
 
-    model = models.init_reward_model(str(base_model_dir), HARDWARE, seed=3)
-    tokenizer = models.load_tokenizer(str(base_model_dir))
-    models.align_special_tokens(model, tokenizer)
+    model = init_reward_model(str(base_model_dir), HARDWARE, seed=3)
+    tokenizer = load_tokenizer(str(base_model_dir))
+    align_special_tokens(model, tokenizer)
     model.config.score_bias, model.config.score_scale = 0.25, 2.0
     directory = tmp_path_factory.mktemp("fresh_rm")
-    models.save_model(model, tokenizer, directory)
+    save_model(model, tokenizer, directory)
     return directory / "model"
 
 
@@ -142,15 +145,38 @@ def reward_model_dir(fresh_reward_model, tmp_path):
 @pytest.fixture
 def reward_adapter_dir(base_model_dir, tmp_path):
     """A reward model that is an adapter, with random weights, on the demo's base model; `merged/` lies beside it."""
-    from stages import models
+    from stages.models.adapters import apply_lora, find_model
+    from stages.models.reward_model import init_reward_model
+    from stages.models.save import save_model
+    from stages.models.tokenizer import load_tokenizer
 
-    tokenizer = models.load_tokenizer(str(base_model_dir))
-    model = models.apply_lora(models.init_reward_model(str(base_model_dir), HARDWARE, seed=3), LoRASettings(rank=4), "SEQ_CLS", HARDWARE)
+    tokenizer = load_tokenizer(str(base_model_dir))
+    model = apply_lora(init_reward_model(str(base_model_dir), HARDWARE, seed=3), LoRASettings(rank=4), "SEQ_CLS", HARDWARE)
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
-    config = models.find_model(model).config
+    config = find_model(model).config
     config.score_bias, config.score_scale = 0.25, 2.0
-    models.save_model(model, tokenizer, tmp_path / "rm", merge=True)
+    save_model(model, tokenizer, tmp_path / "rm", merge=True)
     return tmp_path / "rm" / "model"
+
+
+@pytest.fixture
+def tiny():
+    """Builders of tiny models, learners and rollouts, and their token ids."""
+    from tests.stages.tiny_models import list_builders
+
+    return list_builders()
+
+
+@pytest.fixture(scope="session")
+def accelerator():
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=True)
+
+
+@pytest.fixture
+def full_precision():
+    return nullcontext()

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from data.tokens import EncodedPair
-from stages import models, sft
+from stages import sft
+from stages.models.policy import load_policy
 
 
 def test_the_held_out_loss_is_one_of_tokens_however_many_logits_are_held(base_model_dir, plain_hardware, monkeypatch):
-    model = models.load_policy(str(base_model_dir), plain_hardware)
+    model = load_policy(str(base_model_dir), plain_hardware)
     generator = torch.Generator().manual_seed(0)
     lengths = [(3, 5), (9, 1), (4, 12), (1, 2), (6, 6)]
     pairs = [EncodedPair(*(torch.randint(4, 800, (length,), generator=generator).tolist() for length in both)) for both in lengths]

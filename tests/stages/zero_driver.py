@@ -18,8 +18,9 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from stages.distributed import _start_deepspeed
-from stages.runtime import StageContext, _leave_result, start_process
+from stages.process.context import StageContext
+from stages.process.distributed import start_deepspeed
+from stages.process.runtime import leave_result, start_process
 from stages.spec import read_spec
 
 
@@ -91,7 +92,7 @@ def run(stage, path):
     start_process(context)
     set_seed(spec.seed)
     if spec.hardware.engine == "deepspeed":
-        _start_deepspeed(gpu=False)  # the processes are joined already, by a run without it
+        start_deepspeed(gpu=False)  # the processes are joined already, by a run without it
         RESIDENT.begin(path.with_name(f"resident-{context.rank}.json"))
     stops = path.parent.name.endswith(".stopped") and not list(spec.checkpoint_dir.glob("checkpoint-*"))
     if stops:
@@ -108,7 +109,7 @@ def run(stage, path):
     except Killed:
         return run(stage, path)
     if context.is_main:
-        _leave_result(context, result)
+        leave_result(context, result)
     return None
 
 

@@ -21,7 +21,7 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
-from stages.death import die_with_parent
+from stages.process.death import die_with_parent
 
 MAX_REQUEST = 1 << 20
 _CLONE_NEWNET = 0x40000000
@@ -130,6 +130,6 @@ def run(request, descriptors, connection):
 
 
 if __name__ == "__main__":
-    for module in ("datasets", "peft", "torch.distributed.run", "trl", "stages.ppo.stage", "stages.trl_compat"):
+    for module in ("datasets", "peft", "torch.distributed.run", "trl", "stages.ppo.stage", "stages.trl.sft", "stages.trl.rm"):
         importlib.import_module(module)
     serve(sys.argv[1])

@@ -36,7 +36,7 @@ def test_sizes_are_the_measured_ones(rows):
 
 def test_no_prompt_occurs_twice_anywhere(rows):
     prompts = [row["prompt"] for part in rows.values() for row in part]
-    assert len(set(prompts)) == len(prompts) == 16900
+    assert len(set(prompts)) == len(prompts) == 11900
 
 
 def test_same_seed_gives_the_same_bytes_in_another_process(tmp_path):

@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 
-import stages.ppo.actor_critic as actor_critic_module
-from stages.packing import count_filling
-from stages.ppo.actor_critic import Actor, compute_token_logprobs, init_critic
-from stages.ppo.experience import pack_rollout
-from stages.ppo.rollout import compute_ref_logprobs, evaluate_tokens
-from stages.ppo.scoring import Scorer, score_responses
+from stages.models.logprobs import compute_token_logprobs
+from stages.models.packing import count_filling
+from stages.ppo.actor_critic import Actor, init_critic
+from stages.responses.figures import compute_ref_logprobs, evaluate_tokens
+from stages.responses.rollout import pack_rollout
+from stages.responses.scores import Scorer, score_rollout
 
 
 def score_after(reward_model, ids):
@@ -40,7 +40,7 @@ def test_a_three_token_answer_reads_logprobs_and_values_before_each_token(tiny):
 def test_the_critic_starts_as_the_reward_model_bias_and_scale_included(tiny):
     reward_model = tiny.reward_model(score_bias=0.4, score_scale=2.5)
     rollout = tiny.rollout()
-    scores = score_responses(Scorer(reward_model), rollout, rollout.split(1000), torch.no_grad())
+    scores = score_rollout(Scorer(reward_model), rollout, rollout.split(1000), torch.no_grad())
     critic = init_critic(copy.deepcopy(reward_model))
     row, _ = rollout.pack()
     with torch.no_grad():
@@ -60,7 +60,7 @@ def test_logprobs_values_and_scores_do_not_depend_on_padding_or_batch_mates(tiny
     micro_batches = rollout.split(max_tokens)
     logprobs, values, entropies = evaluate_tokens(both.actor, both.critic, rollout, 0.8, micro_batches, full_precision)
     ref_logprobs = compute_ref_logprobs(Actor(ref_policy), rollout, 0.8, micro_batches, full_precision)
-    scores = score_responses(Scorer(reward_model), rollout, micro_batches, full_precision)
+    scores = score_rollout(Scorer(reward_model), rollout, micro_batches, full_precision)
     for row in range(len(rollout.finished_B)):
         prompt = rollout.prompt_ids_BP[row][rollout.prompt_mask_BP[row]].tolist()
         response = rollout.response_ids_BR[row][rollout.response_mask_BR[row]].tolist()
@@ -96,7 +96,7 @@ def test_logits_are_computed_for_response_tokens_only_and_in_chunks(tiny, monkey
 
     seen.clear()
     policy.zero_grad()
-    monkeypatch.setattr(actor_critic_module, "_MAX_LOGITS", 10 * tiny.vocabulary)
+    monkeypatch.setattr("stages.models.logprobs._MAX_LOGITS", 10 * tiny.vocabulary)
     chunked, _ = compute_token_logprobs(policy, row, predictors, 0.7)
     chunked.sum().backward()
     assert max(seen) == 10 and sum(seen) == 2 * (

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from stages import models
-from stages.ppo.rollout import TorchEngine, roll_out
+from stages.models.tokenizer import load_tokenizer
 from stages.ppo.stage import make_sampling
+from stages.responses.engine import TorchEngine, roll_out
 from stages.settings import PPOSettings
 
 ONE_BY_ONE = {"max_tokens_per_microbatch": 1}  # micro-batches as small as they get: one response each
@@ -128,7 +128,7 @@ def test_the_end_token_is_learnt_even_where_it_pads_too(tiny, full_precision):
 
 def test_without_a_configured_stop_token_the_end_token_ends_a_response(tiny, make_trainer, base_model_dir):
     """Seen: stop token null, the default, generated on behind the end token to the greatest length."""
-    tokenizer = models.load_tokenizer(str(base_model_dir))
+    tokenizer = load_tokenizer(str(base_model_dir))
     sampling = make_sampling(PPOSettings(), tokenizer, max_response_tokens=8)
     assert sampling.stop_token_id == sampling.eos_token_id == tokenizer.eos_token_id
 

@@ -5,17 +5,9 @@ import math
 import pytest
 import torch
 
-from stages.ppo.losses import (
-    compute_entropies,
-    compute_logprobs,
-    compute_policy_losses,
-    compute_value_losses,
-    estimate_kl_k1,
-    estimate_kl_k3,
-    find_clipped_ratios,
-    find_clipped_values,
-    sum_tokens,
-)
+from stages.models.logprobs import compute_entropies, compute_logprobs
+from stages.ppo.losses import compute_policy_losses, compute_value_losses, find_clipped_ratios, find_clipped_values, sum_tokens
+from stages.responses.kl import estimate_kl_k1, estimate_kl_k3
 
 REAL = torch.tensor([[True]])
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from data.tokens import EncodedPair
-from stages.ppo.memory import TokenBudget
+from stages.ppo.budget import TokenBudget
 from stages.ppo.ptx import DemonstrationSampler, accumulate_ptx_gradients
 from stages.ppo.update import accumulate_gradients, update
 

@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 
-from stages.ppo.sampler import PromptSampler, derive_seed
+from stages.ppo.sampler import PromptSampler
+from stages.process.seeds import derive_seed
 
 
 def test_each_pass_draws_every_prompt_once_in_a_fresh_order():

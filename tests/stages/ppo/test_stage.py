@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stages.ppo.stage import main
-from stages.runtime import StageContext, StageError
+from stages.process.context import StageContext
+from stages.process.errors import StageError
 from stages.settings import LoRASettings
 
 

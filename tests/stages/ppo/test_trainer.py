@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stages.ppo.experience import Experience
-from stages.runtime import StageError
+from stages.process.errors import StageError
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -174,7 +174,7 @@ def test_a_random_policy_learns_to_say_the_rewarded_token(make_trainer, monkeypa
         hits = ((rollout.response_ids_BR == token) & rollout.response_mask_BR).sum(dim=1)
         return hits / rollout.response_lengths_B
 
-    monkeypatch.setattr("stages.ppo.trainer.score_responses", share_of_token)
+    monkeypatch.setattr("stages.ppo.trainer.score_rollout", share_of_token)
     trainer = make_trainer(
         iterations=40,
         rollout_batch_size=32,

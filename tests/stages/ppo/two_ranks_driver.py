@@ -9,10 +9,10 @@ import torch
 from accelerate import Accelerator
 
 from stages.ppo.advantages import explain_variance, scale_by_std, whiten
-from stages.ppo.memory import TokenBudget
+from stages.ppo.budget import TokenBudget
 from stages.ppo.ptx import DemonstrationSampler
 from stages.ppo.ranks import gather_experience, max_over_ranks, sum_over_ranks
-from stages.ppo.scoring import RunningMoments
+from stages.ppo.score_rules import RunningMoments
 from stages.ppo.update import accumulate_gradients, update
 
 BUDGET = TokenBudget(32)
@@ -89,7 +89,7 @@ def mix_demonstrations(accelerator, models, experience):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    spec = importlib.util.spec_from_file_location("models_for_tests", Path(__file__).with_name("conftest.py"))
+    spec = importlib.util.spec_from_file_location("models_for_tests", Path(__file__).parents[1] / "tiny_models.py")
     models = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(models)
     accelerator = Accelerator(cpu=True)

@@ -1,0 +1,111 @@
+"""Adapters (LoRA, by peft): put one on a model, merge one, and find the model that one is wrapped around."""
+
+import copy
+import itertools
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import PreTrainedModel
+
+from stages.models.head import HEAD
+from stages.models.partition import gathered
+from stages.models.precision import freeze
+from stages.models.quantization import quantize_layers
+from stages.process.errors import StageError
+from stages.settings import HardwareSettings, LoRASettings
+from stages.spec import EXIT_VERIFICATION, MERGED_DIR
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def share_weights(model: Any) -> Any:
+    """Copy a model's modules around the very same tensors: an adapter that is put into one of them is not in the other."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors})
+
+
+def find_model(model: Any) -> Any:
+    """Get the transformers model inside peft's wrapper, if there is one; adapters in it stay."""
+    return model.get_base_model() if is_adapter(model) else model
+
+
+def find_backbone(model: Any) -> Any:
+    """Get the transformer below a language model's or a reward model's head; adapters in it stay."""
+    return find_model(model).base_model
+
+
+def apply_lora(
+    model: PreTrainedModel,
+    lora: LoRASettings,
+    task: Literal["CAUSAL_LM", "SEQ_CLS"],
+    hardware: HardwareSettings,
+    revision: str | None = None,
+) -> Any:
+    """Freeze a model (in 4 bits with `lora.quantize`) and wrap it in a trainable adapter.
+
+    A reward model's head is trained and saved in full beside it.
+    """
+    from peft import get_peft_model
+
+    config = make_lora_config(lora, task, revision=revision, modules_to_save=[HEAD] if task == "SEQ_CLS" else None)
+    if lora.quantize:
+        quantize_layers(model, hardware)
+    return get_peft_model(freeze(model, hardware), config)
+
+
+def make_lora_config(
+    lora: LoRASettings, task: Literal["CAUSAL_LM", "SEQ_CLS"], *, revision: str | None = None, modules_to_save: list[str] | None = None
+) -> Any:
+    """Say in peft's terms what an adapter is."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        task_type=task,
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        modules_to_save=modules_to_save,
+        revision=revision,
+    )
+
+
+def is_adapter(model: Any) -> bool:
+    """Whether a model is wrapped by peft."""
+    return hasattr(model, "peft_config")
+
+
+def require_adapter_base(path: str, setting: str) -> None:
+    """Refuse to train an adapter on a base that does not open by itself.
+
+    Raises:
+        StageError: `path` holds an adapter and there is no merged model beside it.
+    """
+    if is_unmerged_adapter(Path(path)):
+        raise StageError(
+            f"{setting} trains an adapter on {path}, which is itself an adapter; a base that opens by itself is needed; "
+            "set sft.lora.merge: true",
+            EXIT_VERIFICATION,
+        )
+
+
+def is_unmerged_adapter(directory: Path) -> bool:
+    """Whether a directory holds an adapter, and there is no merged model beside it."""
+    return (directory / ADAPTER_CONFIG).exists() and not (directory.parent / MERGED_DIR).exists()
+
+
+def merge_adapter(model: Any, adapter: str) -> Any:
+    """Add an adapter, from its directory, to the weights of the model that it was trained on; all of them can learn then."""
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    merged: Any = PeftModel.from_pretrained(model, adapter)
+    for layer in merged.modules():
+        if isinstance(layer, BaseTunerLayer):
+            with gathered(layer.get_base_layer().parameters(), modified=True):
+                layer.merge()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="All adapters are already merged")
+        merged = merged.merge_and_unload()
+    return merged.requires_grad_(True)  # peft has frozen what lies below the adapter

@@ -1,0 +1,103 @@
+"""Attention inside the documents of a packed row: one of transformers' implementations, by the name PACKED.
+
+Axes: N tokens of the row, A attention heads, E head size; in a group of G documents, Q queries and K keys.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from stages.models.internals import repeat_kv, sdpa_attention_forward, sdpa_mask
+from stages.models.packing import DocumentGroup, PackedRow
+
+PACKED = "packed"  # the name of our attention among transformers' implementations
+_MATH_KEYS = 512  # up to so many keys the plain product is faster than the fused kernel in bfloat16 on a CPU (1.3 to 2 times)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    packed_row: PackedRow | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attend inside the documents of a packed row; without one, attend like transformers' sdpa. Called by a model's own layers.
+
+    Args:
+        module: the attention layer.
+        query, key, value: [1, heads, N, head size]; key and value may have fewer heads.
+        attention_mask: of an ordinary batch; a packed row brings its own.
+        scaling: of the products; 1 / √(head size) by default.
+        dropout: of an ordinary batch.
+        packed_row: which documents the row holds.
+
+    Returns:
+        ([1, N, heads, head size], None).
+    """
+    scaling = float(query.shape[-1] ** -0.5) if scaling is None else scaling
+    # Rotary embeddings promote queries and keys to float32 under autocast; the products are in bfloat16 either way.
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    if packed_row is None:
+        if attention_mask is not None and _prefers_math(query, key.shape[2]):
+            repeats = query.shape[1] // key.shape[1]
+            output = _attend_plainly(query, repeat_kv(key, repeats), repeat_kv(value, repeats), attention_mask, scaling)
+            return output.transpose(1, 2).contiguous(), None
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+    unsupported = [name for name in ("softcap", "s_aux", "position_bias", "sliding_window") if kwargs.get(name) is not None]
+    if unsupported:  # only `enable_packing` gets here, which then leaves the model as it was
+        raise NotImplementedError(f"packed attention knows no {', '.join(unsupported)}")
+    query_NAE, key_NAE, value_NAE = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    outputs = [_attend_group(query_NAE, key_NAE, value_NAE, group, scaling) for group in packed_row.groups]
+    return torch.cat(outputs).index_select(0, packed_row.places_N)[None], None
+
+
+def _attend_group(query_NAE: Tensor, key_NAE: Tensor, value_NAE: Tensor, group: DocumentGroup, scaling: float) -> Tensor:
+    """Compute the outputs of one group, [G * Q, heads, head size]."""
+    num_documents, num_queries = group.queries_GQ.shape
+
+    def gather(tensor_NAE: Tensor, index: Tensor) -> Tensor:
+        rows = tensor_NAE.index_select(0, index.flatten())
+        return rows.view(*index.shape, *tensor_NAE.shape[1:]).transpose(1, 2)
+
+    query_GAQE = gather(query_NAE, group.queries_GQ)
+    repeats = query_NAE.shape[1] // key_NAE.shape[1]
+    key_GAKE, value_GAKE = (repeat_kv(gather(tensor, group.keys_GK), repeats) for tensor in (key_NAE, value_NAE))
+    mask = None if group.mask_GQK is None else group.mask_GQK[:, None]
+    if _prefers_math(query_NAE, key_GAKE.shape[2]):
+        if mask is None:
+            mask = torch.ones(num_queries, num_queries, dtype=torch.bool, device=query_NAE.device).tril()
+        output_GAQE = _attend_plainly(query_GAQE, key_GAKE, value_GAKE, mask, scaling)
+    else:
+        output_GAQE = F.scaled_dot_product_attention(query_GAQE, key_GAKE, value_GAKE, mask, scale=scaling, is_causal=mask is None)
+    return output_GAQE.transpose(1, 2).reshape(num_documents * num_queries, *query_NAE.shape[1:])
+
+
+def _prefers_math(query: Tensor, num_keys: int) -> bool:
+    return query.device.type == "cpu" and query.dtype == torch.bfloat16 and num_keys <= _MATH_KEYS
+
+
+def _attend_plainly(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    """Compute softmax(q kᵀ · scaling) v; `mask` is boolean or additive."""
+    # Autocast would widen the softmax to float32 and narrow its result again; the kernel itself sums in float32 either way.
+    with torch.autocast(query.device.type, enabled=False):
+        logits = (query * scaling) @ key.transpose(-1, -2)
+        if mask.dtype == torch.bool:
+            # Not −inf: a query in padding, which may see nothing, must not become NaN.
+            mask = torch.zeros(mask.shape, dtype=logits.dtype, device=mask.device).masked_fill_(~mask, torch.finfo(logits.dtype).min)
+        return torch.softmax(logits + mask.to(logits.dtype), dim=-1) @ value
+
+
+def keep_from_compiling() -> None:
+    """Have torch.compile leave this attention as it is: it loops over groups."""
+    AttentionInterface.register(PACKED, torch.compiler.disable(attend))
+
+
+AttentionInterface.register(PACKED, attend)
+AttentionMaskInterface.register(PACKED, sdpa_mask)

@@ -1,0 +1,45 @@
+"""torch.compile for a transformer's layers, where `hardware.compile` asks for it."""
+
+import contextlib
+import os
+import shutil
+from typing import Any
+
+import torch
+
+from stages.models.attention import keep_from_compiling
+from stages.models.internals import allow_recompiles, is_compiled, list_layers
+from stages.process.context import StageContext, uses_gpu
+from stages.process.errors import StageError
+from stages.spec import EXIT_USAGE
+
+
+def compile_layers(context: StageContext, *models: Any) -> None:
+    """Compile each layer of the models, with its row of any length, if `hardware.compile` is set; the last thing done to a model.
+
+    One layer is compiled for all (they differ in weights only). Attention over documents is left as it is: it loops over groups.
+
+    Raises:
+        StageError: on a CPU without a C++ compiler; exit code 2.
+    """
+    if not context.spec.hardware.compile:
+        return
+    compiler = os.environ.get("CXX", "g++")
+    if not uses_gpu(context) and shutil.which(compiler) is None:
+        raise StageError(
+            f"hardware.compile = true, but there is no C++ compiler ({compiler}), which torch.compile needs on a CPU; install one, or set "
+            "hardware.compile: false",
+            EXIT_USAGE,
+        )
+    # Variants of one layer: four models, with gradients and without, adapters; beyond the limit a layer would quietly run uncompiled.
+    allow_recompiles(64)
+    keep_from_compiling()
+    for model in models:
+        for layer in list_layers(model):
+            layer.compile(dynamic=True)
+
+
+def eagerly(model: Any) -> contextlib.AbstractContextManager[Any]:
+    """Run a model's layers uncompiled: decoding takes many shapes, each of which would be compiled anew."""
+    compiled = any(is_compiled(layer) for layer in list_layers(model))
+    return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()

@@ -1,0 +1,76 @@
+"""The only file that touches private parts of transformers, torch, DeepSpeed and bitsandbytes: look here when one is upgraded.
+
+What is imported here from inside of transformers has no other name; the functions read and write what has no public accessor.
+"""
+
+import logging
+from typing import Any
+
+import torch
+from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import Conv1D
+
+__all__ = [
+    "Conv1D",
+    "HfDeepSpeedConfig",
+    "allow_recompiles",
+    "get_attention",
+    "get_piece",
+    "is_compiled",
+    "is_gathered",
+    "is_partitioned",
+    "list_layers",
+    "repeat_kv",
+    "sdpa_attention_forward",
+    "sdpa_mask",
+    "skip_inference_kernel",
+    "unset_hf_deepspeed_config",
+]
+
+# peft opens bitsandbytes wherever it is installed, which then misses a kernel that it would download: a line in every log.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
+def list_layers(model: Any) -> list[Any]:
+    """List a model's transformer layers, in order."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def get_attention(config: Any) -> str:
+    """Name the attention that a model computes by, as transformers registers it."""
+    return config._attn_implementation
+
+
+def is_compiled(module: Any) -> bool:
+    """Whether `module.compile` was called."""
+    return module._compiled_call_impl is not None
+
+
+def allow_recompiles(limit: int) -> None:
+    """Let torch.compile make so many variants of one function, at least."""
+    torch._dynamo.config.recompile_limit = max(limit, torch._dynamo.config.recompile_limit)
+
+
+def is_partitioned(parameter: torch.Tensor) -> bool:
+    """Whether DeepSpeed shares a weight out over the ranks: this one holds a piece, and the tensor itself is empty."""
+    return hasattr(parameter, "ds_tensor")
+
+
+def get_piece(parameter: Any) -> torch.Tensor:
+    """Get this rank's piece of a weight that is shared out."""
+    return parameter.ds_tensor
+
+
+def is_gathered(parameter: Any) -> bool:
+    """Whether a weight that is shared out is whole here at the moment."""
+    return parameter.ds_status.name == "AVAILABLE"
+
+
+def skip_inference_kernel() -> None:
+    """Have DeepSpeed do without a kernel for inference on one machine, which nothing here uses: it would be compiled for a minute."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -1,0 +1,196 @@
+"""Documents of unequal length in one row, without padding, each blind to the others; a document may continue another one.
+
+token ids -> PackedRow, which stages.models.forward computes
+
+A rollout's prompt and response are one document. A comparison is a prompt and K answers that continue it: the prompt is computed once,
+and every answer attends to the prompt's keys and values (gradient included) and to its own. Both equal separate forwards to rounding.
+
+Axes: N tokens of the row (its filling included), D documents; in a group of G documents of similar length Q is the longest of them
+and K the longest with what it continues.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_GROUP_SIZE = 16  # documents attended to in one call, at most
+_GROUP_GROWTH = 2.0  # and the longest over the shortest of them
+# bfloat16 products on a CPU run by kernels that are generated for each shape and kept: shapes that recur save a third of a step.
+_ROW_STEP, _LONG_ROW_STEP = 64, 128  # a row's tokens are a multiple of this; what fills it up is never read
+_LONG_ROW = 1024
+_LENGTH_STEP = 16  # so are a group's queries and keys
+
+
+@dataclass(frozen=True)
+class DocumentGroup:
+    """Documents of similar length, attended to in one call; the padding exists inside the attention only."""
+
+    queries_GQ: Tensor  # index of each query in the row; 0 at padding
+    keys_GK: Tensor  # index of each key in the row, those of the continued document first; 0 at padding
+    mask_GQK: Tensor | None  # True where a query may see a key; None: plainly causal
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """One row of documents, filled up with tokens that belong to none."""
+
+    ids_N: Tensor
+    positions_N: Tensor  # inside each document, counted on from the one that it continues
+    starts_D: Tensor
+    lengths_D: Tensor
+    parents_D: Tensor  # the document that this one continues; -1: none
+    groups: list[DocumentGroup]
+    places_N: Tensor  # where each token's output lies among those of all groups
+    read_R: Tensor | None = None  # the tokens whose last hidden state is read; None: all
+
+    def reading(self, index_K: Tensor) -> "PackedRow":
+        """Promise that of the last hidden states only those at `index_K` will be read: the others then need not be computed."""
+        num_read = min(len(index_K) + count_filling(len(index_K)), len(self.ids_N))
+        is_unread_N = torch.ones_like(self.ids_N, dtype=torch.bool)
+        is_unread_N[index_K] = False
+        return replace(self, read_R=is_unread_N.byte().argsort(stable=True)[:num_read])
+
+    @property
+    def lasts_D(self) -> Tensor:
+        """Index of each document's last token."""
+        return self.starts_D + self.lengths_D - 1
+
+
+def pack(documents: Sequence[Sequence[int]], parents: Sequence[int] | None = None, device: torch.device | None = None) -> PackedRow:
+    """Lay documents out in one row.
+
+    Args:
+        documents: token ids, none empty.
+        parents: for each document the index of one that it continues, or -1; a parent has no parent itself.
+        device: of the tensors.
+    """
+    ids_N = torch.tensor([token for document in documents for token in document])
+    lengths_D = torch.tensor([len(document) for document in documents])
+    return lay_out(ids_N if device is None else ids_N.to(device), lengths_D, None if parents is None else torch.tensor(parents))
+
+
+def list_documents(rankings: Iterable[tuple[list[int], Iterable[list[int]]]]) -> tuple[list[list[int]], list[int]]:
+    """List (prompt ids, responses) as documents and parents: each prompt once, followed by the responses that continue it."""
+    documents: list[list[int]] = []
+    parents: list[int] = []
+    for prompt_ids, responses in rankings:
+        prompt = len(documents)
+        documents += [prompt_ids, *responses]
+        parents += [-1] + [prompt] * (len(documents) - prompt - 1)
+    return documents, parents
+
+
+def lay_out(ids_N: Tensor, lengths_D: Tensor, parents_D: Tensor | None = None) -> PackedRow:
+    """Say where the documents of a row lie.
+
+    Args:
+        ids_N: token ids of all documents, one after the other; the row lies on their device.
+        lengths_D: tokens of each document.
+        parents_D: see `pack`.
+
+    Raises:
+        ValueError: a document is empty, or a parent continues another document.
+    """
+    lengths_D = lengths_D.cpu()
+    parents_D = torch.full_like(lengths_D, -1) if parents_D is None else parents_D.cpu()
+    has_parent_D = parents_D >= 0
+    if bool((lengths_D == 0).any()):
+        raise ValueError("a document is empty; each needs at least one token")
+    if bool((has_parent_D[parents_D[has_parent_D]]).any()):
+        raise ValueError("a document continues one that continues another; only one level is possible")
+    num_tokens = len(ids_N)
+    ids_N = F.pad(ids_N, (0, count_filling(num_tokens)))
+    starts_D = lengths_D.cumsum(0) - lengths_D
+    offsets_D = torch.where(has_parent_D, lengths_D[parents_D], 0)
+    owners_N = torch.repeat_interleave(torch.arange(len(lengths_D)), lengths_D)
+    positions_N = F.pad(torch.arange(num_tokens) - starts_D[owners_N] + offsets_D[owners_N], (0, len(ids_N) - num_tokens))
+    groups: list[DocumentGroup] = []
+    places_N = torch.zeros(len(ids_N), dtype=torch.long)
+    num_places = 0
+    for members_G in _group_by_length(offsets_D, lengths_D):
+        group = _make_group(starts_D, lengths_D, parents_D, offsets_D, members_G)
+        lengths_G = F.pad(lengths_D[members_G], (0, len(group.queries_GQ) - len(members_G)))
+        real_GQ = torch.arange(group.queries_GQ.shape[1]) < lengths_G[:, None]
+        places_N[group.queries_GQ[real_GQ]] = num_places + real_GQ.flatten().nonzero()[:, 0]
+        num_places += real_GQ.numel()
+        groups.append(group)
+    return _move(PackedRow(ids_N, positions_N, starts_D, lengths_D, parents_D, groups, places_N), ids_N.device)
+
+
+def count_filling(num_tokens: int) -> int:
+    """Say how many tokens fill a row (or what is read of it) up to a length that recurs."""
+    return -num_tokens % (_LONG_ROW_STEP if num_tokens > _LONG_ROW else _ROW_STEP)
+
+
+def _group_by_length(offsets_D: Tensor, lengths_D: Tensor) -> list[Tensor]:
+    """Split documents into groups of similar length, those that continue another one apart."""
+    keys_D = offsets_D + lengths_D
+    groups: list[Tensor] = []
+    for members_M in ((offsets_D == 0).nonzero()[:, 0], (offsets_D > 0).nonzero()[:, 0]):
+        members_M = members_M[keys_D[members_M].argsort(stable=True)]
+        start = 0
+        keys: list[int] = keys_D[members_M].tolist()
+        for index, length in enumerate(keys):
+            if index - start == _GROUP_SIZE or length > keys[start] * _GROUP_GROWTH + _LENGTH_STEP:
+                groups.append(members_M[start:index])
+                start = index
+        if len(members_M):
+            groups.append(members_M[start:])
+    return groups
+
+
+def _make_group(starts_D: Tensor, lengths_D: Tensor, parents_D: Tensor, offsets_D: Tensor, members_G: Tensor) -> DocumentGroup:
+    """Say where the queries and the keys of some documents lie in the row.
+
+    Two documents of 2 and 3 tokens, the second of which continues the first, lie in the row as a0 a1 b0 b1 b2. The group of the first:
+    queries = keys = [0 1], plainly causal. The group of the second: queries [2 3 4], keys [0 1 2 3 4], and the query at 2 sees
+    the keys 0 1 2, the one at 3 also 3, the one at 4 all. Both axes are filled up with index 0 to a multiple of `_LENGTH_STEP`,
+    and the documents of a group to a power of two.
+
+    Args:
+        starts_D: where each document of the row begins.
+        lengths_D: its tokens.
+        parents_D: the document that it continues, or -1.
+        offsets_D: tokens of that one, or 0.
+        members_G: the documents of the group.
+    """
+    num_absent = (1 << (len(members_G) - 1).bit_length()) - len(members_G)  # up to a power of two
+    starts_G, lengths_G, offsets_G, parents_G = (
+        F.pad(tensor_D[members_G], (0, num_absent)) for tensor_D in (starts_D, lengths_D, offsets_D, parents_D)
+    )
+    queries_Q = torch.arange(_round_up(int(lengths_G.max())))
+    queries_GQ = torch.where(queries_Q < lengths_G[:, None], starts_G[:, None] + queries_Q, 0)
+    if not bool(offsets_G.any()):
+        return DocumentGroup(queries_GQ, queries_GQ, None)
+    keys_K = torch.arange(_round_up(int((offsets_G + lengths_G).max())))
+    own_GK = keys_K - offsets_G[:, None]  # position inside the document itself; negative in the one that it continues
+    keys_GK = torch.where(own_GK < 0, starts_D[parents_G][:, None] + keys_K, starts_G[:, None] + own_GK)
+    keys_GK = torch.where(own_GK < lengths_G[:, None], keys_GK, 0)
+    return DocumentGroup(queries_GQ, keys_GK, own_GK[:, None, :] <= queries_Q[:, None])
+
+
+def _round_up(length: int) -> int:
+    return -(-length // _LENGTH_STEP) * _LENGTH_STEP
+
+
+def _move(row: PackedRow, device: torch.device) -> PackedRow:
+    if device.type == "cpu":
+        return row
+
+    def move(tensor: Tensor | None) -> Any:
+        return None if tensor is None else tensor.to(device, non_blocking=True)
+
+    groups = [DocumentGroup(move(group.queries_GQ), move(group.keys_GK), move(group.mask_GQK)) for group in row.groups]
+    return PackedRow(
+        row.ids_N,
+        move(row.positions_N),
+        move(row.starts_D),
+        move(row.lengths_D),
+        move(row.parents_D),
+        groups,
+        move(row.places_N),
+    )

@@ -1,0 +1,82 @@
+"""Models in pieces: at ZeRO stage 3 each weight is shared out over the ranks as it is loaded; no rank ever holds a whole model.
+
+from_pretrained in `partitioned` (rank 0 reads a weight, each rank keeps its piece) -> what is done to a model before it trains, here
+
+Everything here takes whole models too, and leaves them whole: the code that prepares a model is the same at every stage of ZeRO. What
+touches pieces speaks to the other ranks: all must call it.
+"""
+
+from collections.abc import Generator, Iterable
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from stages.models.internals import HfDeepSpeedConfig, get_piece, is_gathered, is_partitioned, unset_hf_deepspeed_config
+
+
+@contextmanager
+def partitioned(zero3: dict[str, Any] | None) -> Generator[None]:
+    """Inside, `from_pretrained` leaves each rank a piece of each weight.
+
+    Args:
+        zero3: DeepSpeed's configuration, of stage 3; None: every rank loads whole models.
+    """
+    if zero3 is None:
+        yield
+        return
+    config = HfDeepSpeedConfig(zero3)  # transformers looks at it for as long as it lives
+    try:
+        yield
+    finally:
+        del config
+        unset_hf_deepspeed_config()
+
+
+def gathered(parameters: Iterable[nn.Parameter], *, modified: bool = False) -> AbstractContextManager[Any]:
+    """Inside, weights are whole on every rank; what was whole before, stays so behind it.
+
+    Args:
+        parameters: partitioned ones and whole ones.
+        modified: they are changed inside; each rank then keeps its piece of what rank 0 made of them.
+    """
+    pieces = [parameter for parameter in parameters if is_partitioned(parameter) and not is_gathered(parameter)]
+    if not pieces:
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(pieces, modifier_rank=0 if modified else None)
+
+
+@contextmanager
+def gathered_in_forward(model: nn.Module) -> Generator[None]:
+    """Inside, a model in pieces computes, one module's weights after the other; for forwards without DeepSpeed's engine around it."""
+    gathers: dict[nn.Module, AbstractContextManager[Any]] = {}
+
+    def gather(module: nn.Module, _inputs: Any) -> None:
+        gathers[module] = gathered(module.parameters(recurse=False))
+        gathers[module].__enter__()
+
+    def release(module: nn.Module, _inputs: Any, _outputs: Any) -> None:
+        gathers.pop(module).__exit__(None, None, None)
+
+    hooks: list[Any] = []
+    for module in model.modules():
+        if any(is_partitioned(parameter) for parameter in module.parameters(recurse=False)):
+            hooks.append(module.register_forward_pre_hook(gather))
+            hooks.append(module.register_forward_hook(release, always_call=True))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def cast(module: nn.Module, dtype: torch.dtype) -> None:
+    """Cast a module's weights, or this rank's pieces of them."""
+    module.to(dtype)
+    for parameter in filter(is_partitioned, module.parameters()):
+        piece = get_piece(parameter)
+        narrow = piece.to(dtype)
+        piece.data = narrow.pin_memory() if piece.is_pinned() else narrow

@@ -1,0 +1,110 @@
+"""A reward model: begin one, load one, ask one for scores.
+
+It is an `AutoModelForSequenceClassification` with one label. Its score of a response is
+
+    score = (logit - score_bias) / score_scale
+
+with both in `score.json` beside the weights (and on the loaded model's config), and the bias chosen so that
+demonstrations score 0 on average (Ziegler et al. 2019, 2.1).
+"""
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from stages.models.adapters import find_model, is_unmerged_adapter, share_weights
+from stages.models.forward import compute_hidden_states
+from stages.models.head import HEAD, Float32Head
+from stages.models.packing import PackedRow
+from stages.models.policy import load_policy
+from stages.models.weights import load_weights
+from stages.process.errors import StageError
+from stages.settings import HardwareSettings
+from stages.spec import EXIT_VERIFICATION
+
+CALIBRATION_FILE = "score.json"
+
+
+def init_reward_model(path: str, hardware: HardwareSettings, seed: int, *, zero3: dict[str, Any] | None = None) -> PreTrainedModel:
+    """Start a reward model from an SFT model: its backbone, and a scalar head drawn from N(0, 1/(d+1)) (N+ details, 10)."""
+    if is_unmerged_adapter(Path(path)):
+        # peft opens an adapter only on the kind of model that it was trained on: merge there, then take the backbone.
+        model: Any = put_head_on(load_policy(path, hardware, zero3=zero3))
+    else:
+        model = load_weights(AutoModelForSequenceClassification, path, hardware, zero3=zero3, new_head=True, num_labels=1)
+    head = model.get_submodule(HEAD)
+    generator = torch.Generator().manual_seed(seed)
+    std = 1 / math.sqrt(head.in_features + 1)
+    head.weight.data.copy_(torch.randn(head.weight.shape, generator=generator) * std)
+    model.config.score_bias, model.config.score_scale = 0.0, 1.0
+    return model
+
+
+def load_reward_model(path: str, hardware: HardwareSettings, *, zero3: dict[str, Any] | None = None) -> PreTrainedModel:
+    """Load a trained reward model; a head that is missing or of another shape is refused, never drawn anew."""
+    model = load_weights(AutoModelForSequenceClassification, path, hardware, zero3=zero3, num_labels=1)
+    read_calibration(model, path)
+    return model
+
+
+def load_reward_adapter(policy: PreTrainedModel, path: str) -> Any:
+    """Open a reward model that is an adapter on a policy, around the policy's own weights."""
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(put_head_on(policy), path)
+    read_calibration(find_model(model), path)
+    return model
+
+
+def read_calibration(reward_model: Any, path: str) -> None:
+    """Put a trained reward model's bias and scale onto its config."""
+    try:
+        calibration = json.loads((Path(path) / CALIBRATION_FILE).read_text(encoding="utf-8"))
+        config = reward_model.config
+        config.score_bias, config.score_scale = float(calibration["score_bias"]), float(calibration["score_scale"])
+    except (OSError, ValueError, KeyError) as error:
+        raise StageError(
+            f"{path}: no readable {CALIBRATION_FILE} ({error}); a reward model of this project is needed; run the rm stage",
+            EXIT_VERIFICATION,
+        ) from error
+
+
+def put_head_on(policy: PreTrainedModel) -> Any:
+    """Make a reward model around a policy's transformer: the tensors are the policy's own, the scalar head is zero."""
+    transformer = share_weights(policy).base_model
+    config = copy.deepcopy(policy.config)
+    config.num_labels = 1
+    with torch.device("meta"):  # a transformer of its own would be thrown away
+        model: Any = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    setattr(model, model.base_model_prefix, transformer)
+    head = model.get_submodule(HEAD)
+    weight = torch.nn.Parameter(torch.zeros(head.weight.shape, device=policy.device))
+    setattr(model, HEAD, Float32Head(weight))
+    model.config = transformer.config  # one config: whoever changes the attention changes both
+    model.config.num_labels = 1
+    return model.eval()
+
+
+def compute_scores(reward_model: Any, row: PackedRow) -> torch.Tensor:
+    """Score each document at its last token: (logit - score_bias) / score_scale, in float32, shape D."""
+    inner = find_model(reward_model)
+    hidden_DH = compute_hidden_states(inner.base_model, row, row.lasts_D)
+    return score_from_logits(inner.get_submodule(HEAD)(hidden_DH)[:, 0], inner.config)
+
+
+def score_from_logits(logits: torch.Tensor, config: Any) -> torch.Tensor:
+    """Apply a reward model's bias and scale: (logit - score_bias) / score_scale, in float32."""
+    return (logits.float() - config.score_bias) / config.score_scale
+
+
+def write_calibration(model: Any, directory: Path) -> None:
+    """Write a reward model's bias and scale; a file of its own, for an adapter's directory has no config.json."""
+    config = find_model(model).config
+    if hasattr(config, "score_scale"):
+        calibration = {"score_bias": config.score_bias, "score_scale": config.score_scale}
+        (directory / CALIBRATION_FILE).write_text(json.dumps(calibration), encoding="utf-8")

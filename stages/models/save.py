@@ -1,0 +1,37 @@
+"""Save policies and reward models, full or as adapters."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from stages.models.adapters import is_adapter
+from stages.models.policy import load_policy
+from stages.models.reward_model import load_reward_model, write_calibration
+from stages.models.tokenizer import align_special_tokens
+from stages.settings import HardwareSettings
+from stages.spec import MERGED_DIR, MODEL_DIR
+
+
+def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, output_dir: Path, *, merge: bool = False) -> None:
+    """Write `model/` (safetensors, config, tokenizer) and, for an adapter on request, `merged/`.
+
+    An adapter is merged into the weights on the disk. Trained on the same in 4 bits, it there computes slightly other numbers.
+    """
+    directory = output_dir / MODEL_DIR
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    write_calibration(model, directory)
+    if not is_adapter(model):
+        return
+    (directory / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    if merge:
+        shutil.rmtree(output_dir / MERGED_DIR, ignore_errors=True)  # of an attempt that was killed: it would be taken for the model
+        # Onto the base as it lies on the disk: the one in memory may be held in bfloat16 or 4 bits.
+        load = load_policy if model.can_generate() else load_reward_model
+        merged = load(str(directory), HardwareSettings.model_validate({"attention": "sdpa"}))
+        align_special_tokens(merged, tokenizer)
+        merged.save_pretrained(output_dir / MERGED_DIR)
+        write_calibration(merged, output_dir / MERGED_DIR)
+        tokenizer.save_pretrained(output_dir / MERGED_DIR)

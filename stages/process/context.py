@@ -1,0 +1,117 @@
+"""What a stage uses of the process around it: its spec, its voice (events, metrics), the wish to stop, and its device."""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+
+from stages.process.errors import Interrupted
+from stages.spec import METRICS_FILE, SAME_WISH_S, EventName, StageSpec, append_event
+
+
+class StageContext:
+    """What a stage uses of the process around it: its spec, its voice (events, metrics) and the wish to stop."""
+
+    def __init__(self, spec: StageSpec) -> None:
+        self.spec = spec
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.is_main = self.rank == 0
+        self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        self._stop_signal: int | None = None
+        self._stop_s = 0.0
+        self._stopping_at_step_end = False
+        self._metrics_path = spec.checkpoint_dir / METRICS_FILE
+
+    def event(self, name: EventName, **fields: Any) -> None:
+        """Append one event; only the main process speaks, but for an error, which may be of one rank alone."""
+        if self.is_main or name == "error":
+            append_event(self.spec.events_path, name, **fields)
+
+    def note(self, message: str) -> None:
+        """Say something that the user should see: in the log, on the terminal and in the events."""
+        if self.is_main:
+            print(f"note: {message}", file=sys.stderr, flush=True)
+        self.event("note", message=message)
+
+    def write_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """Append one row to metrics.jsonl; kept beside the checkpoints, so that rows survive a resume."""
+        if self.is_main:
+            with self._metrics_path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    def progress(self, phase: str, step: int, total: int, metrics: dict[str, float]) -> None:
+        """Report how far the stage is, with the figures of the moment."""
+        self.event("progress", phase=phase, step=step, total=total, metrics=metrics)
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop the metric rows after `step`: the resumed run writes them again."""
+        if not self.is_main or not self._metrics_path.exists():
+            return
+        kept: list[str] = []
+        for line in self._metrics_path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except ValueError:  # the torn last line of a killed process
+                continue
+        temporary = self._metrics_path.with_suffix(".tmp")
+        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        temporary.replace(self._metrics_path)
+
+    @property
+    def stop_requested(self) -> bool:
+        """True once SIGTERM or SIGINT came: save at the end of this step and raise `Interrupted`."""
+        return self._stop_signal is not None
+
+    @contextmanager
+    def stops_at_step_end(self) -> Iterator[None]:
+        """Inside, a stop signal only sets `stop_requested`; outside, it ends the process at once."""
+        self._stopping_at_step_end = True
+        try:
+            yield
+        finally:
+            self._stopping_at_step_end = False
+        if self.stop_requested:
+            raise Interrupted
+
+    def install_signal_handlers(self) -> None:
+        """First SIGTERM / SIGINT: graceful; second: leave at once."""
+
+        def handle(number: int, _frame: FrameType | None) -> None:
+            if self._stop_signal is not None:
+                if number == signal.SIGTERM and time.monotonic() - self._stop_s < SAME_WISH_S:
+                    return
+                os._exit(128 + number)
+            self._stop_signal, self._stop_s = number, time.monotonic()
+            if not self._stopping_at_step_end:
+                raise Interrupted
+
+        signal.signal(signal.SIGTERM, handle)
+        signal.signal(signal.SIGINT, handle)
+
+    @property
+    def interrupted_exit_code(self) -> int:
+        """130 after SIGINT, 143 after SIGTERM."""
+        return 128 + (self._stop_signal or signal.SIGTERM)
+
+
+def uses_gpu(context: StageContext) -> bool:
+    """Whether this stage computes on a GPU."""
+    return context.spec.hardware.device != "cpu" and torch.cuda.is_available()
+
+
+def describe_machine(context: StageContext) -> dict[str, Any]:
+    """Say of a result on what and in which precision it was computed."""
+    return {"world_size": context.world_size, "device": device_name(context), "precision": context.spec.hardware.precision}
+
+
+def device_name(context: StageContext) -> str:
+    """Name the device for people: the GPU's model or `cpu`."""
+    return torch.cuda.get_device_name() if uses_gpu(context) else f"cpu ({torch.get_num_threads()} threads)"

@@ -1,0 +1,21 @@
+"""How a stage ends before its end: it cannot go on, it was asked to stop, its memory ran out."""
+
+from stages.spec import EXIT_FAILED
+
+
+class StageError(Exception):
+    """A stage cannot go on; the message says found + needed + do, the exit code says of which kind (stages.spec)."""
+
+    def __init__(self, message: str, exit_code: int = EXIT_FAILED) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Interrupted(BaseException):
+    """A stop signal was honoured; what could be saved is saved. Not an Exception: no `except Exception` may swallow it."""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the memory of the machine or of the GPU did not suffice."""
+    cpu_allocator = isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or cpu_allocator

@@ -1,0 +1,122 @@
+"""Start and end of every stage process: spec in, signals, seeds, events, result out, exit code.
+
+SPEC.json -> run_stage(main) -> main(context) -> StageResult -> result.json, exit code
+"""
+
+import argparse
+import errno
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+import transformers
+from accelerate.utils import set_seed  # that of transformers imports peft, and with it bitsandbytes
+
+from data.schema import DataError
+from stages.models.precision import settle_precision
+from stages.models.quantization import check_quantization
+from stages.process.context import StageContext
+from stages.process.distributed import join, leave
+from stages.process.errors import Interrupted, StageError, is_out_of_memory
+from stages.spec import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, EXIT_USAGE, METRICS_FILE, RESULT_FILE, STEP_SIZES, StageResult, read_spec
+
+
+def run_stage(name: str, main: Callable[[StageContext], StageResult]) -> NoReturn:
+    """Run one stage as a process: `python -P -m stages.<name> SPEC.json`."""
+    parser = argparse.ArgumentParser(prog=f"python -P -m stages.{name}", description=f"Run the {name} stage by hand from its spec.")
+    parser.add_argument("spec", type=Path, help="StageSpec as JSON; the pipeline writes one per run and prints its path")
+    arguments = parser.parse_args()
+    try:
+        spec = read_spec(arguments.spec)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        print(f"{arguments.spec}: not a stage spec: {error}", file=sys.stderr)
+        sys.exit(EXIT_USAGE)
+    spec.output_dir.mkdir(parents=True, exist_ok=True)
+    spec.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+    context = StageContext(spec)
+    context.install_signal_handlers()
+    _exit(_run(context, main))
+
+
+def _run(context: StageContext, main: Callable[[StageContext], StageResult]) -> int:
+    try:
+        start_process(context)
+        result = main(context)
+        if context.is_main:
+            leave_result(context, result)
+        leave()
+        return EXIT_OK
+    except Interrupted:
+        print("interrupted: saved; run the same command to go on", file=sys.stderr)
+        return context.interrupted_exit_code
+    except StageError as error:
+        return _fail(context, str(error), error.exit_code)
+    except DataError as error:
+        return _fail(context, str(error), EXIT_USAGE)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            return _fail(context, _describe_disk_error(context, error), EXIT_RESOURCE)
+        traceback.print_exc()
+        return _fail(context, f"{type(error).__name__}: {error}", EXIT_FAILED)
+    except Exception as error:
+        traceback.print_exc()
+        out_of_memory = is_out_of_memory(error)
+        advice = f"; lower {STEP_SIZES[context.spec.stage]}, or set gradient_checkpointing: true" if out_of_memory else ""
+        return _fail(context, f"{type(error).__name__}: {error}{advice}", EXIT_RESOURCE if out_of_memory else EXIT_FAILED)
+
+
+def start_process(context: StageContext) -> None:
+    """Seed every generator, set threads, quieten libraries, and join the other processes if there are any."""
+    hardware = context.spec.hardware
+    if hardware.threads:
+        torch.set_num_threads(hardware.threads)
+        os.environ["OMP_NUM_THREADS"] = str(hardware.threads)  # without it, accelerate sets another number for several processes
+    if hardware.device == "cuda" and not torch.cuda.is_available():
+        raise StageError("hardware.device = cuda, but torch finds no GPU here; set hardware.device: auto", EXIT_USAGE)
+    check_quantization(context)
+    join(context)
+    settle_precision(context)
+    set_seed(context.spec.seed)
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def leave_result(context: StageContext, result: StageResult) -> None:
+    output_dir = context.spec.output_dir
+    if context.spec.checkpoint_dir.joinpath(METRICS_FILE).exists():
+        shutil.copyfile(context.spec.checkpoint_dir / METRICS_FILE, output_dir / METRICS_FILE)
+    temporary = output_dir / (RESULT_FILE + ".tmp")
+    temporary.write_text(result.model_dump_json(indent=2), encoding="utf-8")
+    temporary.replace(output_dir / RESULT_FILE)
+    context.event("end", metrics=result.metrics)
+
+
+def _fail(context: StageContext, message: str, exit_code: int) -> int:
+    message = message if context.is_main else f"rank {context.rank}: {message}"
+    print(f"error: {message}", file=sys.stderr)
+    try:
+        context.event("error", message=message, exit_code=exit_code)
+    except OSError:  # a full disk: the exit code and stderr still tell
+        print("the error could not be written to the event log either", file=sys.stderr)
+    return exit_code
+
+
+def _describe_disk_error(context: StageContext, error: OSError) -> str:
+    free = shutil.disk_usage(context.spec.output_dir).free
+    return (
+        f"{error.filename or context.spec.output_dir}: {error.strerror}; {free:,} bytes are free there; free some space or change `store`"
+    )
+
+
+def _exit(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # A multi-process run may abort in a C++ destructor after all work is done; nothing is left to clean up here.
+        os._exit(code)
+    sys.exit(code)

@@ -1,0 +1,108 @@
+"""Prompts -> sampled responses, by an engine -> Rollout.
+
+    TorchEngine                      the policy's own forward, in the stage's processes
+    stages.responses.vllm_client     a vLLM server
+
+Axes: B responses, R response tokens (padded on the right), K all real response tokens.
+"""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from stages.models.precision import Autocast
+from stages.responses.generation import Response, generate_responses
+from stages.responses.rollout import Rollout, pack_rollout
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How responses are sampled: from the whole distribution, at a temperature."""
+
+    max_new_tokens: int
+    temperature: float
+    pad_token_id: int
+    eos_token_id: int
+    stop_token_id: int  # a response is finished when it ends with this one; the end token by default
+
+
+class PolicyHolder(Protocol):
+    """What an engine uses of a model in training; `stages.ppo.learner.Learner` is one."""
+
+    module: Any  # its `policy` is the language model
+
+    def whole_weights(self, *, frozen: bool = True) -> AbstractContextManager[Any]:
+        """Inside, every rank holds all weights, and `module` can be used alone; without `frozen`, those that learn only."""
+        ...
+
+
+class RolloutEngine(Protocol):
+    """What samples responses."""
+
+    def answer(
+        self, actor: PolicyHolder, prompts: list[list[int]], sampling: Sampling, *, seed: int, greedy: bool, share: tuple[int, int]
+    ) -> list[Response]:
+        """Answer each prompt by the actor's policy as it is now; all ranks must call it, each with its own prompts.
+
+        Args:
+            actor: holds the policy.
+            prompts: prompt ids.
+            sampling: how to sample; a response ends with the stop token or the end token.
+            seed: of the sampling noise.
+            greedy: take the likeliest tokens instead; for evaluation only.
+            share: (rank, number of ranks); see `generate_responses`.
+        """
+        ...
+
+
+class TorchEngine:
+    """The policy's own forward, see `stages.responses.generation`: the same numbers as in training, up to the rounding of another batch."""
+
+    def __init__(self, batch_size: int, autocast: Autocast) -> None:
+        self.batch_size = batch_size  # responses decoded at once
+        self.autocast = autocast
+
+    def answer(
+        self, actor: PolicyHolder, prompts: list[list[int]], sampling: Sampling, *, seed: int, greedy: bool, share: tuple[int, int]
+    ) -> list[Response]:
+        with actor.whole_weights():
+            return generate_responses(
+                actor.module.policy,
+                prompts,
+                max_new_tokens=sampling.max_new_tokens,
+                stop_token_ids={sampling.stop_token_id, sampling.eos_token_id},
+                temperature=sampling.temperature,
+                greedy=greedy,
+                seed=seed,
+                max_rows=self.batch_size,
+                autocast=self.autocast,
+                share=share,
+            )
+
+
+def roll_out(
+    engine: RolloutEngine,
+    actor: PolicyHolder,
+    prompts: list[list[int]],
+    sampling: Sampling,
+    *,
+    seed: int,
+    greedy: bool = False,
+    share: tuple[int, int] = (0, 1),
+) -> tuple[Rollout, Tensor]:
+    """Sample one response per prompt; it ends with the stop token or the end token, and is finished only with the stop token.
+
+    Returns:
+        (rollout, engine_logprobs_BR: log-probability of each token as the engine computed it, float32, 0 outside the mask). For the
+        arguments see `RolloutEngine`.
+    """
+    answered = engine.answer(actor, prompts, sampling, seed=seed, greedy=greedy, share=share)
+    responses = [response.ids for response in answered]
+    finished = [ids[-1] == sampling.stop_token_id for ids in responses]
+    device: torch.device = next(actor.module.parameters()).device
+    rollout = pack_rollout(prompts, responses, finished, sampling.pad_token_id, device)
+    engine_logprobs_K = torch.tensor([logprob for response in answered for logprob in response.logprobs], device=device)
+    return rollout, rollout.unpack(engine_logprobs_K)

@@ -1,0 +1,115 @@
+"""What was said: prompts and sampled responses.
+
+Axes: B responses of this rank, P prompt tokens (padded on the left), R response tokens (padded on the right), T = P + R; K all real
+response tokens, response after response. Only these small per-token figures are padded: models compute packed rows.
+Masks are True at a real token. A mask comes from lengths, never from comparing with the pad token: a policy may sample that.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from stages.models.packing import PackedRow, lay_out
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Prompts and sampled responses."""
+
+    prompt_ids_BP: Tensor
+    prompt_mask_BP: Tensor
+    response_ids_BR: Tensor  # the sampled tokens, up to and including the first stop token
+    response_mask_BR: Tensor
+    finished_B: Tensor  # True where the response ended with the configured stop token
+
+    def __post_init__(self) -> None:
+        num_responses = len(self.finished_B)
+        for ids, mask in ((self.prompt_ids_BP, self.prompt_mask_BP), (self.response_ids_BR, self.response_mask_BR)):
+            if ids.shape != mask.shape or len(ids) != num_responses or mask.dtype != torch.bool:
+                raise ValueError(f"ids {tuple(ids.shape)} and mask {tuple(mask.shape)} {mask.dtype} do not fit {num_responses} responses")
+        if not bool(self.response_mask_BR.any(dim=1).all()):
+            raise ValueError("a response has no token; every response needs at least one")
+
+    @property
+    def input_ids_BT(self) -> Tensor:
+        """Prompt and response, one row each."""
+        return torch.cat([self.prompt_ids_BP, self.response_ids_BR], dim=1)
+
+    @property
+    def attention_mask_BT(self) -> Tensor:
+        """True at real tokens of prompt and response."""
+        return torch.cat([self.prompt_mask_BP, self.response_mask_BR], dim=1)
+
+    @property
+    def response_lengths_B(self) -> Tensor:
+        """Real tokens of each response."""
+        return self.response_mask_BR.sum(dim=1)
+
+    def select(self, rows_b: Tensor) -> Self:
+        """Take some responses, without the columns that are padding in all of them."""
+        num_prompt_tokens = int(self.prompt_mask_BP[rows_b].sum(dim=1).max())
+        num_response_tokens = int(self.response_mask_BR[rows_b].sum(dim=1).max())
+        selected: dict[str, Tensor] = {}
+        for field in fields(self):
+            tensor = getattr(self, field.name)[rows_b]
+            if field.name.endswith("_BP"):
+                tensor = tensor[:, tensor.shape[1] - num_prompt_tokens :]
+            elif field.name.endswith("_BR"):
+                tensor = tensor[:, :num_response_tokens]
+            selected[field.name] = tensor
+        return type(self)(**selected)
+
+    def pack(self) -> tuple[PackedRow, Tensor]:
+        """Lay prompts and responses out without padding, one document each.
+
+        Returns:
+            (row, predictors_K: index in the row of the token before each response token).
+        """
+        attention_mask_BT = self.attention_mask_BT
+        row = lay_out(self.input_ids_BT[attention_mask_BT], attention_mask_BT.sum(dim=1))
+        in_response_BT = torch.cat([torch.zeros_like(self.prompt_mask_BP), self.response_mask_BR], dim=1)
+        return row, in_response_BT[attention_mask_BT].nonzero()[:, 0] - 1
+
+    def unpack(self, values_K: Tensor) -> Tensor:
+        """Put a figure of each response token where it belongs, [B, R]; 0 outside the mask."""
+        return torch.zeros(self.response_mask_BR.shape, device=values_K.device).masked_scatter(self.response_mask_BR, values_K)
+
+    def split(self, max_tokens: int, at_least: int = 1) -> list[Tensor]:
+        """Split into micro-batches of at most `max_tokens` tokens, responses of similar length together.
+
+        Args:
+            max_tokens: of a micro-batch; a response longer than that has one of its own.
+            at_least: micro-batches, no more than there are responses.
+
+        Returns:
+            The rows of each.
+        """
+        lengths_B = self.attention_mask_BT.sum(dim=1)
+        rows_B = lengths_B.argsort(stable=True)
+        micro_batches: list[Tensor] = []
+        start, tokens = 0, 0
+        for index, length in enumerate(lengths_B[rows_B].tolist()):
+            if tokens + length > max_tokens and index > start:
+                micro_batches.append(rows_B[start:index])
+                start, tokens = index, 0
+            tokens += length
+        micro_batches.append(rows_B[start:])
+        while len(micro_batches) < at_least:
+            fullest = max(range(len(micro_batches)), key=lambda index: len(micro_batches[index]))
+            micro_batches[fullest : fullest + 1] = micro_batches[fullest].tensor_split(2)
+        return micro_batches
+
+
+def pack_rollout(
+    prompts: list[list[int]], responses: list[list[int]], finished: list[bool], pad_token_id: int, device: torch.device
+) -> Rollout:
+    """Pad prompts on the left and responses on the right."""
+    num_prompt_tokens = max(map(len, prompts))
+    num_response_tokens = max(map(len, responses))
+    prompt_ids = [[pad_token_id] * (num_prompt_tokens - len(ids)) + ids for ids in prompts]
+    prompt_mask = [[False] * (num_prompt_tokens - len(ids)) + [True] * len(ids) for ids in prompts]
+    response_ids = [ids + [pad_token_id] * (num_response_tokens - len(ids)) for ids in responses]
+    response_mask = [[True] * len(ids) + [False] * (num_response_tokens - len(ids)) for ids in responses]
+    return Rollout(*(torch.tensor(rows, device=device) for rows in (prompt_ids, prompt_mask, response_ids, response_mask, finished)))

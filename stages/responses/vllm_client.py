@@ -1,0 +1,167 @@
+"""Rollouts by a vLLM server: the policy's weights go to it as files, prompts and responses as token ids over HTTP.
+
+    LoRA            the adapter, each time under a new name; the one before is forgotten
+    all weights     reloaded in place, by the server's development endpoints
+
+The server computes by kernels of its own: what it says of the tokens it samples is compared with what the trainer says, and weighed
+(`stages.ppo.losses.compute_importance_weights`).
+"""
+
+import json
+import shutil
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from stages.models.adapters import is_adapter
+from stages.process.context import StageContext
+from stages.process.errors import Interrupted, StageError
+from stages.process.seeds import derive_seed
+from stages.responses.engine import PolicyHolder, Sampling
+from stages.responses.generation import Response
+from stages.spec import EXIT_RESOURCE
+
+_ANSWER_S = 3600.0
+_MAX_REQUESTS = 256  # of a rank at once; the server queues what it cannot run
+
+
+class VLLMEngine:
+    """A running server, as `stages.responses.engine.RolloutEngine`."""
+
+    def __init__(self, context: StageContext, accelerator: Accelerator, address: str, key: str, directory: Path) -> None:
+        """Connect to it.
+
+        Args:
+            context: of the stage.
+            accelerator: the ranks.
+            address: `http://host:port`.
+            key: shown to a server that asks for one.
+            directory: where weights are handed over; the server must see it.
+
+        Raises:
+            StageError: nobody answers there.
+        """
+        self.directory = directory.resolve()
+        self._context = context
+        self._accelerator = accelerator
+        self._client = httpx2.Client(
+            base_url=address,
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=httpx2.Timeout(_ANSWER_S, connect=30.0),
+            limits=httpx2.Limits(max_connections=_MAX_REQUESTS, max_keepalive_connections=_MAX_REQUESTS),
+            trust_env=False,  # a proxy is for what lies outside
+        )
+        served = self._call("GET", "/v1/models").json()["data"]
+        self._base_name: str = next(model["id"] for model in served if model.get("parent") is None)
+        # A server that outlives the run may know the names of an earlier attempt.
+        self._run: str = broadcast_object_list([uuid.uuid4().hex[:8]])[0]
+        self._num_loads = 0
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def answer(
+        self, actor: PolicyHolder, prompts: list[list[int]], sampling: Sampling, *, seed: int, greedy: bool, share: tuple[int, int]
+    ) -> list[Response]:
+        name = self._load_policy(actor)
+        asked: dict[str, Any] = {
+            "model": name,
+            "max_tokens": sampling.max_new_tokens,
+            "temperature": 0.0 if greedy else sampling.temperature,
+            "top_p": 1.0,
+            "top_k": -1,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "stop_token_ids": sorted({sampling.stop_token_id, sampling.eos_token_id}),
+            "ignore_eos": True,  # the two above, whatever the model's configuration says
+            "logprobs": 0,  # of the sampled token alone
+            "return_token_ids": True,
+        }
+        place, stride = share
+
+        def ask(index: int) -> Response:
+            # A request and a seed for each prompt: in one request, all prompts would get the same noise.
+            request = {**asked, "prompt": prompts[index], "seed": derive_seed(seed, place + index * stride)}
+            (choice,) = self._call("POST", "/v1/completions", json=request).json()["choices"]
+            return Response(choice["token_ids"], choice["logprobs"]["token_logprobs"])
+
+        with ThreadPoolExecutor(min(len(prompts), _MAX_REQUESTS)) as pool:
+            return list(pool.map(ask, range(len(prompts))))
+
+    def use_loader(self, name: str) -> None:
+        """Have weights read by another loader from now on."""
+        overrides = {"load_config": {"load_format": name}}
+        if self._accelerator.is_main_process:
+            self._call("POST", "/collective_rpc", json={"method": "update_config", "kwargs": {"overrides": overrides}})
+
+    def _load_policy(self, actor: PolicyHolder) -> str:
+        """Give the server the policy's weights; returns the name that it knows them by."""
+        policy: Any = actor.module.policy
+        adapter, name = is_adapter(policy), self._name(self._num_loads)
+        with actor.whole_weights(frozen=not adapter):
+            if self._accelerator.is_main_process:
+                path = self.directory / name
+                if adapter:
+                    policy.save_pretrained(path)
+                    self._call("POST", "/v1/load_lora_adapter", json={"lora_name": name, "lora_path": str(path)})
+                else:
+                    _save_weights(policy, path)
+                    self._call("POST", "/collective_rpc", json={"method": "reload_weights", "kwargs": {"weights_path": str(path)}})
+                    self._forget_prefixes()
+                shutil.rmtree(path)
+        self._accelerator.wait_for_everyone()  # nobody asks before it is there
+        if adapter and self._num_loads > 0 and self._accelerator.is_main_process:
+            self._call("POST", "/v1/unload_lora_adapter", json={"lora_name": self._name(self._num_loads - 1)})
+        self._num_loads += 1
+        return name if adapter else self._base_name
+
+    def _name(self, number: int) -> str:
+        return f"policy-{self._run}-{number}"
+
+    def _forget_prefixes(self) -> None:
+        """Have the keys and values of the old weights thrown away."""
+        answer = self._call("POST", "/reset_prefix_cache", params={"reset_running_requests": True})
+        if not answer.json()["success"]:
+            raise StageError(
+                f"vLLM at {self._client.base_url} keeps its prefix cache while others use it; a server of this run alone is needed; "
+                "start it with --no-enable-prefix-caching",
+                EXIT_RESOURCE,
+            )
+
+    def _call(self, method: str, path: str, **arguments: Any) -> httpx2.Response:
+        try:
+            response = self._client.request(method, path, **arguments)
+        except httpx2.HTTPError as error:
+            if self._context.stop_requested:  # SLURM signals every process of a job, the server too
+                raise Interrupted from error
+            raise StageError(
+                f"vLLM at {self._client.base_url}: {path}: {error or type(error).__name__}; a server that answers is needed; see its log, "
+                "and run the same command to go on from the last checkpoint",
+                EXIT_RESOURCE,
+            ) from error
+        if not response.is_success:
+            needed = "a request that it accepts is needed; see its log"
+            if response.status_code == httpx2.codes.NOT_FOUND:
+                needed = (
+                    "a vLLM that takes new weights is needed; start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True (with ppo.lora) or "
+                    "VLLM_SERVER_DEV_MODE=1 (without), or give no ppo.rollout.server"
+                )
+            raise StageError(
+                f"vLLM at {self._client.base_url}: {path}: {response.status_code} {response.text:.500}; {needed}", EXIT_RESOURCE
+            )
+        return response
+
+
+def _save_weights(policy: Any, directory: Path) -> None:
+    """Write all weights, with a head of its own even where it is tied to the embeddings."""
+    # Copies: of tensors that share their memory, only one would be written.
+    weights = {name: tensor.detach().cpu().clone() for name, tensor in policy.state_dict().items()}
+    policy.save_pretrained(directory, state_dict=weights)
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"tie_word_embeddings": False}), encoding="utf-8")

@@ -1,0 +1,161 @@
+"""A vLLM server: started for as long as a stage needs it, or found where one runs.
+
+It lives in an environment of its own, since its pins are not ours.
+"""
+
+import json
+import os
+import re
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+import httpx2
+from accelerate import Accelerator
+
+from stages.models.adapters import is_unmerged_adapter
+from stages.models.weights import find_weights
+from stages.process.context import StageContext
+from stages.process.death import die_with_parent
+from stages.process.distributed import decide_in_main
+from stages.process.errors import StageError
+from stages.responses.vllm_client import VLLMEngine
+from stages.settings import PPOSettings
+from stages.spec import EXIT_RESOURCE, EXIT_USAGE
+
+_START_S = 3600.0  # a large model is read, and its kernels are compiled
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has room for
+_LOG_FILE, _WEIGHTS_DIR = "vllm.log", "rollout"
+_KEY = "VLLM_API_KEY"
+# What torchrun tells its workers, and what is of our environment: nothing that the server should go by.
+_OURS = ("RANK", "WORLD_SIZE", "MASTER_", "LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_", "TORCH_NCCL_", "PYTHONPATH")
+
+
+@contextmanager
+def open_vllm(context: StageContext, settings: PPOSettings, accelerator: Accelerator, max_tokens: int) -> Generator[VLLMEngine]:
+    """Start a server, or find the one that is named, for as long as this is entered; all ranks must enter it.
+
+    Args:
+        context: of the stage.
+        settings: of the stage.
+        accelerator: the ranks.
+        max_tokens: of the longest prompt and response together.
+
+    Raises:
+        StageError: the program is not there, it ended, or nobody answers.
+    """
+    weights_dir = context.spec.events_path.parent / _WEIGHTS_DIR
+    with ExitStack() as stack:
+
+        def start() -> tuple[str, str]:
+            shutil.rmtree(weights_dir, ignore_errors=True)  # of an attempt that was killed
+            weights_dir.mkdir()
+            stack.callback(shutil.rmtree, weights_dir, ignore_errors=True)
+            key = os.environ.get(_KEY) or secrets.token_hex(16)
+            return settings.rollout.server or _start(context, settings, max_tokens, key, stack), key
+
+        address, key = decide_in_main(context, start)
+        engine = VLLMEngine(context, accelerator, address, key, weights_dir)
+        stack.callback(engine.close)
+        if not settings.lora:  # a loader of random weights, with which our own server starts, cannot load again
+            engine.use_loader("auto")
+        yield engine
+
+
+def make_command(context: StageContext, settings: PPOSettings, max_tokens: int, host: str, port: int) -> list[str]:
+    """Say how a server is started for this run."""
+    sft, hardware = find_weights(context.spec.models["sft"]), context.spec.hardware
+    command = [*settings.rollout.command, "serve", sft, "--host", host, "--port", str(port), "--dtype", hardware.precision]
+    command += ["--max-model-len", str(max_tokens), "--seed", str(context.spec.seed)]
+    # Log-probabilities of the distribution that is sampled from, and nothing of the model's own generation config.
+    command += ["--logprobs-mode", "processed_logprobs", "--generation-config", "vllm", "--uvicorn-log-level", "warning"]
+    command += ["--no-enable-prefix-caching"]  # every prompt comes once
+    if settings.lora:
+        rank = next((rank for rank in _LORA_RANKS if rank >= settings.lora.rank), settings.lora.rank)
+        command += ["--enable-lora", "--max-lora-rank", str(rank)]
+    else:
+        # Weights come before the first prompt. Untied: a head that is tied to the embeddings is not reloaded on a CPU.
+        command += ["--load-format", "dummy", "--hf-overrides", json.dumps({"tie_word_embeddings": False})]
+    return command + settings.rollout.options
+
+
+def _start(context: StageContext, settings: PPOSettings, max_tokens: int, key: str, stack: ExitStack) -> str:
+    """Start a server, wait until it answers and return its address; the stack ends it."""
+    program, sft = settings.rollout.command[0], context.spec.models["sft"]
+    if shutil.which(program) is None:
+        raise StageError(
+            f"ppo.rollout.command: {program} is not a program on {socket.gethostname()}; vLLM in an environment of its own is needed; "
+            "install it (the README says how) and give the path of its `vllm`, or set ppo.rollout.engine: torch",
+            EXIT_USAGE,
+        )
+    if is_unmerged_adapter(Path(sft)):
+        raise StageError(
+            f"ppo.rollout.engine = vllm serves {sft}, an adapter; a whole model is needed; set sft.lora.merge: true", EXIT_USAGE
+        )
+    several = context.spec.hardware.nodes > 1
+    # torch's store listens at that name, but it may be another one's in /etc/hosts: so on all addresses.
+    name, host = (os.environ["MASTER_ADDR"], "0.0.0.0") if several else ("127.0.0.1", "127.0.0.1")
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+    command = make_command(context, settings, max_tokens, host, port)
+    switch = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"} if settings.lora else {"VLLM_SERVER_DEV_MODE": "1"}
+    log = context.spec.events_path.parent / _LOG_FILE
+    context.note(f"starting vLLM: {' '.join(f'{key}={value}' for key, value in switch.items())} {shlex.join(command)}; its log: {log}")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)} | switch | {_KEY: key}
+    with log.open("wb") as stream:
+        # A session of its own: a Ctrl-C is for the stage, which still needs the server to finish its step. SIGTERM if the stage is killed:
+        # it then ends its engine, which nothing else would.
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+            preexec_fn=partial(die_with_parent, signal.SIGTERM),
+        )
+    stack.callback(_stop, process)
+    address = f"http://{name}:{port}"
+    _wait_for(address, process, log)
+    return address
+
+
+def _wait_for(address: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline_s = time.monotonic() + _START_S
+    while time.monotonic() < deadline_s:
+        if process.poll() is not None:
+            raise StageError(
+                f"vLLM ended with exit code {process.returncode} before it answered: {_find_cause(log):.500}; see {log}; mend it, perhaps "
+                "by ppo.rollout.options, or set ppo.rollout.engine: torch",
+                EXIT_RESOURCE,
+            )
+        with suppress(httpx2.HTTPError):
+            if httpx2.get(f"{address}/health", timeout=5.0, trust_env=False).is_success:
+                return
+        time.sleep(0.5)
+    raise StageError(f"vLLM did not answer at {address} within {_START_S:.0f} s; see {log}", EXIT_RESOURCE)
+
+
+def _find_cause(log: Path) -> str:
+    """Find the first error in a server's log: those after it are of processes that miss the one that failed."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    causes = (re.search(r"\w+Error: .*", line) for line in lines if " WARNING " not in line)
+    return next((cause[0] for cause in causes if cause), lines[-1] if lines else "it said nothing")
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=20.0)
+    with suppress(ProcessLookupError):  # its engine may outlive it
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

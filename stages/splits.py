@@ -1,0 +1,25 @@
+"""The records that a stage's spec names: training and held-out, split by prompt where no held-out source is given."""
+
+from typing import Any
+
+from data.load import load_records, split_records
+from data.schema import RecordKind
+from stages.process.errors import StageError
+from stages.spec import EXIT_USAGE, StageSpec
+
+
+def load_splits(spec: StageSpec, kind: RecordKind) -> tuple[list[Any], list[Any]]:
+    """Load the training and held-out records of one kind.
+
+    Raises:
+        DataError: a line is bad, with all problems at once.
+        StageError: no training record is left.
+    """
+    splits = spec.data[kind]
+    train = load_records(splits.train, kind)
+    held_out = load_records(splits.eval, kind) if splits.eval else []
+    if splits.eval is None:
+        train, held_out = split_records(train, spec.eval_fraction, spec.seed)
+    if not train:
+        raise StageError(f"{splits.train.path}: no {kind} to train on; at least one is needed", EXIT_USAGE)
+    return train, held_out

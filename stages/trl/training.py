@@ -1,0 +1,162 @@
+"""What TRL's trainers for SFT and RM share: their arguments, and our contract (events, stops, complete checkpoints).
+
+Nothing outside of this package touches TRL.
+"""
+
+import time
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from trl.trainer.reward_trainer import RewardTrainer
+from trl.trainer.sft_trainer import SFTTrainer
+
+from stages.deepspeed_config import make_deepspeed_config
+from stages.process.checkpoint import describe_layout, find_checkpoint, mark_complete, prune
+from stages.process.context import StageContext, uses_gpu
+from stages.process.distributed import require_world_size
+from stages.process.engine import choose_engine
+from stages.process.errors import StageError
+from stages.settings import RMSettings, SFTSettings
+from stages.spec import EXIT_USAGE
+
+_EVENTS_PER_S = 4
+
+
+def train(trainer: SFTTrainer | RewardTrainer, context: StageContext) -> None:
+    """Train from the newest complete checkpoint to the end, or to a checkpoint where a stop is asked for."""
+    require_world_size(context, trainer.accelerator.num_processes)
+    found = find_checkpoint(context)
+    step = found[1] if found else 0
+    context.rewind_metrics(step)
+    context.event("start", stage=context.spec.stage, unit="step", resumed_step=step)
+    with context.stops_at_step_end():
+        # Always an explicit path: transformers' own finder takes a half-written checkpoint.
+        trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
+
+
+class StageCallback(TrainerCallback):
+    """Speak our events, stop at a step's end when asked, and mark each checkpoint complete after it is written."""
+
+    def __init__(self, context: StageContext) -> None:
+        self.context = context
+        self.latest: dict[str, float] = {}
+        self.last_event_s = 0.0
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        row = {_our_name(key): float(value) for key, value in (logs or {}).items() if isinstance(value, int | float)}
+        if "train_runtime" in (logs or {}):
+            return  # the trainer's closing line repeats what the rows say
+        loss = row.get("train/loss", 0.0)
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise StageError(
+                f"the loss is {loss} at step {state.global_step}; finite losses are needed; lower learning_rate or use float32"
+            )
+        self.latest.update(row)
+        self.context.write_metrics(state.global_step, row)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        now = time.monotonic()
+        if now - self.last_event_s >= 1 / _EVENTS_PER_S or state.global_step == state.max_steps:
+            self.context.progress("train", state.global_step, state.max_steps, self.latest)
+            self.last_event_s = now
+        if self.context.stop_requested:
+            control.should_save = control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.context.world_size > 1:
+            torch.distributed.barrier()
+        if state.is_world_process_zero:
+            path = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            mark_complete(path, state.global_step, layout=describe_layout(self.context))
+            prune(path.parent)
+        self.context.event("checkpoint", step=state.global_step)
+
+
+def _our_name(key: str) -> str:
+    return f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}"
+
+
+def make_arguments(context: StageContext, settings: SFTSettings | RMSettings, has_held_out: bool) -> dict[str, Any]:
+    """Say in the terms of TrainingArguments what the recipe says of a stage.
+
+    Raises:
+        StageError: the batch cannot be shared out over the processes; exit code 2.
+    """
+    spec = context.spec
+    if settings.batch_size % context.world_size:
+        raise StageError(
+            f"{spec.stage}.batch_size = {settings.batch_size} is not a multiple of the number of processes = {context.world_size}; "
+            "choose sizes that divide",
+            EXIT_USAGE,
+        )
+    per_process = settings.batch_size // context.world_size
+    micro_batch_size = max(size for size in range(1, settings.micro_batch_size + 1) if per_process % size == 0)
+    accumulation_steps = per_process // micro_batch_size
+    deepspeed = None
+    if choose_engine(context) == "deepspeed":
+        deepspeed = make_deepspeed_config(
+            spec.hardware,
+            max_grad_norm=settings.max_grad_norm,
+            micro_batch_size=micro_batch_size,
+            accumulation_steps=accumulation_steps,
+        )
+    schedule, schedule_arguments = {
+        "constant": ("constant_with_warmup", {}),
+        "linear": ("polynomial", {"power": 1.0, "lr_end": settings.learning_rate * settings.min_lr_ratio}),
+        "cosine": ("cosine_with_min_lr", {"min_lr_rate": settings.min_lr_ratio}),
+    }[settings.lr_schedule]
+    evaluation: dict[str, Any] = {"eval_strategy": "no"}
+    if has_held_out:
+        evaluation = {"eval_strategy": "steps", "eval_steps": settings.eval_every} if settings.eval_every else {"eval_strategy": "epoch"}
+    return {
+        "output_dir": str(spec.checkpoint_dir),
+        "use_cpu": not uses_gpu(context),
+        "bf16": spec.hardware.computes_in_bfloat16 and deepspeed is None,  # under DeepSpeed its configuration says so
+        "seed": spec.seed,
+        "deepspeed": deepspeed,
+        "num_train_epochs": settings.epochs,
+        "per_device_train_batch_size": micro_batch_size,
+        "per_device_eval_batch_size": micro_batch_size,
+        "gradient_accumulation_steps": accumulation_steps,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": schedule,
+        "lr_scheduler_kwargs": schedule_arguments,
+        "warmup_steps": settings.warmup_steps,
+        "optim": "adamw_torch_fused",
+        "adam_beta1": settings.adam_beta1,
+        "adam_beta2": settings.adam_beta2,
+        "adam_epsilon": settings.adam_epsilon,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "activation_checkpointing": settings.gradient_checkpointing,
+        "logging_steps": settings.log_every,
+        "logging_nan_inf_filter": False,  # a loss that is not a number must be seen
+        "save_strategy": "steps",
+        "save_steps": settings.save_every,
+        "save_total_limit": None,  # stages.process.checkpoint prunes: it knows which ones are complete
+        "report_to": [],
+        "disable_tqdm": True,
+        **evaluation,
+    }
+
+
+def make_config(config_class: Any, arguments: dict[str, Any], extra: dict[str, Any], stage: str) -> Any:
+    """Make a config of TRL's from our arguments, and the user's `trainer_args` over them.
+
+    Raises:
+        StageError: it has no such field, or refuses what one says; exit code 2.
+    """
+    known = {field.name for field in fields(config_class)}
+    for key in extra:
+        if key not in known:
+            close = get_close_matches(key, sorted(known), n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise StageError(f"{stage}.trainer_args.{key}: {config_class.__name__} has no such field{hint}", EXIT_USAGE)
+    try:
+        return config_class(**(arguments | extra))
+    except (ValueError, TypeError) as error:
+        raise StageError(f"{stage}: {config_class.__name__} refuses these settings: {error}", EXIT_USAGE) from error

@@ -1,0 +1,69 @@
+"""Responses that another engine sampled: weights of their tokens, the gap to the trainer's figures, the guard."""
+
+import math
+
+import pytest
+import torch
+
+from stages.ppo.guards import require_same_policy
+from stages.ppo.losses import compute_importance_weights, compute_policy_losses
+from stages.ppo.metrics import describe_engine
+from stages.process.errors import StageError
+from stages.responses.engine import TorchEngine
+from stages.responses.figures import TokenFigures
+from stages.settings import RolloutSettings
+
+MASK = torch.tensor([[True, True, True], [True, False, False]])
+TRAINER = torch.tensor([[math.log(0.5), math.log(0.1), math.log(0.9)], [math.log(0.2), 0.0, 0.0]])
+ENGINE = torch.tensor([[math.log(0.25), math.log(0.2), math.log(0.1)], [math.log(0.2), -7.0, 0.0]])
+
+
+def test_weights_are_ratios_up_to_the_cap_by_hand():
+    weights = compute_importance_weights(TRAINER, ENGINE, MASK, 3.0)
+    assert torch.allclose(weights, torch.tensor([[2.0, 0.5, 3.0], [1.0, 1.0, 1.0]]))
+
+
+def test_weighted_advantages_weigh_the_loss():
+    torch.manual_seed(0)
+    logprobs, old, advantages, weights = -torch.rand(4, 6), -torch.rand(4, 6), torch.randn(4, 6), 2 * torch.rand(4, 6)
+    mask = torch.ones(4, 6, dtype=torch.bool)
+    weighed = compute_policy_losses(logprobs, old, advantages * weights, mask, 0.2)
+    assert torch.allclose(weighed, weights * compute_policy_losses(logprobs, old, advantages, mask, 0.2))
+
+
+def test_the_gap_and_the_share_of_capped_tokens_by_hand():
+    figures = TokenFigures(TRAINER, TRAINER, TRAINER, TRAINER)
+    metrics = describe_engine(ENGINE, figures, MASK, 3.0, lambda tensor: tensor)
+    assert metrics["rollout/logprob_gap"] == pytest.approx((math.log(2) + math.log(2) + math.log(9) + 0) / 4)
+    assert metrics["rollout/importance_capped"] == pytest.approx(1 / 4)
+    assert "rollout/importance_capped" not in describe_engine(ENGINE, figures, MASK, None, lambda tensor: tensor)
+
+
+def test_an_engine_that_samples_from_another_model_is_refused():
+    require_same_policy(0.02, 1)
+    with pytest.raises(StageError, match=r"iteration 3: .* 1\.5 nats a token .* at most 0\.3 is needed"):
+        require_same_policy(1.5, 3)
+
+
+class Stale(TorchEngine):
+    """Samples from a policy that it was given once."""
+
+    def __init__(self, actor, autocast):
+        super().__init__(64, autocast)
+        self.actor = actor
+
+    def answer(self, actor, *arguments, **options):
+        return super().answer(self.actor, *arguments, **options)
+
+
+def test_a_trainer_notices_weights_that_did_not_arrive(tiny, make_trainer, full_precision):
+    trainer = make_trainer(rollout=RolloutSettings(engine="vllm"))
+    trainer.engine = Stale(tiny.actor_learner(tiny.policy(seed=9)), full_precision)
+    with pytest.raises(StageError, match="samples from another model"):
+        trainer.step()
+
+
+def test_the_torch_engine_says_what_the_trainer_says(make_trainer):
+    metrics = make_trainer().step()
+    assert metrics["rollout/logprob_gap"] < 1e-5
+    assert "rollout/importance_capped" not in metrics
