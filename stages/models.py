@@ -27,7 +27,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from data.tokens import require_special_tokens
+from data.template_check import require_special_tokens
 from stages.norms import fuse_norms
 from stages.packing import PackedRow, compute_hidden_states, enable_packing, is_packed
 from stages.partition import gathered, gathered_in_forward, partitioned
