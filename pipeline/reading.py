@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data.fingerprint import fingerprint
-from data.load import load_records, split_records
+from data.load import load_and_split
 from data.schema import RecordKind
 from data.validate import Findings, check
 from stages.spec import DataSplits
@@ -38,10 +38,7 @@ def read_data(
     note_path = _note_path(store_root, kind, splits, eval_fraction, seed)
     if trust_notes and note_path is not None and (noted := _recall(note_path)):
         return noted
-    train = load_records(splits.train, kind)
-    held_out = load_records(splits.eval, kind) if splits.eval else []
-    if splits.eval is None:
-        train, held_out = split_records(train, eval_fraction, seed)
+    train, held_out = load_and_split(splits.train, splits.eval, kind, eval_fraction=eval_fraction, seed=seed)
     reading = Reading({"train": fingerprint(train), "eval": fingerprint(held_out)}, check({"train": train, "eval": held_out}))
     if note_path is not None:
         with suppress(OSError):  # a read-only store: the next plan reads again
