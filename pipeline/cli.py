@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from pipeline.config import Recipe
     from pipeline.plan import Selection
-    from pipeline.store import Store
+    from pipeline.store.store import Store
 
 app = typer.Typer(
     help="SFT -> reward model -> PPO: one recipe, three chained stages, versioned artifacts.",
@@ -316,7 +316,7 @@ def _absolute(recipe: str) -> str:
 
 
 def _open_store(given: Path | None, recipe: "Recipe | None" = None) -> "Store":
-    from pipeline.store import Store
+    from pipeline.store.store import Store
 
     return Store(given or Path(recipe.store if recipe else "store"))
 

@@ -7,8 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from data.demo import DEMO_VERSION
-from pipeline.disk import make_directories, writing
 from pipeline.recipe import DEMO_PATTERN, Recipe
+from pipeline.store.disk import make_directories, writing
 from stages.spec import DataSource, DataSplits
 
 DEFAULT_SEED = 7

@@ -5,8 +5,8 @@ import json
 import struct
 from pathlib import Path
 
-from pipeline.disk import hash_file
 from pipeline.errors import StoreError
+from pipeline.store.disk import hash_file
 from stages.spec import EXIT_RESOURCE
 
 # What from_pretrained reads; a README or a note beside it changes nothing.

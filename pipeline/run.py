@@ -12,17 +12,17 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from pipeline.artifact import Artifact
 from pipeline.commands import Command, commands_by_hand, stage_commands
 from pipeline.config import Recipe
-from pipeline.disk import free_bytes, make_directories, take_lock, writing
 from pipeline.errors import ResourceError
 from pipeline.identity import count_parameters
 from pipeline.launch import Event, StageFailed, launch
-from pipeline.manifest import ManifestFields, Parent
 from pipeline.plan import Decision, Inputs, Selection, decide, flatten, missing_artifact, prepare
-from pipeline.provenance import code_state, package_versions
-from pipeline.store import Store
+from pipeline.store.artifact import Artifact
+from pipeline.store.disk import free_bytes, make_directories, take_lock, writing
+from pipeline.store.manifest import ManifestFields, Parent
+from pipeline.store.provenance import code_state, package_versions
+from pipeline.store.store import Store
 from pipeline.text import clean
 from stages.spec import (
     EXIT_FAILED,

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.artifact import Artifact
 from pipeline.errors import StoreError
 from pipeline.report.headline import RESULT, headline
-from pipeline.store import Store
+from pipeline.store.artifact import Artifact
+from pipeline.store.store import Store
 from pipeline.text import clean, format_bytes, format_duration, format_number
 from stages.spec import SAMPLES_FILE, STAGES
 

@@ -8,8 +8,8 @@ import pytest
 from data.schema import DataError
 from pipeline.config import load_recipe
 from pipeline.errors import StoreError
-from pipeline.manifest import Parent
 from pipeline.plan import Selection, decide, flatten, plan, prepare
+from pipeline.store.manifest import Parent
 
 STAGES = ("sft", "rm", "ppo")
 

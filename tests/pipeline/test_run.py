@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import load_recipe
-from pipeline.disk import take_lock
 from pipeline.errors import ResourceError, StoreError
 from pipeline.launch import StageFailed
 from pipeline.plan import Selection
 from pipeline.run import run
-from pipeline.store import Store
+from pipeline.store.disk import take_lock
+from pipeline.store.store import Store
 
 STAGES = ("sft", "rm", "ppo")
 

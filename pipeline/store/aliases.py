@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from pipeline.disk import locked, make_directories, read_bounded, replace_durably, writing
 from pipeline.errors import StoreError
-from pipeline.refs import check_alias, check_kind
+from pipeline.store.disk import locked, make_directories, read_bounded, replace_durably, writing
+from pipeline.store.refs import check_alias, check_kind
 from stages.settings import Closed
 from stages.spec import EXIT_MISSING, EXIT_VERIFICATION
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.disk import make_directories, take_lock, writing
+from pipeline.store.disk import make_directories, take_lock, writing
 
 STAGING_DIR = ".staging"
 _LOCK_SUFFIX = ".lock"

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, field_validator
 
-from pipeline.disk import read_bounded
 from pipeline.errors import StoreError
+from pipeline.store.disk import read_bounded
 from stages.settings import Closed
 from stages.spec import EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR
 

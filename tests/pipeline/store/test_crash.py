@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store import Store
+from pipeline.store.store import Store
 
 DRIVER = Path(__file__).with_name("crash_driver.py")
 
@@ -18,7 +18,7 @@ DRIVER = Path(__file__).with_name("crash_driver.py")
 def crashes(tmp_path_factory):
     """Stores whose publishing process was killed, each at another call."""
     directory = tmp_path_factory.mktemp("crashes")
-    environment = {**os.environ, "PYTHONPATH": str(DRIVER.parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(DRIVER.parents[3])}
     finished = subprocess.run([sys.executable, str(DRIVER), str(directory)], capture_output=True, text=True, env=environment, timeout=120)
     assert finished.returncode == 0, finished.stderr
     return json.loads(finished.stdout)

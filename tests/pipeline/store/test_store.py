@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-import pipeline.publish
 from pipeline.errors import StoreError
-from pipeline.manifest import ManifestFields, Parent
-from pipeline.store import Store
+from pipeline.store import publish as publish_module
+from pipeline.store.manifest import ManifestFields, Parent
+from pipeline.store.store import Store
 
 
 def parents(*artifacts):
@@ -84,7 +84,7 @@ def test_order_follows_versions_when_the_clock_goes_backwards_and_times_are_equa
         def now(cls, tz=None):
             return datetime(2020, 1, 1, next(cls.hours), tzinfo=tz)
 
-    monkeypatch.setattr(pipeline.publish, "datetime", Clock)
+    monkeypatch.setattr(publish_module, "datetime", Clock)
     for number in range(5):
         publish(store, files={"model/a": str(number).encode()}, cache_key="k")
     for path in store.root.rglob("*"):
@@ -191,7 +191,7 @@ def test_an_ambiguous_content_prefix_is_refused(store, publish):
         artifact = publish(store, files={"model/a": str(number).encode()})
         ids[artifact.ref] = artifact.content_id
     # No two real ids share six digits, so two manifests get ids that do.
-    from pipeline.manifest import render_manifest
+    from pipeline.store.manifest import render_manifest
 
     for ref, content_id in (("sft@v1", "abcdef" + "0" * 58), ("sft@v2", "abcdef" + "1" * 58)):
         artifact = store.get(ref)
@@ -307,7 +307,7 @@ def test_1000_artifacts_are_listed_in_half_a_second(store, publish, monkeypatch)
 
 
 def test_the_store_imports_neither_torch_nor_much_else():
-    code = "import sys, pipeline.store; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    code = "import sys, pipeline.store.store; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert not {"torch", "transformers", "numpy", "yaml", "rich"} & set(finished.stdout.split())

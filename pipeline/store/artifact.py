@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pipeline.disk import hash_file
 from pipeline.errors import StoreError
-from pipeline.manifest import MANIFEST_FILE, FileEntry, Manifest, compute_content_id, read_manifest
-from pipeline.publish import list_tree
-from pipeline.refs import version_directory
+from pipeline.store.disk import hash_file
+from pipeline.store.manifest import MANIFEST_FILE, FileEntry, Manifest, compute_content_id, read_manifest
+from pipeline.store.publish import list_tree
+from pipeline.store.refs import version_directory
 from stages.spec import EXIT_VERIFICATION, MODEL_DIR
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.errors import StoreError
-from pipeline.refs import ContentPrefix, Ref, check_alias, check_kind, parse_ref, parse_version_directory, version_directory
+from pipeline.store.refs import ContentPrefix, Ref, check_alias, check_kind, parse_ref, parse_version_directory, version_directory
 
 HOSTILE = [
     "",

@@ -7,7 +7,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from pipeline.manifest import (
+from pipeline.store.manifest import (
     CodeState,
     FileEntry,
     Manifest,

@@ -10,13 +10,13 @@ Order is by version number, never by time stamps. No index: all is read from the
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
-from pipeline.aliases import Alias, list_aliases, read_alias, write_alias
-from pipeline.artifact import Artifact, find_damage, load_artifact
 from pipeline.errors import ResourceError, StoreError
-from pipeline.manifest import ManifestFields
-from pipeline.publish import publish_directory
-from pipeline.refs import ContentPrefix, Ref, check_kind, is_kind, parse_ref, parse_version_directory, version_directory
-from pipeline.staging import Staging, open_staging, reap_staging
+from pipeline.store.aliases import Alias, list_aliases, read_alias, write_alias
+from pipeline.store.artifact import Artifact, find_damage, load_artifact
+from pipeline.store.manifest import ManifestFields
+from pipeline.store.publish import publish_directory
+from pipeline.store.refs import ContentPrefix, Ref, check_kind, is_kind, parse_ref, parse_version_directory, version_directory
+from pipeline.store.staging import Staging, open_staging, reap_staging
 from stages.spec import EXIT_MISSING, EXIT_USAGE, EXIT_VERIFICATION
 
 ARTIFACTS_DIR = "artifacts"

@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline.manifest import ManifestFields
-from pipeline.store import Store
+from pipeline.store.manifest import ManifestFields
+from pipeline.store.store import Store
 
 
 def main(root, worker, count):

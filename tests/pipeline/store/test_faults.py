@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ResourceError, StoreError
-from pipeline.store import Store
+from pipeline.store.store import Store
 
 NOBODY = 65534
 

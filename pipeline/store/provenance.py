@@ -6,7 +6,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from pipeline.manifest import CodeState
+from pipeline.store.manifest import CodeState
 
 _PACKAGES = ("rlhf", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "deepspeed", "tokenizers", "safetensors")
 
@@ -14,8 +14,8 @@ _PACKAGES = ("rlhf", "torch", "transformers", "trl", "peft", "accelerate", "data
 @cache
 def code_state() -> CodeState:
     """Read the git commit of this source tree; none outside a checkout of it."""
-    root = Path(__file__).resolve().parent.parent
-    if _git(root, "ls-files", "--error-unmatch", "pipeline/provenance.py") is None:
+    root = Path(__file__).resolve().parents[2]
+    if _git(root, "ls-files", "--error-unmatch", "pipeline/store/provenance.py") is None:
         return CodeState.model_validate({})
     changes = _git(root, "status", "--porcelain", "--untracked-files=no")
     return CodeState(commit=_git(root, "rev-parse", "HEAD"), dirty=bool(changes))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store import Store
+from pipeline.store.store import Store
 
 DRIVER = Path(__file__).with_name("race_driver.py")
 NUM_WORKERS, NUM_VERSIONS = 16, 5
@@ -18,7 +18,7 @@ NUM_WORKERS, NUM_VERSIONS = 16, 5
 def race(tmp_path_factory):
     """A store after 16 processes published 5 versions each, while this process opened it (and so reaped) all the time."""
     root = tmp_path_factory.mktemp("race") / "store"
-    environment = {**os.environ, "PYTHONPATH": str(DRIVER.parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(DRIVER.parents[3])}
     workers = [
         subprocess.Popen(
             [sys.executable, str(DRIVER), str(root), str(worker), str(NUM_VERSIONS)], stdout=subprocess.PIPE, text=True, env=environment

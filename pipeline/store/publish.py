@@ -12,9 +12,9 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.disk import hash_file, make_directories, sync_directory, write_durably, writing
 from pipeline.errors import StoreError
-from pipeline.manifest import (
+from pipeline.store.disk import hash_file, make_directories, sync_directory, write_durably, writing
+from pipeline.store.manifest import (
     MANIFEST_FILE,
     FileEntry,
     Manifest,
@@ -24,7 +24,7 @@ from pipeline.manifest import (
     parse_manifest,
     render_manifest,
 )
-from pipeline.refs import parse_version_directory, version_directory
+from pipeline.store.refs import parse_version_directory, version_directory
 from stages.spec import EXIT_VERIFICATION
 
 

@@ -13,8 +13,8 @@ import sys
 import threading
 from pathlib import Path
 
-from pipeline.manifest import ManifestFields
-from pipeline.store import Store
+from pipeline.store.manifest import ManifestFields
+from pipeline.store.store import Store
 
 FILES = {"model/config.json": b"{}", "model/model-1.safetensors": b"w" * 5000, "model/model-2.safetensors": b"v", "log.txt": b"done\n"}
 

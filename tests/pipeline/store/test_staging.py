@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.disk import take_lock
-from pipeline.store import Store
+from pipeline.store.disk import take_lock
+from pipeline.store.store import Store
 
 
 @pytest.fixture

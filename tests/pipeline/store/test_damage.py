@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from pipeline.errors import StoreError
-from pipeline.manifest import Parent, render_manifest
+from pipeline.store.manifest import Parent, render_manifest
 
 FILES = {
     "model/config.json": b'{"hidden_size": 8}',
