@@ -16,8 +16,8 @@ from stages.spec import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, EXIT_USAGE, EXIT_VE
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipeline.config import Recipe
     from pipeline.plan import Selection
+    from pipeline.recipe.schema import Recipe
     from pipeline.store.store import Store
 
 app = typer.Typer(
@@ -159,7 +159,7 @@ def config_command(
     """Print the resolved recipe: defaults, recipe and --set together."""
     import yaml
 
-    from pipeline.config import recipe_schema
+    from pipeline.recipe.schema import recipe_schema
 
     if schema:
         _print_json(recipe_schema())
@@ -245,8 +245,7 @@ def _end_by_signal(number: int, frame: object) -> NoReturn:
 def _report_error(error: Exception) -> int:
     """Print a known error and return its exit code; anything else is a bug and keeps its traceback."""
     from data.schema import DataError
-    from pipeline.config import ConfigError
-    from pipeline.errors import StoreError
+    from pipeline.errors import ConfigError, StoreError
     from pipeline.launch import StageFailed
     from pipeline.run import Interrupted
     from pipeline.text import clean
@@ -299,7 +298,8 @@ def _stage_index(option: str, name: str | None, default: int) -> int:
 
 
 def _load_recipe(name: str, overrides: list[str], stages: tuple[StageName, ...]) -> "Recipe":
-    from pipeline.config import ConfigError, load_recipe
+    from pipeline.errors import ConfigError
+    from pipeline.recipe.load import load_recipe
 
     path = Path(name)
     if not path.is_file():

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.config import ConfigError
+from pipeline.errors import ConfigError
 from stages.settings import HardwareSettings
 from stages.spec import StageName
 

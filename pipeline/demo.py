@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from data.demo import DEMO_VERSION
-from pipeline.recipe import DEMO_PATTERN, Recipe
+from pipeline.recipe.schema import DEMO_PATTERN, Recipe
 from pipeline.store.disk import make_directories, writing
 from stages.spec import DataSource, DataSplits
 

@@ -1,6 +1,23 @@
 """Errors of the pipeline: one line that says what was found, what is needed and what to do, and the exit code that goes with it."""
 
+from collections.abc import Sequence
+
 from stages.spec import EXIT_RESOURCE
+
+_SHOWN_PROBLEMS = 40
+
+
+class ConfigError(Exception):
+    """A recipe that cannot be used; `problems` holds one line each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = list(problems)
+
+    def __str__(self) -> str:
+        shown = self.problems[:_SHOWN_PROBLEMS]
+        rest = len(self.problems) - len(shown)
+        return "\n".join([*shown, f"and {rest} more"] if rest else shown)
 
 
 class StoreError(Exception):

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from data.schema import KINDS, DataError, Problem
-from pipeline.config import Recipe
 from pipeline.demo import demo_directory, demo_seeds, locate, locate_splits, make_demo
 from pipeline.errors import StoreError
 from pipeline.identity import identify_model
 from pipeline.reading import Reading, read_data
+from pipeline.recipe.schema import Recipe
 from pipeline.store.artifact import Artifact
 from pipeline.store.store import Store
 from stages.spec import EXIT_MISSING, MODEL_INPUTS, STAGE_VERSIONS, STAGES, DataSplits, StageName, data_inputs

@@ -4,20 +4,21 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from pydantic import ValidationError
 
 from pipeline.commands import Command, commands_by_hand, stage_commands
-from pipeline.config import Recipe
 from pipeline.errors import ResourceError
 from pipeline.identity import count_parameters
 from pipeline.launch import Event, StageFailed, launch
 from pipeline.plan import Decision, Inputs, Selection, decide, flatten, missing_artifact, prepare
+from pipeline.recipe.schema import Recipe
+from pipeline.secrets import redact
 from pipeline.store.artifact import Artifact
 from pipeline.store.disk import free_bytes, make_directories, take_lock, writing
 from pipeline.store.manifest import ManifestFields, Parent
@@ -282,16 +283,8 @@ def _leave_evidence(recipe: Recipe, staging: Path, run_dir: Path) -> None:
     """Put the log and the resolved recipe beside the model."""
     with writing(staging):
         log = (run_dir / "log.txt").read_text(encoding="utf-8", errors="replace")
-        (staging / "log.txt").write_text(_redact(log, os.environ), encoding="utf-8")
+        (staging / "log.txt").write_text(redact(log, os.environ), encoding="utf-8")
         # JSON is YAML; written so that the file can be given to `rlhf run` again.
         (staging / "config.yaml").write_text(
             json.dumps(recipe.model_dump(mode="json", exclude={"store"}), indent=2) + "\n", encoding="utf-8"
         )
-
-
-def _redact(text: str, environment: Mapping[str, Any]) -> str:
-    """Blot out the environment's secrets, should a library have printed one."""
-    for name, value in environment.items():
-        if any(part in name.upper() for part in ("TOKEN", "SECRET", "PASSWORD", "API_KEY")) and len(value) >= 8:
-            text = text.replace(value, "***")
-    return text

@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pipeline.config import Recipe
 from pipeline.errors import StoreError
+from pipeline.recipe.schema import Recipe
 from stages.spec import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, StageName
 
 _GENERATED = "# Written by rlhf run --slurm, and written anew each time; delete this line to keep what you change."

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.commands import Host, commands_by_hand, read_hostfile, stage_commands
-from pipeline.config import ConfigError, load_recipe
+from pipeline.errors import ConfigError
 from pipeline.node import pack_environment
+from pipeline.recipe.load import load_recipe
 from pipeline.slurm import render_script, write_script
 from stages.settings import HardwareSettings
 from tests.waiting import wait_until

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from data.demo import DEMO_VERSION
-from pipeline.config import load_recipe
 from pipeline.demo import demo_directory, demo_seeds, locate, make_demo
+from pipeline.recipe.load import load_recipe
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 from data.schema import DataError
-from pipeline.config import load_recipe
 from pipeline.errors import StoreError
 from pipeline.plan import Selection, decide, flatten, plan, prepare
+from pipeline.recipe.load import load_recipe
 from pipeline.store.manifest import Parent
 
 STAGES = ("sft", "rm", "ppo")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import load_recipe
 from pipeline.errors import ResourceError, StoreError
 from pipeline.launch import StageFailed
 from pipeline.plan import Selection
+from pipeline.recipe.load import load_recipe
 from pipeline.run import run
 from pipeline.store.disk import take_lock
 from pipeline.store.store import Store

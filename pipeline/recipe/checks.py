@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from data.schema import KINDS
-from pipeline.document import Document
-from pipeline.explain import show
-from pipeline.recipe import DEMO_PATTERN, Recipe
-from pipeline.trainer_fields import config_class, trainer_fields
+from pipeline.recipe.explain import show
+from pipeline.recipe.schema import DEMO_PATTERN, Recipe
+from pipeline.recipe.trainer_fields import config_class, trainer_fields
+from pipeline.recipe.yaml_lines import Document
 from stages.deepspeed_config import read_deepspeed_json
 from stages.spec import DataSource, StageName, data_inputs
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.document import parse_document, parse_value, read_document
+from pipeline.recipe.yaml_lines import parse_document, parse_value, read_document
 
 
 def read(text):

@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
-from pipeline.document import Document, Keys
-from pipeline.recipe import Recipe
+from pipeline.recipe.schema import Recipe
+from pipeline.recipe.yaml_lines import Document, Keys
 
 
 def explain(errors: Sequence[ErrorDetails], document: Document) -> list[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import pipeline
-from pipeline.config import load_recipe
+from pipeline.recipe.load import load_recipe
 
 RECIPES = sorted((Path(pipeline.__file__).parent / "recipes").glob("*.yaml"))
 

@@ -7,8 +7,10 @@ import sys
 
 import pytest
 
-from pipeline.config import ConfigError, load_recipe, recipe_schema
-from pipeline.trainer_fields import config_class, trainer_fields
+from pipeline.errors import ConfigError
+from pipeline.recipe.load import load_recipe
+from pipeline.recipe.schema import recipe_schema
+from pipeline.recipe.trainer_fields import config_class, trainer_fields
 from stages.deepspeed_config import make_deepspeed_config
 from stages.settings import HardwareSettings
 

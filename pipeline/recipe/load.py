@@ -12,32 +12,16 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from data.schema import KINDS
-from pipeline.checks import check_recipe
-from pipeline.document import Document, Keys, parse_value, read_document
-from pipeline.explain import declared_keys, explain, show
-from pipeline.recipe import DEMO_PATTERN, Recipe, recipe_schema
+from pipeline.errors import ConfigError
+from pipeline.recipe.checks import check_recipe
+from pipeline.recipe.explain import declared_keys, explain, show
+from pipeline.recipe.schema import DEMO_PATTERN, Recipe
+from pipeline.recipe.yaml_lines import Document, Keys, parse_value, read_document
+from pipeline.secrets import hide_secrets, holds_secret, names_secret
 from stages.spec import STAGES, StageName
 
-__all__ = ["ConfigError", "Recipe", "load_recipe", "recipe_schema"]
-
-SHOWN_PROBLEMS = 40
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
 HUB_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
-SECRET_KEY = re.compile(r"(?i)(^|_)(token|password|passwd|secret|api_?key|access_key|credentials?)$")
-SECRET_VALUE = re.compile(r"://[^/\s]*:[^/\s]*@|[?&](token|sig|key|password)=|\bhf_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}")
-
-
-class ConfigError(Exception):
-    """A recipe that cannot be used; `problems` holds one line each."""
-
-    def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = list(problems)
-
-    def __str__(self) -> str:
-        shown = self.problems[:SHOWN_PROBLEMS]
-        rest = len(self.problems) - len(shown)
-        return "\n".join([*shown, f"and {rest} more"] if rest else shown)
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = (), stages: Iterable[StageName] = STAGES) -> Recipe:
@@ -82,7 +66,7 @@ def _apply_override(document: Document, override: str) -> None:
     keys = tuple(key.strip().split("."))
     place = "--set"
     if not equals or not all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", part) for part in keys):
-        found = show(SECRET_VALUE.sub("***", key))
+        found = show(hide_secrets(key))
         document.problems.append(f"--set: found the key {found}, needed key=value, such as `--set ppo.kl_coef=0.1`")
         return
     try:
@@ -105,8 +89,7 @@ def _find_secrets(document: Document) -> Iterator[str]:
     for keys, value in _leaves(document.values, ()):
         if not isinstance(value, str):
             continue
-        secret_key = SECRET_KEY.search(str(keys[-1])) and keys not in declared_keys()
-        if secret_key or SECRET_VALUE.search(value):
+        if (names_secret(str(keys[-1])) and keys not in declared_keys()) or holds_secret(value):
             full = ".".join(map(str, keys))
             found = "found a secret, which would be copied into every artifact"
             yield f"{document.place(keys)}: {full}: {found}; leave it away and set the environment (HF_TOKEN)"
