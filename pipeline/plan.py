@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from data.schema import KINDS, DataError, Problem
-from pipeline.demo import demo_directory, demo_seeds, locate, locate_splits, make_demo
 from pipeline.errors import StoreError
-from pipeline.identity import identify_model
-from pipeline.reading import Reading, read_data
+from pipeline.inputs.base_model import identify_model
+from pipeline.inputs.demo import demo_directory, demo_seeds, locate, locate_splits, make_demo
+from pipeline.inputs.records import Reading, read_data
 from pipeline.recipe.schema import Recipe
 from pipeline.store.artifact import Artifact
 from pipeline.store.store import Store

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from pipeline.commands import Command, commands_by_hand, stage_commands
 from pipeline.errors import ResourceError
-from pipeline.identity import count_parameters
+from pipeline.inputs.base_model import count_parameters
 from pipeline.launch import Event, StageFailed, launch
 from pipeline.plan import Decision, Inputs, Selection, decide, flatten, missing_artifact, prepare
 from pipeline.recipe.schema import Recipe
