@@ -61,12 +61,12 @@ def run_command(
     resolved = _load_recipe(recipe, overrides, selection.needed)
     console = _console()
     if slurm:
-        from pipeline.slurm import run_by_slurm
+        from pipeline.launch.slurm import run_by_slurm
 
         root = _open_store(store, resolved).root
         arguments = [_absolute(recipe), "--store", str(root.resolve()), *(word for pair in overrides for word in ("--set", pair))]
         arguments += ["--force"] if force else []
-        raise typer.Exit(run_by_slurm(resolved, root, selection.run, arguments, lambda line: _say(console, line)))
+        raise typer.Exit(run_by_slurm(resolved.hardware, root, selection.run, arguments, lambda line: _say(console, line)))
     outcomes = run(resolved, _open_store(store, resolved), selection, ProgressView(console))
     print_summary(console, outcomes)
 
@@ -246,7 +246,7 @@ def _report_error(error: Exception) -> int:
     """Print a known error and return its exit code; anything else is a bug and keeps its traceback."""
     from data.schema import DataError
     from pipeline.errors import ConfigError, StoreError
-    from pipeline.launch import StageFailed
+    from pipeline.launch.failure import StageFailed
     from pipeline.run import Interrupted
     from pipeline.text import clean
 

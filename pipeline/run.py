@@ -12,10 +12,12 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
-from pipeline.commands import Command, commands_by_hand, stage_commands
 from pipeline.errors import ResourceError
 from pipeline.inputs.base_model import count_parameters
-from pipeline.launch import Event, StageFailed, launch
+from pipeline.launch.commands import Command, commands_by_hand, stage_commands
+from pipeline.launch.events import Event
+from pipeline.launch.failure import StageFailed
+from pipeline.launch.launch import launch
 from pipeline.plan import Decision, Inputs, Selection, decide, flatten, missing_artifact, prepare
 from pipeline.recipe.schema import Recipe
 from pipeline.secrets import redact

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ResourceError, StoreError
-from pipeline.launch import StageFailed
+from pipeline.launch.failure import StageFailed
 from pipeline.plan import Selection
 from pipeline.recipe.load import load_recipe
 from pipeline.run import run

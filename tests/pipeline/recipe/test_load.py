@@ -291,3 +291,7 @@ def test_a_directory_with_strange_characters_works(recipe_path):
     strange = recipe_path.parent.with_name("a b ü $(touch x)")
     recipe_path.parent.rename(strange)
     assert load_recipe(strange / "recipe.yaml").base_model == str(strange / "base")
+
+
+def test_lists_can_be_set_on_the_command_line(load):
+    assert load(MINIMAL, "hardware.sbatch=[--partition=gpu, --time=30]").hardware.sbatch == ["--partition=gpu", "--time=30"]

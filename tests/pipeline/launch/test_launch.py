@@ -1,34 +1,20 @@
 """A stage process from start to end: exit codes, last lines, signals, and nothing left behind. Real processes throughout."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from pipeline.commands import Command
-from pipeline.launch import EventReader, StageFailed, allocator_settings, last_lines, launch
-from pipeline.processes import find_marked
+from pipeline.launch.commands import Command
+from pipeline.launch.failure import StageFailed
+from pipeline.launch.launch import launch
+from pipeline.launch.processes import find_marked
 from tests.waiting import wait_until
-
-
-@pytest.fixture
-def run_script(tmp_path):
-    """A function: Python source -> launch it; returns (result, events)."""
-
-    def run_script(source):
-        events = []
-        script = f"import sys, os, time, json, signal\nEVENTS = {str(tmp_path / 'events.jsonl')!r}\n" + textwrap.dedent(source)
-        received = launch("sft", lambda _: [Command([sys.executable, "-c", script])], tmp_path, events.append)
-        return received, events
-
-    return run_script
 
 
 def failure_of(run_script, source):
@@ -211,8 +197,8 @@ def test_what_a_stage_leaves_running_is_killed_even_in_a_session_of_its_own(run_
 ORCHESTRATOR = """
 import sys
 from pathlib import Path
-from pipeline.commands import Command
-from pipeline.launch import launch
+from pipeline.launch.commands import Command
+from pipeline.launch.launch import launch
 child = (
     "import os, subprocess, sys, time;"
     "worker = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True);"
@@ -249,75 +235,3 @@ def test_shell_characters_in_a_path_are_only_characters(tmp_path):
     launch("sft", lambda _: [Command([sys.executable, "-c", "import sys; print(sys.argv[1])", str(run_dir)])], run_dir, print)
     assert str(run_dir) in (run_dir / "log.txt").read_text()
     assert not (tmp_path / "x").exists()
-
-
-def test_a_torn_event_waits_for_its_end(tmp_path):
-    path = tmp_path / "events.jsonl"
-    reader = EventReader(path)
-    assert reader.read() == []
-    with path.open("a") as stream:
-        stream.write('{"event": "start"}\n{"event": "pro')
-        stream.flush()
-        assert reader.read() == [{"event": "start"}]
-        stream.write('gress"}\nnot json\n[1]\n')
-    assert reader.read() == [{"event": "progress"}]
-    assert reader.read() == []
-
-
-def test_the_tail_of_a_huge_log_is_read_without_the_rest(tmp_path):
-    path = tmp_path / "log.txt"
-    path.write_text("x" * 10_000_000 + "\nlast\n")
-    assert last_lines(path)[-1] == "last"
-    assert last_lines(tmp_path / "missing") == []
-
-
-def test_the_environment_tells_the_stage_what_it_may(run_script, tmp_path):
-    run_script("""
-        names = ("HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "PYTHONHASHSEED", "PYTHONSAFEPATH")
-        open(os.path.dirname(EVENTS) + "/env", "w").write(json.dumps([os.environ.get(name) for name in names]))
-    """)
-    assert json.loads((tmp_path / "env").read_text()) == ["1", "false", "0", "1"]
-
-
-def count_faults(run_script, tmp_path):
-    """Page faults of a stage that makes a 40 MB tensor and drops it, 50 times over."""
-    run_script("""
-        import resource, torch
-        torch.ones(10_000_000)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        for _ in range(50):
-            torch.ones(10_000_000)
-        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-        with open(EVENTS, "a") as stream:
-            stream.write(json.dumps({"event": "progress", "faults": faults}) + chr(10))
-    """)
-    return json.loads((tmp_path / "events.jsonl").read_text().splitlines()[-1])["faults"]
-
-
-@pytest.fixture
-def plain_allocator(monkeypatch):
-    for name in [name for name in os.environ if name == "GLIBC_TUNABLES" or name.startswith("MALLOC_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setattr("pipeline.launch._GPUS", ())
-
-
-@pytest.mark.usefixtures("plain_allocator")
-def test_a_stage_keeps_the_memory_of_its_tensors_unless_the_user_sets_the_allocator(run_script, tmp_path, monkeypatch):
-    if not allocator_settings():
-        pytest.skip("the settings are those of glibc from 2.35 on")
-    assert count_faults(run_script, tmp_path) < 1_000
-    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1000000")
-    assert count_faults(run_script, tmp_path) > 50 * 40_000_000 // 4096 // 2  # each page of each tensor anew
-
-
-@pytest.mark.usefixtures("plain_allocator")
-@pytest.mark.parametrize(("version", "is_set"), [("glibc 2.36", True), ("glibc 2.35", True), ("glibc 2.34", False), ("", False)])
-def test_the_allocator_is_left_alone_where_it_would_refuse_half_of_the_settings(monkeypatch, version, is_set):
-    monkeypatch.setattr(os, "confstr", lambda _name: version)
-    assert bool(allocator_settings()) == is_set
-
-
-@pytest.mark.usefixtures("plain_allocator")
-def test_the_allocator_is_left_alone_beside_a_gpu(monkeypatch, tmp_path):
-    monkeypatch.setattr("pipeline.launch._GPUS", (str(tmp_path),))
-    assert allocator_settings() == {}

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline.errors import StoreError
-from pipeline.recipe.schema import Recipe
+from stages.settings import HardwareSettings
 from stages.spec import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, StageName
 
 _GENERATED = "# Written by rlhf run --slurm, and written anew each time; delete this line to keep what you change."
@@ -41,12 +41,12 @@ exit "$code"
 
 
 def run_by_slurm(
-    recipe: Recipe, store_root: Path, stages: Sequence[StageName], arguments: Sequence[str], say: Callable[[str], None]
+    hardware: HardwareSettings, store_root: Path, stages: Sequence[StageName], arguments: Sequence[str], say: Callable[[str], None]
 ) -> int:
     """Submit the stages, or find the jobs of an earlier call, and follow them to their end.
 
     Args:
-        recipe: resolved.
+        hardware: the recipe's block.
         store_root: where the scripts and the output of the jobs are kept, under `slurm/`.
         stages: to run, in order.
         arguments: of `rlhf run` for each of them, but for the stage.
@@ -67,7 +67,7 @@ def run_by_slurm(
         output = directory / f"{name}.out"
         job = _find_job(name)
         if job is None:
-            script = write_script(recipe, stage, directory, output, name, arguments)
+            script = write_script(hardware, stage, directory, output, name, arguments)
             after = [f"--dependency=afterok:{before}", "--kill-on-invalid-dep=yes"] if before else []
             output.unlink(missing_ok=True)
             job = _call("sbatch", "--parsable", *after, str(script)).strip().split(";")[0]
@@ -78,17 +78,16 @@ def run_by_slurm(
     return _follow(jobs, say)
 
 
-def write_script(recipe: Recipe, stage: StageName, directory: Path, output: Path, name: str, arguments: Sequence[str]) -> Path:
+def write_script(hardware: HardwareSettings, stage: StageName, directory: Path, output: Path, name: str, arguments: Sequence[str]) -> Path:
     """Write a job's batch script; one that somebody made their own is left as it is."""
     path = directory / f"{name}.sbatch"
     if not path.exists() or _GENERATED in path.read_text(encoding="utf-8"):
-        path.write_text(render_script(recipe, stage, output, name, arguments), encoding="utf-8")
+        path.write_text(render_script(hardware, stage, output, name, arguments), encoding="utf-8")
     return path
 
 
-def render_script(recipe: Recipe, stage: StageName, output: Path, name: str, arguments: Sequence[str]) -> str:
+def render_script(hardware: HardwareSettings, stage: StageName, output: Path, name: str, arguments: Sequence[str]) -> str:
     """Render a stage's batch script: what the hardware block asks for, then `hardware.sbatch`."""
-    hardware = recipe.hardware
     options = [f"--job-name={name}", f"--output={output}", "--open-mode=append", "--requeue", f"--signal=B:USR1@{_SAVE_S}"]
     options += [f"--nodes={hardware.nodes}", "--ntasks-per-node=1"]
     options += [f"--cpus-per-task={hardware.threads * hardware.processes}"] if hardware.threads else []

@@ -1,23 +1,15 @@
 """The hardware block becomes commands: on one machine, on the nodes of a hostfile, in a SLURM allocation."""
 
-import json
 import os
 import shlex
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from pipeline.commands import Host, commands_by_hand, read_hostfile, stage_commands
 from pipeline.errors import ConfigError
-from pipeline.node import pack_environment
-from pipeline.recipe.load import load_recipe
-from pipeline.slurm import render_script, write_script
+from pipeline.launch.commands import Host, commands_by_hand, read_hostfile, stage_commands
 from stages.settings import HardwareSettings
-from tests.waiting import wait_until
 
 SPEC = Path("/store/runs/ppo-1234/spec.json")
 TORCHRUN = [sys.executable, "-P", "-m", "torch.distributed.run"]
@@ -61,7 +53,7 @@ def test_every_node_is_reached_by_the_remote_shell_and_told_who_it_is(hostfile, 
     assert (first.node, second.node) == ("node0", "node1")
     assert second.argv[:3] == ["ssh", "-o", "BatchMode=yes"] and second.argv[-2] == "node1"
     line = shlex.split(second.argv[-1])
-    assert line[:5] == ["cd", str(Path.cwd()), "&&", "exec", "env"] and line[line.index("pipeline.node") + 1] == "marker-1"
+    assert line[:5] == ["cd", str(Path.cwd()), "&&", "exec", "env"] and line[line.index("pipeline.launch.node") + 1] == "marker-1"
     assert "hf_secret" not in str(second.argv)  # a command line is for everybody to see, and in the log
     torchrun = line[line.index("--") + 1 :]
     assert torchrun[:4] == TORCHRUN and torchrun[-3:] == ["-m", "stages.ppo", str(SPEC)]
@@ -113,56 +105,3 @@ def test_by_hand_each_node_has_its_own_line(hostfile):
     assert all(command[:4] == TORCHRUN for _, command in places)
     ((where, command),) = commands_by_hand("ppo", SPEC, HardwareSettings(nodes=2))
     assert where == "each of 2 nodes" and any("=HEAD:" in word for word in command)
-
-
-def test_a_node_runs_its_command_as_long_as_somebody_listens(tmp_path):
-    """The end of the pipe, whatever became of the orchestrator, ends what was started, a daemon included."""
-    source = (
-        "import os, subprocess, sys, time;"
-        "daemon = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True);"
-        f"open({str(tmp_path / 'pids')!r}, 'w').write("
-        "f'{os.getpid()} {daemon.pid} ' + os.environ['HF_TOKEN'] + ' ' + os.environ.get('OTHER', '-')); time.sleep(600)"
-    )
-    marker = f"node-test-{os.getpid()}"
-    agent = [sys.executable, "-P", "-m", "pipeline.node", marker, "--", sys.executable, "-c", source]
-    environment = {**os.environ, "RLHF_STAGE_RUN": marker, "PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen(agent, stdin=subprocess.PIPE, env=environment)
-    process.stdin.write(pack_environment({"HF_TOKEN": "hf_secret", "OTHER": "stays here"}))
-    process.stdin.flush()
-    wait_until(lambda: (tmp_path / "pids").exists() and (tmp_path / "pids").read_text(), 20)
-    assert (tmp_path / "pids").read_text().split()[2:] == ["hf_secret", "-"]
-    process.send_signal(signal.SIGTERM)  # not how it is told to stop
-    time.sleep(0.2)
-    assert process.poll() is None
-    process.stdin.close()
-    assert process.wait(timeout=10) != 0
-    for pid in map(int, (tmp_path / "pids").read_text().split()[:2]):
-        stat = Path(f"/proc/{pid}/stat")
-        assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
-
-
-def test_a_batch_script_asks_for_what_the_hardware_block_says(tmp_path):
-    recipe = load_recipe(Path(__file__).parents[2] / "pipeline" / "recipes" / "demo.yaml", ["hardware.nodes=2", "hardware.processes=4"])
-    hardware = recipe.hardware.model_copy(update={"device": "cuda", "threads": 3, "sbatch": ["--partition=gpu"]})
-    recipe = recipe.model_copy(update={"hardware": hardware})
-    script = render_script(recipe, "rm", tmp_path / "rm.out", "rlhf-rm-1", ["my recipe.yaml", "--set", "seed=3"])
-    options = {line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH")}
-    assert {"--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=4", "--cpus-per-task=12", "--requeue", "--partition=gpu"} <= options
-    assert f"{sys.executable} -P -m pipeline.cli run 'my recipe.yaml' --set seed=3 --only rm &" in script
-    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
-
-
-def test_a_batch_script_that_somebody_made_their_own_is_left_as_it_is(tmp_path):
-    recipe = load_recipe(Path(__file__).parents[2] / "pipeline" / "recipes" / "demo.yaml")
-    given = (recipe, "sft", tmp_path, tmp_path / "sft.out", "name")
-    path = write_script(*given, ["demo"])
-    assert write_script(*given, ["demo", "--force"]).read_text().count("--force") == 1
-    lines = [line for line in path.read_text().splitlines() if "delete this line" not in line]
-    path.write_text("\n".join([*lines, "# mine"]))
-    write_script(*given, ["demo"])
-    assert path.read_text().endswith("# mine") and "--force" in path.read_text()
-
-
-def test_lists_can_be_set_on_the_command_line():
-    recipe = load_recipe(Path(__file__).parents[2] / "pipeline" / "recipes" / "demo.yaml", ["hardware.sbatch=[--partition=gpu, --time=30]"])
-    assert json.loads(recipe.hardware.model_dump_json())["sbatch"] == ["--partition=gpu", "--time=30"]

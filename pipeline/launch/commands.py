@@ -39,7 +39,7 @@ class Command:
     """One process to start for a stage."""
 
     argv: list[str]
-    node: str | None = None  # a host that runs it under pipeline.node, which is told what to do by a pipe; None: it runs here
+    node: str | None = None  # a host that runs it under pipeline.launch.node, which is told what to do by a pipe; None: it runs here
     restarts: int = 0  # how often it starts the stage again by itself
 
 
@@ -136,7 +136,7 @@ def _torchrun(hardware: HardwareSettings) -> list[str]:
 
 def _remote(hardware: HardwareSettings, host: Host, command: list[str], marker: str) -> list[str]:
     """Wrap a node's command: the remote shell gets one line for the other machine's shell."""
-    agent = [*_PYTHON, "pipeline.node", marker, "--", *command]
+    agent = [*_PYTHON, "pipeline.launch.node", marker, "--", *command]
     # The agent is told of the environment down its pipe; but what Python itself needs to start must be there before.
     needed = [f"{name}={os.environ[name]}" for name in ("LD_LIBRARY_PATH", "PYTHONPATH") if name in os.environ]
     line = f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(['env', *needed, *agent])}"

@@ -1,4 +1,4 @@
-"""One node of a stage that runs on several: `python -P -m pipeline.node MARKER -- COMMAND`, started there by the remote shell.
+"""One node of a stage that runs on several: `python -P -m pipeline.launch.node MARKER -- COMMAND`, started there by the remote shell.
 
 Runs the command for as long as standard input stays open, which is a pipe to the orchestrator. Its first line is what goes along of the
 environment, as JSON: that may hold a token, which a command line would show to everybody. A line `stop` passes a SIGTERM on; the end
@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Mapping
 
-from pipeline.processes import MARKER, sweep
+from pipeline.launch.processes import MARKER, sweep
 from stages.death import die_with_parent
 
 STOP = b"stop\n"
