@@ -245,9 +245,8 @@ def _end_by_signal(number: int, frame: object) -> NoReturn:
 def _report_error(error: Exception) -> int:
     """Print a known error and return its exit code; anything else is a bug and keeps its traceback."""
     from data.schema import DataError
-    from pipeline.errors import ConfigError, StoreError
+    from pipeline.errors import ConfigError, SlurmError, StoppedAfterStage, StoreError
     from pipeline.launch.failure import StageFailed
-    from pipeline.run import Interrupted
     from pipeline.text import clean
 
     def say(text: str) -> None:
@@ -260,6 +259,9 @@ def _report_error(error: Exception) -> int:
         case StoreError():
             say(error.message)
             return error.exit_code
+        case SlurmError():
+            say(str(error))
+            return error.exit_code
         case StageFailed():
             for line in [] if error.interrupted else error.last_lines:
                 say(f"  | {line}")
@@ -268,7 +270,7 @@ def _report_error(error: Exception) -> int:
             if error.interrupted:
                 say("the same command goes on from the last checkpoint")
             return error.exit_code
-        case Interrupted():
+        case StoppedAfterStage():
             say(f"{error}; the same command goes on with the next stage")
             return error.exit_code
         case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):

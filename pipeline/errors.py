@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from stages.spec import EXIT_RESOURCE
+from stages.spec import EXIT_RESOURCE, EXIT_USAGE
 
 _SHOWN_PROBLEMS = 40
 
@@ -39,6 +39,22 @@ class ResourceError(StoreError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, EXIT_RESOURCE)
+
+
+class SlurmError(Exception):
+    """SLURM is not here (exit 2: `--slurm` belongs on a login node), or refuses (exit 5: what it grants is its own)."""
+
+    def __init__(self, message: str, *, is_here: bool) -> None:
+        super().__init__(message)
+        self.exit_code = EXIT_RESOURCE if is_here else EXIT_USAGE
+
+
+class StoppedAfterStage(Exception):
+    """A signal came while a stage ran to its end all the same: it is published, the next one is not begun."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by signal {signal_number}")
+        self.exit_code = 128 + signal_number
 
 
 def escape_controls(text: str) -> str:

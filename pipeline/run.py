@@ -1,18 +1,14 @@
 """For each stage: reuse, or launch and publish."""
 
-import json
-import os
 import shutil
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from pydantic import ValidationError
 
-from pipeline.errors import ResourceError
+from pipeline.errors import ResourceError, StoppedAfterStage
 from pipeline.inputs.base_model import count_parameters
 from pipeline.launch.commands import Command, commands_by_hand, stage_commands
 from pipeline.launch.events import Event
@@ -20,9 +16,9 @@ from pipeline.launch.failure import StageFailed
 from pipeline.launch.launch import launch
 from pipeline.plan import Decision, Inputs, Selection, decide, flatten, missing_artifact, prepare
 from pipeline.recipe.schema import Recipe
-from pipeline.secrets import redact
+from pipeline.rundir import forget_checkpoints, leave_evidence, open_run_directory
 from pipeline.store.artifact import Artifact
-from pipeline.store.disk import free_bytes, make_directories, take_lock, writing
+from pipeline.store.disk import free_bytes, writing
 from pipeline.store.manifest import ManifestFields, Parent
 from pipeline.store.provenance import code_state, package_versions
 from pipeline.store.store import Store
@@ -38,18 +34,8 @@ from stages.spec import (
     data_inputs,
 )
 
-RUNS_DIR = "runs"
-_KEY_CHARS = 16
 # float32 weights (4), gradients are not kept; a checkpoint holds weights and two Adam moments (12); two checkpoints are kept.
 _OUTPUT_BYTES, _CHECKPOINT_BYTES, _CHECKPOINTS = 4, 12, 2
-
-
-class Interrupted(Exception):
-    """A signal came while a stage ran to its end all the same: it is published, the next one is not begun."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(f"stopped by signal {signal_number}")
-        self.exit_code = 128 + signal_number
 
 
 class View(Protocol):
@@ -86,7 +72,7 @@ def run(recipe: Recipe, store: Store, selection: Selection, view: View) -> list[
         One outcome per selected stage.
 
     Raises:
-        DataError, StoreError, StageFailed, Interrupted: With their exit codes.
+        DataError, StoreError, StageFailed, StoppedAfterStage: With their exit codes.
     """
     inputs = prepare(recipe, store.root, selection.needed)
     view.inputs_read(inputs)
@@ -98,7 +84,7 @@ def run(recipe: Recipe, store: Store, selection: Selection, view: View) -> list[
         if decision.artifact is None and not selected:
             raise missing_artifact(decision, selection)
         if decision.artifact is not None:
-            _forget_checkpoints(store.root, decision)
+            forget_checkpoints(store.root, decision)
             outcome = Outcome(stage, decision.artifact, True, 0.0)
             view.stage_reused(decision)
         else:
@@ -113,7 +99,7 @@ def run_stage(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, 
     """Run one stage in a process of its own, or go on with its unfinished run, and publish what it leaves."""
     for parent in decision.parents.values():
         store.require_verified(parent.ref)
-    with _run_directory(store.root, decision) as run_dir, store.staging(decision.stage) as staging:
+    with open_run_directory(store.root, decision) as run_dir, store.staging(decision.stage) as staging:
         _require_disk(recipe, inputs, decision.stage, store.root)
         if fresh:
             shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
@@ -135,7 +121,7 @@ def run_stage(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, 
             fields = _manifest_fields(
                 recipe, inputs, decision, _read_result(decision.stage, staging.path, run_dir), duration_s, run_dir.name
             )
-            _leave_evidence(recipe, staging.path, run_dir)
+            leave_evidence(recipe, staging.path, run_dir)
             outcome = Outcome(decision.stage, store.publish(staging, fields), False, duration_s)
         except BaseException:
             view.stage_failed(decision.stage)
@@ -144,7 +130,7 @@ def run_stage(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, 
         # Only now: a run that is killed before this line finds its checkpoints again.
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
     if received is not None:
-        raise Interrupted(received)
+        raise StoppedAfterStage(received)
     return outcome
 
 
@@ -163,7 +149,7 @@ def prepare_by_hand(recipe: Recipe, store: Store, stage: StageName) -> tuple[Pat
     for earlier in selection.needed:
         decision = decide(earlier, recipe, inputs, artifacts, store, force=earlier == stage)
         if earlier == stage:
-            with _run_directory(store.root, decision) as run_dir, writing(run_dir):
+            with open_run_directory(store.root, decision) as run_dir, writing(run_dir):
                 spec = _make_spec(recipe, inputs, decision, run_dir / "output", run_dir)
                 (run_dir / "spec.json").write_text(spec.model_dump_json(indent=2), encoding="utf-8")
                 return run_dir, commands_by_hand(stage, run_dir / "spec.json", recipe.hardware)
@@ -171,40 +157,6 @@ def prepare_by_hand(recipe: Recipe, store: Store, stage: StageName) -> tuple[Pat
             raise missing_artifact(decision, selection)
         artifacts[earlier] = decision.artifact
     raise AssertionError("the stage itself is among those that it needs")
-
-
-def run_id(decision: Decision) -> str:
-    """Name the run of a stage by its cache key, so that an unfinished run of the same inputs is found again."""
-    assert decision.key is not None
-    return f"{decision.stage}-{decision.key[:_KEY_CHARS]}"
-
-
-@contextmanager
-def _run_directory(root: Path, decision: Decision) -> Generator[Path]:
-    """Open the run directory for one orchestrator at a time."""
-    run_dir = root / RUNS_DIR / run_id(decision)
-    with writing(run_dir):
-        make_directories(run_dir)
-        lock = take_lock(run_dir / "lock", wait=False)
-        if lock is None:
-            holder = (run_dir / "lock").read_text(encoding="utf-8").strip() or "another process"
-            raise ResourceError(f"{run_dir}: {holder} is running this stage with the same inputs; wait for it, then run again to reuse it")
-        os.ftruncate(lock, 0)
-        os.write(lock, f"process {os.getpid()}\n".encode())
-    try:
-        yield run_dir
-    finally:
-        os.close(lock)
-
-
-def _forget_checkpoints(root: Path, decision: Decision) -> None:
-    """Remove what a run left that was killed between publishing and tidying up."""
-    leftover = root / RUNS_DIR / run_id(decision) / "checkpoints"
-    if leftover.is_dir():
-        lock = take_lock(leftover.parent / "lock", wait=False)
-        if lock is not None:
-            shutil.rmtree(leftover, ignore_errors=True)
-            os.close(lock)
 
 
 def _make_spec(recipe: Recipe, inputs: Inputs, decision: Decision, output_dir: Path, run_dir: Path) -> StageSpec:
@@ -279,14 +231,3 @@ def _manifest_fields(
         duration_s=duration_s,
         run_id=run_name,
     )
-
-
-def _leave_evidence(recipe: Recipe, staging: Path, run_dir: Path) -> None:
-    """Put the log and the resolved recipe beside the model."""
-    with writing(staging):
-        log = (run_dir / "log.txt").read_text(encoding="utf-8", errors="replace")
-        (staging / "log.txt").write_text(redact(log, os.environ), encoding="utf-8")
-        # JSON is YAML; written so that the file can be given to `rlhf run` again.
-        (staging / "config.yaml").write_text(
-            json.dumps(recipe.model_dump(mode="json", exclude={"store"}), indent=2) + "\n", encoding="utf-8"
-        )

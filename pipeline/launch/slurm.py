@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pipeline.errors import StoreError
+from pipeline.errors import SlurmError
 from stages.settings import HardwareSettings
-from stages.spec import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, StageName
+from stages.spec import EXIT_FAILED, EXIT_OK, StageName
 
 _GENERATED = "# Written by rlhf run --slurm, and written anew each time; delete this line to keep what you change."
 _SAVE_S = 120  # before the end of a job's time: it saves, and is queued again
@@ -56,7 +56,7 @@ def run_by_slurm(
         The exit code of the first job that failed, or 0.
 
     Raises:
-        StoreError: SLURM's commands are not here, or refuse; exit code 5.
+        SlurmError: SLURM's commands are not here (exit 2), or refuse (exit 5).
     """
     directory = (store_root / "slurm").resolve()
     directory.mkdir(parents=True, exist_ok=True)
@@ -161,10 +161,10 @@ def _call(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     except FileNotFoundError as error:
-        raise StoreError(
-            f"{command[0]}: found no such command, needed SLURM's; run on a login node, or without --slurm", EXIT_RESOURCE
-        ) from error
+        message = f"{command[0]}: found no such command, needed SLURM's; run on a login node, or without --slurm"
+        raise SlurmError(message, is_here=False) from error
     except subprocess.CalledProcessError as error:
         said = (error.stderr or error.stdout).strip().splitlines()
-        raise StoreError(f"{command[0]}: {said[-1] if said else error}; mend it, perhaps by hardware.sbatch", EXIT_RESOURCE) from error
+        message = f"{command[0]}: {said[-1] if said else error}; mend it, perhaps by hardware.sbatch"
+        raise SlurmError(message, is_here=True) from error
     return done.stdout

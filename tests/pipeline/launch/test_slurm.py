@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
-from pipeline.launch.slurm import render_script, write_script
+import pytest
+
+from pipeline.errors import SlurmError
+from pipeline.launch.slurm import render_script, run_by_slurm, write_script
 from stages.settings import HardwareSettings
 
 
@@ -24,3 +27,17 @@ def test_a_batch_script_that_somebody_made_their_own_is_left_as_it_is(tmp_path):
     path.write_text("\n".join([*lines, "# mine"]))
     write_script(*given, ["demo"])
     assert path.read_text().endswith("# mine") and "--force" in path.read_text()
+
+
+def test_without_slurm_here_the_option_is_a_mistake_and_what_slurm_refuses_is_not(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SlurmError, match=r"^squeue: found no such command, needed SLURM's; run on a login node") as caught:
+        run_by_slurm(HardwareSettings(), tmp_path / "store", ["sft"], ["demo"], print)
+    assert caught.value.exit_code == 2
+    (tmp_path / "squeue").write_text("#!/bin/sh\n")
+    (tmp_path / "sbatch").write_text("#!/bin/sh\necho no such partition >&2\nexit 1\n")
+    for name in ("squeue", "sbatch"):
+        (tmp_path / name).chmod(0o755)
+    with pytest.raises(SlurmError, match=r"^sbatch: no such partition; mend it, perhaps by hardware.sbatch$") as caught:
+        run_by_slurm(HardwareSettings(), tmp_path / "store", ["sft"], ["demo"], print)
+    assert caught.value.exit_code == 5
