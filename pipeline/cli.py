@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from stages.spec import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, EXIT_USAGE, EXIT_VERIFICATION, STAGES, StageName
+from stages.spec import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, EXIT_USAGE, EXIT_VERIFICATION, STAGES, StageName, with_ancestors
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,6 +38,7 @@ UntilOption = Annotated[str | None, typer.Option("--until", metavar="STAGE", hel
 SlurmOption = Annotated[bool, typer.Option("--slurm", help="Submit a SLURM job for each stage and follow them.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Make new artifacts even where one can be reused.")]
 
+_NAMES = ", ".join(STAGES)
 RECIPES_DIR = Path(__file__).parent / "recipes"
 
 
@@ -97,7 +98,7 @@ def plan_command(
 
 @app.command("ls")
 def ls_command(
-    kind: Annotated[str | None, typer.Argument(metavar="KIND", help="sft, rm or ppo; all when left out.")] = None,
+    kind: Annotated[str | None, typer.Argument(metavar="KIND", help=f"{_NAMES}; all when left out.")] = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -164,7 +165,7 @@ def config_command(
     if schema:
         _print_json(recipe_schema())
         return
-    resolved = _load_recipe(recipe, overrides, STAGES).model_dump(mode="json")
+    resolved = _load_recipe(recipe, overrides, tuple(STAGES)).model_dump(mode="json")
     if as_json:
         _print_json(resolved)
     else:
@@ -173,7 +174,7 @@ def config_command(
 
 @app.command("launch-command")
 def launch_command_command(
-    stage: Annotated[str, typer.Argument(metavar="STAGE", help="sft, rm or ppo.")],
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help=f"{_NAMES}.")],
     recipe: RecipeArgument = "demo",
     overrides: SetOption = [],
     store: StoreOption = None,
@@ -183,8 +184,9 @@ def launch_command_command(
 
     from pipeline.run import prepare_by_hand
 
-    name = STAGES[_stage_index("STAGE", stage, 0)]
-    resolved = _load_recipe(recipe, overrides, STAGES[: STAGES.index(name) + 1])
+    name = _stage(stage)
+    assert name is not None
+    resolved = _load_recipe(recipe, overrides, with_ancestors([name]))
     run_dir, commands = prepare_by_hand(resolved, _open_store(store, resolved), name)
     for where, command in commands:
         print(f"# {f'on {where}, ' if where else ''}in {Path.cwd()}; leaves {run_dir / 'output'}")
@@ -202,8 +204,8 @@ def check_data_command(
     from pipeline.plan import prepare
     from pipeline.report.tables import findings_data, print_findings
 
-    resolved = _load_recipe(recipe, overrides, STAGES)
-    data = findings_data(prepare(resolved, _open_store(store, resolved).root, STAGES))
+    resolved = _load_recipe(recipe, overrides, tuple(STAGES))
+    data = findings_data(prepare(resolved, _open_store(store, resolved).root, tuple(STAGES)))
     if as_json:
         _print_json(data)
     else:
@@ -285,18 +287,21 @@ def _select(only: str | None, from_stage: str | None, until: str | None, force: 
 
     if only and (from_stage or until):
         raise typer.BadParameter("--only is a stage alone; leave --from and --until away")
-    first, last = _stage_index("--only", only or from_stage, 0), _stage_index("--only", only or until, len(STAGES) - 1)
-    if first > last:
-        raise typer.BadParameter(f"--from {from_stage} comes after --until {until}; the order is {', '.join(STAGES)}")
-    return Selection(STAGES[first : last + 1], force)
+    first, last = _stage(only or from_stage), _stage(only or until)
+    chosen: tuple[StageName, ...] = with_ancestors([last]) if last else tuple(STAGES)
+    run = tuple(stage for stage in chosen if first is None or first in with_ancestors([stage]))
+    if not run:
+        raise typer.BadParameter(f"--from {from_stage} comes after --until {until}; the order is {_NAMES}")
+    return Selection(run, force)
 
 
-def _stage_index(option: str, name: str | None, default: int) -> int:
+def _stage(name: str | None) -> StageName | None:
     if name is None:
-        return default
-    if name not in STAGES:
-        raise typer.BadParameter(f"found {name!r:.40}, needed a stage: {', '.join(STAGES)}")
-    return STAGES.index(name)
+        return None
+    for stage in STAGES:
+        if stage == name:
+            return stage
+    raise typer.BadParameter(f"found {name!r:.40}, needed a stage: {_NAMES}")
 
 
 def _load_recipe(name: str, overrides: list[str], stages: tuple[StageName, ...]) -> "Recipe":

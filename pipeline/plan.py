@@ -18,12 +18,11 @@ from pipeline.inputs.records import Reading, read_data
 from pipeline.recipe.schema import Recipe
 from pipeline.store.artifact import Artifact
 from pipeline.store.store import Store
-from stages.spec import EXIT_MISSING, MODEL_INPUTS, STAGE_VERSIONS, STAGES, DataSplits, StageName, data_inputs
+from stages.spec import EXIT_MISSING, STAGES, DataSplits, StageName, data_inputs, with_ancestors
 
 # Settings that change how a stage runs but not what it makes, and those of `ppo.rollout`.
 _WITHOUT_EFFECT = ("save_every", "log_every")
 _WITHOUT_EFFECT_IN_ROLLOUT = ("command", "options", "server")
-_BASE = "base"
 _REASONS_SHOWN = 4
 
 
@@ -33,16 +32,16 @@ class Selection:
 
     Args:
         run: Stages that may run, in order.
-        needed: These and all before them.
+        needed: These and all that they descend from, in order.
         force: Make new artifacts even where one could be reused.
     """
 
-    run: tuple[StageName, ...] = STAGES
+    run: tuple[StageName, ...] = tuple(STAGES)
     force: bool = False
 
     @property
     def needed(self) -> tuple[StageName, ...]:
-        return STAGES[: STAGES.index(self.run[-1]) + 1]
+        return with_ancestors(self.run)
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ def decide(
         store: Where artifacts are looked up.
         force: Run it even where an artifact has its key.
     """
-    own_parents = {kind: parents[kind] for kind in MODEL_INPUTS[stage] if kind != _BASE}
+    own_parents: dict[str, Artifact] = {kind: parents[kind] for kind in STAGES[stage].parents}
     config = _config_slice(stage, recipe, inputs)
     data = inputs.fingerprints(stage, recipe)
     content = {kind: parent.content_id for kind, parent in own_parents.items()}
@@ -163,17 +162,18 @@ def plan(recipe: Recipe, store: Store, selection: Selection) -> list[Decision]:
         DataError: With every bad line.
         StoreError: A stage that is needed but not selected has no artifact (exit 4).
     """
-    if not store.list(STAGES[0]) and any(not demo_directory(store.root, seed).is_dir() for seed in demo_seeds(recipe)):
+    first = selection.needed[0]
+    if not store.list(first) and any(not demo_directory(store.root, seed).is_dir() for seed in demo_seeds(recipe)):
         # A first run: nothing can be reused, so the demo need not be generated to know it.
-        if selection.run[0] != STAGES[0]:
-            raise missing_artifact(Decision(STAGES[0], "run", reasons=["no artifact yet"]), selection)
+        if first not in selection.run:
+            raise missing_artifact(Decision(first, "run", reasons=["no artifact yet"]), selection)
         return [Decision(stage, "run", reasons=["no artifact yet"]) for stage in selection.run]
     inputs = prepare(recipe, store.root, selection.needed, trust_notes=True)
     known: dict[str, Artifact] = {}
     decisions: list[Decision] = []
     for stage in selection.needed:
         force = selection.force and stage in selection.run
-        waiting = [kind for kind in MODEL_INPUTS[stage] if kind != _BASE and kind not in known]
+        waiting = [kind for kind in STAGES[stage].parents if kind not in known]
         if waiting:
             decisions.append(_decide_waiting(stage, waiting, recipe, inputs, store, force=force))
             continue
@@ -217,7 +217,7 @@ def _config_slice(stage: StageName, recipe: Recipe, inputs: Inputs) -> dict[str,
     if stage == "ppo":
         settings["rollout"] = {name: value for name, value in settings["rollout"].items() if name not in _WITHOUT_EFFECT_IN_ROLLOUT}
     return {
-        "stage_version": STAGE_VERSIONS[stage],
+        "stage_version": STAGES[stage].version,
         "base_model": inputs.base_identity,
         "seed": recipe.seed,
         "judge": recipe.judge,

@@ -26,8 +26,9 @@ from pipeline.text import clean
 from stages.spec import (
     EXIT_FAILED,
     MERGED_DIR,
-    MODEL_INPUTS,
+    MODEL_DIR,
     RESULT_FILE,
+    STAGES,
     StageName,
     StageResult,
     StageSpec,
@@ -162,7 +163,7 @@ def prepare_by_hand(recipe: Recipe, store: Store, stage: StageName) -> tuple[Pat
 def _make_spec(recipe: Recipe, inputs: Inputs, decision: Decision, output_dir: Path, run_dir: Path) -> StageSpec:
     stage = decision.stage
     models: dict[str, str] = {}
-    for role in MODEL_INPUTS[stage]:
+    for role in STAGES[stage].models:
         models[role] = inputs.base_model if role == "base" else str(_model_directory(decision.parents[role]))
     return StageSpec(
         stage=stage,
@@ -190,7 +191,7 @@ def _model_directory(artifact: Artifact) -> Path:
 def _require_disk(recipe: Recipe, inputs: Inputs, stage: StageName, root: Path) -> None:
     """Refuse to begin what the disk cannot hold; hub models of unknown size pass."""
     parameters = count_parameters(inputs.base_model)
-    if parameters is None:
+    if parameters is None or not STAGES[stage].leaves_model:
         return
     num_models = 2 if stage == "ppo" else 1  # policy and critic
     trained = 0.05 if recipe.settings(stage).lora else 1.0
@@ -206,10 +207,13 @@ def _require_disk(recipe: Recipe, inputs: Inputs, stage: StageName, root: Path) 
 def _read_result(stage: StageName, staging: Path, run_dir: Path) -> StageResult:
     path = staging / RESULT_FILE
     try:
-        return StageResult.model_validate_json(path.read_text(encoding="utf-8"))
+        result = StageResult.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValidationError) as error:
         message = f"{stage}: ended with exit code 0 but left no valid {RESULT_FILE}: {clean(str(error).splitlines()[0])}"
         raise StageFailed(message, EXIT_FAILED, [], run_dir / "log.txt") from error
+    if STAGES[stage].leaves_model and not (staging / MODEL_DIR).is_dir():
+        raise StageFailed(f"{stage}: ended with exit code 0 but left no {MODEL_DIR}/", EXIT_FAILED, [], run_dir / "log.txt")
+    return result
 
 
 def _manifest_fields(

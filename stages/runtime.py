@@ -28,7 +28,7 @@ from stages.spec import (
     METRICS_FILE,
     RESULT_FILE,
     SAME_WISH_S,
-    STEP_SIZES,
+    STAGES,
     EventName,
     StageResult,
     StageSpec,
@@ -180,7 +180,7 @@ def _run(context: StageContext, main: Callable[[StageContext], StageResult]) -> 
     except Exception as error:
         traceback.print_exc()
         out_of_memory = is_out_of_memory(error)
-        advice = f"; lower {STEP_SIZES[context.spec.stage]}, or set gradient_checkpointing: true" if out_of_memory else ""
+        advice = f"; lower {STAGES[context.spec.stage].memory_keys}, or set gradient_checkpointing: true" if out_of_memory else ""
         return _fail(context, f"{type(error).__name__}: {error}{advice}", EXIT_RESOURCE if out_of_memory else EXIT_FAILED)
 
 

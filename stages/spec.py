@@ -13,36 +13,73 @@ A stage knows nothing of versions, caching, aliases or other stages.
 
 import json
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
+from data.schema import RecordKind
 from stages.settings import Closed, HardwareSettings, PPOSettings, RMSettings, SFTSettings, StageSettings, TokenSettings
 
 StageName = Literal["sft", "rm", "ppo"]
-STAGES: tuple[StageName, ...] = ("sft", "rm", "ppo")
-
-# What each stage reads: models by role, and record kinds. The pipeline's plan and the stages both follow this table.
-MODEL_INPUTS: dict[StageName, tuple[str, ...]] = {"sft": ("base",), "rm": ("sft",), "ppo": ("sft", "rm")}
-DATA_INPUTS: dict[StageName, tuple[str, ...]] = {"sft": ("demonstrations",), "rm": ("comparisons", "demonstrations"), "ppo": ("prompts",)}
 
 
-def data_inputs(stage: StageName, settings: StageSettings) -> tuple[str, ...]:
-    """Say which record kinds a stage reads: those of DATA_INPUTS, and with `ppo.ptx_coef` demonstrations too."""
-    mixes_demonstrations = isinstance(settings, PPOSettings) and settings.ptx_coef > 0
-    return (*DATA_INPUTS[stage], *(("demonstrations",) if mixes_demonstrations else ()))
+@dataclass(frozen=True)
+class Stage:
+    """What the pipeline must know of a stage; a new stage is one more row of `STAGES`, its settings block and its program.
+
+    Args:
+        settings: Class of its block in a recipe.
+        models: The models that it reads, by role: `base`, or the stage that made one.
+        data: The record kinds that it reads, whatever its settings; see `data_inputs`.
+        version: Raised by hand when its code changes what it produces; part of the cache key.
+        memory_keys: What to lower when it runs out of memory.
+        leaves_model: Whether it leaves a model, and checkpoints of one while it runs.
+    """
+
+    settings: type[SFTSettings] | type[RMSettings] | type[PPOSettings]
+    models: tuple[StageName | Literal["base"], ...]
+    data: tuple[RecordKind, ...]
+    version: int
+    memory_keys: str
+    leaves_model: bool = True
+
+    @property
+    def parents(self) -> tuple[StageName, ...]:
+        """The stages whose artifacts it reads."""
+        return tuple(role for role in self.models if role != "base")
 
 
-# What to lower when a stage runs out of memory.
-STEP_SIZES: dict[str, str] = {
-    "sft": "sft.micro_batch_size",
-    "rm": "rm.micro_batch_size",
-    "ppo": "ppo.max_tokens_per_microbatch or ppo.rollout_micro_batch_size",
+# In an order in which each comes after its parents.
+STAGES: dict[StageName, Stage] = {
+    "sft": Stage(SFTSettings, models=("base",), data=("demonstrations",), version=3, memory_keys="sft.micro_batch_size"),
+    "rm": Stage(RMSettings, models=("sft",), data=("comparisons", "demonstrations"), version=3, memory_keys="rm.micro_batch_size"),
+    "ppo": Stage(
+        PPOSettings,
+        models=("sft", "rm"),
+        data=("prompts",),
+        version=3,
+        memory_keys="ppo.max_tokens_per_microbatch or ppo.rollout_micro_batch_size",
+    ),
 }
 
-# Raised by hand when a stage's code changes what it produces; part of the cache key.
-STAGE_VERSIONS: dict[StageName, int] = {"sft": 3, "rm": 3, "ppo": 3}
+
+def with_ancestors(stages: Iterable[StageName]) -> tuple[StageName, ...]:
+    """Return stages and all that they descend from, in order."""
+    found = set(stages)
+    for name in reversed(STAGES):
+        if name in found:
+            found |= set(STAGES[name].parents)
+    return tuple(name for name in STAGES if name in found)
+
+
+def data_inputs(stage: StageName, settings: StageSettings) -> tuple[RecordKind, ...]:
+    """Say which record kinds a stage reads: those of its row, and with `ppo.ptx_coef` demonstrations too."""
+    mixes_demonstrations = isinstance(settings, PPOSettings) and settings.ptx_coef > 0
+    return (*STAGES[stage].data, *(("demonstrations",) if mixes_demonstrations else ()))
+
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_VERIFICATION, EXIT_MISSING, EXIT_RESOURCE = 0, 1, 2, 3, 4, 5
 EXIT_SIGINT, EXIT_SIGTERM = 130, 143
@@ -76,7 +113,7 @@ class StageSpec(Closed):
     settings: SFTSettings | RMSettings | PPOSettings = Field(union_mode="left_to_right")
     tokens: TokenSettings
     hardware: HardwareSettings
-    models: dict[str, str] = Field(description="Role -> model directory or hub id, per MODEL_INPUTS.")
+    models: dict[str, str] = Field(description="Role -> model directory or hub id, per the stage's row in STAGES.")
     revision: str | None = Field(None, description="Revision of a base model from the hub.")
     data: dict[str, DataSplits] = Field(description="Record kind -> sources, per `data_inputs`.")
     eval_fraction: float = Field(0.05, gt=0, lt=1, description="Share held out where a kind has no eval source.")
@@ -119,7 +156,7 @@ class StageResult(Closed):
 def read_spec(path: Path) -> StageSpec:
     """Read a spec; the settings class follows the stage's name."""
     raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    settings_class = {"sft": SFTSettings, "rm": RMSettings, "ppo": PPOSettings}[raw["stage"]]
+    settings_class = STAGES[raw["stage"]].settings
     raw["settings"] = settings_class.model_validate(raw["settings"])
     return StageSpec.model_validate(raw)
 

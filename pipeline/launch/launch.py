@@ -23,7 +23,7 @@ from pipeline.launch.failure import End, describe_failure
 from pipeline.launch.node import STOP, pack_environment
 from pipeline.launch.processes import start_watchdog, sweep
 from stages.death import die_with_parent
-from stages.spec import SAME_WISH_S
+from stages.spec import SAME_WISH_S, StageName
 
 _POLL_S = 0.05
 _AFTER_ERROR_S = 15.0  # within which a stage that reported an error must end, hung ranks and unreachable nodes included
@@ -31,14 +31,19 @@ _AFTER_LOSS_S = 45.0  # within which the other nodes must notice that one is gon
 
 
 def launch(
-    name: str, make_commands: Callable[[str], Sequence[Command]], run_dir: Path, on_event: Callable[[Event], None], *, offline: bool = True
+    stage: StageName,
+    make_commands: Callable[[str], Sequence[Command]],
+    run_dir: Path,
+    on_event: Callable[[Event], None],
+    *,
+    offline: bool = True,
 ) -> int | None:
     """Run a stage to its end.
 
     The first SIGTERM or SIGINT is passed on, so that the stage saves and ends; the second kills it.
 
     Args:
-        name: The stage, for messages.
+        stage: Which one, for messages.
         make_commands: Builds the commands, one per process to start here; is given the marker that their environments carry.
         run_dir: Gets `log.txt`; `events.jsonl` is read there.
         on_event: Called with each new event.
@@ -67,7 +72,7 @@ def launch(
             os.close(pipe)
             watchdog.wait()
     if any(end.exit_code != 0 for end in ends):
-        raise describe_failure(name, ends, received, error, log_path, attempt_at)
+        raise describe_failure(stage, ends, received, error, log_path, attempt_at)
     return received
 
 

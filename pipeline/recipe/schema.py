@@ -1,7 +1,7 @@
 """What a recipe can say: one closed model over the stages' settings. Torch-free."""
 
 import re
-from typing import Any
+from typing import Any, cast
 
 from pydantic import Field
 
@@ -44,7 +44,7 @@ class Recipe(Closed):
 
     def settings(self, stage: StageName) -> StageSettings:
         """Return the settings block of one stage."""
-        return {"sft": self.sft, "rm": self.rm, "ppo": self.ppo}[stage]
+        return cast("StageSettings", getattr(self, stage))
 
 
 def recipe_schema() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,7 @@ from pipeline.errors import StoreError
 from pipeline.plan import Selection, decide, flatten, plan, prepare
 from pipeline.recipe.load import load_recipe
 from pipeline.store.manifest import Parent
+from stages import spec
 
 STAGES = ("sft", "rm", "ppo")
 
@@ -218,3 +220,19 @@ def test_a_damaged_note_is_read_past(planned, publish_all, store):
     for note in (store.root / "notes").iterdir():
         note.write_text("{")
     assert planned() == dict.fromkeys(STAGES, REUSED)
+
+
+@pytest.mark.parametrize(
+    ("run", "needed"),
+    [(("sft",), ("sft",)), (("rm",), ("sft", "rm")), (("ppo",), STAGES), (("sft", "ppo"), STAGES), (("rm", "ppo"), STAGES)],
+)
+def test_a_selection_needs_what_its_stages_descend_from(run, needed):
+    assert Selection(run).needed == needed
+
+
+def test_a_stage_that_nothing_descends_from_is_needed_by_nobody_else(monkeypatch):
+    """The stages are a graph: one more that reads the SFT model stands between none of the others."""
+    rows = {"sft": spec.STAGES["sft"], "rm": spec.STAGES["rm"], "sample": replace(spec.STAGES["rm"], data=()), "ppo": spec.STAGES["ppo"]}
+    monkeypatch.setattr(spec, "STAGES", rows)
+    assert Selection(("ppo",)).needed == ("sft", "rm", "ppo")
+    assert Selection(("sample",)).needed == ("sft", "sample")

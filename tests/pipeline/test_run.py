@@ -132,7 +132,7 @@ def test_a_failing_stage_publishes_nothing_and_tells_why(bring_up, store, monkey
     assert bring_up()[1] == "sft reused sft@v1"
 
 
-@pytest.mark.parametrize("behaviour", ["crash", "die", "no-result"])
+@pytest.mark.parametrize("behaviour", ["crash", "die", "no-result", "no-model"])
 def test_a_stage_that_breaks_its_contract_publishes_nothing(bring_up, store, monkeypatch, behaviour):
     monkeypatch.setenv("FAKE_SFT", behaviour)
     with pytest.raises(StageFailed) as caught:

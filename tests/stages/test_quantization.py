@@ -14,7 +14,7 @@ from stages.quantization import check_quantization, quantize_layers
 from stages.records import load_splits
 from stages.runtime import StageContext, StageError
 from stages.settings import HardwareSettings, LoRASettings
-from stages.spec import MODEL_INPUTS
+from stages.spec import STAGES
 
 HARDWARE = HardwareSettings(device="cpu", precision="float32", threads=1)
 BFLOAT16 = HardwareSettings(device="cpu", precision="bfloat16", threads=1)
@@ -54,7 +54,7 @@ def quantized(base_model_dir):
 def make_spec(make_stage, base_model_dir, reward_adapter_dir):
     def make(name, tag="run", **settings):
         inputs = {"base": base_model_dir, "sft": base_model_dir, "rm": reward_adapter_dir}
-        spec = make_stage(name, tag=tag, models={role: inputs[role] for role in MODEL_INPUTS[name]}, **settings).spec
+        spec = make_stage(name, tag=tag, models={role: inputs[role] for role in STAGES[name].models}, **settings).spec
         for directory in (spec.output_dir, spec.checkpoint_dir):
             directory.mkdir()
         return spec
