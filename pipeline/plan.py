@@ -18,10 +18,15 @@ from pipeline.inputs.records import Reading, read_data
 from pipeline.recipe.schema import Recipe
 from pipeline.store.artifact import Artifact
 from pipeline.store.store import Store
-from stages.spec import EXIT_MISSING, STAGES, DataSplits, StageName, data_inputs, with_ancestors
+from stages.spec import EXIT_MISSING, STAGES, DataSplits, StageName, asks_judge, data_inputs, with_ancestors
 
-# Settings that change how a stage runs but not what it makes, and those of `ppo.rollout`.
-_WITHOUT_EFFECT = ("save_every", "log_every")
+# Settings that change how a stage runs but not what it makes, and those of `ppo.rollout`. In between, PPO evaluates without touching
+# what it trains with; TRL's evaluations draw from torch's generator, so that with dropout sft.eval_every and rm.eval_every change weights.
+_WITHOUT_EFFECT: dict[StageName, tuple[str, ...]] = {
+    "sft": ("save_every", "log_every"),
+    "rm": ("save_every", "log_every"),
+    "ppo": ("save_every", "log_every", "eval_every"),
+}
 _WITHOUT_EFFECT_IN_ROLLOUT = ("command", "options", "server")
 _REASONS_SHOWN = 4
 
@@ -213,14 +218,14 @@ def hash_inputs(stage: StageName, config: Mapping[str, Any], data: Mapping[str, 
 
 def _config_slice(stage: StageName, recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     """Collect what a stage reads of the recipe, so far as it changes what the stage makes."""
-    settings = {name: value for name, value in recipe.settings(stage).model_dump(mode="json").items() if name not in _WITHOUT_EFFECT}
+    settings = {name: value for name, value in recipe.settings(stage).model_dump(mode="json").items() if name not in _WITHOUT_EFFECT[stage]}
     if stage == "ppo":
         settings["rollout"] = {name: value for name, value in settings["rollout"].items() if name not in _WITHOUT_EFFECT_IN_ROLLOUT}
     return {
         "stage_version": STAGES[stage].version,
         "base_model": inputs.base_identity,
         "seed": recipe.seed,
-        "judge": recipe.judge,
+        **({"judge": recipe.judge} if asks_judge(recipe.settings(stage)) else {}),
         "tokens": recipe.tokens.model_dump(mode="json"),
         "hardware": {"precision": recipe.hardware.precision, "attention": recipe.hardware.attention},
         stage: settings,

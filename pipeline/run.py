@@ -32,6 +32,7 @@ from stages.spec import (
     StageName,
     StageResult,
     StageSpec,
+    asks_judge,
     data_inputs,
 )
 
@@ -174,7 +175,7 @@ def _make_spec(recipe: Recipe, inputs: Inputs, decision: Decision, output_dir: P
         revision=recipe.revision,
         data={kind: inputs.data[kind] for kind in data_inputs(stage, recipe.settings(stage))},
         eval_fraction=recipe.data.eval_fraction,
-        judge=recipe.judge,
+        judge=recipe.judge if asks_judge(recipe.settings(stage)) else None,
         seed=recipe.seed,
         output_dir=output_dir,
         checkpoint_dir=run_dir / "checkpoints",

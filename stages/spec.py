@@ -81,6 +81,11 @@ def data_inputs(stage: StageName, settings: StageSettings) -> tuple[RecordKind, 
     return (*STAGES[stage].data, *(("demonstrations",) if mixes_demonstrations else ()))
 
 
+def asks_judge(settings: StageSettings) -> bool:
+    """Say whether a stage has its answers to held-out prompts judged: those that answer any, until that is a stage of its own."""
+    return isinstance(settings, SFTSettings | PPOSettings) and settings.eval_samples > 0
+
+
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_VERIFICATION, EXIT_MISSING, EXIT_RESOURCE = 0, 1, 2, 3, 4, 5
 EXIT_SIGINT, EXIT_SIGTERM = 130, 143
 
@@ -117,7 +122,9 @@ class StageSpec(Closed):
     revision: str | None = Field(None, description="Revision of a base model from the hub.")
     data: dict[str, DataSplits] = Field(description="Record kind -> sources, per `data_inputs`.")
     eval_fraction: float = Field(0.05, gt=0, lt=1, description="Share held out where a kind has no eval source.")
-    judge: str | None = Field(None, description="`module:function` that judges held-out answers; never seen in training.")
+    judge: str | None = Field(
+        None, description="`module:function` that judges held-out answers, where `asks_judge`; never seen in training."
+    )
     seed: int
     output_dir: Path
     checkpoint_dir: Path
