@@ -289,7 +289,7 @@ def _select(only: str | None, from_stage: str | None, until: str | None, force: 
         raise typer.BadParameter("--only is a stage alone; leave --from and --until away")
     first, last = _stage(only or from_stage), _stage(only or until)
     chosen: tuple[StageName, ...] = with_ancestors([last]) if last else tuple(STAGES)
-    run = tuple(stage for stage in chosen if first is None or first in with_ancestors([stage]))
+    run: tuple[StageName, ...] = tuple(stage for stage in chosen if first is None or first in with_ancestors([stage]))
     if not run:
         raise typer.BadParameter(f"--from {from_stage} comes after --until {until}; the order is {_NAMES}")
     return Selection(run, force)

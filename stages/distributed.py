@@ -31,14 +31,8 @@ _START_S = 300.0  # within which every rank's first beat must come
 
 
 def choose_engine(context: StageContext) -> Engine:
-    """Say by which engine the stage's processes compute together.
-
-    Raises:
-        StageError: several processes and `engine: none`.
-    """
+    """Say by which engine the stage's processes compute together."""
     hardware, world_size = context.spec.hardware, context.world_size
-    if hardware.engine == "none" and world_size > 1:
-        raise StageError(f"hardware.engine = none, but {world_size} processes were started; set ddp or deepspeed", EXIT_USAGE)
     wants_zero = hardware.engine == "deepspeed" or (hardware.engine == "auto" and world_size > 1 and uses_gpu(context))
     if wants_zero and hardware.zero_stage > 0:
         return "deepspeed"

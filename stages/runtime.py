@@ -198,7 +198,6 @@ def start_process(context: StageContext) -> None:
 
     from stages.distributed import join
     from stages.precision import note_slow_bfloat16
-    from stages.quantization import check_quantization
 
     hardware = context.spec.hardware
     if hardware.threads:
@@ -206,12 +205,27 @@ def start_process(context: StageContext) -> None:
         os.environ["OMP_NUM_THREADS"] = str(hardware.threads)  # without it, accelerate sets another number for several processes
     if hardware.device == "cuda" and not torch.cuda.is_available():
         raise StageError("hardware.device = cuda, but torch finds no GPU here; set hardware.device: auto", EXIT_USAGE)
-    check_quantization(context)
+    check_rules(context)
     join(context)
     set_seed(context.spec.seed)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     note_slow_bfloat16(context)
+
+
+def check_rules(context: StageContext) -> None:
+    """Refuse what the stage cannot do, before anything is loaded.
+
+    Raises:
+        StageError: with all that is refused; exit code 2.
+    """
+    from stages.distributed import choose_engine
+    from stages.rules import find_refusals
+
+    spec = context.spec
+    found = find_refusals(spec.stage, spec.settings, spec.hardware, engine=choose_engine(context), num_processes=context.world_size)
+    if refused := [f"{key}: {message}" for key, message in found]:
+        raise StageError(" | ".join(refused), EXIT_USAGE)
 
 
 def uses_gpu(context: StageContext) -> bool:

@@ -4,7 +4,6 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,10 @@ from stages.models import HEAD, find_model, is_adapter
 from stages.packing import PackedRow, is_packed, lay_out, list_documents, make_inputs
 from stages.partition import gathered_in_forward
 from stages.ranking import Pairs, make_pairs, pair_accuracy, ranking_loss
+from stages.rules import find_unknown_arguments
 from stages.runtime import StageContext, StageError, uses_gpu
 from stages.settings import RMSettings, SFTSettings
-from stages.spec import EXIT_USAGE
+from stages.spec import EXIT_USAGE, StageName
 
 IGNORED_LABEL = -100
 _MAX_LOGITS = 2**26  # 256 MB in float32
@@ -272,12 +272,6 @@ def _our_name(key: str) -> str:
 
 def _training_arguments(context: StageContext, settings: SFTSettings | RMSettings, has_held_out: bool) -> dict[str, Any]:
     spec = context.spec
-    if settings.batch_size % context.world_size:
-        raise StageError(
-            f"{spec.stage}.batch_size = {settings.batch_size} is not a multiple of the number of processes = {context.world_size}; "
-            "choose sizes that divide",
-            EXIT_USAGE,
-        )
     per_process = settings.batch_size // context.world_size
     micro_batch_size = max(size for size in range(1, settings.micro_batch_size + 1) if per_process % size == 0)
     accumulation_steps = per_process // micro_batch_size
@@ -329,13 +323,10 @@ def _training_arguments(context: StageContext, settings: SFTSettings | RMSetting
     }
 
 
-def _make_config(config_class: Any, arguments: dict[str, Any], extra: dict[str, Any], stage: str) -> Any:
+def _make_config(config_class: Any, arguments: dict[str, Any], extra: dict[str, Any], stage: StageName) -> Any:
     known = {field.name for field in fields(config_class)}
-    for key in extra:
-        if key not in known:
-            close = get_close_matches(key, sorted(known), n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise StageError(f"{stage}.trainer_args.{key}: {config_class.__name__} has no such field{hint}", EXIT_USAGE)
+    for key, message in find_unknown_arguments(stage, extra, known, config_class.__name__):
+        raise StageError(f"{key}: {message}", EXIT_USAGE)
     try:
         return config_class(**(arguments | extra))
     except (ValueError, TypeError) as error:

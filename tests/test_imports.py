@@ -11,7 +11,7 @@ import stages
 ROOT = Path(pipeline.__file__).parent.parent
 OURS = {"data", "stages", "pipeline"}
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "deepspeed"}
-TORCH_FREE_STAGES = {"stages.spec", "stages.settings", "stages.deepspeed_config", "stages.death"}
+TORCH_FREE_STAGES = {"stages.spec", "stages.settings", "stages.deepspeed_config", "stages.death", "stages.rules"}
 
 
 def modules_of(package):

@@ -1,7 +1,5 @@
 """What single fields of a recipe cannot check: files on disk, and relations between fields."""
 
-import difflib
-import importlib.util
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +11,7 @@ from pipeline.recipe.schema import DEMO_PATTERN, Recipe
 from pipeline.recipe.trainer_fields import config_class, trainer_fields
 from pipeline.recipe.yaml_lines import Document
 from stages.deepspeed_config import read_deepspeed_json
+from stages.rules import Refusal, find_refusals, find_unknown_arguments
 from stages.spec import DataSource, StageName, data_inputs
 
 ProblemAt = Callable[[str, str], str]
@@ -27,7 +26,6 @@ def check_recipe(recipe: Recipe, document: Document, stages: tuple[StageName, ..
     yield from _check_base_model(recipe, problem)
     yield from _check_data(recipe, stages, problem)
     yield from _check_hardware(recipe, stages, problem)
-    yield from _check_quantization(recipe, stages, problem)
     yield from _check_trainer_args(recipe, problem)
     for stage in ("rm", "ppo"):
         lora = recipe.settings(stage).lora
@@ -81,42 +79,19 @@ def _check_data(recipe: Recipe, stages: tuple[StageName, ...], problem: ProblemA
 
 
 def _check_hardware(recipe: Recipe, stages: tuple[StageName, ...], problem: ProblemAt) -> Iterator[str]:
-    hardware, processes = recipe.hardware, recipe.hardware.processes * recipe.hardware.nodes
-    sizes = (
-        ("sft", "batch_size", recipe.sft.batch_size),
-        ("rm", "batch_size", recipe.rm.batch_size),
-        ("ppo", "minibatch_size", recipe.ppo.minibatch_size),
-        ("ppo", "ptx_batch_size", recipe.ppo.ptx_batch_size or 0),
-    )
-    for stage, name, size in sizes:
-        if stage in stages and size % processes:
-            needed = f"a multiple of the number of processes on all nodes = {processes}"
-            yield problem(f"{stage}.{name}", f"found {size}, needed {needed}; choose sizes that divide")
+    hardware = recipe.hardware
+    # Of the hardware block alone each stage says the same.
+    refused: dict[Refusal, None] = {}
+    for stage in stages:
+        num_processes = hardware.processes * hardware.nodes
+        found = find_refusals(stage, recipe.settings(stage), hardware, engine=hardware.engine, num_processes=num_processes)
+        refused |= dict.fromkeys(found)
+    yield from (problem(key, message) for key, message in refused)
     if hardware.deepspeed_config is not None:
         try:
             read_deepspeed_json(Path(hardware.deepspeed_config))
         except (OSError, ValueError) as error:
             yield problem("hardware.deepspeed_config", f"found {show(hardware.deepspeed_config)}: {error}; give a DeepSpeed JSON file")
-    if hardware.engine == "none" and processes > 1:
-        yield problem("hardware.engine", f"found none with {processes} processes, needed ddp or deepspeed; set it, or processes: 1")
-
-
-def _check_quantization(recipe: Recipe, stages: tuple[StageName, ...], problem: ProblemAt) -> Iterator[str]:
-    hardware = recipe.hardware
-    for stage in stages:
-        lora = recipe.settings(stage).lora
-        if lora is None or lora.quantize is None:
-            continue
-        keys = f"{stage}.lora.quantize"
-        if importlib.util.find_spec("bitsandbytes") is None:
-            yield problem(keys, f"found {lora.quantize}, needed bitsandbytes, which is not installed; run `make setup` or install it")
-        if stage == "ppo" and recipe.ppo.rollout.engine == "vllm":
-            yield problem(
-                keys, f"found {lora.quantize}, but vLLM would sample from a base that is not quantized; set ppo.rollout.engine: torch"
-            )
-        if hardware.zero_stage == 3 and hardware.engine == "deepspeed":  # what `auto` takes, the stage knows
-            needed = "weights that are not shared out: ZeRO stage 3 knows nothing of the scales of 4-bit ones"
-            yield problem(keys, f"found {lora.quantize} with hardware.zero_stage = 3, needed {needed}; set hardware.zero_stage: 2")
 
 
 def _check_trainer_args(recipe: Recipe, problem: ProblemAt) -> Iterator[str]:
@@ -125,7 +100,5 @@ def _check_trainer_args(recipe: Recipe, problem: ProblemAt) -> Iterator[str]:
         known = trainer_fields(stage) if arguments else None
         if known is None:
             continue  # the stage itself checks too
-        for name in arguments.keys() - known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else "; see its documentation"
-            yield problem(f"{stage}.trainer_args.{name}", f"unknown key of TRL's {config_class(stage)}{hint}")
+        for key, message in find_unknown_arguments(stage, arguments, known, config_class(stage)):
+            yield problem(key, message)
