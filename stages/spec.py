@@ -1,12 +1,26 @@
 """The contract between the pipeline and a stage process: what it is given, what it says, what it leaves behind. Torch-free.
 
-`python -P -m stages.<stage> SPEC.json` reads a `StageSpec`, appends events to `events_path` while it runs, and leaves in `output_dir`:
+`python -P -m stages.<stage> SPEC.json` reads a `StageSpec` and leaves these files. P is the pipeline, S the stage's main process:
 
-    model/         the model and its tokenizer, opened by `from_pretrained` (LoRA: the adapter)
-    merged/        only with `lora.merge`: the adapter merged into its base
-    metrics.jsonl  one row per logged step
-    samples.jsonl  answers to held-out prompts (SFT, PPO), scored held-out answers (RM)
-    result.json    a `StageResult`, written last
+    file                             written by                read by
+    spec.json                        P, before the start       S and its other processes
+    events.jsonl (`events_path`)     S while it runs; `error`  P while it runs: progress, failures
+                                     by any of its processes
+    checkpoint_dir/                  S; removed by P once      S when it is started again
+                                     the artifact is there
+    output_dir/
+      model/         S: the model and its tokenizer            the next stages and people, by `from_pretrained`
+                     (LoRA: the adapter)
+      merged/        S, only with `lora.merge`: the adapter    the next stages, in place of model/
+                     merged into its base
+      metrics.jsonl  S, at the end, from checkpoint_dir        people
+      samples.jsonl  S, at the end                             P: `rlhf show`
+      result.json    S, last: a `StageResult`                  P: manifest
+
+    metrics.jsonl   a row per logged step: step, and figures under train/ and eval/; PPO: objective/, policy/, val/, rollout/ and more
+    samples.jsonl   SFT, PPO: way (sampled, greedy; PPO with an average: ema_...), prompt, response, finished, judge_<figure>;
+                    PPO: score, kl too. RM: prompt, response, rank, score
+    events.jsonl    event, time, and by event: see `append_event`
 
 A stage knows nothing of versions, caching, aliases or other stages.
 """
@@ -18,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from data.schema import RecordKind
 from stages.settings import Closed, HardwareSettings, PPOSettings, RMSettings, SFTSettings, StageSettings, TokenSettings
@@ -115,7 +129,7 @@ class StageSpec(Closed):
     """All that a stage process is given; written by the pipeline as JSON."""
 
     stage: StageName
-    settings: SFTSettings | RMSettings | PPOSettings = Field(union_mode="left_to_right")
+    settings: StageSettings
     tokens: TokenSettings
     hardware: HardwareSettings
     models: dict[str, str] = Field(description="Role -> model directory or hub id, per the stage's row in STAGES.")
@@ -129,6 +143,13 @@ class StageSpec(Closed):
     output_dir: Path
     checkpoint_dir: Path
     events_path: Path
+
+    @field_validator("settings", mode="before")
+    @classmethod
+    def _settings_are_the_stages(cls, value: object, info: ValidationInfo) -> object:
+        """Tell the union apart by the stage, whose row names the class."""
+        stage: StageName | None = info.data.get("stage")
+        return STAGES[stage].settings.model_validate(value) if stage else value
 
 
 class ModelFacts(Closed):
@@ -161,25 +182,29 @@ class StageResult(Closed):
 
 
 def read_spec(path: Path) -> StageSpec:
-    """Read a spec; the settings class follows the stage's name."""
-    raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    settings_class = STAGES[raw["stage"]].settings
-    raw["settings"] = settings_class.model_validate(raw["settings"])
-    return StageSpec.model_validate(raw)
+    """Read a spec."""
+    return StageSpec.model_validate_json(path.read_text(encoding="utf-8"))
 
 
-# Events: one JSON object per line of `events_path`, each with `event` and `time`.
-#   start       stage, total, unit, resumed_step
-#   progress    phase, step, total, metrics
-#   checkpoint  step
-#   note        message                      a warning that the user should see
-#   error       message, exit_code
-#   end         metrics
 EventName = Literal["start", "progress", "checkpoint", "note", "error", "end"]
 
 
 def append_event(path: Path, event: EventName, **fields: Any) -> None:
-    """Append one event line; a line is written whole, so a reader never sees a torn one that ends in a newline."""
+    """Append one event line; a line is written whole, so a reader never sees a torn one that ends in a newline.
+
+    Args:
+        path: `events_path`.
+        event: One of
+
+            start       stage, unit, resumed_step; PPO: total  once more after a restart by the launcher
+            progress    phase, step, total, metrics
+            checkpoint  step
+            note        message                                a warning that the user should see
+            error       message, exit_code                     of any process, not the main one alone
+            end         metrics
+
+        fields: Those of the event; `event` and `time` (Unix, s) come with each.
+    """
     line = json.dumps({"event": event, "time": time.time(), **fields}, ensure_ascii=True) + "\n"
     with path.open("a", encoding="utf-8") as stream:
         stream.write(line)
