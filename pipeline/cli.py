@@ -205,7 +205,7 @@ def check_data_command(
     from pipeline.report.tables import findings_data, print_findings
 
     resolved = _load_recipe(recipe, overrides, tuple(STAGES))
-    data = findings_data(prepare(resolved, _open_store(store, resolved).root, tuple(STAGES)))
+    data = findings_data(prepare(resolved, _open_store(store, resolved).root, tuple(STAGES), keep_notes=False))
     if as_json:
         _print_json(data)
     else:

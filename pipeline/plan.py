@@ -97,7 +97,7 @@ class Decision:
         return "; ".join(self.reasons[:_REASONS_SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
-def prepare(recipe: Recipe, store_root: Path, stages: Sequence[StageName], *, trust_notes: bool = False) -> Inputs:
+def prepare(recipe: Recipe, store_root: Path, stages: Sequence[StageName], *, trust_notes: bool = False, keep_notes: bool = True) -> Inputs:
     """Read and check all data that the stages will read, so that a bad line is told before anything trains.
 
     Args:
@@ -105,6 +105,7 @@ def prepare(recipe: Recipe, store_root: Path, stages: Sequence[StageName], *, tr
         store_root: Where the demo is made, and notes are kept of what was found in files.
         stages: Stages whose data is read.
         trust_notes: Do not read files again whose size and times are as noted; for looking, not for training.
+        keep_notes: Note what was found; not for looking, which leaves the store as it is.
 
     Raises:
         DataError: With every bad line.
@@ -121,7 +122,13 @@ def prepare(recipe: Recipe, store_root: Path, stages: Sequence[StageName], *, tr
         data[kind] = locate_splits(splits, store_root)
         try:
             readings[kind] = read_data(
-                kind, data[kind], recipe.data.eval_fraction, recipe.seed, store_root=store_root, trust_notes=trust_notes
+                kind,
+                data[kind],
+                recipe.data.eval_fraction,
+                recipe.seed,
+                store_root=store_root,
+                trust_notes=trust_notes,
+                keep_note=keep_notes,
             )
             problems += [Problem(kind, "", text) for text in readings[kind].findings.errors]
         except DataError as error:
@@ -161,19 +168,19 @@ def decide(
 
 
 def plan(recipe: Recipe, store: Store, selection: Selection) -> list[Decision]:
-    """Decide all needed stages as far as that can be told before anything runs.
+    """Decide all needed stages as far as that can be told before anything runs. Nothing is written.
 
     Raises:
         DataError: With every bad line.
         StoreError: A stage that is needed but not selected has no artifact (exit 4).
     """
-    first = selection.needed[0]
-    if not store.list(first) and any(not demo_directory(store.root, seed).is_dir() for seed in demo_seeds(recipe)):
-        # A first run: nothing can be reused, so the demo need not be generated to know it.
-        if first not in selection.run:
-            raise missing_artifact(Decision(first, "run", reasons=["no artifact yet"]), selection)
-        return [Decision(stage, "run", reasons=["no artifact yet"]) for stage in selection.run]
-    inputs = prepare(recipe, store.root, selection.needed, trust_notes=True)
+    if any(not demo_directory(store.root, seed).is_dir() for seed in demo_seeds(recipe)):
+        # Nothing was made from a demo that is not there, and it need not be generated to know that.
+        waiting = [Decision(stage, "run", reasons=[_why_without_demo(stage, store)]) for stage in selection.needed]
+        if waiting[0].stage not in selection.run:
+            raise missing_artifact(waiting[0], selection)
+        return [decision for decision in waiting if decision.stage in selection.run]
+    inputs = prepare(recipe, store.root, selection.needed, trust_notes=True, keep_notes=False)
     known: dict[str, Artifact] = {}
     decisions: list[Decision] = []
     for stage in selection.needed:
@@ -189,6 +196,10 @@ def plan(recipe: Recipe, store: Store, selection: Selection) -> list[Decision]:
             raise missing_artifact(decision, selection)
         decisions.append(decision)
     return decisions
+
+
+def _why_without_demo(stage: StageName, store: Store) -> str:
+    return "the demo that it names is not made yet" if store.list(stage) else "no artifact yet"
 
 
 def missing_artifact(decision: Decision, selection: Selection) -> StoreError:

@@ -76,6 +76,7 @@ def run(recipe: Recipe, store: Store, selection: Selection, view: View) -> list[
     Raises:
         DataError, StoreError, StageFailed, StoppedAfterStage: With their exit codes.
     """
+    store.reap()
     inputs = prepare(recipe, store.root, selection.needed)
     view.inputs_read(inputs)
     artifacts: dict[str, Artifact] = {}

@@ -1,6 +1,6 @@
 """Record sets -> what the pipeline needs to know of them: content hash and findings.
 
-Training always reads the files. `rlhf plan` trusts the notes of an earlier reading where the files' size, times and inode are as noted.
+A run always reads the files, and notes what it found. `rlhf plan` trusts those notes where the files' size, times and inode are as noted.
 """
 
 import hashlib
@@ -28,7 +28,14 @@ class Reading:
 
 
 def read_data(
-    kind: RecordKind, splits: DataSplits, eval_fraction: float, seed: int, *, store_root: Path, trust_notes: bool = False
+    kind: RecordKind,
+    splits: DataSplits,
+    eval_fraction: float,
+    seed: int,
+    *,
+    store_root: Path,
+    trust_notes: bool = False,
+    keep_note: bool = True,
 ) -> Reading:
     """Read, split, check and hash the records of one kind.
 
@@ -40,7 +47,7 @@ def read_data(
         return noted
     train, held_out = load_and_split(splits.train, splits.eval, kind, eval_fraction=eval_fraction, seed=seed)
     reading = Reading({"train": fingerprint(train), "eval": fingerprint(held_out)}, check({"train": train, "eval": held_out}))
-    if note_path is not None:
+    if keep_note and note_path is not None:
         with suppress(OSError):  # a read-only store: the next plan reads again
             note_path.parent.mkdir(parents=True, exist_ok=True)
             draft = note_path.with_suffix(".tmp")

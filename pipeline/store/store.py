@@ -26,14 +26,17 @@ class Store:
     """A directory of artifacts that many processes may use at once.
 
     Args:
-        root: Where it lies; created by the first write. What dead writers left in staging is removed.
+        root: Where it lies; created by the first write. Opening it changes nothing.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
-        reap_staging(self.root)
 
     # Write
+
+    def reap(self) -> list[str]:
+        """Remove what dead writers left in staging; returns its names. For commands that write; those that read leave all as it is."""
+        return reap_staging(self.root)
 
     def staging(self, kind: str) -> AbstractContextManager[Staging]:
         """Open a directory to write an artifact in; it is locked while the block runs, and removed at its end unless published.

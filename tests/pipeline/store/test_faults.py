@@ -46,6 +46,7 @@ def test_a_refusal_by_the_file_system_is_one_line_and_old_versions_stay(store, p
             else:
                 break
         store = Store(store.root)
+        store.reap()
         assert store.get("sft") == old and store.verify("sft") == []
         assert store.list() == [store.get(ref) for ref in store.refs()]
         assert list((store.root / ".staging").iterdir()) == []
@@ -122,6 +123,7 @@ def test_a_store_that_may_only_be_read_reads_and_refuses_writes_in_one_line(open
 
     def use():
         store = Store(open_store.root)
+        assert store.reap() == []
         assert [artifact.ref for artifact in store.list()] == ["sft@v1"] and store.verify("sft") == [] and store.lineage("sft") == []
         texts = []
         for write in (lambda: publish(store), lambda: store.set_alias("sft", "best", "sft", by="me")):

@@ -16,7 +16,7 @@ NUM_WORKERS, NUM_VERSIONS = 16, 5
 
 @pytest.fixture(scope="module")
 def race(tmp_path_factory):
-    """A store after 16 processes published 5 versions each, while this process opened it (and so reaped) all the time."""
+    """A store after 16 processes published 5 versions each, while this process opened and reaped it all the time."""
     root = tmp_path_factory.mktemp("race") / "store"
     environment = {**os.environ, "PYTHONPATH": str(DRIVER.parents[3])}
     workers = [
@@ -32,6 +32,7 @@ def race(tmp_path_factory):
         num_damaged = 0
         while any(worker.poll() is None for worker in workers):
             store = Store(root)
+            store.reap()
             num_damaged += len(store.refs()) > len(store.list())
         reports = [json.loads(worker.stdout.read()) for worker in workers]
         assert [worker.returncode for worker in workers] == [0] * NUM_WORKERS
@@ -40,7 +41,9 @@ def race(tmp_path_factory):
             worker.kill()
             worker.wait()
             worker.stdout.close()
-    return Store(root), reports, num_damaged
+    store = Store(root)
+    store.reap()
+    return store, reports, num_damaged
 
 
 @pytest.mark.slow

@@ -35,18 +35,18 @@ def holder(store):
 
 def test_the_reaper_leaves_what_a_living_process_writes_and_takes_it_when_the_process_is_killed(store, holder):
     child, path = holder
-    Store(store.root)
+    store.reap()
     assert (path / "weights").read_bytes() == b"half"
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     assert path.exists()
-    Store(store.root)
+    store.reap()
     assert list((store.root / ".staging").iterdir()) == []
 
 
 def test_the_reaper_leaves_other_staging_of_its_own_process(store):
     with store.staging("sft") as staging:
-        Store(store.root)
+        store.reap()
         assert staging.path.is_dir()
 
 
@@ -56,7 +56,7 @@ def test_a_lock_does_not_outlive_its_owner_in_a_child_program(store):
     try:
         left = staging.path.with_name("sft-left")
         left.mkdir()
-        Store(store.root)
+        store.reap()
         assert not left.exists()
     finally:
         child.kill()
@@ -76,7 +76,7 @@ def test_leftovers_without_a_lock_file_and_without_a_directory_are_reaped(store)
     (directory / "sft-1").mkdir()
     (directory / "sft-1" / "a").write_text("x")
     (directory / "sft-2.lock").touch()
-    Store(store.root)
+    store.reap()
     assert list(directory.iterdir()) == []
 
 
