@@ -118,7 +118,7 @@ def prepare(recipe: Recipe, store_root: Path, stages: Sequence[StageName], *, tr
     for kind in KINDS:
         if not any(kind in data_inputs(stage, recipe.settings(stage)) for stage in stages):
             continue
-        splits = cast("DataSplits", getattr(recipe.data, kind))  # config.py saw to it that it is there
+        splits = cast("DataSplits", getattr(recipe.data, kind))  # the checks of the recipe saw to it that it is there
         data[kind] = locate_splits(splits, store_root)
         try:
             readings[kind] = read_data(
