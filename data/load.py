@@ -38,6 +38,27 @@ def load_records(source: SourceLike, kind: RecordKind) -> list[Record]:
     return records
 
 
+def load_and_split(
+    train: SourceLike, held_out: SourceLike | None, kind: RecordKind, *, eval_fraction: float, seed: int
+) -> tuple[list[Record], list[Record]]:
+    """Load the training and held-out records of one kind, as the cache key counts them and the stages train on them.
+
+    Args:
+        train: Source of the training records.
+        held_out: Source of the held-out records; None: they are split from the training records, by prompt.
+        kind: What each row must hold.
+        eval_fraction: Share of prompts to hold out, where `held_out` is None.
+        seed: Another seed holds out other prompts.
+
+    Raises:
+        DataError: As `load_records` and `split_records`.
+    """
+    records = load_records(train, kind)
+    if held_out is None:
+        return split_records(records, eval_fraction, seed)
+    return records, load_records(held_out, kind)
+
+
 def split_records(records: Sequence[AnyRecord], eval_fraction: float, seed: int) -> tuple[list[AnyRecord], list[AnyRecord]]:
     """Hold out about `eval_fraction` of the prompts with all their records; one prompt is never on both sides.
 

@@ -9,23 +9,15 @@ Too long prompts are cut (see `cutting.py`) and counted; too long answers are dr
 that is cut and then ended teaches the model to stop in the middle.
 """
 
-import contextlib
-import signal
-import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import FrameType
 
 from data import chat
 from data.chat import Tokenizer
 from data.cutting import cut_prompt
-from data.schema import Comparison, DataError, Demonstration, Message, Problem, Prompt, first_line
+from data.schema import Comparison, DataError, Demonstration, Message, Problem, Prompt
 
 Counts = dict[str, int]
-
-# A template comes with a model from anywhere: it runs in transformers' sandbox, and a first try must end in this time and size.
-MAX_TEMPLATE_SECONDS = 10
-MAX_TEMPLATE_CHARACTERS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,68 +151,6 @@ def encode_prompts(tokenizer: Tokenizer, records: Sequence[Prompt], limits: tupl
     prompts = _encode_prompts(tokenizer, [record.prompt for record in records], limits[0])
     encoded = [EncodedPromptRecord(prompt.ids, record.prompt) for prompt, record in zip(prompts, records, strict=True)]
     return encoded, {"prompts": len(records), "prompts_cut": sum(prompt.cut for prompt in prompts)}
-
-
-def require_special_tokens(tokenizer: Tokenizer) -> None:
-    """Check what the token stream rests on: a chat template that renders, an end token, and another token for padding.
-
-    Raises:
-        DataError: One of them is missing or wrong; all such faults are in it.
-    """
-    name = str(tokenizer.name_or_path or "tokenizer")
-    faults: list[tuple[str, str]] = []
-    if not tokenizer.chat_template:
-        faults.append(("chat_template", "missing; needed a template that renders messages; take an instruct model or add one"))
-    if tokenizer.eos_token_id is None:
-        faults.append(("eos_token", "missing; needed a token that ends a response; set eos_token"))
-    if tokenizer.pad_token_id is None:
-        faults.append(("pad_token", "missing; needed a token for padding; set pad_token to an unused special token"))
-    elif tokenizer.pad_token_id == tokenizer.eos_token_id:
-        found = f"is the end token {tokenizer.eos_token!r} too, so the model would never learn to stop"
-        faults.append(("pad_token", f"{found}; needed another token; set pad_token to an unused special token"))
-    if not faults:
-        faults = _try_template(tokenizer)
-    if faults:
-        raise DataError([Problem(name, field, message) for field, message in faults])
-
-
-def _try_template(tokenizer: Tokenizer) -> list[tuple[str, str]]:
-    try:
-        with _time_limit(MAX_TEMPLATE_SECONDS):
-            text: str = tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], add_generation_prompt=True, tokenize=False)
-    except TimeoutError:
-        return [("chat_template", f"did not end in {MAX_TEMPLATE_SECONDS} s; needed a template that ends; replace it")]
-    except Exception as error:  # whatever a template raises is its own fault
-        return [("chat_template", f"cannot render a user's message ({first_line(error)}); needed one that can; replace it")]
-    if len(text) > MAX_TEMPLATE_CHARACTERS:
-        return [("chat_template", f"wrote {len(text):,} characters for one word; needed a template without floods; replace it")]
-    try:
-        typed = encode_response(tokenizer, str(tokenizer.eos_token))
-    except DataError:
-        typed = []
-    if typed.count(tokenizer.eos_token_id) != 1:
-        found = f"{tokenizer.eos_token!r} typed in a text becomes the end token's id"
-        return [("eos_token", f"{found}; needed a special token that no text turns into; set another eos_token")]
-    return []
-
-
-@contextlib.contextmanager
-def _time_limit(seconds: float) -> Generator[None]:
-    """Raise TimeoutError in the main thread after `seconds`; in another thread there is no limit."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise TimeoutError
-
-    handler = signal.signal(signal.SIGALRM, stop)
-    timer = signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, *timer)
-        signal.signal(signal.SIGALRM, handler)
 
 
 def _refuse_none_left(kind: str, num_records: int, num_used: int, max_response_tokens: int) -> None:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from stages.spec import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, EXIT_USAGE, EXIT_VERIFICATION, STAGES, StageName
+from stages.spec import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, EXIT_USAGE, EXIT_VERIFICATION, STAGES, StageName, with_ancestors
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipeline.config import Recipe
     from pipeline.plan import Selection
-    from pipeline.store import Store
+    from pipeline.recipe.schema import Recipe
+    from pipeline.store.store import Store
 
 app = typer.Typer(
     help="SFT -> reward model -> PPO: one recipe, three chained stages, versioned artifacts.",
@@ -38,6 +38,7 @@ UntilOption = Annotated[str | None, typer.Option("--until", metavar="STAGE", hel
 SlurmOption = Annotated[bool, typer.Option("--slurm", help="Submit a SLURM job for each stage and follow them.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Make new artifacts even where one can be reused.")]
 
+_NAMES = ", ".join(STAGES)
 RECIPES_DIR = Path(__file__).parent / "recipes"
 
 
@@ -61,12 +62,12 @@ def run_command(
     resolved = _load_recipe(recipe, overrides, selection.needed)
     console = _console()
     if slurm:
-        from pipeline.slurm import run_by_slurm
+        from pipeline.launch.slurm import run_by_slurm
 
         root = _open_store(store, resolved).root
         arguments = [_absolute(recipe), "--store", str(root.resolve()), *(word for pair in overrides for word in ("--set", pair))]
         arguments += ["--force"] if force else []
-        raise typer.Exit(run_by_slurm(resolved, root, selection.run, arguments, lambda line: _say(console, line)))
+        raise typer.Exit(run_by_slurm(resolved.hardware, root, selection.run, arguments, lambda line: _say(console, line)))
     outcomes = run(resolved, _open_store(store, resolved), selection, ProgressView(console))
     print_summary(console, outcomes)
 
@@ -97,7 +98,7 @@ def plan_command(
 
 @app.command("ls")
 def ls_command(
-    kind: Annotated[str | None, typer.Argument(metavar="KIND", help="sft, rm or ppo; all when left out.")] = None,
+    kind: Annotated[str | None, typer.Argument(metavar="KIND", help=f"{_NAMES}; all when left out.")] = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -159,12 +160,12 @@ def config_command(
     """Print the resolved recipe: defaults, recipe and --set together."""
     import yaml
 
-    from pipeline.config import recipe_schema
+    from pipeline.recipe.schema import recipe_schema
 
     if schema:
         _print_json(recipe_schema())
         return
-    resolved = _load_recipe(recipe, overrides, STAGES).model_dump(mode="json")
+    resolved = _load_recipe(recipe, overrides, tuple(STAGES)).model_dump(mode="json")
     if as_json:
         _print_json(resolved)
     else:
@@ -173,7 +174,7 @@ def config_command(
 
 @app.command("launch-command")
 def launch_command_command(
-    stage: Annotated[str, typer.Argument(metavar="STAGE", help="sft, rm or ppo.")],
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help=f"{_NAMES}.")],
     recipe: RecipeArgument = "demo",
     overrides: SetOption = [],
     store: StoreOption = None,
@@ -183,8 +184,9 @@ def launch_command_command(
 
     from pipeline.run import prepare_by_hand
 
-    name = STAGES[_stage_index("STAGE", stage, 0)]
-    resolved = _load_recipe(recipe, overrides, STAGES[: STAGES.index(name) + 1])
+    name = _stage(stage)
+    assert name is not None
+    resolved = _load_recipe(recipe, overrides, with_ancestors([name]))
     run_dir, commands = prepare_by_hand(resolved, _open_store(store, resolved), name)
     for where, command in commands:
         print(f"# {f'on {where}, ' if where else ''}in {Path.cwd()}; leaves {run_dir / 'output'}")
@@ -202,8 +204,8 @@ def check_data_command(
     from pipeline.plan import prepare
     from pipeline.report.tables import findings_data, print_findings
 
-    resolved = _load_recipe(recipe, overrides, STAGES)
-    data = findings_data(prepare(resolved, _open_store(store, resolved).root, STAGES))
+    resolved = _load_recipe(recipe, overrides, tuple(STAGES))
+    data = findings_data(prepare(resolved, _open_store(store, resolved).root, tuple(STAGES), keep_notes=False))
     if as_json:
         _print_json(data)
     else:
@@ -245,10 +247,8 @@ def _end_by_signal(number: int, frame: object) -> NoReturn:
 def _report_error(error: Exception) -> int:
     """Print a known error and return its exit code; anything else is a bug and keeps its traceback."""
     from data.schema import DataError
-    from pipeline.config import ConfigError
-    from pipeline.errors import StoreError
-    from pipeline.launch import StageFailed
-    from pipeline.run import Interrupted
+    from pipeline.errors import ConfigError, SlurmError, StoppedAfterStage, StoreError
+    from pipeline.launch.failure import StageFailed
     from pipeline.text import clean
 
     def say(text: str) -> None:
@@ -261,6 +261,9 @@ def _report_error(error: Exception) -> int:
         case StoreError():
             say(error.message)
             return error.exit_code
+        case SlurmError():
+            say(str(error))
+            return error.exit_code
         case StageFailed():
             for line in [] if error.interrupted else error.last_lines:
                 say(f"  | {line}")
@@ -269,7 +272,7 @@ def _report_error(error: Exception) -> int:
             if error.interrupted:
                 say("the same command goes on from the last checkpoint")
             return error.exit_code
-        case Interrupted():
+        case StoppedAfterStage():
             say(f"{error}; the same command goes on with the next stage")
             return error.exit_code
         case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
@@ -284,22 +287,26 @@ def _select(only: str | None, from_stage: str | None, until: str | None, force: 
 
     if only and (from_stage or until):
         raise typer.BadParameter("--only is a stage alone; leave --from and --until away")
-    first, last = _stage_index("--only", only or from_stage, 0), _stage_index("--only", only or until, len(STAGES) - 1)
-    if first > last:
-        raise typer.BadParameter(f"--from {from_stage} comes after --until {until}; the order is {', '.join(STAGES)}")
-    return Selection(STAGES[first : last + 1], force)
+    first, last = _stage(only or from_stage), _stage(only or until)
+    chosen: tuple[StageName, ...] = with_ancestors([last]) if last else tuple(STAGES)
+    run: tuple[StageName, ...] = tuple(stage for stage in chosen if first is None or first in with_ancestors([stage]))
+    if not run:
+        raise typer.BadParameter(f"--from {from_stage} comes after --until {until}; the order is {_NAMES}")
+    return Selection(run, force)
 
 
-def _stage_index(option: str, name: str | None, default: int) -> int:
+def _stage(name: str | None) -> StageName | None:
     if name is None:
-        return default
-    if name not in STAGES:
-        raise typer.BadParameter(f"found {name!r:.40}, needed a stage: {', '.join(STAGES)}")
-    return STAGES.index(name)
+        return None
+    for stage in STAGES:
+        if stage == name:
+            return stage
+    raise typer.BadParameter(f"found {name!r:.40}, needed a stage: {_NAMES}")
 
 
 def _load_recipe(name: str, overrides: list[str], stages: tuple[StageName, ...]) -> "Recipe":
-    from pipeline.config import ConfigError, load_recipe
+    from pipeline.errors import ConfigError
+    from pipeline.recipe.load import load_recipe
 
     path = Path(name)
     if not path.is_file():
@@ -316,7 +323,7 @@ def _absolute(recipe: str) -> str:
 
 
 def _open_store(given: Path | None, recipe: "Recipe | None" = None) -> "Store":
-    from pipeline.store import Store
+    from pipeline.store.store import Store
 
     return Store(given or Path(recipe.store if recipe else "store"))
 

@@ -1,6 +1,23 @@
 """Errors of the pipeline: one line that says what was found, what is needed and what to do, and the exit code that goes with it."""
 
-from stages.spec import EXIT_RESOURCE
+from collections.abc import Sequence
+
+from stages.spec import EXIT_RESOURCE, EXIT_USAGE
+
+_SHOWN_PROBLEMS = 40
+
+
+class ConfigError(Exception):
+    """A recipe that cannot be used; `problems` holds one line each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = list(problems)
+
+    def __str__(self) -> str:
+        shown = self.problems[:_SHOWN_PROBLEMS]
+        rest = len(self.problems) - len(shown)
+        return "\n".join([*shown, f"and {rest} more"] if rest else shown)
 
 
 class StoreError(Exception):
@@ -22,6 +39,22 @@ class ResourceError(StoreError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, EXIT_RESOURCE)
+
+
+class SlurmError(Exception):
+    """SLURM is not here (exit 2: `--slurm` belongs on a login node), or refuses (exit 5: what it grants is its own)."""
+
+    def __init__(self, message: str, *, is_here: bool) -> None:
+        super().__init__(message)
+        self.exit_code = EXIT_RESOURCE if is_here else EXIT_USAGE
+
+
+class StoppedAfterStage(Exception):
+    """A signal came while a stage ran to its end all the same: it is published, the next one is not begun."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by signal {signal_number}")
+        self.exit_code = 128 + signal_number
 
 
 def escape_controls(text: str) -> str:

@@ -11,19 +11,23 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from data.schema import KINDS, DataError, Problem
-from pipeline.artifact import Artifact
-from pipeline.config import Recipe
-from pipeline.demo import demo_directory, demo_seeds, locate, locate_splits, make_demo
 from pipeline.errors import StoreError
-from pipeline.identity import identify_model
-from pipeline.reading import Reading, read_data
-from pipeline.store import Store
-from stages.spec import EXIT_MISSING, MODEL_INPUTS, STAGE_VERSIONS, STAGES, DataSplits, StageName, data_inputs
+from pipeline.inputs.base_model import identify_model
+from pipeline.inputs.demo import demo_directory, demo_seeds, locate, locate_splits, make_demo
+from pipeline.inputs.records import Reading, read_data
+from pipeline.recipe.schema import Recipe
+from pipeline.store.artifact import Artifact
+from pipeline.store.store import Store
+from stages.spec import EXIT_MISSING, STAGES, DataSplits, StageName, asks_judge, data_inputs, with_ancestors
 
-# Settings that change how a stage runs but not what it makes, and those of `ppo.rollout`.
-_WITHOUT_EFFECT = ("save_every", "log_every")
+# Settings that change how a stage runs but not what it makes, and those of `ppo.rollout`. In between, PPO evaluates without touching
+# what it trains with; TRL's evaluations draw from torch's generator, so that with dropout sft.eval_every and rm.eval_every change weights.
+_WITHOUT_EFFECT: dict[StageName, tuple[str, ...]] = {
+    "sft": ("save_every", "log_every"),
+    "rm": ("save_every", "log_every"),
+    "ppo": ("save_every", "log_every", "eval_every"),
+}
 _WITHOUT_EFFECT_IN_ROLLOUT = ("command", "options", "server")
-_BASE = "base"
 _REASONS_SHOWN = 4
 
 
@@ -33,16 +37,16 @@ class Selection:
 
     Args:
         run: Stages that may run, in order.
-        needed: These and all before them.
+        needed: These and all that they descend from, in order.
         force: Make new artifacts even where one could be reused.
     """
 
-    run: tuple[StageName, ...] = STAGES
+    run: tuple[StageName, ...] = tuple(STAGES)
     force: bool = False
 
     @property
     def needed(self) -> tuple[StageName, ...]:
-        return STAGES[: STAGES.index(self.run[-1]) + 1]
+        return with_ancestors(self.run)
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class Decision:
         return "; ".join(self.reasons[:_REASONS_SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
-def prepare(recipe: Recipe, store_root: Path, stages: Sequence[StageName], *, trust_notes: bool = False) -> Inputs:
+def prepare(recipe: Recipe, store_root: Path, stages: Sequence[StageName], *, trust_notes: bool = False, keep_notes: bool = True) -> Inputs:
     """Read and check all data that the stages will read, so that a bad line is told before anything trains.
 
     Args:
@@ -101,6 +105,7 @@ def prepare(recipe: Recipe, store_root: Path, stages: Sequence[StageName], *, tr
         store_root: Where the demo is made, and notes are kept of what was found in files.
         stages: Stages whose data is read.
         trust_notes: Do not read files again whose size and times are as noted; for looking, not for training.
+        keep_notes: Note what was found; not for looking, which leaves the store as it is.
 
     Raises:
         DataError: With every bad line.
@@ -113,11 +118,17 @@ def prepare(recipe: Recipe, store_root: Path, stages: Sequence[StageName], *, tr
     for kind in KINDS:
         if not any(kind in data_inputs(stage, recipe.settings(stage)) for stage in stages):
             continue
-        splits = cast("DataSplits", getattr(recipe.data, kind))  # config.py saw to it that it is there
+        splits = cast("DataSplits", getattr(recipe.data, kind))  # the checks of the recipe saw to it that it is there
         data[kind] = locate_splits(splits, store_root)
         try:
             readings[kind] = read_data(
-                kind, data[kind], recipe.data.eval_fraction, recipe.seed, store_root=store_root, trust_notes=trust_notes
+                kind,
+                data[kind],
+                recipe.data.eval_fraction,
+                recipe.seed,
+                store_root=store_root,
+                trust_notes=trust_notes,
+                keep_note=keep_notes,
             )
             problems += [Problem(kind, "", text) for text in readings[kind].findings.errors]
         except DataError as error:
@@ -141,7 +152,7 @@ def decide(
         store: Where artifacts are looked up.
         force: Run it even where an artifact has its key.
     """
-    own_parents = {kind: parents[kind] for kind in MODEL_INPUTS[stage] if kind != _BASE}
+    own_parents: dict[str, Artifact] = {kind: parents[kind] for kind in STAGES[stage].parents}
     config = _config_slice(stage, recipe, inputs)
     data = inputs.fingerprints(stage, recipe)
     content = {kind: parent.content_id for kind, parent in own_parents.items()}
@@ -157,23 +168,24 @@ def decide(
 
 
 def plan(recipe: Recipe, store: Store, selection: Selection) -> list[Decision]:
-    """Decide all needed stages as far as that can be told before anything runs.
+    """Decide all needed stages as far as that can be told before anything runs. Nothing is written.
 
     Raises:
         DataError: With every bad line.
         StoreError: A stage that is needed but not selected has no artifact (exit 4).
     """
-    if not store.list(STAGES[0]) and any(not demo_directory(store.root, seed).is_dir() for seed in demo_seeds(recipe)):
-        # A first run: nothing can be reused, so the demo need not be generated to know it.
-        if selection.run[0] != STAGES[0]:
-            raise missing_artifact(Decision(STAGES[0], "run", reasons=["no artifact yet"]), selection)
-        return [Decision(stage, "run", reasons=["no artifact yet"]) for stage in selection.run]
-    inputs = prepare(recipe, store.root, selection.needed, trust_notes=True)
+    if any(not demo_directory(store.root, seed).is_dir() for seed in demo_seeds(recipe)):
+        # Nothing was made from a demo that is not there, and it need not be generated to know that.
+        waiting = [Decision(stage, "run", reasons=[_why_without_demo(stage, store)]) for stage in selection.needed]
+        if waiting[0].stage not in selection.run:
+            raise missing_artifact(waiting[0], selection)
+        return [decision for decision in waiting if decision.stage in selection.run]
+    inputs = prepare(recipe, store.root, selection.needed, trust_notes=True, keep_notes=False)
     known: dict[str, Artifact] = {}
     decisions: list[Decision] = []
     for stage in selection.needed:
         force = selection.force and stage in selection.run
-        waiting = [kind for kind in MODEL_INPUTS[stage] if kind != _BASE and kind not in known]
+        waiting = [kind for kind in STAGES[stage].parents if kind not in known]
         if waiting:
             decisions.append(_decide_waiting(stage, waiting, recipe, inputs, store, force=force))
             continue
@@ -184,6 +196,10 @@ def plan(recipe: Recipe, store: Store, selection: Selection) -> list[Decision]:
             raise missing_artifact(decision, selection)
         decisions.append(decision)
     return decisions
+
+
+def _why_without_demo(stage: StageName, store: Store) -> str:
+    return "the demo that it names is not made yet" if store.list(stage) else "no artifact yet"
 
 
 def missing_artifact(decision: Decision, selection: Selection) -> StoreError:
@@ -213,14 +229,14 @@ def hash_inputs(stage: StageName, config: Mapping[str, Any], data: Mapping[str, 
 
 def _config_slice(stage: StageName, recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     """Collect what a stage reads of the recipe, so far as it changes what the stage makes."""
-    settings = {name: value for name, value in recipe.settings(stage).model_dump(mode="json").items() if name not in _WITHOUT_EFFECT}
+    settings = {name: value for name, value in recipe.settings(stage).model_dump(mode="json").items() if name not in _WITHOUT_EFFECT[stage]}
     if stage == "ppo":
         settings["rollout"] = {name: value for name, value in settings["rollout"].items() if name not in _WITHOUT_EFFECT_IN_ROLLOUT}
     return {
-        "stage_version": STAGE_VERSIONS[stage],
+        "stage_version": STAGES[stage].version,
         "base_model": inputs.base_identity,
         "seed": recipe.seed,
-        "judge": recipe.judge,
+        **({"judge": recipe.judge} if asks_judge(recipe.settings(stage)) else {}),
         "tokens": recipe.tokens.model_dump(mode="json"),
         "hardware": {"precision": recipe.hardware.precision, "attention": recipe.hardware.attention},
         stage: settings,

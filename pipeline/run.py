@@ -1,52 +1,43 @@
 """For each stage: reuse, or launch and publish."""
 
-import json
-import os
 import shutil
 import time
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from pydantic import ValidationError
 
-from pipeline.artifact import Artifact
-from pipeline.commands import Command, commands_by_hand, stage_commands
-from pipeline.config import Recipe
-from pipeline.disk import free_bytes, make_directories, take_lock, writing
-from pipeline.errors import ResourceError
-from pipeline.identity import count_parameters
-from pipeline.launch import Event, StageFailed, launch
-from pipeline.manifest import ManifestFields, Parent
+from pipeline.errors import ResourceError, StoppedAfterStage
+from pipeline.inputs.base_model import count_parameters
+from pipeline.launch.commands import Command, commands_by_hand, stage_commands
+from pipeline.launch.events import Event
+from pipeline.launch.failure import StageFailed
+from pipeline.launch.launch import launch
 from pipeline.plan import Decision, Inputs, Selection, decide, flatten, missing_artifact, prepare
-from pipeline.provenance import code_state, package_versions
-from pipeline.store import Store
+from pipeline.recipe.schema import Recipe
+from pipeline.rundir import forget_checkpoints, leave_evidence, open_run_directory
+from pipeline.store.artifact import Artifact
+from pipeline.store.disk import free_bytes, writing
+from pipeline.store.manifest import ManifestFields, Parent
+from pipeline.store.provenance import code_state, package_versions
+from pipeline.store.store import Store
 from pipeline.text import clean
 from stages.spec import (
     EXIT_FAILED,
     MERGED_DIR,
-    MODEL_INPUTS,
+    MODEL_DIR,
     RESULT_FILE,
+    STAGES,
     StageName,
     StageResult,
     StageSpec,
+    asks_judge,
     data_inputs,
 )
 
-RUNS_DIR = "runs"
-_KEY_CHARS = 16
 # float32 weights (4), gradients are not kept; a checkpoint holds weights and two Adam moments (12); two checkpoints are kept.
 _OUTPUT_BYTES, _CHECKPOINT_BYTES, _CHECKPOINTS = 4, 12, 2
-
-
-class Interrupted(Exception):
-    """A signal came while a stage ran to its end all the same: it is published, the next one is not begun."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(f"stopped by signal {signal_number}")
-        self.exit_code = 128 + signal_number
 
 
 class View(Protocol):
@@ -83,8 +74,9 @@ def run(recipe: Recipe, store: Store, selection: Selection, view: View) -> list[
         One outcome per selected stage.
 
     Raises:
-        DataError, StoreError, StageFailed, Interrupted: With their exit codes.
+        DataError, StoreError, StageFailed, StoppedAfterStage: With their exit codes.
     """
+    store.reap()
     inputs = prepare(recipe, store.root, selection.needed)
     view.inputs_read(inputs)
     artifacts: dict[str, Artifact] = {}
@@ -95,7 +87,7 @@ def run(recipe: Recipe, store: Store, selection: Selection, view: View) -> list[
         if decision.artifact is None and not selected:
             raise missing_artifact(decision, selection)
         if decision.artifact is not None:
-            _forget_checkpoints(store.root, decision)
+            forget_checkpoints(store.root, decision)
             outcome = Outcome(stage, decision.artifact, True, 0.0)
             view.stage_reused(decision)
         else:
@@ -110,7 +102,7 @@ def run_stage(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, 
     """Run one stage in a process of its own, or go on with its unfinished run, and publish what it leaves."""
     for parent in decision.parents.values():
         store.require_verified(parent.ref)
-    with _run_directory(store.root, decision) as run_dir, store.staging(decision.stage) as staging:
+    with open_run_directory(store.root, decision) as run_dir, store.staging(decision.stage) as staging:
         _require_disk(recipe, inputs, decision.stage, store.root)
         if fresh:
             shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
@@ -132,7 +124,7 @@ def run_stage(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, 
             fields = _manifest_fields(
                 recipe, inputs, decision, _read_result(decision.stage, staging.path, run_dir), duration_s, run_dir.name
             )
-            _leave_evidence(recipe, staging.path, run_dir)
+            leave_evidence(recipe, staging.path, run_dir)
             outcome = Outcome(decision.stage, store.publish(staging, fields), False, duration_s)
         except BaseException:
             view.stage_failed(decision.stage)
@@ -141,7 +133,7 @@ def run_stage(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, 
         # Only now: a run that is killed before this line finds its checkpoints again.
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
     if received is not None:
-        raise Interrupted(received)
+        raise StoppedAfterStage(received)
     return outcome
 
 
@@ -160,7 +152,7 @@ def prepare_by_hand(recipe: Recipe, store: Store, stage: StageName) -> tuple[Pat
     for earlier in selection.needed:
         decision = decide(earlier, recipe, inputs, artifacts, store, force=earlier == stage)
         if earlier == stage:
-            with _run_directory(store.root, decision) as run_dir, writing(run_dir):
+            with open_run_directory(store.root, decision) as run_dir, writing(run_dir):
                 spec = _make_spec(recipe, inputs, decision, run_dir / "output", run_dir)
                 (run_dir / "spec.json").write_text(spec.model_dump_json(indent=2), encoding="utf-8")
                 return run_dir, commands_by_hand(stage, run_dir / "spec.json", recipe.hardware)
@@ -170,44 +162,10 @@ def prepare_by_hand(recipe: Recipe, store: Store, stage: StageName) -> tuple[Pat
     raise AssertionError("the stage itself is among those that it needs")
 
 
-def run_id(decision: Decision) -> str:
-    """Name the run of a stage by its cache key, so that an unfinished run of the same inputs is found again."""
-    assert decision.key is not None
-    return f"{decision.stage}-{decision.key[:_KEY_CHARS]}"
-
-
-@contextmanager
-def _run_directory(root: Path, decision: Decision) -> Generator[Path]:
-    """Open the run directory for one orchestrator at a time."""
-    run_dir = root / RUNS_DIR / run_id(decision)
-    with writing(run_dir):
-        make_directories(run_dir)
-        lock = take_lock(run_dir / "lock", wait=False)
-        if lock is None:
-            holder = (run_dir / "lock").read_text(encoding="utf-8").strip() or "another process"
-            raise ResourceError(f"{run_dir}: {holder} is running this stage with the same inputs; wait for it, then run again to reuse it")
-        os.ftruncate(lock, 0)
-        os.write(lock, f"process {os.getpid()}\n".encode())
-    try:
-        yield run_dir
-    finally:
-        os.close(lock)
-
-
-def _forget_checkpoints(root: Path, decision: Decision) -> None:
-    """Remove what a run left that was killed between publishing and tidying up."""
-    leftover = root / RUNS_DIR / run_id(decision) / "checkpoints"
-    if leftover.is_dir():
-        lock = take_lock(leftover.parent / "lock", wait=False)
-        if lock is not None:
-            shutil.rmtree(leftover, ignore_errors=True)
-            os.close(lock)
-
-
 def _make_spec(recipe: Recipe, inputs: Inputs, decision: Decision, output_dir: Path, run_dir: Path) -> StageSpec:
     stage = decision.stage
     models: dict[str, str] = {}
-    for role in MODEL_INPUTS[stage]:
+    for role in STAGES[stage].models:
         models[role] = inputs.base_model if role == "base" else str(_model_directory(decision.parents[role]))
     return StageSpec(
         stage=stage,
@@ -218,7 +176,7 @@ def _make_spec(recipe: Recipe, inputs: Inputs, decision: Decision, output_dir: P
         revision=recipe.revision,
         data={kind: inputs.data[kind] for kind in data_inputs(stage, recipe.settings(stage))},
         eval_fraction=recipe.data.eval_fraction,
-        judge=recipe.judge,
+        judge=recipe.judge if asks_judge(recipe.settings(stage)) else None,
         seed=recipe.seed,
         output_dir=output_dir,
         checkpoint_dir=run_dir / "checkpoints",
@@ -235,7 +193,7 @@ def _model_directory(artifact: Artifact) -> Path:
 def _require_disk(recipe: Recipe, inputs: Inputs, stage: StageName, root: Path) -> None:
     """Refuse to begin what the disk cannot hold; hub models of unknown size pass."""
     parameters = count_parameters(inputs.base_model)
-    if parameters is None:
+    if parameters is None or not STAGES[stage].leaves_model:
         return
     num_models = 2 if stage == "ppo" else 1  # policy and critic
     trained = 0.05 if recipe.settings(stage).lora else 1.0
@@ -251,10 +209,13 @@ def _require_disk(recipe: Recipe, inputs: Inputs, stage: StageName, root: Path) 
 def _read_result(stage: StageName, staging: Path, run_dir: Path) -> StageResult:
     path = staging / RESULT_FILE
     try:
-        return StageResult.model_validate_json(path.read_text(encoding="utf-8"))
+        result = StageResult.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValidationError) as error:
         message = f"{stage}: ended with exit code 0 but left no valid {RESULT_FILE}: {clean(str(error).splitlines()[0])}"
         raise StageFailed(message, EXIT_FAILED, [], run_dir / "log.txt") from error
+    if STAGES[stage].leaves_model and not (staging / MODEL_DIR).is_dir():
+        raise StageFailed(f"{stage}: ended with exit code 0 but left no {MODEL_DIR}/", EXIT_FAILED, [], run_dir / "log.txt")
+    return result
 
 
 def _manifest_fields(
@@ -277,22 +238,3 @@ def _manifest_fields(
         duration_s=duration_s,
         run_id=run_name,
     )
-
-
-def _leave_evidence(recipe: Recipe, staging: Path, run_dir: Path) -> None:
-    """Put the log and the resolved recipe beside the model."""
-    with writing(staging):
-        log = (run_dir / "log.txt").read_text(encoding="utf-8", errors="replace")
-        (staging / "log.txt").write_text(_redact(log, os.environ), encoding="utf-8")
-        # JSON is YAML; written so that the file can be given to `rlhf run` again.
-        (staging / "config.yaml").write_text(
-            json.dumps(recipe.model_dump(mode="json", exclude={"store"}), indent=2) + "\n", encoding="utf-8"
-        )
-
-
-def _redact(text: str, environment: Mapping[str, Any]) -> str:
-    """Blot out the environment's secrets, should a library have printed one."""
-    for name, value in environment.items():
-        if any(part in name.upper() for part in ("TOKEN", "SECRET", "PASSWORD", "API_KEY")) and len(value) >= 8:
-            text = text.replace(value, "***")
-    return text

@@ -109,7 +109,7 @@ class HardwareSettings(Closed):
             ValueError: precision is `auto`, which a stage process settles before anything asks.
         """
         if self.precision == "auto":
-            raise ValueError("hardware.precision = auto is not settled yet; needed: float32 or bfloat16 (stages.precision)")
+            raise ValueError("hardware.precision = auto is not settled yet; needed: float32 or bfloat16 (stages.process.machine)")
         return self.precision == "bfloat16"
 
     @model_validator(mode="after")

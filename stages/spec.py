@@ -1,49 +1,105 @@
 """The contract between the pipeline and a stage process: what it is given, what it says, what it leaves behind. Torch-free.
 
-`python -P -m stages.<stage> SPEC.json` reads a `StageSpec`, appends events to `events_path` while it runs, and leaves in `output_dir`:
+`python -P -m stages.<stage> SPEC.json` reads a `StageSpec` and leaves these files. P is the pipeline, S the stage's main process:
 
-    model/         the model and its tokenizer, opened by `from_pretrained` (LoRA: the adapter)
-    merged/        only with `lora.merge`: the adapter merged into its base
-    metrics.jsonl  one row per logged step
-    samples.jsonl  answers to held-out prompts (SFT, PPO), scored held-out answers (RM)
-    result.json    a `StageResult`, written last
+    file                             written by                read by
+    spec.json                        P, before the start       S and its other processes
+    events.jsonl (`events_path`)     S while it runs; `error`  P while it runs: progress, failures
+                                     by any of its processes
+    checkpoint_dir/                  S; removed by P once      S when it is started again
+                                     the artifact is there
+    output_dir/
+      model/         S: the model and its tokenizer            the next stages and people, by `from_pretrained`
+                     (LoRA: the adapter)
+      merged/        S, only with `lora.merge`: the adapter    the next stages, in place of model/
+                     merged into its base
+      metrics.jsonl  S, at the end, from checkpoint_dir        people
+      samples.jsonl  S, at the end                             P: `rlhf show`
+      result.json    S, last: a `StageResult`                  P: manifest
+
+    metrics.jsonl   a row per logged step: step, and figures under train/ and eval/; PPO: objective/, policy/, val/, rollout/ and more
+    samples.jsonl   SFT, PPO: way (sampled, greedy; PPO with an average: ema_...), prompt, response, finished, judge_<figure>;
+                    PPO: score, kl too. RM: prompt, response, rank, score
+    events.jsonl    event, time, and by event: see `append_event`
 
 A stage knows nothing of versions, caching, aliases or other stages.
 """
 
 import json
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
+from data.schema import RecordKind
 from stages.settings import Closed, HardwareSettings, PPOSettings, RMSettings, SFTSettings, StageSettings, TokenSettings
 
 StageName = Literal["sft", "rm", "ppo"]
 Precision = Literal["float32", "bfloat16"]
-STAGES: tuple[StageName, ...] = ("sft", "rm", "ppo")
-
-# What each stage reads: models by role, and record kinds. The pipeline's plan and the stages both follow this table.
-MODEL_INPUTS: dict[StageName, tuple[str, ...]] = {"sft": ("base",), "rm": ("sft",), "ppo": ("sft", "rm")}
-DATA_INPUTS: dict[StageName, tuple[str, ...]] = {"sft": ("demonstrations",), "rm": ("comparisons", "demonstrations"), "ppo": ("prompts",)}
 
 
-def data_inputs(stage: StageName, settings: StageSettings) -> tuple[str, ...]:
-    """Say which record kinds a stage reads: those of DATA_INPUTS, and with `ppo.ptx_coef` demonstrations too."""
-    mixes_demonstrations = isinstance(settings, PPOSettings) and settings.ptx_coef > 0
-    return (*DATA_INPUTS[stage], *(("demonstrations",) if mixes_demonstrations else ()))
+@dataclass(frozen=True)
+class Stage:
+    """What the pipeline must know of a stage; a new stage is one more row of `STAGES`, its settings block and its program.
+
+    Args:
+        settings: Class of its block in a recipe.
+        models: The models that it reads, by role: `base`, or the stage that made one.
+        data: The record kinds that it reads, whatever its settings; see `data_inputs`.
+        version: Raised by hand when its code changes what it produces; part of the cache key.
+        memory_keys: What to lower when it runs out of memory.
+        leaves_model: Whether it leaves a model, and checkpoints of one while it runs.
+    """
+
+    settings: type[SFTSettings] | type[RMSettings] | type[PPOSettings]
+    models: tuple[StageName | Literal["base"], ...]
+    data: tuple[RecordKind, ...]
+    version: int
+    memory_keys: str
+    leaves_model: bool = True
+
+    @property
+    def parents(self) -> tuple[StageName, ...]:
+        """The stages whose artifacts it reads."""
+        return tuple(role for role in self.models if role != "base")
 
 
-# What to lower when a stage runs out of memory.
-STEP_SIZES: dict[str, str] = {
-    "sft": "sft.micro_batch_size",
-    "rm": "rm.micro_batch_size",
-    "ppo": "ppo.max_tokens_per_microbatch or ppo.rollout_micro_batch_size",
+# In an order in which each comes after its parents.
+STAGES: dict[StageName, Stage] = {
+    "sft": Stage(SFTSettings, models=("base",), data=("demonstrations",), version=3, memory_keys="sft.micro_batch_size"),
+    "rm": Stage(RMSettings, models=("sft",), data=("comparisons", "demonstrations"), version=3, memory_keys="rm.micro_batch_size"),
+    "ppo": Stage(
+        PPOSettings,
+        models=("sft", "rm"),
+        data=("prompts",),
+        version=3,
+        memory_keys="ppo.max_tokens_per_microbatch or ppo.rollout_micro_batch_size",
+    ),
 }
 
-# Raised by hand when a stage's code changes what it produces; part of the cache key.
-STAGE_VERSIONS: dict[StageName, int] = {"sft": 3, "rm": 3, "ppo": 3}
+
+def with_ancestors(stages: Iterable[StageName]) -> tuple[StageName, ...]:
+    """Return stages and all that they descend from, in order."""
+    found = set(stages)
+    for name in reversed(STAGES):
+        if name in found:
+            found |= set(STAGES[name].parents)
+    return tuple(name for name in STAGES if name in found)
+
+
+def data_inputs(stage: StageName, settings: StageSettings) -> tuple[RecordKind, ...]:
+    """Say which record kinds a stage reads: those of its row, and with `ppo.ptx_coef` demonstrations too."""
+    mixes_demonstrations = isinstance(settings, PPOSettings) and settings.ptx_coef > 0
+    return (*STAGES[stage].data, *(("demonstrations",) if mixes_demonstrations else ()))
+
+
+def asks_judge(settings: StageSettings) -> bool:
+    """Say whether a stage has its answers to held-out prompts judged: those that answer any, until that is a stage of its own."""
+    return isinstance(settings, SFTSettings | PPOSettings) and settings.eval_samples > 0
+
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_VERIFICATION, EXIT_MISSING, EXIT_RESOURCE = 0, 1, 2, 3, 4, 5
 EXIT_SIGINT, EXIT_SIGTERM = 130, 143
@@ -74,18 +130,27 @@ class StageSpec(Closed):
     """All that a stage process is given; written by the pipeline as JSON."""
 
     stage: StageName
-    settings: SFTSettings | RMSettings | PPOSettings = Field(union_mode="left_to_right")
+    settings: StageSettings
     tokens: TokenSettings
     hardware: HardwareSettings
-    models: dict[str, str] = Field(description="Role -> model directory or hub id, per MODEL_INPUTS.")
+    models: dict[str, str] = Field(description="Role -> model directory or hub id, per the stage's row in STAGES.")
     revision: str | None = Field(None, description="Revision of a base model from the hub.")
     data: dict[str, DataSplits] = Field(description="Record kind -> sources, per `data_inputs`.")
     eval_fraction: float = Field(0.05, gt=0, lt=1, description="Share held out where a kind has no eval source.")
-    judge: str | None = Field(None, description="`module:function` that judges held-out answers; never seen in training.")
+    judge: str | None = Field(
+        None, description="`module:function` that judges held-out answers, where `asks_judge`; never seen in training."
+    )
     seed: int
     output_dir: Path
     checkpoint_dir: Path
     events_path: Path
+
+    @field_validator("settings", mode="before")
+    @classmethod
+    def _settings_are_the_stages(cls, value: object, info: ValidationInfo) -> object:
+        """Tell the union apart by the stage, whose row names the class."""
+        stage: StageName | None = info.data.get("stage")
+        return STAGES[stage].settings.model_validate(value) if stage else value
 
 
 class ModelFacts(Closed):
@@ -118,26 +183,29 @@ class StageResult(Closed):
 
 
 def read_spec(path: Path) -> StageSpec:
-    """Read a spec; the settings class follows the stage's name."""
-    raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    settings_class = {"sft": SFTSettings, "rm": RMSettings, "ppo": PPOSettings}[raw["stage"]]
-    raw["settings"] = settings_class.model_validate(raw["settings"])
-    return StageSpec.model_validate(raw)
+    """Read a spec."""
+    return StageSpec.model_validate_json(path.read_text(encoding="utf-8"))
 
 
-# Events: one JSON object per line of `events_path`, each with `event` and `time`.
-#   machine     device, precision           what the stage computes on and in
-#   start       stage, total, unit, resumed_step
-#   progress    phase, step, total, metrics
-#   checkpoint  step
-#   note        message                      a warning that the user should see
-#   error       message, exit_code
-#   end         metrics
 EventName = Literal["machine", "start", "progress", "checkpoint", "note", "error", "end"]
 
 
 def append_event(path: Path, event: EventName, **fields: Any) -> None:
-    """Append one event line; a line is written whole, so a reader never sees a torn one that ends in a newline."""
+    """Append one event line; a line is written whole, so a reader never sees a torn one that ends in a newline.
+
+    Args:
+        path: `events_path`.
+        event: One of
+
+            start       stage, unit, resumed_step; PPO: total  once more after a restart by the launcher
+            progress    phase, step, total, metrics
+            checkpoint  step
+            note        message                                a warning that the user should see
+            error       message, exit_code                     of any process, not the main one alone
+            end         metrics
+
+        fields: Those of the event; `event` and `time` (Unix, s) come with each.
+    """
     line = json.dumps({"event": event, "time": time.time(), **fields}, ensure_ascii=True) + "\n"
     with path.open("a", encoding="utf-8") as stream:
         stream.write(line)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from data.load import load_records, split_records
+from data.load import load_and_split
 from data.schema import RecordKind
 from stages.process.errors import StageError
 from stages.spec import EXIT_USAGE, StageSpec
@@ -16,10 +16,7 @@ def load_splits(spec: StageSpec, kind: RecordKind) -> tuple[list[Any], list[Any]
         StageError: no training record is left.
     """
     splits = spec.data[kind]
-    train = load_records(splits.train, kind)
-    held_out = load_records(splits.eval, kind) if splits.eval else []
-    if splits.eval is None:
-        train, held_out = split_records(train, spec.eval_fraction, spec.seed)
+    train, held_out = load_and_split(splits.train, splits.eval, kind, eval_fraction=spec.eval_fraction, seed=spec.seed)
     if not train:
         raise StageError(f"{splits.train.path}: no {kind} to train on; at least one is needed", EXIT_USAGE)
     return train, held_out

@@ -84,3 +84,11 @@ def test_ci_runs_the_test_command():
     assert os.access(script, os.X_OK)
     assert script.read_text().rstrip().endswith("\nmake test")
     subprocess.run(["bash", "-n", script], check=True)
+
+
+def test_no_file_of_the_packages_is_ignored_by_git_and_thereby_left_out_of_the_wheel():
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("needs a git checkout")
+    paths = [str(path) for package in ("data", "stages", "pipeline") for path in (ROOT / package).rglob("*.[py][ya]*")]
+    named = subprocess.run(["git", "check-ignore", "--no-index", *paths], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    assert [line for line in named.splitlines() if "__pycache__" not in line] == []

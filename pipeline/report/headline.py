@@ -26,6 +26,11 @@ RESULT: dict[StageName, dict[str, str]] = {
 }
 
 
+def labels_of(kind: str) -> Mapping[str, str]:
+    """Return the figures that tell of an artifact; none where its kind is of no stage."""
+    return {str(stage): labels for stage, labels in RESULT.items()}.get(kind, {})
+
+
 def headline(labels: Mapping[str, str], metrics: Mapping[str, float]) -> str:
     """Write the figures that are there: `loss 0.41, held-out loss 0.38`."""
     return ", ".join(f"{label} {format_number(metrics[key])}" for key, label in labels.items() if key in metrics)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from pipeline.launch import Event
+from pipeline.launch.events import Event
 from pipeline.plan import Decision, Inputs
 from pipeline.report.headline import PROGRESS, RESULT, headline
 from pipeline.run import Outcome

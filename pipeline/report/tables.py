@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.artifact import Artifact
 from pipeline.errors import StoreError
-from pipeline.report.headline import RESULT, headline
-from pipeline.store import Store
+from pipeline.report.headline import headline, labels_of
+from pipeline.store.artifact import Artifact
+from pipeline.store.store import Store
 from pipeline.text import clean, format_bytes, format_duration, format_number
 from stages.spec import SAMPLES_FILE, STAGES
 
@@ -113,7 +113,6 @@ def print_list(console: Console, rows: Sequence[dict[str, Any]], root: Path) -> 
         if "damaged" in row:
             cells.append((row["ref"], "damaged", "", "", "", row["damaged"]))
             continue
-        labels = {stage: RESULT[stage] for stage in STAGES}.get(row["ref"].partition("@")[0], {})
         names = ", ".join([*row["parents"], *(f"alias {name}" for name in row["aliases"])])
         cells.append(
             (
@@ -122,7 +121,7 @@ def print_list(console: Console, rows: Sequence[dict[str, Any]], root: Path) -> 
                 row["created_utc"][:16].replace("T", " "),
                 format_bytes(row["size"]),
                 names,
-                headline(labels, row["metrics"]),
+                headline(labels_of(row["ref"].partition("@")[0]), row["metrics"]),
             )
         )
     print_table(console, ("artifact", "content", "made (UTC)", "size", "from", "figures"), cells)
@@ -199,4 +198,4 @@ def print_findings(console: Console, data: dict[str, Any]) -> None:
 
 
 def _figures(artifact: Artifact) -> str:
-    return headline({stage: RESULT[stage] for stage in STAGES}.get(artifact.kind, {}), artifact.manifest.metrics)
+    return headline(labels_of(artifact.kind), artifact.manifest.metrics)

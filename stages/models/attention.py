@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from stages.models.internals import repeat_kv, sdpa_attention_forward, sdpa_mask
+from stages.internals import repeat_kv, sdpa_attention_forward, sdpa_mask
 from stages.models.packing import DocumentGroup, PackedRow
 
 PACKED = "packed"  # the name of our attention among transformers' implementations

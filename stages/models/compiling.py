@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from stages.internals import allow_recompiles, is_compiled, list_layers
 from stages.models.attention import keep_from_compiling
-from stages.models.internals import allow_recompiles, is_compiled, list_layers
 from stages.process.context import StageContext, uses_gpu
 from stages.process.errors import StageError
 from stages.spec import EXIT_USAGE

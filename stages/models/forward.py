@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stages.internals import get_attention
 from stages.models.adapters import find_model
 from stages.models.attention import PACKED
-from stages.models.internals import get_attention
 from stages.models.packing import PackedRow, pack
 from stages.process.context import StageContext
 

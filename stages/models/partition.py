@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stages.models.internals import HfDeepSpeedConfig, get_piece, is_gathered, is_partitioned, unset_hf_deepspeed_config
+from stages.internals import HfDeepSpeedConfig, get_piece, is_gathered, is_partitioned, unset_hf_deepspeed_config
 
 
 @contextmanager

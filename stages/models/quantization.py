@@ -6,40 +6,14 @@ weights, in blocks of 64 -> the nearest of NF4's 16 values each, times the block
 long as it lasts; the backward pass does so again. Embeddings, head, norms and adapters stay as they are without it.
 """
 
-import importlib.util
 from typing import Any
 
 import torch
 from torch import nn
 
-from stages.process.context import StageContext
-from stages.process.engine import choose_engine
 from stages.process.errors import StageError
 from stages.settings import HardwareSettings
 from stages.spec import EXIT_USAGE
-
-
-def check_quantization(context: StageContext) -> None:
-    """Refuse `lora.quantize` where it cannot be had, before anything is loaded.
-
-    Raises:
-        StageError: bitsandbytes is not installed, or ZeRO stage 3 would share 4-bit weights out; exit code 2.
-    """
-    stage, lora = context.spec.stage, context.spec.settings.lora
-    if lora is None or lora.quantize is None:
-        return
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise StageError(
-            f"{stage}.lora.quantize = {lora.quantize}, but bitsandbytes is not installed; run `make setup` or install bitsandbytes, or set "
-            f"{stage}.lora.quantize: null",
-            EXIT_USAGE,
-        )
-    if choose_engine(context) == "deepspeed" and context.spec.hardware.zero_stage == 3:
-        raise StageError(
-            f"{stage}.lora.quantize = {lora.quantize} with hardware.zero_stage = 3, which knows nothing of 4-bit weights' scales; set "
-            f"hardware.zero_stage: 2, or {stage}.lora.quantize: null",
-            EXIT_USAGE,
-        )
 
 
 def quantize_layers(model: Any, hardware: HardwareSettings) -> Any:

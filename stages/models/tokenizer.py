@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from data.tokens import require_special_tokens
+from data.template_check import require_special_tokens
 from stages.models.weights import open_pretrained
 from stages.process.errors import StageError
 from stages.spec import EXIT_VERIFICATION

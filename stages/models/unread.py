@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from stages.internals import list_layers
 from stages.models.forward import PROBE_TOLERANCE, compute_hidden_states
-from stages.models.internals import list_layers
 from stages.models.packing import PackedRow, pack
 
 

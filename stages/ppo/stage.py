@@ -22,7 +22,7 @@ from stages.ppo.trainer import PPOTrainer
 from stages.process.checkpoint import describe_layout, find_checkpoint, save_checkpoint
 from stages.process.context import StageContext, describe_machine, uses_gpu
 from stages.process.distributed import require_world_size
-from stages.process.engine import choose_engine, choose_zero3
+from stages.process.engine import choose_engine
 from stages.process.errors import Interrupted, StageError
 from stages.responses.engine import RolloutEngine, Sampling
 from stages.responses.judging import load_judge, write_samples
@@ -129,21 +129,10 @@ def make_accelerator(context: StageContext) -> Accelerator:
     """Join the ranks.
 
     Raises:
-        StageError: accelerate sees another number of processes than the launcher started, or the sizes cannot be shared out.
+        StageError: accelerate sees another number of processes than the launcher started.
     """
     accelerator = Accelerator(cpu=not uses_gpu(context))
-    world_size = accelerator.num_processes
-    require_world_size(context, world_size)
-    settings = _settings(context)
-    if settings.ema_decay is not None and choose_zero3(context):
-        raise StageError(
-            "ppo.ema_decay averages whole weights, which no process has at ZeRO stage 3; set hardware.zero_stage: 2, or ema_decay: null",
-            EXIT_USAGE,
-        )
-    for name in ("rollout_batch_size", "minibatch_size", "ptx_batch_size"):
-        size: int | None = getattr(settings, name)
-        if size and size % world_size:
-            raise StageError(f"ppo.{name} = {size} is not a multiple of {world_size} processes; choose sizes that divide", EXIT_USAGE)
+    require_world_size(context, accelerator.num_processes)
     return accelerator
 
 

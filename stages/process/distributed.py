@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
-from stages.models.internals import skip_inference_kernel
+from stages.internals import skip_inference_kernel
 from stages.process.context import StageContext, uses_gpu
 from stages.process.engine import choose_engine
 from stages.process.errors import StageError

@@ -4,21 +4,13 @@ from typing import Any, Literal
 
 from stages.deepspeed_config import make_deepspeed_config
 from stages.process.context import StageContext, uses_gpu
-from stages.process.errors import StageError
-from stages.spec import EXIT_USAGE
 
 Engine = Literal["none", "ddp", "deepspeed"]
 
 
 def choose_engine(context: StageContext) -> Engine:
-    """Say by which engine the stage's processes compute together.
-
-    Raises:
-        StageError: several processes and `engine: none`.
-    """
+    """Say by which engine the stage's processes compute together."""
     hardware, world_size = context.spec.hardware, context.world_size
-    if hardware.engine == "none" and world_size > 1:
-        raise StageError(f"hardware.engine = none, but {world_size} processes were started; set ddp or deepspeed", EXIT_USAGE)
     wants_zero = hardware.engine == "deepspeed" or (hardware.engine == "auto" and world_size > 1 and uses_gpu(context))
     if wants_zero and hardware.zero_stage > 0:
         return "deepspeed"

@@ -18,12 +18,13 @@ import transformers
 from accelerate.utils import set_seed  # that of transformers imports peft, and with it bitsandbytes
 
 from data.schema import DataError
-from stages.models.precision import settle_precision
-from stages.models.quantization import check_quantization
 from stages.process.context import StageContext
 from stages.process.distributed import join, leave
+from stages.process.engine import choose_engine
 from stages.process.errors import Interrupted, StageError, is_out_of_memory
-from stages.spec import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, EXIT_USAGE, METRICS_FILE, RESULT_FILE, STEP_SIZES, StageResult, read_spec
+from stages.process.machine import settle_precision
+from stages.rules import find_refusals
+from stages.spec import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, EXIT_USAGE, METRICS_FILE, RESULT_FILE, STAGES, StageResult, read_spec
 
 
 def run_stage(name: str, main: Callable[[StageContext], StageResult]) -> NoReturn:
@@ -66,7 +67,7 @@ def _run(context: StageContext, main: Callable[[StageContext], StageResult]) -> 
     except Exception as error:
         traceback.print_exc()
         out_of_memory = is_out_of_memory(error)
-        advice = f"; lower {STEP_SIZES[context.spec.stage]}, or set gradient_checkpointing: true" if out_of_memory else ""
+        advice = f"; lower {STAGES[context.spec.stage].memory_keys}, or set gradient_checkpointing: true" if out_of_memory else ""
         return _fail(context, f"{type(error).__name__}: {error}{advice}", EXIT_RESOURCE if out_of_memory else EXIT_FAILED)
 
 
@@ -78,12 +79,24 @@ def start_process(context: StageContext) -> None:
         os.environ["OMP_NUM_THREADS"] = str(hardware.threads)  # without it, accelerate sets another number for several processes
     if hardware.device == "cuda" and not torch.cuda.is_available():
         raise StageError("hardware.device = cuda, but torch finds no GPU here; set hardware.device: auto", EXIT_USAGE)
-    check_quantization(context)
+    check_rules(context)
     join(context)
     settle_precision(context)
     set_seed(context.spec.seed)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+
+
+def check_rules(context: StageContext) -> None:
+    """Refuse what the stage cannot do, before anything is loaded.
+
+    Raises:
+        StageError: with all that is refused; exit code 2.
+    """
+    spec = context.spec
+    found = find_refusals(spec.stage, spec.settings, spec.hardware, engine=choose_engine(context), num_processes=context.world_size)
+    if refused := [f"{key}: {message}" for key, message in found]:
+        raise StageError(" | ".join(refused), EXIT_USAGE)
 
 
 def leave_result(context: StageContext, result: StageResult) -> None:

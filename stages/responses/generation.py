@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stages.internals import get_attention
 from stages.models.attention import PACKED
 from stages.models.compiling import eagerly
-from stages.models.internals import get_attention
 from stages.responses.kv_cache import KVCache
 
 _COMPACT_SHARE = 0.95  # finished rows leave when no more than this share is alive: moving rows costs a little

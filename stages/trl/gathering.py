@@ -8,9 +8,9 @@ from trl.models.utils import add_hooks, remove_hooks
 from trl.trainer.reward_trainer import RewardTrainer
 from trl.trainer.sft_trainer import SFTTrainer
 
+from stages.internals import unset_hf_deepspeed_config
 from stages.models.adapters import is_adapter
 from stages.models.compiling import eagerly
-from stages.models.internals import unset_hf_deepspeed_config
 from stages.models.partition import gathered_in_forward
 
 

@@ -5,7 +5,6 @@ Nothing outside of this package touches TRL.
 
 import time
 from dataclasses import fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,9 @@ from stages.process.context import StageContext, uses_gpu
 from stages.process.distributed import require_world_size
 from stages.process.engine import choose_engine
 from stages.process.errors import StageError
+from stages.rules import find_unknown_arguments
 from stages.settings import RMSettings, SFTSettings
-from stages.spec import EXIT_USAGE
+from stages.spec import EXIT_USAGE, StageName
 
 _EVENTS_PER_S = 4
 
@@ -81,18 +81,8 @@ def _our_name(key: str) -> str:
 
 
 def make_arguments(context: StageContext, settings: SFTSettings | RMSettings, has_held_out: bool) -> dict[str, Any]:
-    """Say in the terms of TrainingArguments what the recipe says of a stage.
-
-    Raises:
-        StageError: the batch cannot be shared out over the processes; exit code 2.
-    """
+    """Say in the terms of TrainingArguments what the recipe says of a stage."""
     spec = context.spec
-    if settings.batch_size % context.world_size:
-        raise StageError(
-            f"{spec.stage}.batch_size = {settings.batch_size} is not a multiple of the number of processes = {context.world_size}; "
-            "choose sizes that divide",
-            EXIT_USAGE,
-        )
     per_process = settings.batch_size // context.world_size
     micro_batch_size = max(size for size in range(1, settings.micro_batch_size + 1) if per_process % size == 0)
     accumulation_steps = per_process // micro_batch_size
@@ -144,18 +134,15 @@ def make_arguments(context: StageContext, settings: SFTSettings | RMSettings, ha
     }
 
 
-def make_config(config_class: Any, arguments: dict[str, Any], extra: dict[str, Any], stage: str) -> Any:
+def make_config(config_class: Any, arguments: dict[str, Any], extra: dict[str, Any], stage: StageName) -> Any:
     """Make a config of TRL's from our arguments, and the user's `trainer_args` over them.
 
     Raises:
         StageError: it has no such field, or refuses what one says; exit code 2.
     """
     known = {field.name for field in fields(config_class)}
-    for key in extra:
-        if key not in known:
-            close = get_close_matches(key, sorted(known), n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise StageError(f"{stage}.trainer_args.{key}: {config_class.__name__} has no such field{hint}", EXIT_USAGE)
+    for key, message in find_unknown_arguments(stage, extra, known, config_class.__name__):
+        raise StageError(f"{key}: {message}", EXIT_USAGE)
     try:
         return config_class(**(arguments | extra))
     except (ValueError, TypeError) as error:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipeline.launch import allocator_settings
+from pipeline.launch.environment import allocator_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 LOGS = ROOT / "build" / "bench" / "logs"

@@ -45,3 +45,21 @@ def tokenizer(base_model_dir):
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(base_model_dir)
+
+
+@pytest.fixture
+def tokenizer_of():
+    """Make a word-level tokenizer with a given template: [U] and [A] are special, others as named."""
+
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    def make(template, pad="[P]", eos="</s>", special=("[U]", "[A]")):
+        words = ["[P]", "</s>", "[U]", "[A]", "a", "b", "Hello", "x"]
+        backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="x"))
+        backend.pre_tokenizer = pre_tokenizers.Whitespace()
+        return PreTrainedTokenizerFast(
+            tokenizer_object=backend, pad_token=pad, eos_token=eos, extra_special_tokens=list(special), chat_template=template
+        )
+
+    return make

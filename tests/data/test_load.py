@@ -9,7 +9,7 @@ from datasets import Dataset, DatasetDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.load import load_records, split_records
+from data.load import load_and_split, load_records, split_records
 from data.rows import MAX_LINE_BYTES
 from data.schema import Comparison, DataError, Demonstration, Message, Prompt
 
@@ -316,3 +316,11 @@ def test_split_leaves_a_prompt_on_each_side(num_prompts, fraction, seed):
 def test_split_of_one_prompt_is_refused():
     with pytest.raises(DataError, match="found 1 different prompt; needed two or more"):
         split_records(make_prompts(["a", "a"]), 0.5, seed=0)
+
+
+def test_held_out_records_are_split_off_only_where_they_have_no_source_of_their_own(write_lines):
+    source = write_lines(*({"prompt": f"question {i}"} for i in range(8)))
+    other = write_lines({"prompt": "held out"}, name="eval.jsonl")
+    records = load_records(source, "prompts")
+    assert load_and_split(source, None, "prompts", eval_fraction=0.25, seed=3) == split_records(records, 0.25, 3)
+    assert load_and_split(source, other, "prompts", eval_fraction=0.25, seed=3) == (records, [Prompt((Message("user", "held out"),))])

@@ -4,10 +4,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
-import data.tokens as tokens_module
 from data.schema import Comparison, DataError, Demonstration, Message, Prompt
 from data.tokens import (
     EncodedPair,
@@ -17,10 +14,10 @@ from data.tokens import (
     encode_prompt,
     encode_prompts,
     encode_response,
-    require_special_tokens,
 )
 
 PAD, USER, ASSISTANT, END = 0, 1, 2, 3
+GOOD_TEMPLATE = "{% for m in messages %}[U]{{ m['content'] }}{% endfor %}[A]"
 
 
 def user(text):
@@ -157,77 +154,10 @@ def test_twelve_thousand_comparisons_are_encoded_in_seconds(tokenizer):
     assert time.process_time() - start < 2.5  # 0.4 s for this tenth when nothing else runs
 
 
-# What the stream rests on
-
-
-@pytest.fixture
-def tokenizer_of():
-    """Make a word-level tokenizer with a given template: [U] and [A] are special, others as named."""
-
-    def make(template, pad="[P]", eos="</s>", special=("[U]", "[A]")):
-        words = ["[P]", "</s>", "[U]", "[A]", "a", "b", "Hello", "x"]
-        backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="x"))
-        backend.pre_tokenizer = pre_tokenizers.Whitespace()
-        return PreTrainedTokenizerFast(
-            tokenizer_object=backend, pad_token=pad, eos_token=eos, extra_special_tokens=list(special), chat_template=template
-        )
-
-    return make
-
-
-GOOD_TEMPLATE = "{% for m in messages %}[U]{{ m['content'] }}{% endfor %}[A]"
-
-
-def faults_of(tokenizer):
-    with pytest.raises(DataError) as caught:
-        require_special_tokens(tokenizer)
-    return [f"{problem.field}: {problem.message}" for problem in caught.value.problems]
-
-
-def test_demo_tokenizer_has_all_that_is_required(tokenizer, tokenizer_of):
-    require_special_tokens(tokenizer)
-    require_special_tokens(tokenizer_of(GOOD_TEMPLATE))
-
-
-def test_every_missing_token_and_template_is_named(tokenizer_of):
-    assert [fault.split(";")[0] for fault in faults_of(tokenizer_of(None, pad=None, eos=None))] == [
-        "chat_template: missing",
-        "eos_token: missing",
-        "pad_token: missing",
-    ]
-
-
-def test_pad_equal_to_eos_is_refused(tokenizer_of):
-    assert faults_of(tokenizer_of(GOOD_TEMPLATE, pad="</s>")) == [
-        "pad_token: is the end token '</s>' too, so the model would never learn to stop; "
-        "needed another token; set pad_token to an unused special token"
-    ]
-
-
-def test_end_token_that_is_also_a_word_is_refused(tokenizer_of):
+def test_answer_with_the_end_token_as_a_word_is_refused_and_named(tokenizer_of):
     tokenizer = tokenizer_of(GOOD_TEMPLATE, eos="b")
-    assert faults_of(tokenizer) == [
-        "eos_token: 'b' typed in a text becomes the end token's id; needed a special token that no text turns into; set another eos_token"
-    ]
     with pytest.raises(DataError, match="record 2: answer: refused by the chat template or tokenizer"):
         encode_demonstrations(tokenizer, [Demonstration(user("a"), "a"), Demonstration(user("a"), "a b")], (9, 9))
-
-
-@pytest.mark.parametrize(
-    "template", ["{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ messages.append(1) }}", "{% for %}", "{{ 1 / 0 }}"]
-)
-def test_template_that_reaches_out_or_fails_is_refused(tokenizer_of, template):
-    assert faults_of(tokenizer_of(template))[0].startswith("chat_template: cannot render a user's message (")
-
-
-def test_template_that_never_ends_is_stopped(tokenizer_of, monkeypatch):
-    monkeypatch.setattr(tokens_module, "MAX_TEMPLATE_SECONDS", 0.2)
-    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
-    assert faults_of(tokenizer_of(loop))[0].startswith("chat_template: did not end in 0.2 s")
-
-
-def test_template_that_floods_is_refused(tokenizer_of):
-    assert faults_of(tokenizer_of("{{ 'a' * 200000 }}"))[0].startswith("chat_template: wrote 200,000 characters for one word")
 
 
 def test_every_record_that_the_template_refuses_is_named(tokenizer_of):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store import Store
+from pipeline.store.store import Store
 from stages.spec import STAGES
 
 ROOT = Path(__file__).parents[2]

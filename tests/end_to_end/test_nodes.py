@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store import Store
+from pipeline.store.store import Store
 from tests.waiting import wait_until
 
 LIMIT_S = 60.0  # from a fault to the end of the run

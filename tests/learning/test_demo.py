@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from pipeline.store import Store
+from pipeline.store.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 

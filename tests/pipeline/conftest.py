@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 import stages
-from pipeline.manifest import ManifestFields
-from pipeline.store import Store
+from pipeline.store.manifest import ManifestFields
+from pipeline.store.store import Store
 
 SMALL_MODEL = {"model/config.json": b"{}", "model/model.safetensors": bytes(range(256)) * 8, "metrics.jsonl": b'{"step": 1}\n'}
 

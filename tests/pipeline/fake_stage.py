@@ -1,6 +1,6 @@
 """A stage program that obeys the contract and trains nothing. FAKE_SFT, FAKE_RM, FAKE_PPO say how it behaves:
 
-ok (default), steps (a second of work, a checkpoint per step), fail:<code>, crash, die, no-result, wait, stubborn, child, same,
+ok (default), steps (a second of work, a checkpoint per step), fail:<code>, crash, die, no-result, no-model, wait, stubborn, child, same,
 print-secret
 """
 
@@ -81,6 +81,8 @@ facts = {
     "form": "full", "architecture": "Fake",
 }  # fmt: skip
 result = {"metrics": {"eval/loss": 0.5}, "facts": facts, "counts": {"records": 8}, "world_size": 1, "device": "cpu", "precision": "float32"}
+if behaviour == "no-model":
+    (output / "model").rename(output / "other")
 if behaviour != "no-result":
     (output / "result.json").write_text(json.dumps(result))
 say("end", metrics=result["metrics"])

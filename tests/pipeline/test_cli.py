@@ -83,6 +83,42 @@ def test_reading_commands_have_json(made, rlhf):
     assert json.loads(rlhf("verify", "--json").stdout) == {"ppo@v1": [], "rm@v1": [], "sft@v1": []}
 
 
+def state_of(directory):
+    """Names, sizes, modes and times of all below a directory."""
+    entries = {path: path.lstat() for path in [directory, *directory.rglob("*")]}
+    return {path: (entry.st_size, entry.st_mode, entry.st_mtime_ns) for path, entry in entries.items()}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ls"],
+        ["ls", "sft", "--json"],
+        ["show", "ppo"],
+        ["verify"],
+        ["config", "RECIPE"],
+        ["plan", "RECIPE"],
+        ["plan", "RECIPE", "--set", "data.eval_fraction=0.5"],  # of which there is no note
+        ["plan", "demo"],
+        ["check-data", "RECIPE"],
+    ],
+)
+def test_a_reading_command_leaves_the_store_as_it_was(made, rlhf, tmp_path, recipe_path, arguments):
+    left = tmp_path / "store" / ".staging" / "sft-dead"
+    left.mkdir()
+    (left / "half.safetensors").write_text("x")
+    before = state_of(tmp_path / "store")
+    done = rlhf(*(recipe_path if word == "RECIPE" else word for word in arguments))
+    assert done.returncode == 0, done.stderr
+    assert state_of(tmp_path / "store") == before
+
+
+def test_a_run_removes_what_dead_writers_left_even_where_it_reuses_all(made, rlhf, tmp_path, recipe_path):
+    (tmp_path / "store" / ".staging" / "sft-dead").mkdir()
+    assert rlhf("run", recipe_path).returncode == 0
+    assert list((tmp_path / "store" / ".staging").iterdir()) == []
+
+
 def test_a_stage_is_run_with_what_it_needs_or_alone(rlhf, recipe_path, fake_stages):
     alone = rlhf("run", recipe_path, "--only", "rm")
     assert alone.returncode == 4

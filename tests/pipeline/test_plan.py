@@ -2,14 +2,16 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from data.schema import DataError
-from pipeline.config import load_recipe
 from pipeline.errors import StoreError
-from pipeline.manifest import Parent
 from pipeline.plan import Selection, decide, flatten, plan, prepare
+from pipeline.recipe.load import load_recipe
+from pipeline.store.manifest import Parent
+from stages import spec
 
 STAGES = ("sft", "rm", "ppo")
 
@@ -50,6 +52,7 @@ def planned(store, recipe_path):
 
 
 REUSED = ("reuse", [])
+DEPENDS_ON_SFT = "sft will run; it is reused if the same weights come out"
 
 
 @pytest.mark.parametrize(("ptx_coef", "kinds"), [(0, {"prompts"}), (0.5, {"prompts", "demonstrations"})])
@@ -93,7 +96,15 @@ def test_a_stage_that_differs_itself_runs_whatever_its_parents_become(planned, p
 
 @pytest.mark.parametrize(
     "override",
-    ["name=other", "sft.save_every=7", "ppo.log_every=3", "ppo.rollout.command=[x]", "hardware.threads=1", "hardware.device=cpu"],
+    [
+        "name=other",
+        "sft.save_every=7",
+        "ppo.log_every=3",
+        "ppo.eval_every=3",
+        "ppo.rollout.command=[x]",
+        "hardware.threads=1",
+        "hardware.device=cpu",
+    ],
 )
 def test_what_changes_no_weights_reruns_nothing(planned, publish_all, override):
     publish_all()
@@ -106,7 +117,6 @@ def test_what_changes_no_weights_reruns_nothing(planned, publish_all, override):
         ("seed=3", "seed changed 11 -> 3"),
         ("tokens.max_prompt_tokens=9", "tokens.max_prompt_tokens changed 512 -> 9"),
         ("hardware.precision=float32", 'hardware.precision changed "bfloat16" -> "float32"'),
-        ("judge=data.demo.rule:judge", 'judge changed null -> "data.demo.rule:judge"'),
     ],
 )
 def test_what_all_stages_read_reruns_all(planned, publish_all, override, reason):
@@ -114,6 +124,16 @@ def test_what_all_stages_read_reruns_all(planned, publish_all, override, reason)
     changed = planned(override)
     assert changed["sft"][:1] == ("run",)
     assert all(reason in reasons for _, reasons in changed.values())
+
+
+def test_a_judge_reruns_the_stages_that_ask_it_and_not_the_reward_model(planned, publish_all):
+    publish_all()
+    changed = planned("judge=data.demo.rule:judge")
+    reason = 'judge changed null -> "data.demo.rule:judge"'
+    assert changed == {"sft": ("run", [reason]), "rm": ("depends", [DEPENDS_ON_SFT]), "ppo": ("run", [reason])}
+    unasked = ["sft.eval_samples=0", "ppo.eval_samples=0"]
+    publish_all(*unasked)
+    assert planned("judge=data.demo.rule:judge", *unasked) == dict.fromkeys(STAGES, REUSED)
 
 
 def test_changed_records_rerun_what_reads_them(planned, publish_all, recipe_path):
@@ -218,3 +238,19 @@ def test_a_damaged_note_is_read_past(planned, publish_all, store):
     for note in (store.root / "notes").iterdir():
         note.write_text("{")
     assert planned() == dict.fromkeys(STAGES, REUSED)
+
+
+@pytest.mark.parametrize(
+    ("run", "needed"),
+    [(("sft",), ("sft",)), (("rm",), ("sft", "rm")), (("ppo",), STAGES), (("sft", "ppo"), STAGES), (("rm", "ppo"), STAGES)],
+)
+def test_a_selection_needs_what_its_stages_descend_from(run, needed):
+    assert Selection(run).needed == needed
+
+
+def test_a_stage_that_nothing_descends_from_is_needed_by_nobody_else(monkeypatch):
+    """The stages are a graph: one more that reads the SFT model stands between none of the others."""
+    rows = {"sft": spec.STAGES["sft"], "rm": spec.STAGES["rm"], "sample": replace(spec.STAGES["rm"], data=()), "ppo": spec.STAGES["ppo"]}
+    monkeypatch.setattr(spec, "STAGES", rows)
+    assert Selection(("ppo",)).needed == ("sft", "rm", "ppo")
+    assert Selection(("sample",)).needed == ("sft", "sample")

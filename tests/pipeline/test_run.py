@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import load_recipe
-from pipeline.disk import take_lock
 from pipeline.errors import ResourceError, StoreError
-from pipeline.launch import StageFailed
+from pipeline.launch.failure import StageFailed
 from pipeline.plan import Selection
+from pipeline.recipe.load import load_recipe
 from pipeline.run import run
-from pipeline.store import Store
+from pipeline.store.disk import take_lock
+from pipeline.store.store import Store
 
 STAGES = ("sft", "rm", "ppo")
 
@@ -132,7 +132,7 @@ def test_a_failing_stage_publishes_nothing_and_tells_why(bring_up, store, monkey
     assert bring_up()[1] == "sft reused sft@v1"
 
 
-@pytest.mark.parametrize("behaviour", ["crash", "die", "no-result"])
+@pytest.mark.parametrize("behaviour", ["crash", "die", "no-result", "no-model"])
 def test_a_stage_that_breaks_its_contract_publishes_nothing(bring_up, store, monkeypatch, behaviour):
     monkeypatch.setenv("FAKE_SFT", behaviour)
     with pytest.raises(StageFailed) as caught:

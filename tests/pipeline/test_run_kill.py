@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store import Store
+from pipeline.store.store import Store
 
 NUM_KILLS = 20
 
@@ -39,6 +39,7 @@ def test_kill_9_at_random_moments_never_leaves_an_invalid_artifact_or_an_orphan(
             assert time.monotonic() < deadline, f"round {round_number}: a stage outlived its orchestrator by 5 s"
             time.sleep(0.05)
         store = Store(root)
+        store.reap()
         assert all(store.verify(ref) == [] for ref in store.refs())
         assert not list(root.glob(".staging/*")), f"round {round_number}: staging of a dead process was not removed"
     done = subprocess.run([*command, "--set", f"seed={finished}"], capture_output=True, text=True, timeout=60)

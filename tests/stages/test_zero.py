@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from stages.settings import LoRASettings
-from stages.spec import MODEL_INPUTS
+from stages.spec import STAGES
 
 DRIVER = Path(__file__).with_name("zero_driver.py")
 ROOT = DRIVER.parents[2]
@@ -52,7 +52,7 @@ def runs(request, tmp_path_factory, make_stage_in, plain_hardware, base_model_di
     models = {"base": base_model_dir, "sft": base_model_dir, "rm": fresh_reward_model}
 
     def make(name, form, **hardware):
-        inputs = {role: models[role] for role in MODEL_INPUTS[stage]}
+        inputs = {role: models[role] for role in STAGES[stage].models}
         changed = plain_hardware.model_copy(update=hardware)
         return make_stage_in(directory, stage, tag=name, models=inputs, hardware=changed, rows=24, **SETTINGS[stage], **FORMS[form])
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from pipeline.store import Store
+from pipeline.store.store import Store
 from tests.waiting import wait_until
 
 pytestmark = [

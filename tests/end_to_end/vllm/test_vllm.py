@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store import Store
+from pipeline.store.store import Store
 from tests.waiting import wait_until
 
 VLLM = os.environ.get("RLHF_TEST_VLLM")  # the program

@@ -216,9 +216,3 @@ def test_a_misspelt_trainer_argument_is_refused_with_a_suggestion(context, polic
     with pytest.raises(StageError, match="did you mean neftune_noise_alpha") as caught:
         make_sft_trainer(context, settings, policy, tokenizer, pairs_of(generator, 2, tokenizer), [])
     assert caught.value.exit_code == 2
-
-
-def test_a_batch_that_processes_cannot_share_is_refused(context, policy, tokenizer):
-    context.world_size = 3
-    with pytest.raises(StageError, match="not a multiple"):
-        make_sft_trainer(context, SFTSettings(), policy, tokenizer, pairs_of(torch.Generator().manual_seed(7), 2, tokenizer), [])

@@ -1,0 +1,37 @@
+"""The environment of a stage process."""
+
+import os
+from pathlib import Path
+
+from pipeline.launch.processes import MARKER
+
+_GPUS = ("/dev/nvidiactl", "/dev/kfd")  # what the drivers of NVIDIA and AMD leave
+
+
+def allocator_settings() -> dict[str, str]:
+    """Have a stage on a CPU keep the memory of freed tensors, in huge pages.
+
+    glibc hands it back to the system above 32 MiB and at the heap's end, which then has to zero it anew, page by page of 4 KiB: of a PPO
+    update 6 to 10 %. Nothing where the user set the allocator, where stages compute on a GPU (their processes would hold on to what
+    they loaded), and below glibc 2.35, which takes one of the thresholds and refuses the other.
+    """
+    try:
+        version = tuple(map(int, (os.confstr("CS_GNU_LIBC_VERSION") or "").removeprefix("glibc ").split(".")))
+    except (ValueError, OSError):  # another C library
+        return {}
+    is_set = any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)
+    if version < (2, 35) or is_set or any(Path(device).exists() for device in _GPUS):
+        return {}
+    return {"GLIBC_TUNABLES": f"glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold={2**30}:glibc.malloc.trim_threshold={2**30}"}
+
+
+def stage_environment(marker: str, *, offline: bool) -> dict[str, str]:
+    """Build the environment of a stage process."""
+    fixed = {
+        MARKER: marker,
+        "PYTHONSAFEPATH": "1",  # torchrun's workers do not inherit -P
+        "PYTHONHASHSEED": "0",
+        "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    return {**allocator_settings(), **os.environ, **fixed, **({"HF_HUB_OFFLINE": "1"} if offline else {})}

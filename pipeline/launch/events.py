@@ -1,0 +1,33 @@
+"""What a stage says while it runs (`stages.spec`), read line by line as it is appended."""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+Event = dict[str, Any]
+
+
+class EventReader:
+    """Reads the events that are appended from now on; a torn last line waits for its end."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = path.stat().st_size if path.exists() else 0
+
+    def read(self) -> list[Event]:
+        """Return the events since the last call."""
+        try:
+            with self._path.open("rb") as stream:
+                stream.seek(self._offset)
+                whole, newline, _ = stream.read().rpartition(b"\n")
+        except FileNotFoundError:
+            return []
+        self._offset += len(whole) + len(newline)
+        events: list[Event] = []
+        for line in whole.splitlines():
+            with suppress(ValueError):
+                event = json.loads(line)
+                if isinstance(event, dict):
+                    events.append(cast("Event", event))
+        return events

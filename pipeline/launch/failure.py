@@ -1,0 +1,114 @@
+"""How a stage ended -> one line that says why, the exit code, and the last lines of its log."""
+
+import os
+import re
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.launch.events import Event
+from pipeline.text import clean
+from stages.spec import EXIT_FAILED, EXIT_SIGINT, EXIT_SIGTERM, STAGES, StageName
+
+_LAST_LINES = 20
+_TAIL_BYTES = 64_000
+_KNOWN_EXITS = (EXIT_FAILED, 2, 3, 4, 5, EXIT_SIGINT, EXIT_SIGTERM)
+
+
+class StageFailed(Exception):
+    """A stage ended without a result.
+
+    Args:
+        message: One line: what went wrong.
+        exit_code: The stage's own exit code (`stages.spec`).
+        last_lines: Of its log, without terminal escapes.
+        log_path: The whole log.
+    """
+
+    def __init__(self, message: str, exit_code: int, last_lines: Sequence[str], log_path: Path) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.last_lines = list(last_lines)
+        self.log_path = log_path
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it was stopped by a signal, and goes on when started again."""
+        return self.exit_code in (EXIT_SIGINT, EXIT_SIGTERM)
+
+
+class End(NamedTuple):
+    """How a launcher of the stage ended."""
+
+    node: str | None
+    exit_code: int
+    by_itself: bool  # not by us
+
+    @property
+    def signal(self) -> int | None:
+        """The signal that killed it; `pipeline.launch.node` reports one like a shell."""
+        if self.exit_code < 0 or (self.node is not None and self.exit_code > 128):
+            return -self.exit_code if self.exit_code < 0 else self.exit_code - 128
+        return None
+
+
+def describe_failure(
+    stage: StageName, ends: Sequence[End], received: int | None, error: Event | None, log_path: Path, attempt_at: int
+) -> StageFailed:
+    """Find the message and the exit code that say most: our signal, else the stage's error event, else how the process ended."""
+    exit_code = next(end.exit_code for end in ends if end.exit_code != 0)
+    lost = next((end for end in ends if end.node is not None and end.by_itself and end.signal == signal.SIGKILL), None)
+    if received is None and error is None and -exit_code in (signal.SIGTERM, signal.SIGINT):
+        received = -exit_code  # somebody signalled the stage itself
+    if received is not None:
+        message, code = f"stopped by {signal.Signals(received).name}", 128 + received
+    elif (killed := find_killed_rank(log_path, attempt_at)) is not None:
+        message, code = killed, EXIT_FAILED
+    elif lost is not None:  # what the others report is that they lost it
+        message, code = f"node {lost.node}: its launcher was killed by SIGKILL, or the node is gone", EXIT_FAILED
+    elif error is not None:
+        # A launcher ends with 1 whatever its worker's exit code was; the event knows it.
+        message, code = clean(str(error.get("message", ""))), error.get("exit_code")
+    elif exit_code < 0:
+        message, code = f"killed by {signal.Signals(-exit_code).name}", EXIT_FAILED
+        if exit_code == -signal.SIGKILL:
+            message += "; if you did not, the system ran out of memory: lower " + STAGES[stage].memory_keys
+    else:
+        message, code = f"ended with exit code {exit_code}", exit_code
+    return StageFailed(f"{stage}: {message}", code if code in _KNOWN_EXITS else EXIT_FAILED, last_lines(log_path), log_path)
+
+
+def find_killed_rank(log_path: Path, attempt_at: int) -> str | None:
+    """Read from the closing reports of torchrun, one per node, which rank was killed; the others only lost their connection to it.
+
+    Args:
+        log_path: Of all attempts.
+        attempt_at: Where the last one begins, in bytes.
+    """
+    with log_path.open("rb") as stream:
+        stream.seek(attempt_at)
+        text = stream.read().decode("utf-8", "replace")[-_TAIL_BYTES:]
+    for report in text.split("Root Cause (first observed failure):")[1:]:
+        match = re.search(r"rank\s*: (\d+).*?exitcode\s*: -(\d+)", report, flags=re.DOTALL)
+        if match is not None and int(match[2]) != signal.SIGTERM:  # which is how torchrun ends the others
+            message = f"rank {match[1]} was killed by {signal.Signals(int(match[2])).name}"
+            return message + ("; if you did not, the system ran out of memory" if int(match[2]) == signal.SIGKILL else "")
+    return None
+
+
+def last_lines(log_path: Path, count: int = _LAST_LINES) -> list[str]:
+    """Return the last lines of a log, without terminal escapes and empty lines."""
+    try:
+        with log_path.open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - _TAIL_BYTES))
+            text = stream.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    # What torchrun says of a failure comes after what the failed rank said itself.
+    before = re.split(r"^.*torch[./]distributed[./]elastic.*$", text, maxsplit=1, flags=re.MULTILINE)[0]
+    text = before if before.strip() else text
+    # A carriage return redraws a line (progress bars): only its last state counts.
+    lines = [clean(line.rstrip("\r").rpartition("\r")[2]) for line in text.split("\n")]
+    return [line for line in lines if line.strip()][-count:]

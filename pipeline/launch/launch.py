@@ -1,0 +1,211 @@
+"""A stage run -> a command, a process, its progress events, and a clean end whatever happens.
+
+command -> process in its own session -> events as they come -> exit code, or StageFailed with the last lines
+"""
+
+import os
+import shlex
+import signal
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import BinaryIO
+
+from pipeline.launch.commands import Command
+from pipeline.launch.environment import stage_environment
+from pipeline.launch.events import Event, EventReader
+from pipeline.launch.failure import End, describe_failure
+from pipeline.launch.node import STOP, pack_environment
+from pipeline.launch.processes import start_watchdog, sweep
+from stages.process.death import die_with_parent
+from stages.spec import SAME_WISH_S, StageName
+
+_POLL_S = 0.05
+_AFTER_ERROR_S = 15.0  # within which a stage that reported an error must end, hung ranks and unreachable nodes included
+_AFTER_LOSS_S = 45.0  # within which the other nodes must notice that one is gone
+
+
+def launch(
+    stage: StageName,
+    make_commands: Callable[[str], Sequence[Command]],
+    run_dir: Path,
+    on_event: Callable[[Event], None],
+    *,
+    offline: bool = True,
+) -> int | None:
+    """Run a stage to its end.
+
+    The first SIGTERM or SIGINT is passed on, so that the stage saves and ends; the second kills it.
+
+    Args:
+        stage: Which one, for messages.
+        make_commands: Builds the commands, one per process to start here; is given the marker that their environments carry.
+        run_dir: Gets `log.txt`; `events.jsonl` is read there.
+        on_event: Called with each new event.
+        offline: Forbid the Hugging Face libraries to ask the network.
+
+    Returns:
+        The signal number that came while the stage ran to its end all the same, else None.
+
+    Raises:
+        StageFailed: It ended with another exit code than 0.
+    """
+    marker = uuid.uuid4().hex
+    events = EventReader(run_dir / "events.jsonl")
+    log_path = run_dir / "log.txt"
+    commands = make_commands(marker)
+    with log_path.open("ab") as log:
+        attempt_at = log.tell()
+        for command in commands:
+            log.write(f"$ {shlex.join(command.argv)}\n".encode(errors="surrogateescape"))
+        log.flush()
+        watchdog, pipe = start_watchdog(marker)
+        try:
+            ends, received, error = _run_to_end(commands, stage_environment(marker, offline=offline), log, events, on_event)
+        finally:
+            sweep(marker)
+            os.close(pipe)
+            watchdog.wait()
+    if any(end.exit_code != 0 for end in ends):
+        raise describe_failure(stage, ends, received, error, log_path, attempt_at)
+    return received
+
+
+def _run_to_end(
+    commands: Sequence[Command], environment: Mapping[str, str], log: BinaryIO, events: EventReader, on_event: Callable[[Event], None]
+) -> tuple[list[End], int | None, Event | None]:
+    """Start, follow and reap the processes; returns (how each ended, signal passed on, first error event since the last start)."""
+    error: Event | None = None
+
+    def follow() -> None:
+        nonlocal error
+        for event in events.read():
+            if event.get("event") == "start":  # after a restart by the launcher, what went wrong before it is over
+                error = None
+            if event.get("event") == "error" and error is None:  # later ones are of ranks that lost the first
+                error = event
+            on_event(event)
+
+    with _held_signals() as received:
+        processes = [_Process(command, environment, log) for command in commands]
+        try:
+            num_passed = 0
+            deadline_s: float | None = None
+            while any(process.is_running for process in processes):
+                follow()
+                if len(received) > num_passed:
+                    num_passed = len(received)
+                    for process in processes:
+                        # To the launcher alone: torchrun passes it on, and a worker takes a second signal as "leave at once".
+                        process.stop(received[-1] if num_passed == 1 else signal.SIGKILL)
+                if any(process.has_failed for process in processes):
+                    deadline_s = deadline_s or time.monotonic() + _AFTER_LOSS_S
+                elif error is not None and not any(command.restarts for command in commands):
+                    deadline_s = deadline_s or time.monotonic() + _AFTER_ERROR_S
+                if deadline_s is not None and time.monotonic() > deadline_s:
+                    break
+                time.sleep(_POLL_S)
+        finally:
+            by_themselves = [not process.is_running for process in processes]
+            for process in processes:
+                process.kill()
+        follow()
+    ends = [
+        End(command.node, process.exit_code, by_itself)
+        for command, process, by_itself in zip(commands, processes, by_themselves, strict=True)
+    ]
+    return ends, received[0] if received else None, error
+
+
+class _Process:
+    """A launcher of the stage: in a session of its own on this machine, or one on another that is spoken to by a pipe."""
+
+    def __init__(self, command: Command, environment: Mapping[str, str], log: BinaryIO) -> None:
+        self._remote = command.node is not None
+        self._process = subprocess.Popen(
+            command.argv,
+            stdin=subprocess.PIPE if self._remote else subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+        if self._remote:
+            self._tell(pack_environment(environment))
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def has_failed(self) -> bool:
+        return self._process.returncode not in (None, 0)
+
+    @property
+    def exit_code(self) -> int:
+        return self._process.returncode
+
+    def stop(self, number: int) -> None:
+        """Pass a signal on."""
+        if not self.is_running:
+            return
+        if not self._remote:
+            self._process.send_signal(number)
+        elif number == signal.SIGKILL:
+            self._close()
+        else:
+            self._tell(STOP)
+
+    def kill(self) -> None:
+        """End it, whatever it does."""
+        if self._remote and self.is_running:
+            self._close()
+            with suppress(subprocess.TimeoutExpired):  # the agent there kills first what it started
+                self._process.wait(timeout=_AFTER_ERROR_S)
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def _tell(self, line: bytes) -> None:
+        assert self._process.stdin is not None
+        with suppress(OSError):  # it has ended
+            self._process.stdin.write(line)
+            self._process.stdin.flush()
+
+    def _close(self) -> None:
+        if self._process.stdin is not None:
+            with suppress(OSError):
+                self._process.stdin.close()
+
+
+@contextmanager
+def _held_signals() -> Generator[list[int]]:
+    """Collect SIGTERM and SIGINT instead of dying of them; a closed terminal counts as SIGTERM. Only the main thread can."""
+    received: list[int] = []
+    first_s = 0.0
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def hold(number: int, _frame: FrameType | None) -> None:
+        nonlocal first_s
+        if number == signal.SIGTERM and received and time.monotonic() - first_s < SAME_WISH_S:
+            return
+        first_s = time.monotonic()
+        received.append(signal.SIGTERM if number == signal.SIGHUP else number)
+
+    held = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup stays nohup
+        held.append(signal.SIGHUP)
+    before = {number: signal.signal(number, hold) for number in held}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

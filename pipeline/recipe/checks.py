@@ -1,0 +1,104 @@
+"""What single fields of a recipe cannot check: files on disk, and relations between fields."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from data.schema import KINDS
+from pipeline.recipe.explain import show
+from pipeline.recipe.schema import DEMO_PATTERN, Recipe
+from pipeline.recipe.trainer_fields import config_class, trainer_fields
+from pipeline.recipe.yaml_lines import Document
+from stages.deepspeed_config import read_deepspeed_json
+from stages.rules import Refusal, find_refusals, find_unknown_arguments
+from stages.spec import DataSource, StageName, data_inputs
+
+ProblemAt = Callable[[str, str], str]
+
+
+def check_recipe(recipe: Recipe, document: Document, stages: tuple[StageName, ...]) -> Iterator[str]:
+    """Check what single fields cannot: files, and relations between fields."""
+
+    def problem(keys: str, message: str) -> str:
+        return f"{document.place(tuple(keys.split('.')))}: {keys}: {message}"
+
+    yield from _check_base_model(recipe, problem)
+    yield from _check_data(recipe, stages, problem)
+    yield from _check_hardware(recipe, stages, problem)
+    yield from _check_trainer_args(recipe, problem)
+    for stage in ("rm", "ppo"):
+        lora = recipe.settings(stage).lora
+        if recipe.sft.lora and lora and not recipe.sft.lora.merge and stage in stages:
+            yield problem(
+                f"{stage}.lora",
+                f"found {stage}.lora (rank {lora.rank}) on top of sft.lora.merge = false, needed a merged base for the second adapter; "
+                f"set sft.lora.merge: true, or {stage}.lora: null",
+            )
+    if recipe.judge is not None and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", recipe.judge):
+        yield problem("judge", f"found {show(recipe.judge)}, needed module:function, such as data.demo.rule:judge")
+
+
+def _check_base_model(recipe: Recipe, problem: ProblemAt) -> Iterator[str]:
+    path = Path(recipe.base_model)
+    if DEMO_PATTERN.fullmatch(recipe.base_model):
+        if ":" in recipe.base_model:
+            yield problem("base_model", f"found {show(recipe.base_model)}, which names data; write demo or demo@SEED")
+        return
+    if not path.is_absolute():
+        return  # a hub id: the stage asks the hub
+    if not path.is_dir():
+        yield problem("base_model", f"found no directory {show(str(path))}; give a model directory, a hub id or demo")
+        return
+    if not (path / "config.json").is_file():
+        yield problem("base_model", f"found no config.json in {show(str(path))}, needed one; give a directory that from_pretrained opens")
+    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        yield problem("base_model", f"found no tokenizer.json in {show(str(path))}, needed the tokenizer beside the model; copy it there")
+    if not any(path.glob("*.safetensors")):
+        pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for file in path.glob(pattern))
+        found = f"only pickled weights ({', '.join(pickles[:3])}), which can run code" if pickles else "no weights"
+        yield problem("base_model", f"found {found} in {show(str(path))}, needed *.safetensors; convert with save_pretrained")
+
+
+def _check_data(recipe: Recipe, stages: tuple[StageName, ...], problem: ProblemAt) -> Iterator[str]:
+    for kind in KINDS:
+        readers = [stage for stage in stages if kind in data_inputs(stage, recipe.settings(stage))]
+        splits = getattr(recipe.data, kind)
+        if splits is None:
+            if readers:
+                yield problem(f"data.{kind}", f"missing; {' and '.join(readers)} read it; give a file, a dataset id or demo")
+            continue
+        for split in ("train", "eval"):
+            source: DataSource | None = getattr(splits, split)
+            if source is None:
+                continue
+            if not source.path:
+                yield problem(f"data.{kind}.{split}", "found an empty path; give a file, a dataset id or demo")
+            elif Path(source.path).is_absolute() and not Path(source.path).exists():
+                yield problem(f"data.{kind}.{split}", f"found no file {show(source.path)}; give a path relative to the recipe, or absolute")
+
+
+def _check_hardware(recipe: Recipe, stages: tuple[StageName, ...], problem: ProblemAt) -> Iterator[str]:
+    hardware = recipe.hardware
+    # Of the hardware block alone each stage says the same.
+    refused: dict[Refusal, None] = {}
+    for stage in stages:
+        num_processes = hardware.processes * hardware.nodes
+        found = find_refusals(stage, recipe.settings(stage), hardware, engine=hardware.engine, num_processes=num_processes)
+        refused |= dict.fromkeys(found)
+    yield from (problem(key, message) for key, message in refused)
+    if hardware.deepspeed_config is not None:
+        try:
+            read_deepspeed_json(Path(hardware.deepspeed_config))
+        except (OSError, ValueError) as error:
+            yield problem("hardware.deepspeed_config", f"found {show(hardware.deepspeed_config)}: {error}; give a DeepSpeed JSON file")
+
+
+def _check_trainer_args(recipe: Recipe, problem: ProblemAt) -> Iterator[str]:
+    given: tuple[tuple[StageName, dict[str, Any]], ...] = (("sft", recipe.sft.trainer_args), ("rm", recipe.rm.trainer_args))
+    for stage, arguments in given:
+        known = trainer_fields(stage) if arguments else None
+        if known is None:
+            continue  # the stage itself checks too
+        for key, message in find_unknown_arguments(stage, arguments, known, config_class(stage)):
+            yield problem(key, message)

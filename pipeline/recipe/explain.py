@@ -1,0 +1,121 @@
+"""pydantic's errors -> `file:line: key: found ..., needed ...; do ...`, with a suggestion for a mistyped key."""
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from pydantic_core import ErrorDetails
+
+from pipeline.recipe.schema import Recipe
+from pipeline.recipe.yaml_lines import Document, Keys
+
+
+def explain(errors: Sequence[ErrorDetails], document: Document) -> list[str]:
+    """Turn pydantic's errors into our lines, in the order of the file."""
+    lines: dict[str, None] = {}
+    for error in errors:
+        keys = _known_prefix(error["loc"], document.values) if error["type"] != "missing" else tuple(error["loc"])
+        full = ".".join(map(str, keys)) or "recipe"
+        lines[f"{document.place(keys)}: {full}: {_reason(error, keys, document.values)}"] = None
+    return sorted(lines, key=_natural_order)
+
+
+def _natural_order(line: str) -> tuple[str, int]:
+    place, _, rest = line.partition(":")
+    number = rest.partition(":")[0]
+    return place, int(number) if number.isdigit() else 0
+
+
+def _known_prefix(keys: Sequence[str | int], values: Any) -> Keys:
+    """Cut off what pydantic adds to a location (union members), which stands nowhere in the file."""
+    prefix: list[str | int] = []
+    for key in keys:
+        try:
+            values = values[key]
+        except (KeyError, IndexError, TypeError):
+            break
+        prefix.append(key)
+    return tuple(prefix)
+
+
+def _reason(error: ErrorDetails, keys: Keys, values: dict[str, Any]) -> str:
+    kind, found, context = error["type"], error.get("input"), error.get("ctx", {})
+    if kind == "extra_forbidden":
+        return f"unknown key{_suggest(keys)}"
+    if kind == "missing":
+        return f"missing; add it: {_description(keys)}"
+    if kind == "value_error":
+        return str(context.get("error", error["msg"]))
+    needs = {
+        "int_type": "a whole number",
+        "int_from_float": "a whole number",
+        "float_type": "a number",
+        "bool_type": "true or false",
+        "string_type": "text",
+        "list_type": "a list",
+        "model_type": "a block of keys",
+        "dict_type": "a block of keys",
+        "greater_than": f"more than {context.get('gt')}",
+        "greater_than_equal": f"at least {context.get('ge')}",
+        "less_than": f"less than {context.get('lt')}",
+        "less_than_equal": f"at most {context.get('le')}",
+        "string_pattern_mismatch": "letters, digits, dots, dashes or underscores, at most 64, beginning with a letter or digit",
+        "literal_error": f"one of {context.get('expected', '')}",
+    }
+    needed = needs.get(kind, error["msg"])
+    return f"found {show(found)}, needed {needed}{_remedy(keys, kind, found, context)}"
+
+
+def _remedy(keys: Keys, kind: str, found: object, context: dict[str, Any]) -> str:
+    if kind == "literal_error" and isinstance(found, str):
+        near = difflib.get_close_matches(found, re.findall(r"'([^']*)'", str(context.get("expected", ""))), n=1)
+        if near:
+            return f"; did you mean {near[0]}?"
+    default = declared_keys().get(tuple(key for key in keys if isinstance(key, str)), ("", None))[1]
+    return f"; the default is {show(default)}" if default is not None else "; change it"
+
+
+def show(value: object) -> str:
+    """Write a found value on one short line, escapes neutralised."""
+    text = json.dumps(value, ensure_ascii=True, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _suggest(keys: Keys) -> str:
+    """Suggest the nearest key of the same block, else the same key in another block."""
+    declared = declared_keys()
+    name, block = str(keys[-1]), tuple(keys[:-1])
+    siblings = {str(known[-1]): known for known in declared if known[:-1] == block}
+    elsewhere = {known[-1]: known for known in declared if known[-1] == name}
+    near = difflib.get_close_matches(name, siblings, n=1, cutoff=0.7)
+    if near:
+        return f"; did you mean {'.'.join(siblings[near[0]])}?"
+    if name in elsewhere:
+        return f"; did you mean {'.'.join(elsewhere[name])}?"
+    begun = [sibling for sibling in siblings if sibling.startswith(name)]
+    near = begun or difflib.get_close_matches(name, siblings, n=1, cutoff=0.5)
+    return f"; did you mean {'.'.join(siblings[near[0]])}?" if near else f"; known here: {', '.join(sorted(siblings))}"
+
+
+def _description(keys: Keys) -> str:
+    return (declared_keys().get(tuple(str(key) for key in keys)) or ("see `rlhf config --schema`", None))[0]
+
+
+@cache
+def declared_keys() -> dict[tuple[str, ...], tuple[str, Any]]:
+    """Return every key that a recipe can have, with its description and default."""
+    schema = Recipe.model_json_schema()
+    declared: dict[tuple[str, ...], tuple[str, Any]] = {}
+    _collect_keys(schema, schema["$defs"], (), declared)
+    return declared
+
+
+def _collect_keys(node: dict[str, Any], defs: dict[str, Any], keys: tuple[str, ...], into: dict[tuple[str, ...], tuple[str, Any]]) -> None:
+    for name, field in node.get("properties", {}).items():
+        into[(*keys, name)] = (field.get("description", "see `rlhf config --schema`"), field.get("default"))
+        for option in [field, *field.get("anyOf", [])]:
+            if "$ref" in option:
+                _collect_keys(defs[option["$ref"].rpartition("/")[2]], defs, (*keys, name), into)

@@ -1,0 +1,56 @@
+"""What a recipe can say: one closed model over the stages' settings. Torch-free."""
+
+import re
+from typing import Any, cast
+
+from pydantic import Field
+
+from stages.settings import Closed, HardwareSettings, PPOSettings, RMSettings, SFTSettings, StageSettings, TokenSettings
+from stages.spec import DataSplits, StageName
+
+DEMO_PATTERN = re.compile(r"demo(?:@(?P<seed>[0-9]{1,9}))?(?::(?P<kind>demonstrations|comparisons|prompts)\.(?P<split>train|eval))?")
+
+
+class RecipeData(Closed):
+    """Where the records come from. A plain string stands for its `path`; `demo` for the embedded example."""
+
+    demonstrations: DataSplits | None = Field(None, description="Prompts with good answers: SFT, and the zero of the reward model's scale.")
+    comparisons: DataSplits | None = Field(None, description="Prompts with ranked answers: the reward model.")
+    prompts: DataSplits | None = Field(None, description="Prompts to answer: PPO.")
+    eval_fraction: float = Field(0.05, gt=0, lt=1, description="Share held out, by prompt, where a kind has no eval source.")
+
+
+class Recipe(Closed):
+    """One whole SFT -> RM -> PPO training: base model, data, the three stages, hardware."""
+
+    name: str = Field("recipe", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Name, for people; default: that of the file.")
+    seed: int = Field(11, ge=0, lt=2**31, description="Seed of training: data order, initial heads, sampling.")
+    base_model: str = Field(description="Pretrained model: a directory, a hub id, or `demo` (`demo@SEED`) for the embedded one.")
+    revision: str | None = Field(None, description="Revision of a base model from the hub; pin a commit.")
+    data: RecipeData
+    tokens: TokenSettings = Field(
+        default_factory=lambda: TokenSettings.model_validate({}), description="Length limits of prompts and responses."
+    )
+    sft: SFTSettings = Field(default_factory=lambda: SFTSettings.model_validate({}), description="Stage 1, supervised fine-tuning.")
+    rm: RMSettings = Field(default_factory=lambda: RMSettings.model_validate({}), description="Stage 2, the reward model.")
+    ppo: PPOSettings = Field(default_factory=lambda: PPOSettings.model_validate({}), description="Stage 3, PPO.")
+    hardware: HardwareSettings = Field(
+        default_factory=lambda: HardwareSettings.model_validate({}), description="Where and in which precision."
+    )
+    judge: str | None = Field(None, description="`module:function` that judges held-out answers; never seen in training.")
+    store: str = Field(
+        "store", description="Directory of artifacts and runs; `--store` overrides it. Default: `store` in the working directory."
+    )
+
+    def settings(self, stage: StageName) -> StageSettings:
+        """Return the settings block of one stage."""
+        return cast("StageSettings", getattr(self, stage))
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a recipe, for editors."""
+    schema = Recipe.model_json_schema()
+    for name in ("DataSource", "DataSplits", "RecipeData"):
+        block = schema["$defs"][name]
+        schema["$defs"][name] = {"anyOf": [{"type": "string", "description": "Shorthand for the path."}, block]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

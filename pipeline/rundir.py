@@ -1,0 +1,71 @@
+"""The directory of one stage's run, named by its inputs: `runs/<stage>-<key>/`.
+
+    lock           held by the orchestrator that runs the stage
+    spec.json      what the stage is given
+    log.txt        what it printed, in all attempts
+    events.jsonl   what it said
+    checkpoints/   gone when the artifact is published
+
+An unfinished run of the same inputs is found again and goes on; log and recipe go into the artifact as evidence.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.errors import ResourceError
+from pipeline.plan import Decision
+from pipeline.recipe.schema import Recipe
+from pipeline.secrets import redact
+from pipeline.store.disk import make_directories, take_lock, writing
+
+RUNS_DIR = "runs"
+_KEY_CHARS = 16
+
+
+def run_id(decision: Decision) -> str:
+    """Name the run of a stage by its cache key, so that an unfinished run of the same inputs is found again."""
+    assert decision.key is not None
+    return f"{decision.stage}-{decision.key[:_KEY_CHARS]}"
+
+
+@contextmanager
+def open_run_directory(root: Path, decision: Decision) -> Generator[Path]:
+    """Open the run directory for one orchestrator at a time."""
+    run_dir = root / RUNS_DIR / run_id(decision)
+    with writing(run_dir):
+        make_directories(run_dir)
+        lock = take_lock(run_dir / "lock", wait=False)
+        if lock is None:
+            holder = (run_dir / "lock").read_text(encoding="utf-8").strip() or "another process"
+            raise ResourceError(f"{run_dir}: {holder} is running this stage with the same inputs; wait for it, then run again to reuse it")
+        os.ftruncate(lock, 0)
+        os.write(lock, f"process {os.getpid()}\n".encode())
+    try:
+        yield run_dir
+    finally:
+        os.close(lock)
+
+
+def forget_checkpoints(root: Path, decision: Decision) -> None:
+    """Remove what a run left that was killed between publishing and tidying up."""
+    leftover = root / RUNS_DIR / run_id(decision) / "checkpoints"
+    if leftover.is_dir():
+        lock = take_lock(leftover.parent / "lock", wait=False)
+        if lock is not None:
+            shutil.rmtree(leftover, ignore_errors=True)
+            os.close(lock)
+
+
+def leave_evidence(recipe: Recipe, staging: Path, run_dir: Path) -> None:
+    """Put the log and the resolved recipe beside the model."""
+    with writing(staging):
+        log = (run_dir / "log.txt").read_text(encoding="utf-8", errors="replace")
+        (staging / "log.txt").write_text(redact(log, os.environ), encoding="utf-8")
+        # JSON is YAML; written so that the file can be given to `rlhf run` again.
+        (staging / "config.yaml").write_text(
+            json.dumps(recipe.model_dump(mode="json", exclude={"store"}), indent=2) + "\n", encoding="utf-8"
+        )

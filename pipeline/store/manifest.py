@@ -1,0 +1,169 @@
+"""The manifest: what an artifact says of itself. An artifact exists if and only if this file parses, names itself and matches sizes.
+
+files -> content_id -> Manifest -> manifest.json, whose first line seals all that follows with its sha256.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, field_validator
+
+from pipeline.errors import StoreError
+from pipeline.store.disk import read_bounded
+from stages.settings import Closed
+from stages.spec import EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR
+
+MANIFEST_FILE = "manifest.json"
+SCHEMA_VERSION = 1
+# 100 files take about 20 kB; what is larger than this was not written by us.
+MAX_MANIFEST_BYTES = 8 * 1024 * 1024
+
+# Formats that run code when they are opened.
+PICKLE_SUFFIXES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
+
+_SEAL = re.compile(rb'\{"manifest_sha256": "([0-9a-f]{64})",\n')
+
+
+def check_file_name(name: str) -> str:
+    """Return the relative path of an artifact's file when it is safe and allowed.
+
+    Raises:
+        ValueError: it is absolute, leaves the artifact, is reserved, has control characters, or is a pickle.
+    """
+    parts = name.split("/")
+    if not name or any(part in ("", ".", "..") for part in parts):
+        raise ValueError(f"{name!r}: a relative path without empty parts, `.` or `..` is needed")
+    if "\\" in name or not name.isprintable():
+        raise ValueError(f"{name!r}: backslashes, control and undecodable characters are refused; rename the file")
+    if name.casefold() == MANIFEST_FILE:
+        raise ValueError(f"{name!r} is reserved for the store; rename the file")
+    if name.lower().endswith(PICKLE_SUFFIXES):
+        raise ValueError(f"{name!r}: a pickle can run code when it is opened; save weights as safetensors and leave the rest out")
+    return name
+
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class FileEntry(Closed):
+    """One file of an artifact."""
+
+    path: Annotated[str, AfterValidator(check_file_name)] = Field(description="Relative to the artifact, with `/`.")
+    size: int = Field(ge=0, description="Bytes.")
+    sha256: Sha256
+
+
+class Parent(Closed):
+    """An artifact that this one was made from."""
+
+    ref: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,31}@v[1-9][0-9]{0,8}$", description="Kind and version, `sft@v1`.")
+    content_id: Sha256
+
+
+class CodeState(Closed):
+    """The state of the source code that made an artifact."""
+
+    commit: str | None = Field(None, description="Git commit; null outside a checkout.")
+    dirty: bool = Field(False, description="Whether files differed from that commit.")
+
+
+class ManifestFields(Closed):
+    """What the publisher knows of an artifact; the store adds the rest."""
+
+    parents: list[Parent] = Field(default_factory=list[Parent])
+    data: dict[str, str] = Field(default_factory=dict, description="Record set -> content fingerprint.")
+    cache_key: str | None = Field(None, description="Hash of all that decides the content; None is never reused.")
+    config: dict[str, Any] = Field(default_factory=dict, description="The resolved configuration.")
+    seed: int | None = None
+    code: CodeState = Field(default_factory=lambda: CodeState(commit=None, dirty=False))
+    packages: dict[str, str] = Field(default_factory=dict, description="Package -> version.")
+    device: str | None = None
+    precision: str | None = Field(None, description="What was computed in: float32 or bfloat16; null in artifacts of earlier versions.")
+    world_size: int = Field(1, gt=0, description="Processes of the stage.")
+    metrics: dict[str, float] = Field(default_factory=dict, description="Final figures.")
+    facts: dict[str, Any] = Field(default_factory=dict, description="Hand-off facts that the next stage must find unchanged.")
+    counts: dict[str, int] = Field(default_factory=dict, description="Records read, used, cut and dropped.")
+    duration_s: float | None = Field(None, ge=0, description="Seconds of the stage run, by the monotonic clock.")
+    run_id: str | None = Field(None, description="Run that made it, a directory under `runs/`.")
+
+
+class Manifest(ManifestFields):
+    """All that an artifact says of itself."""
+
+    # NaN and infinity are written as strings, so the file stays JSON and a degenerate metric does not lose a finished training.
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    kind: str
+    version: int = Field(gt=0)
+    content_id: Sha256
+    created_utc: str = Field(description="ISO 8601; for people, never for order.")
+    files: list[FileEntry] = Field(min_length=1)
+
+    @field_validator("files")
+    @classmethod
+    def _paths_differ(cls, files: list[FileEntry]) -> list[FileEntry]:
+        if len({entry.path for entry in files}) != len(files):
+            raise ValueError("a path stands twice")
+        return files
+
+
+def compute_content_id(files: Iterable[FileEntry]) -> str:
+    """Hash an artifact's content: equal bytes under equal names give an equal id, whatever the time or host.
+
+    Where the artifact has a model, only `model/` and `merged/` count: logs and timings are evidence, not content.
+    """
+    entries = sorted(files, key=lambda entry: entry.path)
+    payload = [entry for entry in entries if PurePosixPath(entry.path).parts[0] in (MODEL_DIR, MERGED_DIR)]
+    if not any(entry.path.startswith(f"{MODEL_DIR}/") for entry in payload):
+        payload = entries
+    lines = "".join(f"{entry.sha256} {entry.size} {entry.path}\n" for entry in payload)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def render_manifest(manifest: Manifest) -> bytes:
+    """Write a manifest as JSON whose first line holds the sha256 of the rest, so that no later change goes unseen."""
+    body = manifest.model_dump_json(indent=1).encode().removeprefix(b"{\n") + b"\n"
+    return b'{"manifest_sha256": "%s",\n' % hashlib.sha256(body).hexdigest().encode() + body
+
+
+def parse_manifest(content: bytes) -> Manifest:
+    """Read a manifest and check its seal.
+
+    Raises:
+        ValueError: it is too large, altered, or does not parse.
+    """
+    if len(content) > MAX_MANIFEST_BYTES:
+        raise ValueError(f"{len(content)} bytes; at most {MAX_MANIFEST_BYTES} are read")
+    seal = _SEAL.match(content)
+    body = content[seal.end() :] if seal else b""
+    if seal is None or hashlib.sha256(body).hexdigest() != seal[1].decode():
+        raise ValueError("its first line does not hold the sha256 of the rest, so it was altered after publishing")
+    return Manifest.model_validate_json(b"{" + body)
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read and check the manifest of an artifact's directory; its files are not looked at.
+
+    Raises:
+        StoreError: it is missing, too large, altered, or does not parse (exit 3).
+    """
+    path = directory / MANIFEST_FILE
+    try:
+        return parse_manifest(read_bounded(path, MAX_MANIFEST_BYTES))
+    except ValidationError as error:
+        raise StoreError(f"{path}: {_first_problem(error)}", EXIT_VERIFICATION) from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise StoreError(f"{path}: {reason}; an intact manifest is needed; restore the artifact or remove it", EXIT_VERIFICATION) from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_context=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    newer = first["loc"] == ("schema_version",) or first["type"] == "extra_forbidden"
+    todo = "update this package, as a newer one wrote it" if newer else "restore the artifact or remove it"
+    return f"{place}: {first['msg']}; a manifest of schema version {SCHEMA_VERSION} is needed; {todo}"

@@ -1,0 +1,52 @@
+"""What this machine has instructions for, and so what `hardware.precision: auto` is.
+
+The processor states it; no timing decides: the same machine always makes the same model.
+"""
+
+import os
+
+import torch
+
+from stages.process.context import StageContext, device_name, uses_gpu
+from stages.process.distributed import decide_in_main
+
+# Instructions for bfloat16 products: of x86, of x86, of Arm (names of `torch.cpu.get_capabilities`).
+_BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
+# Values of ONEDNN_MAX_CPU_ISA that leave oneDNN these instructions.
+_ISAS_WITH_BFLOAT16 = ("BF16", "FP16", "AMX", "AVX10", "ALL", "DEFAULT")
+
+
+def settle_precision(context: StageContext) -> None:
+    """Put in place of `hardware.precision: auto` in the stage's spec what this machine has instructions for; alike on all ranks.
+
+    An explicit `bfloat16` stays, and the user is told where it is emulated.
+    """
+    hardware = context.spec.hardware
+    fast = decide_in_main(context, lambda: gpu_has_bfloat16() if uses_gpu(context) else cpu_has_bfloat16())
+    if hardware.precision == "auto":
+        hardware = hardware.model_copy(update={"precision": "bfloat16" if fast else "float32"})
+        context.spec = context.spec.model_copy(update={"hardware": hardware})
+    elif hardware.precision == "bfloat16" and not fast:
+        context.note(
+            f"hardware.precision = bfloat16, but this {'GPU' if uses_gpu(context) else 'CPU'} has no instructions for it and emulates "
+            "them, many times slower than float32; set hardware.precision: auto"
+        )
+    context.event("machine", device=device_name(context), precision=hardware.precision)
+
+
+def gpu_has_bfloat16() -> bool:
+    """Whether the GPU computes in bfloat16: compute capability 8.0 and newer."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the CPU has instructions for bfloat16 products (AVX512-BF16, AMX-BF16, Arm BF16) and the libraries may use them.
+
+    ONEDNN_MAX_CPU_ISA hides instructions from oneDNN, which computes the products, ATEN_CPU_CAPABILITY from torch's own kernels.
+    """
+    capabilities = torch.cpu.get_capabilities()
+    if not any(capabilities.get(name, False) for name in _BFLOAT16_INSTRUCTIONS):
+        return False
+    isa = (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "DEFAULT").upper()
+    kernels = os.environ.get("ATEN_CPU_CAPABILITY", "").lower()
+    return any(name in isa for name in _ISAS_WITH_BFLOAT16) and kernels not in ("default", "avx2")

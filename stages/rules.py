@@ -1,0 +1,77 @@
+"""What a stage refuses of its settings and hardware, before anything is loaded. Torch-free.
+
+The pipeline asks when it reads a recipe, and adds file and line; the stage asks when it starts, and knows by then which engine `auto` took.
+"""
+
+import difflib
+import importlib.util
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+from stages.settings import HardwareSettings, PPOSettings, StageSettings
+from stages.spec import StageName
+
+
+class Refusal(NamedTuple):
+    """A rule that is broken: the key of a recipe, and found + needed + do."""
+
+    key: str
+    message: str
+
+
+def find_refusals(
+    stage: StageName,
+    settings: StageSettings,
+    hardware: HardwareSettings,
+    *,
+    engine: Literal["auto", "none", "ddp", "deepspeed"],
+    num_processes: int,
+) -> Iterator[Refusal]:
+    """Find what the stage cannot do.
+
+    Args:
+        stage: Which one.
+        settings: Its settings.
+        hardware: The hardware block.
+        engine: What computes; `auto` where that is not known yet.
+        num_processes: On all nodes.
+    """
+    zero3 = engine == "deepspeed" and hardware.zero_stage == 3
+    if hardware.engine == "none" and num_processes > 1:
+        yield Refusal("hardware.engine", f"found none with {num_processes} processes, needed ddp or deepspeed; set it, or processes: 1")
+    names = ("minibatch_size", "ptx_batch_size") if isinstance(settings, PPOSettings) else ("batch_size",)
+    for name in names:
+        size: int | None = getattr(settings, name)
+        if size and size % num_processes:
+            needed = f"a multiple of the number of processes on all nodes = {num_processes}"
+            yield Refusal(f"{stage}.{name}", f"found {size}, needed {needed}; choose sizes that divide")
+    if settings.lora is not None and settings.lora.quantize is not None:
+        yield from _find_quantization_refusals(f"{stage}.lora.quantize", settings.lora.quantize, settings, zero3=zero3)
+    if isinstance(settings, PPOSettings) and settings.ema_decay is not None and zero3:
+        needed = "whole weights to average, which no process has at ZeRO stage 3"
+        yield Refusal("ppo.ema_decay", f"found {settings.ema_decay}, needed {needed}; set hardware.zero_stage: 2, or ema_decay: null")
+
+
+def _find_quantization_refusals(key: str, found: str, settings: StageSettings, *, zero3: bool) -> Iterator[Refusal]:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        yield Refusal(key, f"found {found}, needed bitsandbytes, which is not installed; run `make setup` or install it, or set it to null")
+    if isinstance(settings, PPOSettings) and settings.rollout.engine == "vllm":
+        yield Refusal(key, f"found {found}, but vLLM would sample from a base that is not quantized; set ppo.rollout.engine: torch")
+    if zero3:
+        needed = "weights that are not shared out: ZeRO stage 3 knows nothing of the scales of 4-bit ones"
+        yield Refusal(key, f"found {found} with hardware.zero_stage = 3, needed {needed}; set hardware.zero_stage: 2")
+
+
+def find_unknown_arguments(stage: StageName, arguments: Mapping[str, Any], known: Collection[str], config_class: str) -> Iterator[Refusal]:
+    """Find the names in `trainer_args` that are no fields of TRL's class.
+
+    Args:
+        stage: Whose trainer_args.
+        arguments: What was given.
+        known: The class's fields.
+        config_class: Its name, for the message.
+    """
+    for name in sorted(arguments.keys() - set(known)):
+        near = difflib.get_close_matches(name, sorted(known), n=1)
+        hint = f"; did you mean {near[0]}?" if near else "; see its documentation"
+        yield Refusal(f"{stage}.trainer_args.{name}", f"unknown key of TRL's {config_class}{hint}")

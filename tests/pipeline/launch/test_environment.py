@@ -1,0 +1,61 @@
+"""The environment of a stage process, and what the allocator makes of it."""
+
+import json
+import os
+
+import pytest
+
+from pipeline.launch import environment
+from pipeline.launch.environment import allocator_settings
+
+
+def test_the_environment_tells_the_stage_what_it_may(run_script, tmp_path):
+    run_script("""
+        names = ("HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "PYTHONHASHSEED", "PYTHONSAFEPATH")
+        open(os.path.dirname(EVENTS) + "/env", "w").write(json.dumps([os.environ.get(name) for name in names]))
+    """)
+    assert json.loads((tmp_path / "env").read_text()) == ["1", "false", "0", "1"]
+
+
+def count_faults(run_script, tmp_path):
+    """Page faults of a stage that makes a 40 MB tensor and drops it, 50 times over."""
+    run_script("""
+        import resource, torch
+        torch.ones(10_000_000)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(50):
+            torch.ones(10_000_000)
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        with open(EVENTS, "a") as stream:
+            stream.write(json.dumps({"event": "progress", "faults": faults}) + chr(10))
+    """)
+    return json.loads((tmp_path / "events.jsonl").read_text().splitlines()[-1])["faults"]
+
+
+@pytest.fixture
+def plain_allocator(monkeypatch):
+    for name in [name for name in os.environ if name == "GLIBC_TUNABLES" or name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(environment, "_GPUS", ())
+
+
+@pytest.mark.usefixtures("plain_allocator")
+def test_a_stage_keeps_the_memory_of_its_tensors_unless_the_user_sets_the_allocator(run_script, tmp_path, monkeypatch):
+    if not allocator_settings():
+        pytest.skip("the settings are those of glibc from 2.35 on")
+    assert count_faults(run_script, tmp_path) < 1_000
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1000000")
+    assert count_faults(run_script, tmp_path) > 50 * 40_000_000 // 4096 // 2  # each page of each tensor anew
+
+
+@pytest.mark.usefixtures("plain_allocator")
+@pytest.mark.parametrize(("version", "is_set"), [("glibc 2.36", True), ("glibc 2.35", True), ("glibc 2.34", False), ("", False)])
+def test_the_allocator_is_left_alone_where_it_would_refuse_half_of_the_settings(monkeypatch, version, is_set):
+    monkeypatch.setattr(os, "confstr", lambda _name: version)
+    assert bool(allocator_settings()) == is_set
+
+
+@pytest.mark.usefixtures("plain_allocator")
+def test_the_allocator_is_left_alone_beside_a_gpu(monkeypatch, tmp_path):
+    monkeypatch.setattr(environment, "_GPUS", (str(tmp_path),))
+    assert allocator_settings() == {}

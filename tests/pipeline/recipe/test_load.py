@@ -1,0 +1,297 @@
+"""Recipe -> resolved config: precedence, paths, and every error at once with its place."""
+
+import dataclasses
+import importlib
+import json
+import sys
+
+import pytest
+
+from pipeline.errors import ConfigError
+from pipeline.recipe.load import load_recipe
+from pipeline.recipe.schema import recipe_schema
+from pipeline.recipe.trainer_fields import config_class, trainer_fields
+from stages.deepspeed_config import make_deepspeed_config
+from stages.settings import HardwareSettings
+
+MINIMAL = "name: x\nbase_model: demo\ndata: demo\n"
+
+
+@pytest.fixture
+def problems(tmp_path, monkeypatch):
+    """A function: recipe text (and overrides) -> the problems that loading tells."""
+    monkeypatch.chdir(tmp_path)
+
+    def problems(text, *overrides, stages=("sft", "rm", "ppo")):
+        (tmp_path / "recipe.yaml").write_text(text)
+        with pytest.raises(ConfigError) as caught:
+            load_recipe(tmp_path.joinpath("recipe.yaml").relative_to(tmp_path), overrides, stages)
+        return caught.value.problems
+
+    return problems
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(text, *overrides):
+        (tmp_path / "recipe.yaml").write_text(text)
+        return load_recipe(tmp_path / "recipe.yaml", overrides)
+
+    return load
+
+
+def test_an_unknown_key_is_told_with_line_and_nearest_key(problems):
+    text = MINIMAL + "ppo:\n  clip_range: 0.1\n  kl_coeff: 0.1\n"
+    assert problems(text) == ["recipe.yaml:6: ppo.kl_coeff: unknown key; did you mean ppo.kl_coef?"]
+
+
+def test_a_key_in_the_wrong_block_is_told_where_it_belongs(problems):
+    assert problems(MINIMAL + "kl_coef: 0.1\n") == ["recipe.yaml:4: kl_coef: unknown key; did you mean ppo.kl_coef?"]
+
+
+def test_all_errors_are_told_at_once_in_the_order_of_the_file(problems):
+    text = MINIMAL + "seed: x\nrm:\n  batch_size: 3.5\n  batch_size: 4\nppo:\n  clip_range: -1\n  lr_schedule: cosin\n  nope: 1\n"
+    assert problems(text, "sft.epohcs=3") == [
+        "recipe.yaml:7: rm.batch_size: duplicate key, first at recipe.yaml:6; keep one",
+        "--set: sft.epohcs: unknown key; did you mean sft.epochs?",
+        'recipe.yaml:4: seed: found "x", needed a whole number; the default is 11',
+        "recipe.yaml:6: rm.batch_size: found 3.5, needed a whole number; the default is 32",
+        "recipe.yaml:9: ppo.clip_range: found -1, needed more than 0.0; the default is 0.2",
+        "recipe.yaml:10: ppo.lr_schedule: found \"cosin\", needed one of 'constant', 'linear' or 'cosine'; did you mean cosine?",
+        "recipe.yaml:11: ppo.nope: unknown key; known here: " + ", ".join(sorted(recipe_schema()["$defs"]["PPOSettings"]["properties"])),
+    ]
+
+
+def test_a_missing_key_is_told_with_its_meaning(problems):
+    found = problems("name: x\ndata: demo\n")
+    assert found[0].startswith("recipe.yaml:1: base_model: missing; add it: Pretrained model:")
+
+
+def test_related_fields_are_checked_and_both_are_named(problems):
+    found = problems(MINIMAL + "ppo:\n  minibatch_size: 48\n")
+    assert found == ["recipe.yaml:4: ppo: rollout_batch_size = 64 is not a multiple of minibatch_size = 48; choose sizes that divide"]
+
+
+def test_a_second_adapter_needs_a_merged_base(problems, load):
+    text = MINIMAL + "sft:\n  lora: {}\nrm:\n  lora: {rank: 4}\n"
+    (found,) = problems(text)
+    assert found.startswith("recipe.yaml:7: rm.lora: found rm.lora (rank 4) on top of sft.lora.merge = false, needed a merged base")
+    assert load(text, "sft.lora.merge=true").rm.lora.rank == 4
+
+
+def test_defaults_give_way_to_the_recipe_and_that_to_set(load):
+    recipe = load(MINIMAL + "ppo:\n  kl_coef: 0.2\n  gamma: 0.9\n", "ppo.kl_coef=1e-1", "seed=3", "rm.lora.rank=8")
+    assert (recipe.ppo.kl_coef, recipe.ppo.gamma, recipe.ppo.clip_range) == (0.1, 0.9, 0.2)
+    assert (recipe.seed, recipe.rm.lora.rank) == (3, 8)
+
+
+@pytest.mark.parametrize("override", ["ppo.kl_coef", "=3", "a..b=1", "ppo.kl-coef=1", "__class__.x-=1"])
+def test_a_malformed_set_is_told(problems, override):
+    (found,) = problems(MINIMAL, override)
+    assert found.startswith("--set: found")
+
+
+def test_relative_paths_are_relative_to_the_recipe_and_those_of_set_to_the_working_directory(recipe_path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.jsonl").write_text('{"prompt": "x"}\n')
+    recipe = load_recipe(recipe_path, ["data.prompts=here.jsonl"])
+    assert recipe.base_model == str(recipe_path.parent / "base")
+    assert recipe.data.comparisons.train.path == str(recipe_path.parent / "comparisons.jsonl")
+    assert recipe.data.prompts.train.path == str(tmp_path / "here.jsonl")
+    assert recipe.store == "store"
+
+
+def test_hub_ids_stay_hub_ids(load):
+    text = "name: x\nbase_model: org/model\nrevision: abc\ndata:\n" + "".join(
+        f"  {kind}: {{train: {{path: org/{kind}, split: train}}}}\n" for kind in ("demonstrations", "comparisons", "prompts")
+    )
+    recipe = load(text)
+    assert (recipe.base_model, recipe.data.prompts.train.path, recipe.data.prompts.train.split) == ("org/model", "org/prompts", "train")
+
+
+def test_demo_stands_for_all_three_kinds(load):
+    recipe = load("name: x\nbase_model: demo@3\ndata: demo@3\n")
+    assert recipe.data.comparisons.train.path == "demo@3:comparisons.train"
+    assert recipe.data.comparisons.eval.path == "demo@3:comparisons.eval"
+
+
+def test_missing_files_are_told_before_anything_runs(problems):
+    text = "name: x\nbase_model: ./base\ndata:\n  demonstrations: a.jsonl\n  comparisons: demo\n  prompts: demo\n"
+    found = problems(text)
+    assert [line.split(": found")[0] for line in found] == ["recipe.yaml:2: base_model", "recipe.yaml:4: data.demonstrations.train"]
+
+
+def test_only_the_data_of_the_chosen_stages_has_to_be_there(problems, tmp_path):
+    text = "name: x\nbase_model: demo\ndata:\n  demonstrations: demo\n"
+    (tmp_path / "recipe.yaml").write_text(text)
+    assert load_recipe(tmp_path / "recipe.yaml", stages=("sft",)).data.prompts is None
+    assert problems(text) == [
+        "recipe.yaml:3: data.comparisons: missing; rm read it; give a file, a dataset id or demo",
+        "recipe.yaml:3: data.prompts: missing; ppo read it; give a file, a dataset id or demo",
+    ]
+
+
+def test_pickled_weights_are_refused(recipe_path):
+    base = recipe_path.parent / "base"
+    (base / "model.safetensors").unlink()
+    (base / "pytorch_model.bin").write_bytes(b"pickle")
+    (base / "tokenizer.json").unlink()
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(recipe_path)
+    assert "found no tokenizer.json" in caught.value.problems[0]
+    assert "found only pickled weights (pytorch_model.bin), which can run code" in caught.value.problems[1]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "sft:\n  trainer_args: {hub_token: canary-4711}\n",
+        "sft:\n  trainer_args: {hub_model_id: 'https://me:canary-4711@host/'}\n",
+        "sft:\n  trainer_args: {hub_model_id: hf_canary4711canary4711}\n",
+        "revision: https://host/x?token=canary-4711\n",
+        "tokens: https://host/x?token=canary-4711\n",
+    ],
+)
+def test_a_secret_is_refused_and_never_repeated(problems, line):
+    (found,) = problems(MINIMAL + line)
+    assert "found a secret" in found
+    assert "canary" not in found
+
+
+@pytest.mark.parametrize(
+    "override", ["sft.trainer_args.hub_token=canary", "a-b=canary", "hf_canary4711canary4711", "https://me:canary@host/"]
+)
+def test_a_secret_on_the_command_line_is_not_repeated(problems, override):
+    (found,) = problems(MINIMAL, override)
+    assert "canary" not in found
+
+
+def test_keys_that_only_sound_secret_are_fine(load):
+    assert load(MINIMAL + "ppo:\n  stop_token: '<end>'\n").ppo.stop_token == "<end>"
+
+
+@pytest.mark.parametrize("judge", ["no-colon", "os:system; rm", "a:b:c", "../x:y"])
+def test_a_judge_is_a_module_and_a_function(problems, judge):
+    (found,) = problems(MINIMAL + f"judge: '{judge}'\n")
+    assert "needed module:function" in found
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "-x", "x" * 65, "a\\nb"])
+def test_a_name_is_safe_as_a_file_name(problems, name):
+    (found,) = problems(f'name: "{name}"\nbase_model: demo\ndata: demo\n')
+    assert "needed letters, digits" in found
+
+
+def test_a_recipe_without_a_name_is_called_as_its_file(tmp_path):
+    path = tmp_path / "my recipe, second.yaml"
+    path.write_text("base_model: demo\ndata: demo\n")
+    assert load_recipe(path).name == "my-recipe-second"
+
+
+def test_batches_are_shared_by_all_processes(problems):
+    found = problems(
+        MINIMAL + "hardware: {processes: 3}\n",
+        "rm.batch_size=36",
+        "ppo.minibatch_size=32",
+    )
+    assert found == [
+        "recipe.yaml:1: sft.batch_size: found 32, needed a multiple of the number of processes on all nodes = 3; choose sizes that divide",
+        "--set: ppo.minibatch_size: found 32, needed a multiple of the number of processes on all nodes = 3; choose sizes that divide",
+    ]
+
+
+def test_trainer_args_are_fields_of_trls_configs(problems, load):
+    text = MINIMAL + "sft:\n  trainer_args:\n    neftune_noise_alpha: 5\n    label_smothing_factor: 0.1\n"
+    assert problems(text) == [
+        "recipe.yaml:7: sft.trainer_args.label_smothing_factor: unknown key of TRL's SFTConfig; did you mean label_smoothing_factor?"
+    ]
+    assert load(MINIMAL, "rm.trainer_args.max_steps=4").rm.trainer_args == {"max_steps": 4}
+
+
+@pytest.mark.parametrize(("stage", "module"), [("sft", "sft_config"), ("rm", "reward_config")])
+def test_the_fields_read_from_trls_source_are_those_of_its_classes(stage, module):
+    dataclass = getattr(importlib.import_module(f"trl.trainer.{module}"), config_class(stage))
+    assert trainer_fields(stage) == {field.name for field in dataclasses.fields(dataclass) if not field.name.startswith("_")}
+
+
+def test_4_bits_without_bitsandbytes_are_told_of_every_stage_that_runs(problems, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    text = MINIMAL + "".join(f"{stage}:\n  lora: {{quantize: nf4, merge: true}}\n" for stage in ("sft", "rm", "ppo"))
+    found = problems(text, stages=("sft", "rm"))
+    assert [line.split(": found nf4, needed bitsandbytes")[0] for line in found] == [
+        "recipe.yaml:5: sft.lora.quantize",
+        "recipe.yaml:7: rm.lora.quantize",
+    ]
+    assert all("`make setup`" in line for line in found)
+
+
+def test_4_bits_are_refused_with_zero_stage_3_and_with_vllm(problems):
+    found = problems(MINIMAL + "ppo:\n  lora: {quantize: nf4}\n  rollout: {engine: vllm}\n")
+    assert len(found) == 1 and "vLLM would sample from a base that is not quantized" in found[0]
+    found = problems(MINIMAL + "ppo:\n  lora: {quantize: nf4}\nhardware:\n  engine: deepspeed\n  zero_stage: 3\n")
+    assert len(found) == 1 and found[0].startswith("recipe.yaml:5: ppo.lora.quantize: found nf4 with hardware.zero_stage = 3, needed")
+    assert found[0].endswith("; set hardware.zero_stage: 2")
+
+
+def test_a_deepspeed_file_is_read(problems):
+    (found,) = problems(MINIMAL + "hardware:\n  deepspeed_config: zero.json\n")
+    assert found.startswith("recipe.yaml:5: hardware.deepspeed_config: found")
+    assert "give a DeepSpeed JSON file" in found
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"train_batch_size": 8}, "train_batch_size: the recipe decides on that"),
+        ({"bf16": {"enabled": True}}, "bf16: the recipe decides on that"),
+        ({"zero_optimization": {"stage": 3}}, "say hardware.zero_stage: 3 in the recipe"),
+        ([1], "not a JSON object"),
+    ],
+)
+def test_what_the_recipe_decides_on_is_refused_in_a_deepspeed_file(problems, tmp_path, content, said):
+    path = tmp_path / "zero.json"
+    path.write_text(json.dumps(content))
+    (found,) = problems(MINIMAL + f"hardware:\n  deepspeed_config: {path}\n")
+    assert said in found
+
+
+def test_a_deepspeed_file_is_laid_over_what_the_recipe_makes(tmp_path):
+    path = tmp_path / "zero.json"
+    zero = {"overlap_comm": True, "stage": "auto", "offload_optimizer": {"device": "nvme", "nvme_path": "/nvme"}}
+    path.write_text(json.dumps({"bf16": {"enabled": "auto"}, "train_batch_size": "auto", "zero_optimization": zero, "dump_state": True}))
+    hardware = HardwareSettings(precision="bfloat16", zero_stage=3, offload_optimizer=True, deepspeed_config=str(path), device="cpu")
+    config = make_deepspeed_config(hardware, max_grad_norm=0.5, micro_batch_size=3, accumulation_steps=4)
+    assert config["zero_optimization"]["stage"] == 3 and config["zero_optimization"]["overlap_comm"]
+    assert config["zero_optimization"]["offload_optimizer"] == {"device": "nvme", "nvme_path": "/nvme", "pin_memory": False}
+    assert config["dump_state"] and "bf16" not in config and config["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
+    sizes = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    assert [config[size] for size in sizes] == [3, 4, 0.5]
+
+
+def test_the_resolved_recipe_is_a_recipe_again(load, tmp_path):
+    recipe = load(MINIMAL + "sft:\n  lora: {}\n")
+    path = tmp_path / "again.yaml"
+    path.write_text(json.dumps(recipe.model_dump(mode="json", exclude={"store"})))
+    assert load_recipe(path) == recipe
+
+
+def test_the_schema_describes_every_key_and_allows_the_shorthands():
+    schema = recipe_schema()
+    undescribed = [
+        f"{block}.{key}"
+        for block, definition in schema["$defs"].items()
+        for key, field in definition.get("properties", {}).items()
+        if "description" not in field and "$ref" not in field
+    ]
+    assert undescribed == []
+    assert schema["$defs"]["DataSource"]["anyOf"][0]["type"] == "string"
+
+
+def test_a_directory_with_strange_characters_works(recipe_path):
+    strange = recipe_path.parent.with_name("a b ü $(touch x)")
+    recipe_path.parent.rename(strange)
+    assert load_recipe(strange / "recipe.yaml").base_model == str(strange / "base")
+
+
+def test_lists_can_be_set_on_the_command_line(load):
+    assert load(MINIMAL, "hardware.sbatch=[--partition=gpu, --time=30]").hardware.sbatch == ["--partition=gpu", "--time=30"]
