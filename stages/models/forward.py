@@ -61,7 +61,7 @@ def note_padding(context: StageContext, model: Any) -> None:
 
 def compute_hidden_states(backbone: Any, row: PackedRow, read_K: Tensor | None = None) -> Tensor:
     """Compute the last hidden state of each token of the row, [N, hidden size], or only those at `read_K`, [K, hidden size]."""
-    inputs, places_N = make_inputs(backbone, row if read_K is None else row.reading(read_K))
+    inputs, places_N = make_inputs(backbone, row)
     return backbone(**inputs).last_hidden_state.flatten(0, 1)[places_N if read_K is None else places_N[read_K]]
 
 

@@ -10,7 +10,7 @@ and K the longest with what it continues.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -45,14 +45,6 @@ class PackedRow:
     parents_D: Tensor  # the document that this one continues; -1: none
     groups: list[DocumentGroup]
     places_N: Tensor  # where each token's output lies among those of all groups
-    read_R: Tensor | None = None  # the tokens whose last hidden state is read; None: all
-
-    def reading(self, index_K: Tensor) -> "PackedRow":
-        """Promise that of the last hidden states only those at `index_K` will be read: the others then need not be computed."""
-        num_read = min(len(index_K) + count_filling(len(index_K)), len(self.ids_N))
-        is_unread_N = torch.ones_like(self.ids_N, dtype=torch.bool)
-        is_unread_N[index_K] = False
-        return replace(self, read_R=is_unread_N.byte().argsort(stable=True)[:num_read])
 
     @property
     def lasts_D(self) -> Tensor:

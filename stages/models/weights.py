@@ -14,7 +14,6 @@ from stages.models.forward import enable_packing
 from stages.models.head import HEAD, Float32Head
 from stages.models.norms import fuse_norms
 from stages.models.partition import gathered, gathered_in_forward, partitioned
-from stages.models.unread import skip_unread
 from stages.process.errors import StageError
 from stages.settings import HardwareSettings
 from stages.spec import EXIT_MISSING, EXIT_VERIFICATION, MERGED_DIR
@@ -95,8 +94,7 @@ def _finish_loading(model: Any, hardware: HardwareSettings) -> None:
     fuse_norms(model)
     if hardware.attention == "auto":
         with gathered_in_forward(model):
-            if enable_packing(model):
-                skip_unread(model)
+            enable_packing(model)
 
 
 def _disable_dropout(model: Any) -> None:

@@ -79,7 +79,7 @@ class RankingTrainer(RewardTrainer):
         A sequence classifier returns one logit per row of the batch; its head computes one per token, so they are read there.
         """
         head_model = find_model(self.accelerator.unwrap_model(model))
-        arguments, places_N = make_inputs(head_model, row.reading(row.lasts_D))
+        arguments, places_N = make_inputs(head_model, row)
         computed: list[Tensor] = []
         hook = head_model.get_submodule(HEAD).register_forward_hook(lambda _head, _input, logits: computed.append(logits))
         try:

@@ -80,7 +80,7 @@ class UnpaddedSFTTrainer(SFTTrainer):
         labels_N = inputs["labels"][0]
         predictors_K = (labels_N[1:] != IGNORED_LABEL).nonzero()[:, 0]
         policy: Any = self.accelerator.unwrap_model(model)
-        arguments, _ = make_inputs(policy, row.reading(predictors_K))
+        arguments, _ = make_inputs(policy, row)
         if len(predictors_K) * policy.config.get_text_config().vocab_size <= _MAX_LOGITS:
             logits_KV = model(**arguments, logits_to_keep=predictors_K).logits[0]
             logprobs_K = compute_logprobs(logits_KV, labels_N[predictors_K + 1], 1.0)

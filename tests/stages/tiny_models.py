@@ -8,7 +8,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 from data.tokens import EncodedPair
 from stages.models.forward import enable_packing
-from stages.models.unread import skip_unread
 from stages.ppo.actor_critic import Actor, init_critic
 from stages.ppo.experience import Experience
 from stages.ppo.learner import TorchLearner
@@ -41,14 +40,14 @@ def _config(**changes):
 def make_policy(seed=0, **changes):
     torch.manual_seed(seed)
     model = LlamaForCausalLM(_config(**changes)).eval()
-    assert enable_packing(model) and skip_unread(model)
+    assert enable_packing(model)
     return model
 
 
 def make_reward_model(seed=1, score_bias=0.3, score_scale=1.7):
     torch.manual_seed(seed)
     model = LlamaForSequenceClassification(_config(num_labels=1)).eval()
-    assert enable_packing(model) and skip_unread(model)
+    assert enable_packing(model)
     model.config.score_bias, model.config.score_scale = score_bias, score_scale
     return model
 

@@ -17,7 +17,6 @@ from transformers import (
 
 from stages.models.forward import compute_hidden_states, enable_packing, is_packed
 from stages.models.packing import list_documents, pack
-from stages.models.unread import skip_unread
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.3}
 
@@ -71,7 +70,7 @@ def states_alone(model, documents, parents):
 def switch(make, *, checkpointed):
     """A model in training with packed rows, that skips what is not read."""
     model = make().train()
-    assert enable_packing(model) and skip_unread(model)
+    assert enable_packing(model)
     if checkpointed:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
