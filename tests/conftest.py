@@ -51,7 +51,7 @@ def demo_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def base_model_dir(demo_dir):
-    """The demo's base model: a Llama of 0.86 M parameters, random weights, with its tokenizer."""
+    """The demo's base model: a Llama of 0.57 M parameters, random weights, with its tokenizer."""
     return demo_dir / "base"
 
 

@@ -5,7 +5,7 @@ rule.py        the rule that judges an answer 0-100
 labelers.py    simulated people who write answers of mixed care
 flaws.py       a copy of an answer with one more flaw
 generator.py   all of it -> rows of demonstrations, comparisons and prompts
-base_model.py  a tokenizer and an untrained Llama of 0.86 M parameters
+base_model.py  a tokenizer and an untrained Llama of 0.57 M parameters
 materialize.py everything written into one directory
 """
 

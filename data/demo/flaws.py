@@ -3,7 +3,7 @@
 What the flaws cover decides what the reward model can learn: without `question` the policy learned to answer another
 question, without `manners` it dropped greetings, with `status` half as often it treated packed orders as delayed or gone (facts right in
 0.79 of the answers on data 202, now in 0.89). Slips in what is copied from the prompt (item, day, name) are rarer than they were: this
-tiny model learns late or never to compare them, and lists that differ in nothing else taught it little.
+tiny model learns late or never to compare them.
 """
 
 import re

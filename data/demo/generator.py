@@ -11,8 +11,8 @@ from data.demo.labelers import DEMONSTRATORS, RANKED, write_answer
 from data.demo.rule import assess
 
 ANSWERS_PER_LIST = 4
-# Scale of the Gumbel noise on the rule's points when a simulated labeler ranks a list: about 6 % of pairs come out reversed.
-RANKING_NOISE = 5.0
+# Scale of the Gumbel noise on the rule's points when a simulated labeler ranks a list: about 3 % of pairs come out reversed.
+RANKING_NOISE = 4.0
 FLAW_ATTEMPTS = 5
 
 Row = dict[str, object]
@@ -23,7 +23,7 @@ class Sizes:
     """How many rows of each kind; the measured learning bands hold for the defaults."""
 
     demonstrations: int = 2000
-    comparisons: int = 7000
+    comparisons: int = 8000
     prompts: int = 1500
     held_out: int = 200
     held_out_comparisons: int = 1000  # with 200 the pair accuracy has a standard error of 0.015, as much as seeds differ
@@ -62,20 +62,18 @@ def _demonstrate(case: Case, rng: Random) -> Row:
 
 
 def _compare(case: Case, rng: Random) -> Row:
-    """Rank two independent answers, each with a copy that has one more flaw, or one with three such copies, as a noisy labeler would."""
+    """Rank two independent answers, each with a copy that has one more flaw, as a noisy labeler would."""
     answers: list[str] = []
-    num_copies = rng.choice((1, 3))
     while len(answers) < ANSWERS_PER_LIST:
         answer = write_answer(case, rng, RANKED)
         if answer in answers:
             continue
         answers.append(answer)
-        for _ in range(num_copies):
-            for _ in range(FLAW_ATTEMPTS):
-                flawed = add_flaw(case, answer, rng)
-                if flawed not in answers:
-                    answers.append(flawed)
-                    break
+        for _ in range(FLAW_ATTEMPTS):
+            flawed = add_flaw(case, answer, rng)
+            if flawed not in answers:
+                answers.append(flawed)
+                break
     answers = answers[:ANSWERS_PER_LIST]
     noisy_points = {answer: assess(case, answer).points + RANKING_NOISE * _draw_gumbel(rng) for answer in answers}
     best_first = sorted(answers, key=noisy_points.__getitem__, reverse=True)

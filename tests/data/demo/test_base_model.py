@@ -19,7 +19,7 @@ def test_model_opens_without_a_missing_or_unexpected_key(loaded):
     assert not any(info.values()), info
     assert type(model).__name__ == "LlamaForCausalLM"
     assert model.dtype == torch.float32
-    assert sum(parameter.numel() for parameter in model.parameters()) == 860_032
+    assert sum(parameter.numel() for parameter in model.parameters()) == 565_120
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
