@@ -22,7 +22,8 @@ HIDDEN, LAYERS, HEADS, INTERMEDIATE, MAX_POSITIONS = 128, 4, 4, 128, 256
 # With Llama's usual 0.02 a model this small gets the facts right in 10 % of its answers after SFT, with 0.08 in 74 %.
 INITIALIZER_RANGE = 0.08
 # Keys begin correlated with queries, so a token looks for others like it, and a reward model sees early that an answer's item is not the
-# order's: on data 7 its pair accuracy after 12,000 lists of an earlier demo was 0.85, and 0.80 with 0 (one run each; seeds differ by as much).
+# order's: on data 7 its pair accuracy after 12,000 lists of an earlier demo was 0.85, and 0.80 with 0 (one run each; seeds differ by as
+# much).
 QUERY_KEY_CORRELATION = 0.4
 
 # A system message reads like a user's. Nothing follows the end token, so a prompt with earlier turns is exactly the
