@@ -1,5 +1,4 @@
 import copy
-import time
 
 import pytest
 from hypothesis import given
@@ -144,14 +143,15 @@ def test_no_records_give_no_error(tokenizer):
     )
 
 
-def test_twelve_thousand_comparisons_are_encoded_in_seconds(tokenizer):
-    words = "Hi Mia! Your grey chair is on its way and should reach you on Friday. You can follow it with the link."
-    records = [
-        Comparison(user(f"where is order {i}?"), (words, words + " a", words + " b", words + " c"), (1, 2, 3, 4)) for i in range(1200)
-    ]
-    start = time.process_time()
+def test_comparisons_are_rendered_and_encoded_in_one_batch_for_prompts_and_one_for_answers(tokenizer, monkeypatch):
+    calls = []
+    for name in ("apply_chat_template", "__call__"):
+        real = getattr(type(tokenizer), name)
+        monkeypatch.setattr(type(tokenizer), name, lambda *args, name=name, real=real, **named: calls.append(name) or real(*args, **named))
+    words = "Hi Mia! Your grey chair is on its way."
+    records = [Comparison(user(f"where is order {i}?"), (words, words + " a", words + " b"), (1, 2, 3)) for i in range(40)]
     encode_comparisons(tokenizer, records, (100, 100))
-    assert time.process_time() - start < 2.5  # 0.4 s for this tenth when nothing else runs
+    assert sorted(calls) == ["__call__"] * 2 + ["apply_chat_template"] * 2  # however many there are
 
 
 def test_answer_with_the_end_token_as_a_word_is_refused_and_named(tokenizer_of):

@@ -151,11 +151,9 @@ def test_a_second_signal_ends_a_stage_that_does_not_want_to(run_script, tmp_path
         time.sleep(60)
     """
     thread = send_when(tmp_path / "ready", signal.SIGTERM, signal.SIGTERM, gap_s=1.2)
-    started = time.monotonic()
     error = failure_of(run_script, source)
     thread.join()
-    assert error.exit_code == 143
-    assert time.monotonic() - started < 10
+    assert error.exit_code == 143  # by itself it would end with 0, after a minute
 
 
 def test_sigterms_within_a_second_are_one_wish_to_stop(run_script, tmp_path):
