@@ -3,6 +3,7 @@
 The processor states it; no timing decides: the same machine always makes the same model.
 """
 
+import json
 import os
 
 import torch
@@ -31,7 +32,22 @@ def settle_precision(context: StageContext) -> None:
             f"hardware.precision = bfloat16, but this {'GPU' if uses_gpu(context) else 'CPU'} has no instructions for it and emulates "
             "them, many times slower than float32; set hardware.precision: auto"
         )
+    before = find_earlier_precision(context)
+    if before not in (None, hardware.precision):
+        context.note(
+            f"this run was begun in {before} and goes on in {hardware.precision}, which is what this machine has instructions for; "
+            f"set hardware.precision: {before} to begin anew in that"
+        )
     context.event("machine", device=device_name(context), precision=hardware.precision)
+
+
+def find_earlier_precision(context: StageContext) -> str | None:
+    """Find what an earlier attempt computed in, if it left a checkpoint to go on from; None otherwise."""
+    events_path = context.spec.events_path
+    if not any(context.spec.checkpoint_dir.glob("checkpoint-*")) or not events_path.exists():
+        return None
+    machines = [line for line in events_path.read_text(encoding="utf-8").splitlines() if '"event": "machine"' in line]
+    return json.loads(machines[-1])["precision"] if machines else None
 
 
 def gpu_has_bfloat16() -> bool:

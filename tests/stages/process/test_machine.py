@@ -67,6 +67,17 @@ def test_an_explicit_bfloat16_stays_and_the_user_is_told_where_it_is_emulated(ma
     assert any("set hardware.precision: auto" in event.get("message", "") for event in events_of(context)) == warned
 
 
+def test_a_run_that_goes_on_on_another_kind_of_machine_says_so(make_stage, on_cpu):
+    context = StageContext(make_stage("sft", hardware=HardwareSettings(device="cpu")).spec)
+    for name in ("Zen 4", "Zen 3"):
+        on_cpu(name)
+        context = StageContext(context.spec.model_copy(update={"hardware": HardwareSettings(device="cpu")}))
+        settle_precision(context)
+        (context.spec.checkpoint_dir / "checkpoint-2").mkdir(parents=True, exist_ok=True)
+    (note,) = [event["message"] for event in events_of(context) if event["event"] == "note"]
+    assert "begun in bfloat16 and goes on in float32" in note
+
+
 @pytest.mark.parametrize(("capability", "expected"), [((7, 5), "float32"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")])
 def test_auto_on_a_gpu_goes_by_its_compute_capability(make_stage, on_cpu, monkeypatch, capability, expected):
     on_cpu("Zen 3")
