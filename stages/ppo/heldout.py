@@ -47,9 +47,7 @@ class HeldOut:
         # Equally many on each rank: the first prompts once more, where their number does not divide.
         count = -(-len(self.prompts) // world_size) * world_size
         prompts = [self.prompts[place % len(self.prompts)] for place in range(rank, count, world_size)]
-        rollout, _ = trainer.roll_out(
-            [prompt.prompt_ids for prompt in prompts], self.seed, greedy=way == "greedy", share=(rank, world_size)
-        )
+        rollout = trainer.roll_out([prompt.prompt_ids for prompt in prompts], self.seed, greedy=way == "greedy", share=(rank, world_size))
         scores = trainer.ask_reward_model(rollout).tolist()
         figures = trainer.evaluate_tokens(rollout)
         kls = estimate_kl_k1(figures.logprobs_BR, figures.ref_logprobs_BR, rollout.response_mask_BR).sum(dim=1).tolist()

@@ -3,7 +3,6 @@
 Axes: B responses of this rank, R response tokens.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from stages.ppo.experience import Experience
 from stages.ppo.guards import require_finite_scores, require_finite_update, require_same_policy
 from stages.ppo.learner import Learner, TorchLearner, compute_lr_factor, make_optimizer
 from stages.ppo.losses import compute_importance_weights
-from stages.ppo.metrics import describe_engine, describe_rollout, describe_update
+from stages.ppo.metrics import describe_engine, describe_rollout, describe_update, timed
 from stages.ppo.ptx import DemonstrationSampler
 from stages.ppo.ranks import gather_experience, split_alike, sum_over_ranks
 from stages.ppo.rules import make_update_rules
@@ -115,27 +114,22 @@ class PPOTrainer:
 
     def step(self) -> dict[str, float]:
         """Run one iteration and return its metrics."""
-        marks_s = [time.perf_counter()]
+        times_s: dict[str, float] = {}
         self._set_learning_rates()
-        rollout, engine_logprobs_BR = self._roll_out()
-        marks_s.append(time.perf_counter())
-        raw_scores_B, scores_B = self._score(rollout)
-        figures = self.evaluate_tokens(rollout)
-        engine_metrics = self._compare_engine(rollout, engine_logprobs_BR, figures)
-        rewards_BR = self._penalize(rollout, scores_B, figures)
-        experience = self._estimate_advantages(rollout, rewards_BR, figures, engine_logprobs_BR)
-        marks_s.append(time.perf_counter())
-        stats = self._update(experience)
-        metrics = self._record(raw_scores_B, scores_B, figures, experience, stats) | engine_metrics
-        marks_s.append(time.perf_counter())
+        with timed(times_s, "rollout"):
+            rollout = self._roll_out()
+        with timed(times_s, "score"):
+            raw_scores_B, scores_B = self._score(rollout)
+            figures = self.evaluate_tokens(rollout)
+            engine_metrics = self._compare_engine(rollout, figures)
+            rewards_BR = self._penalize(rollout, scores_B, figures)
+            experience = self._estimate_advantages(rollout, rewards_BR, figures)
+        with timed(times_s, "update"):
+            stats = self._update(experience)
+            metrics = self._record(raw_scores_B, scores_B, figures, experience, stats) | engine_metrics
         self._adapt_kl_coef(metrics["objective/kl"])
         self.iteration += 1
-        return metrics | {
-            "time/rollout_s": marks_s[1] - marks_s[0],
-            "time/score_s": marks_s[2] - marks_s[1],
-            "time/update_s": marks_s[3] - marks_s[2],
-            "time/tokens_per_s": metrics["tokens"] / (marks_s[3] - marks_s[0]),
-        }
+        return metrics | times_s | {"time/tokens_per_s": metrics["tokens"] / sum(times_s.values())}
 
     def _set_learning_rates(self) -> None:
         settings = self.settings
@@ -144,15 +138,13 @@ class PPOTrainer:
         self.actor.set_learning_rate(self.learning_rate)
         self.critic.set_learning_rate(self.critic_learning_rate)
 
-    def _roll_out(self) -> tuple[Rollout, Tensor]:
+    def _roll_out(self) -> Rollout:
         rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
         drawn = self.sampler.draw(self.settings.rollout_batch_size, rank, world_size)
         prompts = [self.prompts[index] for index in drawn]
         return self.roll_out(prompts, derive_seed(self.seed, _ROLLOUT, self.iteration, 0), share=(rank, world_size))
 
-    def roll_out(
-        self, prompts: list[list[int]], seed: int, *, greedy: bool = False, share: tuple[int, int] = (0, 1)
-    ) -> tuple[Rollout, Tensor]:
+    def roll_out(self, prompts: list[list[int]], seed: int, *, greedy: bool = False, share: tuple[int, int] = (0, 1)) -> Rollout:
         """Answer prompts; all ranks must call it. See `stages.responses.engine.roll_out`."""
         for learner in (self.actor, self.critic):
             learner.module.eval()
@@ -193,9 +185,9 @@ class PPOTrainer:
 
         return self.budget.attempt(rollout, evaluate)
 
-    def _compare_engine(self, rollout: Rollout, engine_logprobs_BR: Tensor, figures: TokenFigures) -> dict[str, float]:
+    def _compare_engine(self, rollout: Rollout, figures: TokenFigures) -> dict[str, float]:
         """Say how far what the engine that sampled the tokens says of them is from what the trainer says."""
-        metrics = describe_engine(engine_logprobs_BR, figures, rollout.response_mask_BR, self._importance_cap, self.sum_over_ranks)
+        metrics = describe_engine(rollout, figures, self._importance_cap, self.sum_over_ranks)
         if self._importance_cap is not None:
             require_same_policy(metrics["rollout/logprob_gap"], self.iteration + 1)
         return metrics
@@ -210,12 +202,12 @@ class PPOTrainer:
         rewards_BR = penalize_kl(scores_B, figures.logprobs_BR, figures.ref_logprobs_BR, mask_BR, self.kl_coef)
         return scale_by_std(rewards_BR, mask_BR, self.sum_over_ranks) if self.settings.whiten_rewards else rewards_BR
 
-    def _estimate_advantages(self, rollout: Rollout, rewards_BR: Tensor, figures: TokenFigures, engine_logprobs_BR: Tensor) -> Experience:
+    def _estimate_advantages(self, rollout: Rollout, rewards_BR: Tensor, figures: TokenFigures) -> Experience:
         settings, mask_BR = self.settings, rollout.response_mask_BR
         advantages_BR, returns_BR = estimate_advantages(rewards_BR, figures.values_BR, mask_BR, settings.gamma, settings.gae_lambda)
         advantages_BR = whiten(advantages_BR, mask_BR, self.sum_over_ranks)
         if self._importance_cap is not None:
-            advantages_BR *= compute_importance_weights(figures.logprobs_BR, engine_logprobs_BR, mask_BR, self._importance_cap)
+            advantages_BR *= compute_importance_weights(figures.logprobs_BR, rollout.engine_logprobs_BR, mask_BR, self._importance_cap)
         return Experience(
             **vars(rollout),
             old_logprobs_BR=figures.logprobs_BR,

@@ -109,6 +109,7 @@ def make_experience(seed=0):
         response_ids_BR=rollout.response_ids_BR,
         response_mask_BR=mask,
         finished_B=rollout.finished_B,
+        engine_logprobs_BR=rollout.engine_logprobs_BR,
         old_logprobs_BR=noise(0.3, -2.7),
         old_values_BR=noise(0.5),
         advantages_BR=noise(1.0),

@@ -1,6 +1,7 @@
 """Policy and critic: which position belongs to which token, padding parity, the critic's start."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -137,8 +138,15 @@ def test_the_tensors_of_a_wrong_shape_or_type_are_refused(tiny):
     rollout = tiny.rollout()
     with pytest.raises(ValueError, match="do not fit"):
         type(rollout)(
-            rollout.prompt_ids_BP, rollout.prompt_mask_BP, rollout.response_ids_BR, rollout.response_mask_BR[:, 1:], rollout.finished_B
+            rollout.prompt_ids_BP,
+            rollout.prompt_mask_BP,
+            rollout.response_ids_BR,
+            rollout.response_mask_BR[:, 1:],
+            rollout.finished_B,
+            rollout.engine_logprobs_BR,
         )
+    with pytest.raises(ValueError, match="engine_logprobs_BR"):
+        replace(rollout, engine_logprobs_BR=rollout.engine_logprobs_BR[:, 1:])
     with pytest.raises(ValueError, match="no token"):
         type(rollout)(
             rollout.prompt_ids_BP,
@@ -146,6 +154,7 @@ def test_the_tensors_of_a_wrong_shape_or_type_are_refused(tiny):
             rollout.response_ids_BR,
             torch.zeros_like(rollout.response_mask_BR),
             rollout.finished_B,
+            rollout.engine_logprobs_BR,
         )
 
 

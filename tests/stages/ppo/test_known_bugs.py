@@ -119,7 +119,7 @@ def test_the_end_token_is_learnt_even_where_it_pads_too(tiny, full_precision):
     """
     policy = bias_end_token(tiny, tiny.policy(), 2.0)
     sampling = tiny.sampling(pad_token_id=tiny.eos)
-    rollout, _ = roll_out(TorchEngine(16, full_precision), tiny.actor_learner(policy), [[5, 6, 7], [8]] * 8, sampling, seed=0)
+    rollout = roll_out(TorchEngine(16, full_precision), tiny.actor_learner(policy), [[5, 6, 7], [8]] * 8, sampling, seed=0)
     ends = (rollout.response_ids_BR == tiny.eos) & rollout.response_mask_BR
     assert rollout.finished_B.any()
     assert len(rollout.response_lengths_B.unique()) > 1  # some are padded
