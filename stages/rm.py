@@ -12,6 +12,7 @@ from torch import Tensor
 from data.tokens import EncodedComparison, encode_comparisons, encode_demonstrations
 from stages.models import precision
 from stages.models.adapters import apply_lora, find_model, require_adapter_base
+from stages.models.calibration import Calibration
 from stages.models.compiling import compile_layers
 from stages.models.forward import note_padding
 from stages.models.handoff import read_facts
@@ -61,18 +62,17 @@ def main(context: StageContext) -> StageResult:
 
     with whole_model(trainer) as model:
         autocast = precision.autocast(spec.hardware, next(model.parameters()).device)
-        bias, scale = calibrate(context, settings, model, tokenizer, limits, autocast)
-        config = find_model(model).config
-        config.score_bias, config.score_scale = bias, scale
+        calibration = calibrate(context, settings, model, tokenizer, limits, autocast)
+        find_model(model).calibration = calibration
 
-        metrics = {"score_bias": bias, "score_scale": scale}
+        metrics = {"score_bias": calibration.bias, "score_scale": calibration.scale}
         if held_out:
             scores = score_rankings(model, [(item.prompt_ids, item.responses) for item in held_out], autocast)
             # The loss was trained on logits: a pair's probability is that of their difference, before the scale.
-            metrics |= report_ranking(scores * scale, held_out)
+            metrics |= report_ranking(scores * calibration.scale, held_out)
             if context.is_main:
                 write_samples(spec.output_dir / SAMPLES_FILE, _sample_rows(tokenizer, held_out, scores))
-        facts = read_facts(model, tokenizer, spec.models["sft"], score_bias=bias, score_scale=scale)
+        facts = read_facts(model, tokenizer, spec.models["sft"])
         if context.is_main:
             save_model(model, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
     return StageResult(metrics=metrics, facts=facts, counts=counts, **describe_machine(context))
@@ -80,7 +80,7 @@ def main(context: StageContext) -> StageResult:
 
 def calibrate(
     context: StageContext, settings: RMSettings, model: Any, tokenizer: Any, limits: tuple[int, int], autocast: AbstractContextManager[Any]
-) -> tuple[float, float]:
+) -> Calibration:
     """Find the bias (and scale) that give demonstrations a mean score of 0 (and a standard deviation of 1)."""
     records, _ = load_splits(context.spec, "demonstrations")
     pairs, _ = encode_demonstrations(tokenizer, records[:_CALIBRATION_DEMONSTRATIONS], limits)
@@ -88,7 +88,7 @@ def calibrate(
     if not torch.isfinite(scores).all():
         raise StageError("demonstrations get scores that are not finite; the reward model diverged; lower rm.learning_rate")
     spread = scores.std().item() if len(scores) > 1 else 0.0
-    return scores.mean().item(), spread if settings.scale_scores and spread > 0 else 1.0
+    return Calibration(bias=scores.mean().item(), scale=spread if settings.scale_scores and spread > 0 else 1.0)
 
 
 def report_ranking(scores_N: Tensor, comparisons: list[EncodedComparison]) -> dict[str, float]:

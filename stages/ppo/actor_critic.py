@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.models.adapters import find_backbone, find_model
+from stages.models.calibration import Calibration
 from stages.models.forward import compute_hidden_states
 from stages.models.head import HEAD
 from stages.models.logprobs import compute_token_logprobs
@@ -36,7 +37,7 @@ class Actor(nn.Module):
 class Critic(nn.Module):
     """A value for each token: the reward model's backbone under a head of our own, with a bias.
 
-    At the start the value equals the reward model's score: score = (logit − score_bias) / score_scale is folded into the head.
+    At the start the value equals the reward model's score: its calibration is folded into the head.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Linear) -> None:
@@ -61,12 +62,12 @@ class ActorCritic(NamedTuple):
 def init_critic(reward_model: Any) -> Critic:
     """Make the critic out of a reward model; takes over (and will train) its backbone, so give it a copy of its own."""
     inner = find_model(reward_model)
-    config = inner.config
+    calibration: Calibration = inner.calibration
     weight_1H: Tensor = inner.get_submodule(HEAD).weight.detach().float()
     head = nn.Linear(weight_1H.shape[1], 1, bias=True, device=weight_1H.device)
     with torch.no_grad():
-        head.weight.copy_(weight_1H / config.score_scale)
-        head.bias.fill_(-config.score_bias / config.score_scale)
+        head.weight.copy_(weight_1H / calibration.scale)
+        head.bias.fill_(-calibration.bias / calibration.scale)
     return Critic(find_backbone(reward_model), head)
 
 

@@ -50,7 +50,7 @@ def score_rollout(scorer: Any, rollout: Rollout, micro_batches: list[Tensor], au
 
 @torch.no_grad()
 def score_rankings(model: Any, rankings: Sequence[tuple[list[int], Sequence[list[int]]]], autocast: Autocast) -> Tensor:
-    """Score the responses of (prompt ids, responses) with the model's current bias and scale; float32 on the CPU, all in one axis."""
+    """Score the responses of (prompt ids, responses) with the model's current calibration; float32 on the CPU, all in one axis."""
     model.eval()
     device = next(model.parameters()).device
     scores: list[Tensor] = []

@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from data.tokens import EncodedPair
+from stages.models.calibration import Calibration
 from stages.models.forward import enable_packing
 from stages.models.unread import skip_unread
 from stages.ppo.actor_critic import Actor, init_critic
@@ -49,7 +50,7 @@ def make_reward_model(seed=1, score_bias=0.3, score_scale=1.7):
     torch.manual_seed(seed)
     model = LlamaForSequenceClassification(_config(num_labels=1)).eval()
     assert enable_packing(model) and skip_unread(model)
-    model.config.score_bias, model.config.score_scale = score_bias, score_scale
+    model.calibration = Calibration(score_bias, score_scale)
     return model
 
 

@@ -18,7 +18,7 @@ def score_after(reward_model, ids):
     """The plain way: transformers' own classification head on one unpadded sequence."""
     with torch.no_grad():
         logit = reward_model(input_ids=torch.tensor([ids])).logits[0, 0].item()
-    return (logit - reward_model.config.score_bias) / reward_model.config.score_scale
+    return (logit - reward_model.calibration.bias) / reward_model.calibration.scale
 
 
 def test_a_three_token_answer_reads_logprobs_and_values_before_each_token(tiny):
@@ -75,7 +75,7 @@ def test_logprobs_values_and_scores_do_not_depend_on_padding_or_batch_mates(tiny
                 assert values[row, t].item() == pytest.approx(both.critic.head(hidden).item(), abs=1e-5)
         with torch.no_grad():
             hidden = reward_model.model(input_ids=torch.tensor([prompt + response])).last_hidden_state[0, -1]
-        expected_score = (reward_model.score(hidden).item() - reward_model.config.score_bias) / reward_model.config.score_scale
+        expected_score = (reward_model.score(hidden).item() - reward_model.calibration.bias) / reward_model.calibration.scale
         assert scores[row].item() == pytest.approx(expected_score, abs=1e-5)
         assert (
             not logprobs[row, len(response) :].any()

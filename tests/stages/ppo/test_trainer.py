@@ -65,7 +65,7 @@ def test_the_experience_equals_the_papers_formulas_written_as_loops(make_trainer
     with pytest.raises(InterruptedError):
         trainer.step()
     found = seen[0]
-    config = trainer.scorer.reward_model.config
+    calibration = trainer.scorer.reward_model.calibration
     rows = []
     for row in range(8):
         prompt = found.prompt_ids_BP[row][found.prompt_mask_BP[row]].tolist()
@@ -82,7 +82,7 @@ def test_the_experience_equals_the_papers_formulas_written_as_loops(make_trainer
                 critic = trainer.critic.module
                 values.append(critic.head(critic.backbone(input_ids=state).last_hidden_state[0, -1]).item())
             hidden = trainer.scorer.reward_model.model(input_ids=torch.tensor([prompt + response])).last_hidden_state[0, -1]
-            score = (trainer.scorer.reward_model.score(hidden).item() - config.score_bias) / config.score_scale
+            score = (trainer.scorer.reward_model.score(hidden).item() - calibration.bias) / calibration.scale
         rewards = [-0.3 * x for x in kl]
         rewards[-1] += score if response[-1] == trainer.sampling.stop_token_id else -3.0
         advantages = [

@@ -14,7 +14,7 @@ def test_the_score_is_read_at_the_last_response_token_though_pad_ids_stand_befor
     mates = pack_rollout([prompt, [3] * 6], [response, [4] * 7], [True, False], tiny.pad, torch.device("cpu"))
     with torch.no_grad():
         hidden = reward_model.model(input_ids=torch.tensor([prompt + response])).last_hidden_state[0, -1]
-        expected = (reward_model.score(hidden).item() - reward_model.config.score_bias) / reward_model.config.score_scale
+        expected = (reward_model.score(hidden).item() - reward_model.calibration.bias) / reward_model.calibration.scale
     assert score_rollout(Scorer(reward_model), mates, mates.split(2), full_precision)[0].item() == pytest.approx(expected, abs=1e-5)
 
 
