@@ -20,7 +20,7 @@ from stages.models.reward_model import init_reward_model
 from stages.models.save import save_model
 from stages.models.tokenizer import align_special_tokens, load_tokenizer
 from stages.process.context import StageContext, describe_machine
-from stages.process.engine import choose_zero3
+from stages.process.engine import choose_engine
 from stages.process.errors import StageError
 from stages.process.runtime import run_stage
 from stages.ranking import calibration_error, correlation, make_pairs, pair_accuracy, ranking_loss
@@ -51,7 +51,7 @@ def main(context: StageContext) -> StageResult:
 
     if settings.lora:
         require_adapter_base(spec.models["sft"], "rm.lora")
-    model: Any = init_reward_model(spec.models["sft"], spec.hardware, spec.seed, zero3=choose_zero3(context))
+    model: Any = init_reward_model(spec.models["sft"], spec.hardware, spec.seed, engine=choose_engine(context))
     align_special_tokens(model, tokenizer)
     if settings.lora:
         model = apply_lora(model, settings.lora, "SEQ_CLS", spec.hardware)

@@ -21,7 +21,7 @@ from stages.models.policy import load_policy
 from stages.models.save import save_model
 from stages.models.tokenizer import align_special_tokens, load_tokenizer
 from stages.process.context import StageContext, describe_machine
-from stages.process.engine import choose_zero3
+from stages.process.engine import choose_engine
 from stages.process.errors import StageError
 from stages.process.runtime import run_stage
 from stages.responses.judging import answer_prompts, judge_answers, load_judge, report_answers, write_samples
@@ -48,7 +48,7 @@ def main(context: StageContext) -> StageResult:
     held_out, held_out_counts = encode_demonstrations(tokenizer, held_out_records, _limits(context))
     counts |= {f"held_out_{key}": value for key, value in held_out_counts.items()}
 
-    model: Any = load_policy(spec.models["base"], spec.hardware, spec.revision, zero3=choose_zero3(context))
+    model: Any = load_policy(spec.models["base"], spec.hardware, spec.revision, engine=choose_engine(context))
     align_special_tokens(model, tokenizer)
     if settings.lora:
         require_adapter_base(spec.models["base"], "sft.lora")

@@ -18,16 +18,17 @@ from stages.models.head import HEAD, Float32Head
 from stages.models.packing import PackedRow
 from stages.models.policy import load_policy
 from stages.models.weights import load_weights
+from stages.process.engine import Engine
 from stages.settings import HardwareSettings
 
 
-def init_reward_model(path: str, hardware: HardwareSettings, seed: int, *, zero3: dict[str, Any] | None = None) -> PreTrainedModel:
+def init_reward_model(path: str, hardware: HardwareSettings, seed: int, *, engine: Engine | None = None) -> PreTrainedModel:
     """Start a reward model from an SFT model: its backbone, and a scalar head drawn from N(0, 1/(d+1)) (N+ details, 10)."""
     if is_unmerged_adapter(Path(path)):
         # peft opens an adapter only on the kind of model that it was trained on: merge there, then take the backbone.
-        model: Any = put_head_on(load_policy(path, hardware, zero3=zero3))
+        model: Any = put_head_on(load_policy(path, hardware, engine=engine))
     else:
-        model = load_weights(AutoModelForSequenceClassification, path, hardware, zero3=zero3, new_head=True, num_labels=1)
+        model = load_weights(AutoModelForSequenceClassification, path, hardware, engine=engine, new_head=True, num_labels=1)
     head = model.get_submodule(HEAD)
     generator = torch.Generator().manual_seed(seed)
     std = 1 / math.sqrt(head.in_features + 1)
@@ -36,9 +37,9 @@ def init_reward_model(path: str, hardware: HardwareSettings, seed: int, *, zero3
     return model
 
 
-def load_reward_model(path: str, hardware: HardwareSettings, *, zero3: dict[str, Any] | None = None) -> PreTrainedModel:
+def load_reward_model(path: str, hardware: HardwareSettings, *, engine: Engine | None = None) -> PreTrainedModel:
     """Load a trained reward model; a head that is missing or of another shape is refused, never drawn anew."""
-    model = load_weights(AutoModelForSequenceClassification, path, hardware, zero3=zero3, num_labels=1)
+    model = load_weights(AutoModelForSequenceClassification, path, hardware, engine=engine, num_labels=1)
     model.calibration = read_calibration(path)
     return model
 

@@ -15,6 +15,7 @@ from stages.models.head import HEAD, Float32Head
 from stages.models.norms import fuse_norms
 from stages.models.partition import gathered, gathered_in_forward, partitioned
 from stages.models.unread import skip_unread
+from stages.process.engine import Engine
 from stages.process.errors import StageError
 from stages.settings import HardwareSettings
 from stages.spec import EXIT_MISSING, EXIT_VERIFICATION, MERGED_DIR
@@ -37,7 +38,7 @@ def load_weights(
     path: str,
     hardware: HardwareSettings,
     *,
-    zero3: dict[str, Any] | None,
+    engine: Engine | None,
     new_head: bool = False,
     revision: str | None = None,
     **arguments: Any,
@@ -51,7 +52,7 @@ def load_weights(
         path, revision = config["base_model_name_or_path"], config.get("revision")
     else:
         path = find_weights(path)
-    with partitioned(zero3):
+    with partitioned(engine):
         model, loading = open_pretrained(
             auto_class,
             path,

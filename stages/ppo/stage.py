@@ -11,7 +11,6 @@ import torch
 from accelerate import Accelerator
 
 from data.tokens import EncodedPair, EncodedPromptRecord, encode_demonstrations, encode_prompts
-from stages.deepspeed_config import make_deepspeed_config
 from stages.models import precision
 from stages.models.handoff import check_handoff, read_facts
 from stages.models.save import save_model
@@ -48,7 +47,7 @@ def main(context: StageContext) -> StageResult:
     sampling = make_sampling(settings, tokenizer, spec.tokens.max_response_tokens)
     trainer = _build_trainer(context, tokenizer, [prompt.prompt_ids for prompt in prompts], demonstrations, accelerator, sampling)
     with _open_engine(context, accelerator, [*prompts, *held_out_prompts], sampling) as engine:
-        trainer.engine = engine or trainer.engine
+        trainer.rollout_engine = engine or trainer.rollout_engine
         held_out = HeldOut(trainer, tokenizer, held_out_prompts[: settings.eval_samples], judge, seed=spec.seed)
         metrics = train(context, trainer, held_out)
         samples: list[dict[str, Any]] = []
@@ -190,9 +189,6 @@ def _build_trainer(
             f"{limit}; lower ppo.max_response_tokens or tokens.max_prompt_tokens",
             EXIT_USAGE,
         )
-    deepspeed = None
-    if choose_engine(context) == "deepspeed":
-        deepspeed = make_deepspeed_config(spec.hardware, max_grad_norm=settings.max_grad_norm)
     return PPOTrainer(
         loaded.actor_critic,
         loaded.ref_policy,
@@ -204,7 +200,7 @@ def _build_trainer(
         accelerator=accelerator,
         autocast=precision.autocast(spec.hardware, accelerator.device),
         demonstrations=demonstrations,
-        deepspeed=deepspeed,
+        engine=choose_engine(context),
         note=context.note,
     )
 

@@ -30,6 +30,7 @@ from stages.ppo.score_rules import RunningMoments, apply_score_rules
 from stages.ppo.state import collect_generator_states, read_state, restore_generator_states, write_state
 from stages.ppo.update import UpdateStats, update
 from stages.ppo.zero import ZeroLearner, partition_frozen
+from stages.process.engine import Engine
 from stages.process.seeds import derive_seed
 from stages.responses.engine import RolloutEngine, Sampling, TorchEngine, roll_out
 from stages.responses.figures import TokenFigures, compute_ref_logprobs, evaluate_tokens
@@ -56,14 +57,15 @@ class PPOTrainer:
         settings: PPOSettings,
         *,
         seed: int,
+        engine: Engine,
         accelerator: Accelerator,
         autocast: Autocast,
         demonstrations: Sequence[EncodedPair] = (),
-        deepspeed: dict[str, Any] | None = None,
         note: Callable[[str], None] = print,
     ) -> None:
         self.settings = settings
-        self.engine: RolloutEngine = TorchEngine(settings.rollout_micro_batch_size, autocast)
+        self.engine = engine
+        self.rollout_engine: RolloutEngine = TorchEngine(settings.rollout_micro_batch_size, autocast)
         self.sampling = sampling
         self.prompts = prompts
         self.seed = seed
@@ -72,12 +74,11 @@ class PPOTrainer:
         self.rules = make_update_rules(settings)
         self.peak_learning_rate = self.learning_rate = settings.learning_rate
         self.peak_critic_learning_rate = self.critic_learning_rate = settings.critic_learning_rate or settings.learning_rate
-        self.actor = self._make_learner(actor_critic.actor, self.peak_learning_rate, deepspeed)
-        self.critic = self._make_learner(actor_critic.critic, self.peak_critic_learning_rate, deepspeed)
-        may_halve = accelerator.num_processes == 1 and self.actor.can_drop_gradients
-        self.budget = TokenBudget(settings.max_tokens_per_microbatch, may_halve=may_halve, note=note)
-        self.reference = self._prepare_frozen(Actor(ref_policy), deepspeed)
-        self.scorer = self._prepare_frozen(Scorer(reward_model), deepspeed)
+        self.actor = self._make_learner(actor_critic.actor, self.peak_learning_rate)
+        self.critic = self._make_learner(actor_critic.critic, self.peak_critic_learning_rate)
+        self.budget = TokenBudget(settings.max_tokens_per_microbatch, may_halve=engine.name == "none", note=note)
+        self.reference = self._prepare_frozen(Actor(ref_policy))
+        self.scorer = self._prepare_frozen(Scorer(reward_model))
         self.sampler = PromptSampler(len(prompts), derive_seed(seed, _PROMPTS))
         self.demonstrations = None
         if settings.ptx_coef > 0:
@@ -90,16 +91,16 @@ class PPOTrainer:
         self.score_moments = RunningMoments()
         self.iteration = 0
 
-    def _make_learner(self, module: nn.Module, learning_rate: float, deepspeed: dict[str, Any] | None) -> Learner:
+    def _make_learner(self, module: nn.Module, learning_rate: float) -> Learner:
         optimizer = make_optimizer(module, self.settings, learning_rate)
-        if deepspeed is not None:
-            return ZeroLearner(module, optimizer, deepspeed)
+        if self.engine.name == "deepspeed":
+            return ZeroLearner(module, optimizer, self.engine)
         return TorchLearner(module, optimizer, self.settings.max_grad_norm, self.accelerator)
 
-    def _prepare_frozen(self, module: nn.Module, deepspeed: dict[str, Any] | None) -> Any:
+    def _prepare_frozen(self, module: nn.Module) -> Any:
         module.eval().requires_grad_(False)
-        if deepspeed is not None and deepspeed["zero_optimization"]["stage"] == 3:
-            return partition_frozen(module, deepspeed)
+        if self.engine.shares_weights:
+            return partition_frozen(module, self.engine)
         return module.to(self.accelerator.device)
 
     @property
@@ -148,7 +149,7 @@ class PPOTrainer:
         """Answer prompts; all ranks must call it. See `stages.responses.engine.roll_out`."""
         for learner in (self.actor, self.critic):
             learner.module.eval()
-        return roll_out(self.engine, self.actor, prompts, self.sampling, seed=seed, greedy=greedy, share=share)
+        return roll_out(self.rollout_engine, self.actor, prompts, self.sampling, seed=seed, greedy=greedy, share=share)
 
     def _score(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         settings = self.settings

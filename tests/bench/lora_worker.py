@@ -22,6 +22,7 @@ from stages.models.reward_model import init_reward_model
 from stages.models.save import save_model
 from stages.ppo.models import load_models
 from stages.ppo.trainer import PPOTrainer
+from stages.process.engine import choose_engine
 from stages.responses.engine import Sampling
 from stages.settings import LoRASettings, PPOSettings, SFTSettings, TokenSettings
 from stages.spec import MODEL_DIR
@@ -90,6 +91,7 @@ def serve_ppo(bench: Bench, given: dict[str, Any], paths: dict[str, str], direct
         Sampling(max_new_tokens=_RESPONSE_TOKENS, temperature=1.0, pad_token_id=PAD, eos_token_id=EOS, stop_token_id=EOS),
         settings,
         seed=0,
+        engine=choose_engine(context),
         accelerator=Accelerator(cpu=True),
         autocast=precision.autocast(context.spec.hardware, torch.device("cpu")),
     )

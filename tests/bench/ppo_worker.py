@@ -16,6 +16,7 @@ from stages.ppo import trainer as trainer_module
 from stages.ppo.actor_critic import Actor, ActorCritic, init_critic
 from stages.ppo.models import PPOModels
 from stages.ppo.trainer import PPOTrainer
+from stages.process.engine import Engine, choose_engine
 from stages.responses.engine import Sampling
 from stages.settings import HardwareSettings, PPOSettings, TokenSettings
 from tests.bench.our_models import make_hardware, open_policy, open_reward_model
@@ -43,7 +44,7 @@ def open_models(work: PPOWork, hardware: HardwareSettings) -> PPOModels:
     return PPOModels(ActorCritic(actor, critic), freeze(ref_policy, hardware), freeze(reward_model, hardware))
 
 
-def build_trainer(work: PPOWork, hardware: HardwareSettings, models: PPOModels, deepspeed: dict[str, Any] | None = None) -> PPOTrainer:
+def build_trainer(work: PPOWork, hardware: HardwareSettings, models: PPOModels, engine: Engine) -> PPOTrainer:
     """Build our trainer as the stage does."""
     return PPOTrainer(
         models.actor_critic,
@@ -53,9 +54,9 @@ def build_trainer(work: PPOWork, hardware: HardwareSettings, models: PPOModels, 
         Sampling(max_new_tokens=work.max_new_tokens, temperature=1.0, pad_token_id=PAD, eos_token_id=EOS, stop_token_id=EOS),
         make_settings(work),
         seed=0,
+        engine=engine,
         accelerator=Accelerator(cpu=True),
         autocast=autocast(hardware, torch.device("cpu")),
-        deepspeed=deepspeed,
     )
 
 
@@ -106,7 +107,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         context = make_context("ppo", make_settings(work), TokenSettings(), given["precision"], Path(directory), hardware=hardware)
         compile_layers(context, models.actor_critic.actor.policy, models.actor_critic.critic, models.ref_policy, models.reward_model)
-        trainer, marks = build_trainer(work, hardware, models), mark_phases()
+        trainer, marks = build_trainer(work, hardware, models, choose_engine(context)), mark_phases()
         prompt_tokens = sum(map(len, make_prompts(work)))
         bench.serve(lambda: measure_step(trainer, marks, prompt_tokens))
 

@@ -9,12 +9,13 @@ from stages.ppo import stage as ppo_stage
 from stages.ppo.actor_critic import Actor, ActorCritic, init_critic
 from stages.ppo.trainer import PPOTrainer
 from stages.process.context import StageContext
+from stages.process.engine import Engine
 from stages.settings import PPOSettings
 from tests.stages.tiny_models import PROMPTS
 
 
 @pytest.fixture
-def make_trainer(tiny, accelerator, full_precision):
+def make_trainer(tiny, accelerator, full_precision, plain_hardware):
     def make(
         policy=None,
         reward_model=None,
@@ -46,6 +47,7 @@ def make_trainer(tiny, accelerator, full_precision):
             sampling or tiny.sampling(),
             PPOSettings(**values | settings),
             seed=seed,
+            engine=Engine("none", plain_hardware, 1.0),
             accelerator=accelerator,
             autocast=autocast,
             demonstrations=demonstrations,

@@ -61,7 +61,7 @@ class Stale(TorchEngine):
 
 def test_a_trainer_notices_weights_that_did_not_arrive(tiny, make_trainer, full_precision):
     trainer = make_trainer(rollout=RolloutSettings(engine="vllm"))
-    trainer.engine = Stale(tiny.actor_learner(tiny.policy(seed=9)), full_precision)
+    trainer.rollout_engine = Stale(tiny.actor_learner(tiny.policy(seed=9)), full_precision)
     with pytest.raises(StageError, match="samples from another model"):
         trainer.step()
 
