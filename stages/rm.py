@@ -3,14 +3,12 @@
 comparisons -> token ids -> K-way ranking loss -> bias and scale from demonstrations -> model/, held-out accuracy
 """
 
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from data.tokens import EncodedComparison, encode_comparisons, encode_demonstrations
-from stages.models import precision
 from stages.models.adapters import apply_lora, find_model, require_adapter_base
 from stages.models.calibration import Calibration
 from stages.models.compiling import compile_layers
@@ -61,13 +59,12 @@ def main(context: StageContext) -> StageResult:
     train(trainer, context)
 
     with whole_model(trainer) as model:
-        autocast = precision.autocast(spec.hardware, next(model.parameters()).device)
-        calibration = calibrate(context, settings, model, tokenizer, limits, autocast)
+        calibration = calibrate(context, settings, model, tokenizer, limits)
         find_model(model).calibration = calibration
 
         metrics = {"score_bias": calibration.bias, "score_scale": calibration.scale}
         if held_out:
-            scores = score_rankings(model, [(item.prompt_ids, item.responses) for item in held_out], autocast)
+            scores = score_rankings(model, [(item.prompt_ids, item.responses) for item in held_out])
             # The loss was trained on logits: a pair's probability is that of their difference, before the scale.
             metrics |= report_ranking(scores * calibration.scale, held_out)
             if context.is_main:
@@ -78,13 +75,11 @@ def main(context: StageContext) -> StageResult:
     return StageResult(metrics=metrics, facts=facts, counts=counts, **describe_machine(context))
 
 
-def calibrate(
-    context: StageContext, settings: RMSettings, model: Any, tokenizer: Any, limits: tuple[int, int], autocast: AbstractContextManager[Any]
-) -> Calibration:
+def calibrate(context: StageContext, settings: RMSettings, model: Any, tokenizer: Any, limits: tuple[int, int]) -> Calibration:
     """Find the bias (and scale) that give demonstrations a mean score of 0 (and a standard deviation of 1)."""
     records, _ = load_splits(context.spec, "demonstrations")
     pairs, _ = encode_demonstrations(tokenizer, records[:_CALIBRATION_DEMONSTRATIONS], limits)
-    scores = score_rankings(model, [(pair.prompt_ids, [pair.response_ids]) for pair in pairs], autocast)
+    scores = score_rankings(model, [(pair.prompt_ids, [pair.response_ids]) for pair in pairs])
     if not torch.isfinite(scores).all():
         raise StageError("demonstrations get scores that are not finite; the reward model diverged; lower rm.learning_rate")
     spread = scores.std().item() if len(scores) > 1 else 0.0

@@ -17,6 +17,7 @@ from stages.models.forward import compute_hidden_states
 from stages.models.head import HEAD, Float32Head
 from stages.models.packing import PackedRow
 from stages.models.policy import load_policy
+from stages.models.precision import autocast
 from stages.models.weights import load_weights
 from stages.process.engine import Engine
 from stages.settings import HardwareSettings
@@ -72,8 +73,9 @@ def put_head_on(policy: PreTrainedModel) -> Any:
 def compute_scores(reward_model: Any, row: PackedRow) -> torch.Tensor:
     """Score each document at its last token, in float32, shape D."""
     inner = find_model(reward_model)
-    hidden_DH = compute_hidden_states(inner.base_model, row, row.lasts_D)
-    return inner.calibration.apply(inner.get_submodule(HEAD)(hidden_DH)[:, 0])
+    with autocast(inner.base_model, row.ids_N.device):
+        hidden_DH = compute_hidden_states(inner.base_model, row, row.lasts_D)
+        return inner.calibration.apply(inner.get_submodule(HEAD)(hidden_DH)[:, 0])
 
 
 def find_calibration(model: Any) -> Calibration | None:

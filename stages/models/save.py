@@ -32,7 +32,7 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, output_dir: Path,
         shutil.rmtree(output_dir / MERGED_DIR, ignore_errors=True)  # of an attempt that was killed: it would be taken for the model
         # Onto the base as it lies on the disk: the one in memory may be held in bfloat16 or 4 bits.
         load = load_policy if model.can_generate() else load_reward_model
-        merged = load(str(directory), HardwareSettings.model_validate({"attention": "sdpa"}))
+        merged = load(str(directory), HardwareSettings.model_validate({"attention": "sdpa", "precision": "float32"}))
         align_special_tokens(merged, tokenizer)
         merged.save_pretrained(output_dir / MERGED_DIR)
         if calibration:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from stages.models import precision
 from stages.models.adapters import ADAPTER_CONFIG, is_unmerged_adapter, merge_adapter
 from stages.models.forward import enable_packing
 from stages.models.head import HEAD, Float32Head
@@ -72,6 +73,7 @@ def load_weights(
         )
     if adapter:
         model = merge_adapter(model, adapter)
+    precision.set_precision(model, hardware)
     _finish_loading(model, hardware)
     return model
 

@@ -18,6 +18,7 @@ from stages.models.forward import compute_hidden_states
 from stages.models.head import HEAD
 from stages.models.logprobs import compute_token_logprobs
 from stages.models.packing import PackedRow
+from stages.models.precision import autocast
 
 
 class Actor(nn.Module):
@@ -31,7 +32,8 @@ class Actor(nn.Module):
         self, row: PackedRow, predictors_K: Tensor, temperature: float, with_entropies: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Compute log-probabilities, and on request entropies; see `compute_token_logprobs`."""
-        return compute_token_logprobs(self.policy, row, predictors_K, temperature, with_entropies)
+        with autocast(find_backbone(self.policy), row.ids_N.device):
+            return compute_token_logprobs(self.policy, row, predictors_K, temperature, with_entropies)
 
 
 class Critic(nn.Module):
@@ -47,7 +49,8 @@ class Critic(nn.Module):
 
     def forward(self, row: PackedRow, states_K: Tensor) -> Tensor:
         """Compute values_K in float32: at each of the given tokens, the value of the state after it."""
-        hidden_KH = compute_hidden_states(self.backbone, row, states_K)
+        with autocast(self.backbone, row.ids_N.device):
+            hidden_KH = compute_hidden_states(self.backbone, row, states_K)
         with torch.autocast(hidden_KH.device.type, enabled=False):
             return self.head(hidden_KH.float()).squeeze(-1)
 

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import torch
 
-from stages.models.precision import Autocast
 from stages.responses.generation import Response, generate_responses
 from stages.responses.rollout import Rollout, pack_rollout
 
@@ -59,9 +58,8 @@ class RolloutEngine(Protocol):
 class TorchEngine:
     """The policy's own forward, see `stages.responses.generation`: the same numbers as in training, up to the rounding of another batch."""
 
-    def __init__(self, batch_size: int, autocast: Autocast) -> None:
+    def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size  # responses decoded at once
-        self.autocast = autocast
 
     def answer(
         self, actor: PolicyHolder, prompts: list[list[int]], sampling: Sampling, *, seed: int, greedy: bool, share: tuple[int, int]
@@ -76,7 +74,6 @@ class TorchEngine:
                 greedy=greedy,
                 seed=seed,
                 max_rows=self.batch_size,
-                autocast=self.autocast,
                 share=share,
             )
 

@@ -143,7 +143,7 @@ def serve_ppo(given: dict[str, Any], directory: Path, gate: Gate, say_ready: Cal
     hardware = make_scale_hardware(given)
     models = open_models(work, hardware)
     context = join_stage(given, make_settings(work), directory)
-    trainer = build_trainer(work, hardware, models, choose_engine(context))
+    trainer = build_trainer(work, models, choose_engine(context))
     say_ready()
     while True:
         gate.wait()

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -172,12 +171,9 @@ def tiny():
 
 
 @pytest.fixture(scope="session")
-def accelerator():
+def ranks():
     from accelerate import Accelerator
 
-    return Accelerator(cpu=True)
+    from stages.process.ranks import Ranks
 
-
-@pytest.fixture
-def full_precision():
-    return nullcontext()
+    return Ranks(Accelerator(cpu=True))

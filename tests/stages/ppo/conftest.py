@@ -15,13 +15,13 @@ from tests.stages.tiny_models import PROMPTS
 
 
 @pytest.fixture
-def make_trainer(tiny, accelerator, full_precision, plain_hardware):
+def make_trainer(tiny, ranks, plain_hardware):
     def make(
         policy=None,
         reward_model=None,
         ref_policy=None,
         sampling=None,
-        autocast=full_precision,
+        bfloat16=False,
         prompts=PROMPTS,
         demonstrations=(),
         note=print,
@@ -39,7 +39,10 @@ def make_trainer(tiny, accelerator, full_precision, plain_hardware):
         }
         policy = policy or tiny.policy()
         reward_model = reward_model or tiny.reward_model()
+        if bfloat16:
+            tiny.compute_in_bfloat16(policy, reward_model)
         return PPOTrainer(
+            ranks,
             ActorCritic(Actor(policy), init_critic(copy.deepcopy(reward_model))),
             ref_policy or copy.deepcopy(policy),
             reward_model,
@@ -48,8 +51,6 @@ def make_trainer(tiny, accelerator, full_precision, plain_hardware):
             PPOSettings(**values | settings),
             seed=seed,
             engine=Engine("none", plain_hardware, 1.0),
-            accelerator=accelerator,
-            autocast=autocast,
             demonstrations=demonstrations,
             note=note,
         )

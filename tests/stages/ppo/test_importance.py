@@ -51,17 +51,17 @@ def test_an_engine_that_samples_from_another_model_is_refused():
 class Stale(TorchEngine):
     """Samples from a policy that it was given once."""
 
-    def __init__(self, actor, autocast):
-        super().__init__(64, autocast)
+    def __init__(self, actor):
+        super().__init__(64)
         self.actor = actor
 
     def answer(self, actor, *arguments, **options):
         return super().answer(self.actor, *arguments, **options)
 
 
-def test_a_trainer_notices_weights_that_did_not_arrive(tiny, make_trainer, full_precision):
+def test_a_trainer_notices_weights_that_did_not_arrive(tiny, make_trainer):
     trainer = make_trainer(rollout=RolloutSettings(engine="vllm"))
-    trainer.rollout_engine = Stale(tiny.actor_learner(tiny.policy(seed=9)), full_precision)
+    trainer.rollout_engine = Stale(tiny.actor_learner(tiny.policy(seed=9)))
     with pytest.raises(StageError, match="samples from another model"):
         trainer.step()
 

@@ -22,7 +22,7 @@ def test_the_ratio_starts_at_one_in_every_iteration_and_the_kl_at_zero(make_trai
 
 
 def test_the_invariants_hold_in_bfloat16_too(make_trainer):
-    trainer = make_trainer(autocast=torch.autocast("cpu", dtype=torch.bfloat16))
+    trainer = make_trainer(bfloat16=True)
     metrics = trainer.step()
     assert metrics["objective/kl"] == 0.0
     assert metrics["val/ratio_start_deviation"] < 0.05  # rounding of bfloat16 in differently padded micro-batches
