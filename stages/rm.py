@@ -3,15 +3,14 @@
 comparisons -> token ids -> K-way ranking loss -> bias and scale from demonstrations -> model/, held-out accuracy
 """
 
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from data.tokens import EncodedComparison, encode_comparisons, encode_demonstrations
-from stages.models import precision
 from stages.models.adapters import apply_lora, find_model, require_adapter_base
+from stages.models.calibration import Calibration
 from stages.models.compiling import compile_layers
 from stages.models.forward import note_padding
 from stages.models.handoff import read_facts
@@ -19,7 +18,7 @@ from stages.models.reward_model import init_reward_model
 from stages.models.save import save_model
 from stages.models.tokenizer import align_special_tokens, load_tokenizer
 from stages.process.context import StageContext, describe_machine
-from stages.process.engine import choose_zero3
+from stages.process.engine import choose_engine
 from stages.process.errors import StageError
 from stages.process.runtime import run_stage
 from stages.ranking import calibration_error, correlation, make_pairs, pair_accuracy, ranking_loss
@@ -50,7 +49,7 @@ def main(context: StageContext) -> StageResult:
 
     if settings.lora:
         require_adapter_base(spec.models["sft"], "rm.lora")
-    model: Any = init_reward_model(spec.models["sft"], spec.hardware, spec.seed, zero3=choose_zero3(context))
+    model: Any = init_reward_model(spec.models["sft"], spec.hardware, spec.seed, engine=choose_engine(context))
     align_special_tokens(model, tokenizer)
     if settings.lora:
         model = apply_lora(model, settings.lora, "SEQ_CLS", spec.hardware)
@@ -60,35 +59,31 @@ def main(context: StageContext) -> StageResult:
     train(trainer, context)
 
     with whole_model(trainer) as model:
-        autocast = precision.autocast(spec.hardware, next(model.parameters()).device)
-        bias, scale = calibrate(context, settings, model, tokenizer, limits, autocast)
-        config = find_model(model).config
-        config.score_bias, config.score_scale = bias, scale
+        calibration = calibrate(context, settings, model, tokenizer, limits)
+        find_model(model).calibration = calibration
 
-        metrics = {"score_bias": bias, "score_scale": scale}
+        metrics = {"score_bias": calibration.bias, "score_scale": calibration.scale}
         if held_out:
-            scores = score_rankings(model, [(item.prompt_ids, item.responses) for item in held_out], autocast)
+            scores = score_rankings(model, [(item.prompt_ids, item.responses) for item in held_out])
             # The loss was trained on logits: a pair's probability is that of their difference, before the scale.
-            metrics |= report_ranking(scores * scale, held_out)
+            metrics |= report_ranking(scores * calibration.scale, held_out)
             if context.is_main:
                 write_samples(spec.output_dir / SAMPLES_FILE, _sample_rows(tokenizer, held_out, scores))
-        facts = read_facts(model, tokenizer, spec.models["sft"], score_bias=bias, score_scale=scale)
+        facts = read_facts(model, tokenizer, spec.models["sft"])
         if context.is_main:
             save_model(model, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
     return StageResult(metrics=metrics, facts=facts, counts=counts, **describe_machine(context))
 
 
-def calibrate(
-    context: StageContext, settings: RMSettings, model: Any, tokenizer: Any, limits: tuple[int, int], autocast: AbstractContextManager[Any]
-) -> tuple[float, float]:
+def calibrate(context: StageContext, settings: RMSettings, model: Any, tokenizer: Any, limits: tuple[int, int]) -> Calibration:
     """Find the bias (and scale) that give demonstrations a mean score of 0 (and a standard deviation of 1)."""
     records, _ = load_splits(context.spec, "demonstrations")
     pairs, _ = encode_demonstrations(tokenizer, records[:_CALIBRATION_DEMONSTRATIONS], limits)
-    scores = score_rankings(model, [(pair.prompt_ids, [pair.response_ids]) for pair in pairs], autocast)
+    scores = score_rankings(model, [(pair.prompt_ids, [pair.response_ids]) for pair in pairs])
     if not torch.isfinite(scores).all():
         raise StageError("demonstrations get scores that are not finite; the reward model diverged; lower rm.learning_rate")
     spread = scores.std().item() if len(scores) > 1 else 0.0
-    return scores.mean().item(), spread if settings.scale_scores and spread > 0 else 1.0
+    return Calibration(bias=scores.mean().item(), scale=spread if settings.scale_scores and spread > 0 else 1.0)
 
 
 def report_ranking(scores_N: Tensor, comparisons: list[EncodedComparison]) -> dict[str, float]:

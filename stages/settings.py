@@ -125,7 +125,11 @@ class _Optimization(Closed):
     learning_rate: float = Field(gt=0, description="Peak learning rate.")
     lr_schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="Shape of the decay after the warm-up.")
     min_lr_ratio: Fraction = Field(0.0, description="Final learning rate as a fraction of the peak (cosine and linear).")
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(0, description="Optimizer steps (PPO: iterations) of linear warm-up.")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Optimizer steps (PPO: iterations) of linear warm-up. Of n, the first is at 0 in sft and rm, and at 1/n of the peak "
+        "in ppo, where it is a whole rollout.",
+    )
     adam_beta1: Fraction = Field(0.9, description="AdamW beta1.")
     adam_beta2: Fraction = Field(0.95, description="AdamW beta2.")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW epsilon.")

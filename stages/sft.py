@@ -4,7 +4,6 @@ demonstrations -> token ids -> TRL's SFTTrainer (loss on the response) -> model/
 """
 
 import math
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -12,16 +11,16 @@ from torch.nn import functional as F
 
 from data.schema import Demonstration, Prompt
 from data.tokens import EncodedPair, encode_demonstrations, encode_prompts
-from stages.models import precision
-from stages.models.adapters import apply_lora, require_adapter_base
+from stages.models.adapters import apply_lora, find_backbone, require_adapter_base
 from stages.models.compiling import compile_layers
 from stages.models.forward import note_padding
 from stages.models.handoff import read_facts
 from stages.models.policy import load_policy
+from stages.models.precision import autocast
 from stages.models.save import save_model
 from stages.models.tokenizer import align_special_tokens, load_tokenizer
 from stages.process.context import StageContext, describe_machine
-from stages.process.engine import choose_zero3
+from stages.process.engine import choose_engine
 from stages.process.errors import StageError
 from stages.process.runtime import run_stage
 from stages.responses.judging import answer_prompts, judge_answers, load_judge, report_answers, write_samples
@@ -48,7 +47,7 @@ def main(context: StageContext) -> StageResult:
     held_out, held_out_counts = encode_demonstrations(tokenizer, held_out_records, _limits(context))
     counts |= {f"held_out_{key}": value for key, value in held_out_counts.items()}
 
-    model: Any = load_policy(spec.models["base"], spec.hardware, spec.revision, zero3=choose_zero3(context))
+    model: Any = load_policy(spec.models["base"], spec.hardware, spec.revision, engine=choose_engine(context))
     align_special_tokens(model, tokenizer)
     if settings.lora:
         require_adapter_base(spec.models["base"], "sft.lora")
@@ -59,13 +58,12 @@ def main(context: StageContext) -> StageResult:
     train(trainer, context)
 
     with whole_model(trainer) as model:
-        autocast = precision.autocast(spec.hardware, next(model.parameters()).device)
         metrics: dict[str, float] = {}
         if held_out:
-            metrics["eval/loss"] = heldout_loss(model, held_out, tokenizer.pad_token_id, autocast)
+            metrics["eval/loss"] = heldout_loss(model, held_out, tokenizer.pad_token_id)
             if not math.isfinite(metrics["eval/loss"]):
                 raise StageError(f"the held-out loss is {metrics['eval/loss']}; a finite one is needed; lower sft.learning_rate")
-            metrics |= _answer_held_out(context, settings, model, tokenizer, judge, held_out_records, autocast)
+            metrics |= _answer_held_out(context, settings, model, tokenizer, judge, held_out_records)
         facts = read_facts(model, tokenizer, spec.models["base"])
         if context.is_main:
             save_model(model, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
@@ -73,7 +71,7 @@ def main(context: StageContext) -> StageResult:
 
 
 @torch.no_grad()
-def heldout_loss(model: Any, pairs: list[EncodedPair], pad_token_id: int, autocast: AbstractContextManager[Any]) -> float:
+def heldout_loss(model: Any, pairs: list[EncodedPair], pad_token_id: int) -> float:
     """Mean negative log-likelihood per held-out response token, in nats; every token weighs alike, whatever its batch."""
     model.eval()
     device = next(model.parameters()).device
@@ -91,7 +89,7 @@ def heldout_loss(model: Any, pairs: list[EncodedPair], pad_token_id: int, autoca
             ids_BT[row, : len(ids)] = torch.tensor(ids)
             labels_BT[row, len(pair.prompt_ids) : len(ids)] = torch.tensor(pair.response_ids)
         # Right padding under a causal mask: no real token sees a pad, so no attention mask is needed.
-        with autocast:
+        with autocast(find_backbone(model), device):
             logits_BTV = model(input_ids=ids_BT.to(device)).logits[:, :-1]
         targets_BT = labels_BT[:, 1:].to(device)
         total += F.cross_entropy(logits_BTV.float().flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORED_LABEL, reduction="sum").item()
@@ -106,7 +104,6 @@ def _answer_held_out(
     tokenizer: Any,
     judge: Any,
     records: list[Demonstration],
-    autocast: AbstractContextManager[Any],
 ) -> dict[str, float]:
     """Answer held-out prompts, sampled and greedy; write samples.jsonl; return the averages."""
     spec = context.spec
@@ -122,7 +119,6 @@ def _answer_held_out(
             [prompt.prompt_ids for prompt in prompts],
             max_new_tokens=spec.tokens.max_response_tokens,
             seed=spec.seed,
-            autocast=autocast,
             greedy=way == "greedy",
         )
         averages, listed = report_answers(way, prompts, answers, judge_answers(judge, prompts, answers))

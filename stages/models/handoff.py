@@ -11,28 +11,24 @@ from transformers import PreTrainedTokenizerBase
 
 from stages.models.adapters import find_model, is_adapter
 from stages.models.head import HEAD
+from stages.models.reward_model import find_calibration
 from stages.models.tokenizer import load_tokenizer
 from stages.process.errors import StageError
 from stages.spec import EXIT_VERIFICATION, ModelFacts
 
 
-def read_facts(
-    model: Any, tokenizer: PreTrainedTokenizerBase, base_model: str, *, score_bias: float | None = None, score_scale: float | None = None
-) -> ModelFacts:
+def read_facts(model: Any, tokenizer: PreTrainedTokenizerBase, base_model: str) -> ModelFacts:
     """Collect the hand-off facts of a model that is about to be saved."""
-    inner = find_model(model)
-    head = None
-    if score_scale is not None:
-        head = f"{HEAD}.weight {[1, inner.config.get_text_config().hidden_size]}"
+    inner, calibration = find_model(model), find_calibration(model)
     return ModelFacts(
         base_model=base_model,
         **_token_facts(tokenizer),
         vocab_size=inner.config.get_text_config().vocab_size,
         form="adapter" if is_adapter(model) else "full",
         architecture=type(inner).__name__,
-        head=head,
-        score_bias=score_bias,
-        score_scale=score_scale,
+        head=f"{HEAD}.weight {[1, inner.config.get_text_config().hidden_size]}" if calibration else None,
+        score_bias=calibration.bias if calibration else None,
+        score_scale=calibration.scale if calibration else None,
     )
 
 

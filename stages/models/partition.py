@@ -14,19 +14,20 @@ import torch
 from torch import nn
 
 from stages.internals import HfDeepSpeedConfig, get_piece, is_gathered, is_partitioned, unset_hf_deepspeed_config
+from stages.process.engine import Engine
 
 
 @contextmanager
-def partitioned(zero3: dict[str, Any] | None) -> Generator[None]:
+def partitioned(engine: Engine | None) -> Generator[None]:
     """Inside, `from_pretrained` leaves each rank a piece of each weight.
 
     Args:
-        zero3: DeepSpeed's configuration, of stage 3; None: every rank loads whole models.
+        engine: of the stage; None: every rank loads whole models, as it does by all engines but DeepSpeed at stage 3.
     """
-    if zero3 is None:
+    if engine is None or not engine.shares_weights:
         yield
         return
-    config = HfDeepSpeedConfig(zero3)  # transformers looks at it for as long as it lives
+    config = HfDeepSpeedConfig(engine.configure_deepspeed())  # transformers looks at it for as long as it lives
     try:
         yield
     finally:

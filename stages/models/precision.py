@@ -9,7 +9,7 @@ Policy, reference and old policy run by the same forward in the same micro-batch
 either precision.
 """
 
-import contextlib
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -18,14 +18,20 @@ from stages.internals import Conv1D
 from stages.models.partition import cast
 from stages.settings import HardwareSettings
 
-Autocast = contextlib.AbstractContextManager[Any]  # the precision of a forward; entered anew for each
+
+def set_precision(model: Any, hardware: HardwareSettings) -> None:
+    """Note on a model's backbone, once, in which precision it computes: whoever shares or copies the backbone has it too."""
+    model.base_model.computes_in_bfloat16 = hardware.computes_in_bfloat16
 
 
-def autocast(hardware: HardwareSettings, device: torch.device) -> Autocast:
-    """Compute in bfloat16 where the hardware block says so; weights stay float32."""
-    if hardware.computes_in_bfloat16:
+def autocast(backbone: Any, device: torch.device) -> AbstractContextManager[Any]:
+    """Enter the precision of a backbone, and of the head above it, for a forward; weights stay float32.
+
+    A backbone that `set_precision` has not seen computes as it is.
+    """
+    if getattr(backbone, "computes_in_bfloat16", False):
         return torch.autocast(device.type, dtype=torch.bfloat16)
-    return contextlib.nullcontext()
+    return nullcontext()
 
 
 def freeze(model: Any, hardware: HardwareSettings) -> Any:

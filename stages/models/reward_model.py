@@ -1,15 +1,9 @@
 """A reward model: begin one, load one, ask one for scores.
 
-It is an `AutoModelForSequenceClassification` with one label. Its score of a response is
-
-    score = (logit - score_bias) / score_scale
-
-with both in `score.json` beside the weights (and on the loaded model's config), and the bias chosen so that
-demonstrations score 0 on average (Ziegler et al. 2019, 2.1).
+It is an `AutoModelForSequenceClassification` with one label; stages.models.calibration makes scores of its logits.
 """
 
 import copy
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -18,37 +12,36 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from stages.models.adapters import find_model, is_unmerged_adapter, share_weights
+from stages.models.calibration import Calibration, read_calibration
 from stages.models.forward import compute_hidden_states
 from stages.models.head import HEAD, Float32Head
 from stages.models.packing import PackedRow
 from stages.models.policy import load_policy
+from stages.models.precision import autocast
 from stages.models.weights import load_weights
-from stages.process.errors import StageError
+from stages.process.engine import Engine
 from stages.settings import HardwareSettings
-from stages.spec import EXIT_VERIFICATION
-
-CALIBRATION_FILE = "score.json"
 
 
-def init_reward_model(path: str, hardware: HardwareSettings, seed: int, *, zero3: dict[str, Any] | None = None) -> PreTrainedModel:
+def init_reward_model(path: str, hardware: HardwareSettings, seed: int, *, engine: Engine | None = None) -> PreTrainedModel:
     """Start a reward model from an SFT model: its backbone, and a scalar head drawn from N(0, 1/(d+1)) (N+ details, 10)."""
     if is_unmerged_adapter(Path(path)):
         # peft opens an adapter only on the kind of model that it was trained on: merge there, then take the backbone.
-        model: Any = put_head_on(load_policy(path, hardware, zero3=zero3))
+        model: Any = put_head_on(load_policy(path, hardware, engine=engine))
     else:
-        model = load_weights(AutoModelForSequenceClassification, path, hardware, zero3=zero3, new_head=True, num_labels=1)
+        model = load_weights(AutoModelForSequenceClassification, path, hardware, engine=engine, new_head=True, num_labels=1)
     head = model.get_submodule(HEAD)
     generator = torch.Generator().manual_seed(seed)
     std = 1 / math.sqrt(head.in_features + 1)
     head.weight.data.copy_(torch.randn(head.weight.shape, generator=generator) * std)
-    model.config.score_bias, model.config.score_scale = 0.0, 1.0
+    model.calibration = Calibration()
     return model
 
 
-def load_reward_model(path: str, hardware: HardwareSettings, *, zero3: dict[str, Any] | None = None) -> PreTrainedModel:
+def load_reward_model(path: str, hardware: HardwareSettings, *, engine: Engine | None = None) -> PreTrainedModel:
     """Load a trained reward model; a head that is missing or of another shape is refused, never drawn anew."""
-    model = load_weights(AutoModelForSequenceClassification, path, hardware, zero3=zero3, num_labels=1)
-    read_calibration(model, path)
+    model = load_weights(AutoModelForSequenceClassification, path, hardware, engine=engine, num_labels=1)
+    model.calibration = read_calibration(path)
     return model
 
 
@@ -57,21 +50,8 @@ def load_reward_adapter(policy: PreTrainedModel, path: str) -> Any:
     from peft import PeftModel
 
     model = PeftModel.from_pretrained(put_head_on(policy), path)
-    read_calibration(find_model(model), path)
+    find_model(model).calibration = read_calibration(path)
     return model
-
-
-def read_calibration(reward_model: Any, path: str) -> None:
-    """Put a trained reward model's bias and scale onto its config."""
-    try:
-        calibration = json.loads((Path(path) / CALIBRATION_FILE).read_text(encoding="utf-8"))
-        config = reward_model.config
-        config.score_bias, config.score_scale = float(calibration["score_bias"]), float(calibration["score_scale"])
-    except (OSError, ValueError, KeyError) as error:
-        raise StageError(
-            f"{path}: no readable {CALIBRATION_FILE} ({error}); a reward model of this project is needed; run the rm stage",
-            EXIT_VERIFICATION,
-        ) from error
 
 
 def put_head_on(policy: PreTrainedModel) -> Any:
@@ -91,20 +71,13 @@ def put_head_on(policy: PreTrainedModel) -> Any:
 
 
 def compute_scores(reward_model: Any, row: PackedRow) -> torch.Tensor:
-    """Score each document at its last token: (logit - score_bias) / score_scale, in float32, shape D."""
+    """Score each document at its last token, in float32, shape D."""
     inner = find_model(reward_model)
-    hidden_DH = compute_hidden_states(inner.base_model, row, row.lasts_D)
-    return score_from_logits(inner.get_submodule(HEAD)(hidden_DH)[:, 0], inner.config)
+    with autocast(inner.base_model, row.ids_N.device):
+        hidden_DH = compute_hidden_states(inner.base_model, row, row.lasts_D)
+        return inner.calibration.apply(inner.get_submodule(HEAD)(hidden_DH)[:, 0])
 
 
-def score_from_logits(logits: torch.Tensor, config: Any) -> torch.Tensor:
-    """Apply a reward model's bias and scale: (logit - score_bias) / score_scale, in float32."""
-    return (logits.float() - config.score_bias) / config.score_scale
-
-
-def write_calibration(model: Any, directory: Path) -> None:
-    """Write a reward model's bias and scale; a file of its own, for an adapter's directory has no config.json."""
-    config = find_model(model).config
-    if hasattr(config, "score_scale"):
-        calibration = {"score_bias": config.score_bias, "score_scale": config.score_scale}
-        (directory / CALIBRATION_FILE).write_text(json.dumps(calibration), encoding="utf-8")
+def find_calibration(model: Any) -> Calibration | None:
+    """Get a reward model's calibration; None of a policy."""
+    return getattr(find_model(model), "calibration", None)

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from stages.models.adapters import is_adapter
 from stages.models.policy import load_policy
-from stages.models.reward_model import load_reward_model, write_calibration
+from stages.models.reward_model import find_calibration, load_reward_model
 from stages.models.tokenizer import align_special_tokens
 from stages.settings import HardwareSettings
 from stages.spec import MERGED_DIR, MODEL_DIR
@@ -22,7 +22,9 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, output_dir: Path,
     directory = output_dir / MODEL_DIR
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    write_calibration(model, directory)
+    calibration = find_calibration(model)
+    if calibration:
+        calibration.write(directory)
     if not is_adapter(model):
         return
     (directory / "README.md").unlink(missing_ok=True)  # peft's empty model card
@@ -30,8 +32,9 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, output_dir: Path,
         shutil.rmtree(output_dir / MERGED_DIR, ignore_errors=True)  # of an attempt that was killed: it would be taken for the model
         # Onto the base as it lies on the disk: the one in memory may be held in bfloat16 or 4 bits.
         load = load_policy if model.can_generate() else load_reward_model
-        merged = load(str(directory), HardwareSettings.model_validate({"attention": "sdpa"}))
+        merged = load(str(directory), HardwareSettings.model_validate({"attention": "sdpa", "precision": "float32"}))
         align_special_tokens(merged, tokenizer)
         merged.save_pretrained(output_dir / MERGED_DIR)
-        write_calibration(merged, output_dir / MERGED_DIR)
+        if calibration:
+            calibration.write(output_dir / MERGED_DIR)
         tokenizer.save_pretrained(output_dir / MERGED_DIR)

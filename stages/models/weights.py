@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 
+from stages.models import precision
 from stages.models.adapters import ADAPTER_CONFIG, is_unmerged_adapter, merge_adapter
 from stages.models.forward import enable_packing
 from stages.models.head import HEAD, Float32Head
 from stages.models.norms import fuse_norms
 from stages.models.partition import gathered, gathered_in_forward, partitioned
+from stages.process.engine import Engine
 from stages.process.errors import StageError
 from stages.settings import HardwareSettings
 from stages.spec import EXIT_MISSING, EXIT_VERIFICATION, MERGED_DIR
@@ -36,7 +38,7 @@ def load_weights(
     path: str,
     hardware: HardwareSettings,
     *,
-    zero3: dict[str, Any] | None,
+    engine: Engine | None,
     new_head: bool = False,
     revision: str | None = None,
     **arguments: Any,
@@ -50,7 +52,7 @@ def load_weights(
         path, revision = config["base_model_name_or_path"], config.get("revision")
     else:
         path = find_weights(path)
-    with partitioned(zero3):
+    with partitioned(engine):
         model, loading = open_pretrained(
             auto_class,
             path,
@@ -70,6 +72,7 @@ def load_weights(
         )
     if adapter:
         model = merge_adapter(model, adapter)
+    precision.set_precision(model, hardware)
     _finish_loading(model, hardware)
     return model
 

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from stages.models.adapters import find_backbone, find_model
+from stages.models.calibration import Calibration
 from stages.models.forward import compute_hidden_states
 from stages.models.head import HEAD
 from stages.models.logprobs import compute_token_logprobs
 from stages.models.packing import PackedRow
+from stages.models.precision import autocast
 
 
 class Actor(nn.Module):
@@ -30,13 +32,14 @@ class Actor(nn.Module):
         self, row: PackedRow, predictors_K: Tensor, temperature: float, with_entropies: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Compute log-probabilities, and on request entropies; see `compute_token_logprobs`."""
-        return compute_token_logprobs(self.policy, row, predictors_K, temperature, with_entropies)
+        with autocast(find_backbone(self.policy), row.ids_N.device):
+            return compute_token_logprobs(self.policy, row, predictors_K, temperature, with_entropies)
 
 
 class Critic(nn.Module):
     """A value for each token: the reward model's backbone under a head of our own, with a bias.
 
-    At the start the value equals the reward model's score: score = (logit − score_bias) / score_scale is folded into the head.
+    At the start the value equals the reward model's score: its calibration is folded into the head.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Linear) -> None:
@@ -46,7 +49,8 @@ class Critic(nn.Module):
 
     def forward(self, row: PackedRow, states_K: Tensor) -> Tensor:
         """Compute values_K in float32: at each of the given tokens, the value of the state after it."""
-        hidden_KH = compute_hidden_states(self.backbone, row, states_K)
+        with autocast(self.backbone, row.ids_N.device):
+            hidden_KH = compute_hidden_states(self.backbone, row, states_K)
         with torch.autocast(hidden_KH.device.type, enabled=False):
             return self.head(hidden_KH.float()).squeeze(-1)
 
@@ -61,12 +65,12 @@ class ActorCritic(NamedTuple):
 def init_critic(reward_model: Any) -> Critic:
     """Make the critic out of a reward model; takes over (and will train) its backbone, so give it a copy of its own."""
     inner = find_model(reward_model)
-    config = inner.config
+    calibration: Calibration = inner.calibration
     weight_1H: Tensor = inner.get_submodule(HEAD).weight.detach().float()
     head = nn.Linear(weight_1H.shape[1], 1, bias=True, device=weight_1H.device)
     with torch.no_grad():
-        head.weight.copy_(weight_1H / config.score_scale)
-        head.bias.fill_(-config.score_bias / config.score_scale)
+        head.weight.copy_(weight_1H / calibration.scale)
+        head.bias.fill_(-calibration.bias / calibration.scale)
     return Critic(find_backbone(reward_model), head)
 
 

@@ -6,7 +6,6 @@ Score and KL are always shown together: a rising score at a rising KL is how ove
 from typing import Any, Literal
 
 from data.tokens import EncodedPromptRecord
-from stages.ppo.ranks import gather_list
 from stages.ppo.trainer import PPOTrainer
 from stages.responses.judging import Answer, Judge, judge_answers, report_answers, response_text
 from stages.responses.kl import estimate_kl_k1
@@ -43,13 +42,11 @@ class HeldOut:
 
     def _answer(self, way: Way, label: str) -> tuple[dict[str, float], list[dict[str, Any]]]:
         trainer = self.trainer
-        rank, world_size = trainer.accelerator.process_index, trainer.accelerator.num_processes
+        ranks = trainer.ranks
         # Equally many on each rank: the first prompts once more, where their number does not divide.
-        count = -(-len(self.prompts) // world_size) * world_size
-        prompts = [self.prompts[place % len(self.prompts)] for place in range(rank, count, world_size)]
-        rollout, _ = trainer.roll_out(
-            [prompt.prompt_ids for prompt in prompts], self.seed, greedy=way == "greedy", share=(rank, world_size)
-        )
+        count = -(-len(self.prompts) // ranks.count) * ranks.count
+        prompts = [self.prompts[place % len(self.prompts)] for place in range(ranks.index, count, ranks.count)]
+        rollout = trainer.roll_out([prompt.prompt_ids for prompt in prompts], self.seed, greedy=way == "greedy")
         scores = trainer.ask_reward_model(rollout).tolist()
         figures = trainer.evaluate_tokens(rollout)
         kls = estimate_kl_k1(figures.logprobs_BR, figures.ref_logprobs_BR, rollout.response_mask_BR).sum(dim=1).tolist()
@@ -61,5 +58,5 @@ class HeldOut:
         answers = [Answer(ids, response_text(self.tokenizer, ids), done) for ids, done in zip(responses, finished, strict=True)]
         verdicts = judge_answers(self.judge, prompts, answers)
         known = [{"score": score, "kl": kl} for score, kl in zip(scores, kls, strict=True)]
-        answered = gather_list(list(zip(prompts, answers, verdicts, known, strict=True)), trainer.accelerator)[: len(self.prompts)]
+        answered = ranks.gather(list(zip(prompts, answers, verdicts, known, strict=True)))[: len(self.prompts)]
         return report_answers(label, *zip(*answered, strict=True))

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from stages.ppo.actor_critic import trainable
+from stages.process.ranks import Ranks
 from stages.settings import PPOSettings
 
 
@@ -65,18 +65,18 @@ class TorchLearner:
 
     can_drop_gradients = True
 
-    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float, accelerator: Accelerator) -> None:
+    def __init__(self, ranks: Ranks, module: nn.Module, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> None:
         self.module = module
         self.optimizer = optimizer  # over the module's trainable parameters
         self.max_grad_norm = max_grad_norm
-        self._accelerator = accelerator
-        self._wrapped: Any = accelerator.prepare_model(module)
+        self._ranks = ranks
+        self._wrapped: Any = ranks.accelerator.prepare_model(module)
 
     def __call__(self, *inputs: Any) -> Any:
         return self._wrapped(*inputs)
 
     def micro_step(self, *, last: bool) -> AbstractContextManager[Any]:
-        return nullcontext() if last else self._accelerator.no_sync(self._wrapped)
+        return nullcontext() if last else self._ranks.accelerator.no_sync(self._wrapped)
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
@@ -98,7 +98,7 @@ class TorchLearner:
         return nullcontext()
 
     def save(self, path: Path) -> None:
-        if self._accelerator.is_main_process:
+        if self._ranks.is_main:
             weights = {name: parameter.detach() for name, parameter in self.module.named_parameters() if parameter.requires_grad}
             torch.save({"weights": weights, "optimizer": self.optimizer.state_dict()}, path)
 

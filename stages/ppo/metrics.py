@@ -4,6 +4,9 @@ Axes: B responses of this rank, R response tokens.
 """
 
 import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -13,6 +16,7 @@ from stages.ppo.experience import Experience
 from stages.ppo.update import UpdateStats
 from stages.responses.figures import TokenFigures
 from stages.responses.kl import compute_log_ratios, estimate_kl_k1, estimate_kl_k3
+from stages.responses.rollout import Rollout
 
 
 def describe_rollout(
@@ -48,18 +52,27 @@ def describe_rollout(
 
 
 def describe_engine(
-    engine_logprobs_BR: Tensor, figures: TokenFigures, response_mask_BR: Tensor, importance_cap: float | None, sum_over_ranks: SumOverRanks
+    rollout: Rollout, figures: TokenFigures, importance_cap: float | None, sum_over_ranks: SumOverRanks
 ) -> dict[str, float]:
     """Describe how what the rollout's engine says of its tokens differs from what the trainer says.
 
     `rollout/logprob_gap` is the mean of |log π_old − log μ| over tokens, `rollout/importance_capped` the share of tokens whose weight
     is capped (only with a cap).
     """
-    log_weights_BR = compute_log_ratios(figures.logprobs_BR, engine_logprobs_BR, response_mask_BR)
+    mask_BR = rollout.response_mask_BR
+    log_weights_BR = compute_log_ratios(figures.logprobs_BR, rollout.engine_logprobs_BR, mask_BR)
     values = {"rollout/logprob_gap": log_weights_BR.abs()}
     if importance_cap is not None:
         values["rollout/importance_capped"] = (log_weights_BR > math.log(importance_cap)).float()
-    return {name: float(compute_moments(values_BR, response_mask_BR, sum_over_ranks)[0]) for name, values_BR in values.items()}
+    return {name: float(compute_moments(values_BR, mask_BR, sum_over_ranks)[0]) for name, values_BR in values.items()}
+
+
+@contextmanager
+def timed(times_s: dict[str, float], phase: str) -> Iterator[None]:
+    """Take the time of what is done inside, as `time/<phase>_s`."""
+    start_s = time.perf_counter()
+    yield
+    times_s[f"time/{phase}_s"] = time.perf_counter() - start_s
 
 
 def describe_update(stats: UpdateStats) -> dict[str, float]:

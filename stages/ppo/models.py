@@ -39,7 +39,7 @@ from stages.models.tokenizer import align_special_tokens
 from stages.models.weights import find_weights
 from stages.ppo.actor_critic import Actor, ActorCritic, init_critic
 from stages.process.context import StageContext
-from stages.process.engine import choose_zero3
+from stages.process.engine import choose_engine
 from stages.process.errors import StageError
 from stages.settings import HardwareSettings, LoRASettings, PPOSettings
 from stages.spec import EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR
@@ -63,15 +63,15 @@ def load_models(context: StageContext, settings: PPOSettings, tokenizer: Any) ->
         StageError: policy and reward model have embeddings of different sizes, or an adapter would stand on an unmerged adapter.
     """
     sft, rm, hardware = context.spec.models["sft"], context.spec.models["rm"], context.spec.hardware
-    zero3 = choose_zero3(context)
+    engine = choose_engine(context)
     if settings.lora:
         require_adapter_base(sft, "ppo.lora")
 
     def open_policy() -> Any:
-        return _quantize(load_policy(sft, hardware, zero3=zero3), settings, hardware)
+        return _quantize(load_policy(sft, hardware, engine=engine), settings, hardware)
 
     def open_reward_model() -> Any:
-        return _quantize(load_reward_model(rm, hardware, zero3=zero3), settings, hardware)
+        return _quantize(load_reward_model(rm, hardware, engine=engine), settings, hardware)
 
     policy = open_policy()
     note_padding(context, policy)

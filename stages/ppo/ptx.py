@@ -8,14 +8,13 @@ Differs: 1. demonstrations instead of pretraining text, which this pipeline does
 from collections.abc import Sequence
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from data.tokens import EncodedPair
-from stages.models.precision import Autocast
 from stages.ppo.learner import Learner
-from stages.ppo.ranks import split_alike, sum_over_ranks
 from stages.ppo.sampler import PromptSampler
+from stages.ppo.shares import split_alike
+from stages.process.ranks import Ranks
 from stages.responses.rollout import Rollout, pack_rollout
 
 
@@ -28,38 +27,34 @@ class DemonstrationSampler:
         self.pad_token_id = pad_token_id
         self.sampler = PromptSampler(len(pairs), seed)
 
-    def draw(self, accelerator: Accelerator) -> Rollout:
+    def draw(self, ranks: Ranks) -> Rollout:
         """Draw this rank's share of the next demonstrations: responses that somebody else wrote."""
-        drawn = [self.pairs[index] for index in self.sampler.draw(self.batch_size, accelerator.process_index, accelerator.num_processes)]
+        drawn = [self.pairs[index] for index in self.sampler.draw(self.batch_size, ranks.index, ranks.count)]
         prompts, responses = [pair.prompt_ids for pair in drawn], [pair.response_ids for pair in drawn]
-        return pack_rollout(prompts, responses, [True] * len(drawn), self.pad_token_id, accelerator.device)
+        return pack_rollout(prompts, responses, [True] * len(drawn), self.pad_token_id, ranks.device)
 
 
-def accumulate_ptx_gradients(
-    actor: Learner, demonstrations: Rollout, ptx_coef: float, max_tokens: int, accelerator: Accelerator, autocast: Autocast
-) -> Tensor:
+def accumulate_ptx_gradients(ranks: Ranks, actor: Learner, demonstrations: Rollout, ptx_coef: float, max_tokens: int) -> Tensor:
     """Add the gradients of γ · mean of −log π over the response tokens of all ranks; the ranks do not meet yet.
 
     Args:
+        ranks: share the demonstrations.
         actor: the policy in training; its last micro-step before the optimizer's step must follow.
         demonstrations: of this rank.
         ptx_coef: γ.
         max_tokens: of a micro-batch.
-        accelerator: sums over ranks, backward.
-        autocast: precision of the forwards.
 
     Returns:
         [sum of −log π over this rank's response tokens, their number].
     """
     num_tokens = demonstrations.response_mask_BR.sum()
     # The ranks' gradients are averaged, the loss is a mean over all their tokens: hence the number of processes.
-    scale = ptx_coef * accelerator.num_processes / sum_over_ranks(accelerator, num_tokens)
+    scale = ptx_coef * ranks.count / ranks.sum(num_tokens)
     losses: list[Tensor] = []
-    for rows_b in split_alike(demonstrations, max_tokens, accelerator):
+    for rows_b in split_alike(ranks, demonstrations, max_tokens):
         row, predictors_K = demonstrations.select(rows_b).pack()
         with actor.micro_step(last=False):
-            with autocast:
-                logprobs_K, _ = actor(row, predictors_K, 1.0)  # at temperature 1: the likelihood, not how we sample
+            logprobs_K, _ = actor(row, predictors_K, 1.0)  # at temperature 1: the likelihood, not how we sample
             loss = -logprobs_K.sum()
             actor.backward(loss * scale)
             losses.append(loss.detach())

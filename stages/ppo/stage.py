@@ -11,8 +11,6 @@ import torch
 from accelerate import Accelerator
 
 from data.tokens import EncodedPair, EncodedPromptRecord, encode_demonstrations, encode_prompts
-from stages.deepspeed_config import make_deepspeed_config
-from stages.models import precision
 from stages.models.handoff import check_handoff, read_facts
 from stages.models.save import save_model
 from stages.models.tokenizer import load_tokenizer
@@ -24,6 +22,7 @@ from stages.process.context import StageContext, describe_machine, uses_gpu
 from stages.process.distributed import require_world_size
 from stages.process.engine import choose_engine
 from stages.process.errors import Interrupted, StageError
+from stages.process.ranks import Ranks
 from stages.responses.engine import RolloutEngine, Sampling
 from stages.responses.judging import load_judge, write_samples
 from stages.settings import PPOSettings
@@ -38,7 +37,7 @@ def main(context: StageContext) -> StageResult:
     spec, settings = context.spec, _settings(context)
     judge = load_judge(spec.judge)
     check_handoff(spec.models["sft"], spec.models["rm"])
-    accelerator = make_accelerator(context)
+    ranks = join_ranks(context)
     tokenizer = load_tokenizer(spec.models["sft"])
     prompts, held_out_prompts, counts = _encode(context, tokenizer)
 
@@ -46,9 +45,9 @@ def main(context: StageContext) -> StageResult:
     counts |= demonstration_counts
 
     sampling = make_sampling(settings, tokenizer, spec.tokens.max_response_tokens)
-    trainer = _build_trainer(context, tokenizer, [prompt.prompt_ids for prompt in prompts], demonstrations, accelerator, sampling)
-    with _open_engine(context, accelerator, [*prompts, *held_out_prompts], sampling) as engine:
-        trainer.engine = engine or trainer.engine
+    trainer = _build_trainer(context, ranks, tokenizer, [prompt.prompt_ids for prompt in prompts], demonstrations, sampling)
+    with _open_engine(context, ranks, [*prompts, *held_out_prompts], sampling) as engine:
+        trainer.rollout_engine = engine or trainer.rollout_engine
         held_out = HeldOut(trainer, tokenizer, held_out_prompts[: settings.eval_samples], judge, seed=spec.seed)
         metrics = train(context, trainer, held_out)
         samples: list[dict[str, Any]] = []
@@ -91,7 +90,7 @@ def train(context: StageContext, trainer: PPOTrainer, held_out: HeldOut) -> dict
                 context.progress("train", step, settings.iterations, metrics)
                 last_event_s = time.monotonic()
             # A signal may reach one rank only: all stop together.
-            stop = bool(trainer.sum_over_ranks(torch.tensor(int(context.stop_requested), device=trainer.accelerator.device)))
+            stop = bool(trainer.ranks.sum(torch.tensor(int(context.stop_requested), device=trainer.ranks.device)))
             if stop or step % settings.save_every == 0:
                 _save(context, trainer, {"start_figures": start_figures, "metrics": metrics})
     if stop:
@@ -120,12 +119,12 @@ def _save(context: StageContext, trainer: PPOTrainer, more: dict[str, Any]) -> N
         lambda directory: trainer.save(directory, more),
         layout=describe_layout(context),
         is_main=context.is_main,
-        wait_for_everyone=trainer.accelerator.wait_for_everyone,
+        wait_for_everyone=trainer.ranks.wait,
     )
     context.event("checkpoint", step=trainer.iteration)
 
 
-def make_accelerator(context: StageContext) -> Accelerator:
+def join_ranks(context: StageContext) -> Ranks:
     """Join the ranks.
 
     Raises:
@@ -133,7 +132,7 @@ def make_accelerator(context: StageContext) -> Accelerator:
     """
     accelerator = Accelerator(cpu=not uses_gpu(context))
     require_world_size(context, accelerator.num_processes)
-    return accelerator
+    return Ranks(accelerator)
 
 
 def _encode(context: StageContext, tokenizer: Any) -> tuple[list[EncodedPromptRecord], list[EncodedPromptRecord], dict[str, int]]:
@@ -161,7 +160,7 @@ def _encode_demonstrations(context: StageContext, tokenizer: Any) -> tuple[list[
 
 
 def _open_engine(
-    context: StageContext, accelerator: Accelerator, prompts: list[EncodedPromptRecord], sampling: Sampling
+    context: StageContext, ranks: Ranks, prompts: list[EncodedPromptRecord], sampling: Sampling
 ) -> AbstractContextManager[RolloutEngine | None]:
     """Open what samples the responses; None: the trainer's own engine."""
     settings = _settings(context)
@@ -170,15 +169,15 @@ def _open_engine(
     from stages.responses.vllm_server import open_vllm
 
     longest = max(len(prompt.prompt_ids) for prompt in prompts) + sampling.max_new_tokens
-    return open_vllm(context, settings, accelerator, longest)
+    return open_vllm(context, ranks, settings, longest)
 
 
 def _build_trainer(
     context: StageContext,
+    ranks: Ranks,
     tokenizer: Any,
     prompts: list[list[int]],
     demonstrations: list[EncodedPair],
-    accelerator: Accelerator,
     sampling: Sampling,
 ) -> PPOTrainer:
     spec, settings = context.spec, _settings(context)
@@ -190,10 +189,8 @@ def _build_trainer(
             f"{limit}; lower ppo.max_response_tokens or tokens.max_prompt_tokens",
             EXIT_USAGE,
         )
-    deepspeed = None
-    if choose_engine(context) == "deepspeed":
-        deepspeed = make_deepspeed_config(spec.hardware, max_grad_norm=settings.max_grad_norm)
     return PPOTrainer(
+        ranks,
         loaded.actor_critic,
         loaded.ref_policy,
         loaded.reward_model,
@@ -201,10 +198,8 @@ def _build_trainer(
         sampling,
         settings,
         seed=spec.seed,
-        accelerator=accelerator,
-        autocast=precision.autocast(spec.hardware, accelerator.device),
         demonstrations=demonstrations,
-        deepspeed=deepspeed,
+        engine=choose_engine(context),
         note=context.note,
     )
 

@@ -3,17 +3,13 @@
 Axes: B responses of this rank, R response tokens.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from data.tokens import EncodedPair
-from stages.models.precision import Autocast
 from stages.ppo.actor_critic import Actor, ActorCritic
 from stages.ppo.advantages import adapt_kl_coef, estimate_advantages, penalize_kl, scale_by_std, whiten
 from stages.ppo.budget import TokenBudget
@@ -22,15 +18,17 @@ from stages.ppo.experience import Experience
 from stages.ppo.guards import require_finite_scores, require_finite_update, require_same_policy
 from stages.ppo.learner import Learner, TorchLearner, compute_lr_factor, make_optimizer
 from stages.ppo.losses import compute_importance_weights
-from stages.ppo.metrics import describe_engine, describe_rollout, describe_update
+from stages.ppo.metrics import describe_engine, describe_rollout, describe_update, timed
 from stages.ppo.ptx import DemonstrationSampler
-from stages.ppo.ranks import gather_experience, split_alike, sum_over_ranks
 from stages.ppo.rules import make_update_rules
 from stages.ppo.sampler import PromptSampler
 from stages.ppo.score_rules import RunningMoments, apply_score_rules
+from stages.ppo.shares import gather_experience, split_alike
 from stages.ppo.state import collect_generator_states, read_state, restore_generator_states, write_state
-from stages.ppo.update import UpdateStats, update
+from stages.ppo.update import Updater, UpdateStats
 from stages.ppo.zero import ZeroLearner, partition_frozen
+from stages.process.engine import Engine
+from stages.process.ranks import Ranks
 from stages.process.seeds import derive_seed
 from stages.responses.engine import RolloutEngine, Sampling, TorchEngine, roll_out
 from stages.responses.figures import TokenFigures, compute_ref_logprobs, evaluate_tokens
@@ -49,6 +47,7 @@ class PPOTrainer:
 
     def __init__(
         self,
+        ranks: Ranks,
         actor_critic: ActorCritic,
         ref_policy: Any,
         reward_model: Any,
@@ -57,28 +56,24 @@ class PPOTrainer:
         settings: PPOSettings,
         *,
         seed: int,
-        accelerator: Accelerator,
-        autocast: Autocast,
+        engine: Engine,
         demonstrations: Sequence[EncodedPair] = (),
-        deepspeed: dict[str, Any] | None = None,
         note: Callable[[str], None] = print,
     ) -> None:
+        self.ranks = ranks
         self.settings = settings
-        self.engine: RolloutEngine = TorchEngine(settings.rollout_micro_batch_size, autocast)
+        self.engine = engine
+        self.rollout_engine: RolloutEngine = TorchEngine(settings.rollout_micro_batch_size)
         self.sampling = sampling
         self.prompts = prompts
         self.seed = seed
-        self.accelerator = accelerator
-        self.autocast = autocast
-        self.rules = make_update_rules(settings)
         self.peak_learning_rate = self.learning_rate = settings.learning_rate
         self.peak_critic_learning_rate = self.critic_learning_rate = settings.critic_learning_rate or settings.learning_rate
-        self.actor = self._make_learner(actor_critic.actor, self.peak_learning_rate, deepspeed)
-        self.critic = self._make_learner(actor_critic.critic, self.peak_critic_learning_rate, deepspeed)
-        may_halve = accelerator.num_processes == 1 and self.actor.can_drop_gradients
-        self.budget = TokenBudget(settings.max_tokens_per_microbatch, may_halve=may_halve, note=note)
-        self.reference = self._prepare_frozen(Actor(ref_policy), deepspeed)
-        self.scorer = self._prepare_frozen(Scorer(reward_model), deepspeed)
+        self.actor = self._make_learner(actor_critic.actor, self.peak_learning_rate)
+        self.critic = self._make_learner(actor_critic.critic, self.peak_critic_learning_rate)
+        self.budget = TokenBudget(settings.max_tokens_per_microbatch, may_halve=engine.name == "none", note=note)
+        self.reference = self._prepare_frozen(Actor(ref_policy))
+        self.scorer = self._prepare_frozen(Scorer(reward_model))
         self.sampler = PromptSampler(len(prompts), derive_seed(seed, _PROMPTS))
         self.demonstrations = None
         if settings.ptx_coef > 0:
@@ -87,21 +82,23 @@ class PPOTrainer:
                 demonstrations, batch_size, sampling.pad_token_id, derive_seed(seed, _DEMONSTRATIONS)
             )
         self.average = None if settings.ema_decay is None else AveragedWeights(self.policy, settings.ema_decay)
+        rules = make_update_rules(settings)
+        self.updater = Updater(ranks, self.actor, self.critic, rules, self.budget, self.average, self.demonstrations)
         self.kl_coef = settings.kl_coef
         self.score_moments = RunningMoments()
         self.iteration = 0
 
-    def _make_learner(self, module: nn.Module, learning_rate: float, deepspeed: dict[str, Any] | None) -> Learner:
+    def _make_learner(self, module: nn.Module, learning_rate: float) -> Learner:
         optimizer = make_optimizer(module, self.settings, learning_rate)
-        if deepspeed is not None:
-            return ZeroLearner(module, optimizer, deepspeed)
-        return TorchLearner(module, optimizer, self.settings.max_grad_norm, self.accelerator)
+        if self.engine.name == "deepspeed":
+            return ZeroLearner(module, optimizer, self.engine)
+        return TorchLearner(self.ranks, module, optimizer, self.settings.max_grad_norm)
 
-    def _prepare_frozen(self, module: nn.Module, deepspeed: dict[str, Any] | None) -> Any:
+    def _prepare_frozen(self, module: nn.Module) -> Any:
         module.eval().requires_grad_(False)
-        if deepspeed is not None and deepspeed["zero_optimization"]["stage"] == 3:
-            return partition_frozen(module, deepspeed)
-        return module.to(self.accelerator.device)
+        if self.engine.shares_weights:
+            return partition_frozen(module, self.engine)
+        return module.to(self.ranks.device)
 
     @property
     def policy(self) -> Any:
@@ -115,27 +112,22 @@ class PPOTrainer:
 
     def step(self) -> dict[str, float]:
         """Run one iteration and return its metrics."""
-        marks_s = [time.perf_counter()]
+        times_s: dict[str, float] = {}
         self._set_learning_rates()
-        rollout, engine_logprobs_BR = self._roll_out()
-        marks_s.append(time.perf_counter())
-        raw_scores_B, scores_B = self._score(rollout)
-        figures = self.evaluate_tokens(rollout)
-        engine_metrics = self._compare_engine(rollout, engine_logprobs_BR, figures)
-        rewards_BR = self._penalize(rollout, scores_B, figures)
-        experience = self._estimate_advantages(rollout, rewards_BR, figures, engine_logprobs_BR)
-        marks_s.append(time.perf_counter())
-        stats = self._update(experience)
-        metrics = self._record(raw_scores_B, scores_B, figures, experience, stats) | engine_metrics
-        marks_s.append(time.perf_counter())
+        with timed(times_s, "rollout"):
+            rollout = self._roll_out()
+        with timed(times_s, "score"):
+            raw_scores_B, scores_B = self._score(rollout)
+            figures = self.evaluate_tokens(rollout)
+            engine_metrics = self._compare_engine(rollout, figures)
+            rewards_BR = self._penalize(rollout, scores_B, figures)
+            experience = self._estimate_advantages(rollout, rewards_BR, figures)
+        with timed(times_s, "update"):
+            stats = self._update(experience)
+            metrics = self._record(raw_scores_B, scores_B, figures, experience, stats) | engine_metrics
         self._adapt_kl_coef(metrics["objective/kl"])
         self.iteration += 1
-        return metrics | {
-            "time/rollout_s": marks_s[1] - marks_s[0],
-            "time/score_s": marks_s[2] - marks_s[1],
-            "time/update_s": marks_s[3] - marks_s[2],
-            "time/tokens_per_s": metrics["tokens"] / (marks_s[3] - marks_s[0]),
-        }
+        return metrics | times_s | {"time/tokens_per_s": metrics["tokens"] / sum(times_s.values())}
 
     def _set_learning_rates(self) -> None:
         settings = self.settings
@@ -144,26 +136,24 @@ class PPOTrainer:
         self.actor.set_learning_rate(self.learning_rate)
         self.critic.set_learning_rate(self.critic_learning_rate)
 
-    def _roll_out(self) -> tuple[Rollout, Tensor]:
-        rank, world_size = self.accelerator.process_index, self.accelerator.num_processes
-        drawn = self.sampler.draw(self.settings.rollout_batch_size, rank, world_size)
+    def _roll_out(self) -> Rollout:
+        drawn = self.sampler.draw(self.settings.rollout_batch_size, self.ranks.index, self.ranks.count)
         prompts = [self.prompts[index] for index in drawn]
-        return self.roll_out(prompts, derive_seed(self.seed, _ROLLOUT, self.iteration, 0), share=(rank, world_size))
+        return self.roll_out(prompts, derive_seed(self.seed, _ROLLOUT, self.iteration, 0))
 
-    def roll_out(
-        self, prompts: list[list[int]], seed: int, *, greedy: bool = False, share: tuple[int, int] = (0, 1)
-    ) -> tuple[Rollout, Tensor]:
-        """Answer prompts; all ranks must call it. See `stages.responses.engine.roll_out`."""
+    def roll_out(self, prompts: list[list[int]], seed: int, *, greedy: bool = False) -> Rollout:
+        """Answer this rank's share of some prompts; all ranks must call it. See `stages.responses.engine.roll_out`."""
         for learner in (self.actor, self.critic):
             learner.module.eval()
-        return roll_out(self.engine, self.actor, prompts, self.sampling, seed=seed, greedy=greedy, share=share)
+        share = (self.ranks.index, self.ranks.count)
+        return roll_out(self.rollout_engine, self.actor, prompts, self.sampling, seed=seed, greedy=greedy, share=share)
 
     def _score(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         settings = self.settings
         raw_scores_B = self.ask_reward_model(rollout)
-        require_finite_scores(raw_scores_B, self.iteration + 1, self.sum_over_ranks)
+        require_finite_scores(raw_scores_B, self.iteration + 1, self.ranks.sum)
         if settings.scale_scores:
-            self.score_moments.update(raw_scores_B, self.sum_over_ranks)
+            self.score_moments.update(raw_scores_B, self.ranks.sum)
         scores_B = apply_score_rules(
             raw_scores_B,
             rollout.finished_B,
@@ -177,7 +167,7 @@ class PPOTrainer:
         """Score each response by the reward model, scores_B."""
 
         def score(max_tokens: int) -> Tensor:
-            return score_rollout(self.scorer, rollout, split_alike(rollout, max_tokens, self.accelerator), self.autocast)
+            return score_rollout(self.scorer, rollout, split_alike(self.ranks, rollout, max_tokens))
 
         return self.budget.attempt(rollout, score)
 
@@ -186,16 +176,16 @@ class PPOTrainer:
 
         def evaluate(max_tokens: int) -> TokenFigures:
             # Reference and policy in the same micro-batches: then the KL of two equal models is 0 to the last bit.
-            given = (rollout, self.sampling.temperature, split_alike(rollout, max_tokens, self.accelerator), self.autocast)
+            given = (rollout, self.sampling.temperature, split_alike(self.ranks, rollout, max_tokens))
             logprobs_BR, values_BR, entropies_BR = evaluate_tokens(self.actor, self.critic, *given)
             ref_logprobs_BR = compute_ref_logprobs(self.reference, *given)
             return TokenFigures(logprobs_BR, ref_logprobs_BR, values_BR, entropies_BR)
 
         return self.budget.attempt(rollout, evaluate)
 
-    def _compare_engine(self, rollout: Rollout, engine_logprobs_BR: Tensor, figures: TokenFigures) -> dict[str, float]:
+    def _compare_engine(self, rollout: Rollout, figures: TokenFigures) -> dict[str, float]:
         """Say how far what the engine that sampled the tokens says of them is from what the trainer says."""
-        metrics = describe_engine(engine_logprobs_BR, figures, rollout.response_mask_BR, self._importance_cap, self.sum_over_ranks)
+        metrics = describe_engine(rollout, figures, self._importance_cap, self.ranks.sum)
         if self._importance_cap is not None:
             require_same_policy(metrics["rollout/logprob_gap"], self.iteration + 1)
         return metrics
@@ -208,14 +198,14 @@ class PPOTrainer:
     def _penalize(self, rollout: Rollout, scores_B: Tensor, figures: TokenFigures) -> Tensor:
         mask_BR = rollout.response_mask_BR
         rewards_BR = penalize_kl(scores_B, figures.logprobs_BR, figures.ref_logprobs_BR, mask_BR, self.kl_coef)
-        return scale_by_std(rewards_BR, mask_BR, self.sum_over_ranks) if self.settings.whiten_rewards else rewards_BR
+        return scale_by_std(rewards_BR, mask_BR, self.ranks.sum) if self.settings.whiten_rewards else rewards_BR
 
-    def _estimate_advantages(self, rollout: Rollout, rewards_BR: Tensor, figures: TokenFigures, engine_logprobs_BR: Tensor) -> Experience:
+    def _estimate_advantages(self, rollout: Rollout, rewards_BR: Tensor, figures: TokenFigures) -> Experience:
         settings, mask_BR = self.settings, rollout.response_mask_BR
         advantages_BR, returns_BR = estimate_advantages(rewards_BR, figures.values_BR, mask_BR, settings.gamma, settings.gae_lambda)
-        advantages_BR = whiten(advantages_BR, mask_BR, self.sum_over_ranks)
+        advantages_BR = whiten(advantages_BR, mask_BR, self.ranks.sum)
         if self._importance_cap is not None:
-            advantages_BR *= compute_importance_weights(figures.logprobs_BR, engine_logprobs_BR, mask_BR, self._importance_cap)
+            advantages_BR *= compute_importance_weights(figures.logprobs_BR, rollout.engine_logprobs_BR, mask_BR, self._importance_cap)
         return Experience(
             **vars(rollout),
             old_logprobs_BR=figures.logprobs_BR,
@@ -228,26 +218,15 @@ class PPOTrainer:
         # Dropout is off, so training mode changes nothing but this: recomputing activations only works in it.
         for learner in (self.actor, self.critic):
             learner.module.train(self.settings.gradient_checkpointing)
-        stats = update(
-            self.actor,
-            self.critic,
-            gather_experience(experience, self.accelerator),
-            self.rules,
-            derive_seed(self.seed, _UPDATE, self.iteration, 0),
-            self.accelerator,
-            self.autocast,
-            budget=self.budget,
-            train_policy=self.trains_policy,
-            average=self.average,
-            demonstrations=self.demonstrations,
-        )
+        everything, seed = gather_experience(self.ranks, experience), derive_seed(self.seed, _UPDATE, self.iteration, 0)
+        stats = self.updater.update(everything, seed, train_policy=self.trains_policy)
         require_finite_update(stats, self.iteration + 1)
         return stats
 
     def _record(
         self, raw_scores_B: Tensor, scores_B: Tensor, figures: TokenFigures, experience: Experience, stats: UpdateStats
     ) -> dict[str, float]:
-        metrics = describe_rollout(raw_scores_B, scores_B, figures, experience, self.kl_coef, self.sum_over_ranks)
+        metrics = describe_rollout(raw_scores_B, scores_B, figures, experience, self.kl_coef, self.ranks.sum)
         return (
             metrics
             | describe_update(stats)
@@ -267,16 +246,12 @@ class PPOTrainer:
                 self.kl_coef, kl_per_response, settings.kl_target, settings.rollout_batch_size, settings.kl_horizon
             )
 
-    def sum_over_ranks(self, tensor: Tensor) -> Tensor:
-        """Sum local sums over all ranks."""
-        return sum_over_ranks(self.accelerator, tensor)
-
     def save(self, directory: Path, more: dict[str, Any]) -> None:
         """Write all that a resumed run needs, and more plain data with it, into an empty directory; every rank must call it."""
-        generators = gather_object([collect_generator_states()])
+        generators = self.ranks.gather([collect_generator_states()])
         self.actor.save(directory / _ACTOR_FILE)
         self.critic.save(directory / _CRITIC_FILE)
-        if self.accelerator.is_main_process:
+        if self.ranks.is_main:
             state = {
                 "averages": self.average.averages if self.average else {},
                 "iteration": self.iteration,
@@ -288,7 +263,7 @@ class PPOTrainer:
                 "generators": generators,
             }
             write_state(state | more, directory)
-        self.accelerator.wait_for_everyone()
+        self.ranks.wait()
 
     def load(self, directory: Path) -> dict[str, Any]:
         """Go back to what `save` wrote into `directory`, and return what was saved beside the models; every rank must call it."""
@@ -302,6 +277,6 @@ class PPOTrainer:
             self.average.load(state["averages"])
         self.iteration, self.kl_coef, self.sampler.cursor = state["iteration"], state["kl_coef"], state["cursor"]
         self.score_moments = RunningMoments(**state["score_moments"])
-        if self.accelerator.process_index < len(state["generators"]):  # more ranks than wrote it: the new ones keep their own
-            restore_generator_states(state["generators"][self.accelerator.process_index])
+        if self.ranks.index < len(state["generators"]):  # more ranks than wrote it: the new ones keep their own
+            restore_generator_states(state["generators"][self.ranks.index])
         return state

@@ -8,18 +8,17 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
-from stages.models.precision import Autocast
 from stages.ppo.budget import TokenBudget
 from stages.ppo.ema import AveragedWeights
 from stages.ppo.experience import Experience
 from stages.ppo.learner import Learner
 from stages.ppo.losses import compute_policy_losses, compute_value_losses, find_clipped_ratios, find_clipped_values, sum_tokens
 from stages.ppo.ptx import DemonstrationSampler, accumulate_ptx_gradients
-from stages.ppo.ranks import deal, max_over_ranks, split_alike, sum_over_ranks
 from stages.ppo.rules import UpdateRules
+from stages.ppo.shares import deal, split_alike
+from stages.process.ranks import Ranks
 from stages.process.seeds import derive_seed
 from stages.responses.kl import compute_log_ratios
 from stages.responses.rollout import Rollout
@@ -48,68 +47,141 @@ _SUMS = ("tokens", "policy_loss", "value_loss", "approxkl", "clipfrac", "value_c
 _SUMS += ("ptx_loss", "ptx_tokens")
 
 
-def update(
-    actor: Learner,
-    critic: Learner,
-    experience: Experience,
-    rules: UpdateRules,
-    seed: int,
-    accelerator: Accelerator,
-    autocast: Autocast,
-    *,
-    budget: TokenBudget,
-    train_policy: bool = True,
-    average: AveragedWeights | None = None,
-    demonstrations: DemonstrationSampler | None = None,
-) -> UpdateStats:
-    """Train policy and critic on one rollout.
+@dataclass(frozen=True)
+class Updater:
+    """Trains policy and critic on one rollout after the other."""
 
-    Args:
-        actor: the policy in training.
-        critic: the critic in training.
-        experience: the responses of all ranks.
-        rules: sizes and coefficients.
-        seed: of the permutations; the same on all ranks.
-        accelerator: sums over ranks.
-        autocast: precision of the forwards.
-        budget: tokens of a micro-batch.
-        train_policy: whether the policy learns too, or the critic alone.
-        average: takes in the policy's weights after each optimizer step.
-        demonstrations: mixed in wherever the policy learns, with `rules.ptx_coef`.
-    """
-    device = experience.response_ids_BR.device
-    sums = torch.zeros(len(_SUMS), device=device)
-    start_deviation = torch.zeros((), device=device)
-    norms: list[Tensor] = []
-    lengths_B = experience.attention_mask_BT.sum(dim=1).cpu()
+    ranks: Ranks
+    actor: Learner  # the policy in training
+    critic: Learner
+    rules: UpdateRules
+    budget: TokenBudget
+    average: AveragedWeights | None = None  # takes in the policy's weights after each optimizer step
+    demonstrations: DemonstrationSampler | None = None  # mixed in wherever the policy learns, with `rules.ptx_coef`
 
-    def drop_gradients() -> None:
-        actor.drop_gradients()
-        critic.drop_gradients()
+    def update(self, experience: Experience, seed: int, *, train_policy: bool = True) -> UpdateStats:
+        """Train policy and critic on one rollout.
 
-    for rows_b in draw_minibatches(len(experience.finished_B), rules, seed):
-        share_b = deal(rows_b, lengths_B, accelerator.process_index, accelerator.num_processes)
-        minibatch = experience.select(share_b.to(device))
-        if rules.early_stop_kl is not None and norms and not actor.can_drop_gradients:  # before the first step the KL is 0
-            looked = _look_at_policy(actor, minibatch, rules, accelerator, autocast, budget.max_tokens)
-            if looked > rules.early_stop_kl:
+        Args:
+            experience: the responses of all ranks.
+            seed: of the permutations; the same on all ranks.
+            train_policy: whether the policy learns too, or the critic alone.
+        """
+        rules, device = self.rules, experience.response_ids_BR.device
+        sums = torch.zeros(len(_SUMS), device=device)
+        start_deviation = torch.zeros((), device=device)
+        norms: list[Tensor] = []
+        lengths_B = experience.attention_mask_BT.sum(dim=1).cpu()
+        for rows_b in draw_minibatches(len(experience.finished_B), rules, seed):
+            share_b = deal(rows_b, lengths_B, self.ranks.index, self.ranks.count)
+            minibatch = experience.select(share_b.to(device))
+            if rules.early_stop_kl is not None and norms and not self.actor.can_drop_gradients:  # before the first step the KL is 0
+                looked = self._look_at_policy(minibatch)
+                if looked > rules.early_stop_kl:
+                    break
+            drawn = self.demonstrations.draw(self.ranks) if self.demonstrations is not None and train_policy else None
+            accumulate = partial(self.accumulate_gradients, minibatch, train_policy=train_policy, demonstrations=drawn)
+            minibatch_sums, deviation = self.budget.attempt(minibatch, accumulate, undo=self._drop_gradients)
+            if not norms:
+                start_deviation = deviation
+            sums += minibatch_sums
+            stops_here = rules.early_stop_kl is not None and self._mean_approxkl(minibatch_sums) > rules.early_stop_kl
+            if stops_here and self.actor.can_drop_gradients:
+                self._drop_gradients()
                 break
-        drawn = demonstrations.draw(accelerator) if demonstrations is not None and train_policy else None
-        accumulate = partial(
-            accumulate_gradients, actor, critic, minibatch, rules, accelerator, autocast, train_policy=train_policy, demonstrations=drawn
+            norms.append(torch.stack([self.actor.step() if train_policy else torch.zeros((), device=device), self.critic.step()]).detach())
+            if self.average is not None and train_policy:
+                self.average.update()
+        return self._summarize(sums, start_deviation, norms)
+
+    def accumulate_gradients(
+        self, minibatch: Experience, max_tokens: int, *, train_policy: bool = True, demonstrations: Rollout | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Add the gradients of this rank's part of a minibatch, and of the demonstrations that are mixed in, micro-batch by micro-batch.
+
+        The policy's backward pass ends before the critic's forward begins: activations of one model at a time.
+
+        Returns:
+            (sums over this rank's tokens in the order of `_SUMS`, largest |log ratio|).
+        """
+        actor, critic, rules = self.actor, self.critic, self.rules
+        ptx_sums = torch.zeros(2, device=minibatch.response_ids_BR.device)
+        if demonstrations is not None:
+            ptx_sums = accumulate_ptx_gradients(self.ranks, actor, demonstrations, rules.ptx_coef, max_tokens)
+        num_tokens = self.ranks.sum(minibatch.response_mask_BR.sum())
+        # The ranks' gradients are averaged, the loss is a mean over all their tokens: hence the number of processes.
+        scale = self.ranks.count / num_tokens
+        micro_batches = split_alike(self.ranks, minibatch, max_tokens)
+        sums: list[Tensor] = []
+        deviations: list[Tensor] = []
+        for index, rows_b in enumerate(micro_batches):
+            part, last = minibatch.select(rows_b), index == len(micro_batches) - 1
+            row, predictors_K = part.pack()
+            mask_bR = part.response_mask_BR
+            with actor.micro_step(last=last), torch.set_grad_enabled(train_policy):
+                logprobs_K, _ = actor(row, predictors_K, rules.temperature)
+                logprobs_bR = part.unpack(logprobs_K)
+                losses_bR = compute_policy_losses(logprobs_bR, part.old_logprobs_BR, part.advantages_BR, mask_bR, rules.clip_range)
+                policy_loss = sum_tokens(losses_bR, mask_bR)
+                if train_policy:
+                    actor.backward(policy_loss * scale)
+            with critic.micro_step(last=last):
+                values_K = critic(row, predictors_K)
+                values_bR = part.unpack(values_K)
+                losses_bR = compute_value_losses(values_bR, part.old_values_BR, part.returns_BR, mask_bR, rules.value_clip_range)
+                value_loss = sum_tokens(losses_bR, mask_bR)
+                critic.backward(rules.value_coef * value_loss * scale)
+            part_sums, deviation = _measure(
+                part, rules, logprobs_bR.detach(), policy_loss.detach(), values_bR.detach(), value_loss.detach()
+            )
+            sums.append(part_sums)
+            deviations.append(deviation)
+        return torch.cat([torch.stack(sums).sum(dim=0), ptx_sums]), torch.stack(deviations).max()
+
+    @torch.no_grad()
+    def _look_at_policy(self, minibatch: Experience) -> float:
+        """Compute a minibatch's approximate KL by a forward of its own, where gradients could not be dropped after it."""
+        kl_sum, num_tokens = torch.zeros((2,), device=minibatch.response_ids_BR.device)
+        for rows_b in split_alike(self.ranks, minibatch, self.budget.max_tokens):
+            part = minibatch.select(rows_b)
+            row, predictors_K = part.pack()
+            logprobs_K, _ = self.actor(row, predictors_K, self.rules.temperature)
+            log_ratio_bR = compute_log_ratios(part.unpack(logprobs_K), part.old_logprobs_BR, part.response_mask_BR)
+            kl_sum += sum_tokens(0.5 * log_ratio_bR**2, part.response_mask_BR)
+            num_tokens += part.response_mask_BR.sum()
+        kl_sum, num_tokens = self.ranks.sum(torch.stack([kl_sum, num_tokens]))
+        return float(kl_sum / num_tokens)
+
+    def _drop_gradients(self) -> None:
+        self.actor.drop_gradients()
+        self.critic.drop_gradients()
+
+    def _mean_approxkl(self, minibatch_sums: Tensor) -> float:
+        sums = self.ranks.sum(minibatch_sums)
+        return float(sums[_SUMS.index("approxkl")] / sums[_SUMS.index("tokens")])
+
+    def _summarize(self, sums: Tensor, start_deviation: Tensor, norms: list[Tensor]) -> UpdateStats:
+        sums = self.ranks.sum(sums)
+        start_deviation = self.ranks.max(start_deviation).reshape(1)
+        mean_norms = torch.stack(norms).mean(dim=0) if norms else torch.zeros(2, device=sums.device)
+        figures = torch.cat([sums, start_deviation, mean_norms.to(sums.device)]).tolist()  # the one transfer to the CPU
+        *over_tokens, deviation, policy_grad_norm, critic_grad_norm = figures
+        totals = dict(zip(_SUMS, over_tokens, strict=True))
+        means = {name: total / totals["tokens"] for name, total in totals.items()}
+        return UpdateStats(
+            policy_loss=means["policy_loss"],
+            value_loss=means["value_loss"],
+            approxkl=means["approxkl"],
+            clipfrac=means["clipfrac"],
+            value_clipfrac=means["value_clipfrac"],
+            ratio=means["ratio"],
+            ratio_var=max(means["ratio_squared"] - means["ratio"] ** 2, 0.0),
+            start_deviation=deviation,
+            policy_grad_norm=policy_grad_norm,
+            critic_grad_norm=critic_grad_norm,
+            optimizer_steps=len(norms),
+            ptx_loss=totals["ptx_loss"] / totals["ptx_tokens"] if totals["ptx_tokens"] else None,
         )
-        minibatch_sums, deviation = budget.attempt(minibatch, accumulate, undo=drop_gradients)
-        if not norms:
-            start_deviation = deviation
-        sums += minibatch_sums
-        stops_here = rules.early_stop_kl is not None and _mean_approxkl(minibatch_sums, accelerator) > rules.early_stop_kl
-        if stops_here and actor.can_drop_gradients:
-            drop_gradients()
-            break
-        norms.append(torch.stack([actor.step() if train_policy else torch.zeros((), device=device), critic.step()]).detach())
-        if average is not None and train_policy:
-            average.update()
-    return _summarize(sums, start_deviation, norms, accelerator)
 
 
 def draw_minibatches(num_responses: int, rules: UpdateRules, seed: int) -> list[Tensor]:
@@ -119,77 +191,6 @@ def draw_minibatches(num_responses: int, rules: UpdateRules, seed: int) -> list[
         generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
         minibatches += torch.randperm(num_responses, generator=generator).split(rules.minibatch_size)
     return minibatches
-
-
-def accumulate_gradients(
-    actor: Learner,
-    critic: Learner,
-    minibatch: Experience,
-    rules: UpdateRules,
-    accelerator: Accelerator,
-    autocast: Autocast,
-    max_tokens: int,
-    *,
-    train_policy: bool = True,
-    demonstrations: Rollout | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Add the gradients of this rank's part of a minibatch, and of the demonstrations that are mixed in, micro-batch by micro-batch.
-
-    The policy's backward pass ends before the critic's forward begins: activations of one model at a time.
-
-    Returns:
-        (sums over this rank's tokens in the order of `_SUMS`, largest |log ratio|).
-    """
-    ptx_sums = torch.zeros(2, device=minibatch.response_ids_BR.device)
-    if demonstrations is not None:
-        ptx_sums = accumulate_ptx_gradients(actor, demonstrations, rules.ptx_coef, max_tokens, accelerator, autocast)
-    num_tokens = sum_over_ranks(accelerator, minibatch.response_mask_BR.sum())
-    # The ranks' gradients are averaged, the loss is a mean over all their tokens: hence the number of processes.
-    scale = accelerator.num_processes / num_tokens
-    micro_batches = split_alike(minibatch, max_tokens, accelerator)
-    sums: list[Tensor] = []
-    deviations: list[Tensor] = []
-    for index, rows_b in enumerate(micro_batches):
-        part, last = minibatch.select(rows_b), index == len(micro_batches) - 1
-        row, predictors_K = part.pack()
-        mask_bR = part.response_mask_BR
-        with actor.micro_step(last=last), torch.set_grad_enabled(train_policy):
-            with autocast:
-                logprobs_K, _ = actor(row, predictors_K, rules.temperature)
-            logprobs_bR = part.unpack(logprobs_K)
-            losses_bR = compute_policy_losses(logprobs_bR, part.old_logprobs_BR, part.advantages_BR, mask_bR, rules.clip_range)
-            policy_loss = sum_tokens(losses_bR, mask_bR)
-            if train_policy:
-                actor.backward(policy_loss * scale)
-        with critic.micro_step(last=last):
-            with autocast:
-                values_K = critic(row, predictors_K)
-            values_bR = part.unpack(values_K)
-            losses_bR = compute_value_losses(values_bR, part.old_values_BR, part.returns_BR, mask_bR, rules.value_clip_range)
-            value_loss = sum_tokens(losses_bR, mask_bR)
-            critic.backward(rules.value_coef * value_loss * scale)
-        part_sums, deviation = _measure(part, rules, logprobs_bR.detach(), policy_loss.detach(), values_bR.detach(), value_loss.detach())
-        sums.append(part_sums)
-        deviations.append(deviation)
-    return torch.cat([torch.stack(sums).sum(dim=0), ptx_sums]), torch.stack(deviations).max()
-
-
-@torch.no_grad()
-def _look_at_policy(
-    actor: Learner, minibatch: Experience, rules: UpdateRules, accelerator: Accelerator, autocast: Autocast, max_tokens: int
-) -> float:
-    """Compute a minibatch's approximate KL by a forward of its own, where gradients could not be dropped after it."""
-    kl_sum, num_tokens = torch.zeros((2,), device=minibatch.response_ids_BR.device)
-    for rows_b in split_alike(minibatch, max_tokens, accelerator):
-        part = minibatch.select(rows_b)
-        row, predictors_K = part.pack()
-        with autocast:
-            logprobs_K, _ = actor(row, predictors_K, rules.temperature)
-        log_ratio_bR = compute_log_ratios(part.unpack(logprobs_K), part.old_logprobs_BR, part.response_mask_BR)
-        kl_sum += sum_tokens(0.5 * log_ratio_bR**2, part.response_mask_BR)
-        num_tokens += part.response_mask_BR.sum()
-    kl_sum, num_tokens = sum_over_ranks(accelerator, torch.stack([kl_sum, num_tokens]))
-    return float(kl_sum / num_tokens)
 
 
 @torch.no_grad()
@@ -214,32 +215,3 @@ def _measure(
         ]
     )
     return sums, log_ratio_bR.abs().max()
-
-
-def _mean_approxkl(minibatch_sums: Tensor, accelerator: Accelerator) -> float:
-    sums = sum_over_ranks(accelerator, minibatch_sums)
-    return float(sums[_SUMS.index("approxkl")] / sums[_SUMS.index("tokens")])
-
-
-def _summarize(sums: Tensor, start_deviation: Tensor, norms: list[Tensor], accelerator: Accelerator) -> UpdateStats:
-    sums = sum_over_ranks(accelerator, sums)
-    start_deviation = max_over_ranks(accelerator, start_deviation).reshape(1)
-    mean_norms = torch.stack(norms).mean(dim=0) if norms else torch.zeros(2, device=sums.device)
-    figures = torch.cat([sums, start_deviation, mean_norms.to(sums.device)]).tolist()  # the one transfer to the CPU
-    *over_tokens, deviation, policy_grad_norm, critic_grad_norm = figures
-    totals = dict(zip(_SUMS, over_tokens, strict=True))
-    means = {name: total / totals["tokens"] for name, total in totals.items()}
-    return UpdateStats(
-        policy_loss=means["policy_loss"],
-        value_loss=means["value_loss"],
-        approxkl=means["approxkl"],
-        clipfrac=means["clipfrac"],
-        value_clipfrac=means["value_clipfrac"],
-        ratio=means["ratio"],
-        ratio_var=max(means["ratio_squared"] - means["ratio"] ** 2, 0.0),
-        start_deviation=deviation,
-        policy_grad_norm=policy_grad_norm,
-        critic_grad_norm=critic_grad_norm,
-        optimizer_steps=len(norms),
-        ptx_loss=totals["ptx_loss"] / totals["ptx_tokens"] if totals["ptx_tokens"] else None,
-    )

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stages.process.engine import Engine
+
 _TAG = "zero"  # of the files in a checkpoint's directory
 
 
@@ -22,20 +24,21 @@ class ZeroLearner:
 
     can_drop_gradients = False
 
-    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> None:
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, engine: Engine) -> None:
         """Share out what the stage says.
 
         Args:
             module: in float32; at stage 3 in pieces, or whole on every rank.
             optimizer: over the module's trainable parameters.
-            config: as `stages.deepspeed_config` makes it.
+            engine: of the stage.
         """
         import deepspeed
 
         self.module = module
+        self._partitioned = engine.shares_weights
+        config: Any = engine.configure_deepspeed()
         self._engine: Any
-        self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)  # pyright: ignore[reportArgumentType]
-        self._partitioned = config["zero_optimization"]["stage"] == 3
+        self._engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
 
     def __call__(self, *inputs: Any) -> Any:
         return self._engine(*inputs)
@@ -78,11 +81,11 @@ class ZeroLearner:
             raise FileNotFoundError(f"{path}: DeepSpeed found no checkpoint to load")
 
 
-def partition_frozen(module: nn.Module, config: dict[str, Any]) -> Any:
+def partition_frozen(module: nn.Module, engine: Engine) -> Any:
     """Share the weights of a frozen module out over the ranks (stage 3); its forward is called by all ranks equally often."""
     import deepspeed
 
-    without_training = {key: value for key, value in config.items() if key != "gradient_clipping"}
-    engine, *_ = deepspeed.initialize(model=module, config=without_training)  # pyright: ignore[reportArgumentType]
-    engine.eval()
-    return engine
+    without_training: Any = {key: value for key, value in engine.configure_deepspeed().items() if key != "gradient_clipping"}
+    wrapped, *_ = deepspeed.initialize(model=module, config=without_training)
+    wrapped.eval()
+    return wrapped

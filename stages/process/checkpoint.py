@@ -157,7 +157,7 @@ def _sha256(file: Path) -> str:
 
 def describe_layout(context: StageContext) -> str:
     """Name how the stage's checkpoints are laid out: one can be resumed only where this is the same."""
-    if choose_engine(context) == "deepspeed":
+    if choose_engine(context).name == "deepspeed":
         return f"ZeRO stage {context.spec.hardware.zero_stage} on {context.world_size} processes"
     return WHOLE
 

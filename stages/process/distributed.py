@@ -29,7 +29,7 @@ def join(context: StageContext) -> None:
     Raises:
         StageError: the nodes do not share the directories of the run.
     """
-    engine = choose_engine(context)
+    engine = choose_engine(context).name
     if engine == "none" or distributed.is_initialized():
         return
     gpu = uses_gpu(context)

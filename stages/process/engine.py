@@ -1,25 +1,36 @@
 """By which engine the processes of a stage compute together."""
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from stages.deepspeed_config import make_deepspeed_config
 from stages.process.context import StageContext, uses_gpu
+from stages.settings import HardwareSettings
 
-Engine = Literal["none", "ddp", "deepspeed"]
+
+@dataclass(frozen=True)
+class Engine:
+    """One process, several that average their gradients (DDP), or DeepSpeed, and what that shares out over them."""
+
+    name: Literal["none", "ddp", "deepspeed"]
+    hardware: HardwareSettings
+    max_grad_norm: float
+
+    @property
+    def shares_weights(self) -> bool:
+        """Whether each process holds a piece of each weight (ZeRO stage 3)."""
+        return self.name == "deepspeed" and self.hardware.zero_stage == 3
+
+    def configure_deepspeed(self, *, micro_batch_size: int = 1, accumulation_steps: int = 1) -> dict[str, Any]:
+        """Make DeepSpeed's configuration; see `make_deepspeed_config`."""
+        return make_deepspeed_config(
+            self.hardware, max_grad_norm=self.max_grad_norm, micro_batch_size=micro_batch_size, accumulation_steps=accumulation_steps
+        )
 
 
 def choose_engine(context: StageContext) -> Engine:
     """Say by which engine the stage's processes compute together."""
-    hardware, world_size = context.spec.hardware, context.world_size
-    wants_zero = hardware.engine == "deepspeed" or (hardware.engine == "auto" and world_size > 1 and uses_gpu(context))
-    if wants_zero and hardware.zero_stage > 0:
-        return "deepspeed"
-    return "ddp" if world_size > 1 else "none"
-
-
-def choose_zero3(context: StageContext) -> dict[str, Any] | None:
-    """Make DeepSpeed's configuration where weights are shared out over the processes (ZeRO stage 3); None where each has them whole."""
-    hardware = context.spec.hardware
-    if choose_engine(context) != "deepspeed" or hardware.zero_stage < 3:
-        return None
-    return make_deepspeed_config(hardware, max_grad_norm=context.spec.settings.max_grad_norm)
+    hardware, several = context.spec.hardware, context.world_size > 1
+    wants_zero = hardware.engine == "deepspeed" or (hardware.engine == "auto" and several and uses_gpu(context))
+    name = "deepspeed" if wants_zero and hardware.zero_stage > 0 else "ddp" if several else "none"
+    return Engine(name, hardware, context.spec.settings.max_grad_norm)

@@ -1,9 +1,8 @@
 """Prompts -> sampled responses, by an engine -> Rollout.
 
-    TorchEngine                      the policy's own forward, in the stage's processes
-    stages.responses.vllm_client     a vLLM server
+TorchEngine                      the policy's own forward, in the stage's processes
+stages.responses.vllm_client     a vLLM server
 
-Axes: B responses, R response tokens (padded on the right), K all real response tokens.
 """
 
 from contextlib import AbstractContextManager
@@ -11,9 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
-from stages.models.precision import Autocast
 from stages.responses.generation import Response, generate_responses
 from stages.responses.rollout import Rollout, pack_rollout
 
@@ -61,9 +58,8 @@ class RolloutEngine(Protocol):
 class TorchEngine:
     """The policy's own forward, see `stages.responses.generation`: the same numbers as in training, up to the rounding of another batch."""
 
-    def __init__(self, batch_size: int, autocast: Autocast) -> None:
+    def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size  # responses decoded at once
-        self.autocast = autocast
 
     def answer(
         self, actor: PolicyHolder, prompts: list[list[int]], sampling: Sampling, *, seed: int, greedy: bool, share: tuple[int, int]
@@ -78,7 +74,6 @@ class TorchEngine:
                 greedy=greedy,
                 seed=seed,
                 max_rows=self.batch_size,
-                autocast=self.autocast,
                 share=share,
             )
 
@@ -92,17 +87,14 @@ def roll_out(
     seed: int,
     greedy: bool = False,
     share: tuple[int, int] = (0, 1),
-) -> tuple[Rollout, Tensor]:
+) -> Rollout:
     """Sample one response per prompt; it ends with the stop token or the end token, and is finished only with the stop token.
 
-    Returns:
-        (rollout, engine_logprobs_BR: log-probability of each token as the engine computed it, float32, 0 outside the mask). For the
-        arguments see `RolloutEngine`.
+    For the arguments see `RolloutEngine`.
     """
     answered = engine.answer(actor, prompts, sampling, seed=seed, greedy=greedy, share=share)
     responses = [response.ids for response in answered]
     finished = [ids[-1] == sampling.stop_token_id for ids in responses]
     device: torch.device = next(actor.module.parameters()).device
-    rollout = pack_rollout(prompts, responses, finished, sampling.pad_token_id, device)
-    engine_logprobs_K = torch.tensor([logprob for response in answered for logprob in response.logprobs], device=device)
-    return rollout, rollout.unpack(engine_logprobs_K)
+    logprobs = [response.logprobs for response in answered]
+    return pack_rollout(prompts, responses, finished, sampling.pad_token_id, device, logprobs)

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.models.precision import Autocast
 from stages.responses.rollout import Rollout
 
 
 @torch.no_grad()
 def evaluate_tokens(
-    actor: Any, critic: Any, rollout: Rollout, temperature: float, micro_batches: list[Tensor], autocast: Autocast
+    actor: Any, critic: Any, rollout: Rollout, temperature: float, micro_batches: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Recompute what the policy and the critic say of each sampled token, by the forward that the update uses.
 
@@ -26,23 +25,21 @@ def evaluate_tokens(
     for rows_b in micro_batches:
         part = rollout.select(rows_b)
         row, predictors_K = part.pack()
-        with autocast:
-            logprobs_K, entropies_K = actor(row, predictors_K, temperature, True)
-            values_K = critic(row, predictors_K)
+        logprobs_K, entropies_K = actor(row, predictors_K, temperature, True)
+        values_K = critic(row, predictors_K)
         for figure_BR, figure_K in zip(figures_BR, (logprobs_K, values_K, entropies_K), strict=True):
             figure_BR[rows_b, : part.response_mask_BR.shape[1]] = part.unpack(figure_K)
     return figures_BR[0], figures_BR[1], figures_BR[2]
 
 
 @torch.no_grad()
-def compute_ref_logprobs(reference: Any, rollout: Rollout, temperature: float, micro_batches: list[Tensor], autocast: Autocast) -> Tensor:
+def compute_ref_logprobs(reference: Any, rollout: Rollout, temperature: float, micro_batches: list[Tensor]) -> Tensor:
     """Compute ref_logprobs_BR: the log-probability of each sampled token under the reference (an Actor), 0 outside the mask."""
     ref_logprobs_BR = torch.zeros(rollout.response_mask_BR.shape, device=rollout.response_mask_BR.device)
     for rows_b in micro_batches:
         part = rollout.select(rows_b)
         row, predictors_K = part.pack()
-        with autocast:
-            ref_logprobs_K, _ = reference(row, predictors_K, temperature)
+        ref_logprobs_K, _ = reference(row, predictors_K, temperature)
         ref_logprobs_BR[rows_b, : part.response_mask_BR.shape[1]] = part.unpack(ref_logprobs_K)
     return ref_logprobs_BR
 

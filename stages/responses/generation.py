@@ -8,7 +8,6 @@ Axes: N prompts, S response tokens, B rows, P prompt tokens (padded on the left)
 
 import math
 from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +15,10 @@ import torch
 from torch import Tensor
 
 from stages.internals import get_attention
+from stages.models.adapters import find_backbone
 from stages.models.attention import PACKED
 from stages.models.compiling import eagerly
+from stages.models.precision import autocast
 from stages.responses.kv_cache import KVCache
 
 _COMPACT_SHARE = 0.95  # finished rows leave when no more than this share is alive: moving rows costs a little
@@ -45,7 +46,6 @@ def generate_responses(
     greedy: bool = False,
     seed: int,
     max_rows: int,
-    autocast: AbstractContextManager[Any],
     share: tuple[int, int] = (0, 1),
 ) -> list[Response]:
     """Answer each prompt; a response ends with its first stop token, or has `max_new_tokens` tokens without one.
@@ -62,7 +62,6 @@ def generate_responses(
         greedy: take the likeliest token instead of sampling.
         seed: of the sampling noise; the same responses for any `max_rows`, up to the rounding of the logits.
         max_rows: prompts decoded at once, at least 1.
-        autocast: precision of the forwards; entered once, so that weights are cast once.
         share: (r, n): these prompts are every n-th of a longer list, from the r-th on, and get the answers that they would get there.
 
     Returns:
@@ -82,7 +81,8 @@ def generate_responses(
     was_training = model.training
     model.eval()
     try:
-        with autocast, eagerly(model):
+        # The precision is entered once, so that weights are cast once.
+        with autocast(find_backbone(model), rows.device), eagerly(model):
             while waiting or rows.num_alive:
                 free = max_rows - rows.num_alive
                 if waiting and free >= _ADMIT_SHARE * max_rows:

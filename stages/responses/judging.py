@@ -6,7 +6,6 @@ The judge (a rule, a test suite) is never seen in training; it only tells whethe
 import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -47,7 +46,6 @@ def answer_prompts(
     *,
     max_new_tokens: int,
     seed: int,
-    autocast: AbstractContextManager[Any],
     stop_token_id: int | None = None,
     temperature: float = 1.0,
     greedy: bool = False,
@@ -64,7 +62,6 @@ def answer_prompts(
         greedy=greedy,
         seed=seed,
         max_rows=batch_size,
-        autocast=autocast,
     )
     return [Answer(response.ids, response_text(tokenizer, response.ids), response.ids[-1] == stop) for response in responses]
 

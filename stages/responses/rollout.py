@@ -23,12 +23,15 @@ class Rollout:
     response_ids_BR: Tensor  # the sampled tokens, up to and including the first stop token
     response_mask_BR: Tensor
     finished_B: Tensor  # True where the response ended with the configured stop token
+    engine_logprobs_BR: Tensor  # of each token as the engine that sampled it computed it, float32; 0 outside the mask
 
     def __post_init__(self) -> None:
         num_responses = len(self.finished_B)
         for ids, mask in ((self.prompt_ids_BP, self.prompt_mask_BP), (self.response_ids_BR, self.response_mask_BR)):
             if ids.shape != mask.shape or len(ids) != num_responses or mask.dtype != torch.bool:
                 raise ValueError(f"ids {tuple(ids.shape)} and mask {tuple(mask.shape)} {mask.dtype} do not fit {num_responses} responses")
+        if self.engine_logprobs_BR.shape != self.response_ids_BR.shape:
+            raise ValueError(f"engine_logprobs_BR is {tuple(self.engine_logprobs_BR.shape)}; needed: {tuple(self.response_ids_BR.shape)}")
         if not bool(self.response_mask_BR.any(dim=1).all()):
             raise ValueError("a response has no token; every response needs at least one")
 
@@ -103,13 +106,30 @@ class Rollout:
 
 
 def pack_rollout(
-    prompts: list[list[int]], responses: list[list[int]], finished: list[bool], pad_token_id: int, device: torch.device
+    prompts: list[list[int]],
+    responses: list[list[int]],
+    finished: list[bool],
+    pad_token_id: int,
+    device: torch.device,
+    logprobs: list[list[float]] | None = None,
 ) -> Rollout:
-    """Pad prompts on the left and responses on the right."""
+    """Pad prompts on the left and responses on the right.
+
+    Args:
+        prompts: token ids.
+        responses: token ids, up to and including the first stop token.
+        finished: whether that is the configured one.
+        pad_token_id: fills the rows.
+        device: of the tensors.
+        logprobs: of the responses' tokens, by the engine that sampled them; None for responses that no engine sampled: 0.
+    """
     num_prompt_tokens = max(map(len, prompts))
     num_response_tokens = max(map(len, responses))
     prompt_ids = [[pad_token_id] * (num_prompt_tokens - len(ids)) + ids for ids in prompts]
     prompt_mask = [[False] * (num_prompt_tokens - len(ids)) + [True] * len(ids) for ids in prompts]
     response_ids = [ids + [pad_token_id] * (num_response_tokens - len(ids)) for ids in responses]
     response_mask = [[True] * len(ids) + [False] * (num_response_tokens - len(ids)) for ids in responses]
-    return Rollout(*(torch.tensor(rows, device=device) for rows in (prompt_ids, prompt_mask, response_ids, response_mask, finished)))
+    logprobs = logprobs or [[0.0] * len(ids) for ids in responses]
+    engine_logprobs = [row + [0.0] * (num_response_tokens - len(row)) for row in logprobs]
+    columns = (prompt_ids, prompt_mask, response_ids, response_mask, finished, engine_logprobs)
+    return Rollout(*(torch.tensor(rows, device=device) for rows in columns))

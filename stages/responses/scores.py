@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from stages.models.packing import PackedRow, list_documents, pack
-from stages.models.precision import Autocast
 from stages.models.reward_model import compute_scores
 from stages.responses.rollout import Rollout
 
@@ -31,7 +30,7 @@ class Scorer(nn.Module):
 
 
 @torch.no_grad()
-def score_rollout(scorer: Any, rollout: Rollout, micro_batches: list[Tensor], autocast: Autocast) -> Tensor:
+def score_rollout(scorer: Any, rollout: Rollout, micro_batches: list[Tensor]) -> Tensor:
     """Score each response at its last real token.
 
     The position is counted, prompt and response together. It is not looked up by the first (or last) pad token, which a policy may
@@ -43,19 +42,17 @@ def score_rollout(scorer: Any, rollout: Rollout, micro_batches: list[Tensor], au
     scores_B = torch.zeros(len(rollout.finished_B), device=rollout.finished_B.device)
     for rows_b in micro_batches:
         row, _ = rollout.select(rows_b).pack()
-        with autocast:
-            scores_B[rows_b] = scorer(row)
+        scores_B[rows_b] = scorer(row)
     return scores_B
 
 
 @torch.no_grad()
-def score_rankings(model: Any, rankings: Sequence[tuple[list[int], Sequence[list[int]]]], autocast: Autocast) -> Tensor:
-    """Score the responses of (prompt ids, responses) with the model's current bias and scale; float32 on the CPU, all in one axis."""
+def score_rankings(model: Any, rankings: Sequence[tuple[list[int], Sequence[list[int]]]]) -> Tensor:
+    """Score the responses of (prompt ids, responses) with the model's current calibration; float32 on the CPU, all in one axis."""
     model.eval()
     device = next(model.parameters()).device
     scores: list[Tensor] = []
     for start in range(0, len(rankings), _RANKING_BATCH):
         row = pack(*list_documents(rankings[start : start + _RANKING_BATCH]), device)
-        with autocast:
-            scores.append(compute_scores(model, row)[row.parents_D >= 0].cpu())
+        scores.append(compute_scores(model, row)[row.parents_D >= 0].cpu())
     return torch.cat(scores)

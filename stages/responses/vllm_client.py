@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from stages.models.adapters import is_adapter
 from stages.process.context import StageContext
 from stages.process.errors import Interrupted, StageError
+from stages.process.ranks import Ranks
 from stages.process.seeds import derive_seed
 from stages.responses.engine import PolicyHolder, Sampling
 from stages.responses.generation import Response
@@ -33,12 +33,12 @@ _MAX_REQUESTS = 256  # of a rank at once; the server queues what it cannot run
 class VLLMEngine:
     """A running server, as `stages.responses.engine.RolloutEngine`."""
 
-    def __init__(self, context: StageContext, accelerator: Accelerator, address: str, key: str, directory: Path) -> None:
+    def __init__(self, context: StageContext, ranks: Ranks, address: str, key: str, directory: Path) -> None:
         """Connect to it.
 
         Args:
             context: of the stage.
-            accelerator: the ranks.
+            ranks: share the prompts.
             address: `http://host:port`.
             key: shown to a server that asks for one.
             directory: where weights are handed over; the server must see it.
@@ -48,7 +48,7 @@ class VLLMEngine:
         """
         self.directory = directory.resolve()
         self._context = context
-        self._accelerator = accelerator
+        self._ranks = ranks
         self._client = httpx2.Client(
             base_url=address,
             headers={"Authorization": f"Bearer {key}"},
@@ -97,7 +97,7 @@ class VLLMEngine:
     def use_loader(self, name: str) -> None:
         """Have weights read by another loader from now on."""
         overrides = {"load_config": {"load_format": name}}
-        if self._accelerator.is_main_process:
+        if self._ranks.is_main:
             self._call("POST", "/collective_rpc", json={"method": "update_config", "kwargs": {"overrides": overrides}})
 
     def _load_policy(self, actor: PolicyHolder) -> str:
@@ -105,7 +105,7 @@ class VLLMEngine:
         policy: Any = actor.module.policy
         adapter, name = is_adapter(policy), self._name(self._num_loads)
         with actor.whole_weights(frozen=not adapter):
-            if self._accelerator.is_main_process:
+            if self._ranks.is_main:
                 path = self.directory / name
                 if adapter:
                     policy.save_pretrained(path)
@@ -115,8 +115,8 @@ class VLLMEngine:
                     self._call("POST", "/collective_rpc", json={"method": "reload_weights", "kwargs": {"weights_path": str(path)}})
                     self._forget_prefixes()
                 shutil.rmtree(path)
-        self._accelerator.wait_for_everyone()  # nobody asks before it is there
-        if adapter and self._num_loads > 0 and self._accelerator.is_main_process:
+        self._ranks.wait()  # nobody asks before it is there
+        if adapter and self._num_loads > 0 and self._ranks.is_main:
             self._call("POST", "/v1/unload_lora_adapter", json={"lora_name": self._name(self._num_loads - 1)})
         self._num_loads += 1
         return name if adapter else self._base_name

@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 
 import httpx2
-from accelerate import Accelerator
 
 from stages.models.adapters import is_unmerged_adapter
 from stages.models.weights import find_weights
@@ -27,6 +26,7 @@ from stages.process.context import StageContext
 from stages.process.death import die_with_parent
 from stages.process.distributed import decide_in_main
 from stages.process.errors import StageError
+from stages.process.ranks import Ranks
 from stages.responses.vllm_client import VLLMEngine
 from stages.settings import PPOSettings
 from stages.spec import EXIT_RESOURCE, EXIT_USAGE
@@ -40,13 +40,13 @@ _OURS = ("RANK", "WORLD_SIZE", "MASTER_", "LOCAL_", "GROUP_", "ROLE_", "TORCHELA
 
 
 @contextmanager
-def open_vllm(context: StageContext, settings: PPOSettings, accelerator: Accelerator, max_tokens: int) -> Generator[VLLMEngine]:
+def open_vllm(context: StageContext, ranks: Ranks, settings: PPOSettings, max_tokens: int) -> Generator[VLLMEngine]:
     """Start a server, or find the one that is named, for as long as this is entered; all ranks must enter it.
 
     Args:
         context: of the stage.
+        ranks: share the prompts.
         settings: of the stage.
-        accelerator: the ranks.
         max_tokens: of the longest prompt and response together.
 
     Raises:
@@ -63,7 +63,7 @@ def open_vllm(context: StageContext, settings: PPOSettings, accelerator: Acceler
             return settings.rollout.server or _start(context, settings, max_tokens, key, stack), key
 
         address, key = decide_in_main(context, start)
-        engine = VLLMEngine(context, accelerator, address, key, weights_dir)
+        engine = VLLMEngine(context, ranks, address, key, weights_dir)
         stack.callback(engine.close)
         if not settings.lora:  # a loader of random weights, with which our own server starts, cannot load again
             engine.use_loader("auto")

@@ -13,7 +13,6 @@ from transformers import TrainerCallback
 from trl.trainer.reward_trainer import RewardTrainer
 from trl.trainer.sft_trainer import SFTTrainer
 
-from stages.deepspeed_config import make_deepspeed_config
 from stages.process.checkpoint import describe_layout, find_checkpoint, mark_complete, prune
 from stages.process.context import StageContext, uses_gpu
 from stages.process.distributed import require_world_size
@@ -86,14 +85,9 @@ def make_arguments(context: StageContext, settings: SFTSettings | RMSettings, ha
     per_process = settings.batch_size // context.world_size
     micro_batch_size = max(size for size in range(1, settings.micro_batch_size + 1) if per_process % size == 0)
     accumulation_steps = per_process // micro_batch_size
-    deepspeed = None
-    if choose_engine(context) == "deepspeed":
-        deepspeed = make_deepspeed_config(
-            spec.hardware,
-            max_grad_norm=settings.max_grad_norm,
-            micro_batch_size=micro_batch_size,
-            accumulation_steps=accumulation_steps,
-        )
+    engine, deepspeed = choose_engine(context), None
+    if engine.name == "deepspeed":
+        deepspeed = engine.configure_deepspeed(micro_batch_size=micro_batch_size, accumulation_steps=accumulation_steps)
     schedule, schedule_arguments = {
         "constant": ("constant_with_warmup", {}),
         "linear": ("polynomial", {"power": 1.0, "lr_end": settings.learning_rate * settings.min_lr_ratio}),

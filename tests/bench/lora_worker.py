@@ -15,13 +15,14 @@ import torch
 from accelerate import Accelerator
 
 from data.tokens import EncodedPair
-from stages.models import precision
 from stages.models.adapters import apply_lora
 from stages.models.policy import load_policy
 from stages.models.reward_model import init_reward_model
 from stages.models.save import save_model
 from stages.ppo.models import load_models
 from stages.ppo.trainer import PPOTrainer
+from stages.process.engine import choose_engine
+from stages.process.ranks import Ranks
 from stages.responses.engine import Sampling
 from stages.settings import LoRASettings, PPOSettings, SFTSettings, TokenSettings
 from stages.spec import MODEL_DIR
@@ -83,6 +84,7 @@ def serve_ppo(bench: Bench, given: dict[str, Any], paths: dict[str, str], direct
     loaded = load_models(context, settings, make_tokenizer(given["size"]))
     draw = random.Random(0)
     trainer = PPOTrainer(
+        Ranks(Accelerator(cpu=True)),
         loaded.actor_critic,
         loaded.ref_policy,
         loaded.reward_model,
@@ -90,8 +92,7 @@ def serve_ppo(bench: Bench, given: dict[str, Any], paths: dict[str, str], direct
         Sampling(max_new_tokens=_RESPONSE_TOKENS, temperature=1.0, pad_token_id=PAD, eos_token_id=EOS, stop_token_id=EOS),
         settings,
         seed=0,
-        accelerator=Accelerator(cpu=True),
-        autocast=precision.autocast(context.spec.hardware, torch.device("cpu")),
+        engine=choose_engine(context),
     )
 
     def step() -> Figures:

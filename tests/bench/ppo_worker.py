@@ -7,15 +7,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 
 from stages.models.compiling import compile_layers
-from stages.models.precision import autocast, freeze
+from stages.models.precision import freeze
 from stages.ppo import trainer as trainer_module
 from stages.ppo.actor_critic import Actor, ActorCritic, init_critic
 from stages.ppo.models import PPOModels
 from stages.ppo.trainer import PPOTrainer
+from stages.ppo.update import Updater
+from stages.process.engine import Engine, choose_engine
+from stages.process.ranks import Ranks
 from stages.responses.engine import Sampling
 from stages.settings import HardwareSettings, PPOSettings, TokenSettings
 from tests.bench.our_models import make_hardware, open_policy, open_reward_model
@@ -43,9 +45,10 @@ def open_models(work: PPOWork, hardware: HardwareSettings) -> PPOModels:
     return PPOModels(ActorCritic(actor, critic), freeze(ref_policy, hardware), freeze(reward_model, hardware))
 
 
-def build_trainer(work: PPOWork, hardware: HardwareSettings, models: PPOModels, deepspeed: dict[str, Any] | None = None) -> PPOTrainer:
+def build_trainer(work: PPOWork, models: PPOModels, engine: Engine) -> PPOTrainer:
     """Build our trainer as the stage does."""
     return PPOTrainer(
+        Ranks(Accelerator(cpu=True)),
         models.actor_critic,
         models.ref_policy,
         models.reward_model,
@@ -53,9 +56,7 @@ def build_trainer(work: PPOWork, hardware: HardwareSettings, models: PPOModels, 
         Sampling(max_new_tokens=work.max_new_tokens, temperature=1.0, pad_token_id=PAD, eos_token_id=EOS, stop_token_id=EOS),
         make_settings(work),
         seed=0,
-        accelerator=Accelerator(cpu=True),
-        autocast=autocast(hardware, torch.device("cpu")),
-        deepspeed=deepspeed,
+        engine=engine,
     )
 
 
@@ -79,7 +80,7 @@ def measure_step(trainer: PPOTrainer, marks: dict[str, Instant], prompt_tokens: 
 def mark_phases() -> dict[str, Instant]:
     """Have the trainer's two calls leave their instants in the returned dictionary."""
     marks: dict[str, Instant] = {}
-    roll_out, update = trainer_module.roll_out, trainer_module.update
+    roll_out, update = trainer_module.roll_out, Updater.update
 
     @functools.wraps(roll_out)
     def marked_roll_out(*arguments: Any, **options: Any) -> Any:
@@ -92,7 +93,7 @@ def mark_phases() -> dict[str, Instant]:
         marks["update"] = Instant.now()
         return update(*arguments, **options)
 
-    trainer_module.roll_out, trainer_module.update = marked_roll_out, marked_update
+    trainer_module.roll_out, Updater.update = marked_roll_out, marked_update
     return marks
 
 
@@ -106,7 +107,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         context = make_context("ppo", make_settings(work), TokenSettings(), given["precision"], Path(directory), hardware=hardware)
         compile_layers(context, models.actor_critic.actor.policy, models.actor_critic.critic, models.ref_policy, models.reward_model)
-        trainer, marks = build_trainer(work, hardware, models), mark_phases()
+        trainer, marks = build_trainer(work, models, choose_engine(context)), mark_phases()
         prompt_tokens = sum(map(len, make_prompts(work)))
         bench.serve(lambda: measure_step(trainer, marks, prompt_tokens))
 

@@ -20,7 +20,6 @@ from torch import distributed
 from transformers import TrainerCallback
 
 from data.tokens import EncodedComparison
-from stages.deepspeed_config import make_deepspeed_config
 from stages.process.context import StageContext
 from stages.process.distributed import join
 from stages.process.engine import choose_engine
@@ -144,8 +143,7 @@ def serve_ppo(given: dict[str, Any], directory: Path, gate: Gate, say_ready: Cal
     hardware = make_scale_hardware(given)
     models = open_models(work, hardware)
     context = join_stage(given, make_settings(work), directory)
-    deepspeed = make_deepspeed_config(hardware, max_grad_norm=1.0) if choose_engine(context) == "deepspeed" else None
-    trainer = build_trainer(work, hardware, models, deepspeed)
+    trainer = build_trainer(work, models, choose_engine(context))
     say_ready()
     while True:
         gate.wait()

@@ -79,9 +79,7 @@ def add_biased_head(policy: LlamaForCausalLM, hazard: float) -> None:
 def make_reward_model(size: str, seed: int) -> LlamaForSequenceClassification:
     """Make a reward model, or what a critic starts from."""
     torch.manual_seed(seed)
-    model = LlamaForSequenceClassification._from_config(_make_config(size, num_labels=1), attn_implementation="sdpa")
-    model.config.score_bias, model.config.score_scale = 0.0, 1.0
-    return model
+    return LlamaForSequenceClassification._from_config(_make_config(size, num_labels=1), attn_implementation="sdpa")
 
 
 def _make_config(size: str, **changes: Any) -> LlamaConfig:

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,6 +122,7 @@ def plain_hardware():
 @pytest.fixture(scope="session")
 def fresh_reward_model(base_model_dir, tmp_path_factory):
     """A reward model with a fresh head on the demo's base model; to be left as it is."""
+    from stages.models.calibration import Calibration
     from stages.models.reward_model import init_reward_model
     from stages.models.save import save_model
     from stages.models.tokenizer import align_special_tokens, load_tokenizer
@@ -130,7 +130,7 @@ def fresh_reward_model(base_model_dir, tmp_path_factory):
     model = init_reward_model(str(base_model_dir), HARDWARE, seed=3)
     tokenizer = load_tokenizer(str(base_model_dir))
     align_special_tokens(model, tokenizer)
-    model.config.score_bias, model.config.score_scale = 0.25, 2.0
+    model.calibration = Calibration(0.25, 2.0)
     directory = tmp_path_factory.mktemp("fresh_rm")
     save_model(model, tokenizer, directory)
     return directory / "model"
@@ -146,6 +146,7 @@ def reward_model_dir(fresh_reward_model, tmp_path):
 def reward_adapter_dir(base_model_dir, tmp_path):
     """A reward model that is an adapter, with random weights, on the demo's base model; `merged/` lies beside it."""
     from stages.models.adapters import apply_lora, find_model
+    from stages.models.calibration import Calibration
     from stages.models.reward_model import init_reward_model
     from stages.models.save import save_model
     from stages.models.tokenizer import load_tokenizer
@@ -156,8 +157,7 @@ def reward_adapter_dir(base_model_dir, tmp_path):
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
-    config = find_model(model).config
-    config.score_bias, config.score_scale = 0.25, 2.0
+    find_model(model).calibration = Calibration(0.25, 2.0)
     save_model(model, tokenizer, tmp_path / "rm", merge=True)
     return tmp_path / "rm" / "model"
 
@@ -171,12 +171,9 @@ def tiny():
 
 
 @pytest.fixture(scope="session")
-def accelerator():
+def ranks():
     from accelerate import Accelerator
 
-    return Accelerator(cpu=True)
+    from stages.process.ranks import Ranks
 
-
-@pytest.fixture
-def full_precision():
-    return nullcontext()
+    return Ranks(Accelerator(cpu=True))

@@ -1,7 +1,5 @@
 """What SFT reports of its model."""
 
-from contextlib import nullcontext
-
 import pytest
 import torch
 
@@ -23,4 +21,4 @@ def test_the_held_out_loss_is_one_of_tokens_however_many_logits_are_held(base_mo
         logprobs += found[len(pair.prompt_ids) - 1 :].tolist()
     for limit in (2**28, 2 * 16 * 822, 1):  # all at once, two at a time, one at a time
         monkeypatch.setattr(sft, "_MAX_EVAL_LOGITS", limit)
-        assert sft.heldout_loss(model, pairs, 0, nullcontext()) == pytest.approx(-sum(logprobs) / len(logprobs), rel=1e-5)
+        assert sft.heldout_loss(model, pairs, 0) == pytest.approx(-sum(logprobs) / len(logprobs), rel=1e-5)

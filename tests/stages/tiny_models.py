@@ -7,13 +7,17 @@ from accelerate import Accelerator
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from data.tokens import EncodedPair
+from stages.models.calibration import Calibration
 from stages.models.forward import enable_packing
+from stages.models.precision import set_precision
 from stages.ppo.actor_critic import Actor, init_critic
 from stages.ppo.experience import Experience
 from stages.ppo.learner import TorchLearner
 from stages.ppo.rules import UpdateRules
+from stages.process.ranks import Ranks
 from stages.responses.engine import Sampling
 from stages.responses.rollout import pack_rollout
+from stages.settings import HardwareSettings
 
 PAD, EOS, STOP, VOCABULARY = 0, 1, 2, 16
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12], [3, 14], [15, 4, 4, 9, 3]]
@@ -48,7 +52,7 @@ def make_reward_model(seed=1, score_bias=0.3, score_scale=1.7):
     torch.manual_seed(seed)
     model = LlamaForSequenceClassification(_config(num_labels=1)).eval()
     assert enable_packing(model)
-    model.config.score_bias, model.config.score_scale = score_bias, score_scale
+    model.calibration = Calibration(score_bias, score_scale)
     return model
 
 
@@ -65,19 +69,24 @@ class Both(torch.nn.Module):
         return self.actor.policy
 
 
+def compute_in_bfloat16(*models):
+    for model in models:
+        set_precision(model, HardwareSettings(precision="bfloat16"))
+
+
 def make_both(seed=0):
     return Both(Actor(make_policy(seed)), init_critic(make_reward_model(seed + 1)))
 
 
-def make_learners(both, accelerator, learning_rate=0.1, max_grad_norm=1e9):
+def make_learners(both, ranks, learning_rate=0.1, max_grad_norm=1e9):
     """(actor, critic) in training by plain gradient descent, with a norm that clips nothing."""
     modules = (both.actor, both.critic)
-    return [TorchLearner(each, torch.optim.SGD(each.parameters(), lr=learning_rate), max_grad_norm, accelerator) for each in modules]
+    return [TorchLearner(ranks, each, torch.optim.SGD(each.parameters(), lr=learning_rate), max_grad_norm) for each in modules]
 
 
 def make_actor_learner(policy):
     """A policy in training, as a rollout wants it."""
-    return TorchLearner(Actor(policy), torch.optim.SGD(policy.parameters(), lr=0.1), 1.0, Accelerator(cpu=True))
+    return TorchLearner(Ranks(Accelerator(cpu=True)), Actor(policy), torch.optim.SGD(policy.parameters(), lr=0.1), 1.0)
 
 
 def make_rollout(seed=0):
@@ -108,6 +117,7 @@ def make_experience(seed=0):
         response_ids_BR=rollout.response_ids_BR,
         response_mask_BR=mask,
         finished_B=rollout.finished_B,
+        engine_logprobs_BR=rollout.engine_logprobs_BR,
         old_logprobs_BR=noise(0.3, -2.7),
         old_values_BR=noise(0.5),
         advantages_BR=noise(1.0),
@@ -139,6 +149,7 @@ def list_builders():
         stop=STOP,
         vocabulary=VOCABULARY,
         policy=make_policy,
+        compute_in_bfloat16=compute_in_bfloat16,
         reward_model=make_reward_model,
         both=make_both,
         both_of=lambda trainer: Both(trainer.actor.module, trainer.critic.module),

@@ -14,9 +14,10 @@ from transformers import (
 )
 
 from stages.models.adapters import apply_lora, require_adapter_base, share_weights
+from stages.models.calibration import Calibration
 from stages.models.handoff import check_handoff
 from stages.models.policy import load_policy
-from stages.models.reward_model import init_reward_model, load_reward_model, score_from_logits
+from stages.models.reward_model import init_reward_model, load_reward_model
 from stages.models.save import save_model
 from stages.models.tokenizer import load_tokenizer
 from stages.process.errors import StageError
@@ -102,8 +103,8 @@ def test_a_saved_reward_model_opens_without_our_code_and_gives_the_same_logits(r
 
 
 def test_the_score_is_the_logit_less_the_bias_over_the_scale(reward_model_dir):
-    config = load_reward_model(str(reward_model_dir), HARDWARE).config
-    assert score_from_logits(torch.tensor([2.25, 0.25]), config).tolist() == [1.0, 0.0]
+    calibration = load_reward_model(str(reward_model_dir), HARDWARE).calibration
+    assert calibration.apply(torch.tensor([2.25, 0.25])).tolist() == [1.0, 0.0]
 
 
 def test_a_reward_model_without_its_head_is_refused(reward_model_dir):
@@ -239,7 +240,7 @@ def test_a_torn_merged_model_is_merged_anew(adapter_output, base_model_dir):
 
 def test_a_merged_reward_model_opens_with_its_bias_and_scale(reward_adapter_dir):
     adapter, merged = (load_reward_model(str(reward_adapter_dir.parent / name), HARDWARE) for name in ("model", "merged"))
-    assert (merged.config.score_bias, merged.config.score_scale) == (0.25, 2.0)
+    assert merged.calibration == Calibration(0.25, 2.0)
     assert all(torch.equal(one, other) for one, other in zip(adapter.parameters(), merged.parameters(), strict=True))
 
 

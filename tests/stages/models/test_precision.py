@@ -5,9 +5,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from stages.models import precision
+from stages.models.adapters import apply_lora, find_backbone, share_weights
 from stages.models.policy import load_policy
-from stages.models.reward_model import init_reward_model
-from stages.settings import HardwareSettings
+from stages.models.reward_model import init_reward_model, put_head_on
+from stages.settings import HardwareSettings, LoRASettings
 
 HARDWARE = HardwareSettings(device="cpu", precision="float32")
 BFLOAT16 = HardwareSettings(device="cpu", precision="bfloat16")
@@ -19,7 +20,8 @@ def test_frozen_linear_weights_in_bfloat16_change_no_bit_under_autocast(base_mod
     for hardware in (HARDWARE, BFLOAT16):
         for load in (lambda path: load_policy(path, HARDWARE), lambda path: init_reward_model(path, HARDWARE, seed=1)):
             model = precision.freeze(load(str(base_model_dir)), hardware)
-            with torch.no_grad(), precision.autocast(BFLOAT16, torch.device("cpu")):
+            precision.set_precision(model, BFLOAT16)
+            with torch.no_grad(), precision.autocast(model.base_model, torch.device("cpu")):
                 outputs[hardware.precision, type(model).__name__] = model(ids).logits
             dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
             assert dtypes["model.layers.0.mlp.up_proj.weight"] == getattr(torch, hardware.precision)
@@ -38,11 +40,19 @@ def test_tied_embeddings_stay_float32():
 
 
 def test_float32_head_gives_float32_scores_under_bfloat16_autocast(base_model_dir):
-    model = init_reward_model(str(base_model_dir), HARDWARE, seed=1)
-    with torch.no_grad(), precision.autocast(BFLOAT16, torch.device("cpu")):
+    model = init_reward_model(str(base_model_dir), BFLOAT16, seed=1)
+    with torch.no_grad(), precision.autocast(model.base_model, torch.device("cpu")):
         assert model(torch.tensor([[1, 5, 9]])).logits.dtype == torch.float32
 
 
-def test_a_precision_that_is_not_settled_is_never_taken_for_float32():
+def test_a_precision_that_is_not_settled_is_never_taken_for_float32(base_model_dir):
     with pytest.raises(ValueError, match="not settled"):
-        precision.autocast(HardwareSettings(), torch.device("cpu"))
+        load_policy(str(base_model_dir), HardwareSettings())
+
+
+def test_models_on_one_backbone_compute_in_its_precision(base_model_dir):
+    for hardware in (HARDWARE, BFLOAT16):
+        policy = load_policy(str(base_model_dir), hardware)
+        for model in (policy, share_weights(policy), put_head_on(policy), apply_lora(policy, LoRASettings(rank=2), "CAUSAL_LM", hardware)):
+            with precision.autocast(find_backbone(model), torch.device("cpu")):
+                assert torch.is_autocast_enabled("cpu") == (hardware is BFLOAT16)

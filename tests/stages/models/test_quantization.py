@@ -120,7 +120,8 @@ def test_outputs_and_gradients_are_those_of_the_weights_that_the_4_bits_stand_fo
     gradients = []
     for model in (found, expected):
         embeddings = model.get_input_embeddings().weight
-        with precision.autocast(hardware, torch.device("cpu")):
+        precision.set_precision(model, hardware)
+        with precision.autocast(model.base_model, torch.device("cpu")):
             model(IDS).logits.float().square().sum().backward()
         gradients.append(embeddings.grad[IDS[0]])
     exact = hardware is HARDWARE
@@ -176,7 +177,7 @@ def test_sft_learns_on_4_bits_and_its_adapter_opens_without_them(run, make_spec,
     tokenizer = load_tokenizer(str(base_model_dir))
     _, held_out = load_splits(spec, "demonstrations")
     pairs, _ = sft.encode_demonstrations(tokenizer, held_out, (96, 64))
-    loss = sft.heldout_loss(plain, pairs, tokenizer.pad_token_id, precision.autocast(HARDWARE, torch.device("cpu")))
+    loss = sft.heldout_loss(plain, pairs, tokenizer.pad_token_id)
     assert loss == pytest.approx(result.metrics["eval/loss"], abs=0.3) and loss < losses[0] - 1.0
 
 

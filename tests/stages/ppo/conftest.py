@@ -9,18 +9,19 @@ from stages.ppo import stage as ppo_stage
 from stages.ppo.actor_critic import Actor, ActorCritic, init_critic
 from stages.ppo.trainer import PPOTrainer
 from stages.process.context import StageContext
+from stages.process.engine import Engine
 from stages.settings import PPOSettings
 from tests.stages.tiny_models import PROMPTS
 
 
 @pytest.fixture
-def make_trainer(tiny, accelerator, full_precision):
+def make_trainer(tiny, ranks, plain_hardware):
     def make(
         policy=None,
         reward_model=None,
         ref_policy=None,
         sampling=None,
-        autocast=full_precision,
+        bfloat16=False,
         prompts=PROMPTS,
         demonstrations=(),
         note=print,
@@ -38,7 +39,10 @@ def make_trainer(tiny, accelerator, full_precision):
         }
         policy = policy or tiny.policy()
         reward_model = reward_model or tiny.reward_model()
+        if bfloat16:
+            tiny.compute_in_bfloat16(policy, reward_model)
         return PPOTrainer(
+            ranks,
             ActorCritic(Actor(policy), init_critic(copy.deepcopy(reward_model))),
             ref_policy or copy.deepcopy(policy),
             reward_model,
@@ -46,8 +50,7 @@ def make_trainer(tiny, accelerator, full_precision):
             sampling or tiny.sampling(),
             PPOSettings(**values | settings),
             seed=seed,
-            accelerator=accelerator,
-            autocast=autocast,
+            engine=Engine("none", plain_hardware, 1.0),
             demonstrations=demonstrations,
             note=note,
         )

@@ -1,6 +1,7 @@
 """Policy and critic: which position belongs to which token, padding parity, the critic's start."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ def score_after(reward_model, ids):
     """The plain way: transformers' own classification head on one unpadded sequence."""
     with torch.no_grad():
         logit = reward_model(input_ids=torch.tensor([ids])).logits[0, 0].item()
-    return (logit - reward_model.config.score_bias) / reward_model.config.score_scale
+    return (logit - reward_model.calibration.bias) / reward_model.calibration.scale
 
 
 def test_a_three_token_answer_reads_logprobs_and_values_before_each_token(tiny):
@@ -40,7 +41,7 @@ def test_a_three_token_answer_reads_logprobs_and_values_before_each_token(tiny):
 def test_the_critic_starts_as_the_reward_model_bias_and_scale_included(tiny):
     reward_model = tiny.reward_model(score_bias=0.4, score_scale=2.5)
     rollout = tiny.rollout()
-    scores = score_rollout(Scorer(reward_model), rollout, rollout.split(1000), torch.no_grad())
+    scores = score_rollout(Scorer(reward_model), rollout, rollout.split(1000))
     critic = init_critic(copy.deepcopy(reward_model))
     row, _ = rollout.pack()
     with torch.no_grad():
@@ -51,16 +52,16 @@ def test_the_critic_starts_as_the_reward_model_bias_and_scale_included(tiny):
 
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("max_tokens", [1, 20, 1000])
-def test_logprobs_values_and_scores_do_not_depend_on_padding_or_batch_mates(tiny, full_precision, max_tokens, packed):
+def test_logprobs_values_and_scores_do_not_depend_on_padding_or_batch_mates(tiny, max_tokens, packed):
     rollout = tiny.rollout()
     both, ref_policy, reward_model = tiny.both(), tiny.policy(seed=5), tiny.reward_model(seed=6)
     if not packed:
         for model in (both.policy, ref_policy, reward_model):
             model.set_attn_implementation("sdpa")
     micro_batches = rollout.split(max_tokens)
-    logprobs, values, entropies = evaluate_tokens(both.actor, both.critic, rollout, 0.8, micro_batches, full_precision)
-    ref_logprobs = compute_ref_logprobs(Actor(ref_policy), rollout, 0.8, micro_batches, full_precision)
-    scores = score_rollout(Scorer(reward_model), rollout, micro_batches, full_precision)
+    logprobs, values, entropies = evaluate_tokens(both.actor, both.critic, rollout, 0.8, micro_batches)
+    ref_logprobs = compute_ref_logprobs(Actor(ref_policy), rollout, 0.8, micro_batches)
+    scores = score_rollout(Scorer(reward_model), rollout, micro_batches)
     for row in range(len(rollout.finished_B)):
         prompt = rollout.prompt_ids_BP[row][rollout.prompt_mask_BP[row]].tolist()
         response = rollout.response_ids_BR[row][rollout.response_mask_BR[row]].tolist()
@@ -74,7 +75,7 @@ def test_logprobs_values_and_scores_do_not_depend_on_padding_or_batch_mates(tiny
                 assert values[row, t].item() == pytest.approx(both.critic.head(hidden).item(), abs=1e-5)
         with torch.no_grad():
             hidden = reward_model.model(input_ids=torch.tensor([prompt + response])).last_hidden_state[0, -1]
-        expected_score = (reward_model.score(hidden).item() - reward_model.config.score_bias) / reward_model.config.score_scale
+        expected_score = (reward_model.score(hidden).item() - reward_model.calibration.bias) / reward_model.calibration.scale
         assert scores[row].item() == pytest.approx(expected_score, abs=1e-5)
         assert (
             not logprobs[row, len(response) :].any()
@@ -109,10 +110,10 @@ def test_logits_are_computed_for_response_tokens_only_and_in_chunks(tiny, monkey
 
 def test_under_bfloat16_autocast_values_and_logprobs_are_float32(tiny):
     rollout = tiny.rollout()
-    autocast = torch.autocast("cpu", dtype=torch.bfloat16)
     both, given = tiny.both(), (rollout, 1.0, rollout.split(1000))
-    logprobs, values, entropies = evaluate_tokens(both.actor, both.critic, *given, autocast)
-    exact_logprobs, exact_values, _ = evaluate_tokens(both.actor, both.critic, *given, torch.no_grad())
+    exact_logprobs, exact_values, _ = evaluate_tokens(both.actor, both.critic, *given)
+    tiny.compute_in_bfloat16(both.policy, both.critic.backbone)
+    logprobs, values, entropies = evaluate_tokens(both.actor, both.critic, *given)
     assert logprobs.dtype == values.dtype == entropies.dtype == torch.float32
     assert 0 < (logprobs - exact_logprobs).abs().max() < 0.2  # bfloat16 really ran, and nothing worse than its rounding happened
     assert 0 < (values - exact_values).abs().max() < 0.2
@@ -137,8 +138,15 @@ def test_the_tensors_of_a_wrong_shape_or_type_are_refused(tiny):
     rollout = tiny.rollout()
     with pytest.raises(ValueError, match="do not fit"):
         type(rollout)(
-            rollout.prompt_ids_BP, rollout.prompt_mask_BP, rollout.response_ids_BR, rollout.response_mask_BR[:, 1:], rollout.finished_B
+            rollout.prompt_ids_BP,
+            rollout.prompt_mask_BP,
+            rollout.response_ids_BR,
+            rollout.response_mask_BR[:, 1:],
+            rollout.finished_B,
+            rollout.engine_logprobs_BR,
         )
+    with pytest.raises(ValueError, match="engine_logprobs_BR"):
+        replace(rollout, engine_logprobs_BR=rollout.engine_logprobs_BR[:, 1:])
     with pytest.raises(ValueError, match="no token"):
         type(rollout)(
             rollout.prompt_ids_BP,
@@ -146,10 +154,11 @@ def test_the_tensors_of_a_wrong_shape_or_type_are_refused(tiny):
             rollout.response_ids_BR,
             torch.zeros_like(rollout.response_mask_BR),
             rollout.finished_B,
+            rollout.engine_logprobs_BR,
         )
 
 
-def test_logprobs_are_those_of_the_sampling_temperature(tiny, full_precision):
+def test_logprobs_are_those_of_the_sampling_temperature(tiny):
     policy, rollout = tiny.policy(), tiny.rollout()
     mask = rollout.attention_mask_BT
     positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
@@ -157,6 +166,6 @@ def test_logprobs_are_those_of_the_sampling_temperature(tiny, full_precision):
         logits = policy(input_ids=rollout.input_ids_BT, attention_mask=mask.long(), position_ids=positions).logits
     num_prompt_tokens = rollout.prompt_ids_BP.shape[1]
     distribution = torch.distributions.Categorical(logits=logits[:, num_prompt_tokens - 1 : -1] / 0.5)
-    found = compute_ref_logprobs(Actor(policy), rollout, 0.5, rollout.split(1000), full_precision)
+    found = compute_ref_logprobs(Actor(policy), rollout, 0.5, rollout.split(1000))
     expected = torch.where(rollout.response_mask_BR, distribution.log_prob(rollout.response_ids_BR), 0.0)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

@@ -5,7 +5,7 @@ import torch
 
 from stages.ppo.budget import TokenBudget
 from stages.ppo.metrics import describe_update
-from stages.ppo.update import update
+from stages.ppo.update import Updater
 from stages.process.errors import is_out_of_memory
 
 CPU_FAILURE = "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
@@ -24,31 +24,29 @@ def fail_at(module, calls, error):
     module.register_forward_pre_hook(count)
 
 
-def run_update(tiny, accelerator, full_precision, budget, calls=(), error=None):
+def run_update(tiny, ranks, budget, calls=(), error=None):
     model = tiny.both()
     fail_at(model.critic, calls, error)  # once in a micro-batch, with the gradients of the policy already there
-    learners = tiny.learners(model, accelerator, max_grad_norm=1.0)
-    stats = update(*learners, tiny.experience(), tiny.rules(), 0, accelerator, full_precision, budget=budget)
+    learners = tiny.learners(model, ranks, max_grad_norm=1.0)
+    stats = Updater(ranks, *learners, tiny.rules(), budget).update(tiny.experience(), 0)
     return stats, dict(model.named_parameters())
 
 
 @pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
-def test_a_failure_in_the_second_micro_batch_leaves_the_update_as_half_the_tokens_from_the_start_would(
-    tiny, accelerator, full_precision, error
-):
+def test_a_failure_in_the_second_micro_batch_leaves_the_update_as_half_the_tokens_from_the_start_would(tiny, ranks, error):
     notes = []
     budget = TokenBudget(24, note=notes.append)
-    stats, found = run_update(tiny, accelerator, full_precision, budget, calls={2}, error=error)
-    expected_stats, expected = run_update(tiny, accelerator, full_precision, TokenBudget(12))
+    stats, found = run_update(tiny, ranks, budget, calls={2}, error=error)
+    expected_stats, expected = run_update(tiny, ranks, TokenBudget(12))
     assert stats == expected_stats and stats.optimizer_steps == 4
     assert all(torch.equal(parameter, expected[name]) for name, parameter in found.items())
     (note,) = notes
     assert "at most 12 tokens instead of 24" in note and "set ppo.max_tokens_per_microbatch: 12" in note
 
 
-def test_a_failure_later_leaves_the_update_as_no_failure_would(tiny, accelerator, full_precision):
-    stats, found = run_update(tiny, accelerator, full_precision, TokenBudget(24), calls={6}, error=FAILURES[0])
-    expected_stats, expected = run_update(tiny, accelerator, full_precision, TokenBudget(24))
+def test_a_failure_later_leaves_the_update_as_no_failure_would(tiny, ranks):
+    stats, found = run_update(tiny, ranks, TokenBudget(24), calls={6}, error=FAILURES[0])
+    expected_stats, expected = run_update(tiny, ranks, TokenBudget(24))
     assert describe_update(stats) == pytest.approx(describe_update(expected_stats), rel=1e-4, abs=1e-6)
     for name, parameter in found.items():
         torch.testing.assert_close(parameter, expected[name], atol=1e-6, rtol=1e-5, msg=name)
@@ -59,9 +57,9 @@ def test_a_failure_later_leaves_the_update_as_no_failure_would(tiny, accelerator
     [({2, 3}, True, FAILURES[0]), ({2, 9}, True, FAILURES[0]), ({2}, False, FAILURES[0]), ({2}, True, RuntimeError("odd"))],
     ids=["at once again", "later again", "several ranks", "another error"],
 )
-def test_what_halving_cannot_mend_is_raised(tiny, accelerator, full_precision, calls, may_halve, error):
+def test_what_halving_cannot_mend_is_raised(tiny, ranks, calls, may_halve, error):
     with pytest.raises(type(error), match=str(error)):
-        run_update(tiny, accelerator, full_precision, TokenBudget(24, may_halve=may_halve), calls=calls, error=error)
+        run_update(tiny, ranks, TokenBudget(24, may_halve=may_halve), calls=calls, error=error)
 
 
 def test_a_real_failure_of_the_cpus_allocator_is_recognised():

@@ -11,6 +11,7 @@ from stages.ppo.metrics import describe_engine
 from stages.process.errors import StageError
 from stages.responses.engine import TorchEngine
 from stages.responses.figures import TokenFigures
+from stages.responses.rollout import Rollout
 from stages.settings import RolloutSettings
 
 MASK = torch.tensor([[True, True, True], [True, False, False]])
@@ -33,10 +34,12 @@ def test_weighted_advantages_weigh_the_loss():
 
 def test_the_gap_and_the_share_of_capped_tokens_by_hand():
     figures = TokenFigures(TRAINER, TRAINER, TRAINER, TRAINER)
-    metrics = describe_engine(ENGINE, figures, MASK, 3.0, lambda tensor: tensor)
+    ids = MASK.long()
+    rollout = Rollout(ids, MASK, ids, MASK, torch.tensor([True, True]), engine_logprobs_BR=ENGINE)
+    metrics = describe_engine(rollout, figures, 3.0, lambda tensor: tensor)
     assert metrics["rollout/logprob_gap"] == pytest.approx((math.log(2) + math.log(2) + math.log(9) + 0) / 4)
     assert metrics["rollout/importance_capped"] == pytest.approx(1 / 4)
-    assert "rollout/importance_capped" not in describe_engine(ENGINE, figures, MASK, None, lambda tensor: tensor)
+    assert "rollout/importance_capped" not in describe_engine(rollout, figures, None, lambda tensor: tensor)
 
 
 def test_an_engine_that_samples_from_another_model_is_refused():
@@ -48,17 +51,17 @@ def test_an_engine_that_samples_from_another_model_is_refused():
 class Stale(TorchEngine):
     """Samples from a policy that it was given once."""
 
-    def __init__(self, actor, autocast):
-        super().__init__(64, autocast)
+    def __init__(self, actor):
+        super().__init__(64)
         self.actor = actor
 
     def answer(self, actor, *arguments, **options):
         return super().answer(self.actor, *arguments, **options)
 
 
-def test_a_trainer_notices_weights_that_did_not_arrive(tiny, make_trainer, full_precision):
+def test_a_trainer_notices_weights_that_did_not_arrive(tiny, make_trainer):
     trainer = make_trainer(rollout=RolloutSettings(engine="vllm"))
-    trainer.engine = Stale(tiny.actor_learner(tiny.policy(seed=9)), full_precision)
+    trainer.rollout_engine = Stale(tiny.actor_learner(tiny.policy(seed=9)))
     with pytest.raises(StageError, match="samples from another model"):
         trainer.step()
 

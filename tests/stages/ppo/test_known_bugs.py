@@ -74,7 +74,7 @@ def test_the_end_of_the_prompts_forces_no_optimizer_step(make_trainer):
 
 def test_in_bfloat16_the_ratio_stays_one_while_the_policy_stands_still(make_trainer):
     """Seen: old log-probabilities in float32 from the rollout, new ones in bfloat16, so that the ratio was noise."""
-    trainer = make_trainer(autocast=torch.autocast("cpu", dtype=torch.bfloat16), learning_rate=1e-30)
+    trainer = make_trainer(bfloat16=True, learning_rate=1e-30)
     for metrics in (trainer.step(), trainer.step()):
         assert metrics["val/ratio"] == pytest.approx(1.0, abs=1e-3)
         assert metrics["val/ratio_var"] < 1e-4
@@ -112,14 +112,14 @@ def test_max_grad_norm_is_obeyed(make_trainer):
     assert find_largest_move(1.0) > 1e-4
 
 
-def test_the_end_token_is_learnt_even_where_it_pads_too(tiny, full_precision):
+def test_the_end_token_is_learnt_even_where_it_pads_too(tiny):
     """Seen: with pad token = end token, the mask of real tokens left out the end token, and the policy never learnt to stop.
 
     The mask comes from lengths. The stages do not let it come to this either: see test_models.py, `load_tokenizer`.
     """
     policy = bias_end_token(tiny, tiny.policy(), 2.0)
     sampling = tiny.sampling(pad_token_id=tiny.eos)
-    rollout, _ = roll_out(TorchEngine(16, full_precision), tiny.actor_learner(policy), [[5, 6, 7], [8]] * 8, sampling, seed=0)
+    rollout = roll_out(TorchEngine(16), tiny.actor_learner(policy), [[5, 6, 7], [8]] * 8, sampling, seed=0)
     ends = (rollout.response_ids_BR == tiny.eos) & rollout.response_mask_BR
     assert rollout.finished_B.any()
     assert len(rollout.response_lengths_B.unique()) > 1  # some are padded

@@ -6,7 +6,7 @@ import torch
 from data.tokens import EncodedPair
 from stages.ppo.budget import TokenBudget
 from stages.ppo.ptx import DemonstrationSampler, accumulate_ptx_gradients
-from stages.ppo.update import accumulate_gradients, update
+from stages.ppo.update import Updater
 
 # The temperature is that of the rollouts: the likelihood of demonstrations is that of the model itself.
 RULES = {"ppo_epochs": 1, "minibatch_size": 8, "temperature": 0.7, "ptx_coef": 3.0}
@@ -14,12 +14,12 @@ BUDGET = TokenBudget(1000)
 
 
 @pytest.mark.parametrize("max_tokens", [1, 9, 1000])
-def test_the_gradient_is_that_of_plain_forwards_one_token_after_the_other(tiny, accelerator, full_precision, max_tokens):
+def test_the_gradient_is_that_of_plain_forwards_one_token_after_the_other(tiny, ranks, max_tokens):
     pairs = tiny.demonstrations(5)
     model, plain = tiny.both(), tiny.both()
-    actor, _ = tiny.learners(model, accelerator)
-    drawn = DemonstrationSampler(pairs, 5, tiny.pad, seed=0).draw(accelerator)
-    found = accumulate_ptx_gradients(actor, drawn, 3.0, max_tokens, accelerator, full_precision)
+    actor, _ = tiny.learners(model, ranks)
+    drawn = DemonstrationSampler(pairs, 5, tiny.pad, seed=0).draw(ranks)
+    found = accumulate_ptx_gradients(ranks, actor, drawn, 3.0, max_tokens)
     losses = []
     for pair in pairs:
         for t, token in enumerate(pair.response_ids):
@@ -32,23 +32,21 @@ def test_the_gradient_is_that_of_plain_forwards_one_token_after_the_other(tiny, 
     assert all(parameter.grad is None for parameter in model.critic.parameters())
 
 
-def test_an_update_steps_along_the_sum_of_both_gradients(tiny, accelerator, full_precision):
+def test_an_update_steps_along_the_sum_of_both_gradients(tiny, ranks):
     def make():
         model = tiny.both()
-        return model, tiny.learners(model, accelerator, learning_rate=1.0)
+        return model, tiny.learners(model, ranks, learning_rate=1.0)
 
     def sampler():
         return DemonstrationSampler(tiny.demonstrations(), 4, tiny.pad, seed=1)
 
     model, learners = make()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    stats = update(
-        *learners, tiny.experience(), tiny.rules(**RULES), 0, accelerator, full_precision, budget=BUDGET, demonstrations=sampler()
-    )
+    stats = Updater(ranks, *learners, tiny.rules(**RULES), BUDGET, demonstrations=sampler()).update(tiny.experience(), 0)
     ppo, learners = make()
-    accumulate_gradients(*learners, tiny.experience(), tiny.rules(**RULES), accelerator, full_precision, BUDGET.max_tokens)
+    Updater(ranks, *learners, tiny.rules(**RULES), BUDGET).accumulate_gradients(tiny.experience(), BUDGET.max_tokens)
     ptx, (actor, _) = make()
-    total, tokens = accumulate_ptx_gradients(actor, sampler().draw(accelerator), 3.0, 1000, accelerator, full_precision).tolist()
+    total, tokens = accumulate_ptx_gradients(ranks, actor, sampler().draw(ranks), 3.0, 1000).tolist()
     assert stats.ptx_loss == pytest.approx(total / tokens, rel=1e-5)
     for name, parameter in model.named_parameters():
         gradients = [other.get_parameter(name).grad for other in (ppo, ptx)]
@@ -56,10 +54,10 @@ def test_an_update_steps_along_the_sum_of_both_gradients(tiny, accelerator, full
         torch.testing.assert_close(before[name] - parameter, expected, atol=2e-6, rtol=1e-4, msg=name)
 
 
-def test_each_pass_draws_every_demonstration_once(tiny, accelerator):
+def test_each_pass_draws_every_demonstration_once(tiny, ranks):
     pairs = [EncodedPair([3, 4], [5 + index]) for index in range(6)]
     sampler = DemonstrationSampler(pairs, 4, tiny.pad, seed=0)
-    drawn = [token for _ in range(3) for token in sampler.draw(accelerator).response_ids_BR[:, 0].tolist()]
+    drawn = [token for _ in range(3) for token in sampler.draw(ranks).response_ids_BR[:, 0].tolist()]
     assert sorted(drawn[:6]) == sorted(drawn[6:]) == [5, 6, 7, 8, 9, 10]
 
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from stages.ppo.experience import Experience
 from stages.process.errors import StageError
+from tests.stages.tiny_models import PROMPTS
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -22,7 +22,7 @@ def test_the_ratio_starts_at_one_in_every_iteration_and_the_kl_at_zero(make_trai
 
 
 def test_the_invariants_hold_in_bfloat16_too(make_trainer):
-    trainer = make_trainer(autocast=torch.autocast("cpu", dtype=torch.bfloat16))
+    trainer = make_trainer(bfloat16=True)
     metrics = trainer.step()
     assert metrics["objective/kl"] == 0.0
     assert metrics["val/ratio_start_deviation"] < 0.05  # rounding of bfloat16 in differently padded micro-batches
@@ -51,21 +51,23 @@ def test_policy_and_critic_have_learning_rates_of_their_own_that_warm_up_and_dec
     assert [row["critic_lr"] for row in rows] == pytest.approx([2e-3, 4e-3, 4e-3, 2e-3])
 
 
-def test_the_experience_equals_the_papers_formulas_written_as_loops(make_trainer, monkeypatch):
+class Listener:
+    """Takes the place of the updater: keeps the experience, and the iteration ends there."""
+
+    def update(self, experience, seed, *, train_policy):
+        self.experience = experience
+        raise InterruptedError
+
+
+def test_the_experience_equals_the_papers_formulas_written_as_loops(make_trainer):
     """From the first state to the whitened advantage, on a real rollout: score, penalty, GAE, whitening, returns before whitening."""
     trainer = make_trainer(kl_coef=0.3, gae_lambda=0.9, gamma=0.97, missing_eos_score=-3.0, ref_policy=None)
     trainer.step()  # so that policy and reference differ
-    seen: list[Experience] = []
-
-    def stop_here(experience):
-        seen.append(experience)
-        raise InterruptedError
-
-    monkeypatch.setattr(trainer, "_update", stop_here)
+    trainer.updater = Listener()
     with pytest.raises(InterruptedError):
         trainer.step()
-    found = seen[0]
-    config = trainer.scorer.reward_model.config
+    found = trainer.updater.experience
+    calibration = trainer.scorer.reward_model.calibration
     rows = []
     for row in range(8):
         prompt = found.prompt_ids_BP[row][found.prompt_mask_BP[row]].tolist()
@@ -82,7 +84,7 @@ def test_the_experience_equals_the_papers_formulas_written_as_loops(make_trainer
                 critic = trainer.critic.module
                 values.append(critic.head(critic.backbone(input_ids=state).last_hidden_state[0, -1]).item())
             hidden = trainer.scorer.reward_model.model(input_ids=torch.tensor([prompt + response])).last_hidden_state[0, -1]
-            score = (trainer.scorer.reward_model.score(hidden).item() - config.score_bias) / config.score_scale
+            score = (trainer.scorer.reward_model.score(hidden).item() - calibration.bias) / calibration.scale
         rewards = [-0.3 * x for x in kl]
         rewards[-1] += score if response[-1] == trainer.sampling.stop_token_id else -3.0
         advantages = [
@@ -165,16 +167,23 @@ def test_metrics_stand_under_their_usual_keys(make_trainer):
     assert metrics["episodes"] == 8
 
 
+class ShareOfToken(torch.nn.Module):
+    """Takes the place of the reward model: a response's score is its share of a token."""
+
+    def __init__(self, token):
+        super().__init__()
+        self.token = token
+        self.prompt_lengths = {prompt[0]: len(prompt) for prompt in PROMPTS}
+
+    def forward(self, row):
+        documents = [row.ids_N[start : start + length] for start, length in zip(row.starts_D, row.lengths_D, strict=True)]
+        responses = [ids[self.prompt_lengths[int(ids[0])] :] for ids in documents]
+        return torch.stack([(ids == self.token).float().mean() for ids in responses])
+
+
 @pytest.mark.slow
-def test_a_random_policy_learns_to_say_the_rewarded_token(make_trainer, monkeypatch):
+def test_a_random_policy_learns_to_say_the_rewarded_token(make_trainer):
     """Learning, end to end: the score is the share of token 7 in a response; chance is about 1 in 16."""
-    token = 7
-
-    def share_of_token(_reward_model, rollout, *_):
-        hits = ((rollout.response_ids_BR == token) & rollout.response_mask_BR).sum(dim=1)
-        return hits / rollout.response_lengths_B
-
-    monkeypatch.setattr("stages.ppo.trainer.score_rollout", share_of_token)
     trainer = make_trainer(
         iterations=40,
         rollout_batch_size=32,
@@ -185,6 +194,7 @@ def test_a_random_policy_learns_to_say_the_rewarded_token(make_trainer, monkeypa
         missing_eos_score=None,
         kl_coef=0.0,
     )
+    trainer.scorer = ShareOfToken(7)
     scores = [trainer.step()["objective/scores"] for _ in range(40)]
     assert sum(scores[:5]) / 5 < 0.25
     assert sum(scores[-5:]) / 5 > 0.8, scores

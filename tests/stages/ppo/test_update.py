@@ -10,31 +10,30 @@ import torch
 from stages.ppo.budget import TokenBudget
 from stages.ppo.learner import compute_lr_factor
 from stages.ppo.losses import compute_policy_losses, compute_value_losses
-from stages.ppo.update import accumulate_gradients, draw_minibatches, update
+from stages.ppo.update import Updater, draw_minibatches
 from stages.responses.figures import evaluate_tokens
 
 
-def gradients(tiny, accelerator, full_precision, experience, max_tokens=20, **changes):
+def gradients(tiny, ranks, experience, max_tokens=20, **changes):
     model = tiny.both()
-    sums, _ = accumulate_gradients(
-        *tiny.learners(model, accelerator), experience, tiny.rules(**changes), accelerator, full_precision, max_tokens
-    )
+    updater = Updater(ranks, *tiny.learners(model, ranks), tiny.rules(**changes), TokenBudget(20))
+    sums, _ = updater.accumulate_gradients(experience, max_tokens)
     return {name: parameter.grad for name, parameter in model.named_parameters()}, sums
 
 
 @pytest.mark.parametrize("max_tokens", [1, 14, 30, 50])
-def test_eight_micro_batches_of_one_give_the_gradient_of_one_of_eight(tiny, accelerator, full_precision, max_tokens):
-    whole, whole_sums = gradients(tiny, accelerator, full_precision, tiny.experience(), max_tokens=1000)
-    parts, part_sums = gradients(tiny, accelerator, full_precision, tiny.experience(), max_tokens=max_tokens)
+def test_eight_micro_batches_of_one_give_the_gradient_of_one_of_eight(tiny, ranks, max_tokens):
+    whole, whole_sums = gradients(tiny, ranks, tiny.experience(), max_tokens=1000)
+    parts, part_sums = gradients(tiny, ranks, tiny.experience(), max_tokens=max_tokens)
     assert max(gradient.abs().max().item() for gradient in whole.values()) > 1e-2
     for name, gradient in whole.items():
         torch.testing.assert_close(parts[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
     torch.testing.assert_close(part_sums, whole_sums, atol=1e-4, rtol=1e-5)
 
 
-def test_the_gradient_is_that_of_the_mean_over_all_real_tokens_written_as_a_loop(tiny, accelerator, full_precision):
+def test_the_gradient_is_that_of_the_mean_over_all_real_tokens_written_as_a_loop(tiny, ranks):
     experience = tiny.experience()
-    found, _ = gradients(tiny, accelerator, full_precision, experience, max_tokens=30)
+    found, _ = gradients(tiny, ranks, experience, max_tokens=30)
     model = tiny.both()
     total, tokens = 0.0, 0
     for row in range(8):
@@ -56,9 +55,9 @@ def test_the_gradient_is_that_of_the_mean_over_all_real_tokens_written_as_a_loop
         torch.testing.assert_close(found[name], parameter.grad, atol=2e-6, rtol=1e-4, msg=name)
 
 
-def test_policy_and_critic_send_no_gradient_into_each_other(tiny, accelerator, full_precision):
-    without_values, _ = gradients(tiny, accelerator, full_precision, tiny.experience(), value_coef=0.0)
-    with_values, _ = gradients(tiny, accelerator, full_precision, tiny.experience(), value_coef=0.5)
+def test_policy_and_critic_send_no_gradient_into_each_other(tiny, ranks):
+    without_values, _ = gradients(tiny, ranks, tiny.experience(), value_coef=0.0)
+    with_values, _ = gradients(tiny, ranks, tiny.experience(), value_coef=0.5)
     for name, gradient in without_values.items():
         if name.startswith("critic."):
             assert not gradient.any() and with_values[name].any(), name
@@ -75,40 +74,40 @@ def test_each_epoch_visits_every_response_once_in_a_fresh_order(tiny):
     assert [rows.tolist() for rows in draw_minibatches(8, tiny.rules(ppo_epochs=3), seed=1)] != [rows.tolist() for rows in minibatches]
 
 
-def run_update(tiny, accelerator, full_precision, learning_rate=1e-2, max_grad_norm=1e9, **changes):
+def run_update(tiny, ranks, learning_rate=1e-2, max_grad_norm=1e9, **changes):
     model = tiny.both()
-    learners = tiny.learners(model, accelerator, learning_rate, max_grad_norm)
+    learners = tiny.learners(model, ranks, learning_rate, max_grad_norm)
     before = copy.deepcopy(model.state_dict())
-    stats = update(*learners, tiny.experience(), tiny.rules(**changes), 0, accelerator, full_precision, budget=TokenBudget(20))
+    stats = Updater(ranks, *learners, tiny.rules(**changes), TokenBudget(20)).update(tiny.experience(), 0)
     moved = {name: (model.state_dict()[name] - value).norm().item() for name, value in before.items()}
     return stats, moved
 
 
-def test_one_optimizer_step_is_made_per_minibatch(tiny, accelerator, full_precision):
-    stats, _ = run_update(tiny, accelerator, full_precision)
+def test_one_optimizer_step_is_made_per_minibatch(tiny, ranks):
+    stats, _ = run_update(tiny, ranks)
     assert stats.optimizer_steps == 4
 
 
-def test_early_stop_ends_the_epochs_before_the_step_that_goes_too_far(tiny, accelerator, full_precision):
-    stats, moved = run_update(tiny, accelerator, full_precision, early_stop_kl=1e-9)
+def test_early_stop_ends_the_epochs_before_the_step_that_goes_too_far(tiny, ranks):
+    stats, moved = run_update(tiny, ranks, early_stop_kl=1e-9)
     assert stats.optimizer_steps == 0
     assert not any(moved.values())
-    patient, _ = run_update(tiny, accelerator, full_precision, early_stop_kl=1e9)
+    patient, _ = run_update(tiny, ranks, early_stop_kl=1e9)
     assert patient.optimizer_steps == 4
 
 
-def test_early_stop_keeps_and_counts_the_steps_that_were_done(tiny, accelerator, full_precision):
+def test_early_stop_keeps_and_counts_the_steps_that_were_done(tiny, ranks):
     """The first minibatch finds KL 0 and is stepped on; the second finds what that step did, and ends the update."""
     model, experience = tiny.both(), tiny.experience()
-    old_logprobs, _, _ = evaluate_tokens(model.actor, model.critic, experience, 1.0, experience.split(1000), full_precision)
+    old_logprobs, _, _ = evaluate_tokens(model.actor, model.critic, experience, 1.0, experience.split(1000))
     experience = replace(experience, old_logprobs_BR=old_logprobs)
 
     def run(**changes):
         model = tiny.both()
-        actor, critic = tiny.learners(model, accelerator)
+        actor, critic = tiny.learners(model, ranks)
         calls = []
         critic.optimizer.register_step_post_hook(lambda *_: calls.append(copy.deepcopy(model.state_dict())))
-        stats = update(actor, critic, experience, tiny.rules(**changes), 0, accelerator, full_precision, budget=TokenBudget(20))
+        stats = Updater(ranks, actor, critic, tiny.rules(**changes), TokenBudget(20)).update(experience, 0)
         assert stats.optimizer_steps == len(calls)
         return model, calls
 
@@ -120,11 +119,11 @@ def test_early_stop_keeps_and_counts_the_steps_that_were_done(tiny, accelerator,
     assert all(parameter.grad is None for parameter in stopped.parameters())
 
 
-def test_policy_and_critic_are_clipped_apart(tiny, accelerator, full_precision):
+def test_policy_and_critic_are_clipped_apart(tiny, ranks):
     """A huge value error must not shrink the policy's step."""
     options = {"ppo_epochs": 1, "minibatch_size": 8, "learning_rate": 1.0, "max_grad_norm": 1e-3}
-    _, calm = run_update(tiny, accelerator, full_precision, value_coef=0.5, **options)
-    _, wild = run_update(tiny, accelerator, full_precision, value_coef=1e6, **options)
+    _, calm = run_update(tiny, ranks, value_coef=0.5, **options)
+    _, wild = run_update(tiny, ranks, value_coef=1e6, **options)
 
     def length(moved, part):
         return math.sqrt(sum(value**2 for name, value in moved.items() if name.startswith(part) and "lm_head" not in name))
@@ -133,7 +132,7 @@ def test_policy_and_critic_are_clipped_apart(tiny, accelerator, full_precision):
     assert length(wild, "critic.") == pytest.approx(1e-3, rel=1e-2)
 
 
-def test_stats_are_means_over_all_tokens(tiny, accelerator, full_precision):
+def test_stats_are_means_over_all_tokens(tiny, ranks):
     experience = tiny.experience()
     model = tiny.both()
     real = experience.response_mask_BR
@@ -147,7 +146,7 @@ def test_stats_are_means_over_all_tokens(tiny, accelerator, full_precision):
             states = model.critic.head(model.critic.backbone(input_ids=ids[None]).last_hidden_state[0])[:-1, 0]
             values[row, :count] = states[-count:]
     log_ratio = (logprobs - experience.old_logprobs_BR)[real]
-    stats, _ = run_update(tiny, accelerator, full_precision, learning_rate=0.0)
+    stats, _ = run_update(tiny, ranks, learning_rate=0.0)
     assert stats.approxkl == pytest.approx((log_ratio**2).mean().item() / 2, rel=1e-4)
     assert stats.ratio == pytest.approx(log_ratio.exp().mean().item(), rel=1e-4)
     assert stats.ratio_var == pytest.approx(log_ratio.exp().var(correction=0).item(), rel=1e-3)
@@ -171,13 +170,13 @@ def test_learning_rate_by_hand(schedule, expected):
     assert found == pytest.approx(expected)
 
 
-def test_the_critics_activations_come_when_the_policys_are_gone(tiny, accelerator, full_precision):
+def test_the_critics_activations_come_when_the_policys_are_gone(tiny, ranks):
     """Memory of one model at a time; the gradients are those of one backward pass."""
     model, experience, rules = tiny.both(), tiny.experience(), tiny.rules()
     order = []
     model.policy.get_output_embeddings().register_full_backward_hook(lambda *_: order.append("policy backward"))
     model.critic.register_forward_pre_hook(lambda *_: order.append("critic forward"))
-    accumulate_gradients(*tiny.learners(model, accelerator), experience, rules, accelerator, full_precision, 1000)
+    Updater(ranks, *tiny.learners(model, ranks), rules, TokenBudget(20)).accumulate_gradients(experience, 1000)
     assert order == ["policy backward", "critic forward"]
 
     at_once = tiny.both()

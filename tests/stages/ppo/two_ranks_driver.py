@@ -2,7 +2,6 @@
 
 import importlib.util
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -11,9 +10,10 @@ from accelerate import Accelerator
 from stages.ppo.advantages import explain_variance, scale_by_std, whiten
 from stages.ppo.budget import TokenBudget
 from stages.ppo.ptx import DemonstrationSampler
-from stages.ppo.ranks import gather_experience, max_over_ranks, sum_over_ranks
 from stages.ppo.score_rules import RunningMoments
-from stages.ppo.update import accumulate_gradients, update
+from stages.ppo.shares import gather_experience
+from stages.ppo.update import Updater
+from stages.process.ranks import Ranks
 
 BUDGET = TokenBudget(32)
 
@@ -23,42 +23,39 @@ def make_rules(models, **changes):
     return models.make_rules(ppo_epochs=1, minibatch_size=8, **changes)
 
 
-def make_learners(models, accelerator):
+def make_learners(models, ranks):
     """Policy and critic, and their learners, which clip."""
     both = models.make_both()
-    return both, models.make_learners(both, accelerator, learning_rate=1.0, max_grad_norm=0.05)
+    return both, models.make_learners(both, ranks, learning_rate=1.0, max_grad_norm=0.05)
 
 
-def compute(accelerator, models):
+def compute(ranks, models):
     """Everything that crosses ranks, on this rank's contiguous share of one fixed experience."""
-    world_size, rank = accelerator.num_processes, accelerator.process_index
     rules = make_rules(models)
     everything = models.make_experience()
-    share = everything.select(torch.arange(rank, 8, world_size))
-
-    def total(tensor):
-        return sum_over_ranks(accelerator, tensor)
+    share = everything.select(torch.arange(ranks.index, 8, ranks.count))
 
     moments = RunningMoments()
-    moments.update(share.returns_BR[:, 0], total)
+    moments.update(share.returns_BR[:, 0], ranks.sum)
     figures = {
-        "whitened": whiten(share.advantages_BR, share.response_mask_BR, total)[share.response_mask_BR],
-        "scaled": scale_by_std(share.returns_BR, share.response_mask_BR, total)[share.response_mask_BR],
-        "explained": explain_variance(share.old_values_BR, share.returns_BR, share.response_mask_BR, total),
+        "whitened": whiten(share.advantages_BR, share.response_mask_BR, ranks.sum)[share.response_mask_BR],
+        "scaled": scale_by_std(share.returns_BR, share.response_mask_BR, ranks.sum)[share.response_mask_BR],
+        "explained": explain_variance(share.old_values_BR, share.returns_BR, share.response_mask_BR, ranks.sum),
         "moments": torch.tensor([moments.count, moments.mean, moments.std]),
-        "largest": max_over_ranks(accelerator, torch.tensor(float(rank))),
+        "largest": ranks.max(torch.tensor(float(ranks.index))),
     }
-    both, learners = make_learners(models, accelerator)
-    accumulate_gradients(*learners, share, rules, accelerator, nullcontext(), BUDGET.max_tokens)
+    both, learners = make_learners(models, ranks)
+    updater = Updater(ranks, *learners, rules, BUDGET)
+    updater.accumulate_gradients(share, BUDGET.max_tokens)
     gradients = {name: parameter.grad.clone() for name, parameter in both.named_parameters()}
     for learner in learners:
         learner.drop_gradients()
-    gathered = gather_experience(share, accelerator)
-    stats = update(*learners, gathered, rules, 0, accelerator, nullcontext(), budget=BUDGET)
+    gathered = gather_experience(ranks, share)
+    stats = updater.update(gathered, 0)
     weights = {name: parameter.detach().clone() for name, parameter in both.named_parameters()}
-    update(*learners, gathered, rules, 1, accelerator, nullcontext(), budget=BUDGET, train_policy=False)
+    updater.update(gathered, 1, train_policy=False)
     warmed_up = {name: parameter.detach().clone() for name, parameter in both.named_parameters()}
-    mixed = mix_demonstrations(accelerator, models, gathered)
+    mixed = mix_demonstrations(ranks, models, gathered)
     return {
         "figures": figures,
         "gathered": vars(gathered),
@@ -74,15 +71,13 @@ def figures_of(stats):
     return {name: value for name, value in vars(stats).items() if value is not None}
 
 
-def mix_demonstrations(accelerator, models, experience):
+def mix_demonstrations(ranks, models, experience):
     """Two updates with PPO-ptx: the weights after them and the likelihood that the second reports."""
-    both, learners = make_learners(models, accelerator)
+    both, learners = make_learners(models, ranks)
     demonstrations = DemonstrationSampler(models.make_demonstrations(), batch_size=4, pad_token_id=0, seed=3)
     rules = make_rules(models, ptx_coef=2.0)
-    stats = [
-        update(*learners, experience, rules, seed, accelerator, nullcontext(), budget=TokenBudget(10), demonstrations=demonstrations)
-        for seed in (0, 1)
-    ]
+    updater = Updater(ranks, *learners, rules, TokenBudget(10), demonstrations=demonstrations)
+    stats = [updater.update(experience, seed) for seed in (0, 1)]
     weights = {name: parameter.detach().clone() for name, parameter in both.named_parameters()}
     return {"weights": weights, "losses": [each.ptx_loss for each in stats]}
 
@@ -93,5 +88,5 @@ if __name__ == "__main__":
     models = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(models)
     accelerator = Accelerator(cpu=True)
-    torch.save(compute(accelerator, models), f"{sys.argv[1]}.{accelerator.process_index}of{accelerator.num_processes}")
+    torch.save(compute(Ranks(accelerator), models), f"{sys.argv[1]}.{accelerator.process_index}of{accelerator.num_processes}")
     accelerator.end_training()

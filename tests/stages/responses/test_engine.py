@@ -8,9 +8,8 @@ PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12]]
 
 
 def sample(tiny, policy, prompts=PROMPTS, seed=0, batch_size=64, greedy=False, **changes):
-    engine, actor = TorchEngine(batch_size, torch.no_grad()), tiny.actor_learner(policy)
-    rollout, _ = roll_out(engine, actor, prompts, tiny.sampling(**changes), seed=seed, greedy=greedy)
-    return rollout
+    engine, actor = TorchEngine(batch_size), tiny.actor_learner(policy)
+    return roll_out(engine, actor, prompts, tiny.sampling(**changes), seed=seed, greedy=greedy)
 
 
 def responses(rollout):

@@ -1,7 +1,6 @@
 """The rollout engine against transformers' own generate and plain forwards; rows that leave and join; sampling."""
 
 import random
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -19,7 +18,9 @@ from transformers import (
 )
 
 from stages.models.attention import PACKED
+from stages.models.precision import set_precision
 from stages.responses.generation import generate_responses, sample_tokens
+from stages.settings import HardwareSettings
 
 VOCABULARY, STOP = 24, 1
 TOKENS = {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": STOP, "pad_token_id": 0, "initializer_range": 0.3}
@@ -61,7 +62,7 @@ def make_prompts(count=20, longest=20):
 
 
 def generate(model, prompts, **changes):
-    arguments = {"max_new_tokens": 40, "stop_token_ids": {STOP}, "seed": 0, "max_rows": 64, "autocast": nullcontext()}
+    arguments = {"max_new_tokens": 40, "stop_token_ids": {STOP}, "seed": 0, "max_rows": 64}
     return generate_responses(model, prompts, **arguments | changes)
 
 
@@ -220,10 +221,9 @@ def test_a_model_wrapped_by_peft_answers_with_its_adapter():
 @pytest.mark.parametrize("architecture", [llama, gpt2], ids=lambda function: function.__name__)
 def test_bfloat16_autocast_changes_logprobs_by_rounding_only(architecture, attention):
     model, prompts = make_model(architecture, attention, stop_bias=1.0), make_prompts()
+    set_precision(model, HardwareSettings(precision="bfloat16"))
     gaps = []
-    for prompt, response in zip(
-        prompts, generate(model, prompts, max_rows=6, autocast=torch.autocast("cpu", dtype=torch.bfloat16)), strict=True
-    ):
+    for prompt, response in zip(prompts, generate(model, prompts, max_rows=6), strict=True):
         expected = plain_logits(model, prompt, response.ids).log_softmax(-1).gather(1, torch.tensor(response.ids)[:, None])[:, 0]
         gaps += (torch.tensor(response.logprobs) - expected).abs().tolist()
     assert 0 < sum(gaps) / len(gaps) < 0.03

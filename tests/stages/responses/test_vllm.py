@@ -56,14 +56,14 @@ def test_the_command_samples_from_the_whole_distribution_and_has_room_for_the_ad
     ],
     ids=["no program", "it ends", "nobody there"],
 )
-def test_a_server_that_does_not_come_up_is_told(make_context, accelerator, tmp_path, rollout, said):
+def test_a_server_that_does_not_come_up_is_told(make_context, ranks, tmp_path, rollout, said):
     context, settings = make_context(**rollout)
-    with pytest.raises(StageError, match=said), open_vllm(context, settings, accelerator, 64):
+    with pytest.raises(StageError, match=said), open_vllm(context, ranks, settings, 64):
         pass
     assert not (tmp_path / "rollout").exists()
 
 
-def test_a_server_that_refuses_is_told_with_what_it_said(make_context, tmp_path, accelerator):
+def test_a_server_that_refuses_is_told_with_what_it_said(make_context, tmp_path, ranks):
     context, _ = make_context()
 
     class NotVLLM(BaseHTTPRequestHandler):
@@ -77,7 +77,7 @@ def test_a_server_that_refuses_is_told_with_what_it_said(make_context, tmp_path,
     Thread(target=server.serve_forever, daemon=True).start()
     try:
         with pytest.raises(StageError, match=r"(?s)/v1/models: 404 .*nothing of the kind"):
-            VLLMEngine(context, accelerator, f"http://127.0.0.1:{server.server_port}", "key", tmp_path)
+            VLLMEngine(context, ranks, f"http://127.0.0.1:{server.server_port}", "key", tmp_path)
     finally:
         server.shutdown()
         server.server_close()
