@@ -1,6 +1,5 @@
 """The command `rlhf`: one verb, one function. Starts without torch; errors are one line and an exit code."""
 
-import errno
 import getpass
 import json
 import os
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from stages.spec import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, EXIT_USAGE, EXIT_VERIFICATION, STAGES, StageName, with_ancestors
+from stages.spec import EXIT_FAILED, EXIT_OK, EXIT_VERIFICATION, STAGES, StageName, with_ancestors
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,7 +38,6 @@ SlurmOption = Annotated[bool, typer.Option("--slurm", help="Submit a SLURM job f
 ForceOption = Annotated[bool, typer.Option("--force", help="Make new artifacts even where one can be reused.")]
 
 _NAMES = ", ".join(STAGES)
-RECIPES_DIR = Path(__file__).parent / "recipes"
 
 
 @app.command("run")
@@ -236,50 +234,14 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAILED)
     except Exception as error:
-        sys.exit(_report_error(error))
+        from pipeline.report.errors import print_error
+
+        sys.exit(print_error(error))
     sys.exit(EXIT_OK)
 
 
 def _end_by_signal(number: int, frame: object) -> NoReturn:
     sys.exit(128 + number)
-
-
-def _report_error(error: Exception) -> int:
-    """Print a known error and return its exit code; anything else is a bug and keeps its traceback."""
-    from data.schema import DataError
-    from pipeline.errors import ConfigError, SlurmError, StoppedAfterStage, StoreError
-    from pipeline.launch.failure import StageFailed
-    from pipeline.text import clean
-
-    def say(text: str) -> None:
-        print("\n".join(clean(line) for line in text.split("\n")), file=sys.stderr)
-
-    match error:
-        case ConfigError() | DataError():
-            say(str(error))
-            return EXIT_USAGE
-        case StoreError():
-            say(error.message)
-            return error.exit_code
-        case SlurmError():
-            say(str(error))
-            return error.exit_code
-        case StageFailed():
-            for line in [] if error.interrupted else error.last_lines:
-                say(f"  | {line}")
-            say(f"error: {error}")
-            say(f"log: {error.log_path}")
-            if error.interrupted:
-                say("the same command goes on from the last checkpoint")
-            return error.exit_code
-        case StoppedAfterStage():
-            say(f"{error}; the same command goes on with the next stage")
-            return error.exit_code
-        case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
-            say(f"{error.filename or 'disk'}: {error.strerror}; free space or permission is needed; choose another --store")
-            return EXIT_RESOURCE
-        case _:
-            raise error
 
 
 def _select(only: str | None, from_stage: str | None, until: str | None, force: bool) -> "Selection":
@@ -305,17 +267,9 @@ def _stage(name: str | None) -> StageName | None:
 
 
 def _load_recipe(name: str, overrides: list[str], stages: tuple[StageName, ...]) -> "Recipe":
-    from pipeline.errors import ConfigError
-    from pipeline.recipe.load import load_recipe
+    from pipeline.recipe.load import find_recipe, load_recipe
 
-    path = Path(name)
-    if not path.is_file():
-        packaged = {path.stem: path for path in sorted(RECIPES_DIR.glob("*.yaml"))}
-        found = packaged.get(name.removesuffix(".yaml"))
-        if found is None:
-            raise ConfigError([f"{name}: found no such recipe, needed a file or one of {', '.join(packaged)}; check the path"])
-        path = found
-    return load_recipe(path, overrides, stages)
+    return load_recipe(find_recipe(name), overrides, stages)
 
 
 def _absolute(recipe: str) -> str:

@@ -20,8 +20,25 @@ from pipeline.recipe.yaml_lines import Document, Keys, parse_value, read_documen
 from pipeline.secrets import hide_secrets, holds_secret, names_secret
 from stages.spec import STAGES, StageName
 
+_PACKAGED_DIR = Path(__file__).parents[1] / "recipes"
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
 HUB_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+
+
+def find_recipe(name: str) -> Path:
+    """Find a recipe by its path, or by the name of a packaged one.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    packaged = {path.stem: path for path in sorted(_PACKAGED_DIR.glob("*.yaml"))}
+    found = packaged.get(name.removesuffix(".yaml"))
+    if found is None:
+        raise ConfigError([f"{name}: found no such recipe, needed a file or one of {', '.join(packaged)}; check the path"])
+    return found
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = (), stages: Iterable[StageName] = STAGES) -> Recipe:

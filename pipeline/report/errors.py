@@ -1,0 +1,48 @@
+"""An error as people see it on stderr: one line each, and the exit code of the command."""
+
+import errno
+import sys
+
+from data.schema import DataError
+from pipeline.errors import ConfigError, SlurmError, StoppedAfterStage, StoreError
+from pipeline.launch.failure import StageFailed
+from pipeline.text import clean
+from stages.spec import EXIT_RESOURCE, EXIT_USAGE
+
+
+def print_error(error: Exception) -> int:
+    """Print a known error and return its exit code.
+
+    Raises:
+        Exception: the error itself where it is a bug, which keeps its traceback.
+    """
+    match error:
+        case ConfigError() | DataError():
+            _say(str(error))
+            return EXIT_USAGE
+        case StoreError():
+            _say(error.message)
+            return error.exit_code
+        case SlurmError():
+            _say(str(error))
+            return error.exit_code
+        case StageFailed():
+            for line in [] if error.interrupted else error.last_lines:
+                _say(f"  | {line}")
+            _say(f"error: {error}")
+            _say(f"log: {error.log_path}")
+            if error.interrupted:
+                _say("the same command goes on from the last checkpoint")
+            return error.exit_code
+        case StoppedAfterStage():
+            _say(f"{error}; the same command goes on with the next stage")
+            return error.exit_code
+        case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+            _say(f"{error.filename or 'disk'}: {error.strerror}; free space or permission is needed; choose another --store")
+            return EXIT_RESOURCE
+        case _:
+            raise error
+
+
+def _say(text: str) -> None:
+    print("\n".join(clean(line) for line in text.split("\n")), file=sys.stderr)
