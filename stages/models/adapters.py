@@ -73,7 +73,7 @@ def make_lora_config(
 
 def is_adapter(model: Any) -> bool:
     """Whether a model is wrapped by peft."""
-    return hasattr(model, "peft_config")
+    return hasattr(model, "get_base_model")  # `peft_config` also stays on a model whose adapter was merged
 
 
 def require_adapter_base(path: str, setting: str) -> None:
