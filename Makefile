@@ -14,8 +14,9 @@ BENCH  ?=
 
 VENV  := .venv
 STAMP := $(VENV)/.installed
-# One worker per core; a file stays in one worker, so that its tests share what they set up.
-PYTEST_ARGS := --numprocesses auto --dist loadfile --no-loadscope-reorder
+# One worker per core; a file stays in one worker, so that its tests share what they set up. A worker that crashes ends the run: with a
+# new one in its place it would wait for ever for the file's other tests.
+PYTEST_ARGS := --numprocesses auto --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 RLHF  := $(VENV)/bin/rlhf
 # One option per word; a directory given as STORE stays one word.
 ARGS   = '$(RECIPE)' $(foreach word,$(SET),--set '$(word)') $(STORE_OPTION)
