@@ -93,7 +93,7 @@ def test_at_stage_3_a_process_never_holds_more_than_its_half_and_one_whole_weigh
         # A head that is tied to the embeddings, the largest weight here, has weights of its own until it is tied.
         half = (found["elements"] + found["largest"]) / 2
         # 1 %: scalar heads are whole.
-        assert found["elements"] / 2 <= found["held"] <= 1.01 * (half + found["largest"]) < 0.75 * found["elements"]
+        assert found["elements"] / 2 <= found["held"] <= 1.01 * (half + found["largest"]) < 0.8 * found["elements"]
 
 
 @pytest.mark.slow
