@@ -56,7 +56,7 @@ def main(context: StageContext) -> StageResult:
     note_padding(context, model)
     compile_layers(context, model)
     trainer = make_ranking_trainer(context, settings, model, tokenizer, comparisons, held_out)
-    train(trainer, context)
+    last_step = train(trainer, context)
 
     with whole_model(trainer) as model:
         calibration = calibrate(context, settings, model, tokenizer, limits)
@@ -72,6 +72,8 @@ def main(context: StageContext) -> StageResult:
         facts = read_facts(model, tokenizer, spec.models["sft"])
         if context.is_main:
             save_model(model, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
+    if held_out:
+        context.write_metrics(last_step, {name: metrics[name] for name in ("eval/loss", "eval/accuracy")})
     return StageResult(metrics=metrics, facts=facts, counts=counts, **describe_machine(context))
 
 

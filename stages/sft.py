@@ -55,7 +55,7 @@ def main(context: StageContext) -> StageResult:
     note_padding(context, model)
     compile_layers(context, model)
     trainer = make_sft_trainer(context, settings, model, tokenizer, pairs, held_out)
-    train(trainer, context)
+    last_step = train(trainer, context)
 
     with whole_model(trainer) as model:
         metrics: dict[str, float] = {}
@@ -67,6 +67,8 @@ def main(context: StageContext) -> StageResult:
         facts = read_facts(model, tokenizer, spec.models["base"])
         if context.is_main:
             save_model(model, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
+    if held_out:
+        context.write_metrics(last_step, {"eval/loss": metrics["eval/loss"]})
     return StageResult(metrics=metrics, facts=facts, counts=counts, **describe_machine(context))
 
 

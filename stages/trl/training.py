@@ -25,8 +25,8 @@ from stages.spec import EXIT_USAGE, StageName
 _EVENTS_PER_S = 4
 
 
-def train(trainer: SFTTrainer | RewardTrainer, context: StageContext) -> None:
-    """Train from the newest complete checkpoint to the end, or to a checkpoint where a stop is asked for."""
+def train(trainer: SFTTrainer | RewardTrainer, context: StageContext) -> int:
+    """Train from the newest complete checkpoint to the end, or to a checkpoint where a stop is asked for; return the last step."""
     require_world_size(context, trainer.accelerator.num_processes)
     found = find_checkpoint(context)
     step = found[1] if found else 0
@@ -35,6 +35,7 @@ def train(trainer: SFTTrainer | RewardTrainer, context: StageContext) -> None:
     with context.stops_at_step_end():
         # Always an explicit path: transformers' own finder takes a half-written checkpoint.
         trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
+    return trainer.state.global_step
 
 
 class StageCallback(TrainerCallback):
@@ -64,6 +65,15 @@ class StageCallback(TrainerCallback):
             self.last_event_s = now
         if self.context.stop_requested:
             control.should_save = control.should_training_stop = True
+        self._leave_last_evaluation(state, control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._leave_last_evaluation(state, control)
+
+    def _leave_last_evaluation(self, state: Any, control: Any) -> None:
+        """Have no evaluation after the last step: the stage's own, of more figures, follows."""
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = False
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.context.world_size > 1:
