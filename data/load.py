@@ -4,42 +4,46 @@ import hashlib
 from collections.abc import Sequence
 from typing import TypeVar
 
-from data.records import FieldError, parse_row
-from data.rows import SourceLike, read_rows
+from data.reading import SourceReport, iter_records, report_on
+from data.rows import SourceLike
 from data.schema import Comparison, DataError, Demonstration, Problem, Prompt, Record, RecordKind
 
 AnyRecord = TypeVar("AnyRecord", Demonstration, Comparison, Prompt, Record)
 
 
-def load_records(source: SourceLike, kind: RecordKind) -> list[Record]:
+def load_records(source: SourceLike, kind: RecordKind, skip_bad: int = 0, reports: list[SourceReport] | None = None) -> list[Record]:
     """Read all records of one source, in order.
 
     Args:
         source: A JSONL (also `.gz`), JSON or Parquet file, a saved dataset directory, or a Hugging Face dataset id.
-        kind: What each row must hold.
+        kind: What each row must give.
+        skip_bad: Most bad lines to skip.
+        reports: Gets the report on the source.
 
     Returns:
         At least one record.
 
     Raises:
-        DataError: The source cannot be read, is empty, or has bad rows; all bad rows are in it.
+        DataError: The source cannot be read, is empty, or has more bad rows; all bad rows are in it.
     """
-    problems: list[Problem] = []
-    records: list[Record] = []
-    for where, row in read_rows(source, problems.append):
-        try:
-            records.extend(parse_row(row, kind))
-        except FieldError as error:
-            problems.append(Problem(where, error.field, error.message))
-    if not records and not problems:
-        problems.append(Problem(source.path, "", f"found no rows; needed at least one of {kind}; check the export"))
-    if problems:
-        raise DataError(problems)
+    report = report_on(source)
+    records = [record for row in iter_records(source, kind, report, skip_bad) for record in row]
+    if reports is not None:
+        reports.append(report)
+    if not records:
+        raise DataError([Problem(source.path, "", f"found no rows; needed at least one of {kind}; check the export")])
     return records
 
 
 def load_and_split(
-    train: SourceLike, held_out: SourceLike | None, kind: RecordKind, *, eval_fraction: float, seed: int
+    train: SourceLike,
+    held_out: SourceLike | None,
+    kind: RecordKind,
+    *,
+    eval_fraction: float,
+    seed: int,
+    skip_bad: int = 0,
+    reports: list[SourceReport] | None = None,
 ) -> tuple[list[Record], list[Record]]:
     """Load the training and held-out records of one kind, as the cache key counts them and the stages train on them.
 
@@ -49,14 +53,16 @@ def load_and_split(
         kind: What each row must hold.
         eval_fraction: Share of prompts to hold out, where `held_out` is None.
         seed: Another seed holds out other prompts.
+        skip_bad: Most bad lines to skip, of each source.
+        reports: Gets the report on each source.
 
     Raises:
         DataError: As `load_records` and `split_records`.
     """
-    records = load_records(train, kind)
+    records = load_records(train, kind, skip_bad, reports)
     if held_out is None:
         return split_records(records, eval_fraction, seed)
-    return records, load_records(held_out, kind)
+    return records, load_records(held_out, kind, skip_bad, reports)
 
 
 def split_records(records: Sequence[AnyRecord], eval_fraction: float, seed: int) -> tuple[list[AnyRecord], list[AnyRecord]]:

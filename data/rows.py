@@ -7,7 +7,8 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
@@ -15,10 +16,8 @@ from typing import IO, Any, Protocol, cast
 from data.schema import DataError, Problem, first_line
 
 MAX_LINE_BYTES = 10_000_000
-# Only these are read from Parquet and datasets: other columns may hold images or embeddings and are ignored anyway.
-COLUMNS = ("prompt", "completion", "messages", "completions", "ranks", "chosen", "rejected", "source")
-FILE_FORMATS = (".jsonl", ".jsonl.gz", ".json", ".parquet")
-OTHER_FILES = (".csv", ".tsv", ".txt", ".arrow", ".gz", ".zip")  # surely no dataset ids: never looked up on a hub
+FILE_FORMATS = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".txt")
+OTHER_FILES = (".csv", ".tsv", ".arrow", ".gz", ".zip")  # surely no dataset ids: never looked up on a hub
 
 Row = tuple[str, object]  # where, the decoded value
 Report = Callable[[Problem], None]
@@ -35,13 +34,18 @@ class SourceLike(Protocol):
     def subset(self) -> str | None: ...
     @property
     def revision(self) -> str | None: ...
+    @property
+    def format(self) -> str | None: ...
+    @property
+    def columns(self) -> Mapping[str, str]: ...
 
 
-def read_rows(source: SourceLike, report: Report) -> Iterator[Row]:
+def read_rows(source: SourceLike, wanted: Sequence[str], report: Report) -> Iterator[Row]:
     """Yield every readable row of a source with its place, and report every unreadable one.
 
     Args:
         source: What to read.
+        wanted: The columns to read from Parquet and datasets: others may hold images or embeddings and are ignored anyway.
         report: Called with each problem; reading goes on where the format allows it.
 
     Raises:
@@ -50,9 +54,9 @@ def read_rows(source: SourceLike, report: Report) -> Iterator[Row]:
     path = Path(source.path).expanduser()
     if path.is_file():
         _refuse_dataset_options(source)
-        return _read_file(path, report)
+        return _read_file(path, wanted, report)
     if path.is_dir() or _looks_like_dataset_id(source.path):
-        return _read_dataset(source, path)
+        return _read_dataset(source, path, wanted)
     raise _cannot_read(source.path, "no such file or directory; needed a file, a saved dataset directory or a dataset id; check the path")
 
 
@@ -73,26 +77,43 @@ def _cannot_read(where: str, message: str) -> DataError:
 # Files
 
 
-def _read_file(path: Path, report: Report) -> Iterator[Row]:
+def _read_file(path: Path, wanted: Sequence[str], report: Report) -> Iterator[Row]:
     name = path.name.lower()
     if not name.endswith(FILE_FORMATS):
         raise _cannot_read(str(path), f"found a {path.suffix or 'suffixless'} file; needed {', '.join(FILE_FORMATS)}; convert or rename it")
     try:
         if name.endswith(".parquet"):
-            yield from _read_parquet(path)
+            yield from _read_parquet(path, wanted)
         elif name.endswith(".gz"):
             with gzip.open(path, "rb") as stream:
                 yield from _read_lines(cast(IO[bytes], stream), str(path), report)
         else:
             with path.open("rb") as stream:
                 reader = _read_array if name.endswith(".json") and _starts_array(stream) else _read_lines
-                yield from reader(stream, str(path), report)
+                if name.endswith(".txt"):
+                    yield from ((where, {"text": text}) for where, text in _read_texts(stream, str(path), report))
+                else:
+                    yield from reader(stream, str(path), report)
     except (OSError, EOFError, zlib.error) as error:
         raise _cannot_read(str(path), f"cannot be read ({first_line(error)}); needed a whole, readable file; check it") from error
 
 
 def _read_lines(stream: IO[bytes], name: str, report: Report) -> Iterator[Row]:
-    """JSONL: one JSON value per line; blank lines count but carry nothing. Memory is bounded by the line cap."""
+    """JSONL: one JSON value per line."""
+    decoder, twice = _make_decoder()
+    for where, text in _read_texts(stream, name, report):
+        try:
+            value = decoder.decode(text)
+        except (ValueError, RecursionError) as error:
+            report(Problem(where, "", _json_message(error, text)))
+            twice.clear()
+            continue
+        if not _report_twice(where, twice, report):
+            yield where, value
+
+
+def _read_texts(stream: IO[bytes], name: str, report: Report) -> Iterator[tuple[str, str]]:
+    """Lines of text; blank ones count but carry nothing. Memory is bounded by the line cap."""
     number = 0
     while line := stream.readline(MAX_LINE_BYTES + 1):
         number += 1
@@ -102,12 +123,8 @@ def _read_lines(stream: IO[bytes], name: str, report: Report) -> Iterator[Row]:
             _skip_to_next_line(stream)
             continue
         text = _decode(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, where, report)
-        if text is None or not (text := text.rstrip()):
-            continue
-        try:
-            yield where, _DECODER.decode(text)
-        except (ValueError, RecursionError) as error:
-            report(Problem(where, "", _json_message(error, text)))
+        if text is not None and (text := text.rstrip()):
+            yield where, text
 
 
 def _skip_to_next_line(stream: IO[bytes]) -> None:
@@ -132,9 +149,10 @@ def _starts_array(stream: IO[bytes]) -> bool:
 
 def _read_array(stream: IO[bytes], name: str, report: Report) -> Iterator[Row]:
     """A JSON array, read item by item so that each keeps the line on which it begins."""
-    text = _decode(stream.read().removeprefix(b"\xef\xbb\xbf"), name, report)
+    text = _decode(stream.read().removeprefix(b"\xef\xbb\xbf"), name, lambda problem: report(replace(problem, ends_file=True)))
     if text is None:
         return
+    decoder, twice = _make_decoder()
     position, counted, line = _skip_space(text, 0) + 1, 0, 1
     expected = "item"
     while True:
@@ -144,20 +162,22 @@ def _read_array(stream: IO[bytes], name: str, report: Report) -> Iterator[Row]:
         if mark == "]" and expected != "item after ','":
             rest = _skip_space(text, position + 1)
             if rest < len(text):
-                report(Problem(where, "", "found text after the end of the array; needed one array; remove the rest"))
+                report(Problem(where, "", "found text after the end of the array; needed one array; remove the rest", True))
             return
         if expected == "','":
             if mark != ",":
-                report(Problem(where, "", f"found {mark!r} after an item; needed ',' or ']'; correct the array (the rest is unread)"))
+                found = f"found {mark!r} after an item; needed ',' or ']'; correct the array (the rest is unread)"
+                report(Problem(where, "", found, ends_file=True))
                 return
             position, expected = position + 1, "item after ','"
             continue
         try:
-            value, position = _DECODER.raw_decode(text, position)
+            value, position = decoder.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
-            report(Problem(where, "", _json_message(error, text) + " (the rest is unread)"))
+            report(Problem(where, "", _json_message(error, text) + " (the rest is unread)", ends_file=True))
             return
-        yield where, value
+        if not _report_twice(where, twice, report):
+            yield where, value
         expected = "','"
 
 
@@ -171,7 +191,28 @@ def _refuse_constant(name: str) -> None:
 
 
 _SPACE = re.compile(r"[ \t\r\n]*")
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def _make_decoder() -> tuple[json.JSONDecoder, list[str]]:
+    """Make a decoder, and the list in which it leaves the keys that stand twice in one object: JSON readers silently take the last."""
+    twice: list[str] = []
+
+    def make_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice.extend(name for name in made if names.count(name) > 1)
+        return made
+
+    return json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=make_object), twice
+
+
+def _report_twice(where: str, twice: list[str], report: Report) -> bool:
+    found = bool(twice)
+    for name in dict.fromkeys(twice):
+        report(Problem(where, name[:80], "found the key twice in one object; needed it once; remove one of the two"))
+    twice.clear()
+    return found
 
 
 def _json_message(error: Exception, text: str) -> str:
@@ -184,13 +225,13 @@ def _json_message(error: Exception, text: str) -> str:
     return f"{first_line(error)}; needed an ordinary number or text; replace it"
 
 
-def _read_parquet(path: Path) -> Iterator[Row]:
+def _read_parquet(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
     # Imported here, not at the top: `rlhf --help` must not pay for it. By name: it carries no types.
     pyarrow: Any = import_module("pyarrow")
     parquet: Any = import_module("pyarrow.parquet")
     try:
         file = parquet.ParquetFile(path)
-        columns = [column for column in COLUMNS if column in file.schema_arrow.names]
+        columns = [column for column in wanted if column in file.schema_arrow.names]
         number = 0
         for batch in file.iter_batches(batch_size=1024, columns=columns):
             for row in batch.to_pylist():
@@ -203,13 +244,13 @@ def _read_parquet(path: Path) -> Iterator[Row]:
 # Hugging Face datasets
 
 
-def _read_dataset(source: SourceLike, path: Path) -> Iterator[Row]:
+def _read_dataset(source: SourceLike, path: Path, wanted: Sequence[str]) -> Iterator[Row]:
     dataset, split = _open_dataset(source, path)
     name = f"{source.path}[{split}]" if split else source.path
-    present = [column for column in COLUMNS if column in dataset.column_names]
+    present = [column for column in wanted if column in dataset.column_names]
     if not present:
         found = ", ".join(dataset.column_names)
-        raise _cannot_read(name, f"found columns {found}; needed some of {', '.join(COLUMNS)}; rename the columns")
+        raise _cannot_read(name, f"found columns {found}; needed some of {', '.join(wanted[:7])}, ...; say by columns: which is which")
     for number, row in enumerate(dataset.select_columns(present), start=1):
         yield f"{name}:{number}", row
 

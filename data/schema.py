@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = get_args(Role)
 RecordKind = Literal["demonstrations", "comparisons", "prompts"]
 KINDS: tuple[RecordKind, ...] = get_args(RecordKind)
@@ -61,11 +61,13 @@ class Problem:
         where: `file:line`, or the file or record set when no single line is at fault.
         field: Column or path inside it, e.g. `messages[2].role`; empty when the whole line is at fault.
         message: What was found, what is needed, what to do.
+        ends_file: Whether nothing after it could be read; such a problem is never skipped.
     """
 
     where: str
     field: str
     message: str
+    ends_file: bool = False
 
     def __str__(self) -> str:
         return ": ".join(part for part in (self.where, self.field, self.message) if part)

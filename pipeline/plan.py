@@ -62,6 +62,10 @@ class Inputs:
         """Return the content hashes of what a stage reads: kind -> split -> hash."""
         return {kind: self.readings[kind].fingerprints for kind in data_inputs(stage, recipe.settings(stage))}
 
+    def skipped(self, stage: StageName, recipe: Recipe) -> list[Problem]:
+        """Return the bad lines that were skipped of what a stage reads."""
+        return [bad for kind in data_inputs(stage, recipe.settings(stage)) for bad in self.readings[kind].skipped]
+
     @property
     def local(self) -> bool:
         """Whether nothing has to come from a hub."""
@@ -126,6 +130,7 @@ def prepare(recipe: Recipe, store_root: Path, stages: Sequence[StageName], *, tr
                 data[kind],
                 recipe.data.eval_fraction,
                 recipe.seed,
+                skip_bad=recipe.data.skip_bad,
                 store_root=store_root,
                 trust_notes=trust_notes,
                 keep_note=keep_notes,

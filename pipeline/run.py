@@ -124,7 +124,7 @@ def run_stage(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, 
             fields = _manifest_fields(
                 recipe, inputs, decision, _read_result(decision.stage, staging.path, run_dir), duration_s, run_dir.name
             )
-            leave_evidence(recipe, staging.path, run_dir)
+            leave_evidence(recipe, inputs.skipped(decision.stage, recipe), staging.path, run_dir)
             outcome = Outcome(decision.stage, store.publish(staging, fields), False, duration_s)
         except BaseException:
             view.stage_failed(decision.stage)
@@ -176,6 +176,7 @@ def _make_spec(recipe: Recipe, inputs: Inputs, decision: Decision, output_dir: P
         revision=recipe.revision,
         data={kind: inputs.data[kind] for kind in data_inputs(stage, recipe.settings(stage))},
         eval_fraction=recipe.data.eval_fraction,
+        skip_bad=recipe.data.skip_bad,
         judge=recipe.judge if asks_judge(recipe.settings(stage)) else None,
         seed=recipe.seed,
         output_dir=output_dir,

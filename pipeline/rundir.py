@@ -12,17 +12,18 @@ An unfinished run of the same inputs is found again and goes on; log and recipe 
 import json
 import os
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from data.schema import Problem
 from pipeline.errors import ResourceError
 from pipeline.plan import Decision
 from pipeline.recipe.schema import Recipe
 from pipeline.secrets import redact
 from pipeline.store.disk import make_directories, take_lock, writing
 
-RUNS_DIR = "runs"
+RUNS_DIR, SKIPPED_FILE = "runs", "skipped.jsonl"
 _KEY_CHARS = 16
 
 
@@ -60,8 +61,8 @@ def forget_checkpoints(root: Path, decision: Decision) -> None:
             os.close(lock)
 
 
-def leave_evidence(recipe: Recipe, staging: Path, run_dir: Path) -> None:
-    """Put the log and the resolved recipe beside the model."""
+def leave_evidence(recipe: Recipe, skipped: Sequence[Problem], staging: Path, run_dir: Path) -> None:
+    """Put the log, the resolved recipe and the bad lines that were skipped, where there are some, beside the model."""
     with writing(staging):
         log = (run_dir / "log.txt").read_text(encoding="utf-8", errors="replace")
         (staging / "log.txt").write_text(redact(log, os.environ), encoding="utf-8")
@@ -69,3 +70,6 @@ def leave_evidence(recipe: Recipe, staging: Path, run_dir: Path) -> None:
         (staging / "config.yaml").write_text(
             json.dumps(recipe.model_dump(mode="json", exclude={"store"}), indent=2) + "\n", encoding="utf-8"
         )
+        if skipped:
+            lines = [json.dumps({"where": bad.where, "field": bad.field, "message": bad.message}) + "\n" for bad in skipped]
+            (staging / SKIPPED_FILE).write_text("".join(lines), encoding="utf-8")

@@ -25,6 +25,7 @@
 A stage knows nothing of versions, caching, aliases or other stages.
 """
 
+import difflib
 import json
 import time
 from collections.abc import Iterable
@@ -34,6 +35,8 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from data.formats.format import FormatName
+from data.formats.table import ALL_COLUMNS
 from data.schema import RecordKind
 from stages.settings import Closed, HardwareSettings, PPOSettings, RMSettings, SFTSettings, StageSettings, TokenSettings
 
@@ -117,6 +120,19 @@ class DataSource(Closed):
     split: str | None = Field(None, description="Split of a Hugging Face dataset.")
     subset: str | None = Field(None, description="Configuration name of a Hugging Face dataset.")
     revision: str | None = Field(None, description="Revision of a Hugging Face dataset.")
+    format: FormatName | None = Field(None, description="Its format; default: recognised by its first rows (data/README.md).")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="Our column -> the source's, such as `{prompt: question, chosen: answer_a}`."
+    )
+
+    @field_validator("columns")
+    @classmethod
+    def _columns_are_ours(cls, columns: dict[str, str]) -> dict[str, str]:
+        for name in columns:
+            if name not in ALL_COLUMNS:
+                near = difflib.get_close_matches(name, ALL_COLUMNS, n=1) or ["prompt"]
+                raise ValueError(f"found {name!r:.40}, which no format has; write ours: theirs; did you mean {near[0]}?")
+        return columns
 
 
 class DataSplits(Closed):
@@ -137,6 +153,7 @@ class StageSpec(Closed):
     revision: str | None = Field(None, description="Revision of a base model from the hub.")
     data: dict[str, DataSplits] = Field(description="Record kind -> sources, per `data_inputs`.")
     eval_fraction: float = Field(0.05, gt=0, lt=1, description="Share held out where a kind has no eval source.")
+    skip_bad: int = Field(0, ge=0, description="Most bad lines to skip, of each source.")
     judge: str | None = Field(
         None, description="`module:function` that judges held-out answers, where `asks_judge`; never seen in training."
     )

@@ -16,7 +16,9 @@ def load_splits(spec: StageSpec, kind: RecordKind) -> tuple[list[Any], list[Any]
         StageError: no training record is left.
     """
     splits = spec.data[kind]
-    train, held_out = load_and_split(splits.train, splits.eval, kind, eval_fraction=spec.eval_fraction, seed=spec.seed)
+    train, held_out = load_and_split(
+        splits.train, splits.eval, kind, eval_fraction=spec.eval_fraction, seed=spec.seed, skip_bad=spec.skip_bad
+    )
     if not train:
         raise StageError(f"{splits.train.path}: no {kind} to train on; at least one is needed", EXIT_USAGE)
     return train, held_out

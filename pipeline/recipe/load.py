@@ -21,7 +21,7 @@ from pipeline.secrets import hide_secrets, holds_secret, names_secret
 from stages.spec import STAGES, StageName
 
 _PACKAGED_DIR = Path(__file__).parents[1] / "recipes"
-DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
+DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".txt", ".gz")
 HUB_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 
 
@@ -53,6 +53,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), stages: Iterable[Stag
         ConfigError: With everything that is wrong, each as `place: key: found; needed; do`.
     """
     document = read_document(path)
+    _expand_shorthand(document.values)  # so that `--set data.prompts.train.format=...` keeps the path
     for override in overrides:
         _apply_override(document, override)
     secrets = list(_find_secrets(document))

@@ -30,8 +30,10 @@ class ProgressView:
         self._last_line_s = 0.0
 
     def inputs_read(self, inputs: Inputs) -> None:
-        """Show the warnings about the data, once."""
+        """Show, once, how data was read that is not in our own columns, and the warnings about it."""
         for kind, read in inputs.readings.items():
+            for line in read.notable:
+                self._say(f"{kind}: {line}")
             for warning in read.findings.warnings:
                 self._say(f"{kind}: {warning}", "yellow")
 

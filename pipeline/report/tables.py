@@ -182,17 +182,27 @@ def read_samples(artifact: Artifact, count: int) -> list[dict[str, Any]]:
 def findings_data(inputs: "Inputs") -> dict[str, Any]:
     """Return what was found in the data, by kind."""
     return {
-        kind: {"counts": read.findings.counts, "warnings": list(read.findings.warnings), "fingerprints": read.fingerprints}
+        kind: {
+            "sources": list(read.told),
+            "counts": read.findings.counts,
+            "warnings": list(read.findings.warnings),
+            "skipped": [str(bad) for bad in read.skipped],
+            "fingerprints": read.fingerprints,
+        }
         for kind, read in inputs.readings.items()
     }
 
 
 def print_findings(console: Console, data: dict[str, Any]) -> None:
-    """Print counts and warnings, by kind."""
+    """Print how each source was read, counts and warnings, by kind."""
     for kind, found in data.items():
         console.print(Text(kind, style="bold"))
+        for line in found["sources"]:
+            console.print(Text(clean(f"  {line}")), soft_wrap=True)
         for name, value in found["counts"].items():
             console.print(Text(f"  {name.replace('_', ' '):<28} {value:>9,}"))
+        for bad in found["skipped"]:
+            console.print(Text(clean(f"  skipped: {bad}"), style="yellow"), soft_wrap=True)
         for warning in found["warnings"]:
             console.print(Text(clean(f"  warning: {warning}"), style="yellow"), soft_wrap=True)
 

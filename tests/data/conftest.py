@@ -1,7 +1,8 @@
 """Sources on disk, and the demo's real tokenizer."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -14,6 +15,8 @@ class Source:
     split: str | None = None
     subset: str | None = None
     revision: str | None = None
+    format: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 @pytest.fixture
@@ -30,11 +33,11 @@ def source():
 def write_lines(tmp_path):
     """Write rows (objects, or raw text or bytes) as one JSONL file and return its source."""
 
-    def write(*rows, name="records.jsonl"):
+    def write(*rows, name="records.jsonl", **options):
         lines = [row if isinstance(row, bytes) else (row if isinstance(row, str) else json.dumps(row)).encode() for row in rows]
         path = tmp_path / name
         path.write_bytes(b"".join(line + b"\n" for line in lines))
-        return Source(str(path))
+        return Source(str(path), **options)
 
     return write
 

@@ -178,11 +178,11 @@ def test_all_bad_lines_are_reported_at_once_with_line_and_field(write_lines):
         "records.jsonl:12: not JSON (Expecting ',' delimiter at column 15); needed one JSON object; correct it",
         "records.jsonl:13: messages: found an empty list; needed a list of messages with role and content; write it so",
         "records.jsonl:14: messages: found no assistant message; needed at least one; add the answer",
-        "records.jsonl:15: messages[1].role: found 'bot'; needed one of system, user, assistant; rename it",
+        "records.jsonl:15: messages[1].role: found 'bot'; needed one of system, user, assistant, tool; rename it",
         "records.jsonl:16: messages[2].role: found a system message after another; needed it first; move it",
         "records.jsonl:17: messages[:0]: found no message before the answer; needed a user's message; add it",
         "records.jsonl:18: messages[:2]: the prompt ends with a message from assistant; needed the user's last; reorder or merge messages",
-        "records.jsonl:19: messages[1].content: found a list; needed text; correct it",
+        "records.jsonl:19: messages[1].content[0]: found an object; needed text, or parts of type text; remove the line",
     ]
 
 
@@ -270,7 +270,7 @@ def test_sources_that_cannot_be_read_say_what_is_needed(tmp_path, write_lines, s
         "none.jsonl: no such file or directory; needed a file, a saved dataset directory or a dataset id; check the path"
     ]
     assert problems_of(source(tmp_path / "table.csv")) == [
-        "table.csv: found a .csv file; needed .jsonl, .jsonl.gz, .json, .parquet; convert or rename it"
+        "table.csv: found a .csv file; needed .jsonl, .jsonl.gz, .json, .parquet, .txt; convert or rename it"
     ]
     assert problems_of(source(tmp_path / "broken.parquet"))[0].startswith("broken.parquet: not a readable Parquet file (")
     assert problems_of(source(tmp_path / "broken.jsonl.gz"), "prompts")[-1].startswith("broken.jsonl.gz: cannot be read (")

@@ -204,6 +204,31 @@ def test_check_data_counts(rlhf, own_recipe_path):
     assert "1 training records occur more than once" in rlhf("check-data", own_recipe_path).stdout
 
 
+def test_the_format_of_each_file_and_what_was_done_to_it_is_told(rlhf, own_recipe_path, fake_stages):
+    directory = own_recipe_path.parent
+    rows = [{"conversations": [{"from": "human", "value": f"question {i}"}, {"from": "gpt", "value": "x"}]} for i in range(8)]
+    (directory / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"id": 9}\n')
+    options = ("--set", f"data.demonstrations.train={directory}/chats.jsonl", "--set", "data.skip_bad=1")
+    line = "chats.jsonl: read as ShareGPT: conversations/from/value; 1 bad lines skipped"
+    found = json.loads(rlhf("check-data", own_recipe_path, *options, "--json").stdout)
+    assert found["demonstrations"]["sources"] == [line]
+    assert found["demonstrations"]["skipped"][0].endswith("chats.jsonl:9: conversations: missing; needed a list of turns; add it")
+    shown = rlhf("check-data", own_recipe_path, *options).stdout
+    assert line in shown and "skipped: " in shown
+    told = rlhf("run", own_recipe_path, *options, "--until", "sft").stdout
+    assert f"demonstrations: {line}" in told
+    assert "comparisons: " not in told  # in our own columns: nothing to tell
+
+
+def test_format_and_columns_can_be_set_beside_a_path_given_as_text(rlhf, own_recipe_path):
+    (own_recipe_path.parent / "prompts.jsonl").write_text('{"question": "a"}\n{"question": "b"}\n')
+    assert rlhf("check-data", own_recipe_path, "--set", "data.prompts.train.columns.prompt=question").returncode == 0
+    done = rlhf("check-data", own_recipe_path, "--set", "data.prompts.train.columns.promt=question")
+    assert done.returncode == 2
+    assert "data.prompts.train.columns: found 'promt', which no format has; write ours: theirs; did you mean prompt?" in done.stderr
+    assert "'sharegpt'" in rlhf("check-data", own_recipe_path, "--set", "data.prompts.train.format=share").stderr
+
+
 def test_a_failing_stage_ends_with_its_last_lines_and_the_path_of_its_log(rlhf, recipe_path, fake_stages, tmp_path):
     done = rlhf("run", recipe_path, FAKE_SFT="fail:5")
     assert done.returncode == 5

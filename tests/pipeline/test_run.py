@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from data.schema import DataError
 from pipeline.errors import ResourceError, StoreError
 from pipeline.launch.failure import StageFailed
 from pipeline.plan import Selection
@@ -63,6 +64,29 @@ def test_a_run_publishes_all_stages_and_the_next_one_reuses_them(bring_up, store
     ]
     assert bring_up() == ["read", *(f"{stage} reused {stage}@v1" for stage in STAGES)]
     assert all(store.verify(ref) == [] for ref in store.refs())
+
+
+def test_bad_lines_that_were_skipped_are_named_in_the_artifacts_that_read_the_data(bring_up, store, recipe_path):
+    with (recipe_path.parent / "prompts.jsonl").open("a") as stream:
+        stream.write('{"prompt": 3}\n{"prompt": "", "prompt": ""}\n')
+    with pytest.raises(DataError):
+        bring_up("data.skip_bad=1")
+    bring_up("data.skip_bad=2")
+    skipped = [json.loads(line) for line in (store.get("ppo").path / "skipped.jsonl").read_text().splitlines()]
+    assert [(bad["where"].rpartition("/")[2], bad["field"]) for bad in skipped] == [
+        ("prompts.jsonl:9", "prompt"),
+        ("prompts.jsonl:10", "prompt"),
+    ]
+    assert not (store.get("sft").path / "skipped.jsonl").exists()
+    assert store.verify("ppo") == []
+
+
+def test_the_same_records_in_another_format_are_no_reason_to_run_again(bring_up, recipe_path):
+    bring_up()
+    path = recipe_path.parent / "demonstrations.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({"instruction": row["prompt"], "output": row["completion"]}) + "\n" for row in rows))
+    assert bring_up() == ["read", *(f"{stage} reused {stage}@v1" for stage in STAGES)]
 
 
 def test_a_changed_setting_reruns_from_there(bring_up):

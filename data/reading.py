@@ -1,0 +1,175 @@
+"""Source -> rows -> rows in our own columns -> records, as a stream; and what was told of the source on the way.
+
+The format is that of the source's first rows (`formats/table.py`); a row of another format is a bad line. Bad lines are told together, at
+the end; up to `skip_bad` of them are skipped instead.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+
+from data.fields import Columns, FieldError, as_list, as_object, present_columns
+from data.formats.format import Format, Row, rename_root
+from data.formats.table import ALL_COLUMNS, OWN, choose_format, recognise
+from data.formats.turns import wrap_list
+from data.records import parse_row
+from data.rows import SourceLike, read_rows
+from data.schema import Comparison, DataError, Problem, Record, RecordKind
+
+PROBED_ROWS = 100
+CONVERSATIONS = ("messages", "prompt", "completion", "chosen", "rejected")
+MEDIA = ("images", "image", "videos", "audios")
+READ_KEYS = ("role", "content")
+PARTS = "records whose typed parts of text were joined"
+ANSWERED = "conversations read as prompts up to their last answer"
+IDENTICAL = "comparisons with identical answers, which make no pair"
+
+
+@dataclass
+class SourceReport:
+    """What was told of one source while it was read.
+
+    Args:
+        name: The file's name, or the dataset's id and split.
+        looks: The format that was recognised; empty until it is.
+        counts: What was joined or left out of records, for people, and how many.
+        skipped: The bad lines that were skipped.
+    """
+
+    name: str
+    looks: str = ""
+    counts: Counter[str] = field(default_factory=Counter[str])
+    skipped: list[Problem] = field(default_factory=list[Problem])
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the source is in our own columns, and nothing of it was changed or left out."""
+        return self.looks == OWN.looks and not self.counts and not self.skipped
+
+    def line(self) -> str:
+        """Tell it in one line."""
+        counts = [f"{number:,} {text}" for text, number in self.counts.items()]
+        skipped = [f"{len({problem.where for problem in self.skipped}):,} bad lines skipped"] if self.skipped else []
+        return "; ".join([f"{self.name}: read as {self.looks}", *counts, *skipped])
+
+
+def report_on(source: SourceLike) -> SourceReport:
+    """Begin the report on a source."""
+    name = Path(source.path).name if Path(source.path).is_file() else source.path
+    return SourceReport(f"{name}[{source.split}]" if source.split else name)
+
+
+def iter_records(source: SourceLike, kind: RecordKind, report: SourceReport, skip_bad: int = 0) -> Iterator[list[Record]]:
+    """Yield the records of each row of a source, in order; none of a row that gives none.
+
+    Args:
+        source: What to read.
+        kind: What each row must give.
+        report: Is told what was recognised, joined, left out and skipped.
+        skip_bad: Most bad lines to skip.
+
+    Raises:
+        DataError: The source cannot be read or cannot give this kind; or, at its end, with all bad lines where there are more.
+    """
+    problems: list[Problem] = []
+    rows = _rows_in_order(source)
+    head = list(islice(rows, PROBED_ROWS))
+    form = choose_format((row[1] for row in head if not isinstance(row, Problem)), kind, source.format)
+    report.looks = form.looks
+    if kind not in form.kinds:
+        found = f"found {form.looks}, which gives {' and '.join(form.kinds)}"
+        raise DataError([Problem(report.name, "", f"{found}; needed {kind}; give another file, or say by columns: which is which")])
+    rows = chain(head, rows)
+    for row in form.gather(_refuse_others(rows, form, kind)) if form.gather else _refuse_others(rows, form, kind):
+        if isinstance(row, Problem):
+            problems.append(row)
+            continue
+        where, value = row
+        try:
+            yield _read_row(value, form, kind, report)
+        except FieldError as error:
+            problems.append(Problem(where, _name_field(error.field, source), error.message))
+    lines = {problem.where for problem in problems}
+    if len(lines) > skip_bad or any(problem.ends_file for problem in problems):
+        raise DataError(problems)
+    report.skipped = problems
+
+
+def _rows_in_order(source: SourceLike) -> Iterator[Row | Problem]:
+    """Yield rows under the names that we know them by, and what could not be read, in the order of the source."""
+    waiting: list[Problem] = []
+    wanted = tuple(dict.fromkeys((*source.columns.values(), *ALL_COLUMNS)))
+    for where, row in read_rows(source, wanted, waiting.append):
+        yield from waiting
+        waiting.clear()
+        yield where, _map_columns(wrap_list(row), source)
+    yield from waiting
+
+
+def _map_columns(row: object, source: SourceLike) -> object:
+    """Give the columns that a recipe maps our names; a column that had such a name already is read no more."""
+    if as_object(row) is None:
+        return row
+    columns = present_columns(row)
+    theirs = source.columns.values()
+    kept = {name: value for name, value in columns.items() if name not in theirs and name not in source.columns}
+    return kept | {ours: columns[name] for ours, name in source.columns.items() if name in columns}
+
+
+def _name_field(field: str, source: SourceLike) -> str:
+    return rename_root(field, dict(source.columns))
+
+
+def _refuse_others(rows: Iterable[Row | Problem], form: Format, kind: RecordKind) -> Iterator[Row | Problem]:
+    """Turn rows of another format than the file's into problems."""
+    for row in rows:
+        if isinstance(row, Problem):
+            yield row
+            continue
+        where, value = row
+        other = None if form is not OWN and form.matches(value) else recognise(value, kind)
+        if other and other is not form and not (other.name == form.name and form.gather is None):
+            needed = f"needed {form.looks}, as most of the first lines are; write it alike, or move it to a file of its own"
+            yield Problem(where, "", f"found {other.looks}; {needed}")
+        else:
+            yield row
+
+
+def _read_row(value: object, form: Format, kind: RecordKind, report: SourceReport) -> list[Record]:
+    columns = present_columns(value)
+    for name in MEDIA:
+        if columns.get(name):
+            raise FieldError(name, "found images, video or audio; needed text only; remove the line")
+    records: list[Record] = []
+    counts: Counter[str] = Counter(form.count(columns, kind))
+    for row in form.convert(columns, kind):
+        try:
+            made = parse_row(row, kind)
+        except FieldError as error:
+            raise FieldError(form.rename(error.field, columns), error.message) from None
+        counts.update(_count(row, kind))
+        counts[IDENTICAL] += sum(_has_identical(record) for record in made)
+        records += made
+    report.counts += counts  # without those that are 0
+    return records
+
+
+def _has_identical(record: Record) -> bool:
+    """Whether a comparison has a text twice, of which neither copy is better."""
+    return isinstance(record, Comparison) and len(set(record.completions)) < len(record.completions)
+
+
+def _count(row: Columns, kind: RecordKind) -> dict[str, int]:
+    """Count what is joined or not read of a row in our own columns."""
+    conversations = [as_list(row.get(name)) or [] for name in CONVERSATIONS]
+    turns = [turn for turns in conversations for item in turns if (turn := as_object(item)) is not None]
+    unread = sorted({key for turn in turns for key, value in turn.items() if key not in READ_KEYS and value is not None})
+    answered = kind == "prompts" and "prompt" not in row and turns and turns[-1].get("role") == "assistant"
+    return {
+        **({PARTS: 1} if any(isinstance(turn.get("content"), list) for turn in turns) else {}),
+        **({ANSWERED: 1} if answered else {}),
+        **({f"records with fields of messages that are not read ({', '.join(unread)[:60]})": 1} if unread else {}),
+        **({"records whose tools are not read (tokens.template_args can state them)": 1} if row.get("tools") else {}),
+    }
