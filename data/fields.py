@@ -21,7 +21,8 @@ def present_columns(row: object) -> Columns:
     """
     if not isinstance(row, dict):
         raise FieldError("", f"found {describe(row)}; needed a JSON object with named fields; wrap the values")
-    return {str(name): value for name, value in cast(dict[object, object], row).items() if value is not None}
+    columns = cast(Columns, row)
+    return {name: value for name, value in columns.items() if value is not None} if None in columns.values() else columns
 
 
 def as_list(value: object) -> list[object] | None:

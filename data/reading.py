@@ -13,6 +13,7 @@ from pathlib import Path
 from data.fields import Columns, FieldError, as_list, as_object, present_columns
 from data.formats.format import Format, Row, rename_root
 from data.formats.table import ALL_COLUMNS, OWN, choose_format, recognise
+from data.formats.transcript import TRANSCRIPT
 from data.formats.turns import wrap_list
 from data.records import parse_row
 from data.rows import SourceLike, read_rows
@@ -24,6 +25,7 @@ MEDIA = ("images", "image", "videos", "audios")
 READ_KEYS = ("role", "content")
 PARTS = "records whose typed parts of text were joined"
 ANSWERED = "conversations read as prompts up to their last answer"
+TOOLS = "records whose column tools is not read"
 IDENTICAL = "comparisons with identical answers, which make no pair"
 
 
@@ -113,6 +115,8 @@ def _map_columns(row: object, source: SourceLike) -> object:
     if as_object(row) is None:
         return row
     columns = present_columns(row)
+    if not source.columns:
+        return columns
     theirs = source.columns.values()
     kept = {name: value for name, value in columns.items() if name not in theirs and name not in source.columns}
     return kept | {ours: columns[name] for ours, name in source.columns.items() if name in columns}
@@ -124,46 +128,61 @@ def _name_field(field: str, source: SourceLike) -> str:
 
 def _refuse_others(rows: Iterable[Row | Problem], form: Format, kind: RecordKind) -> Iterator[Row | Problem]:
     """Turn rows of another format than the file's into problems."""
+    known: set[frozenset[str]] = set()  # sets of columns that were of this format: what else they may hold, its own checks tell
     for row in rows:
-        if isinstance(row, Problem):
+        columns = None if isinstance(row, Problem) else as_object(row[1])
+        if isinstance(row, Problem) or columns is None:
             yield row
             continue
-        where, value = row
-        other = None if form is not OWN and form.matches(value) else recognise(value, kind)
+        names = frozenset(columns)
+        if names in known and not (form is OWN and TRANSCRIPT.matches(columns)):
+            yield row
+            continue
+        other = None if form is not OWN and form.matches(columns) else recognise(columns, kind)
         if other and other is not form and not (other.name == form.name and form.gather is None):
             needed = f"needed {form.looks}, as most of the first lines are; write it alike, or move it to a file of its own"
-            yield Problem(where, "", f"found {other.looks}; {needed}")
+            yield Problem(row[0], "", f"found {other.looks}; {needed}")
         else:
+            known.add(names)
             yield row
 
 
 def _read_row(value: object, form: Format, kind: RecordKind, report: SourceReport) -> list[Record]:
     columns = present_columns(value)
-    for name in MEDIA:
-        if columns.get(name):
-            raise FieldError(name, "found images, video or audio; needed text only; remove the line")
+    if not columns.keys().isdisjoint(MEDIA):
+        _refuse_media(columns)
     records: list[Record] = []
-    counts: Counter[str] = Counter(form.count(columns, kind))
+    counts = form.count(columns, kind) | ({TOOLS: 1} if columns.get("tools") else {})
     for row in form.convert(columns, kind):
         try:
             made = parse_row(row, kind)
         except FieldError as error:
             raise FieldError(form.rename(error.field, columns), error.message) from None
-        counts.update(_count(row, kind))
-        counts[IDENTICAL] += sum(_has_identical(record) for record in made)
         records += made
-    report.counts += counts  # without those that are 0
+        counts |= _count(row, kind)
+        if isinstance(made[0], Comparison) and _has_identical(made[0]):
+            counts[IDENTICAL] = counts.get(IDENTICAL, 0) + 1
+    if counts:
+        report.counts += Counter(counts)  # without those that are 0
     return records
 
 
-def _has_identical(record: Record) -> bool:
+def _refuse_media(columns: Columns) -> None:
+    for name in MEDIA:
+        if columns.get(name):
+            raise FieldError(name, "found images, video or audio; needed text only; remove the line")
+
+
+def _has_identical(comparison: Comparison) -> bool:
     """Whether a comparison has a text twice, of which neither copy is better."""
-    return isinstance(record, Comparison) and len(set(record.completions)) < len(record.completions)
+    return len(set(comparison.completions)) < len(comparison.completions)
 
 
 def _count(row: Columns, kind: RecordKind) -> dict[str, int]:
     """Count what is joined or not read of a row in our own columns."""
-    conversations = [as_list(row.get(name)) or [] for name in CONVERSATIONS]
+    conversations = [items for name in CONVERSATIONS if (items := as_list(row.get(name)))]
+    if not conversations:
+        return {}
     turns = [turn for turns in conversations for item in turns if (turn := as_object(item)) is not None]
     unread = sorted({key for turn in turns for key, value in turn.items() if key not in READ_KEYS and value is not None})
     answered = kind == "prompts" and "prompt" not in row and turns and turns[-1].get("role") == "assistant"
@@ -171,5 +190,4 @@ def _count(row: Columns, kind: RecordKind) -> dict[str, int]:
         **({PARTS: 1} if any(isinstance(turn.get("content"), list) for turn in turns) else {}),
         **({ANSWERED: 1} if answered else {}),
         **({f"records with fields of messages that are not read ({', '.join(unread)[:60]})": 1} if unread else {}),
-        **({"records whose tools are not read (tokens.template_args can state them)": 1} if row.get("tools") else {}),
     }

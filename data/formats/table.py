@@ -33,7 +33,7 @@ TEXT = Format(
 )
 # The surest first; a row is of the first format that it matches and that gives the kind wanted.
 FORMATS = (OASST_MESSAGES, OASST_TREES, SHP, ULTRAFEEDBACK, SHAREGPT, TRANSCRIPT, ALPACA, TEXT, OWN)
-ALL_COLUMNS = tuple(dict.fromkeys((*OWN_COLUMNS, *(name for form in FORMATS for name in form.columns))))
+ALL_COLUMNS = tuple(dict.fromkeys((*OWN_COLUMNS, *(name for form in FORMATS for name in form.columns), "tools")))
 
 
 def recognise(row: object, kind: RecordKind) -> Format | None:

@@ -157,6 +157,12 @@ def test_what_a_tool_answered_and_empty_calls_pass_and_unread_fields_are_told(wr
     assert report.line().endswith("; 1 records with fields of messages that are not read (name, tool_calls)")
 
 
+def test_tools_beside_a_conversation_are_told(write_lines):
+    for row in (OWN, SHAREGPT, ALPACA):
+        line = read(write_lines({**row, "tools": '[{"name": "weather"}]'}, {**row, "tools": ""}))[1].line()
+        assert line.endswith("; 1 records whose column tools is not read")
+
+
 def test_the_system_column_begins_the_conversation(write_lines):
     system = {"system": "Be brief."}
     expected = (Message("system", "Be brief."), *HI.prompt)
