@@ -21,7 +21,21 @@ ANSWER_TEMPLATE = "{{ messages[0]['content'] }}"
 
 def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[Messages]) -> list[list[int]]:
     """Encode prompts up to where the assistant's answer begins, uncut."""
+    with_tools = [i for i, prompt in enumerate(prompts) if any(message.role == "tool" for message in prompt)]
+    if with_tools and not _shows_tools(tokenizer):
+        message = "found a tool's message, which the chat template leaves out; needed a template that knows the role tool; take one"
+        raise DataError([Problem(f"record {i + 1}", "prompt", message) for i in with_tools])
     return _encode_chats(tokenizer, prompts, "prompt", {"add_generation_prompt": True})
+
+
+def _shows_tools(tokenizer: Tokenizer) -> bool:
+    """Whether the template writes what a tool answered; where it refuses to render that, it is asked again with the prompt."""
+    word = "Q0answered"
+    messages = [{"role": role, "content": word if role == "tool" else "Q0"} for role in ("user", "assistant", "tool")]
+    try:
+        return word in tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except REFUSALS:
+        return True
 
 
 def encode_answers(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:

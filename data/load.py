@@ -1,7 +1,7 @@
 """Source -> records: every line read, every bad one reported at once; and the split that holds prompts out."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from data.reading import SourceReport, iter_records, report_on
@@ -27,12 +27,19 @@ def load_records(source: SourceLike, kind: RecordKind, skip_bad: int = 0, report
         DataError: The source cannot be read, is empty, or has more bad rows; all bad rows are in it.
     """
     report = report_on(source)
-    records = [record for row in iter_records(source, kind, report, skip_bad) for record in row]
     if reports is not None:
         reports.append(report)
-    if not records:
+    return [record for _, record in stream_records(source, kind, report, skip_bad)]
+
+
+def stream_records(source: SourceLike, kind: RecordKind, report: SourceReport, skip_bad: int = 0) -> Iterator[tuple[str, Record]]:
+    """Yield the records of one source, in order, each with its place (`file:line`); otherwise as `load_records`."""
+    is_empty = True
+    for record in iter_records(source, kind, report, skip_bad):
+        is_empty = False
+        yield record
+    if is_empty:
         raise DataError([Problem(source.path, "", f"found no rows; needed at least one of {kind}; check the export")])
-    return records
 
 
 def load_and_split(

@@ -63,8 +63,10 @@ def report_on(source: SourceLike) -> SourceReport:
     return SourceReport(f"{name}[{source.split}]" if source.split else name)
 
 
-def iter_records(source: SourceLike, kind: RecordKind, report: SourceReport, skip_bad: int = 0) -> Iterator[list[Record]]:
-    """Yield the records of each row of a source, in order; none of a row that gives none.
+def iter_records(source: SourceLike, kind: RecordKind, report: SourceReport, skip_bad: int = 0) -> Iterator[tuple[str, Record]]:
+    """Yield the records of a source in order, each with its place (`file:line`): a row may give none, or several.
+
+    After one bad row too many no more are yielded, but all are read: the end tells every one.
 
     Args:
         source: What to read.
@@ -90,9 +92,12 @@ def iter_records(source: SourceLike, kind: RecordKind, report: SourceReport, ski
             continue
         where, value = row
         try:
-            yield _read_row(value, form, kind, report)
+            records = _read_row(value, form, kind, report)
         except FieldError as error:
             problems.append(Problem(where, _name_field(error.field, source), error.message))
+            continue
+        if len(problems) <= skip_bad:
+            yield from ((where, record) for record in records)
     lines = {problem.where for problem in problems}
     if len(lines) > skip_bad or any(problem.ends_file for problem in problems):
         raise DataError(problems)

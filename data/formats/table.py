@@ -15,7 +15,7 @@ from data.schema import KINDS, RecordKind
 
 OWN = Format(
     "trl",
-    "TRL: prompt/completion, messages, chosen/rejected or completions/ranks",
+    "TRL: prompt/completion, messages, chosen/rejected",
     KINDS,
     OWN_COLUMNS,
     lambda row: not (as_object(row) or {}).keys().isdisjoint(OWN_COLUMNS),

@@ -53,6 +53,19 @@ def test_earlier_turns_are_the_ids_the_model_saw_and_wrote(tokenizer):
     assert encode_prompt(tokenizer, history, 100).ids == [*first_turn, USER, *plain_ids(tokenizer, "why?"), ASSISTANT]
 
 
+def test_what_a_tool_answered_is_encoded_where_the_template_writes_it_and_refused_where_it_does_not(tokenizer_of):
+    prompts = [Prompt(user("a")), Prompt((*user("a"), Message("assistant", "b"), Message("tool", "Hello")))]
+    tokenizer = tokenizer_of(GOOD_TEMPLATE)
+    encoded, _ = encode_prompts(tokenizer, prompts, (50, 50))
+    assert tokenizer.decode(encoded[1].prompt_ids).replace(" ", "") == "[U]a[U]b[U]Hello[A]"
+    users = "{% for m in messages if m['role'] != 'tool' %}[U]{{ m['content'] }}{% endfor %}[A]"
+    with pytest.raises(DataError, match="record 2: prompt: found a tool's message, which the chat template leaves out"):
+        encode_prompts(tokenizer_of(users), prompts, (50, 50))
+    refusing = "{% for m in messages %}{% if m['role'] == 'tool' %}{{ raise_exception('no tools') }}{% endif %}{% endfor %}[A]"
+    with pytest.raises(DataError, match=r"record 2: prompt: refused by the chat template or tokenizer \(no tools\)"):
+        encode_prompts(tokenizer_of(refusing), prompts, (50, 50))
+
+
 def test_system_message_comes_first(tokenizer):
     ids = encode_prompt(tokenizer, [Message("system", "Be kind."), Message("user", "why?")], 100).ids
     assert ids == [USER, *plain_ids(tokenizer, "Be kind."), USER, *plain_ids(tokenizer, "why?"), ASSISTANT]
