@@ -14,7 +14,7 @@ from data.fields import Columns, FieldError, as_list, as_object, present_columns
 from data.formats.format import Format, Row, rename_root
 from data.formats.table import ALL_COLUMNS, OWN, choose_format, recognise
 from data.formats.transcript import TRANSCRIPT
-from data.formats.turns import wrap_list
+from data.formats.turns import unwrap
 from data.records import parse_row
 from data.rows import SourceLike, read_rows
 from data.schema import Comparison, DataError, Problem, Record, RecordKind
@@ -111,7 +111,7 @@ def _rows_in_order(source: SourceLike) -> Iterator[Row | Problem]:
     for where, row in read_rows(source, wanted, waiting.append):
         yield from waiting
         waiting.clear()
-        yield where, _map_columns(wrap_list(row), source)
+        yield where, _map_columns(unwrap(row), source)
     yield from waiting
 
 

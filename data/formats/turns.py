@@ -106,14 +106,22 @@ def _key_of(turn: Columns, names: tuple[str, ...]) -> str:
     return next(filled, next((name for name in names if name in turn), names[0]))
 
 
-def _is_list_of_messages(row: object) -> bool:
+def unwrap(row: object) -> object:
+    """Give a bare list of messages its column, and a conversation that is lists of its turns' values (older datasets) turns."""
     items = as_list(row)
-    return bool(items) and all(isinstance(item, dict) and "role" in item for item in items or ())
+    if items and all("role" in (as_object(item) or {}) for item in items):
+        return {"messages": row}
+    columns = as_object(row)
+    zipped = {name: turns for name in CONVERSATIONS if columns and (turns := _zip_turns(columns.get(name)))}
+    return columns | zipped if columns is not None and zipped else row
 
 
-def wrap_list(row: object) -> object:
-    """Give a bare list of messages its column; anything else stays as it is."""
-    return {"messages": row} if _is_list_of_messages(row) else row
+def _zip_turns(value: object) -> list[Columns]:
+    """Turn `{"from": ["human", "gpt"], "value": ["Hi?", "Hello."]}` into two turns; nothing for anything else."""
+    lists = {key: items for key, item in (as_object(value) or {}).items() if (items := as_list(item)) is not None}
+    if not any(key in lists for key in ROLE_KEYS) or len({len(items) for items in lists.values()}) != 1:
+        return []
+    return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
 
 
 SHAREGPT = Format(

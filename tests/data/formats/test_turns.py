@@ -1,5 +1,7 @@
 import pytest
+from datasets import Dataset, Features, List, Value
 
+from data.load import load_records
 from data.schema import Comparison, Demonstration, Message, Prompt
 
 SYSTEM, HI = Message("system", "Be brief."), Message("user", "Hi?")
@@ -36,6 +38,14 @@ def test_every_way_to_write_turns_gives_a_demonstration_per_answer(read, row):
         Demonstration((SYSTEM, HI), "Hello."),
         Demonstration((SYSTEM, HI, Message("assistant", "Hello."), Message("user", "Bye?")), "Bye."),
     ]
+
+
+def test_a_dataset_that_keeps_turns_as_lists_of_their_values_is_read(tmp_path, read, source):
+    talk = {"from": ["human", "gpt"], "value": ["Hi?", "Hello."]}
+    features = Features({"conversations": {"from": List(Value("string")), "value": List(Value("string"))}})
+    Dataset.from_dict({"conversations": [talk]}, features=features).save_to_disk(tmp_path / "saved")
+    expected = [Demonstration((HI,), "Hello.")]
+    assert load_records(source(tmp_path / "saved"), "demonstrations") == read("demonstrations", {"conversations": talk}) == expected
 
 
 def test_what_a_tool_answered_is_a_turn_of_the_prompt(read):
