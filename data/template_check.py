@@ -25,7 +25,7 @@ def require_special_tokens(tokenizer: Tokenizer) -> None:
     name = str(tokenizer.name_or_path or "tokenizer")
     faults: list[tuple[str, str]] = []
     if not tokenizer.chat_template:
-        faults.append(("chat_template", "missing; needed a template that renders messages; take an instruct model or add one"))
+        faults.append(("chat_template", "missing; needed a template that renders messages; take the model that the sft stage left"))
     if tokenizer.eos_token_id is None:
         faults.append(("eos_token", "missing; needed a token that ends a response; set eos_token"))
     if tokenizer.pad_token_id is None:
@@ -34,14 +34,24 @@ def require_special_tokens(tokenizer: Tokenizer) -> None:
         found = f"is the end token {tokenizer.eos_token!r} too, so the model would never learn to stop"
         faults.append(("pad_token", f"{found}; needed another token; set pad_token to an unused special token"))
     if not faults:
-        faults = _try_template(tokenizer)
+        faults = _try_template(tokenizer) or _try_end_token(tokenizer)
     if faults:
         raise DataError([Problem(name, field, message) for field, message in faults])
 
 
+def require_template(tokenizer: Tokenizer) -> None:
+    """Check that the chat template renders a user's message, in time and at a sane length.
+
+    Raises:
+        DataError: It does not.
+    """
+    if faults := _try_template(tokenizer):
+        raise DataError([Problem(str(tokenizer.name_or_path or "tokenizer"), field, message) for field, message in faults])
+
+
 def _try_template(tokenizer: Tokenizer) -> list[tuple[str, str]]:
     try:
-        with _time_limit(MAX_TEMPLATE_SECONDS):
+        with time_limit():
             text: str = tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], add_generation_prompt=True, tokenize=False)
     except TimeoutError:
         return [("chat_template", f"did not end in {MAX_TEMPLATE_SECONDS} s; needed a template that ends; replace it")]
@@ -49,6 +59,10 @@ def _try_template(tokenizer: Tokenizer) -> list[tuple[str, str]]:
         return [("chat_template", f"cannot render a user's message ({first_line(error)}); needed one that can; replace it")]
     if len(text) > MAX_TEMPLATE_CHARACTERS:
         return [("chat_template", f"wrote {len(text):,} characters for one word; needed a template without floods; replace it")]
+    return []
+
+
+def _try_end_token(tokenizer: Tokenizer) -> list[tuple[str, str]]:
     try:
         typed = encode_answers(tokenizer, [str(tokenizer.eos_token)])[0]
     except DataError:
@@ -60,8 +74,8 @@ def _try_template(tokenizer: Tokenizer) -> list[tuple[str, str]]:
 
 
 @contextlib.contextmanager
-def _time_limit(seconds: float) -> Generator[None]:
-    """Raise TimeoutError in the main thread after `seconds`; in another thread there is no limit."""
+def time_limit() -> Generator[None]:
+    """Raise TimeoutError in the main thread after `MAX_TEMPLATE_SECONDS`; in another thread there is no limit."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -70,7 +84,7 @@ def _time_limit(seconds: float) -> Generator[None]:
         raise TimeoutError
 
     handler = signal.signal(signal.SIGALRM, stop)
-    timer = signal.setitimer(signal.ITIMER_REAL, seconds)
+    timer = signal.setitimer(signal.ITIMER_REAL, MAX_TEMPLATE_SECONDS)
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
 """Records -> prompt ids and response ids: THE one token stream of all three stages.
 
     prompt ids    = the chat template over the prompt's messages, up to where the assistant's answer begins
-    response ids  = the answer's text, then the end token
+    response ids  = the answer's text, without what the prompt ends with (`<think>`), then the end token
 
 Text that was joined is never tokenised again: SFT, RM and PPO all concatenate these two lists. The text of a control
 token inside a message or an answer (`<|end|>` typed by a user) is encoded as ordinary text, never as the control id.
@@ -16,6 +16,7 @@ from data import chat
 from data.chat import Tokenizer
 from data.cutting import cut_prompt
 from data.schema import Comparison, DataError, Demonstration, Message, Problem, Prompt
+from data.turns import drop_opening, find_openings
 
 Counts = dict[str, int]
 
@@ -160,7 +161,9 @@ def _refuse_none_left(kind: str, num_records: int, num_used: int, max_response_t
 
 
 def _encode_responses(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    return [[*ids, tokenizer.eos_token_id] for ids in chat.encode_answers(tokenizer, texts)]
+    openings = find_openings(tokenizer)
+    answers = [drop_opening(text, openings) for text in texts]
+    return [[*ids, tokenizer.eos_token_id] for ids in chat.encode_answers(tokenizer, answers)]
 
 
 def _encode_prompts(tokenizer: Tokenizer, prompts: Sequence[chat.Messages], max_prompt_tokens: int) -> list[EncodedPrompt]:

@@ -164,7 +164,7 @@ def test_comparisons_are_rendered_and_encoded_in_one_batch_for_prompts_and_one_f
     words = "Hi Mia! Your grey chair is on its way."
     records = [Comparison(user(f"where is order {i}?"), (words, words + " a", words + " b"), (1, 2, 3)) for i in range(40)]
     encode_comparisons(tokenizer, records, (100, 100))
-    assert sorted(calls) == ["__call__"] * 2 + ["apply_chat_template"] * 2  # however many there are
+    assert sorted(calls) == ["__call__"] * 2 + ["apply_chat_template"] * 3  # however many there are; one asks how a prompt ends
 
 
 def test_answer_with_the_end_token_as_a_word_is_refused_and_named(tokenizer_of):

@@ -1,0 +1,98 @@
+"""What a chat template writes around an assistant's answer: the text right before it in a prompt, and the token that ends it.
+
+A template is asked, never read: it renders short conversations, and what stands around the answers in them is looked at.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from data.chat import Tokenizer
+from data.template_check import time_limit
+
+# Words that no template holds, and that no template changes: they are trimmed already, and name no tool and no thought.
+_QUESTION, _ANSWER, _NEXT_QUESTION = "Q0question", "Q0answer", "Q0more"
+
+
+def find_end_token(tokenizer: Tokenizer) -> str | None:
+    """Find the control token that the chat template writes after an answer; None: it writes none, or ordinary text."""
+    first = [_message("user", _QUESTION)]
+    answered = [*first, _message("assistant", _ANSWER)]
+    try:
+        prompt = _render(tokenizer, first, add_generation_prompt=True)
+        last = _render(tokenizer, answered).rpartition(_ANSWER)[2]
+    except Exception:  # a template that does not render an answer says nothing of its end
+        return None
+    try:
+        middle = _render(tokenizer, [*answered, _message("user", _NEXT_QUESTION)])
+        middle = middle.partition(_ANSWER)[2].partition(_NEXT_QUESTION)[0]
+    except Exception:
+        middle = ""
+    control = _control_pattern(tokenizer).search(last)
+    # What a template writes behind an answer that stands last may be how it begins the next one.
+    if control is None or (control[0] in prompt and control[0] not in middle):
+        return None
+    return control[0]
+
+
+def find_openings(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Find what an answer must not begin with, because the prompt ends with it, such as `<think>` and a line break; the longest first."""
+    try:
+        written = _render(tokenizer, [_message("user", _QUESTION)], add_generation_prompt=True).rpartition(_QUESTION)[2]
+    except Exception:  # told where prompts are encoded
+        return ()
+    starts = [i for i in range(len(written)) if i == 0 or written[i] in "<[" or written[i - 1] in ">]" or written[i - 1].isspace()]
+    # Not a mere sign (`- `), and no word without an end: `assistants` repeats no `assistant`.
+    named = [written[start:] for start in starts if re.search(r"\w", written[start:])]
+    return () if written[-1:].isalnum() else tuple(named)
+
+
+def drop_opening(answer: str, openings: Sequence[str]) -> str:
+    """Return an answer without what the prompt before it has written already; as it is where it repeats nothing.
+
+    Blanks between the two may be others than the prompt's: `<think>hmm` repeats `<think>\\n` too.
+    """
+    for opening in openings:
+        if answer.startswith(opening):
+            return answer[len(opening) :]
+        mark = opening.rstrip()
+        if mark != opening and not mark[-1].isalnum() and answer.startswith(mark):
+            return answer[len(mark) :].lstrip()
+    return answer
+
+
+def find_repeated_openings(tokenizer: Tokenizer, answers: Sequence[str]) -> list[int]:
+    """Find the answers that begin with what the prompt before them ends with; their indices.
+
+    The token stream does not write it twice (`data.tokens`); the data says what it says once too often.
+    """
+    openings = find_openings(tokenizer)
+    return [index for index, answer in enumerate(answers) if drop_opening(answer, openings) != answer]
+
+
+def begins_with_prompt(tokenizer: Tokenizer) -> bool:
+    """Whether an answered turn is rendered as the prompt and then the answer; templates that strip or add thoughts do otherwise.
+
+    Nothing is trained on such a rendering: an answer is learnt behind the prompt as it is rendered for an answer to come.
+    """
+    question = [_message("user", _QUESTION)]
+    try:
+        prompt = _render(tokenizer, question, add_generation_prompt=True)
+        return _render(tokenizer, [*question, _message("assistant", _ANSWER)]).startswith(prompt + _ANSWER)
+    except Exception:
+        return False
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _render(tokenizer: Tokenizer, messages: list[dict[str, str]], **options: Any) -> str:
+    with time_limit():
+        return tokenizer.apply_chat_template(messages, tokenize=False, **options)
+
+
+def _control_pattern(tokenizer: Tokenizer) -> re.Pattern[str]:
+    control = {*tokenizer.get_added_vocab(), *map(str, tokenizer.all_special_tokens)}
+    longest_first = sorted((token for token in control if token.strip()), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
