@@ -23,7 +23,7 @@ from stages.process.distributed import require_world_size
 from stages.process.engine import choose_engine
 from stages.process.errors import Interrupted, StageError
 from stages.process.ranks import Ranks
-from stages.responses.engine import RolloutEngine, Sampling
+from stages.responses.engine import RolloutEngine, Sampling, StopText
 from stages.responses.judging import load_judge, write_samples
 from stages.settings import PPOSettings
 from stages.spec import EXIT_USAGE, SAMPLES_FILE, StageResult
@@ -45,6 +45,8 @@ def main(context: StageContext) -> StageResult:
     counts |= demonstration_counts
 
     sampling = make_sampling(settings, tokenizer, spec.tokens.max_response_tokens)
+    if sampling.stop_text:
+        context.note(f"ppo.stop_token = {settings.stop_token!r} is no token of the vocabulary: a response ends where its text holds it")
     trainer = _build_trainer(context, ranks, tokenizer, [prompt.prompt_ids for prompt in prompts], demonstrations, sampling)
     with _open_engine(context, ranks, [*prompts, *held_out_prompts], sampling) as engine:
         trainer.rollout_engine = engine or trainer.rollout_engine
@@ -208,21 +210,24 @@ def make_sampling(settings: PPOSettings, tokenizer: Any, max_response_tokens: in
     """Say how responses are sampled.
 
     Raises:
-        StageError: the configured stop token is not one token of the vocabulary, or is the pad token.
+        StageError: the configured stop token is the pad token, or text that the tokenizer cannot write.
     """
-    stop_token_id: int | None = tokenizer.eos_token_id
-    if settings.stop_token is not None:
-        stop_token_id = tokenizer.get_vocab().get(settings.stop_token)
-        if stop_token_id is None or stop_token_id == tokenizer.pad_token_id:
-            what = "the pad token" if stop_token_id is not None else "not in the vocabulary"
-            raise StageError(f"ppo.stop_token = {settings.stop_token!r} is {what}; give one token of the tokenizer, or null", EXIT_USAGE)
-    assert stop_token_id is not None
+    stop, stop_token_id, stop_text = settings.stop_token, tokenizer.eos_token_id, None
+    if stop is not None and stop in tokenizer.get_vocab():
+        stop_token_id = tokenizer.get_vocab()[stop]
+    elif stop is not None:
+        stop_text = StopText(stop, tokenizer)
+        if not stop_text.ends(tokenizer(stop, add_special_tokens=False)["input_ids"]):
+            raise StageError(f"ppo.stop_token = {stop!r} cannot be written in the tokenizer's tokens; give other text, or null", EXIT_USAGE)
+    if stop is not None and stop_token_id == tokenizer.pad_token_id:
+        raise StageError(f"ppo.stop_token = {stop!r} is the pad token; give another token, or null", EXIT_USAGE)
     return Sampling(
         max_new_tokens=settings.max_response_tokens or max_response_tokens,
         temperature=settings.temperature,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         stop_token_id=stop_token_id,
+        stop_text=stop_text,
     )
 
 

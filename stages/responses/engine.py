@@ -5,6 +5,7 @@ stages.responses.vllm_client     a vLLM server
 
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,6 +17,19 @@ from stages.responses.rollout import Rollout, pack_rollout
 
 
 @dataclass(frozen=True)
+class StopText:
+    """Text that ends a response, in whatever tokens it is said."""
+
+    text: str
+    tokenizer: Any
+
+    def ends(self, response: Sequence[int]) -> bool:
+        """Whether the last tokens of a response hold the text; at least one byte of it is in each of them."""
+        last = response[-len(self.text.encode()) :]
+        return self.text in self.tokenizer.decode(last, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+@dataclass(frozen=True)
 class Sampling:
     """How responses are sampled: from the whole distribution, at a temperature."""
 
@@ -24,6 +38,11 @@ class Sampling:
     pad_token_id: int
     eos_token_id: int
     stop_token_id: int  # a response is finished when it ends with this one; the end token by default
+    stop_text: StopText | None = None  # in its place: text of several tokens
+
+    def is_stopped(self, response: Sequence[int]) -> bool:
+        """Whether a response ends with the stop token, or holds the stop text."""
+        return self.stop_text.ends(response) if self.stop_text else response[-1] == self.stop_token_id
 
 
 class PolicyHolder(Protocol):
@@ -75,6 +94,7 @@ class TorchEngine:
                 seed=seed,
                 max_rows=self.batch_size,
                 share=share,
+                stops=sampling.stop_text and sampling.stop_text.ends,
             )
 
 
@@ -94,7 +114,7 @@ def roll_out(
     """
     answered = engine.answer(actor, prompts, sampling, seed=seed, greedy=greedy, share=share)
     responses = [response.ids for response in answered]
-    finished = [ids[-1] == sampling.stop_token_id for ids in responses]
+    finished = [sampling.is_stopped(ids) for ids in responses]
     device: torch.device = next(actor.module.parameters()).device
     logprobs = [response.logprobs for response in answered]
     return pack_rollout(prompts, responses, finished, sampling.pad_token_id, device, logprobs)

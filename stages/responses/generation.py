@@ -7,7 +7,7 @@ Axes: N prompts, S response tokens, B rows, P prompt tokens (padded on the left)
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,11 +47,13 @@ def generate_responses(
     seed: int,
     max_rows: int,
     share: tuple[int, int] = (0, 1),
+    stops: Callable[[Sequence[int]], bool] | None = None,
 ) -> list[Response]:
     """Answer each prompt; a response ends with its first stop token, or has `max_new_tokens` tokens without one.
 
-    Sampling is from the full distribution softmax(logits / temperature): no top-k, no top-p, no repetition penalty, whatever the
-    model's generation config says. Torch's global generators are neither read nor changed; the model's mode is left as found.
+    Sampling is from the full distribution softmax(logits / temperature): no top-k, no top-p, no repetition
+    penalty, whatever the model's generation config says. Torch's global generators are neither read nor changed; the model's mode is
+    left as found.
 
     Args:
         model: decoder-only causal language model of transformers, or one wrapped by peft.
@@ -63,6 +65,7 @@ def generate_responses(
         seed: of the sampling noise; the same responses for any `max_rows`, up to the rounding of the logits.
         max_rows: prompts decoded at once, at least 1.
         share: (r, n): these prompts are every n-th of a longer list, from the r-th on, and get the answers that they would get there.
+        stops: says of the ids of a response so far whether it ends here, stop token or not.
 
     Returns:
         One response per prompt, in order.
@@ -76,7 +79,7 @@ def generate_responses(
     generator = torch.Generator().manual_seed(seed)
     place, stride = share
     uniforms_NS = torch.rand(len(prompts) * stride, max_new_tokens, dtype=torch.float64, generator=generator)[place::stride]
-    rows = _Rows(model, prompts, uniforms_NS, frozenset(stop_token_ids), temperature, greedy, max_rows)
+    rows = _Rows(model, prompts, uniforms_NS, frozenset(stop_token_ids), stops, temperature, greedy, max_rows)
     waiting = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))  # the longest go first: they need the widest cache
     was_training = model.training
     model.eval()
@@ -132,6 +135,7 @@ class _Rows:
         prompts: Sequence[Sequence[int]],
         uniforms_NS: Tensor,
         stop_token_ids: frozenset[int],
+        stops: Callable[[Sequence[int]], bool] | None,
         temperature: float,
         greedy: bool,
         max_rows: int,
@@ -141,6 +145,7 @@ class _Rows:
         self.prompts = prompts
         self.uniforms_NS = uniforms_NS.to(self.device)
         self.stop_token_ids = stop_token_ids
+        self.stops = stops
         self.temperature = temperature
         self.greedy = greedy
         self.responses = [Response([], []) for _ in prompts]
@@ -236,7 +241,8 @@ class _Rows:
                     )
                 response.ids.append(int(token))
                 response.logprobs.append(logprob)
-                self.alive[row] = token not in self.stop_token_ids and len(response.ids) < self.uniforms_NS.shape[1]
+                stopped = token in self.stop_token_ids or (self.stops is not None and self.stops(response.ids))
+                self.alive[row] = not stopped and len(response.ids) < self.uniforms_NS.shape[1]
                 if not self.alive[row]:
                     break
 

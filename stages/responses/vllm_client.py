@@ -83,6 +83,8 @@ class VLLMEngine:
             "logprobs": 0,  # of the sampled token alone
             "return_token_ids": True,
         }
+        if sampling.stop_text:
+            asked |= {"stop": [sampling.stop_text.text], "include_stop_str_in_output": True}
         place, stride = share
 
         def ask(index: int) -> Response:

@@ -123,11 +123,16 @@ def test_an_unfinished_answer_is_scored_by_the_configured_stop_token(run):
     assert result.metrics["objective/reward_model_scores"] > -3.5
 
 
-@pytest.mark.parametrize(("token", "problem"), [("<|nowhere|>", "not in the vocabulary"), ("<|pad|>", "the pad token")])
-def test_a_stop_token_that_cannot_stop_is_refused(run, token, problem):
-    with pytest.raises(StageError, match=f"ppo.stop_token = .*{problem}") as caught:
-        run(stop_token=token)
+def test_a_stop_token_that_cannot_stop_is_refused(run):
+    with pytest.raises(StageError, match=r"ppo.stop_token = .* is the pad token") as caught:
+        run(stop_token="<|pad|>")
     assert caught.value.exit_code == 2
+
+
+def test_a_stop_text_of_several_tokens_is_told_and_ends_responses(run):
+    spec, result, _ = run(stop_token="\n\nUser:", missing_eos_score=-7.0, iterations=1)
+    assert "is no token of the vocabulary: a response ends where its text holds it" in spec.events_path.read_text()
+    assert result.metrics["eos_rate"] == 0.0 and result.metrics["objective/scores"] == -7.0
 
 
 def test_a_reward_model_with_another_tokenizer_is_refused(run, reward_model_dir, tmp_path):

@@ -1,8 +1,9 @@
 """Rollouts: prompts as they were, which responses are finished, seeds."""
 
 import torch
+from transformers import AutoTokenizer
 
-from stages.responses.engine import TorchEngine, roll_out
+from stages.responses.engine import StopText, TorchEngine, roll_out
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12]]
 
@@ -73,3 +74,26 @@ def test_greedy_takes_the_likeliest_token(tiny):
         with torch.no_grad():
             assert token == policy(input_ids=torch.tensor([ids])).logits[0, -1].argmax().item()
         ids.append(token)
+
+
+def test_a_text_of_several_tokens_ends_a_response_in_whatever_tokens_it_is_said(tiny, base_model_dir):
+    tokenizer = AutoTokenizer.from_pretrained(base_model_dir)
+    policy = tiny.policy(vocab_size=len(tokenizer))
+    free = responses(sample(tiny, policy, PROMPTS * 30, max_new_tokens=40, eos_token_id=-1, stop_token_id=-1))
+    texts = [tokenizer.decode(ids) for ids in free]
+    wanted = texts[0][5:8]  # an untrained policy says anything; these three letters, over the borders of tokens
+    stopped = sample(
+        tiny, policy, PROMPTS * 30, max_new_tokens=40, eos_token_id=-1, stop_token_id=-1, stop_text=StopText(wanted, tokenizer)
+    )
+    ends = []
+    for ids, cut, finished in zip(free, responses(stopped), stopped.finished_B.tolist(), strict=True):
+        lengths = [length for length in range(1, 41) if wanted in tokenizer.decode(ids[:length])]
+        assert cut == ids[: lengths[0] if lengths else 40] and finished == bool(lengths)
+        ends.append(bool(lengths))
+    assert ends[0] and not all(ends)
+
+
+def test_the_end_token_leaves_a_response_unfinished_that_waits_for_a_text(tiny, base_model_dir):
+    stop = StopText("\n\nUser:", AutoTokenizer.from_pretrained(base_model_dir))
+    loves_end = sample(tiny, biased_policy(tiny, tiny.eos, 50.0), stop_text=stop)
+    assert responses(loves_end) == [[tiny.eos]] * 3 and not loves_end.finished_B.any()
