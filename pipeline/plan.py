@@ -17,6 +17,7 @@ from pipeline.inputs.demo import demo_directory, demo_seeds, locate, locate_spli
 from pipeline.inputs.records import Reading, read_data
 from pipeline.recipe.schema import Recipe
 from pipeline.store.artifact import Artifact
+from pipeline.store.disk import hash_file
 from pipeline.store.store import Store
 from stages.spec import EXIT_MISSING, STAGES, DataSplits, StageName, asks_judge, data_inputs, with_ancestors
 
@@ -242,10 +243,15 @@ def _config_slice(stage: StageName, recipe: Recipe, inputs: Inputs) -> dict[str,
         "base_model": inputs.base_identity,
         "seed": recipe.seed,
         **({"judge": recipe.judge} if asks_judge(recipe.settings(stage)) else {}),
-        "tokens": recipe.tokens.model_dump(mode="json"),
+        "tokens": recipe.tokens.model_dump(mode="json") | {"chat_template": _identify_template(recipe.tokens.chat_template)},
         "hardware": {"precision": recipe.hardware.precision, "attention": recipe.hardware.attention},
         stage: settings,
     }
+
+
+def _identify_template(template: str) -> str:
+    """Name a chat template in a file by its content; other ones name themselves, and the base model's are in its identity."""
+    return f"sha256:{hash_file(Path(template))[1]}" if Path(template).is_absolute() else template
 
 
 def _differences(

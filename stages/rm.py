@@ -26,7 +26,7 @@ from stages.responses.judging import response_text, write_samples
 from stages.responses.scores import score_rankings
 from stages.settings import RMSettings
 from stages.spec import SAMPLES_FILE, StageResult
-from stages.splits import load_splits
+from stages.splits import load_splits, note_repeated_openings
 from stages.trl.gathering import whole_model
 from stages.trl.rm import make_ranking_trainer
 from stages.trl.training import train
@@ -46,6 +46,7 @@ def main(context: StageContext) -> StageResult:
     comparisons, counts = encode_comparisons(tokenizer, records, limits)
     held_out, held_out_counts = encode_comparisons(tokenizer, held_out_records, limits)
     counts |= {f"held_out_{key}": value for key, value in held_out_counts.items()}
+    note_repeated_openings(context, tokenizer, "comparisons", [list(record.completions) for record in records])
 
     if settings.lora:
         require_adapter_base(spec.models["sft"], "rm.lora")

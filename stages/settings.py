@@ -5,9 +5,11 @@ Every default, unit and range lives here once; `rlhf config --schema` prints it,
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 PositiveInt = Annotated[int, Field(gt=0)]
+TEMPLATE_KEYWORDS = ("auto", "chatml", "plain")  # of tokens.chat_template; anything else is a file, or a template of the tokenizer's
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -18,7 +20,7 @@ class Closed(BaseModel):
 
 
 class TokenSettings(Closed):
-    """Length limits of the one token stream that all three stages share."""
+    """The one token stream that all three stages share: its length limits, its chat template, its end token."""
 
     max_prompt_tokens: PositiveInt = Field(
         512, description="Longest prompt, chat template included, in tokens; longer ones are cut and counted."
@@ -27,6 +29,34 @@ class TokenSettings(Closed):
         512,
         description="Longest response, end token included, in tokens; longer demonstrations and ranked answers are dropped and counted.",
     )
+    chat_template: str = Field(
+        "auto",
+        min_length=1,
+        description="What renders conversations: `auto` (the tokenizer's own, of several the one named `default`; without one ChatML where "
+        "the vocabulary has its two tokens, else `plain`), `chatml`, `plain` (`User:` and `Assistant:` as text, no new tokens), the name "
+        "of one of the tokenizer's templates, or the path of a Jinja file.",
+    )
+    template_args: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Values of the template's variables, such as `enable_thinking: false`, `tools` or `date_string`; they are written into "
+        "the template that the model is published with. `date` (YYYY-MM-DD) is also the day at which a template's clock stands still.",
+    )
+    end_token: str = Field(
+        "auto",
+        min_length=1,
+        description="Token that ends an answer: `auto` is what the chat template writes after one, else the tokenizer's own; or one token "
+        "of the vocabulary.",
+    )
+
+    @field_validator("template_args")
+    @classmethod
+    def _names_are_free(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if not name.isidentifier() or name in ("messages", "add_generation_prompt"):
+                raise ValueError(
+                    f"found {name!r}, needed a variable of the chat template that is not set by each call; choose another name"
+                )
+        return value
 
 
 class LoRASettings(Closed):
@@ -241,7 +271,12 @@ class PPOSettings(_Optimization):
         None, description="Longest rollout response in tokens; default: data.max_response_tokens."
     )
     temperature: float = Field(1.0, gt=0, description="Sampling temperature; logits are divided by it for all log-probabilities.")
-    stop_token: str | None = Field(None, description="Token that ends a response; default: the tokenizer's end token.")
+    stop_token: str | None = Field(
+        None,
+        min_length=1,
+        description="Token, or text of several tokens, that ends a response in place of the end token (which then leaves it unfinished); "
+        "default: the end token.",
+    )
     missing_eos_score: float | None = Field(-1.0, description="Score of a response that never ended; null keeps the reward model's.")
     kl_coef: float = Field(0.05, ge=0, description="Weight of the KL penalty to the reference (the SFT model), per token.")
     kl_target: float | None = Field(

@@ -18,7 +18,8 @@ from stages.models.handoff import read_facts
 from stages.models.policy import load_policy
 from stages.models.precision import autocast
 from stages.models.save import save_model
-from stages.models.tokenizer import align_special_tokens, load_tokenizer
+from stages.models.special_tokens import grow_embeddings
+from stages.models.tokenizer import align_special_tokens, settle_tokenizer
 from stages.process.context import StageContext, describe_machine
 from stages.process.engine import choose_engine
 from stages.process.errors import StageError
@@ -26,7 +27,7 @@ from stages.process.runtime import run_stage
 from stages.responses.judging import answer_prompts, judge_answers, load_judge, report_answers, write_samples
 from stages.settings import SFTSettings
 from stages.spec import SAMPLES_FILE, StageResult
-from stages.splits import load_splits
+from stages.splits import load_splits, note_repeated_openings
 from stages.trl.gathering import whole_model
 from stages.trl.sft import IGNORED_LABEL, make_sft_trainer
 from stages.trl.training import train
@@ -41,13 +42,17 @@ def main(context: StageContext) -> StageResult:
     settings = spec.settings
     assert isinstance(settings, SFTSettings)
     judge = load_judge(spec.judge)
-    tokenizer: Any = load_tokenizer(spec.models["base"], spec.revision)
+    tokenizer: Any
+    tokenizer, taken = settle_tokenizer(spec.models["base"], spec.tokens, spec.revision)
+    context.note(taken)
     records, held_out_records = load_splits(spec, "demonstrations")
     pairs, counts = encode_demonstrations(tokenizer, records, _limits(context))
     held_out, held_out_counts = encode_demonstrations(tokenizer, held_out_records, _limits(context))
     counts |= {f"held_out_{key}": value for key, value in held_out_counts.items()}
+    note_repeated_openings(context, tokenizer, "demonstrations", [[record.completion] for record in records])
 
     model: Any = load_policy(spec.models["base"], spec.hardware, spec.revision, engine=choose_engine(context))
+    has_grown = grow_embeddings(model, tokenizer)
     align_special_tokens(model, tokenizer)
     if settings.lora:
         require_adapter_base(spec.models["base"], "sft.lora")
@@ -66,7 +71,8 @@ def main(context: StageContext) -> StageResult:
             metrics |= _answer_held_out(context, settings, model, tokenizer, judge, held_out_records)
         facts = read_facts(model, tokenizer, spec.models["base"])
         if context.is_main:
-            save_model(model, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
+            # An adapter's base on the disk lacks the row that was made for the pad token.
+            save_model(model, tokenizer, spec.output_dir, merge=bool(settings.lora and (settings.lora.merge or has_grown)))
     if held_out:
         context.write_metrics(last_step, {"eval/loss": metrics["eval/loss"]})
     return StageResult(metrics=metrics, facts=facts, counts=counts, **describe_machine(context))

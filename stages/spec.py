@@ -72,13 +72,13 @@ class Stage:
 
 # In an order in which each comes after its parents.
 STAGES: dict[StageName, Stage] = {
-    "sft": Stage(SFTSettings, models=("base",), data=("demonstrations",), version=3, memory_keys="sft.micro_batch_size"),
-    "rm": Stage(RMSettings, models=("sft",), data=("comparisons", "demonstrations"), version=3, memory_keys="rm.micro_batch_size"),
+    "sft": Stage(SFTSettings, models=("base",), data=("demonstrations",), version=4, memory_keys="sft.micro_batch_size"),
+    "rm": Stage(RMSettings, models=("sft",), data=("comparisons", "demonstrations"), version=4, memory_keys="rm.micro_batch_size"),
     "ppo": Stage(
         PPOSettings,
         models=("sft", "rm"),
         data=("prompts",),
-        version=3,
+        version=4,
         memory_keys="ppo.max_tokens_per_microbatch or ppo.rollout_micro_batch_size",
     ),
 }

@@ -10,7 +10,7 @@ from pipeline.store.disk import hash_file
 from stages.spec import EXIT_RESOURCE
 
 # What from_pretrained reads; a README or a note beside it changes nothing.
-_PATTERNS = ("*.json", "*.jinja", "*.model", "*.txt", "*.safetensors")
+_PATTERNS = ("*.json", "*.jinja", "additional_chat_templates/*.jinja", "*.model", "*.txt", "*.safetensors")
 _MAX_HEADER_BYTES = 100_000_000
 
 

@@ -24,6 +24,10 @@ def check_recipe(recipe: Recipe, document: Document, stages: tuple[StageName, ..
         return f"{document.place(tuple(keys.split('.')))}: {keys}: {message}"
 
     yield from _check_base_model(recipe, problem)
+    template = recipe.tokens.chat_template
+    if Path(template).is_absolute() and not Path(template).is_file():
+        needed = "a Jinja file, auto, chatml, plain or the name of one of the tokenizer's templates"
+        yield problem("tokens.chat_template", f"found no file {show(template)}, needed {needed}; check the path")
     yield from _check_data(recipe, stages, problem)
     yield from _check_hardware(recipe, stages, problem)
     yield from _check_trainer_args(recipe, problem)

@@ -18,6 +18,7 @@ from pipeline.recipe.explain import declared_keys, explain, show
 from pipeline.recipe.schema import DEMO_PATTERN, Recipe
 from pipeline.recipe.yaml_lines import Document, Keys, parse_value, read_document
 from pipeline.secrets import hide_secrets, holds_secret, names_secret
+from stages.settings import TEMPLATE_KEYWORDS
 from stages.spec import STAGES, StageName
 
 _PACKAGED_DIR = Path(__file__).parents[1] / "recipes"
@@ -144,7 +145,13 @@ def _expand_shorthand(values: dict[str, Any]) -> None:
 
 def _resolve_paths(document: Document, recipe_dir: Path) -> None:
     """Make local paths absolute; hub ids and `demo` stay as they are."""
-    keys_with_paths: list[Keys] = [("base_model",), ("hardware", "deepspeed_config"), ("hardware", "hostfile"), ("store",)]
+    keys_with_paths: list[Keys] = [
+        ("base_model",),
+        ("tokens", "chat_template"),
+        ("hardware", "deepspeed_config"),
+        ("hardware", "hostfile"),
+        ("store",),
+    ]
     keys_with_paths += [("data", kind, split, "path") for kind in KINDS for split in ("train", "eval")]
     for keys in keys_with_paths:
         block: dict[str, Any] = document.values
@@ -154,7 +161,16 @@ def _resolve_paths(document: Document, recipe_dir: Path) -> None:
         value = block.get(str(keys[-1]))
         if isinstance(value, str) and value:
             base = Path.cwd() if document.place(keys) == "--set" else recipe_dir
-            block[str(keys[-1])] = _resolve_path(value, base, local=keys[0] in ("hardware", "store"))
+            local = keys[0] in ("hardware", "store") or (keys[0] == "tokens" and _names_file(value, base))
+            if keys[0] != "tokens" or local:
+                block[str(keys[-1])] = _resolve_path(value, base, local=local)
+
+
+def _names_file(template: str, base: Path) -> bool:
+    """Whether a chat template is one in a file, not a keyword or the name of one of the tokenizer's."""
+    if template in TEMPLATE_KEYWORDS:
+        return False
+    return "/" in template or template.endswith((".jinja", ".jinja2", ".j2")) or (base / template).is_file()
 
 
 def _resolve_path(value: str, base: Path, *, local: bool) -> str:

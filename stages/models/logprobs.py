@@ -27,6 +27,16 @@ def compute_logprobs(logits_KV: Tensor, tokens_K: Tensor, temperature: float) ->
     return -F.cross_entropy(_cool(logits_KV, temperature), tokens_K, reduction="none")
 
 
+def get_num_tokens(policy: Any) -> int | None:
+    """Get how many tokens a policy chooses among, if the rows behind them stand for none; None: among all.
+
+    A policy that samples such a row says what nobody can read, and the reward model never learnt to judge it. So the distribution of a
+    policy, of its reference and of a rollout is that over the first tokens: logits behind them are cut off, which copies nothing where
+    there are none, and log-probabilities, ratios and KL stay those of what was sampled.
+    """
+    return getattr(find_model(policy), "num_tokens", None)
+
+
 def compute_entropies(logits_KV: Tensor, temperature: float) -> Tensor:
     """Compute the entropy −Σ p log p of softmax(logits / temperature) at each position, in nats."""
     logprobs_KV = _cool(logits_KV, temperature).log_softmax(dim=-1)
@@ -62,24 +72,26 @@ def compute_token_logprobs(
     predictors_K = F.pad(predictors_K, (0, count_filling(num_tokens)))  # at the first token of the row: computed and never read
     hidden_KH = compute_hidden_states(find_backbone(policy), row, predictors_K)
     targets_K = row.ids_N[predictors_K + 1]
-    head = policy.get_output_embeddings()
+    head, vocab_size = policy.get_output_embeddings(), get_num_tokens(policy)
     size = max(1, _MAX_LOGITS // find_model(policy).config.get_text_config().vocab_size)
     recompute = torch.is_grad_enabled() and len(targets_K) > size
     logprobs: list[Tensor] = []
     entropies: list[Tensor] = []
     for hidden_kH, targets_k in zip(hidden_KH.split(size), targets_K.split(size), strict=True):
         if recompute:
-            logprobs_k, entropies_k = checkpoint(_read_head, head, hidden_kH, targets_k, temperature, with_entropies, use_reentrant=False)  # pyright: ignore[reportGeneralTypeIssues]
+            logprobs_k, entropies_k = checkpoint(
+                _read_head, head, vocab_size, hidden_kH, targets_k, temperature, with_entropies, use_reentrant=False
+            )  # pyright: ignore[reportGeneralTypeIssues]
         else:
-            logprobs_k, entropies_k = _read_head(head, hidden_kH, targets_k, temperature, with_entropies)
+            logprobs_k, entropies_k = _read_head(head, vocab_size, hidden_kH, targets_k, temperature, with_entropies)
         logprobs.append(logprobs_k)
         entropies += [] if entropies_k is None else [entropies_k]
     return torch.cat(logprobs)[:num_tokens], torch.cat(entropies)[:num_tokens] if entropies else None
 
 
 def _read_head(
-    head: nn.Module, hidden_KH: Tensor, targets_K: Tensor, temperature: float, with_entropies: bool
+    head: nn.Module, vocab_size: int | None, hidden_KH: Tensor, targets_K: Tensor, temperature: float, with_entropies: bool
 ) -> tuple[Tensor, Tensor | None]:
-    logits_KV = head(hidden_KH)
+    logits_KV = head(hidden_KH)[:, :vocab_size] if vocab_size else head(hidden_KH)
     entropies_K = compute_entropies(logits_KV.detach(), temperature) if with_entropies else None
     return compute_logprobs(logits_KV, targets_K, temperature), entropies_K

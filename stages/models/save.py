@@ -4,23 +4,28 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
-from stages.models.adapters import is_adapter
+from stages.models.adapters import find_model, is_adapter
 from stages.models.policy import load_policy
 from stages.models.reward_model import find_calibration, load_reward_model
+from stages.models.special_tokens import grow_embeddings, has_grown
 from stages.models.tokenizer import align_special_tokens
 from stages.settings import HardwareSettings
 from stages.spec import MERGED_DIR, MODEL_DIR
 
 
-def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, output_dir: Path, *, merge: bool = False) -> None:
+def save_model(model: Any, tokenizer: Any, output_dir: Path, *, merge: bool = False) -> None:
     """Write `model/` (safetensors, config, tokenizer) and, for an adapter on request, `merged/`.
 
     An adapter is merged into the weights on the disk. Trained on the same in 4 bits, it there computes slightly other numbers.
     """
     directory = output_dir / MODEL_DIR
-    model.save_pretrained(directory)
+    if is_adapter(model):
+        # peft would write all embeddings into an adapter whose base on the disk has one row less: merged/ has them.
+        model.save_pretrained(directory, save_embedding_layers=False if has_grown(find_model(model)) else "auto")
+        if model.can_generate():
+            find_model(model).generation_config.save_pretrained(directory)  # peft writes none
+    else:
+        model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     calibration = find_calibration(model)
     if calibration:
@@ -33,6 +38,8 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, output_dir: Path,
         # Onto the base as it lies on the disk: the one in memory may be held in bfloat16 or 4 bits.
         load = load_policy if model.can_generate() else load_reward_model
         merged = load(str(directory), HardwareSettings.model_validate({"attention": "sdpa", "precision": "float32"}))
+        if merged.can_generate():
+            grow_embeddings(merged, tokenizer)
         align_special_tokens(merged, tokenizer)
         merged.save_pretrained(output_dir / MERGED_DIR)
         if calibration:

@@ -1,43 +1,97 @@
-"""Load a tokenizer that can carry the token stream, and make a model go by it."""
+"""A tokenizer that can carry the token stream: settled when a base model is opened, then read from each artifact as it is."""
 
+import json
+from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from data.template_check import require_special_tokens
+from data.template_check import require_special_tokens, require_template
+from data.turns import begins_with_prompt, find_openings
+from stages.models.adapters import ADAPTER_CONFIG, is_unmerged_adapter
+from stages.models.chat_template import bake, choose_template, find_pinned_day
+from stages.models.special_tokens import count_tokens, ensure_end_token, require_rows, settle_end_token, settle_pad_token
 from stages.models.weights import open_pretrained
-from stages.process.errors import StageError
-from stages.spec import EXIT_VERIFICATION
+from stages.settings import TokenSettings
 
 
-def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """Load a tokenizer and check that it can carry the token stream (template, end token, a pad token of its own)."""
-    tokenizer = open_pretrained(AutoTokenizer, path, revision=revision)
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        _choose_pad_token(tokenizer, path)
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model that a stage left, and check that it can carry the token stream."""
+    tokenizer = open_pretrained(AutoTokenizer, path)
     require_special_tokens(tokenizer)
     return tokenizer
 
 
+def settle_tokenizer(path: str, tokens: TokenSettings, revision: str | None = None) -> tuple[PreTrainedTokenizerBase, str]:
+    """Load a base model's tokenizer, and settle its chat template, end token and pad token; doing so twice changes nothing.
+
+    Args:
+        path: The base model's directory, or hub id.
+        tokens: What the recipe says of them.
+        revision: Of a model from the hub.
+
+    Returns:
+        (the tokenizer, what was taken and why: for the user).
+
+    Raises:
+        StageError: The recipe asks for what is not there, or tokens have no embedding row.
+        DataError: The chat template does not render, or text turns into the end token.
+    """
+    tokenizer = open_pretrained(AutoTokenizer, path, revision=revision)
+    tokens_before = tokenizer.get_vocab()
+    config = _read_config(path, revision).get_text_config()
+    ensure_end_token(tokenizer, config)
+    template, what = choose_template(tokenizer, tokens.chat_template, tools="tools" in tokens.template_args)
+    tokenizer.chat_template = bake(template, tokens.template_args)
+    require_template(tokenizer)
+    why_end = settle_end_token(tokenizer, tokens.end_token)
+    why_pad = settle_pad_token(tokenizer, config.vocab_size)
+    rowless = require_rows(tokenizer, tokens_before, config.vocab_size)
+    require_special_tokens(tokenizer)
+    parts = [
+        f"chat template: {what}",
+        f"end token: {tokenizer.eos_token} ({why_end})",
+        f"pad token: {tokenizer.pad_token} ({why_pad})",
+    ]
+    return tokenizer, "; ".join([*parts, *_describe_oddities(tokenizer, rowless)])
+
+
 def align_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make the model's config name the tokenizer's pad and end tokens, so that the saved model ends and pads by them."""
+    """Make the model's config name the tokenizer's pad and end tokens, so that the saved model ends and pads by them.
+
+    Embedding rows behind the last token stand for nothing (Pythia's and Qwen's tables are rounded up): they are not sampled.
+    """
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.eos_token_id = tokenizer.eos_token_id
     if model.can_generate():
         model.generation_config.pad_token_id = tokenizer.pad_token_id
         model.generation_config.eos_token_id = tokenizer.eos_token_id
+        limit_tokens(model, count_tokens(tokenizer))
 
 
-def _choose_pad_token(tokenizer: Any, path: str) -> None:
-    """Take an unused token of the vocabulary as pad: with pad = end token a model never learns to stop (N+ details, 1)."""
-    vocabulary = tokenizer.get_vocab()
-    for candidate in ("<|pad|>", "<pad>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>"):
-        if candidate in vocabulary and candidate != tokenizer.eos_token:
-            tokenizer.pad_token = candidate
-            return
-    raise StageError(
-        f"{path}: pad token {tokenizer.pad_token!r} is missing or equals the end token {tokenizer.eos_token!r}; "
-        "a pad token of its own is needed; add one to the tokenizer (tokenizer.add_special_tokens) and "
-        "save the model with resized embeddings",
-        EXIT_VERIFICATION,
-    )
+def limit_tokens(model: Any, num_tokens: int) -> None:
+    """Have a language model choose among its first `num_tokens` tokens only; see `stages.models.logprobs`."""
+    if num_tokens < model.config.get_text_config().vocab_size:
+        model.num_tokens = num_tokens
+
+
+def _read_config(path: str, revision: str | None) -> Any:
+    if is_unmerged_adapter(Path(path)):
+        adapter = json.loads((Path(path) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        path, revision = adapter["base_model_name_or_path"], adapter.get("revision")
+    return open_pretrained(AutoConfig, path, revision=revision)
+
+
+def _describe_oddities(tokenizer: Any, rowless: list[str]) -> list[str]:
+    said: list[str] = []
+    if day := find_pinned_day(tokenizer.chat_template):
+        said.append(f"the template's clock stands at {day} (tokens.template_args.date)")
+    opening = find_openings(tokenizer)[:1]
+    if not begins_with_prompt(tokenizer):
+        ends = f", which ends with {opening[0][-40:]!r}" if opening else ""
+        said.append(
+            f"the template renders an answered turn otherwise: answers are learnt behind the prompt as it stands at inference{ends}"
+        )
+    if rowless:
+        said.append(f"{len(rowless)} special tokens without an embedding row are never used ({', '.join(rowless[:3])})")
+    return said

@@ -68,14 +68,15 @@ def load_models(context: StageContext, settings: PPOSettings, tokenizer: Any) ->
         require_adapter_base(sft, "ppo.lora")
 
     def open_policy() -> Any:
-        return _quantize(load_policy(sft, hardware, engine=engine), settings, hardware)
+        model = _quantize(load_policy(sft, hardware, engine=engine), settings, hardware)
+        align_special_tokens(model, tokenizer)
+        return model
 
     def open_reward_model() -> Any:
         return _quantize(load_reward_model(rm, hardware, engine=engine), settings, hardware)
 
     policy = open_policy()
     note_padding(context, policy)
-    align_special_tokens(policy, tokenizer)
     shares_weights = settings.lora is not None and settings.share_weights
     ref_policy: Any = share_weights(policy) if shares_weights else open_policy()
     reward_adapter = find_reward_adapter(sft, rm) if shares_weights else None

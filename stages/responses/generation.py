@@ -18,6 +18,7 @@ from stages.internals import get_attention
 from stages.models.adapters import find_backbone
 from stages.models.attention import PACKED
 from stages.models.compiling import eagerly
+from stages.models.logprobs import get_num_tokens
 from stages.models.precision import autocast
 from stages.responses.kv_cache import KVCache
 
@@ -51,7 +52,7 @@ def generate_responses(
 ) -> list[Response]:
     """Answer each prompt; a response ends with its first stop token, or has `max_new_tokens` tokens without one.
 
-    Sampling is from the full distribution softmax(logits / temperature): no top-k, no top-p, no repetition
+    Sampling is from the full distribution softmax(logits / temperature) over the tokenizer's tokens: no top-k, no top-p, no repetition
     penalty, whatever the model's generation config says. Torch's global generators are neither read nor changed; the model's mode is
     left as found.
 
@@ -141,6 +142,7 @@ class _Rows:
         max_rows: int,
     ) -> None:
         self.model = model
+        self.num_tokens = get_num_tokens(model)
         self.device: torch.device = next(model.parameters()).device
         self.prompts = prompts
         self.uniforms_NS = uniforms_NS.to(self.device)
@@ -224,7 +226,7 @@ class _Rows:
             use_cache=True,
             logits_to_keep=1,
         )
-        return sample_tokens(output.logits[:, -1], uniforms_B1, self.temperature, greedy=self.greedy)
+        return sample_tokens(output.logits[:, -1, : self.num_tokens], uniforms_B1, self.temperature, greedy=self.greedy)
 
     def _collect(self, first_row: int, tokens: list[Tensor], logprobs: list[Tensor]) -> None:
         """Read one or more steps of the rows from `first_row` on, and see which of them have finished."""

@@ -17,7 +17,8 @@ from typing import Any
 import httpx2
 from accelerate.utils import broadcast_object_list
 
-from stages.models.adapters import is_adapter
+from stages.models.adapters import find_model, is_adapter
+from stages.models.logprobs import get_num_tokens
 from stages.process.context import StageContext
 from stages.process.errors import Interrupted, StageError
 from stages.process.ranks import Ranks
@@ -27,6 +28,7 @@ from stages.responses.generation import Response
 from stages.spec import EXIT_RESOURCE
 
 _ANSWER_S = 3600.0
+_NEVER = -100.0  # the lowest bias that the server takes
 _MAX_REQUESTS = 256  # of a rank at once; the server queues what it cannot run
 
 
@@ -85,6 +87,8 @@ class VLLMEngine:
         }
         if sampling.stop_text:
             asked |= {"stop": [sampling.stop_text.text], "include_stop_str_in_output": True}
+        if rowless := _list_unused_rows(actor.module.policy):
+            asked["logit_bias"] = {str(index): _NEVER for index in rowless}
         place, stride = share
 
         def ask(index: int) -> Response:
@@ -158,6 +162,12 @@ class VLLMEngine:
                 f"vLLM at {self._client.base_url}: {path}: {response.status_code} {response.text:.500}; {needed}", EXIT_RESOURCE
             )
         return response
+
+
+def _list_unused_rows(policy: Any) -> range:
+    """List the embedding rows that stand for no token, see `stages.models.logprobs.get_num_tokens`."""
+    num_rows = find_model(policy).config.get_text_config().vocab_size
+    return range(get_num_tokens(policy) or num_rows, num_rows)
 
 
 def _save_weights(policy: Any, directory: Path) -> None:

@@ -126,6 +126,23 @@ def test_what_all_stages_read_reruns_all(planned, publish_all, override, reason)
     assert all(reason in reasons for _, reasons in changed.values())
 
 
+def test_a_chat_template_in_a_file_counts_by_its_content(planned, publish_all, recipe_path, tmp_path):
+    for name, text in (("one", "{{ messages }}"), ("two", "{{ messages }}"), ("three", "{{ messages[0] }}")):
+        (tmp_path / f"{name}.jinja").write_text(text)
+    publish_all(f"tokens.chat_template={tmp_path / 'one.jinja'}")
+    assert planned(f"tokens.chat_template={tmp_path / 'two.jinja'}") == dict.fromkeys(STAGES, REUSED)
+    assert planned(f"tokens.chat_template={tmp_path / 'three.jinja'}")["sft"][0] == "run"
+
+
+def test_another_of_the_named_templates_beside_a_tokenizer_is_another_base_model(planned, publish_all, recipe_path):
+    named = recipe_path.parent / "base" / "additional_chat_templates" / "tool_use.jinja"
+    named.parent.mkdir()
+    named.write_text("{{ messages }}")
+    publish_all()
+    named.write_text("{{ messages[0] }}")
+    assert planned()["sft"] == ("run", ["the base model changed"])
+
+
 def test_a_judge_reruns_the_stages_that_ask_it_and_not_the_reward_model(planned, publish_all):
     publish_all()
     changed = planned("judge=data.demo.rule:judge")

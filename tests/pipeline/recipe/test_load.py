@@ -295,3 +295,21 @@ def test_a_directory_with_strange_characters_works(recipe_path):
 
 def test_lists_can_be_set_on_the_command_line(load):
     assert load(MINIMAL, "hardware.sbatch=[--partition=gpu, --time=30]").hardware.sbatch == ["--partition=gpu", "--time=30"]
+
+
+def test_a_chat_template_is_a_keyword_a_name_or_a_file_beside_the_recipe(load, tmp_path):
+    def template(value):
+        return load(MINIMAL + f"tokens: {{chat_template: {value}}}\n").tokens.chat_template
+
+    (tmp_path / "plain").write_text("a file of this name is not meant")
+    (tmp_path / "own").write_text("{{ messages }}")
+    (tmp_path / "chat.jinja").write_text("{{ messages }}")
+    assert [template(value) for value in ("auto", "plain", "tool_use")] == ["auto", "plain", "tool_use"]
+    assert template("chat.jinja") == str(tmp_path / "chat.jinja") and template("own") == str(tmp_path / "own")
+
+
+def test_a_chat_template_that_is_not_there_and_a_variable_of_each_call_are_told_with_their_lines(problems):
+    (problem,) = problems(MINIMAL + "tokens:\n  chat_template: ./chat.jinja\n")
+    assert problem.startswith('recipe.yaml:5: tokens.chat_template: found no file "') and problem.endswith("check the path")
+    (problem,) = problems(MINIMAL + "tokens:\n  template_args: {messages: []}\n")
+    assert problem.startswith("recipe.yaml:5: tokens.template_args: found 'messages', needed a variable of the chat template")

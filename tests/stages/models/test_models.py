@@ -48,12 +48,6 @@ def test_a_policy_loads_in_float32_without_dropout_and_with_a_neutral_generation
     assert model.generation_config.repetition_penalty in (None, 1.0) and model.generation_config.top_k != 5
 
 
-def test_a_pad_token_that_equals_the_end_token_is_replaced_by_a_token_of_its_own(base):
-    edit_json(base / "tokenizer_config.json", pad_token="<|end|>")
-    tokenizer = load_tokenizer(str(base))
-    assert tokenizer.pad_token_id != tokenizer.eos_token_id
-
-
 def test_a_model_that_does_not_exist_is_refused_with_exit_4(tmp_path):
     with pytest.raises(StageError, match="cannot be opened") as caught:
         load_policy(str(tmp_path / "nothing"), HARDWARE)
