@@ -18,6 +18,7 @@ class Pairs:
     worse_Q: Tensor  # long: index of the worse answer
     weight_Q: Tensor  # float: 1 / (pairs of that prompt x prompts with a pair); sums to 1
     distance_Q: Tensor  # long: difference of the two ranks
+    num_prompts: int  # prompts with a pair
 
 
 def make_pairs(ranks_N: Tensor, prompts_N: Tensor) -> Pairs:
@@ -32,7 +33,7 @@ def make_pairs(ranks_N: Tensor, prompts_N: Tensor) -> Pairs:
     owner_Q = prompts_N[better_Q]
     _, inverse_Q, counts = owner_Q.unique(return_inverse=True, return_counts=True)
     weight_Q = 1.0 / (counts[inverse_Q].float() * max(len(counts), 1))
-    return Pairs(better_Q, worse_Q, weight_Q, ranks_N[worse_Q] - ranks_N[better_Q])
+    return Pairs(better_Q, worse_Q, weight_Q, ranks_N[worse_Q] - ranks_N[better_Q], len(counts))
 
 
 def ranking_loss(scores_N: Tensor, pairs: Pairs) -> Tensor:

@@ -14,8 +14,10 @@ from stages.models.forward import make_inputs
 from stages.models.head import HEAD
 from stages.models.packing import PackedRow, lay_out, list_documents
 from stages.process.context import StageContext
+from stages.process.ranks import Ranks
 from stages.ranking import Pairs, make_pairs, pair_accuracy, ranking_loss
 from stages.settings import RMSettings
+from stages.trl.batches import draw_step, evaluate_records
 from stages.trl.training import StageCallback, make_arguments, make_config
 
 
@@ -57,21 +59,61 @@ def collate_comparisons(comparisons: list[dict[str, Any]]) -> dict[str, Tensor]:
     }
 
 
+def keep_comparisons(batch: dict[str, Tensor], kept: int) -> dict[str, Tensor]:
+    """Leave all comparisons but the first `kept` out of the loss: answers that are tied make no pair."""
+    return batch | {"ranks": torch.where(batch["prompts"] < kept, batch["ranks"], 1)}
+
+
+def weigh_comparisons(batch: dict[str, Tensor]) -> Tensor:
+    """Count the comparisons that have a pair."""
+    return torch.tensor(make_pairs(batch["ranks"], batch["prompts"]).num_prompts, device=batch["ranks"].device)
+
+
 class RankingTrainer(RewardTrainer):
     """TRL's RewardTrainer with the K-way ranking loss in place of its pairwise one, and each prompt computed once for its K answers."""
 
+    loss_is_scaled_for_ga = True  # by `num_items_in_batch`, the comparisons of the whole batch
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._sums = {"train": torch.zeros(4), "eval": torch.zeros(4)}  # see `_measure`; since the last row of metrics
+
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         return dataset  # already token ids
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        return draw_step(self, epoch_iterator, num_batches, keep_comparisons, weigh_comparisons)
+
+    def evaluation_loop(self, dataloader: Any, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> Any:
+        return evaluate_records(self, dataloader, metric_key_prefix, keep_comparisons, weigh_comparisons)
 
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         pairs: Pairs = make_pairs(inputs["ranks"], inputs["prompts"])
         row = lay_out(inputs["ids"], inputs["lengths"], inputs["parents"])
         scores_N = self._compute_logits(model, row)[row.parents_D >= 0]
-        loss = ranking_loss(scores_N, pairs)
-        metrics = self._metrics["train" if model.training else "eval"]
-        metrics["accuracy"].append((pair_accuracy(scores_N.detach(), pairs) * pairs.weight_Q).sum().item())
-        metrics["mean_score"].append(scores_N.detach().mean().item())
+        loss = ranking_loss(scores_N, pairs)  # a mean over this micro-batch's prompts
+        self._measure(scores_N.detach(), pairs, mode="train" if model.training else "eval")
+        if num_items_in_batch is not None:  # a mean over those of the whole batch; the ranks' gradients are averaged
+            loss = loss * (pairs.num_prompts * self.accelerator.num_processes / num_items_in_batch)
         return (loss, {"logits": scores_N}) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        model: Any = self.model
+        mode, device = "train" if model.training else "eval", self.accelerator.device
+        right, comparisons, scores, answers = Ranks(self.accelerator).sum(self._sums[mode].to(device)).tolist()
+        self._sums[mode] = torch.zeros(4)
+        if comparisons:
+            self._metrics[mode] |= {"accuracy": [right / comparisons], "mean_score": [scores / answers]}
+        super().log(logs, start_time)
+
+    def _measure(self, scores_N: Tensor, pairs: Pairs, mode: str) -> None:
+        """Take in what a micro-batch says: accuracy, mean over comparisons of mean over pairs, and mean score of answers that have one."""
+        paired_N = torch.zeros_like(scores_N, dtype=torch.bool)
+        paired_N[pairs.better_Q] = paired_N[pairs.worse_Q] = True
+        right = (pair_accuracy(scores_N, pairs) * pairs.weight_Q).sum() * pairs.num_prompts
+        comparisons = torch.full_like(right, pairs.num_prompts)
+        figures = torch.stack([right, comparisons, scores_N.where(paired_N, 0.0).float().sum(), paired_N.sum()])
+        self._sums[mode] = self._sums[mode].to(figures.device) + figures
 
     def _compute_logits(self, model: Any, row: PackedRow) -> Tensor:
         """Compute the logit at each document's last token, through the whole (maybe wrapped) model.

@@ -1,5 +1,6 @@
 """TRL's SFTTrainer on our token stream, without padding where our attention fits the model."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,9 +17,11 @@ from stages.models.logprobs import compute_logprobs
 from stages.models.packing import lay_out
 from stages.process.context import StageContext
 from stages.settings import SFTSettings
+from stages.trl.batches import draw_step, evaluate_records
 from stages.trl.training import StageCallback, make_arguments, make_config
 
 IGNORED_LABEL = -100
+_ROW_LENGTHS = "row_lengths"  # tokens of each row of a batch, however the rows lie in it
 _MAX_LOGITS = 2**26  # 256 MB in float32
 
 
@@ -47,7 +50,7 @@ def make_sft_trainer(
         config.packing = False
     if not config.packing:  # the rows are ids and labels; only TRL's packing prepares them
         config.dataset_kwargs, config.remove_unused_columns = {"skip_prepare_dataset": True}, False
-    trainer_class = UnpaddedSFTTrainer if unpadded else SFTTrainer
+    trainer_class = UnpaddedSFTTrainer if unpadded else EvenSFTTrainer
     return trainer_class(
         model=model,
         args=config,
@@ -72,8 +75,47 @@ def collate_demonstrations(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
     return {"labels": labels, "ids": torch.tensor([[token for row in rows for token in row["input_ids"]]]), "lengths": lengths}
 
 
-class UnpaddedSFTTrainer(SFTTrainer):
-    """TRL's SFTTrainer on packed rows: no padding, and logits for response tokens only."""
+def keep_demonstrations(batch: dict[str, Tensor], kept: int) -> dict[str, Tensor]:
+    """Leave all rows but the first `kept` out of the loss."""
+    labels, lengths = batch["labels"].clone(), batch[_ROW_LENGTHS]
+    if len(labels) == len(lengths):
+        labels[kept:] = IGNORED_LABEL
+    else:  # laid end to end
+        labels[0, int(lengths[:kept].sum()) :] = IGNORED_LABEL
+    return batch | {"labels": labels}
+
+
+def weigh_demonstrations(batch: dict[str, Tensor]) -> Tensor:
+    """Count the tokens that are trained on; nothing predicts a row's first one."""
+    return (batch["labels"][..., 1:] != IGNORED_LABEL).sum()
+
+
+def _collate_with_lengths(collate: Any, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    return collate(rows) | {_ROW_LENGTHS: torch.tensor([len(row["input_ids"]) for row in rows])}
+
+
+class EvenSFTTrainer(SFTTrainer):
+    """TRL's SFTTrainer; each token of a batch weighs alike, and each demonstration of an epoch comes once."""
+
+    loss_is_scaled_for_ga = True  # by `num_items_in_batch`, the response tokens of the whole batch
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.data_collator = partial(_collate_with_lengths, self.data_collator)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        return draw_step(self, epoch_iterator, num_batches, keep_demonstrations, weigh_demonstrations)
+
+    def evaluation_loop(self, dataloader: Any, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> Any:
+        return evaluate_records(self, dataloader, metric_key_prefix, keep_demonstrations, weigh_demonstrations)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        for_model = {name: tensor for name, tensor in inputs.items() if name != _ROW_LENGTHS}
+        return super().compute_loss(model, for_model, return_outputs, num_items_in_batch)
+
+
+class UnpaddedSFTTrainer(EvenSFTTrainer):
+    """On packed rows: no padding, and logits for response tokens only."""
 
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         row = lay_out(inputs["ids"][0], inputs["lengths"])
