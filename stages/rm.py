@@ -3,6 +3,7 @@
 comparisons -> token ids -> K-way ranking loss -> bias and scale from demonstrations -> model/, held-out accuracy
 """
 
+import math
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from data.tokens import EncodedComparison, encode_comparisons, encode_demonstrations
 from stages.models.adapters import apply_lora, find_model, require_adapter_base
-from stages.models.calibration import Calibration
+from stages.models.calibration import Calibration, choose_calibration
 from stages.models.compiling import compile_layers
 from stages.models.forward import note_padding
 from stages.models.handoff import read_facts
@@ -21,6 +22,7 @@ from stages.process.context import StageContext, describe_machine
 from stages.process.engine import choose_engine
 from stages.process.errors import StageError
 from stages.process.runtime import run_stage
+from stages.process.seeds import derive_seed
 from stages.ranking import calibration_error, correlation, make_pairs, pair_accuracy, ranking_loss
 from stages.responses.judging import response_text, write_samples
 from stages.responses.scores import score_rankings
@@ -33,6 +35,8 @@ from stages.trl.training import train
 
 _CALIBRATION_DEMONSTRATIONS = 1000  # enough for a standard error of 0.03 standard deviations
 _SAMPLED_COMPARISONS = 100
+# What of a logit is rounding, as a share of its size: some hundred steps of float32, a few of bfloat16.
+_ROUNDING, _ROUNDING_IN_BFLOAT16 = 1e-5, 1e-2
 
 
 def main(context: StageContext) -> StageResult:
@@ -60,16 +64,19 @@ def main(context: StageContext) -> StageResult:
     last_step = train(trainer, context)
 
     with whole_model(trainer) as model:
-        calibration = calibrate(context, settings, model, tokenizer, limits)
+        ranked = held_out or [comparisons[place] for place in draw_sample(len(comparisons), _SAMPLED_COMPARISONS, spec.seed)]
+        logits = score_rankings(model, [(item.prompt_ids, item.responses) for item in ranked])  # not calibrated yet
+        calibration = calibrate(context, settings, model, tokenizer, limits, logits)
         find_model(model).calibration = calibration
 
         metrics = {"score_bias": calibration.bias, "score_scale": calibration.scale}
         if held_out:
-            scores = score_rankings(model, [(item.prompt_ids, item.responses) for item in held_out])
-            # The loss was trained on logits: a pair's probability is that of their difference, before the scale.
-            metrics |= report_ranking(scores * calibration.scale, held_out)
+            metrics |= report_ranking(logits, held_out)  # the loss was trained on logits: a pair's probability is that of their difference
+            if (loss := metrics["eval/loss"]) > math.log(2):
+                known = "that of a reward model which knows nothing"
+                context.note(f"the held-out loss {loss:.3g} is above {math.log(2):.3g}, {known}; lower rm.learning_rate or rm.epochs")
             if context.is_main:
-                write_samples(spec.output_dir / SAMPLES_FILE, _sample_rows(tokenizer, held_out, scores))
+                write_samples(spec.output_dir / SAMPLES_FILE, _sample_rows(tokenizer, held_out, calibration.apply(logits)))
         facts = read_facts(model, tokenizer, spec.models["sft"])
         if context.is_main:
             save_model(model, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
@@ -78,15 +85,37 @@ def main(context: StageContext) -> StageResult:
     return StageResult(metrics=metrics, facts=facts, counts=counts, **describe_machine(context))
 
 
-def calibrate(context: StageContext, settings: RMSettings, model: Any, tokenizer: Any, limits: tuple[int, int]) -> Calibration:
-    """Find the bias (and scale) that give demonstrations a mean score of 0 (and a standard deviation of 1)."""
+def calibrate(
+    context: StageContext, settings: RMSettings, model: Any, tokenizer: Any, limits: tuple[int, int], ranked_N: Tensor
+) -> Calibration:
+    """Find the bias (and scale) that give demonstrations, or a sample of many, a mean score of 0 (and a standard deviation of 1).
+
+    Raises:
+        StageError: logits are not finite, those of ranked answers (`ranked_N`) or the demonstrations'.
+    """
     records, _ = load_splits(context.spec, "demonstrations")
-    pairs, _ = encode_demonstrations(tokenizer, records[:_CALIBRATION_DEMONSTRATIONS], limits)
-    scores = score_rankings(model, [(pair.prompt_ids, [pair.response_ids]) for pair in pairs])
-    if not torch.isfinite(scores).all():
-        raise StageError("demonstrations get scores that are not finite; the reward model diverged; lower rm.learning_rate")
-    spread = scores.std().item() if len(scores) > 1 else 0.0
-    return Calibration(bias=scores.mean().item(), scale=spread if settings.scale_scores and spread > 0 else 1.0)
+    places = draw_sample(len(records), _CALIBRATION_DEMONSTRATIONS, context.spec.seed)
+    pairs, _ = encode_demonstrations(tokenizer, [records[place] for place in places], limits)
+    demonstrations_N = score_rankings(model, [(pair.prompt_ids, [pair.response_ids]) for pair in pairs])
+    if not torch.isfinite(torch.cat([demonstrations_N, ranked_N])).all():
+        raise StageError("the reward model's scores are not finite; finite ones are needed; lower rm.learning_rate")
+    calibration, remark = choose_calibration(
+        demonstrations_N,
+        ranked_N,
+        scale_scores=settings.scale_scores,
+        rounding=_ROUNDING_IN_BFLOAT16 if context.spec.hardware.computes_in_bfloat16 else _ROUNDING,
+    )
+    if remark:
+        context.note(f"rm.scale_scores: {remark}")
+    return calibration
+
+
+def draw_sample(count: int, at_most: int, seed: int) -> list[int]:
+    """Draw places of a sample without replacement, in order; all where there are no more than that."""
+    if count <= at_most:
+        return list(range(count))
+    generator = torch.Generator().manual_seed(derive_seed(seed, at_most))
+    return torch.randperm(count, generator=generator)[:at_most].sort().values.tolist()
 
 
 def report_ranking(scores_N: Tensor, comparisons: list[EncodedComparison]) -> dict[str, float]:

@@ -277,7 +277,12 @@ class PPOSettings(_Optimization):
         description="Token, or text of several tokens, that ends a response in place of the end token (which then leaves it unfinished); "
         "default: the end token.",
     )
-    missing_eos_score: float | None = Field(-1.0, description="Score of a response that never ended; null keeps the reward model's.")
+    missing_eos_score: float | None = Field(
+        -1.0,
+        description="Highest score of a response that never ended, in the unit of scores (after scale_scores and score_clip). It gets the "
+        "lowest of this, its own score, and the mean of the rollout's finished ones less as much: not to end never pays, however low the "
+        "policy's answers score. null keeps the reward model's.",
+    )
     kl_coef: float = Field(0.05, ge=0, description="Weight of the KL penalty to the reference (the SFT model), per token.")
     kl_target: float | None = Field(
         None,
@@ -289,7 +294,12 @@ class PPOSettings(_Optimization):
     gae_lambda: Fraction = Field(0.95, description="Lambda of generalised advantage estimation.")
     clip_range: float = Field(0.2, gt=0, description="Clip of the probability ratio.")
     value_clip_range: float = Field(0.2, gt=0, description="Clip of the value change around the rollout's values.")
-    value_coef: float = Field(0.1, ge=0, description="Weight of the value loss.")
+    value_coef: float = Field(
+        0.1,
+        ge=0,
+        description="Weight of the value loss. It hardly acts: the critic has weights and an optimizer of its own (Adam, blind to scale), "
+        "so it only moves the gradient's norm against max_grad_norm; critic_learning_rate sets how fast the critic learns. 0: not at all.",
+    )
     early_stop_kl: float | None = Field(
         None, gt=0, description="End a rollout's PPO epochs when a minibatch's approximate KL exceeds this."
     )

@@ -64,10 +64,10 @@ def main(context: StageContext) -> StageResult:
 
     with whole_model(trainer) as model:
         metrics: dict[str, float] = {}
+        loss = heldout_loss(model, held_out or pairs[:_EVAL_BATCH], tokenizer.pad_token_id)
+        require_useful_loss(context, loss, math.log(model.config.get_text_config().vocab_size))
         if held_out:
-            metrics["eval/loss"] = heldout_loss(model, held_out, tokenizer.pad_token_id)
-            if not math.isfinite(metrics["eval/loss"]):
-                raise StageError(f"the held-out loss is {metrics['eval/loss']}; a finite one is needed; lower sft.learning_rate")
+            metrics["eval/loss"] = loss
             metrics |= _answer_held_out(context, settings, model, tokenizer, judge, held_out_records)
         facts = read_facts(model, tokenizer, spec.models["base"])
         if context.is_main:
@@ -135,6 +135,18 @@ def _answer_held_out(
     if context.is_main:
         write_samples(spec.output_dir / SAMPLES_FILE, rows)
     return metrics
+
+
+def require_useful_loss(context: StageContext, loss: float, of_chance: float) -> None:
+    """Note a loss above that of a model which knows nothing, `of_chance`.
+
+    Raises:
+        StageError: it is not finite.
+    """
+    if not math.isfinite(loss):
+        raise StageError(f"the trained model's loss is {loss}; a finite one is needed; lower sft.learning_rate")
+    if loss > of_chance:
+        context.note(f"the loss {loss:.3g} is above {of_chance:.3g}, that of a model which knows nothing; lower sft.learning_rate")
 
 
 def _limits(context: StageContext) -> tuple[int, int]:

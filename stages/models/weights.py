@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from stages.internals import get_piece, is_partitioned
 from stages.models import precision
 from stages.models.adapters import ADAPTER_CONFIG, is_unmerged_adapter, merge_adapter
 from stages.models.forward import enable_packing
@@ -110,3 +111,9 @@ def _disable_dropout(model: Any) -> None:
     for key in ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop"):
         if getattr(model.config, key, None):
             setattr(model.config, key, 0.0)
+
+
+def count_broken_weights(model: torch.nn.Module) -> torch.Tensor:
+    """Count the weights that learn, whole tensors, in which this rank holds a number that is not finite."""
+    learning = [get_piece(weight) if is_partitioned(weight) else weight for weight in model.parameters() if weight.requires_grad]
+    return torch.stack([~weight.detach().isfinite().all() for weight in learning]).sum()

@@ -1,9 +1,12 @@
 """A run that diverges, or learns from responses that are not its policy's, stops and says where and what to do."""
 
 import math
+from collections.abc import Iterable
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from stages.models.weights import count_broken_weights
 from stages.ppo.advantages import SumOverRanks
 from stages.ppo.update import UpdateStats
 from stages.process.errors import StageError
@@ -39,6 +42,20 @@ def require_same_policy(logprob_gap: float, iteration: int) -> None:
             f"policy's; at most {_MAX_LOGPROB_GAP} is needed, or it samples from another model; see that the server serves this policy's "
             "base with --logprobs-mode processed_logprobs, or set ppo.rollout.engine: torch",
             EXIT_VERIFICATION,
+        )
+
+
+def require_finite_weights(modules: Iterable[nn.Module], iteration: int, sum_over_ranks: SumOverRanks) -> None:
+    """Refuse weights that are not finite, on any rank, before anything is sampled from them, saved or published.
+
+    Raises:
+        StageError: with their number; `iteration` counts from 1.
+    """
+    broken = int(sum_over_ranks(torch.stack([count_broken_weights(module) for module in modules]).sum()))
+    if broken:
+        raise StageError(
+            f"iteration {iteration}: {broken} trained weights hold numbers that are not finite; needed: finite ones; lower "
+            "ppo.learning_rate (or ppo.critic_learning_rate), or set hardware.precision: float32"
         )
 
 

@@ -15,7 +15,7 @@ from stages.ppo.advantages import adapt_kl_coef, estimate_advantages, penalize_k
 from stages.ppo.budget import TokenBudget
 from stages.ppo.ema import AveragedWeights
 from stages.ppo.experience import Experience
-from stages.ppo.guards import require_finite_scores, require_finite_update, require_same_policy
+from stages.ppo.guards import require_finite_scores, require_finite_update, require_finite_weights, require_same_policy
 from stages.ppo.learner import Learner, TorchLearner, compute_lr_factor, make_optimizer
 from stages.ppo.losses import compute_importance_weights
 from stages.ppo.metrics import describe_engine, describe_rollout, describe_update, timed
@@ -157,6 +157,7 @@ class PPOTrainer:
         scores_B = apply_score_rules(
             raw_scores_B,
             rollout.finished_B,
+            self.ranks.sum,
             scale=self.score_moments.std,
             score_clip=settings.score_clip,
             missing_eos_score=settings.missing_eos_score,
@@ -221,6 +222,7 @@ class PPOTrainer:
         everything, seed = gather_experience(self.ranks, experience), derive_seed(self.seed, _UPDATE, self.iteration, 0)
         stats = self.updater.update(everything, seed, train_policy=self.trains_policy)
         require_finite_update(stats, self.iteration + 1)
+        require_finite_weights((self.actor.module, self.critic.module), self.iteration + 1, self.ranks.sum)
         return stats
 
     def _record(

@@ -20,7 +20,7 @@ class Ranks:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum local sums; every rank gets the result."""
-        return cast(Tensor, self.accelerator.reduce(tensor, "sum"))
+        return cast(Tensor, self.accelerator.reduce(tensor.to(self.device), "sum"))
 
     def max(self, scalar: Tensor) -> Tensor:
         """Take the largest of the ranks' scalars; every rank gets the result."""

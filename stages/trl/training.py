@@ -3,6 +3,7 @@
 Nothing outside of this package touches TRL.
 """
 
+import math
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -13,11 +14,13 @@ from transformers import TrainerCallback
 from trl.trainer.reward_trainer import RewardTrainer
 from trl.trainer.sft_trainer import SFTTrainer
 
+from stages.models.weights import count_broken_weights
 from stages.process.checkpoint import describe_layout, find_checkpoint, mark_complete, prune
 from stages.process.context import StageContext, uses_gpu
 from stages.process.distributed import require_world_size
 from stages.process.engine import choose_engine
 from stages.process.errors import StageError
+from stages.process.ranks import Ranks
 from stages.rules import find_unknown_arguments
 from stages.settings import RMSettings, SFTSettings
 from stages.spec import EXIT_USAGE, StageName
@@ -26,7 +29,11 @@ _EVENTS_PER_S = 4
 
 
 def train(trainer: SFTTrainer | RewardTrainer, context: StageContext) -> int:
-    """Train from the newest complete checkpoint to the end, or to a checkpoint where a stop is asked for; return the last step."""
+    """Train from the newest complete checkpoint to the end, or to a checkpoint where a stop is asked for; return the last step.
+
+    Raises:
+        StageError: a loss, a gradient or a weight is not finite.
+    """
     require_world_size(context, trainer.accelerator.num_processes)
     found = find_checkpoint(context)
     step = found[1] if found else 0
@@ -35,6 +42,10 @@ def train(trainer: SFTTrainer | RewardTrainer, context: StageContext) -> int:
     with context.stops_at_step_end():
         # Always an explicit path: transformers' own finder takes a half-written checkpoint.
         trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
+    model: Any = trainer.model
+    broken = int(Ranks(trainer.accelerator).sum(count_broken_weights(model)))
+    if broken:
+        raise StageError(_describe_divergence(context, f"{broken} trained weights hold numbers that are not finite"))
     return trainer.state.global_step
 
 
@@ -50,11 +61,9 @@ class StageCallback(TrainerCallback):
         row = {_our_name(key): float(value) for key, value in (logs or {}).items() if isinstance(value, int | float)}
         if "train_runtime" in (logs or {}):
             return  # the trainer's closing line repeats what the rows say
-        loss = row.get("train/loss", 0.0)
-        if loss != loss or loss in (float("inf"), float("-inf")):
-            raise StageError(
-                f"the loss is {loss} at step {state.global_step}; finite losses are needed; lower learning_rate or use float32"
-            )
+        for name, what in (("train/loss", "loss"), ("train/grad_norm", "gradient's norm"), ("eval/loss", "held-out loss")):
+            if not math.isfinite(row.get(name, 0.0)):
+                raise StageError(_describe_divergence(self.context, f"the {what} is {row[name]} at step {state.global_step}"))
         self.latest.update(row)
         self.context.write_metrics(state.global_step, row)
 
@@ -83,6 +92,12 @@ class StageCallback(TrainerCallback):
             mark_complete(path, state.global_step, layout=describe_layout(self.context))
             prune(path.parent)
         self.context.event("checkpoint", step=state.global_step)
+
+
+def _describe_divergence(context: StageContext, found: str) -> str:
+    stage, rate = context.spec.stage, context.spec.settings.learning_rate
+    other = ", or set hardware.precision: float32" if context.spec.hardware.computes_in_bfloat16 else ""
+    return f"{found}; finite ones are needed; lower {stage}.learning_rate (found {rate:g}){other}"
 
 
 def _our_name(key: str) -> str:

@@ -162,5 +162,5 @@ def test_a_loss_that_is_not_a_number_is_named_and_nothing_is_left(make_stage, ba
     stage = make_stage("sft", models={"base": broken}, log_every=1)
     process = stage.start()
     output, _ = process.communicate(timeout=120)
-    assert process.returncode == 1 and "the loss is nan at step 1" in output and "lower learning_rate" in output
+    assert process.returncode == 1 and "the loss is nan at step 1" in output and "lower sft.learning_rate" in output
     assert not (stage.spec.output_dir / "result.json").exists()

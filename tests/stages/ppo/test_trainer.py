@@ -9,7 +9,7 @@ from stages.process.errors import StageError
 from tests.stages.tiny_models import PROMPTS
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
 def test_the_ratio_starts_at_one_in_every_iteration_and_the_kl_at_zero(make_trainer, tiny, temperature):
     trainer = make_trainer(sampling=tiny.sampling(temperature=temperature), temperature=temperature)
     first = trainer.step()
@@ -17,6 +17,7 @@ def test_the_ratio_starts_at_one_in_every_iteration_and_the_kl_at_zero(make_trai
     assert first["objective/rlhf_reward"] == first["objective/scores"]
     later = [trainer.step() for _ in range(3)]
     assert all(metrics["val/ratio_start_deviation"] < 1e-5 for metrics in [first, *later])
+    assert all(metrics["rollout/logprob_gap"] < 1e-5 for metrics in [first, *later])  # what sampled is what is learnt from
     assert later[-1]["objective/kl_k3"] > 0
     assert later[-1]["policy/approxkl_avg"] > 0  # the policy did move between the first step and the last
 
@@ -68,7 +69,7 @@ def test_the_experience_equals_the_papers_formulas_written_as_loops(make_trainer
         trainer.step()
     found = trainer.updater.experience
     calibration = trainer.scorer.reward_model.calibration
-    rows = []
+    rows, answers = [], []
     for row in range(8):
         prompt = found.prompt_ids_BP[row][found.prompt_mask_BP[row]].tolist()
         response = found.response_ids_BR[row][found.response_mask_BR[row]].tolist()
@@ -85,8 +86,11 @@ def test_the_experience_equals_the_papers_formulas_written_as_loops(make_trainer
                 values.append(critic.head(critic.backbone(input_ids=state).last_hidden_state[0, -1]).item())
             hidden = trainer.scorer.reward_model.model(input_ids=torch.tensor([prompt + response])).last_hidden_state[0, -1]
             score = (trainer.scorer.reward_model.score(hidden).item() - calibration.bias) / calibration.scale
-        rewards = [-0.3 * x for x in kl]
-        rewards[-1] += score if response[-1] == trainer.sampling.stop_token_id else -3.0
+        answers.append(([-0.3 * x for x in kl], values, score, response[-1] == trainer.sampling.stop_token_id))
+    finished = [score for *_, score, ended in answers if ended]
+    assert 0 < len(finished) < 8
+    for rewards, values, score, ended in answers:
+        rewards[-1] += score if ended else min(score, -3.0, sum(finished) / len(finished) - 3.0)
         advantages = [
             sum(
                 (0.97 * 0.9) ** (s - t) * (rewards[s] + 0.97 * (values[s + 1] if s + 1 < len(values) else 0.0) - values[s])
@@ -116,6 +120,12 @@ def test_scores_that_are_not_finite_stop_the_stage_by_name(make_trainer, tiny):
     reward_model.score.weight.data[0, 0] = float("nan")
     with pytest.raises(StageError, match="scores of the reward model are not finite"):
         make_trainer(reward_model=reward_model).step()
+
+
+def test_weights_that_are_not_finite_stop_the_stage_before_anything_samples_from_them(make_trainer):
+    trainer = make_trainer(ppo_epochs=1, minibatch_size=8, learning_rate=1e-30, critic_learning_rate=1e38, adam_epsilon=1e-30)
+    with pytest.raises(StageError, match=r"iteration 1: \d+ trained weights .* not finite; .* lower ppo.learning_rate"):
+        trainer.step()
 
 
 def test_a_loss_that_is_not_finite_stops_the_stage_by_name(make_trainer):

@@ -21,7 +21,7 @@ from stages.trl.sft import make_sft_trainer
 
 HELD_OUT = 3
 # An epsilon above rounding: Adam would make a whole step of the rounding of a gradient that is none.
-TRAINING = {"epochs": 2, "learning_rate": 1e-3, "adam_epsilon": 1e-4, "trainer_args": {"save_strategy": "no"}}
+TRAINING = {"epochs": 2, "learning_rate": 1e-3, "adam_epsilon": 1e-4}
 # By number of processes: (records, batch size), and the micro-batch sizes that it is tried with.
 SIZES = {
     1: {(2, 24): [1], (5, 24): [1, 2, 4, 8], (7, 24): [1, 4], (7, 6): [2]},
@@ -70,6 +70,7 @@ def run(context, base, tokenizer, stage, records, sizes):
         hardware = context.spec.hardware.model_copy(update={"attention": form.get("attention", "auto")})
         demonstrations = draw_demonstrations(0, records), draw_demonstrations(1, HELD_OUT)
         trainer = make_sft_trainer(context, settings, load_policy(base, hardware), tokenizer, *demonstrations)
+    trainer.args.save_strategy = "no"
     trainer.train()
     figures = [
         {key: row[key] for key in ("eval_loss", "eval_accuracy") if key in row} for row in trainer.state.log_history if "eval_loss" in row

@@ -17,6 +17,7 @@ from stages.process.errors import StageError
 from stages.settings import HardwareSettings, RMSettings, SFTSettings
 from stages.trl.rm import collate_comparisons, make_ranking_trainer
 from stages.trl.sft import UnpaddedSFTTrainer, make_sft_trainer
+from stages.trl.training import train
 
 HARDWARE = HardwareSettings(device="cpu", precision="float32", attention="eager")
 
@@ -215,3 +216,24 @@ def test_a_misspelt_trainer_argument_is_refused_with_a_suggestion(context, polic
     with pytest.raises(StageError, match="did you mean neftune_noise_alpha") as caught:
         make_sft_trainer(context, settings, policy, tokenizer, pairs_of(generator, 2, tokenizer), [])
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("log_every", [1, 1000])
+@pytest.mark.parametrize("stage", ["sft", "rm"])
+def test_what_diverges_stops_and_names_the_setting_to_lower(make_stage, base_model_dir, tokenizer, stage, log_every):
+    """Seen where it is logged, and at the latest in the weights, before anything is published."""
+    models = {"base" if stage == "sft" else "sft": base_model_dir}
+    stage_process = make_stage(stage, models=models, learning_rate=1e38, warmup_steps=0, log_every=log_every, save_every=1000)
+    context = StageContext(stage_process.spec)
+    context.spec.checkpoint_dir.mkdir()
+    generator = torch.Generator().manual_seed(7)
+    if stage == "sft":
+        policy = load_policy(str(base_model_dir), HARDWARE)
+        trainer = make_sft_trainer(context, context.spec.settings, policy, tokenizer, pairs_of(generator, 8, tokenizer), [])
+    else:
+        comparisons = [EncodedComparison(random_ids(generator, 6), [random_ids(generator, 3 + k) for k in range(3)], (1, 2, 3), "")] * 8
+        model = init_reward_model(str(base_model_dir), HARDWARE, seed=1)
+        align_special_tokens(model, tokenizer)
+        trainer = make_ranking_trainer(context, context.spec.settings, model, tokenizer, comparisons, [])
+    with pytest.raises(StageError, match=rf"finite ones are needed; lower {stage}.learning_rate \(found 1e\+38\)"):
+        train(trainer, context)
