@@ -50,7 +50,7 @@ def main(context: StageContext) -> StageResult:
     comparisons, counts = encode_comparisons(tokenizer, records, limits)
     held_out, held_out_counts = encode_comparisons(tokenizer, held_out_records, limits)
     counts |= {f"held_out_{key}": value for key, value in held_out_counts.items()}
-    note_repeated_openings(context, tokenizer, "comparisons", [list(record.completions) for record in records])
+    note_repeated_openings(context, tokenizer, "comparisons", [text for record in records for text in record.completions])
 
     if settings.lora:
         require_adapter_base(spec.models["sft"], "rm.lora")

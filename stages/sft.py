@@ -49,7 +49,7 @@ def main(context: StageContext) -> StageResult:
     pairs, counts = encode_demonstrations(tokenizer, records, _limits(context))
     held_out, held_out_counts = encode_demonstrations(tokenizer, held_out_records, _limits(context))
     counts |= {f"held_out_{key}": value for key, value in held_out_counts.items()}
-    note_repeated_openings(context, tokenizer, "demonstrations", [[record.completion] for record in records])
+    note_repeated_openings(context, tokenizer, "demonstrations", [record.completion for record in records])
 
     model: Any = load_policy(spec.models["base"], spec.hardware, spec.revision, engine=choose_engine(context))
     has_grown = grow_embeddings(model, tokenizer)

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from data.load import load_and_split
-from data.schema import RecordKind
+from data.reading import iter_records, report_on
+from data.schema import Comparison, RecordKind
 from data.turns import find_openings, find_repeated_openings
 from stages.process.context import StageContext
 from stages.process.errors import StageError
@@ -27,20 +28,23 @@ def load_splits(spec: StageSpec, kind: RecordKind) -> tuple[list[Any], list[Any]
     return train, held_out
 
 
-def note_repeated_openings(context: StageContext, tokenizer: Any, kind: RecordKind, answers: Sequence[Sequence[str]]) -> None:
-    """Tell the user of answers that begin with what the prompt ends with: the token stream does not write it twice.
-
-    Args:
-        context: Of the stage.
-        tokenizer: The policy's.
-        kind: Of the records.
-        answers: Those of each record.
-    """
-    records = [record for record, texts in enumerate(answers) for _ in texts]
-    found = find_repeated_openings(tokenizer, [text for texts in answers for text in texts])
+def note_repeated_openings(context: StageContext, tokenizer: Any, kind: RecordKind, answers: Sequence[str]) -> None:
+    """Tell the user of training answers that begin with what the prompt ends with: the token stream does not write it twice."""
+    found = find_repeated_openings(tokenizer, answers)
     if found:
         ending = find_openings(tokenizer)[-1]
+        place = _find_place(context.spec, kind, answers[found[0]])
         context.note(
-            f"{context.spec.data[kind].train.path}: {len(found)} of {len(records)} answers begin with what the prompt ends with already "
-            f"({ending!r}; the first is of record {records[found[0]] + 1}): it is written once; leave it away in the data"
+            f"{place}: {len(found)} of {len(answers)} answers, the first here, begin with {ending!r}, which the prompt ends with already; "
+            "it is written once; leave it away in the data"
         )
+
+
+def _find_place(spec: StageSpec, kind: RecordKind, answer: str) -> str:
+    """Find the `file:line` of an answer; records in memory do not know theirs, so its source is read once more."""
+    source = spec.data[kind].train
+    for place, record in iter_records(source, kind, report_on(source), spec.skip_bad):
+        texts = record.completions if isinstance(record, Comparison) else (getattr(record, "completion", None),)
+        if answer in texts:
+            return place
+    return source.path
