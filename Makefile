@@ -23,7 +23,7 @@ ARGS   = '$(RECIPE)' $(foreach word,$(SET),--set '$(word)') $(STORE_OPTION)
 STORE_OPTION = $(if $(STORE),--store '$(STORE)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sft rm ppo pipeline inspect test test-slurm test-vllm check bench clean
+.PHONY: help setup pretrain sft rm ppo pipeline inspect test test-slurm test-vllm check bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +37,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,qlora]'
 	@touch $@
 
+pretrain: $(STAMP) ## Stage 0, continued pre-training, for a recipe that has it
+	@$(RLHF) run --until pretrain $(ARGS)
+
 sft: $(STAMP) ## Stage 1, supervised fine-tuning
 	@$(RLHF) run --until sft $(ARGS)
 
@@ -49,9 +52,9 @@ ppo: $(STAMP) ## Stage 3, PPO, and what it needs
 pipeline: $(STAMP) ## All three stages; what is up to date is reused
 	@$(RLHF) run $(ARGS)
 
-inspect: $(STAMP) ## List the artifacts and show the newest policy, reward model or SFT model
+inspect: $(STAMP) ## List the artifacts and show the newest of the last stage that left one
 	@$(RLHF) ls $(STORE_OPTION)
-	@for kind in ppo rm sft; do \
+	@for kind in ppo rm sft pretrain; do \
 		if $(RLHF) show $$kind $(STORE_OPTION) 2>/dev/null; then break; fi; \
 	done
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 
-from data.schema import Comparison, Demonstration, Record
+from data.schema import Comparison, Demonstration, Record, Text
 
 
 def fingerprint(records: Iterable[Record]) -> str:
@@ -23,6 +23,8 @@ def fingerprint(records: Iterable[Record]) -> str:
 
 
 def _fields(record: Record) -> list[object]:
+    if isinstance(record, Text):
+        return ["text", record.text]
     prompt = [(message.role, message.content) for message in record.prompt]
     if isinstance(record, Demonstration):
         return ["demonstration", prompt, record.completion]

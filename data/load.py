@@ -6,16 +6,17 @@ from typing import TypeVar
 
 from data.reading import SourceReport, iter_records, report_on
 from data.rows import SourceLike
-from data.schema import Comparison, DataError, Demonstration, Problem, Prompt, Record, RecordKind
+from data.schema import Comparison, DataError, Demonstration, Message, Problem, Prompt, Record, RecordKind, Text
 
-AnyRecord = TypeVar("AnyRecord", Demonstration, Comparison, Prompt, Record)
+AnyRecord = TypeVar("AnyRecord", Demonstration, Comparison, Prompt, Text, Record)
 
 
 def load_records(source: SourceLike, kind: RecordKind, skip_bad: int = 0, reports: list[SourceReport] | None = None) -> list[Record]:
     """Read all records of one source, in order.
 
     Args:
-        source: A JSONL (also `.gz`), JSON or Parquet file, a saved dataset directory, or a Hugging Face dataset id.
+        source: A JSONL (also `.gz`), JSON or Parquet file, a saved dataset directory, or a Hugging Face dataset id; of texts also a
+            `.txt` file, which is one document, or a directory of them.
         kind: What each row must give.
         skip_bad: Most bad lines to skip.
         reports: Gets the report on the source.
@@ -73,9 +74,10 @@ def load_and_split(
 
 
 def split_records(records: Sequence[AnyRecord], eval_fraction: float, seed: int) -> tuple[list[AnyRecord], list[AnyRecord]]:
-    """Hold out about `eval_fraction` of the prompts with all their records; one prompt is never on both sides.
+    """Hold out about `eval_fraction` of the prompts with all their records; one prompt (of texts: one text) is never on both sides.
 
-    A prompt's side follows from a hash of its text and the seed, so records added later move no other prompt.
+    A prompt's side follows from a hash of its text and the seed, so records added later move no other prompt. An empty text is left to
+    training, which leaves it out.
 
     Args:
         records: All records of one kind.
@@ -89,15 +91,20 @@ def split_records(records: Sequence[AnyRecord], eval_fraction: float, seed: int)
         DataError: There are fewer than two different prompts.
     """
     # A 64-bit hash is a place on [0, 1): those below the fraction are held out.
-    places = {prompt: _place(repr(prompt), seed) for prompt in dict.fromkeys(record.prompt for record in records)}
+    places = {prompt: _place(repr(prompt), seed) for prompt in dict.fromkeys(map(_split_by, records)) if prompt}
     if len(places) < 2:
-        message = f"found {len(places)} different prompt; needed two or more to hold one out; add records or an eval file"
+        what = "text" if any(isinstance(record, Text) for record in records) else "prompt"
+        message = f"found {len(places)} different {what}; needed two or more to hold one out; add records or an eval file"
         raise DataError([Problem("", "eval_fraction", message)])
     ordered = sorted(places, key=places.__getitem__)
     num_below = sum(place < eval_fraction for place in places.values())
     held_out = set(ordered[: min(max(num_below, 1), len(ordered) - 1)])
-    train = [record for record in records if record.prompt not in held_out]
-    return train, [record for record in records if record.prompt in held_out]
+    train = [record for record in records if _split_by(record) not in held_out]
+    return train, [record for record in records if _split_by(record) in held_out]
+
+
+def _split_by(record: Record) -> tuple[Message, ...] | str:
+    return record.text if isinstance(record, Text) else record.prompt
 
 
 def _place(text: str, seed: int) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data.fields import Columns, FieldError, as_list, as_object, present_columns
 from data.formats.format import Format, Row, rename_root
-from data.formats.table import ALL_COLUMNS, OWN, choose_format, recognise
+from data.formats.table import ALL_COLUMNS, DOCUMENT, OWN, choose_format, recognise
 from data.formats.transcript import TRANSCRIPT
 from data.formats.turns import unwrap
 from data.records import parse_row
@@ -48,7 +48,7 @@ class SourceReport:
     @property
     def is_plain(self) -> bool:
         """Whether the source is in our own columns, and nothing of it was changed or left out."""
-        return self.looks == OWN.looks and not self.counts and not self.skipped
+        return self.looks in (OWN.looks, DOCUMENT.looks) and not self.counts and not self.skipped
 
     def line(self) -> str:
         """Tell it in one line."""
@@ -78,7 +78,7 @@ def iter_records(source: SourceLike, kind: RecordKind, report: SourceReport, ski
         DataError: The source cannot be read or cannot give this kind; or, at its end, with all bad lines where there are more.
     """
     problems: list[Problem] = []
-    rows = _rows_in_order(source)
+    rows = _rows_in_order(source, kind)
     head = list(islice(rows, PROBED_ROWS))
     form = choose_format((row[1] for row in head if not isinstance(row, Problem)), kind, source.format)
     report.looks = form.looks
@@ -104,11 +104,11 @@ def iter_records(source: SourceLike, kind: RecordKind, report: SourceReport, ski
     report.skipped = problems
 
 
-def _rows_in_order(source: SourceLike) -> Iterator[Row | Problem]:
+def _rows_in_order(source: SourceLike, kind: RecordKind) -> Iterator[Row | Problem]:
     """Yield rows under the names that we know them by, and what could not be read, in the order of the source."""
     waiting: list[Problem] = []
     wanted = tuple(dict.fromkeys((*source.columns.values(), *ALL_COLUMNS)))
-    for where, row in read_rows(source, wanted, waiting.append):
+    for where, row in read_rows(source, wanted, waiting.append, whole_texts=kind == "texts"):
         yield from waiting
         waiting.clear()
         yield where, _map_columns(unwrap(row), source)

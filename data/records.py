@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import cast
 
 from data.fields import Columns, FieldError, as_list, as_object, check_number, check_text, describe, present_columns
-from data.schema import ROLES, Comparison, Demonstration, Message, Prompt, Record, RecordKind
+from data.schema import ROLES, Comparison, Demonstration, Message, Prompt, Record, RecordKind, Text
 
 OWN_COLUMNS = (
     "prompt",
@@ -36,6 +36,8 @@ def parse_row(row: object, kind: RecordKind) -> list[Record]:
         return list(_parse_demonstrations(columns))
     if kind == "comparisons":
         return [_parse_comparison(columns)]
+    if kind == "texts":
+        return [Text(check_text(_require(columns, "text", "a document's text; add it"), "text", may_be_empty=True))]
     return [Prompt(_parse_prompt_record(columns))]
 
 

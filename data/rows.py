@@ -16,7 +16,8 @@ from typing import IO, Any, Protocol, cast
 from data.schema import DataError, Problem, first_line
 
 MAX_LINE_BYTES = 10_000_000
-FILE_FORMATS = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".txt")
+TEXT_FILE = ".txt"
+FILE_FORMATS = (".jsonl", ".jsonl.gz", ".json", ".parquet", TEXT_FILE)
 OTHER_FILES = (".csv", ".tsv", ".arrow", ".gz", ".zip")  # surely no dataset ids: never looked up on a hub
 
 Row = tuple[str, object]  # where, the decoded value
@@ -40,13 +41,14 @@ class SourceLike(Protocol):
     def columns(self) -> Mapping[str, str]: ...
 
 
-def read_rows(source: SourceLike, wanted: Sequence[str], report: Report) -> Iterator[Row]:
+def read_rows(source: SourceLike, wanted: Sequence[str], report: Report, *, whole_texts: bool = False) -> Iterator[Row]:
     """Yield every readable row of a source with its place, and report every unreadable one.
 
     Args:
         source: What to read.
         wanted: The columns to read from Parquet and datasets: others may hold images or embeddings and are ignored anyway.
         report: Called with each problem; reading goes on where the format allows it.
+        whole_texts: A `.txt` file is one row, not a row a line; and a directory of them has one for each, in the order of their paths.
 
     Raises:
         DataError: The source as a whole cannot be opened.
@@ -54,7 +56,10 @@ def read_rows(source: SourceLike, wanted: Sequence[str], report: Report) -> Iter
     path = Path(source.path).expanduser()
     if path.is_file():
         _refuse_dataset_options(source)
-        return _read_file(path, wanted, report)
+        return _read_file(path, wanted, report, whole_texts=whole_texts)
+    if whole_texts and (files := _find_text_files(path)):
+        _refuse_dataset_options(source)
+        return (row for file in files for row in _read_file(file, wanted, report, whole_texts=True))
     if path.is_dir() or _looks_like_dataset_id(source.path):
         return _read_dataset(source, path, wanted)
     raise _cannot_read(source.path, "no such file or directory; needed a file, a saved dataset directory or a dataset id; check the path")
@@ -77,25 +82,45 @@ def _cannot_read(where: str, message: str) -> DataError:
 # Files
 
 
-def _read_file(path: Path, wanted: Sequence[str], report: Report) -> Iterator[Row]:
+def _read_file(path: Path, wanted: Sequence[str], report: Report, *, whole_texts: bool) -> Iterator[Row]:
     name = path.name.lower()
     if not name.endswith(FILE_FORMATS):
         raise _cannot_read(str(path), f"found a {path.suffix or 'suffixless'} file; needed {', '.join(FILE_FORMATS)}; convert or rename it")
     try:
         if name.endswith(".parquet"):
             yield from _read_parquet(path, wanted)
+        elif name.endswith(TEXT_FILE) and whole_texts:
+            text = _decode(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), str(path), report)
+            yield from () if text is None else [(str(path), {"text": text})]
         elif name.endswith(".gz"):
             with gzip.open(path, "rb") as stream:
                 yield from _read_lines(cast(IO[bytes], stream), str(path), report)
         else:
             with path.open("rb") as stream:
                 reader = _read_array if name.endswith(".json") and _starts_array(stream) else _read_lines
-                if name.endswith(".txt"):
+                if name.endswith(TEXT_FILE):
                     yield from ((where, {"text": text}) for where, text in _read_texts(stream, str(path), report))
                 else:
                     yield from reader(stream, str(path), report)
     except (OSError, EOFError, zlib.error) as error:
         raise _cannot_read(str(path), f"cannot be read ({first_line(error)}); needed a whole, readable file; check it") from error
+
+
+def _find_text_files(directory: Path) -> list[Path]:
+    """List the `.txt` files of a directory, at any depth; none where it is a saved dataset.
+
+    Raises:
+        DataError: There are files of other formats beside them.
+    """
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and not path.name.startswith("."))
+    if any(path.name in ("state.json", "dataset_dict.json") for path in files):
+        return []
+    texts = [path for path in files if path.name.lower().endswith(TEXT_FILE)]
+    others = [path for path in files if path.name.lower().endswith(FILE_FORMATS) and path not in texts]
+    if texts and others:
+        found = f"found {len(texts)} {TEXT_FILE} files and {others[0].relative_to(directory)}"
+        raise _cannot_read(str(directory), f"{found}; needed files of one format; move the others away")
+    return texts
 
 
 def _read_lines(stream: IO[bytes], name: str, report: Report) -> Iterator[Row]:

@@ -1,4 +1,4 @@
-"""The three kinds of records, and how bad data is told: `file:line: field: found; needed; do`."""
+"""The kinds of records, and how bad data is told: `file:line: field: found; needed; do`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = get_args(Role)
-RecordKind = Literal["demonstrations", "comparisons", "prompts"]
+RecordKind = Literal["texts", "demonstrations", "comparisons", "prompts"]
 KINDS: tuple[RecordKind, ...] = get_args(RecordKind)
 
 MAX_PROBLEMS_SHOWN = 20
@@ -50,7 +50,14 @@ class Prompt:
     prompt: tuple[Message, ...]
 
 
-Record = Demonstration | Comparison | Prompt
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A document for continued pre-training; an empty one teaches nothing."""
+
+    text: str
+
+
+Record = Demonstration | Comparison | Prompt | Text
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from data.schema import Comparison, Demonstration, Message, Record
+from data.schema import Comparison, Demonstration, Message, Record, Text
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,17 @@ def check(splits: Mapping[str, Sequence[Record]]) -> Findings:
     Args:
         splits: `train` and, where there is one, `eval`.
     """
+    if any(isinstance(record, Text) for split in splits.values() for record in split):
+        return _check_texts({name: [record.text for record in split if isinstance(record, Text)] for name, split in splits.items()})
     train, held_out = splits.get("train", ()), splits.get("eval", ())
     records = [*train, *held_out]
+    prompts, held_out_prompts = ({record.prompt for record in split if not isinstance(record, Text)} for split in (train, held_out))
     comparisons = [record for record in records if isinstance(record, Comparison)]
     counts = {name: len(split) for name, split in splits.items()}
     counts |= {
         "duplicates": len(train) - len(set(train)),
         "contradictions": _count_contradictions(comparisons),
-        "leaked_prompts": len({record.prompt for record in train} & {record.prompt for record in held_out}),
+        "leaked_prompts": len(prompts & held_out_prompts),
         "comparisons_without_pair": sum(not comparison.has_pair for comparison in comparisons),
         "empty_answers": sum(not answer.strip() for record in records for answer in _answers(record)),
     }
@@ -50,15 +53,31 @@ def check(splits: Mapping[str, Sequence[Record]]) -> Findings:
     return Findings(counts, tuple(errors), tuple(_warnings(counts)))
 
 
+def _check_texts(splits: Mapping[str, Sequence[str]]) -> Findings:
+    """Check texts: an empty one is left out of training, so it is not counted as a copy of another one."""
+    filled = {name: [text for text in split if text] for name, split in splits.items()}
+    train, held_out = filled.get("train", []), filled.get("eval", [])
+    counts = {name: len(split) for name, split in splits.items()}
+    counts |= {
+        "duplicates": len(train) - len(set(train)),
+        "leaked_texts": len(set(train) & set(held_out)),
+        "empty_texts": sum(len(splits[name]) - len(split) for name, split in filled.items()),
+    }
+    errors = [f"{name}: found no text that is not empty; needed at least one; check the source" for name in filled if not filled[name]]
+    return Findings(counts, tuple(errors), tuple(_warnings(counts)))
+
+
 def _warnings(counts: Mapping[str, int]) -> Iterable[str]:
     texts = {
         "duplicates": "training records occur more than once; each copy trains again; remove them if that is not wanted",
         "contradictions": "pairs of answers are ranked both ways for one prompt; they teach nothing; keep one ranking",
         "leaked_prompts": "held-out prompts also occur in training; held-out figures look too good; remove them from one side",
+        "leaked_texts": "held-out texts also occur in training; held-out figures look too good; remove them from one side",
+        "empty_texts": "texts are empty; they teach nothing and are left out",
         "comparisons_without_pair": "comparisons rank all answers equal; they make no pair and are left out",
         "empty_answers": "ranked answers are empty; they train as an immediate end token; remove them if that is not meant",
     }
-    return (f"{counts[name]} {text}" for name, text in texts.items() if counts[name])
+    return (f"{counts[name]} {text}" for name, text in texts.items() if counts.get(name))
 
 
 def _answers(record: Record) -> tuple[str, ...]:

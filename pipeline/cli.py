@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from stages.spec import EXIT_FAILED, EXIT_OK, EXIT_VERIFICATION, STAGES, StageName, with_ancestors
+from stages.spec import EXIT_FAILED, EXIT_OK, EXIT_VERIFICATION, STAGES, StageName, data_inputs, with_ancestors
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipeline.store.store import Store
 
 app = typer.Typer(
-    help="SFT -> reward model -> PPO: one recipe, three chained stages, versioned artifacts.",
+    help="SFT -> reward model -> PPO: one recipe, chained stages, versioned artifacts.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -57,7 +57,7 @@ def run_command(
     from pipeline.run import run
 
     selection = _select(only, from_stage, until, force)
-    resolved = _load_recipe(recipe, overrides, selection.needed)
+    resolved = _load_recipe(recipe, overrides, with_ancestors(selection.run), only, from_stage, until)
     console = _console()
     if slurm:
         from pipeline.launch.slurm import run_by_slurm
@@ -65,7 +65,8 @@ def run_command(
         root = _open_store(store, resolved).root
         arguments = [_absolute(recipe), "--store", str(root.resolve()), *(word for pair in overrides for word in ("--set", pair))]
         arguments += ["--force"] if force else []
-        raise typer.Exit(run_by_slurm(resolved.hardware, root, selection.run, arguments, lambda line: _say(console, line)))
+        stages: list[StageName] = [stage for stage in selection.run if stage in resolved.stages]
+        raise typer.Exit(run_by_slurm(resolved.hardware, root, stages, arguments, lambda line: _say(console, line)))
     outcomes = run(resolved, _open_store(store, resolved), selection, ProgressView(console))
     print_summary(console, outcomes)
 
@@ -86,7 +87,7 @@ def plan_command(
     from pipeline.report.tables import plan_data, print_plan
 
     selection = _select(only, from_stage, until, force)
-    resolved = _load_recipe(recipe, overrides, selection.needed)
+    resolved = _load_recipe(recipe, overrides, with_ancestors(selection.run), only, from_stage, until)
     decisions = plan(resolved, _open_store(store, resolved), selection)
     if as_json:
         _print_json(plan_data(decisions))
@@ -184,7 +185,7 @@ def launch_command_command(
 
     name = _stage(stage)
     assert name is not None
-    resolved = _load_recipe(recipe, overrides, with_ancestors([name]))
+    resolved = _load_recipe(recipe, overrides, with_ancestors([name]), stage)
     run_dir, commands = prepare_by_hand(resolved, _open_store(store, resolved), name)
     for where, command in commands:
         print(f"# {f'on {where}, ' if where else ''}in {Path.cwd()}; leaves {run_dir / 'output'}")
@@ -203,7 +204,7 @@ def check_data_command(
     from pipeline.report.tables import findings_data, print_findings
 
     resolved = _load_recipe(recipe, overrides, tuple(STAGES))
-    data = findings_data(prepare(resolved, _open_store(store, resolved).root, tuple(STAGES), keep_notes=False))
+    data = findings_data(prepare(resolved, _open_store(store, resolved).root, resolved.stages, keep_notes=False))
     if as_json:
         _print_json(data)
     else:
@@ -266,10 +267,16 @@ def _stage(name: str | None) -> StageName | None:
     raise typer.BadParameter(f"found {name!r:.40}, needed a stage: {_NAMES}")
 
 
-def _load_recipe(name: str, overrides: list[str], stages: tuple[StageName, ...]) -> "Recipe":
+def _load_recipe(name: str, overrides: list[str], stages: tuple[StageName, ...], *named: str | None) -> "Recipe":
+    """Load a recipe, of which these stages will be planned; `named` ones it must have."""
     from pipeline.recipe.load import find_recipe, load_recipe
 
-    return load_recipe(find_recipe(name), overrides, stages)
+    recipe = load_recipe(find_recipe(name), overrides, stages)
+    if absent := [stage for stage in named if stage is not None and stage not in recipe.stages]:
+        raise typer.BadParameter(f"found {absent[0]}, but the recipe has no block of that name; add `{absent[0]}: {{}}` to it")
+    if recipe.data.texts is not None and not any("texts" in data_inputs(stage, recipe.settings(stage)) for stage in recipe.stages):
+        print("note: data.texts is read by no stage; add `pretrain: {}` or ppo.ptx_data: texts, or leave it away", file=sys.stderr)
+    return recipe
 
 
 def _absolute(recipe: str) -> str:

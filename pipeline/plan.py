@@ -24,6 +24,7 @@ from stages.spec import EXIT_MISSING, STAGES, DataSplits, StageName, asks_judge,
 # Settings that change how a stage runs but not what it makes, and those of `ppo.rollout`. In between, PPO evaluates without touching
 # what it trains with; TRL's evaluations draw from torch's generator, so that with dropout sft.eval_every and rm.eval_every change weights.
 _WITHOUT_EFFECT: dict[StageName, tuple[str, ...]] = {
+    "pretrain": ("save_every", "log_every"),
     "sft": ("save_every", "log_every"),
     "rm": ("save_every", "log_every"),
     "ppo": ("save_every", "log_every", "eval_every"),
@@ -37,17 +38,16 @@ class Selection:
     """Which stages to run, and which must be there already.
 
     Args:
-        run: Stages that may run, in order.
-        needed: These and all that they descend from, in order.
+        run: Stages that may run, in order; one that the recipe does not have is passed over.
         force: Make new artifacts even where one could be reused.
     """
 
     run: tuple[StageName, ...] = tuple(STAGES)
     force: bool = False
 
-    @property
-    def needed(self) -> tuple[StageName, ...]:
-        return with_ancestors(self.run)
+    def needed(self, recipe: Recipe) -> tuple[StageName, ...]:
+        """Return the stages of a recipe that may run, and all that they descend from, in order."""
+        return tuple(stage for stage in with_ancestors(self.run) if stage in recipe.stages)
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def decide(
         store: Where artifacts are looked up.
         force: Run it even where an artifact has its key.
     """
-    own_parents: dict[str, Artifact] = {kind: parents[kind] for kind in STAGES[stage].parents}
+    own_parents: dict[str, Artifact] = {kind: parents[kind] for kind in recipe.parents(stage)}
     config = _config_slice(stage, recipe, inputs)
     data = inputs.fingerprints(stage, recipe)
     content = {kind: parent.content_id for kind, parent in own_parents.items()}
@@ -182,16 +182,16 @@ def plan(recipe: Recipe, store: Store, selection: Selection) -> list[Decision]:
     """
     if any(not demo_directory(store.root, seed).is_dir() for seed in demo_seeds(recipe)):
         # Nothing was made from a demo that is not there, and it need not be generated to know that.
-        waiting = [Decision(stage, "run", reasons=[_why_without_demo(stage, store)]) for stage in selection.needed]
+        waiting = [Decision(stage, "run", reasons=[_why_without_demo(stage, store)]) for stage in selection.needed(recipe)]
         if waiting[0].stage not in selection.run:
             raise missing_artifact(waiting[0], selection)
         return [decision for decision in waiting if decision.stage in selection.run]
-    inputs = prepare(recipe, store.root, selection.needed, trust_notes=True, keep_notes=False)
+    inputs = prepare(recipe, store.root, selection.needed(recipe), trust_notes=True, keep_notes=False)
     known: dict[str, Artifact] = {}
     decisions: list[Decision] = []
-    for stage in selection.needed:
+    for stage in selection.needed(recipe):
         force = selection.force and stage in selection.run
-        waiting = [kind for kind in STAGES[stage].parents if kind not in known]
+        waiting = [kind for kind in recipe.parents(stage) if kind not in known]
         if waiting:
             decisions.append(_decide_waiting(stage, waiting, recipe, inputs, store, force=force))
             continue
@@ -219,7 +219,7 @@ def _decide_waiting(stage: StageName, waiting: Sequence[str], recipe: Recipe, in
     """Decide a stage whose parents will run: it surely runs when something else differs too, else it depends on what they become."""
     config = _config_slice(stage, recipe, inputs)
     data = inputs.fingerprints(stage, recipe)
-    reasons = ["--force was given"] if force else list(_differences(stage, config, data, None, store))
+    reasons = ["--force was given"] if force else list(_differences(stage, config, data, dict.fromkeys(recipe.parents(stage)), store))
     if reasons:
         return Decision(stage, "run", reasons=reasons, config=config)
     return Decision(
@@ -238,15 +238,22 @@ def _config_slice(stage: StageName, recipe: Recipe, inputs: Inputs) -> dict[str,
     settings = {name: value for name, value in recipe.settings(stage).model_dump(mode="json").items() if name not in _WITHOUT_EFFECT[stage]}
     if stage == "ppo":
         settings["rollout"] = {name: value for name, value in settings["rollout"].items() if name not in _WITHOUT_EFFECT_IN_ROLLOUT}
+        if settings["ptx_data"] == "demonstrations":
+            del settings["ptx_data"]  # the default: keys from before there was a choice stay valid
     return {
         "stage_version": STAGES[stage].version,
         "base_model": inputs.base_identity,
         "seed": recipe.seed,
         **({"judge": recipe.judge} if asks_judge(recipe.settings(stage)) else {}),
-        "tokens": recipe.tokens.model_dump(mode="json") | {"chat_template": _identify_template(recipe.tokens.chat_template)},
+        # Of texts every token is learnt, in rows of a length of their own.
+        **({"tokens": _identify_tokens(recipe)} if stage != "pretrain" else {}),
         "hardware": {"precision": recipe.hardware.precision, "attention": recipe.hardware.attention},
         stage: settings,
     }
+
+
+def _identify_tokens(recipe: Recipe) -> dict[str, Any]:
+    return recipe.tokens.model_dump(mode="json") | {"chat_template": _identify_template(recipe.tokens.chat_template)}
 
 
 def _identify_template(template: str) -> str:
@@ -255,9 +262,9 @@ def _identify_template(template: str) -> str:
 
 
 def _differences(
-    stage: StageName, config: dict[str, Any], data: dict[str, dict[str, str]], parents: Mapping[str, Artifact] | None, store: Store
+    stage: StageName, config: dict[str, Any], data: dict[str, dict[str, str]], parents: Mapping[str, Artifact | None], store: Store
 ) -> Iterator[str]:
-    """Say how the inputs differ from those of the newest artifact; without `parents`, of all other inputs."""
+    """Say how the inputs differ from those of the newest artifact; of a parent that is None only whether there was one."""
     artifacts = store.list(stage)
     if not artifacts:
         yield "no artifact yet"
@@ -271,10 +278,11 @@ def _differences(
     for kind in sorted({name.partition(".")[0] for name in old_data.keys() | new_data.keys() if old_data.get(name) != new_data.get(name)}):
         yield f"data.{kind} changed"
     old_parents = {parent.ref.partition("@")[0]: parent for parent in manifest.parents}
-    for kind, parent in (parents or {}).items():
+    for kind, parent in parents.items():
         before = old_parents.get(kind)
-        if before is None or before.content_id != parent.content_id:
-            yield f"{kind} changed {before.ref if before else 'none'} -> {parent.ref}"
+        if before is None or (parent is not None and before.content_id != parent.content_id):
+            yield f"{kind} changed {before.ref if before else 'none'} -> {parent.ref if parent else 'a new one'}"
+    yield from (f"{kind} changed {before.ref} -> none" for kind, before in old_parents.items() if kind not in parents)
 
 
 def _describe_change(name: str, old: Any, new: Any) -> str:

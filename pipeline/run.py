@@ -77,11 +77,11 @@ def run(recipe: Recipe, store: Store, selection: Selection, view: View) -> list[
         DataError, StoreError, StageFailed, StoppedAfterStage: With their exit codes.
     """
     store.reap()
-    inputs = prepare(recipe, store.root, selection.needed)
+    inputs = prepare(recipe, store.root, selection.needed(recipe))
     view.inputs_read(inputs)
     artifacts: dict[str, Artifact] = {}
     outcomes: list[Outcome] = []
-    for stage in selection.needed:
+    for stage in selection.needed(recipe):
         selected = stage in selection.run
         decision = decide(stage, recipe, inputs, artifacts, store, force=selection.force and selected)
         if decision.artifact is None and not selected:
@@ -147,9 +147,9 @@ def prepare_by_hand(recipe: Recipe, store: Store, stage: StageName) -> tuple[Pat
         StoreError: a stage before it has no artifact.
     """
     selection = Selection((stage,))
-    inputs = prepare(recipe, store.root, selection.needed)
+    inputs = prepare(recipe, store.root, selection.needed(recipe))
     artifacts: dict[str, Artifact] = {}
-    for earlier in selection.needed:
+    for earlier in selection.needed(recipe):
         decision = decide(earlier, recipe, inputs, artifacts, store, force=earlier == stage)
         if earlier == stage:
             with open_run_directory(store.root, decision) as run_dir, writing(run_dir):
@@ -165,15 +165,16 @@ def prepare_by_hand(recipe: Recipe, store: Store, stage: StageName) -> tuple[Pat
 def _make_spec(recipe: Recipe, inputs: Inputs, decision: Decision, output_dir: Path, run_dir: Path) -> StageSpec:
     stage = decision.stage
     models: dict[str, str] = {}
-    for role in STAGES[stage].models:
-        models[role] = inputs.base_model if role == "base" else str(_model_directory(decision.parents[role]))
+    for role, maker in STAGES[stage].models.items():
+        made = decision.parents.get(maker) if maker else None
+        models[role] = str(_model_directory(made)) if made else inputs.base_model
     return StageSpec(
         stage=stage,
         settings=recipe.settings(stage),
         tokens=recipe.tokens,
         hardware=recipe.hardware,
         models=models,
-        revision=recipe.revision,
+        revision=None if decision.parents else recipe.revision,
         data={kind: inputs.data[kind] for kind in data_inputs(stage, recipe.settings(stage))},
         eval_fraction=recipe.data.eval_fraction,
         skip_bad=recipe.data.skip_bad,

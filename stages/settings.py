@@ -150,15 +150,15 @@ class HardwareSettings(Closed):
 
 
 class _Optimization(Closed):
-    """What all three stages set about their optimizer (AdamW) and schedule."""
+    """What all stages set about their optimizer (AdamW) and schedule."""
 
     learning_rate: float = Field(gt=0, description="Peak learning rate.")
     lr_schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="Shape of the decay after the warm-up.")
     min_lr_ratio: Fraction = Field(0.0, description="Final learning rate as a fraction of the peak (cosine and linear).")
     warmup_steps: Annotated[int, Field(ge=0)] = Field(
         0,
-        description="Optimizer steps (PPO: iterations) of linear warm-up. Of n, the first is at 0 in sft and rm, and at 1/n of the peak "
-        "in ppo, where it is a whole rollout.",
+        description="Optimizer steps (PPO: iterations) of linear warm-up. Of n, the first is at 0 in pretrain, sft and rm, and at 1/n of "
+        "the peak in ppo, where it is a whole rollout.",
     )
     adam_beta1: Fraction = Field(0.9, description="AdamW beta1.")
     adam_beta2: Fraction = Field(0.95, description="AdamW beta2.")
@@ -169,6 +169,31 @@ class _Optimization(Closed):
     lora: LoRASettings | None = Field(None, description="Train low-rank adapters instead of all weights; `lora: {}` takes the defaults.")
     save_every: PositiveInt = Field(500, description="Steps (PPO: iterations) between checkpoints.")
     log_every: PositiveInt = Field(10, description="Steps (PPO: iterations) between metric rows.")
+
+
+class PretrainSettings(_Optimization):
+    """Stage 0, continued pre-training on plain texts; loss on every token."""
+
+    learning_rate: float = Field(2e-5, gt=0, description="Peak learning rate.")
+    epochs: float = Field(1.0, gt=0, description="Passes over the texts.")
+    sequence_length: int = Field(
+        1024,
+        ge=2,
+        description="Tokens of a row, at most. Texts are packed into rows, each blind to the others; a longer one is split into pieces, of "
+        "which each begins with the last token of the one before.",
+    )
+    batch_size: PositiveInt = Field(32, description="Rows per optimizer step, over all processes.")
+    micro_batch_size: PositiveInt = Field(4, description="Rows per forward pass and process, at most.")
+    eval_every: PositiveInt | None = Field(None, description="Optimizer steps between held-out losses; default: once per epoch.")
+    eval_samples: Annotated[int, Field(ge=0)] = Field(
+        16, description="Held-out texts whose beginning is continued at the end, sampled and greedy."
+    )
+    trainer_args: dict[str, Any] = Field(default_factory=dict, description="Further fields of TRL's SFTConfig, checked against its names.")
+
+    @model_validator(mode="after")
+    def _micro_batch_divides_batch(self) -> "PretrainSettings":
+        _check_divides("micro_batch_size", self.micro_batch_size, "batch_size", self.batch_size)
+        return self
 
 
 class SFTSettings(_Optimization):
@@ -306,11 +331,17 @@ class PPOSettings(_Optimization):
     ptx_coef: float = Field(
         0.0,
         ge=0,
-        description="PPO-ptx (InstructGPT 2022, eq. 2): weight of the negative log-likelihood of demonstrations, mean per response token, "
-        "in every optimizer step. 0: off.",
+        description="PPO-ptx (InstructGPT 2022, eq. 2): weight of the negative log-likelihood of demonstrations (or texts, see ptx_data), "
+        "mean per response token, in every optimizer step. 0: off.",
+    )
+    ptx_data: Literal["demonstrations", "texts"] = Field(
+        "demonstrations",
+        description="What ptx_coef weighs: the demonstrations of SFT, or the texts of pretrain (InstructGPT's pretraining mix) in pieces "
+        "of tokens.max_prompt_tokens + tokens.max_response_tokens, every token of which counts as one of a response.",
     )
     ptx_batch_size: PositiveInt | None = Field(
-        None, description="Demonstrations per optimizer step for ptx_coef, over all processes; default: minibatch_size."
+        None,
+        description="Demonstrations (or pieces of texts) per optimizer step for ptx_coef, over all processes; default: minibatch_size.",
     )
     ema_decay: float | None = Field(
         None,
@@ -347,4 +378,4 @@ def _check_divides(small_name: str, small: int, large_name: str, large: int) -> 
         raise ValueError(f"{large_name} = {large} is not a multiple of {small_name} = {small}; choose sizes that divide")
 
 
-StageSettings = SFTSettings | RMSettings | PPOSettings
+StageSettings = PretrainSettings | SFTSettings | RMSettings | PPOSettings

@@ -18,7 +18,8 @@
       result.json    S, last: a `StageResult`                  P: manifest
 
     metrics.jsonl   a row per logged step: step, and figures under train/ and eval/; PPO: objective/, policy/, val/, rollout/ and more
-    samples.jsonl   SFT, PPO: way (sampled, greedy; PPO with an average: ema_...), prompt, response, finished, judge_<figure>;
+    samples.jsonl   SFT, PPO: way (sampled, greedy; PPO with an average: ema_...), prompt, response, finished, judge_<figure>; pretrain
+                    the same without a judge, its prompt the beginning of a text;
                     PPO: score, kl too. RM: prompt, response, rank, score
     events.jsonl    event, time, and by event: see `append_event`
 
@@ -28,7 +29,7 @@ A stage knows nothing of versions, caching, aliases or other stages.
 import difflib
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -38,9 +39,18 @@ from pydantic import Field, ValidationInfo, field_validator
 from data.formats.format import FormatName
 from data.formats.table import ALL_COLUMNS
 from data.schema import RecordKind
-from stages.settings import Closed, HardwareSettings, PPOSettings, RMSettings, SFTSettings, StageSettings, TokenSettings
+from stages.settings import (
+    Closed,
+    HardwareSettings,
+    PPOSettings,
+    PretrainSettings,
+    RMSettings,
+    SFTSettings,
+    StageSettings,
+    TokenSettings,
+)
 
-StageName = Literal["sft", "rm", "ppo"]
+StageName = Literal["pretrain", "sft", "rm", "ppo"]
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -50,15 +60,16 @@ class Stage:
 
     Args:
         settings: Class of its block in a recipe.
-        models: The models that it reads, by role: `base`, or the stage that made one.
+        models: The models that it reads: role -> the stage that makes it. Where the recipe does not have that stage, or none is named,
+            it is the recipe's base model.
         data: The record kinds that it reads, whatever its settings; see `data_inputs`.
         version: Raised by hand when its code changes what it produces; part of the cache key.
         memory_keys: What to lower when it runs out of memory.
         leaves_model: Whether it leaves a model, and checkpoints of one while it runs.
     """
 
-    settings: type[SFTSettings] | type[RMSettings] | type[PPOSettings]
-    models: tuple[StageName | Literal["base"], ...]
+    settings: type[PretrainSettings] | type[SFTSettings] | type[RMSettings] | type[PPOSettings]
+    models: Mapping[str, StageName | None]
     data: tuple[RecordKind, ...]
     version: int
     memory_keys: str
@@ -66,17 +77,20 @@ class Stage:
 
     @property
     def parents(self) -> tuple[StageName, ...]:
-        """The stages whose artifacts it reads."""
-        return tuple(role for role in self.models if role != "base")
+        """The stages whose artifacts it reads, where the recipe has them."""
+        return tuple(maker for maker in self.models.values() if maker is not None)
 
 
-# In an order in which each comes after its parents.
+# In an order in which each comes after its parents. A recipe has all of them, but `pretrain` only with a block of that name.
 STAGES: dict[StageName, Stage] = {
-    "sft": Stage(SFTSettings, models=("base",), data=("demonstrations",), version=4, memory_keys="sft.micro_batch_size"),
-    "rm": Stage(RMSettings, models=("sft",), data=("comparisons", "demonstrations"), version=4, memory_keys="rm.micro_batch_size"),
+    "pretrain": Stage(
+        PretrainSettings, models={"base": None}, data=("texts",), version=1, memory_keys="pretrain.micro_batch_size or sequence_length"
+    ),
+    "sft": Stage(SFTSettings, models={"base": "pretrain"}, data=("demonstrations",), version=4, memory_keys="sft.micro_batch_size"),
+    "rm": Stage(RMSettings, models={"sft": "sft"}, data=("comparisons", "demonstrations"), version=4, memory_keys="rm.micro_batch_size"),
     "ppo": Stage(
         PPOSettings,
-        models=("sft", "rm"),
+        models={"sft": "sft", "rm": "rm"},
         data=("prompts",),
         version=4,
         memory_keys="ppo.max_tokens_per_microbatch or ppo.rollout_micro_batch_size",
@@ -94,9 +108,8 @@ def with_ancestors(stages: Iterable[StageName]) -> tuple[StageName, ...]:
 
 
 def data_inputs(stage: StageName, settings: StageSettings) -> tuple[RecordKind, ...]:
-    """Say which record kinds a stage reads: those of its row, and with `ppo.ptx_coef` demonstrations too."""
-    mixes_demonstrations = isinstance(settings, PPOSettings) and settings.ptx_coef > 0
-    return (*STAGES[stage].data, *(("demonstrations",) if mixes_demonstrations else ()))
+    """Say which record kinds a stage reads: those of its row, and with `ppo.ptx_coef` what `ppo.ptx_data` names."""
+    return (*STAGES[stage].data, *((settings.ptx_data,) if isinstance(settings, PPOSettings) and settings.ptx_coef > 0 else ()))
 
 
 def asks_judge(settings: StageSettings) -> bool:
@@ -177,7 +190,7 @@ class ModelFacts(Closed):
     tokenizer_hash: str = Field(description="sha256 over vocabulary, merges and special tokens.")
     chat_template_hash: str
     vocab_size: int
-    pad_token_id: int
+    pad_token_id: int | None = Field(description="None: pretrain needs no padding, and leaves the tokenizer as it was.")
     eos_token_id: int
     form: Literal["full", "adapter"]
     architecture: str

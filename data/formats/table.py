@@ -31,8 +31,17 @@ TEXT = Format(
     lambda columns, _: [{"prompt": columns.get("text")}],
     lambda field, _: rename_root(field, {"prompt": "text"}),
 )
+DOCUMENT = Format(
+    "text",
+    "plain text: a document in the column text, or a .txt file",
+    ("texts",),
+    ("text",),
+    lambda row: isinstance((as_object(row) or {}).get("text"), str),
+    lambda columns, _: [{"text": columns.get("text")}],
+    lambda field, _: field,
+)
 # The surest first; a row is of the first format that it matches and that gives the kind wanted.
-FORMATS = (OASST_MESSAGES, OASST_TREES, SHP, ULTRAFEEDBACK, SHAREGPT, TRANSCRIPT, ALPACA, TEXT, OWN)
+FORMATS = (OASST_MESSAGES, OASST_TREES, SHP, ULTRAFEEDBACK, SHAREGPT, TRANSCRIPT, ALPACA, TEXT, DOCUMENT, OWN)
 ALL_COLUMNS = tuple(dict.fromkeys((*OWN_COLUMNS, *(name for form in FORMATS for name in form.columns), "tools")))
 
 
@@ -51,12 +60,13 @@ def choose_format(rows: Iterable[object], kind: RecordKind, name: str | None) ->
     Rows that no format knows have no voice; a draw goes to the format that came first; without a voice it is our own.
     """
     voices: Counter[str] = Counter()
+    named = [form for form in FORMATS if form.name == name]
+    named = [form for form in named if kind in form.kinds] or named
     for row in rows:
-        named = (form for form in FORMATS if form.name == name and form.matches(row))
-        form = next(named, None) if name else recognise(row, kind)
+        form = next((form for form in named if form.matches(row)), None) if name else recognise(row, kind)
         if form:
             voices[form.looks] += 1
     if not voices:
-        return next((form for form in reversed(FORMATS) if form.name == name), OWN)
+        return named[-1] if named else OWN
     looks = voices.most_common(1)[0][0]
     return next(form for form in FORMATS if form.looks == looks)

@@ -31,16 +31,24 @@ def check_recipe(recipe: Recipe, document: Document, stages: tuple[StageName, ..
     yield from _check_data(recipe, stages, problem)
     yield from _check_hardware(recipe, stages, problem)
     yield from _check_trainer_args(recipe, problem)
-    for stage in ("rm", "ppo"):
-        lora = recipe.settings(stage).lora
-        if recipe.sft.lora and lora and not recipe.sft.lora.merge and stage in stages:
-            yield problem(
-                f"{stage}.lora",
-                f"found {stage}.lora (rank {lora.rank}) on top of sft.lora.merge = false, needed a merged base for the second adapter; "
-                f"set sft.lora.merge: true, or {stage}.lora: null",
-            )
+    yield from _check_adapters(recipe, stages, problem)
     if recipe.judge is not None and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", recipe.judge):
         yield problem("judge", f"found {show(recipe.judge)}, needed module:function, such as data.demo.rule:judge")
+
+
+def _check_adapters(recipe: Recipe, stages: tuple[StageName, ...], problem: ProblemAt) -> Iterator[str]:
+    """Refuse an adapter on an adapter that is not merged. PPO takes the reward model's beside its own, not on top."""
+    on_top: tuple[tuple[StageName, StageName], ...] = (("pretrain", "sft"), ("sft", "rm"), ("sft", "ppo"))
+    for below, stage in on_top:
+        if below not in recipe.stages or stage not in stages:
+            continue
+        base, lora = recipe.settings(below).lora, recipe.settings(stage).lora
+        if base and lora and not base.merge:
+            yield problem(
+                f"{stage}.lora",
+                f"found {stage}.lora (rank {lora.rank}) on top of {below}.lora.merge = false, needed a merged base for the second adapter; "
+                f"set {below}.lora.merge: true, or {stage}.lora: null",
+            )
 
 
 def _check_base_model(recipe: Recipe, problem: ProblemAt) -> Iterator[str]:
@@ -76,7 +84,11 @@ def _check_data(recipe: Recipe, stages: tuple[StageName, ...], problem: ProblemA
             source: DataSource | None = getattr(splits, split)
             if source is None:
                 continue
-            if not source.path:
+            if kind == "texts" and DEMO_PATTERN.fullmatch(source.path):
+                yield problem(
+                    "data.texts", f"found {show(source.path)}, but the demo has no texts; give a file, a directory or a dataset id"
+                )
+            elif not source.path:
                 yield problem(f"data.{kind}.{split}", "found an empty path; give a file, a dataset id or demo")
             elif Path(source.path).is_absolute() and not Path(source.path).exists():
                 yield problem(f"data.{kind}.{split}", f"found no file {show(source.path)}; give a path relative to the recipe, or absolute")
@@ -99,7 +111,9 @@ def _check_hardware(recipe: Recipe, stages: tuple[StageName, ...], problem: Prob
 
 
 def _check_trainer_args(recipe: Recipe, problem: ProblemAt) -> Iterator[str]:
-    given: tuple[tuple[StageName, dict[str, Any]], ...] = (("sft", recipe.sft.trainer_args), ("rm", recipe.rm.trainer_args))
+    given: list[tuple[StageName, dict[str, Any]]] = [("sft", recipe.sft.trainer_args), ("rm", recipe.rm.trainer_args)]
+    if recipe.pretrain is not None:
+        given.append(("pretrain", recipe.pretrain.trainer_args))
     for stage, arguments in given:
         known = trainer_fields(stage) if arguments else None
         if known is None:

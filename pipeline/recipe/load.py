@@ -68,7 +68,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), stages: Iterable[Stag
         recipe = Recipe.model_validate(document.values, strict=True)
     except ValidationError as error:
         raise ConfigError([*problems, *explain(error.errors(), document)]) from None
-    problems += check_recipe(recipe, document, tuple(stages))
+    problems += check_recipe(recipe, document, tuple(stage for stage in stages if stage in recipe.stages))
     if problems:
         raise ConfigError(problems)
     return recipe
@@ -129,14 +129,14 @@ def _expand_shorthand(values: dict[str, Any]) -> None:
     """Turn a plain string into the block it stands for."""
     data: Any = values.get("data")
     if isinstance(data, str) and DEMO_PATTERN.fullmatch(data) and ":" not in data:
-        data = values["data"] = dict.fromkeys(KINDS, data)
+        data = values["data"] = {kind: data for kind in KINDS if kind != "texts"}
     if not isinstance(data, dict):
         return
     kinds = cast("dict[str, Any]", data)
     for kind in KINDS:
         splits: Any = kinds.get(kind)
         if isinstance(splits, str):
-            demo = DEMO_PATTERN.fullmatch(splits) and ":" not in splits
+            demo = DEMO_PATTERN.fullmatch(splits) and ":" not in splits and kind != "texts"
             splits = {split: f"{splits}:{kind}.{split}" for split in ("train", "eval")} if demo else {"train": splits}
         if isinstance(splits, dict):
             sources = cast("dict[str, Any]", splits)

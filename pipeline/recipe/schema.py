@@ -5,8 +5,17 @@ from typing import Any, cast
 
 from pydantic import Field
 
-from stages.settings import Closed, HardwareSettings, PPOSettings, RMSettings, SFTSettings, StageSettings, TokenSettings
-from stages.spec import DataSplits, StageName
+from stages.settings import (
+    Closed,
+    HardwareSettings,
+    PPOSettings,
+    PretrainSettings,
+    RMSettings,
+    SFTSettings,
+    StageSettings,
+    TokenSettings,
+)
+from stages.spec import STAGES, DataSplits, StageName
 
 DEMO_PATTERN = re.compile(r"demo(?:@(?P<seed>[0-9]{1,9}))?(?::(?P<kind>demonstrations|comparisons|prompts)\.(?P<split>train|eval))?")
 
@@ -14,6 +23,7 @@ DEMO_PATTERN = re.compile(r"demo(?:@(?P<seed>[0-9]{1,9}))?(?::(?P<kind>demonstra
 class RecipeData(Closed):
     """Where the records come from. A plain string stands for its `path`; `demo` for the embedded example."""
 
+    texts: DataSplits | None = Field(None, description="Plain texts: continued pre-training, and PPO with `ppo.ptx_data: texts`.")
     demonstrations: DataSplits | None = Field(None, description="Prompts with good answers: SFT, and the zero of the reward model's scale.")
     comparisons: DataSplits | None = Field(None, description="Prompts with ranked answers: the reward model.")
     prompts: DataSplits | None = Field(None, description="Prompts to answer: PPO.")
@@ -22,7 +32,7 @@ class RecipeData(Closed):
 
 
 class Recipe(Closed):
-    """One whole SFT -> RM -> PPO training: base model, data, the three stages, hardware."""
+    """One whole (pretrain ->) SFT -> RM -> PPO training: base model, data, the stages, hardware."""
 
     name: str = Field("recipe", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Name, for people; default: that of the file.")
     seed: int = Field(11, ge=0, lt=2**31, description="Seed of training: data order, initial heads, sampling.")
@@ -31,6 +41,9 @@ class Recipe(Closed):
     data: RecipeData
     tokens: TokenSettings = Field(
         default_factory=lambda: TokenSettings.model_validate({}), description="Length limits of prompts and responses."
+    )
+    pretrain: PretrainSettings | None = Field(
+        None, description="Stage 0, continued pre-training of the base model; `pretrain: {}` takes the defaults. null: no such stage."
     )
     sft: SFTSettings = Field(default_factory=lambda: SFTSettings.model_validate({}), description="Stage 1, supervised fine-tuning.")
     rm: RMSettings = Field(default_factory=lambda: RMSettings.model_validate({}), description="Stage 2, the reward model.")
@@ -46,6 +59,15 @@ class Recipe(Closed):
     def settings(self, stage: StageName) -> StageSettings:
         """Return the settings block of one stage."""
         return cast("StageSettings", getattr(self, stage))
+
+    @property
+    def stages(self) -> tuple[StageName, ...]:
+        """The stages that it has, in order: all, but `pretrain` only with a block of that name."""
+        return tuple(stage for stage in STAGES if getattr(self, stage) is not None)
+
+    def parents(self, stage: StageName) -> tuple[StageName, ...]:
+        """Return the stages whose artifacts a stage reads: without `pretrain`, SFT reads none, but the base model."""
+        return tuple(parent for parent in STAGES[stage].parents if parent in self.stages)
 
 
 def recipe_schema() -> dict[str, Any]:

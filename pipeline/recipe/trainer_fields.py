@@ -9,8 +9,10 @@ from stages.spec import StageName
 # Class of each stage's trainer_args, and the classes that it inherits fields from: package -> (file, class).
 _TRANSFORMERS = ("transformers", "training_args.py", "TrainingArguments")
 _TRL_BASE = ("trl", "trainer/base_config.py", "_BaseConfig")
+_SFT_CONFIG = (("trl", "trainer/sft_config.py", "SFTConfig"), _TRL_BASE, _TRANSFORMERS)
 _SOURCES: dict[StageName, tuple[tuple[str, str, str], ...]] = {
-    "sft": (("trl", "trainer/sft_config.py", "SFTConfig"), _TRL_BASE, _TRANSFORMERS),
+    "pretrain": _SFT_CONFIG,
+    "sft": _SFT_CONFIG,
     "rm": (("trl", "trainer/reward_config.py", "RewardConfig"), _TRL_BASE, _TRANSFORMERS),
 }
 

@@ -7,11 +7,13 @@ from stages.spec import StageName
 
 # While a stage runs, and of what it made: metric key -> label.
 PROGRESS: dict[StageName, dict[str, str]] = {
+    "pretrain": {"train/loss": "loss", "eval/loss": "held-out loss"},
     "sft": {"train/loss": "loss", "eval/loss": "held-out loss"},
     "rm": {"train/loss": "loss", "train/accuracy": "accuracy", "eval/accuracy": "held-out accuracy"},
     "ppo": {"objective/reward_model_scores": "score", "objective/kl": "KL", "eval/sampled/judge_score": "held-out judge"},
 }
 RESULT: dict[StageName, dict[str, str]] = {
+    "pretrain": {"eval/loss": "held-out loss", "eval/perplexity": "held-out perplexity"},
     "sft": {"eval/loss": "held-out loss", "eval/sampled/judge_score": "judge (sampled)", "eval/greedy/judge_score": "judge (greedy)"},
     "rm": {"eval/accuracy": "held-out accuracy", "eval/calibration_error": "calibration error"},
     "ppo": {

@@ -38,13 +38,14 @@ def print_table(console: Console, columns: Sequence[str], rows: Iterable[Sequenc
 
 def print_plan(console: Console, decisions: "Sequence[Decision]") -> None:
     """Print what will happen to each stage, and why."""
+    width = max(4, *(len(decision.stage) for decision in decisions))
     for decision in decisions:
         if decision.artifact and decision.action == "reuse":
-            line = f"{decision.stage:<4} reuse    {decision.artifact.ref}"
+            line = f"{decision.stage:<{width}} reuse    {decision.artifact.ref}"
         elif decision.action == "depends":
-            line = f"{decision.stage:<4} depends  {decision.why}"
+            line = f"{decision.stage:<{width}} depends  {decision.why}"
         else:
-            line = f"{decision.stage:<4} run      because {decision.why}"
+            line = f"{decision.stage:<{width}} run      because {decision.why}"
         console.print(Text(clean(line)), soft_wrap=True)
 
 

@@ -76,8 +76,13 @@ def is_adapter(model: Any) -> bool:
     return hasattr(model, "get_base_model")  # `peft_config` also stays on a model whose adapter was merged
 
 
-def require_adapter_base(path: str, setting: str) -> None:
+def require_adapter_base(path: str, setting: str, made_by: str = "sft") -> None:
     """Refuse to train an adapter on a base that does not open by itself.
+
+    Args:
+        path: the base.
+        setting: that asks for an adapter on it.
+        made_by: the stage that left it.
 
     Raises:
         StageError: `path` holds an adapter and there is no merged model beside it.
@@ -85,7 +90,7 @@ def require_adapter_base(path: str, setting: str) -> None:
     if is_unmerged_adapter(Path(path)):
         raise StageError(
             f"{setting} trains an adapter on {path}, which is itself an adapter; a base that opens by itself is needed; "
-            "set sft.lora.merge: true",
+            f"set {made_by}.lora.merge: true",
             EXIT_VERIFICATION,
         )
 

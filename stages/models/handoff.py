@@ -61,7 +61,7 @@ def check_handoff(sft_path: str, rm_path: str) -> None:
 def _token_facts(tokenizer: Any) -> dict[str, Any]:
     return {
         "tokenizer_hash": _hash_tokenizer(tokenizer),
-        "chat_template_hash": _sha256(tokenizer.chat_template),
+        "chat_template_hash": _sha256(tokenizer.chat_template or ""),  # pretrain needs none
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }

@@ -1,8 +1,10 @@
-"""PPO-ptx: the likelihood of demonstrations beside PPO's objective, so that the policy does not forget what SFT taught it.
+"""PPO-ptx: the likelihood of demonstrations or texts beside PPO's objective, so that the policy does not forget what it was taught.
 
     objective = objective of PPO + γ · E[log π(response | prompt)] over demonstrations    (InstructGPT 2022, eq. 2; γ is `ptx_coef`)
 
-Differs: 1. demonstrations instead of pretraining text, which this pipeline does not have; 2. the mean is over response tokens, as in SFT.
+A piece of a text counts as a demonstration whose prompt is its first token (`data.texts`).
+
+Differs: 1. demonstrations by default; with `ptx_data: texts` pretraining text, as there; 2. the mean is over response tokens, as in SFT.
 """
 
 from collections.abc import Sequence

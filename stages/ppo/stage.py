@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from data.texts import encode_documents, split_documents
 from data.tokens import EncodedPair, EncodedPromptRecord, encode_demonstrations, encode_prompts
 from stages.models.handoff import check_handoff, read_facts
 from stages.models.save import save_model
@@ -149,15 +150,24 @@ def _encode(context: StageContext, tokenizer: Any) -> tuple[list[EncodedPromptRe
 
 
 def _encode_demonstrations(context: StageContext, tokenizer: Any) -> tuple[list[EncodedPair], dict[str, int]]:
-    """Encode SFT's training demonstrations for PPO-ptx; none where it is off."""
+    """Encode SFT's training demonstrations, or the texts of pretrain, for PPO-ptx; none where it is off."""
     settings = _settings(context)
     if not settings.ptx_coef:
         if settings.ptx_batch_size is not None:
             context.note(f"ppo.ptx_batch_size = {settings.ptx_batch_size} is not used: ppo.ptx_coef is 0")
+        if settings.ptx_data != "demonstrations":
+            context.note(f"ppo.ptx_data = {settings.ptx_data} is not used: ppo.ptx_coef is 0")
         return [], {}
     tokens = context.spec.tokens
-    records, _ = load_splits(context.spec, "demonstrations")
-    pairs, counts = encode_demonstrations(tokenizer, records, (tokens.max_prompt_tokens, tokens.max_response_tokens))
+    records, _ = load_splits(context.spec, settings.ptx_data)
+    if settings.ptx_data == "texts":
+        # Without the end token, which SFT may have given another meaning than that of a document's end.
+        documents, counts = encode_documents(tokenizer, records, end=False)
+        pairs = split_documents(documents, tokens.max_prompt_tokens + tokens.max_response_tokens)
+    else:
+        pairs, counts = encode_demonstrations(tokenizer, records, (tokens.max_prompt_tokens, tokens.max_response_tokens))
+    if not pairs:
+        raise StageError(f"{settings.ptx_data}: all are empty; ppo.ptx_coef needs at least one that is not; check the source", EXIT_USAGE)
     return pairs, {f"ptx_{key}": value for key, value in counts.items()}
 
 
@@ -189,6 +199,13 @@ def _build_trainer(
         raise StageError(
             f"the longest prompt and ppo.max_response_tokens = {sampling.max_new_tokens} make {longest} tokens, {spec.models['sft']} takes "
             f"{limit}; lower ppo.max_response_tokens or tokens.max_prompt_tokens",
+            EXIT_USAGE,
+        )
+    longest = max((len(pair.prompt_ids) + len(pair.response_ids) for pair in demonstrations), default=0)
+    if limit is not None and longest > limit:
+        raise StageError(
+            f"ppo.ptx_coef: the longest of the {settings.ptx_data} has {longest} tokens, {spec.models['sft']} takes {limit}; lower "
+            "tokens.max_prompt_tokens or tokens.max_response_tokens",
             EXIT_USAGE,
         )
     return PPOTrainer(

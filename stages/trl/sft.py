@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer on our token stream, without padding where our attention fits the model."""
+"""TRL's SFTTrainer on our token stream (demonstrations, pieces of texts), without padding where our attention fits the model."""
 
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from stages.models.forward import is_packed, make_inputs
 from stages.models.logprobs import compute_logprobs
 from stages.models.packing import lay_out
 from stages.process.context import StageContext
-from stages.settings import SFTSettings
+from stages.settings import PretrainSettings, SFTSettings
 from stages.trl.batches import draw_step, evaluate_records
 from stages.trl.training import StageCallback, make_arguments, make_config
 
@@ -30,13 +30,36 @@ def make_sft_trainer(
 ) -> SFTTrainer:
     """Build TRL's SFTTrainer on our token stream; the loss is on response tokens only, every one weighted alike in a batch."""
     limits = context.spec.tokens
+    max_length = limits.max_prompt_tokens + limits.max_response_tokens
+    return make_language_trainer(context, settings, model, tokenizer, train, held_out, max_length=max_length, packing=settings.packing)
+
+
+def make_language_trainer(
+    context: StageContext,
+    settings: PretrainSettings | SFTSettings,
+    model: Any,
+    tokenizer: Any,
+    train: list[EncodedPair],
+    held_out: list[EncodedPair],
+    *,
+    max_length: int,
+    packing: bool,
+) -> SFTTrainer:
+    """Build TRL's SFTTrainer on pairs; the loss is on their responses.
+
+    Args:
+        context: where it runs, and what is told of it.
+        settings: of the stage.
+        model: that learns.
+        tokenizer: its tokenizer.
+        train: no longer than `max_length`.
+        held_out: whose loss is told on the way.
+        max_length: of a packed row, in tokens.
+        packing: fill rows with whole pairs; those of a batch are then rows.
+    """
     arguments = make_arguments(context, settings, len(held_out) > 0)
-    arguments |= {
-        "max_length": limits.max_prompt_tokens + limits.max_response_tokens,
-        "packing": settings.packing,
-        "eval_packing": False,
-    }
-    config = make_config(SFTConfig, arguments, settings.trainer_args, "sft")
+    arguments |= {"max_length": max_length, "packing": packing, "eval_packing": False}
+    config = make_config(SFTConfig, arguments, settings.trainer_args, context.spec.stage)
     rows = _language_rows(train)
     # What changes TRL's loss (its variants, label smoothing, a router's loss) or its batches is left to TRL, with its padding.
     plain_loss = (

@@ -1,4 +1,4 @@
-"""What TRL's trainers for SFT and RM share: their arguments, and our contract (events, stops, complete checkpoints).
+"""What TRL's trainers share: their arguments, and our contract (events, stops, complete checkpoints).
 
 Nothing outside of this package touches TRL.
 """
@@ -22,7 +22,7 @@ from stages.process.engine import choose_engine
 from stages.process.errors import StageError
 from stages.process.ranks import Ranks
 from stages.rules import find_unknown_arguments
-from stages.settings import RMSettings, SFTSettings
+from stages.settings import PretrainSettings, RMSettings, SFTSettings
 from stages.spec import EXIT_USAGE, StageName
 
 _EVENTS_PER_S = 4
@@ -104,7 +104,7 @@ def _our_name(key: str) -> str:
     return f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}"
 
 
-def make_arguments(context: StageContext, settings: SFTSettings | RMSettings, has_held_out: bool) -> dict[str, Any]:
+def make_arguments(context: StageContext, settings: PretrainSettings | SFTSettings | RMSettings, has_held_out: bool) -> dict[str, Any]:
     """Say in the terms of TrainingArguments what the recipe says of a stage."""
     spec = context.spec
     per_process = settings.batch_size // context.world_size

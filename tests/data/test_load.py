@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from data.load import load_and_split, load_records, split_records
 from data.rows import MAX_LINE_BYTES
-from data.schema import Comparison, DataError, Demonstration, Message, Prompt
+from data.schema import Comparison, DataError, Demonstration, Message, Prompt, Text
 
 GOOD = {"prompt": "Hi?", "completion": "Hello."}
 USER, ANSWER, WORSE = (
@@ -324,3 +324,62 @@ def test_held_out_records_are_split_off_only_where_they_have_no_source_of_their_
     records = load_records(source, "prompts")
     assert load_and_split(source, None, "prompts", eval_fraction=0.25, seed=3) == split_records(records, 0.25, 3)
     assert load_and_split(source, other, "prompts", eval_fraction=0.25, seed=3) == (records, [Prompt((Message("user", "held out"),))])
+
+
+# Texts
+
+
+def test_a_text_file_is_one_document_and_a_line_of_jsonl_one_each(tmp_path, source, write_lines):
+    (tmp_path / "novel.txt").write_bytes(b"\xef\xbb\xbfOne.\n\nTwo.\r\n")
+    assert load_records(source(tmp_path / "novel.txt"), "texts") == [Text("One.\n\nTwo.\r\n")]
+    # Columns of other formats beside it are not read.
+    rows = [
+        {"text": "One.", "id": 3},
+        {"text": "", "source": "web"},
+        {"text": "Human: Hi?\n\nAssistant: Hello.", "messages": [USER, ANSWER]},
+    ]
+    assert load_records(write_lines(*rows), "texts") == [Text(row["text"]) for row in rows]
+    assert load_records(source(tmp_path / "records.jsonl", format="text"), "texts") == [Text(row["text"]) for row in rows]
+    pq.write_table(pa.Table.from_pylist([{"text": "One.", "url": "x"}]), tmp_path / "web.parquet")
+    assert load_records(source(tmp_path / "web.parquet"), "texts") == [Text("One.")]
+
+
+def test_a_directory_of_text_files_has_one_document_each_in_the_order_of_their_paths(tmp_path, source):
+    (tmp_path / "books" / "b").mkdir(parents=True)
+    for name in ("z.txt", "b/1.TXT", "a.txt", ".hidden.txt", "cover.png"):
+        (tmp_path / "books" / name).write_text(name)
+    assert load_records(source(tmp_path / "books"), "texts") == [Text("a.txt"), Text("b/1.TXT"), Text("z.txt")]
+    (tmp_path / "books" / "more.jsonl").write_text("{}")
+    assert problems_of(source(tmp_path / "books"), "texts") == [
+        "books: found 3 .txt files and more.jsonl; needed files of one format; move the others away"
+    ]
+
+
+def test_of_prompts_each_line_of_a_text_file_is_one_and_a_web_page_is_neither(tmp_path, source):
+    (tmp_path / "prompts.txt").write_text("Hi?\nHo?\n")
+    assert load_records(source(tmp_path / "prompts.txt"), "prompts") == [Prompt(user("Hi?")), Prompt(user("Ho?"))]
+    assert load_records(source(tmp_path / "prompts.txt"), "texts") == [Text("Hi?\nHo?\n")]
+    (tmp_path / "page.html").write_text("Hi?")
+    assert problems_of(source(tmp_path / "page.html"), "texts") == [
+        "page.html: found a .html file; needed .jsonl, .jsonl.gz, .json, .parquet, .txt; convert or rename it"
+    ]
+
+
+def test_a_text_that_is_none_is_told_with_its_line(write_lines, tmp_path, source):
+    assert problems_of(write_lines({"text": "a"}, {"content": "b"}, {"text": 3}), "texts") == [
+        "records.jsonl:2: text: missing; needed a document's text; add it",
+        "records.jsonl:3: text: found 3 (a number); needed text; correct it",
+    ]
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    assert problems_of(source(tmp_path / "latin.txt"), "texts") == [
+        "latin.txt: byte 0xe9 at column 4 is not UTF-8; needed UTF-8 text; save the file as UTF-8"
+    ]
+
+
+def test_texts_are_held_out_with_their_copies_and_never_an_empty_one():
+    records = [Text(text) for text in ("", "a", "b", "a", "", "c", "d")]
+    train, held_out = split_records(records, 0.5, seed=1)
+    assert held_out and set(train) & set(held_out) == set() and len(train) + len(held_out) == 7
+    assert Text("") not in held_out
+    with pytest.raises(DataError, match="found 1 different text; needed two or more"):
+        split_records([Text("a"), Text("")], 0.5, seed=1)

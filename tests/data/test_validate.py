@@ -1,4 +1,4 @@
-from data.schema import Comparison, Demonstration, Message, Prompt
+from data.schema import Comparison, Demonstration, Message, Prompt, Text
 from data.validate import check
 
 
@@ -66,3 +66,18 @@ def test_empty_split_stops_and_empty_answers_warn():
     findings = check({"train": [compare("a", ["", " \n", "x"], [1, 2, 3])], "eval": []})
     assert findings.counts["empty_answers"] == 2
     assert findings.errors == ("eval: found no records; needed at least one; check the source",)
+
+
+def test_texts_are_checked_for_copies_leaks_and_emptiness():
+    train = [Text("a"), Text("b"), Text("a"), Text(""), Text("")]
+    findings = check({"train": train, "eval": [Text("b"), Text("c")]})
+    assert findings.counts == {"train": 5, "eval": 2, "duplicates": 1, "leaked_texts": 1, "empty_texts": 2}
+    assert findings.errors == ()
+    assert [warning.partition(";")[0] for warning in findings.warnings] == [
+        "1 training records occur more than once",
+        "1 held-out texts also occur in training",
+        "2 texts are empty",
+    ]
+    assert check({"train": [Text("a")], "eval": [Text("")]}).errors == (
+        "eval: found no text that is not empty; needed at least one; check the source",
+    )

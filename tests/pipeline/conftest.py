@@ -44,6 +44,12 @@ def recipe_path(tmp_path):
 
 
 @pytest.fixture
+def pretraining(recipe_path):
+    """Overrides that put pretrain before the recipe's stages."""
+    return ("pretrain={}", f"data.texts={recipe_path.parent / 'texts.jsonl'}")
+
+
+@pytest.fixture
 def fake_stages(tmp_path, monkeypatch):
     """Put stage programs that obey the contract but train nothing (fake_stage.py) in place of the real ones, for child processes."""
     monkeypatch.setenv("PYTHONPATH", write_fake_stages(tmp_path / "fake"))
@@ -75,6 +81,7 @@ def write_project(directory):
         "demonstrations": [{"prompt": f"question {i}", "completion": f"answer {i}"} for i in range(8)],
         "comparisons": [{"prompt": f"question {i}", "completions": [f"good {i}", f"bad {i}"], "ranks": [1, 2]} for i in range(8)],
         "prompts": [{"prompt": f"question {i}"} for i in range(8)],
+        "texts": [{"text": f"question {i}, answer {i}"} for i in range(8)],  # which the recipe does not name
     }
     for kind, records in rows.items():
         (directory / f"{kind}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -98,6 +105,6 @@ def write_fake_stages(directory):
     real = Path(stages.__file__).parent
     (package / "__init__.py").write_text(f"__path__ = [{str(package)!r}, {str(real)!r}]\n")
     program = Path(__file__).with_name("fake_stage.py")
-    for stage in ("sft", "rm", "ppo"):
+    for stage in ("pretrain", "sft", "rm", "ppo"):
         (package / f"{stage}.py").write_text(f"import runpy\nrunpy.run_path({str(program)!r}, run_name='__main__')\n")
     return os.pathsep.join([str(directory), str(real.parent)])

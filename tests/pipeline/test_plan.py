@@ -20,11 +20,11 @@ STAGES = ("sft", "rm", "ppo")
 def publish_all(store, publish, recipe_path):
     """A function: publish an artifact per stage as if the recipe with these overrides had run; returns them by kind."""
 
-    def publish_all(*overrides, stages=STAGES):
+    def publish_all(*overrides, stages=None):
         recipe = load_recipe(recipe_path, overrides)
-        inputs = prepare(recipe, store.root, STAGES)
+        inputs = prepare(recipe, store.root, recipe.stages)
         made = {}
-        for stage in stages:
+        for stage in stages or recipe.stages:
             decision = decide(stage, recipe, inputs, made, store)
             made[stage] = publish(
                 store,
@@ -261,13 +261,51 @@ def test_a_damaged_note_is_read_past(planned, publish_all, store):
     ("run", "needed"),
     [(("sft",), ("sft",)), (("rm",), ("sft", "rm")), (("ppo",), STAGES), (("sft", "ppo"), STAGES), (("rm", "ppo"), STAGES)],
 )
-def test_a_selection_needs_what_its_stages_descend_from(run, needed):
-    assert Selection(run).needed == needed
+def test_a_selection_needs_what_its_stages_descend_from(recipe_path, pretraining, run, needed):
+    assert Selection(run).needed(load_recipe(recipe_path)) == needed
+    assert Selection(run).needed(load_recipe(recipe_path, pretraining)) == ("pretrain", *needed)
 
 
 def test_a_stage_that_nothing_descends_from_is_needed_by_nobody_else(monkeypatch):
     """The stages are a graph: one more that reads the SFT model stands between none of the others."""
     rows = {"sft": spec.STAGES["sft"], "rm": spec.STAGES["rm"], "sample": replace(spec.STAGES["rm"], data=()), "ppo": spec.STAGES["ppo"]}
     monkeypatch.setattr(spec, "STAGES", rows)
-    assert Selection(("ppo",)).needed == ("sft", "rm", "ppo")
-    assert Selection(("sample",)).needed == ("sft", "sample")
+    assert spec.with_ancestors(("ppo",)) == ("sft", "rm", "ppo")
+    assert spec.with_ancestors(("sample",)) == ("sft", "sample")
+
+
+def test_a_pretrain_block_puts_a_stage_before_sft_and_its_absence_takes_it_away(planned, publish_all, pretraining):
+    publish_all()
+    assert planned(*pretraining) == {
+        "pretrain": ("run", ["no artifact yet"]),
+        "sft": ("run", ["pretrain changed none -> a new one"]),
+        "rm": ("depends", [DEPENDS_ON_SFT]),
+        "ppo": ("depends", ["sft and rm will run; it is reused if the same weights come out"]),
+    }
+    assert publish_all(*pretraining)["sft"].version == 2
+    assert planned(*pretraining) == dict.fromkeys(("pretrain", *STAGES), REUSED)
+    assert planned() == dict.fromkeys(STAGES, REUSED)  # those of the first version
+    assert planned("sft.epochs=3")["sft"] == ("run", ["sft.epochs changed 1.0 -> 3.0", "pretrain changed pretrain@v1 -> none"])
+
+
+def test_pretraining_runs_again_where_what_it_reads_changed_and_not_otherwise(planned, publish_all, pretraining, recipe_path):
+    publish_all(*pretraining)
+    for unread in ("tokens.max_prompt_tokens=99", "judge=a:b", "pretrain.save_every=7", "sft.epochs=3"):
+        assert planned(*pretraining, unread)["pretrain"] == REUSED, unread
+    changed = planned(*pretraining, "pretrain.sequence_length=99")
+    assert changed["pretrain"] == ("run", ["pretrain.sequence_length changed 1024 -> 99"])
+    assert changed["sft"] == ("depends", ["pretrain will run; it is reused if the same weights come out"])
+    (recipe_path.parent / "texts.jsonl").write_text('{"text": "another"}\n{"text": "one"}\n')
+    assert planned(*pretraining)["pretrain"] == ("run", ["data.texts changed"])
+
+
+def test_texts_are_an_input_of_ppo_where_it_mixes_them_in(store, recipe_path, pretraining, planned, publish_all):
+    mixing = ("ppo.ptx_coef=0.5", "ppo.ptx_data=texts", pretraining[1])
+    recipe = load_recipe(recipe_path, mixing)
+    inputs = prepare(recipe, store.root, recipe.stages)
+    assert inputs.fingerprints("ppo", recipe).keys() == {"prompts", "texts"}
+    publish_all("ppo.ptx_coef=0.5")
+    assert planned(*mixing)["ppo"] == (
+        "run",
+        ['ppo.ptx_data changed null -> "texts"', "data.demonstrations changed", "data.texts changed"],
+    )

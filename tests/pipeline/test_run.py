@@ -273,3 +273,14 @@ def test_the_store_may_move(bring_up, store, tmp_path, recipe_path):
     view = Recorder()
     run(load_recipe(recipe_path), Store(tmp_path / "elsewhere"), Selection(), view)
     assert view.told == ["read", *(f"{stage} reused {stage}@v1" for stage in STAGES)], moved
+
+
+def test_with_a_pretrain_block_sft_starts_from_what_that_stage_leaves(bring_up, store, pretraining):
+    told = bring_up(*pretraining)
+    assert [line.split()[0] for line in told if "published" in line] == ["pretrain", *STAGES]
+    specs = {path.parent.name.split("-")[0]: json.loads(path.read_text()) for path in store.root.glob("runs/*/spec.json")}
+    assert specs["sft"]["models"] == {"base": str(store.get("pretrain").model_path)}
+    assert specs["pretrain"]["data"].keys() == {"texts"}
+    assert [parent.ref for parent in store.lineage("ppo")] == ["sft@v1", "rm@v1", "pretrain@v1"]
+    assert bring_up(*pretraining, run=("sft",)) == ["read", "pretrain reused pretrain@v1", "sft reused sft@v1"]
+    assert "sft started: pretrain changed pretrain@v1 -> none" in bring_up()

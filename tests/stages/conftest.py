@@ -12,10 +12,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.settings import HardwareSettings, LoRASettings, PPOSettings, RMSettings, SFTSettings, TokenSettings
+from stages.settings import HardwareSettings, LoRASettings, PPOSettings, PretrainSettings, RMSettings, SFTSettings, TokenSettings
 from stages.spec import RESULT_FILE, StageResult, StageSpec, data_inputs
 
 SMALL = {
+    "pretrain": PretrainSettings(
+        epochs=2,
+        sequence_length=128,
+        batch_size=2,
+        micro_batch_size=1,
+        learning_rate=1e-3,
+        warmup_steps=3,
+        save_every=4,
+        log_every=2,
+        eval_samples=4,
+    ),
     "sft": SFTSettings(
         epochs=2, batch_size=8, micro_batch_size=4, learning_rate=1e-3, warmup_steps=3, save_every=4, log_every=2, eval_samples=4
     ),
@@ -73,6 +84,14 @@ def make_stage(tmp_path, make_stage_in):
     return functools.partial(make_stage_in, tmp_path)
 
 
+def read_lines(demo_dir, kind, split):
+    """Read the demo's records of a kind; of its demonstrations texts are made."""
+    if kind != "texts":
+        return (demo_dir / f"{kind}.{split}.jsonl").read_text().splitlines()
+    rows = map(json.loads, read_lines(demo_dir, "demonstrations", split))
+    return [json.dumps({"text": f"{row['prompt']}\n{row['completion']}"}) for row in rows]
+
+
 @pytest.fixture(scope="session")
 def make_stage_in(demo_dir, base_model_dir, warm_start):
     """The same for a directory of one's own: make_stage_in(directory, "sft", ...)."""
@@ -87,7 +106,7 @@ def make_stage_in(demo_dir, base_model_dir, warm_start):
         for kind in data_inputs(stage, stage_settings):
             data[kind] = {}
             for split, count in (("train", rows), ("eval", 8)):
-                lines = (demo_dir / f"{kind}.{split}.jsonl").read_text().splitlines()[:count]
+                lines = read_lines(demo_dir, kind, split)[:count]
                 path = directory / f"{kind}.{split}.jsonl"
                 path.write_text("\n".join(lines) + "\n")
                 data[kind][split] = {"path": str(path)}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from data.tokens import EncodedPair
-from stages import sft
+from stages import language
 from stages.models.policy import load_policy
 
 
@@ -20,5 +20,5 @@ def test_the_held_out_loss_is_one_of_tokens_however_many_logits_are_held(base_mo
             found = model(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[:, 0]
         logprobs += found[len(pair.prompt_ids) - 1 :].tolist()
     for limit in (2**28, 2 * 16 * 822, 1):  # all at once, two at a time, one at a time
-        monkeypatch.setattr(sft, "_MAX_EVAL_LOGITS", limit)
-        assert sft.heldout_loss(model, pairs, 0) == pytest.approx(-sum(logprobs) / len(logprobs), rel=1e-5)
+        monkeypatch.setattr(language, "_MAX_EVAL_LOGITS", limit)
+        assert language.heldout_loss(model, pairs, 0) == pytest.approx(-sum(logprobs) / len(logprobs), rel=1e-5)

@@ -208,7 +208,7 @@ def test_trainer_args_are_fields_of_trls_configs(problems, load):
     assert load(MINIMAL, "rm.trainer_args.max_steps=4").rm.trainer_args == {"max_steps": 4}
 
 
-@pytest.mark.parametrize(("stage", "module"), [("sft", "sft_config"), ("rm", "reward_config")])
+@pytest.mark.parametrize(("stage", "module"), [("pretrain", "sft_config"), ("sft", "sft_config"), ("rm", "reward_config")])
 def test_the_fields_read_from_trls_source_are_those_of_its_classes(stage, module):
     dataclass = getattr(importlib.import_module(f"trl.trainer.{module}"), config_class(stage))
     assert trainer_fields(stage) == {field.name for field in dataclasses.fields(dataclass) if not field.name.startswith("_")}
@@ -313,3 +313,31 @@ def test_a_chat_template_that_is_not_there_and_a_variable_of_each_call_are_told_
     assert problem.startswith('recipe.yaml:5: tokens.chat_template: found no file "') and problem.endswith("check the path")
     (problem,) = problems(MINIMAL + "tokens:\n  template_args: {messages: []}\n")
     assert problem.startswith("recipe.yaml:5: tokens.template_args: found 'messages', needed a variable of the chat template")
+
+
+def test_a_recipe_has_the_stages_of_its_blocks(load, tmp_path):
+    (tmp_path / "texts.txt").write_text("a text")
+    assert load(MINIMAL).stages == ("sft", "rm", "ppo")
+    assert load(MINIMAL + "pretrain:\n").stages == ("sft", "rm", "ppo")
+    data = "data: {texts: texts.txt, demonstrations: demo, comparisons: demo, prompts: demo}\n"
+    recipe = load("base_model: demo\npretrain: {}\n" + data)
+    assert recipe.data.texts.train.path == str(tmp_path / "texts.txt")
+    assert recipe.stages == ("pretrain", "sft", "rm", "ppo")
+    assert (recipe.parents("sft"), recipe.parents("rm")) == (("pretrain",), ("sft",))
+
+
+def test_pretraining_is_checked_as_the_other_stages_are(problems):
+    stages = ("pretrain", "sft", "rm", "ppo")
+    assert problems(MINIMAL + "pretrain: {}\n", stages=stages) == [
+        "recipe.yaml:3: data.texts: missing; pretrain read it; give a file, a dataset id or demo"
+    ]
+    text = "base_model: demo\ndata:\n  texts: demo\n  demonstrations: demo\n"
+    text += "pretrain:\n  lora: {}\n  batch_size: 3\n  micro_batch_size: 1\n  trainer_args: {learn: 1}\nsft:\n  lora: {}\n"
+    text += "hardware:\n  processes: 2\n"
+    found = problems(text, stages=("pretrain", "sft"))
+    assert [line.partition(", ")[0] for line in found] == [
+        'recipe.yaml:3: data.texts: found "demo"',
+        "recipe.yaml:7: pretrain.batch_size: found 3",
+        "recipe.yaml:9: pretrain.trainer_args.learn: unknown key of TRL's SFTConfig; see its documentation",
+        "recipe.yaml:11: sft.lora: found sft.lora (rank 16) on top of pretrain.lora.merge = false",
+    ]

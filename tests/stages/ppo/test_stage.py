@@ -183,3 +183,13 @@ def test_with_ptx_coef_the_training_demonstrations_are_mixed_in_and_counted(run)
 def test_a_size_of_demonstrations_that_nothing_uses_is_told(run):
     spec, _, _ = run(ptx_batch_size=4, iterations=1)
     assert "ppo.ptx_batch_size = 4 is not used: ppo.ptx_coef is 0" in spec.events_path.read_text()
+
+
+def test_with_ptx_data_the_likelihood_of_texts_is_mixed_in(run):
+    spec, result, trainer = run(ptx_coef=1.0, ptx_data="texts")
+    assert result.counts["ptx_texts"] == result.counts["ptx_texts_used"] == 48
+    # Pieces of at most 96 + 64 tokens, and no end token, which here means the end of an answer.
+    lengths = [len(pair.prompt_ids + pair.response_ids) for pair in trainer.demonstrations.pairs]
+    assert len(lengths) == 48 and max(lengths) <= 160 and {len(pair.prompt_ids) for pair in trainer.demonstrations.pairs} == {1}
+    assert not any(trainer.sampling.eos_token_id in pair.response_ids for pair in trainer.demonstrations.pairs)
+    assert all(row["loss/ptx"] > 0 for row in metric_rows(spec)[1:])

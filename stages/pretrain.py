@@ -1,0 +1,119 @@
+"""Stage 0, continued pre-training: base model + plain texts -> a base model that knows their language.
+
+texts -> token ids, packed -> TRL's SFTTrainer (loss on every token) -> model/, held-out loss and perplexity, continued beginnings
+"""
+
+import math
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from data.texts import encode_documents, split_documents
+from stages.language import heldout_loss, load_learner
+from stages.models.forward import is_packed
+from stages.models.handoff import read_facts
+from stages.models.save import save_model
+from stages.models.weights import open_pretrained
+from stages.process.context import StageContext, describe_machine
+from stages.process.errors import StageError
+from stages.process.runtime import run_stage
+from stages.responses.judging import answer_prompts, response_text, write_samples
+from stages.settings import PretrainSettings
+from stages.spec import EXIT_USAGE, EXIT_VERIFICATION, SAMPLES_FILE, StageResult
+from stages.splits import load_splits
+from stages.trl.gathering import whole_model
+from stages.trl.sft import make_language_trainer
+from stages.trl.training import train
+
+_BEGINNING_TOKENS, _CONTINUATION_TOKENS = 64, 64  # of a sample, at most
+
+
+def main(context: StageContext) -> StageResult:
+    """Train the base model on texts."""
+    spec = context.spec
+    settings = spec.settings
+    assert isinstance(settings, PretrainSettings)
+    tokenizer = _load_tokenizer(context)
+    records, held_out_records = load_splits(spec, "texts")
+    documents, counts = encode_documents(tokenizer, records)
+    held_out_documents, held_out_counts = encode_documents(tokenizer, held_out_records)
+    counts |= {f"held_out_{key}": value for key, value in held_out_counts.items()}
+    pieces, held_out = (split_documents(each, settings.sequence_length) for each in (documents, held_out_documents))
+    if not pieces:
+        raise StageError(
+            "texts: all are empty, so there is nothing to learn; needed at least one that is not; check the source", EXIT_USAGE
+        )
+    _note_control_tokens(context, counts["texts_with_control_tokens"])
+
+    model: Any = load_learner(context, settings)
+    _require_positions(model, spec.models["base"], settings.sequence_length)
+    # Where our attention does not fit, a row of several texts might not keep them apart: each piece is a row then, padded.
+    trainer = make_language_trainer(
+        context, settings, model, tokenizer, pieces, held_out, max_length=settings.sequence_length, packing=is_packed(model)
+    )
+    rows: Any = trainer.train_dataset
+    counts |= {"pieces": len(pieces), "rows": len(rows)}
+    train(trainer, context)
+
+    with whole_model(trainer) as model:
+        metrics: dict[str, float] = {}
+        if held_out:
+            loss = heldout_loss(model, held_out, tokenizer.eos_token_id)
+            metrics = {"eval/loss": loss, "eval/perplexity": math.exp(loss)}
+            _continue_held_out(context, settings, model, tokenizer, held_out_documents[: settings.eval_samples])
+        facts = read_facts(model, tokenizer, spec.models["base"])
+        if context.is_main:
+            save_model(model, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
+    return StageResult(metrics=metrics, facts=facts, counts=counts, **describe_machine(context))
+
+
+def _load_tokenizer(context: StageContext) -> Any:
+    """Load the base model's tokenizer as it is, template and pad token or not: SFT then finds what it would find in the base model."""
+    spec = context.spec
+    tokenizer: Any = open_pretrained(AutoTokenizer, spec.models["base"], revision=spec.revision)
+    if tokenizer.eos_token_id is None:
+        message = f"{spec.models['base']}: found no end token, needed one that ends a text; set eos_token in its tokenizer_config.json"
+        raise StageError(message, EXIT_VERIFICATION)
+    return tokenizer
+
+
+def _note_control_tokens(context: StageContext, count: int) -> None:
+    """Tell of what may separate documents inside of a file, or be a chat that was rendered."""
+    if count:
+        context.note(
+            f"{count} of the texts hold the text of a control token, which is learnt as ordinary text; if it separates documents, give "
+            "each its own JSON line"
+        )
+
+
+def _require_positions(model: Any, name: str, sequence_length: int) -> None:
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and sequence_length > limit:
+        message = f"pretrain.sequence_length: found {sequence_length}, needed at most the {limit} positions of {name}; lower it"
+        raise StageError(message, EXIT_USAGE)
+
+
+def _continue_held_out(context: StageContext, settings: PretrainSettings, model: Any, tokenizer: Any, documents: list[list[int]]) -> None:
+    """Continue the beginnings of held-out texts, sampled and greedy, and write samples.jsonl."""
+    half = settings.sequence_length // 2
+    beginnings = [ids[: min(-(-len(ids) // 2), half, _BEGINNING_TOKENS)] for ids in documents]
+    rows: list[dict[str, Any]] = []
+    for way in ("sampled", "greedy") if beginnings else ():
+        answers = answer_prompts(
+            model,
+            tokenizer,
+            beginnings,
+            max_new_tokens=min(half, _CONTINUATION_TOKENS),
+            seed=context.spec.seed,
+            greedy=way == "greedy",
+        )
+        rows += [
+            {"way": way, "prompt": response_text(tokenizer, ids), "response": answer.text, "finished": answer.finished}
+            for ids, answer in zip(beginnings, answers, strict=True)
+        ]
+    if context.is_main and rows:
+        write_samples(context.spec.output_dir / SAMPLES_FILE, rows)
+
+
+if __name__ == "__main__":
+    run_stage("pretrain", main)
