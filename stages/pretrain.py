@@ -53,7 +53,7 @@ def main(context: StageContext) -> StageResult:
     )
     rows: Any = trainer.train_dataset
     counts |= {"pieces": len(pieces), "rows": len(rows)}
-    train(trainer, context)
+    last_step = train(trainer, context)
 
     with whole_model(trainer) as model:
         metrics: dict[str, float] = {}
@@ -64,6 +64,8 @@ def main(context: StageContext) -> StageResult:
         facts = read_facts(model, tokenizer, spec.models["base"])
         if context.is_main:
             save_model(model, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
+    if held_out:
+        context.write_metrics(last_step, metrics)
     return StageResult(metrics=metrics, facts=facts, counts=counts, **describe_machine(context))
 
 
