@@ -47,7 +47,9 @@ def main(context: StageContext) -> StageResult:
 
     model: Any = load_learner(context, settings)
     _require_positions(model, spec.models["base"], settings.sequence_length)
-    # Where our attention does not fit, a row of several texts might not keep them apart: each piece is a row then, padded.
+    # Where our attention does not fit, a row of several texts might not keep them apart.
+    if not is_packed(model):
+        context.note("each piece of a text is a row of its own, padded: only hardware.attention: auto keeps several in a row apart")
     trainer = make_language_trainer(
         context, settings, model, tokenizer, pieces, held_out, max_length=settings.sequence_length, packing=is_packed(model)
     )
