@@ -6,20 +6,20 @@ texts -> token ids, packed -> TRL's SFTTrainer (loss on every token) -> model/, 
 import math
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from data.texts import encode_documents, split_documents
 from stages.language import heldout_loss, load_learner
+from stages.models.adapters import find_model
 from stages.models.forward import is_packed
 from stages.models.handoff import read_facts
 from stages.models.save import save_model
-from stages.models.weights import open_pretrained
+from stages.models.special_tokens import count_tokens
+from stages.models.tokenizer import limit_tokens, open_tokenizer
 from stages.process.context import StageContext, describe_machine
 from stages.process.errors import StageError
 from stages.process.runtime import run_stage
 from stages.responses.judging import answer_prompts, response_text, write_samples
 from stages.settings import PretrainSettings
-from stages.spec import EXIT_USAGE, EXIT_VERIFICATION, SAMPLES_FILE, StageResult
+from stages.spec import EXIT_USAGE, SAMPLES_FILE, StageResult
 from stages.splits import load_splits
 from stages.trl.gathering import whole_model
 from stages.trl.sft import make_language_trainer
@@ -33,7 +33,8 @@ def main(context: StageContext) -> StageResult:
     spec = context.spec
     settings = spec.settings
     assert isinstance(settings, PretrainSettings)
-    tokenizer = _load_tokenizer(context)
+    # As it is: SFT, which settles template, end and pad token, then finds what it would find in the base model.
+    tokenizer: Any = open_tokenizer(spec.models["base"], spec.revision)
     records, held_out_records = load_splits(spec, "texts")
     documents, counts = encode_documents(tokenizer, records)
     held_out_documents, held_out_counts = encode_documents(tokenizer, held_out_records)
@@ -46,6 +47,7 @@ def main(context: StageContext) -> StageResult:
     _note_control_tokens(context, counts["texts_with_control_tokens"])
 
     model: Any = load_learner(context, settings)
+    limit_tokens(find_model(model), count_tokens(tokenizer))
     _require_positions(model, spec.models["base"], settings.sequence_length)
     # Where our attention does not fit, a row of several texts might not keep them apart.
     if not is_packed(model):
@@ -69,16 +71,6 @@ def main(context: StageContext) -> StageResult:
     if held_out:
         context.write_metrics(last_step, metrics)
     return StageResult(metrics=metrics, facts=facts, counts=counts, **describe_machine(context))
-
-
-def _load_tokenizer(context: StageContext) -> Any:
-    """Load the base model's tokenizer as it is, template and pad token or not: SFT then finds what it would find in the base model."""
-    spec = context.spec
-    tokenizer: Any = open_pretrained(AutoTokenizer, spec.models["base"], revision=spec.revision)
-    if tokenizer.eos_token_id is None:
-        message = f"{spec.models['base']}: found no end token, needed one that ends a text; set eos_token in its tokenizer_config.json"
-        raise StageError(message, EXIT_VERIFICATION)
-    return tokenizer
 
 
 def _note_control_tokens(context: StageContext, count: int) -> None:

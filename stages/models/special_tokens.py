@@ -135,7 +135,7 @@ def grow_embeddings(model: Any, tokenizer: Any) -> bool:
     Raises:
         StageError: its weights are shared out.
     """
-    num_rows, num_old = max(tokenizer.eos_token_id, tokenizer.pad_token_id) + 1, model.config.get_text_config().vocab_size
+    num_rows, num_old = max(tokenizer.eos_token_id, tokenizer.pad_token_id or 0) + 1, model.config.get_text_config().vocab_size
     if num_rows <= num_old:
         return False
     if is_partitioned(model.get_input_embeddings().weight):

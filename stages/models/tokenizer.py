@@ -12,13 +12,30 @@ from stages.models.adapters import ADAPTER_CONFIG, is_unmerged_adapter
 from stages.models.chat_template import bake, choose_template, find_pinned_day
 from stages.models.special_tokens import count_tokens, ensure_end_token, require_rows, settle_end_token, settle_pad_token
 from stages.models.weights import open_pretrained
+from stages.process.errors import StageError
 from stages.settings import TokenSettings
+from stages.spec import EXIT_VERIFICATION
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model that a stage left, and check that it can carry the token stream."""
     tokenizer = open_pretrained(AutoTokenizer, path)
     require_special_tokens(tokenizer)
+    return tokenizer
+
+
+def open_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Load a base model's tokenizer as it is, with template and pad token or without; where it has no end token, with one.
+
+    Raises:
+        StageError: The end token would have no embedding row.
+    """
+    tokenizer = open_pretrained(AutoTokenizer, path, revision=revision)
+    config = _read_config(path, revision).get_text_config()
+    ensure_end_token(tokenizer, config)
+    if tokenizer.eos_token_id >= config.vocab_size:
+        found = f"{path}: found no end token, and no spare embedding row for one"
+        raise StageError(f"{found}; needed one that ends a text; set eos_token in its tokenizer_config.json", EXIT_VERIFICATION)
     return tokenizer
 
 

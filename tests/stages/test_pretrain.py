@@ -36,11 +36,11 @@ def run(make_stage_in, plain_hardware, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bare_base(base_model_dir, tmp_path_factory):
-    """The base model as base models are: its tokenizer has no chat template, and no pad token."""
+    """The base model as base models are: its tokenizer has no chat template, no pad token, and here no end token but in the config."""
     directory = shutil.copytree(base_model_dir, tmp_path_factory.mktemp("bare") / "base")
     (directory / "chat_template.jinja").unlink()
     config = json.loads((directory / "tokenizer_config.json").read_text())
-    del config["pad_token"]
+    del config["pad_token"], config["eos_token"]
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
     return directory
 
@@ -54,10 +54,9 @@ def texts_of(spec, split):
     return [json.loads(line)["text"] for line in (spec.output_dir.parent / f"texts.{split}.jsonl").read_text().splitlines()]
 
 
-def mean_loss(model_dir, texts):
+def mean_loss(model_dir, texts, tokenizer):
     """The plain likelihood of whole texts, each by itself: mean over all tokens but the first of each."""
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
     losses = []
     for text in texts:
         ids = torch.tensor([[*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]])
@@ -68,10 +67,11 @@ def mean_loss(model_dir, texts):
 
 def test_the_perplexity_of_held_out_texts_falls_and_is_that_of_plain_forwards(pretrained, bare_base):
     spec, result, _ = pretrained
-    loss, num_tokens = mean_loss(spec.output_dir / "model", texts_of(spec, "eval"))
+    tokenizer = AutoTokenizer.from_pretrained(spec.output_dir / "model")
+    loss, num_tokens = mean_loss(spec.output_dir / "model", texts_of(spec, "eval"), tokenizer)
     assert result.metrics["eval/loss"] == pytest.approx(loss, abs=1e-4)
     assert result.metrics["eval/perplexity"] == pytest.approx(math.exp(loss), rel=1e-4)
-    assert result.metrics["eval/perplexity"] < math.exp(mean_loss(bare_base, texts_of(spec, "eval"))[0]) / 20
+    assert result.metrics["eval/perplexity"] < math.exp(mean_loss(bare_base, texts_of(spec, "eval"), tokenizer)[0]) / 20
     assert result.counts["held_out_text_tokens"] == num_tokens
     assert result.counts["rows"] < result.counts["pieces"] == result.counts["texts_used"] == 120
 
@@ -79,7 +79,8 @@ def test_the_perplexity_of_held_out_texts_falls_and_is_that_of_plain_forwards(pr
 def test_it_leaves_the_tokenizer_as_it_was(pretrained, bare_base):
     spec, result, _ = pretrained
     before, after = (AutoTokenizer.from_pretrained(path) for path in (bare_base, spec.output_dir / "model"))
-    assert (after.pad_token, after.chat_template, after.eos_token) == (before.pad_token, None, before.eos_token)
+    assert (before.eos_token, after.eos_token) == (None, "<|end|>")  # the one that the model's config names
+    assert after.pad_token is after.chat_template is None
     assert after.backend_tokenizer.to_str() == before.backend_tokenizer.to_str()
     assert result.facts.pad_token_id is None and result.facts.form == "full"
 
@@ -92,19 +93,18 @@ def test_samples_continue_the_beginnings_of_held_out_texts(pretrained):
         assert text.startswith(row["prompt"]) and 0 < len(row["prompt"]) < len(text) and row["response"]
 
 
-def test_sft_starts_from_what_it_leaves(pretrained, run, base_model_dir):
-    """The demo's tokenizer comes back: that of the bare base lacks what SFT needs."""
-    model_dir = shutil.copytree(pretrained[0].output_dir / "model", pretrained[0].output_dir / "with-template")
-    for name in ("tokenizer_config.json", "tokenizer.json", "chat_template.jinja"):
-        shutil.copy(base_model_dir / name, model_dir)
-    spec, result, _ = run("sft", sft, models={"base": model_dir}, rows=16, epochs=1, learning_rate=1e-9, eval_samples=0)
-    start, end = (
-        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).state_dict() for path in (model_dir, spec.output_dir / "model")
-    )
+def test_sft_starts_from_what_it_leaves(pretrained, run, bare_base):
+    models = [pretrained[0].output_dir / "model", bare_base]
+    (spec, after, notes), (_, without, notes_without) = [
+        run("sft", sft, models={"base": path}, rows=16, epochs=1, learning_rate=1e-9, eval_samples=0) for path in models
+    ]
+    paths = (models[0], spec.output_dir / "model")
+    start, end = (AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).state_dict() for path in paths)
     assert all(torch.allclose(start[name], end[name], atol=1e-6) for name in start)
-    assert result.facts.base_model == str(model_dir)
-    _, untrained, _ = run("sft", sft, rows=16, epochs=1, learning_rate=1e-9, eval_samples=0)
-    assert result.metrics["eval/loss"] < untrained.metrics["eval/loss"] - 1
+    assert after.metrics["eval/loss"] < without.metrics["eval/loss"] - 1
+    # Template, end and pad token are settled as on the base model itself.
+    changed = {name for name, value in after.facts if value != getattr(without.facts, name)}
+    assert changed == {"base_model"} and notes == notes_without
 
 
 def test_an_adapter_is_left_and_merged_on_request(run, bare_base):
