@@ -19,6 +19,7 @@ from pipeline.recipe.schema import Recipe
 from pipeline.store.artifact import Artifact
 from pipeline.store.disk import hash_file
 from pipeline.store.store import Store
+from pipeline.unfinished import describe_unfinished
 from stages.spec import EXIT_MISSING, STAGES, DataSplits, StageName, asks_judge, data_inputs, with_ancestors
 
 # Settings that change how a stage runs but not what it makes, and those of `ppo.rollout`. In between, PPO evaluates without touching
@@ -31,6 +32,7 @@ _WITHOUT_EFFECT: dict[StageName, tuple[str, ...]] = {
 }
 _WITHOUT_EFFECT_IN_ROLLOUT = ("command", "options", "server")
 _REASONS_SHOWN = 4
+_KEY_CHARS = 16
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Decision:
         key: Cache key, once all parents are known.
         config: The slice of the configuration that is in the key.
         parents: Role -> artifact.
+        unfinished: What becomes of checkpoints that are left of this stage; empty where there are none.
     """
 
     stage: StageName
@@ -94,12 +97,14 @@ class Decision:
     key: str | None = None
     config: dict[str, Any] = field(default_factory=dict[str, Any])
     parents: dict[str, Artifact] = field(default_factory=dict[str, Artifact])
+    unfinished: str = ""
 
     @property
     def why(self) -> str:
         """The reasons on one line; of many, the first."""
         more = len(self.reasons) - _REASONS_SHOWN
-        return "; ".join(self.reasons[:_REASONS_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+        shown = [*self.reasons[:_REASONS_SHOWN], *([f"and {more} more"] if more > 0 else []), self.unfinished]
+        return "; ".join(filter(None, shown))
 
 
 def prepare(recipe: Recipe, store_root: Path, stages: Sequence[StageName], *, trust_notes: bool = False, keep_notes: bool = True) -> Inputs:
@@ -170,7 +175,8 @@ def decide(
         reasons = ["--force was given"]
     else:
         reasons = list(_differences(stage, config, data, own_parents, store)) or ["no artifact has these inputs yet"]
-    return Decision(stage, "run", None, reasons, key, config, own_parents)
+    unfinished = "" if force else describe_unfinished(store.root, stage, name_run(stage, key), config[stage])
+    return Decision(stage, "run", None, reasons, key, config, own_parents, unfinished)
 
 
 def plan(recipe: Recipe, store: Store, selection: Selection) -> list[Decision]:
@@ -225,6 +231,11 @@ def _decide_waiting(stage: StageName, waiting: Sequence[str], recipe: Recipe, in
     return Decision(
         stage, "depends", reasons=[f"{' and '.join(waiting)} will run; it is reused if the same weights come out"], config=config
     )
+
+
+def name_run(stage: StageName, key: str) -> str:
+    """Name a stage's run by its cache key."""
+    return f"{stage}-{key[:_KEY_CHARS]}"
 
 
 def hash_inputs(stage: StageName, config: Mapping[str, Any], data: Mapping[str, Any], content: Mapping[str, str]) -> str:

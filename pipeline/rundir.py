@@ -18,19 +18,19 @@ from pathlib import Path
 
 from data.schema import Problem
 from pipeline.errors import ResourceError
-from pipeline.plan import Decision
+from pipeline.plan import Decision, name_run
 from pipeline.recipe.schema import Recipe
 from pipeline.secrets import redact
 from pipeline.store.disk import make_directories, take_lock, writing
+from pipeline.unfinished import RUNS_DIR
 
-RUNS_DIR, SKIPPED_FILE = "runs", "skipped.jsonl"
-_KEY_CHARS = 16
+SKIPPED_FILE = "skipped.jsonl"
 
 
 def run_id(decision: Decision) -> str:
     """Name the run of a stage by its cache key, so that an unfinished run of the same inputs is found again."""
     assert decision.key is not None
-    return f"{decision.stage}-{decision.key[:_KEY_CHARS]}"
+    return name_run(decision.stage, decision.key)
 
 
 @contextmanager

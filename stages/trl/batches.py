@@ -6,7 +6,7 @@ first ones. Here what was given out twice weighs nothing, and a step's loss is d
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,13 @@ Trainer = SFTTrainer | RewardTrainer
 Keep = Callable[[Batch, int], Batch]
 # What a batch weighs: the number of items that its loss is a mean over.
 Weigh = Callable[[Batch], Tensor]
+
+
+class Evaluation(NamedTuple):
+    """What transformers' trainers take from an `evaluation_loop`."""
+
+    metrics: dict[str, float]
+    num_samples: int
 
 
 def count_unrepeated(num_records: int, micro_batch_size: int, rank: int, num_ranks: int) -> int:
@@ -49,12 +56,11 @@ def draw_step(trainer: Trainer, batches: Iterable[Batch], num_batches: int, keep
 
 
 @torch.no_grad()
-def evaluate_records(trainer: Trainer, batches: Any, prefix: str, keep: Keep, weigh: Weigh) -> EvalLoopOutput:
+def evaluate_records(trainer: Trainer, batches: Any, prefix: str, keep: Keep, weigh: Weigh) -> Evaluation:
     """Compute the mean loss of held-out records, over all ranks, each record once; the trainer's `compute_loss` takes further figures."""
     model: Any = trainer.model
     model.eval()
     ranks = Ranks(trainer.accelerator)
-    nothing: Any = None  # no predictions are kept
     num_records = len(batches.dataset)
     total, weight = torch.zeros((2,), dtype=torch.float64, device=ranks.device)
     for batch in _without_repeats(trainer, batches, num_records, trainer.args.eval_batch_size, keep):
@@ -64,14 +70,12 @@ def evaluate_records(trainer: Trainer, batches: Any, prefix: str, keep: Keep, we
         total += torch.where(batch_weight > 0, loss * batch_weight, 0.0)
         weight += batch_weight
     total, weight = ranks.sum(torch.stack([total, weight])).tolist()
-    return EvalLoopOutput(nothing, nothing, {f"{prefix}_loss": total / max(weight, 1.0)}, num_records)
+    return Evaluation({f"{prefix}_loss": total / max(weight, 1.0)}, num_records)
 
 
 def _without_repeats(trainer: Trainer, batches: Iterable[Batch], num_records: int, micro_batch_size: int, keep: Keep) -> Iterator[Batch]:
-    if trainer.args.dataloader_drop_last:  # then there is no odd batch
-        yield from batches
-        return
     accelerator = trainer.accelerator
     kept = count_unrepeated(num_records, micro_batch_size, accelerator.process_index, accelerator.num_processes)
     for batch in batches:
-        yield keep(batch, kept) if accelerator.gradient_state.end_of_dataloader else batch
+        is_odd = accelerator.gradient_state.end_of_dataloader and not trainer.args.dataloader_drop_last
+        yield keep(batch, kept) if is_odd else batch

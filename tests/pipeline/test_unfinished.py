@@ -1,0 +1,66 @@
+"""What is said of checkpoints that are left of a stage: which goes on, which does not, and what differs."""
+
+import json
+import os
+
+import pytest
+
+from pipeline.plan import Selection, plan
+from pipeline.recipe.load import load_recipe
+from pipeline.unfinished import describe_unfinished
+
+SETTINGS = {"epochs": 2.0, "batch_size": 8, "learning_rate": 1e-3, "seed_of_it": None}
+
+
+@pytest.fixture
+def leave_run(tmp_path):
+    """leave_run(name, {setting: value}, steps): the directory of a run that was stopped."""
+
+    def leave(name, changes, steps, age_s=0):
+        run_dir = tmp_path / "runs" / name
+        for step in steps:
+            (run_dir / "checkpoints" / f"checkpoint-{step}").mkdir(parents=True)
+            (run_dir / "checkpoints" / f"checkpoint-{step}" / "COMPLETE.json").write_text("{}")
+        (run_dir / "checkpoints" / "checkpoint-999").mkdir(parents=True)  # never finished
+        (run_dir / "spec.json").write_text(json.dumps({"settings": SETTINGS | changes | {"save_every": 1}}))
+        os.utime(run_dir / "spec.json", (1e9 - age_s, 1e9 - age_s))
+
+    return leave
+
+
+def test_the_run_of_the_same_inputs_goes_on(tmp_path, leave_run):
+    assert describe_unfinished(tmp_path, "sft", "sft-mine", SETTINGS) == ""
+    leave_run("sft-mine", {}, [5, 10])
+    leave_run("sft-other", {"batch_size": 4}, [200])
+    assert describe_unfinished(tmp_path, "sft", "sft-mine", SETTINGS) == "its unfinished run goes on from checkpoint 10"
+    assert describe_unfinished(tmp_path, "rm", "rm-mine", SETTINGS) == ""
+
+
+def test_a_run_of_another_batch_size_is_left_and_named(tmp_path, leave_run):
+    leave_run("sft-old", {"epochs": 9.0}, [5], age_s=60)
+    leave_run("sft-newest", {"batch_size": 4, "epochs": 3.0}, [5, 235])
+    said = describe_unfinished(tmp_path, "sft", "sft-mine", SETTINGS)
+    assert said == (
+        "it begins anew, and leaves the unfinished run sft-newest (checkpoint 235) as it is, of which differ: "
+        "sft.batch_size 4 -> 8, sft.epochs 3.0 -> 2.0"
+    )
+
+
+def test_many_changes_are_counted_and_other_inputs_are_said(tmp_path, leave_run):
+    leave_run("sft-newest", dict.fromkeys(SETTINGS, 7), [5])
+    assert describe_unfinished(tmp_path, "sft", "sft-mine", SETTINGS).endswith("sft.learning_rate 7 -> 0.001, and 1 more")
+    leave_run("rm-other", {}, [5])
+    assert describe_unfinished(tmp_path, "rm", "rm-mine", SETTINGS).endswith("differ: its data, models, seed or tokens")
+
+
+def test_the_plan_says_it(recipe_path, store):
+    recipe = load_recipe(recipe_path, [])
+    (decision, *_) = plan(recipe, store, Selection())
+    run_dir = store.root / "runs" / f"sft-{decision.key[:16]}"
+    (run_dir / "checkpoints" / "checkpoint-12").mkdir(parents=True)
+    (run_dir / "checkpoints" / "checkpoint-12" / "COMPLETE.json").write_text("{}")
+    (run_dir / "spec.json").write_text(json.dumps({"settings": recipe.sft.model_dump(mode="json")}))
+    assert plan(recipe, store, Selection())[0].why == "no artifact yet; its unfinished run goes on from checkpoint 12"
+    other = plan(load_recipe(recipe_path, ["sft.batch_size=16"]), store, Selection())[0].why
+    assert "begins anew" in other and "sft.batch_size 32 -> 16" in other
+    assert "unfinished" not in plan(recipe, store, Selection(force=True))[0].why
