@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from data.texts import encode_documents, split_documents
-from stages.language import heldout_loss, load_learner
+from stages.language import load_learner, measure_loss
 from stages.models.adapters import find_model
 from stages.models.forward import is_packed
 from stages.models.handoff import read_facts
@@ -61,8 +61,8 @@ def main(context: StageContext) -> StageResult:
 
     with whole_model(trainer) as model:
         metrics: dict[str, float] = {}
+        loss = measure_loss(context, model, held_out, pieces, tokenizer.eos_token_id)
         if held_out:
-            loss = heldout_loss(model, held_out, tokenizer.eos_token_id)
             metrics = {"eval/loss": loss, "eval/perplexity": math.exp(loss)}
             _continue_held_out(context, settings, model, tokenizer, held_out_documents[: settings.eval_samples])
         facts = read_facts(model, tokenizer, spec.models["base"])
