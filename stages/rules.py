@@ -3,10 +3,9 @@
 The pipeline asks when it reads a recipe, and adds file and line; the stage asks when it starts, and knows by then which engine `auto` took.
 """
 
-import difflib
 import importlib.util
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
 from stages.settings import HardwareSettings, PPOSettings, StageSettings
 from stages.spec import StageName
@@ -60,18 +59,3 @@ def _find_quantization_refusals(key: str, found: str, settings: StageSettings, *
     if zero3:
         needed = "weights that are not shared out: ZeRO stage 3 knows nothing of the scales of 4-bit ones"
         yield Refusal(key, f"found {found} with hardware.zero_stage = 3, needed {needed}; set hardware.zero_stage: 2")
-
-
-def find_unknown_arguments(stage: StageName, arguments: Mapping[str, Any], known: Collection[str], config_class: str) -> Iterator[Refusal]:
-    """Find the names in `trainer_args` that are no fields of TRL's class.
-
-    Args:
-        stage: Whose trainer_args.
-        arguments: What was given.
-        known: The class's fields.
-        config_class: Its name, for the message.
-    """
-    for name in sorted(arguments.keys() - set(known)):
-        near = difflib.get_close_matches(name, sorted(known), n=1)
-        hint = f"; did you mean {near[0]}?" if near else "; see its documentation"
-        yield Refusal(f"{stage}.trainer_args.{name}", f"unknown key of TRL's {config_class}{hint}")

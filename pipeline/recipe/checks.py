@@ -11,8 +11,9 @@ from pipeline.recipe.schema import DEMO_PATTERN, Recipe
 from pipeline.recipe.trainer_fields import config_class, trainer_fields
 from pipeline.recipe.yaml_lines import Document
 from stages.deepspeed_config import read_deepspeed_json
-from stages.rules import Refusal, find_refusals, find_unknown_arguments
+from stages.rules import Refusal, find_refusals
 from stages.spec import DataSource, StageName, data_inputs
+from stages.trainer_args import find_refused_arguments
 
 ProblemAt = Callable[[str, str], str]
 
@@ -118,5 +119,5 @@ def _check_trainer_args(recipe: Recipe, problem: ProblemAt) -> Iterator[str]:
         known = trainer_fields(stage) if arguments else None
         if known is None:
             continue  # the stage itself checks too
-        for key, message in find_unknown_arguments(stage, arguments, known, config_class(stage)):
+        for key, message in find_refused_arguments(stage, arguments, known, config_class(stage)):
             yield problem(key, message)

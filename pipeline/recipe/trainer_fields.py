@@ -1,4 +1,4 @@
-"""Names of the fields of TRL's configs, read from its source: importing it would take seconds and torch."""
+"""The fields of TRL's configs and their types, read from its source: importing it would take seconds and torch."""
 
 import ast
 import importlib.util
@@ -22,9 +22,9 @@ def config_class(stage: StageName) -> str:
     return _SOURCES[stage][0][2]
 
 
-def trainer_fields(stage: StageName) -> set[str] | None:
-    """Return the names that a stage's `trainer_args` may have; None where the installed versions are laid out otherwise."""
-    names: set[str] = set()
+def trainer_fields(stage: StageName) -> dict[str, str] | None:
+    """Return the fields of a stage's config class, each with its type as written; None where they cannot be read."""
+    types: dict[str, str] = {}
     for package, file, class_name in _SOURCES[stage]:
         spec = importlib.util.find_spec(package)  # of a top-level package: nothing is imported
         if spec is None or spec.origin is None:
@@ -36,6 +36,7 @@ def trainer_fields(stage: StageName) -> set[str] | None:
         classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name]
         if not classes:
             return None
-        fields = [node.target for node in classes[0].body if isinstance(node, ast.AnnAssign)]
-        names |= {field.id for field in fields if isinstance(field, ast.Name) and not field.id.startswith("_")}
-    return names
+        for node in classes[0].body:
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and not node.target.id.startswith("_"):
+                types.setdefault(node.target.id, ast.unparse(node.annotation))  # a class's own field goes before one that it inherits
+    return types

@@ -21,11 +21,12 @@ from stages.process.distributed import require_world_size
 from stages.process.engine import choose_engine
 from stages.process.errors import StageError
 from stages.process.ranks import Ranks
-from stages.rules import find_unknown_arguments
 from stages.settings import PretrainSettings, RMSettings, SFTSettings
 from stages.spec import EXIT_USAGE, StageName
+from stages.trainer_args import find_refused_arguments
 
 _EVENTS_PER_S = 4
+_DEFAULTS = {"optim": "adamw_torch_fused"}  # over which a user's trainer_args go
 
 
 def train(trainer: SFTTrainer | RewardTrainer, context: StageContext) -> int:
@@ -135,7 +136,6 @@ def make_arguments(context: StageContext, settings: PretrainSettings | SFTSettin
         "lr_scheduler_type": schedule,
         "lr_scheduler_kwargs": schedule_arguments,
         "warmup_steps": settings.warmup_steps,
-        "optim": "adamw_torch_fused",
         "adam_beta1": settings.adam_beta1,
         "adam_beta2": settings.adam_beta2,
         "adam_epsilon": settings.adam_epsilon,
@@ -154,15 +154,15 @@ def make_arguments(context: StageContext, settings: PretrainSettings | SFTSettin
 
 
 def make_config(config_class: Any, arguments: dict[str, Any], extra: dict[str, Any], stage: StageName) -> Any:
-    """Make a config of TRL's from our arguments, and the user's `trainer_args` over them.
+    """Make a config of TRL's from the user's `trainer_args`, and our arguments over them.
 
     Raises:
-        StageError: it has no such field, or refuses what one says; exit code 2.
+        StageError: a field is not a user's to give, is none, or has a value that the class refuses; exit code 2.
     """
-    known = {field.name for field in fields(config_class)}
-    for key, message in find_unknown_arguments(stage, extra, known, config_class.__name__):
-        raise StageError(f"{key}: {message}", EXIT_USAGE)
+    known = {field.name: getattr(field.type, "__name__", str(field.type)) for field in fields(config_class)}
+    if refused := [f"{key}: {message}" for key, message in find_refused_arguments(stage, extra, known, config_class.__name__)]:
+        raise StageError(" | ".join(refused), EXIT_USAGE)
     try:
-        return config_class(**(arguments | extra))
-    except (ValueError, TypeError) as error:
-        raise StageError(f"{stage}: {config_class.__name__} refuses these settings: {error}", EXIT_USAGE) from error
+        return config_class(**(_DEFAULTS | extra | arguments))
+    except (ValueError, TypeError, ImportError) as error:
+        raise StageError(f"{stage}.trainer_args: TRL's {config_class.__name__} refuses {extra}: {error}", EXIT_USAGE) from error

@@ -3,16 +3,19 @@
 import dataclasses
 import importlib
 import json
+import re
 import sys
 
 import pytest
 
 from pipeline.errors import ConfigError
+from pipeline.recipe.explain import declared_keys
 from pipeline.recipe.load import load_recipe
 from pipeline.recipe.schema import recipe_schema
 from pipeline.recipe.trainer_fields import config_class, trainer_fields
 from stages.deepspeed_config import make_deepspeed_config
 from stages.settings import HardwareSettings
+from stages.trainer_args import owned_arguments
 
 MINIMAL = "name: x\nbase_model: demo\ndata: demo\n"
 
@@ -208,10 +211,37 @@ def test_trainer_args_are_fields_of_trls_configs(problems, load):
     assert load(MINIMAL, "rm.trainer_args.max_steps=4").rm.trainer_args == {"max_steps": 4}
 
 
+@pytest.mark.parametrize(
+    ("stage", "argument", "told"),
+    [
+        ("sft", "learning_rate=1e-3", "found 0.001, but the recipe says that elsewhere; set sft.learning_rate"),
+        ("rm", "num_train_epochs=2", "found 2, but the recipe says that elsewhere; set rm.epochs"),
+        ("sft", "fp16=true", "found True, but the recipe says that elsewhere; set hardware.precision"),
+        ("sft", "output_dir=elsewhere", "found 'elsewhere', but the store decides where a stage writes; set store, or give --store"),
+        ("rm", "load_best_model_at_end=true", "its last weights are published; leave it out"),
+        ("sft", "report_to=wandb", "figures go into metrics.jsonl of its artifact"),
+        ("rm", "center_rewards_coefficient=0.1", "found 0.1, but the reward model's loss and batches are our own; leave it out"),
+        ("sft", "max_steps='3'", "found the text '3', needed int, as TRL's SFTConfig says; write it without quotes"),
+    ],
+)
+def test_trainer_args_that_are_not_a_users_to_give_are_refused_with_what_to_set_instead(problems, stage, argument, told):
+    (found,) = problems(MINIMAL, f"{stage}.trainer_args.{argument}")
+    assert found.startswith(f"--set: {stage}.trainer_args.{argument.partition('=')[0]}: found ")
+    assert told in found
+
+
+def test_what_trainer_args_point_to_is_a_key_of_the_recipe():
+    for stage in ("sft", "rm"):
+        for told in owned_arguments(stage).values():
+            for key in re.findall(r"[a-z_]+(?:\.[a-z_0-9]+)+", told.partition("; set ")[2]):
+                assert tuple(key.split(".")) in declared_keys() or (stage == "rm" and key == "sft.packing")
+
+
 @pytest.mark.parametrize(("stage", "module"), [("pretrain", "sft_config"), ("sft", "sft_config"), ("rm", "reward_config")])
 def test_the_fields_read_from_trls_source_are_those_of_its_classes(stage, module):
     dataclass = getattr(importlib.import_module(f"trl.trainer.{module}"), config_class(stage))
-    assert trainer_fields(stage) == {field.name for field in dataclasses.fields(dataclass) if not field.name.startswith("_")}
+    assert trainer_fields(stage).keys() == {field.name for field in dataclasses.fields(dataclass) if not field.name.startswith("_")}
+    assert trainer_fields(stage)["bf16"] == "bool | None"  # TRL's own, not that of transformers
 
 
 def test_4_bits_without_bitsandbytes_are_told_of_every_stage_that_runs(problems, monkeypatch):

@@ -1,5 +1,6 @@
 """Our trainers on TRL: the K-way loss against TRL's own pairs, packing that isolates, accumulation that changes nothing."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -15,9 +16,10 @@ from stages.models.tokenizer import align_special_tokens, load_tokenizer
 from stages.process.context import StageContext
 from stages.process.errors import StageError
 from stages.settings import HardwareSettings, RMSettings, SFTSettings
+from stages.trainer_args import owned_arguments
 from stages.trl.rm import collate_comparisons, make_ranking_trainer
 from stages.trl.sft import UnpaddedSFTTrainer, make_sft_trainer
-from stages.trl.training import train
+from stages.trl.training import make_arguments, train
 
 HARDWARE = HardwareSettings(device="cpu", precision="float32", attention="eager")
 
@@ -237,3 +239,37 @@ def test_what_diverges_stops_and_names_the_setting_to_lower(make_stage, base_mod
         trainer = make_ranking_trainer(context, context.spec.settings, model, tokenizer, comparisons, [])
     with pytest.raises(StageError, match=rf"finite ones are needed; lower {stage}.learning_rate \(found 1e\+38\)"):
         train(trainer, context)
+
+
+def test_all_that_we_set_of_trls_configs_is_refused_in_trainer_args(context, policy, reward_model, tokenizer):
+    """The list that the recipe's checks go by is compared with the configs of real trainers."""
+    generator = torch.Generator().manual_seed(6)
+    pairs, comparisons = (
+        pairs_of(generator, 4, tokenizer),
+        [EncodedComparison(**rank_nine(generator, tokenizer), source="") for _ in range(4)],
+    )
+    settings = {"batch_size": 2, "micro_batch_size": 1, "warmup_steps": 3, "weight_decay": 0.1, "eval_every": 2, "log_every": 3}
+    trainers = {
+        "sft": make_sft_trainer(context, SFTSettings(packing=True, **settings), policy, tokenizer, pairs, pairs),
+        "rm": make_ranking_trainer(context, RMSettings(**settings), reward_model, tokenizer, comparisons, comparisons),
+    }
+    for stage, trainer in trainers.items():
+        plain = type(trainer.args)(output_dir="x", use_cpu=True)
+        names = {field.name for field in dataclasses.fields(plain)}
+        changed = {name for name in names if getattr(trainer.args, name) != getattr(plain, name)}
+        assert changed - {"optim", "accelerator_config"} <= owned_arguments(stage).keys(), stage
+        # And what we set to what it is anyway.
+        assert make_arguments(context, SFTSettings(), True).keys() <= owned_arguments(stage).keys()
+
+
+def test_a_trainer_argument_goes_over_what_is_only_a_default_of_ours(context, policy, tokenizer):
+    settings = SFTSettings(trainer_args={"optim": "adafactor", "max_steps": 3})
+    trainer = make_sft_trainer(context, settings, policy, tokenizer, pairs_of(torch.Generator(), 2, tokenizer), [])
+    assert (trainer.args.optim, trainer.args.max_steps) == ("adafactor", 3)
+
+
+def test_a_trainer_argument_of_ours_is_refused_by_the_stage_too(context, policy, tokenizer):
+    settings = SFTSettings(trainer_args={"output_dir": "elsewhere"})
+    with pytest.raises(StageError, match=r"sft\.trainer_args\.output_dir: found 'elsewhere', but the store") as caught:
+        make_sft_trainer(context, settings, policy, tokenizer, pairs_of(torch.Generator(), 2, tokenizer), [])
+    assert caught.value.exit_code == 2
