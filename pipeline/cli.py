@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from pipeline.launch.environment import QUIET
+from pipeline.terminal import prepare_terminal
 from stages.spec import EXIT_FAILED, EXIT_OK, EXIT_VERIFICATION, STAGES, StageName, data_inputs, with_ancestors
 
 if TYPE_CHECKING:
@@ -227,6 +229,8 @@ def alias_command(
 
 def main() -> NoReturn:
     """Run the command line; user mistakes and failures end in one line on stderr and their exit code."""
+    prepare_terminal()
+    os.environ.update(QUIET)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _end_by_signal)
     try:

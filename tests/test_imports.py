@@ -10,7 +10,15 @@ import pipeline
 ROOT = Path(pipeline.__file__).parent.parent
 OURS = {"data", "stages", "pipeline"}
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "deepspeed"}
-TORCH_FREE_STAGES = {"stages.spec", "stages.settings", "stages.deepspeed_config", "stages.rules", "stages.process.death"}
+TORCH_FREE_STAGES = {
+    "stages.spec",
+    "stages.settings",
+    "stages.deepspeed_config",
+    "stages.rules",
+    "stages.trainer_args",
+    "stages.process.death",
+    "stages.process.places",
+}
 PURE_MATHS = {"stages.ppo.advantages", "stages.ppo.losses", "stages.responses.kl"}
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import ConfigError
+from stages.process.places import needs_launcher
 from stages.settings import HardwareSettings
 from stages.spec import StageName
 
@@ -71,7 +72,7 @@ def stage_commands(stage: StageName, spec_path: Path, hardware: HardwareSettings
     launcher, restarts = choose_launcher(hardware), hardware.restarts
     program = [f"stages.{stage}", str(spec_path)]
     if launcher == "local":
-        if hardware.processes == 1 and hardware.engine != "deepspeed":
+        if not needs_launcher(hardware):
             return [Command([*_PYTHON, *program])]
         return [Command([*_torchrun(hardware), "--standalone", "-m", *program], restarts=restarts)]
     if launcher == "slurm":

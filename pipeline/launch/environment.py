@@ -4,6 +4,10 @@ import os
 from pathlib import Path
 
 from pipeline.launch.processes import MARKER
+from stages.process.places import clear_leftovers
+
+# Nothing tells its makers that it is used: TRL, transformers and the hub's client; datasets; vLLM.
+QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 
 _GPUS = ("/dev/nvidiactl", "/dev/kfd")  # what the drivers of NVIDIA and AMD leave
 
@@ -25,13 +29,27 @@ def allocator_settings() -> dict[str, str]:
     return {"GLIBC_TUNABLES": f"glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold={2**30}:glibc.malloc.trim_threshold={2**30}"}
 
 
-def stage_environment(marker: str, *, offline: bool) -> dict[str, str]:
-    """Build the environment of a stage process."""
+def stage_environment(marker: str, *, offline: bool) -> tuple[dict[str, str], list[str]]:
+    """Build the environment of a stage process.
+
+    Args:
+        marker: Which run it belongs to.
+        offline: Forbid the Hugging Face libraries to ask the network.
+
+    Returns:
+        The environment; the names that were left out of it: another launcher's, see `stages.process.places`.
+    """
     fixed = {
         MARKER: marker,
         "PYTHONSAFEPATH": "1",  # torchrun's workers do not inherit -P
         "PYTHONHASHSEED": "0",
         "PYTHONUNBUFFERED": "1",
+        # Whatever the terminal is: logs, records and names of files are UTF-8.
+        "PYTHONUTF8": "1",
+        "PYTHONIOENCODING": "utf-8:backslashreplace",
         "TOKENIZERS_PARALLELISM": "false",
+        **QUIET,
     }
-    return {**allocator_settings(), **os.environ, **fixed, **({"HF_HUB_OFFLINE": "1"} if offline else {})}
+    given = dict(os.environ)
+    left_out = clear_leftovers(given)
+    return {**allocator_settings(), **given, **fixed, **({"HF_HUB_OFFLINE": "1"} if offline else {})}, left_out

@@ -64,9 +64,12 @@ def launch(
         for command in commands:
             log.write(f"$ {shlex.join(command.argv)}\n".encode(errors="surrogateescape"))
         log.flush()
+        environment, left_out = stage_environment(marker, offline=offline)
+        if left_out:
+            on_event({"event": "note", "message": f"ignored in the environment, which another launcher left there: {', '.join(left_out)}"})
         watchdog, pipe = start_watchdog(marker)
         try:
-            ends, received, error = _run_to_end(commands, stage_environment(marker, offline=offline), log, events, on_event)
+            ends, received, error = _run_to_end(commands, environment, log, events, on_event)
         finally:
             sweep(marker)
             os.close(pipe)

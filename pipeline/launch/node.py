@@ -15,10 +15,25 @@ from collections.abc import Mapping
 
 from pipeline.launch.processes import MARKER, sweep
 from stages.process.death import die_with_parent
+from stages.process.places import clear_leftovers
 
 STOP = b"stop\n"
 # What other machines must know of the environment: how to reach each other, and the libraries' settings.
-_FORWARDED = ("NCCL_", "GLOO_", "TORCH", "HF_", "OMP_", "MKL_", "CUDA_", "LD_LIBRARY_PATH", "PATH", "RLHF_", "PYTHON", "TOKENIZERS_")
+_FORWARDED = (
+    "NCCL_",
+    "GLOO_",
+    "TORCH",
+    "HF_",
+    "OMP_",
+    "MKL_",
+    "CUDA_",
+    "LD_LIBRARY_PATH",
+    "PATH",
+    "RLHF_",
+    "PYTHON",
+    "TOKENIZERS_",
+    "VLLM_NO_USAGE_STATS",
+)
 
 
 def pack_environment(environment: Mapping[str, str]) -> bytes:
@@ -32,6 +47,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the pipe says when to stop
     environment = os.environ | json.loads(_read_line()) | {MARKER: marker}
+    clear_leftovers(environment)  # of this node's own
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, start_new_session=True, preexec_fn=_start)
     threading.Thread(target=_listen, args=(process, marker), daemon=True).start()
     exit_code = process.wait()

@@ -35,11 +35,13 @@ def join(context: StageContext) -> None:
     gpu = uses_gpu(context)
     if gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    distributed.init_process_group("nccl" if gpu else "gloo", timeout=_COLLECTIVE_TIMEOUT)
+    with context.dies_of_signals():  # another process may never come
+        distributed.init_process_group("nccl" if gpu else "gloo", timeout=_COLLECTIVE_TIMEOUT)
     if engine == "deepspeed":
         start_deepspeed(gpu)
     if context.world_size > 1:
-        _require_shared_directory(context)
+        with context.dies_of_signals():
+            _require_shared_directory(context)
         Heartbeat(context).start()
 
 

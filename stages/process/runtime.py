@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+import huggingface_hub
 import torch
 import transformers
 from accelerate.utils import set_seed  # that of transformers imports peft, and with it bitsandbytes
@@ -23,6 +24,7 @@ from stages.process.distributed import join, leave
 from stages.process.engine import choose_engine
 from stages.process.errors import Interrupted, StageError, is_out_of_memory
 from stages.process.machine import settle_precision
+from stages.process.places import clear_leftovers, find_misplacement, needs_launcher
 from stages.rules import find_refusals
 from stages.spec import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, EXIT_USAGE, METRICS_FILE, RESULT_FILE, STAGES, StageResult, read_spec
 
@@ -39,7 +41,10 @@ def run_stage(name: str, main: Callable[[StageContext], StageResult]) -> NoRetur
         sys.exit(EXIT_USAGE)
     spec.output_dir.mkdir(parents=True, exist_ok=True)
     spec.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+    left_out = clear_leftovers(os.environ, launched=needs_launcher(spec.hardware))
     context = StageContext(spec)
+    if left_out:
+        context.note(f"ignored in the environment, which another launcher left there: {', '.join(left_out)}")
     context.install_signal_handlers()
     _exit(_run(context, main))
 
@@ -80,11 +85,14 @@ def start_process(context: StageContext) -> None:
     if hardware.device == "cuda" and not torch.cuda.is_available():
         raise StageError("hardware.device = cuda, but torch finds no GPU here; set hardware.device: auto", EXIT_USAGE)
     check_rules(context)
+    if needs_launcher(hardware) and (misplaced := find_misplacement(hardware, os.environ)):
+        raise StageError(misplaced, EXIT_USAGE)
     join(context)
     settle_precision(context)
     set_seed(context.spec.seed)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True  # read when TRL sends; a stage started by hand has no environment of ours
 
 
 def check_rules(context: StageContext) -> None:

@@ -59,3 +59,29 @@ def test_the_allocator_is_left_alone_where_it_would_refuse_half_of_the_settings(
 def test_the_allocator_is_left_alone_beside_a_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(environment, "_GPUS", (str(tmp_path),))
     assert allocator_settings() == {}
+
+
+def test_a_stage_gets_nothing_of_what_another_launcher_left_and_the_user_is_told(run_script, tmp_path, monkeypatch):
+    left = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "ACCELERATE_MIXED_PRECISION": "fp16"}
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("NCCL_DEBUG", "INFO")
+    _, events = run_script("""
+        open(os.path.dirname(EVENTS) + "/env", "w").write(json.dumps(dict(os.environ)))
+    """)
+    environment = json.loads((tmp_path / "env").read_text())
+    assert not left.keys() & environment.keys() and environment["NCCL_DEBUG"] == "INFO"
+    assert [event["message"] for event in events] == [
+        f"ignored in the environment, which another launcher left there: {', '.join(sorted(left))}"
+    ]
+
+
+def test_a_stage_writes_utf8_whatever_the_terminal_is(run_script, tmp_path, monkeypatch):
+    for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}.items():
+        monkeypatch.setenv(name, value)
+    run_script("""
+        print("grün \\udcff")
+        open(os.path.dirname(EVENTS) + "/grün", "w").write("grün")
+    """)
+    assert (tmp_path / "grün").read_text(encoding="utf-8") == "grün"
+    assert "grün \\udcff" in (tmp_path / "log.txt").read_text(encoding="utf-8")

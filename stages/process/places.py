@@ -1,0 +1,49 @@
+"""Which process of how many this one is: the launcher says so in the environment, and what an earlier launcher left there does not.
+
+Torch-free: the pipeline clears the environment of what it starts, and a stage that is started by hand clears its own.
+"""
+
+from collections.abc import MutableMapping
+
+from stages.settings import HardwareSettings
+
+# torchrun's words for a process's place among others, and for where they meet; one that ends in "_" stands for all that begin with it.
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE")
+_TORCHRUN += ("ROLE_NAME", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_", "PET_")
+# The same of other launchers, which accelerate and DeepSpeed read too; then engine and precision as `accelerate launch` hands them on.
+_OTHERS = ("NODE_RANK", "CROSS_RANK", "CROSS_SIZE", "PMI_", "PMIX_", "OMPI_COMM_", "MV2_COMM_", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
+_OTHERS += ("SMDATAPARALLEL_", "FORK_LAUNCHED", "ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_", "FP8_", "DS_ACCELERATOR")
+
+
+def needs_launcher(hardware: HardwareSettings) -> bool:
+    """Whether a stage's processes are started by torchrun, which tells each its place; one alone is plain Python."""
+    return hardware.processes * hardware.nodes > 1 or hardware.engine == "deepspeed"
+
+
+def clear_leftovers(environment: MutableMapping[str, str], *, launched: bool = False) -> list[str]:
+    """Remove what another launcher left in an environment.
+
+    Args:
+        environment: Is changed.
+        launched: torchrun started this very process: its own words stay.
+
+    Returns:
+        The names of what was removed, sorted.
+    """
+    names = _OTHERS if launched else (*_TORCHRUN, *_OTHERS)
+    found = sorted(name for name in environment if any(name == word or (word.endswith("_") and name.startswith(word)) for word in names))
+    for name in found:
+        del environment[name]
+    return found
+
+
+def find_misplacement(hardware: HardwareSettings, environment: MutableMapping[str, str]) -> str | None:
+    """Say what is wrong where torchrun started another number of processes than the recipe says, or did not start this one."""
+    needed = hardware.processes * hardware.nodes
+    found = environment.get("WORLD_SIZE", "none")
+    if found == str(needed):
+        return None
+    return (
+        f"WORLD_SIZE: found {found}, needed hardware.processes x hardware.nodes = {needed}, set by torchrun; "
+        "start the stage as `rlhf launch-command` prints it"
+    )
