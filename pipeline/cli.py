@@ -201,12 +201,15 @@ def check_data_command(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Read all data of a recipe: every bad line, duplicates, contradictions, leakage."""
+    """Read all data of a recipe: every bad line, duplicates, contradictions, leakage; and ask its judge once."""
+    from pipeline.judge import try_judge
     from pipeline.plan import prepare
     from pipeline.report.tables import findings_data, print_findings
 
     resolved = _load_recipe(recipe, overrides, tuple(STAGES))
-    data = findings_data(prepare(resolved, _open_store(store, resolved).root, resolved.stages, keep_notes=False))
+    inputs = prepare(resolved, _open_store(store, resolved).root, resolved.stages, keep_notes=False)
+    try_judge(resolved, inputs, resolved.stages)
+    data = findings_data(inputs)
     if as_json:
         _print_json(data)
     else:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import ResourceError, StoppedAfterStage
 from pipeline.inputs.base_model import count_parameters
+from pipeline.judge import try_judge
 from pipeline.launch.commands import Command, commands_by_hand, stage_commands
 from pipeline.launch.events import Event
 from pipeline.launch.failure import StageFailed
@@ -81,6 +82,7 @@ def run(recipe: Recipe, store: Store, selection: Selection, view: View) -> list[
     view.inputs_read(inputs)
     artifacts: dict[str, Artifact] = {}
     outcomes: list[Outcome] = []
+    is_judge_tried = False
     for stage in selection.needed(recipe):
         selected = stage in selection.run
         decision = decide(stage, recipe, inputs, artifacts, store, force=selection.force and selected)
@@ -91,6 +93,9 @@ def run(recipe: Recipe, store: Store, selection: Selection, view: View) -> list[
             outcome = Outcome(stage, decision.artifact, True, 0.0)
             view.stage_reused(decision)
         else:
+            if not is_judge_tried:  # before the first stage that trains, be it one that does not ask it
+                try_judge(recipe, inputs, [stage for stage in selection.run if stage in recipe.stages])
+                is_judge_tried = True
             outcome = run_stage(recipe, inputs, decision, store, view, fresh=selection.force)
         artifacts[stage] = outcome.artifact
         if selected:
@@ -179,6 +184,7 @@ def _make_spec(recipe: Recipe, inputs: Inputs, decision: Decision, output_dir: P
         eval_fraction=recipe.data.eval_fraction,
         skip_bad=recipe.data.skip_bad,
         judge=recipe.judge if asks_judge(recipe.settings(stage)) else None,
+        judge_directory=Path(recipe.judge_directory) if recipe.judge_directory else None,
         seed=recipe.seed,
         output_dir=output_dir,
         checkpoint_dir=run_dir / "checkpoints",

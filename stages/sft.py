@@ -15,7 +15,8 @@ from stages.models.special_tokens import has_grown
 from stages.models.tokenizer import settle_tokenizer
 from stages.process.context import StageContext, describe_machine
 from stages.process.runtime import run_stage
-from stages.responses.judging import answer_prompts, judge_answers, load_judge, report_answers, write_samples
+from stages.responses.judge import Judge, load_judge
+from stages.responses.judging import answer_prompts, judge_answers, report_answers, write_samples
 from stages.settings import SFTSettings
 from stages.spec import SAMPLES_FILE, StageResult
 from stages.splits import load_splits, note_repeated_openings
@@ -29,7 +30,7 @@ def main(context: StageContext) -> StageResult:
     spec = context.spec
     settings = spec.settings
     assert isinstance(settings, SFTSettings)
-    judge = load_judge(spec.judge)
+    judge = load_judge(spec.judge, spec.judge_directory)
     tokenizer: Any
     tokenizer, taken = settle_tokenizer(spec.models["base"], spec.tokens, spec.revision)
     context.note(taken)
@@ -65,7 +66,7 @@ def _answer_held_out(
     settings: SFTSettings,
     model: Any,
     tokenizer: Any,
-    judge: Any,
+    judge: Judge | None,
     records: list[Demonstration],
 ) -> dict[str, float]:
     """Answer held-out prompts, sampled and greedy; write samples.jsonl; return the averages."""
@@ -84,7 +85,11 @@ def _answer_held_out(
             seed=spec.seed,
             greedy=way == "greedy",
         )
-        averages, listed = report_answers(way, prompts, answers, judge_answers(judge, prompts, answers))
+        verdicts, failure = judge_answers(judge if context.is_main else None, prompts, answers)
+        if failure:
+            context.note(failure)
+            judge = None
+        averages, listed = report_answers(way, prompts, answers, verdicts)
         metrics |= averages
         rows += listed
     if context.is_main:

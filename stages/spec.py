@@ -170,6 +170,7 @@ class StageSpec(Closed):
     judge: str | None = Field(
         None, description="`module:function` that judges held-out answers, where `asks_judge`; never seen in training."
     )
+    judge_directory: Path | None = Field(None, description="Where the judge's module may lie, beside what is installed.")
     seed: int
     output_dir: Path
     checkpoint_dir: Path

@@ -64,6 +64,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), stages: Iterable[Stag
     document.values.setdefault("name", _name_after(path))
     _expand_shorthand(document.values)
     _resolve_paths(document, path.absolute().parent)
+    if document.values.get("judge") is not None:
+        beside = Path.cwd() if path.parent == _PACKAGED_DIR else path.absolute().parent
+        document.values.setdefault("judge_directory", str(beside))
     try:
         recipe = Recipe.model_validate(document.values, strict=True)
     except ValidationError as error:
@@ -151,6 +154,7 @@ def _resolve_paths(document: Document, recipe_dir: Path) -> None:
         ("hardware", "deepspeed_config"),
         ("hardware", "hostfile"),
         ("store",),
+        ("judge_directory",),
     ]
     keys_with_paths += [("data", kind, split, "path") for kind in KINDS for split in ("train", "eval")]
     for keys in keys_with_paths:
@@ -161,7 +165,7 @@ def _resolve_paths(document: Document, recipe_dir: Path) -> None:
         value = block.get(str(keys[-1]))
         if isinstance(value, str) and value:
             base = Path.cwd() if document.place(keys) == "--set" else recipe_dir
-            local = keys[0] in ("hardware", "store") or (keys[0] == "tokens" and _names_file(value, base))
+            local = keys[0] in ("hardware", "store", "judge_directory") or (keys[0] == "tokens" and _names_file(value, base))
             if keys[0] != "tokens" or local:
                 block[str(keys[-1])] = _resolve_path(value, base, local=local)
 

@@ -51,7 +51,14 @@ class Recipe(Closed):
     hardware: HardwareSettings = Field(
         default_factory=lambda: HardwareSettings.model_validate({}), description="Where and in which precision."
     )
-    judge: str | None = Field(None, description="`module:function` that judges held-out answers; never seen in training.")
+    judge: str | None = Field(
+        None,
+        description="`module:function` that judges held-out answers, never seen in training: (prompt, response, finished) -> figures such "
+        "as {score: 0.7}. The module is installed, on PYTHONPATH or beside the recipe.",
+    )
+    judge_directory: str | None = Field(
+        None, description="Directory in which judge's module may lie; default: the recipe's (for a packaged recipe, the working directory)."
+    )
     store: str = Field(
         "store", description="Directory of artifacts and runs; `--store` overrides it. Default: `store` in the working directory."
     )

@@ -3,11 +3,13 @@
 Score and KL are always shown together: a rising score at a rising KL is how over-optimisation looks.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 from data.tokens import EncodedPromptRecord
 from stages.ppo.trainer import PPOTrainer
-from stages.responses.judging import Answer, Judge, judge_answers, report_answers, response_text
+from stages.responses.judge import Judge
+from stages.responses.judging import Answer, judge_answers, report_answers, response_text
 from stages.responses.kl import estimate_kl_k1
 
 Way = Literal["sampled", "greedy"]
@@ -16,12 +18,22 @@ Way = Literal["sampled", "greedy"]
 class HeldOut:
     """Answers the same prompts with the same sampling noise whenever it is asked; each rank its share of them."""
 
-    def __init__(self, trainer: PPOTrainer, tokenizer: Any, prompts: list[EncodedPromptRecord], judge: Judge | None, *, seed: int) -> None:
+    def __init__(
+        self,
+        trainer: PPOTrainer,
+        tokenizer: Any,
+        prompts: list[EncodedPromptRecord],
+        judge: Judge | None,
+        *,
+        seed: int,
+        note: Callable[[str], None] = print,
+    ) -> None:
         self.trainer = trainer
         self.tokenizer = tokenizer
         self.prompts = prompts
         self.judge = judge
         self.seed = seed
+        self.note = note
 
     def answer(self, way: Way) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Answer the held-out prompts, and where the policy's weights are averaged, with the average too, under `ema_<way>`.
@@ -56,7 +68,10 @@ class HeldOut:
         ]
         finished: list[bool] = rollout.finished_B.tolist()
         answers = [Answer(ids, response_text(self.tokenizer, ids), done) for ids, done in zip(responses, finished, strict=True)]
-        verdicts = judge_answers(self.judge, prompts, answers)
+        verdicts, failure = judge_answers(self.judge, prompts, answers)
+        if failure := next(filter(None, ranks.gather([failure])), None):  # of any rank: an average over some would be of other prompts
+            self.note(failure)
+            self.judge, verdicts = None, [{} for _ in answers]
         known = [{"score": score, "kl": kl} for score, kl in zip(scores, kls, strict=True)]
         answered = ranks.gather(list(zip(prompts, answers, verdicts, known, strict=True)))[: len(self.prompts)]
         return report_answers(label, *zip(*answered, strict=True))

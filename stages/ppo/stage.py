@@ -25,7 +25,8 @@ from stages.process.engine import choose_engine
 from stages.process.errors import Interrupted, StageError
 from stages.process.ranks import Ranks
 from stages.responses.engine import RolloutEngine, Sampling, StopText
-from stages.responses.judging import load_judge, write_samples
+from stages.responses.judge import load_judge
+from stages.responses.judging import write_samples
 from stages.settings import PPOSettings
 from stages.spec import EXIT_USAGE, SAMPLES_FILE, StageResult
 from stages.splits import load_splits
@@ -36,7 +37,7 @@ _EVENTS_PER_S = 4
 def main(context: StageContext) -> StageResult:
     """Train the policy with PPO against the reward model."""
     spec, settings = context.spec, _settings(context)
-    judge = load_judge(spec.judge)
+    judge = load_judge(spec.judge, spec.judge_directory)
     check_handoff(spec.models["sft"], spec.models["rm"])
     ranks = join_ranks(context)
     tokenizer = load_tokenizer(spec.models["sft"])
@@ -51,7 +52,7 @@ def main(context: StageContext) -> StageResult:
     trainer = _build_trainer(context, ranks, tokenizer, [prompt.prompt_ids for prompt in prompts], demonstrations, sampling)
     with _open_engine(context, ranks, [*prompts, *held_out_prompts], sampling) as engine:
         trainer.rollout_engine = engine or trainer.rollout_engine
-        held_out = HeldOut(trainer, tokenizer, held_out_prompts[: settings.eval_samples], judge, seed=spec.seed)
+        held_out = HeldOut(trainer, tokenizer, held_out_prompts[: settings.eval_samples], judge, seed=spec.seed, note=context.note)
         metrics = train(context, trainer, held_out)
         samples: list[dict[str, Any]] = []
         for way in ("sampled", "greedy"):

@@ -3,20 +3,16 @@
 The judge (a rule, a test suite) is never seen in training; it only tells whether a rising score is real.
 """
 
-import importlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from data.tokens import EncodedPromptRecord
-from stages.process.errors import StageError
 from stages.responses.generation import generate_responses
-from stages.spec import EXIT_USAGE
-
-Judge = Callable[[str, str, bool], Mapping[str, float]]
+from stages.responses.judge import Judge, JudgeError
 
 
 @dataclass(frozen=True)
@@ -26,17 +22,6 @@ class Answer:
     ids: list[int]
     text: str
     finished: bool
-
-
-def load_judge(name: str | None) -> Judge | None:
-    """Import `module:function`; it takes (prompt, response, finished) and returns named figures, `score` among them."""
-    if name is None:
-        return None
-    module, _, function = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise StageError(f"judge: {name}: {error}; give an importable `module:function`", EXIT_USAGE) from error
 
 
 def answer_prompts(
@@ -71,14 +56,24 @@ def response_text(tokenizer: Any, ids: Sequence[int]) -> str:
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def judge_answers(judge: Judge | None, prompts: Sequence[EncodedPromptRecord], answers: Sequence[Answer]) -> list[dict[str, float]]:
-    """Judge each answer; an empty dict each where there is no judge."""
+def judge_answers(
+    judge: Judge | None, prompts: Sequence[EncodedPromptRecord], answers: Sequence[Answer]
+) -> tuple[list[dict[str, float]], str | None]:
+    """Judge each answer. A judge that fails must not cost the model.
+
+    Returns:
+        The figures of each answer, all empty where there is no judge or it failed; what to tell the user where it failed.
+    """
+    nothing: list[dict[str, float]] = [{} for _ in answers]
     if judge is None:
-        return [{} for _ in answers]
-    return [
-        {key: float(value) for key, value in judge(prompt.prompt[-1].content, answer.text, answer.finished).items()}
-        for prompt, answer in zip(prompts, answers, strict=True)
-    ]
+        return nothing, None
+    try:
+        judged = [
+            judge.ask(prompt.prompt[-1].content, answer.text, answer.finished) for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+    except JudgeError as error:
+        return nothing, f"{error}; it is not asked again, and the model is published without its figures"
+    return judged, None
 
 
 def report_answers(

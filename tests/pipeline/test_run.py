@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data.schema import DataError
-from pipeline.errors import ResourceError, StoreError
+from pipeline.errors import ConfigError, ResourceError, StoreError
 from pipeline.launch.failure import StageFailed
 from pipeline.plan import Selection
 from pipeline.recipe.load import load_recipe
@@ -284,3 +284,30 @@ def test_with_a_pretrain_block_sft_starts_from_what_that_stage_leaves(bring_up, 
     assert [parent.ref for parent in store.lineage("ppo")] == ["sft@v1", "rm@v1", "pretrain@v1"]
     assert bring_up(*pretraining, run=("sft",)) == ["read", "pretrain reused pretrain@v1", "sft reused sft@v1"]
     assert "sft started: pretrain changed pretrain@v1 -> none" in bring_up()
+
+
+def write_judge(recipe_path, body):
+    (recipe_path.parent / "myjudge.py").write_text(f"def judge(prompt, response, finished):\n    {body}\n")
+
+
+def test_a_judge_beside_the_recipe_is_asked_about_a_record_of_each_kind_before_anything_trains(bring_up, recipe_path, tmp_path):
+    write_judge(recipe_path, f"open({str(tmp_path / 'asked')!r}, 'a').write(repr((prompt, response)) + chr(10)); return 0.5")
+    bring_up("judge=myjudge:judge", run=("rm", "sft"))
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert [line.split(",")[0] for line in asked] == ["('question 0'"] and "'answer 0'" in asked[0]
+    bring_up("judge=myjudge:judge")
+    assert len((tmp_path / "asked").read_text().splitlines()) == 3  # of SFT's and of PPO's prompts, although SFT is reused
+    bring_up("judge=myjudge:judge")
+    assert len((tmp_path / "asked").read_text().splitlines()) == 3  # nothing runs
+
+
+def test_a_judge_that_fails_ends_a_run_before_the_first_stage_even_one_that_does_not_ask_it(bring_up, recipe_path, store):
+    bring_up(run=("sft",))
+    write_judge(recipe_path, "return {'score': 'good'}")
+    for overrides in (["judge=myjudge:judge"], ["judge=myjudge:judge", "sft.eval_samples=0"]):
+        with pytest.raises(ConfigError, match=r"^judge myjudge:judge returned \{'score': 'good'\}, needed finite figures"):
+            bring_up(*overrides)
+    assert store.refs() == ["sft@v1"]
+    with pytest.raises(ConfigError, match=r"found no module nowhere installed, on PYTHONPATH or in .*project; put it there"):
+        bring_up("judge=nowhere:judge")
+    assert "rm published rm@v1" in bring_up("judge=nowhere:judge", "sft.eval_samples=0", run=("sft", "rm"))  # neither asks it

@@ -193,3 +193,17 @@ def test_with_ptx_data_the_likelihood_of_texts_is_mixed_in(run):
     assert len(lengths) == 48 and max(lengths) <= 160 and {len(pair.prompt_ids) for pair in trainer.demonstrations.pairs} == {1}
     assert not any(trainer.sampling.eos_token_id in pair.response_ids for pair in trainer.demonstrations.pairs)
     assert all(row["loss/ptx"] > 0 for row in metric_rows(spec)[1:])
+
+
+def test_a_judge_that_fails_late_costs_its_figures_and_not_the_model(run, tmp_path, monkeypatch):
+    (tmp_path / "tiring.py").write_text(
+        "calls = 0\ndef judge(prompt, response, finished):\n    global calls\n    calls += 1\n    return 1.0 if calls < 7 else calls.gold\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    spec, result, _ = run(judge="tiring:judge", iterations=2)
+    assert (spec.output_dir / "model" / "model.safetensors").exists()
+    assert result.metrics["eval/start/judge_score"] == 1.0  # of the first four calls
+    assert not any(key.startswith(("eval/sampled/judge", "eval/greedy/judge")) for key in result.metrics)
+    notes = [event["message"] for event in map(json.loads, spec.events_path.read_text().splitlines()) if event["event"] == "note"]
+    (told,) = [note for note in notes if "judge" in note]
+    assert told.startswith("judge tiring:judge raised AttributeError") and told.endswith("published without its figures")
