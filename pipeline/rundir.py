@@ -63,7 +63,7 @@ def forget_checkpoints(root: Path, decision: Decision) -> None:
 
 def leave_evidence(recipe: Recipe, skipped: Sequence[Problem], staging: Path, run_dir: Path) -> None:
     """Put the log, the resolved recipe and the bad lines that were skipped, where there are some, beside the model."""
-    with writing(staging):
+    with writing(staging, need_bytes=(run_dir / "log.txt").stat().st_size):
         log = (run_dir / "log.txt").read_text(encoding="utf-8", errors="replace")
         (staging / "log.txt").write_text(redact(log, os.environ), encoding="utf-8")
         # JSON is YAML; written so that the file can be given to `rlhf run` again.

@@ -22,6 +22,7 @@ from pipeline.launch.events import Event, EventReader
 from pipeline.launch.failure import End, describe_failure
 from pipeline.launch.node import STOP, pack_environment
 from pipeline.launch.processes import start_watchdog, sweep
+from pipeline.store.disk import writing
 from stages.process.death import die_with_parent
 from stages.spec import SAME_WISH_S, StageName
 
@@ -61,9 +62,10 @@ def launch(
     commands = make_commands(marker)
     with log_path.open("ab") as log:
         attempt_at = log.tell()
-        for command in commands:
-            log.write(f"$ {shlex.join(command.argv)}\n".encode(errors="surrogateescape"))
-        log.flush()
+        with writing(log_path):
+            for command in commands:
+                log.write(f"$ {shlex.join(command.argv)}\n".encode(errors="surrogateescape"))
+            log.flush()
         environment, left_out = stage_environment(marker, offline=offline)
         if left_out:
             on_event({"event": "note", "message": f"ignored in the environment, which another launcher left there: {', '.join(left_out)}"})

@@ -29,7 +29,8 @@ def writing(path: Path, need_bytes: int = 0) -> Generator[None]:
     except OSError as error:
         place = error.filename if isinstance(error.filename, str) else path
         if error.errno in _FULL:
-            needed, todo = f"{need_bytes} bytes needed, {free_bytes(path)} bytes free", "free space, or choose a store on another disk"
+            need = f"{need_bytes:,} bytes" if need_bytes else "more"
+            needed, todo = f"{need} needed, {free_bytes(path):,} bytes free", "free space, or choose a store on another disk"
         elif error.errno in _FORBIDDEN:
             needed, todo = "write permission needed", "change its mode or owner, or choose another store"
         elif error.errno == errno.EXDEV:

@@ -120,6 +120,20 @@ def prune(directory: Path, *, keep: int = 2) -> None:
             shutil.rmtree(path)
 
 
+def drop_unfinished(directory: Path) -> None:
+    """Delete checkpoints that were never finished: on a full disk they take the room of what comes."""
+    for path in directory.glob(f"{_PREFIX}*"):
+        if not (path / COMPLETE_FILE).exists():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def measure_newest(directory: Path) -> int:
+    """Add up the bytes of the newest checkpoint that is marked complete; 0 where there is none."""
+    marked = [path for path in directory.glob(f"{_PREFIX}*") if (path / COMPLETE_FILE).exists()]
+    newest = max(marked, key=_step_of, default=None)
+    return sum(file.stat().st_size for file in newest.rglob("*") if file.is_file()) if newest else 0
+
+
 def _step_of(path: Path) -> int:
     suffix = path.name.removeprefix(_PREFIX)
     return int(suffix) if suffix.isdigit() else -1

@@ -4,7 +4,6 @@ SPEC.json -> run_stage(main) -> main(context) -> StageResult -> result.json, exi
 """
 
 import argparse
-import errno
 import os
 import shutil
 import sys
@@ -19,7 +18,9 @@ import transformers
 from accelerate.utils import set_seed  # that of transformers imports peft, and with it bitsandbytes
 
 from data.schema import DataError
+from stages.process.checkpoint import drop_unfinished
 from stages.process.context import StageContext
+from stages.process.disk import describe_refusal, find_refusal
 from stages.process.distributed import join, leave
 from stages.process.engine import choose_engine
 from stages.process.errors import Interrupted, StageError, is_out_of_memory
@@ -64,12 +65,12 @@ def _run(context: StageContext, main: Callable[[StageContext], StageResult]) -> 
         return _fail(context, str(error), error.exit_code)
     except DataError as error:
         return _fail(context, str(error), EXIT_USAGE)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            return _fail(context, _describe_disk_error(context, error), EXIT_RESOURCE)
-        traceback.print_exc()
-        return _fail(context, f"{type(error).__name__}: {error}", EXIT_FAILED)
     except Exception as error:
+        if (number := find_refusal(error)) is not None:
+            message = describe_refusal(context.spec, error, number)
+            if context.is_main:
+                drop_unfinished(context.spec.checkpoint_dir)
+            return _fail(context, message, EXIT_RESOURCE)
         traceback.print_exc()
         out_of_memory = is_out_of_memory(error)
         advice = f"; lower {STAGES[context.spec.stage].memory_keys}, or set gradient_checkpointing: true" if out_of_memory else ""
@@ -125,13 +126,6 @@ def _fail(context: StageContext, message: str, exit_code: int) -> int:
     except OSError:  # a full disk: the exit code and stderr still tell
         print("the error could not be written to the event log either", file=sys.stderr)
     return exit_code
-
-
-def _describe_disk_error(context: StageContext, error: OSError) -> str:
-    free = shutil.disk_usage(context.spec.output_dir).free
-    return (
-        f"{error.filename or context.spec.output_dir}: {error.strerror}; {free:,} bytes are free there; free some space or change `store`"
-    )
 
 
 def _exit(code: int) -> NoReturn:

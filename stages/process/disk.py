@@ -1,0 +1,53 @@
+"""A disk that refuses, whoever met it: what the libraries raise -> one line with the path, the need and what is free."""
+
+import errno
+import os
+import re
+import shutil
+from pathlib import Path
+
+from stages.process.checkpoint import measure_newest
+from stages.spec import StageSpec
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (*_FULL, errno.EACCES, errno.EPERM, errno.EROFS)
+# torch's writer of zip files knows of the error only that what it wrote did not arrive; its reader has another fault.
+_TORCH_WRITER = re.compile(r"PytorchStreamWriter failed|inline_container\.cc(?!.*Reader)|iostream error", re.DOTALL)
+_COPIES = 3  # of the weights in a checkpoint: themselves, and Adam's two moments
+
+
+def find_refusal(error: BaseException | None) -> int | None:
+    """Find the error number by which the file system refused a write, in an error or what led to it; None: it did not."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno in _REFUSED:
+            return error.errno
+        text = str(error)
+        if isinstance(error, RuntimeError) and _TORCH_WRITER.search(text):
+            return errno.ENOSPC
+        # safetensors is written in Rust, torch in C++: they quote the system.
+        for number in _REFUSED:
+            if f"(os error {number})" in text or (isinstance(error, RuntimeError) and f"failed with {os.strerror(number)}" in text):
+                return number
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def describe_refusal(spec: StageSpec, error: BaseException, number: int) -> str:
+    """Say which path the file system refused, and for a full one how much was needed and is free."""
+    named = error.filename if isinstance(error, OSError) and isinstance(error.filename, str) else None
+    path = Path(named) if named else spec.checkpoint_dir
+    if number not in _FULL:
+        return f"{path}: {os.strerror(number)}; write permission needed; change its mode or owner, or choose another store"
+    free = shutil.disk_usage(next(place for place in (path, *path.absolute().parents) if place.exists())).free
+    need = measure_newest(spec.checkpoint_dir) or _COPIES * _measure_weights(spec)
+    needed = f", needed about {need:,} for a checkpoint" if need else ""
+    todo = "free space or choose another store; the same command goes on from the last whole checkpoint"
+    return f"{path}: {os.strerror(number)}; found {free:,} bytes free{needed}; {todo}"
+
+
+def _measure_weights(spec: StageSpec) -> int:
+    """Add up the weights that the stage starts from; 0 where they lie on a hub."""
+    files = [file for model in spec.models.values() if Path(model).is_absolute() for file in Path(model).glob("*.safetensors")]
+    return sum(file.stat().st_size for file in files)

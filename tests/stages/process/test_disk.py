@@ -1,0 +1,83 @@
+"""A full disk, met by the libraries that write checkpoints: real errors, and a stage on a disk that is too small."""
+
+import errno
+import os
+import subprocess
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from stages.process.disk import find_refusal
+
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+
+
+@pytest.fixture(scope="module")
+def small_disk(tmp_path_factory):
+    """A disk of 18 MB; resize(size) makes it another one."""
+    directory = tmp_path_factory.mktemp("disk")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=18m", "tmpfs", str(directory)], check=True)
+    yield directory
+    subprocess.run(["umount", "-l", str(directory)], check=True)
+
+
+def error_of(write):
+    with pytest.raises(Exception) as caught:
+        write()
+    return caught.value
+
+
+@AS_ROOT
+def test_every_writer_of_a_checkpoint_is_understood_on_a_full_disk(small_disk):
+    tensor, path = torch.zeros(6_000_000), small_disk / "file"
+    writers = [
+        lambda: torch.save(tensor, path),
+        lambda: torch.save(tensor, path, _use_new_zipfile_serialization=False),
+        lambda: save_file({"tensor": tensor}, path),
+        lambda: path.write_bytes(bytes(24_000_000)),
+    ]
+    for write in writers:
+        assert find_refusal(error_of(write)) == errno.ENOSPC
+        path.unlink(missing_ok=True)
+
+
+def test_other_errors_are_no_refusal_of_the_disk(tmp_path):
+    (tmp_path / "torn.pt").write_bytes(b"PK\x03\x04 torn")
+    others = [
+        error_of(lambda: torch.load(tmp_path / "torn.pt")),
+        error_of(lambda: torch.zeros(2) @ torch.zeros(3)),
+        error_of((tmp_path / "nowhere").read_bytes),
+        ValueError("No space left on device"),
+    ]
+    assert [find_refusal(error) for error in others] == [None] * len(others)
+
+
+def test_a_refusal_is_found_behind_what_a_library_made_of_it():
+    try:
+        try:
+            raise OSError(errno.EROFS, "Read-only file system", "/models/x")
+        except OSError as error:
+            raise RuntimeError("could not save") from error
+    except RuntimeError as error:
+        assert find_refusal(error) == errno.EROFS
+
+
+@pytest.mark.slow
+@AS_ROOT
+def test_a_stage_on_a_full_disk_ends_with_exit_5_and_goes_on_where_there_is_room(make_stage_in, small_disk):
+    stage = make_stage_in(small_disk, "sft", save_every=1, judge=None, eval_samples=0)
+    process = stage.start()
+    told = process.communicate(timeout=200)[0].splitlines()
+    assert process.returncode == 5
+    error = next(event for event in stage.events() if event["event"] == "error")
+    assert error["message"] in told[-1] and error["exit_code"] == 5
+    assert f"{small_disk}" in error["message"] and "No space left on device; found " in error["message"]
+    assert "bytes free, needed about " in error["message"] and not any("Traceback" in line for line in told)
+    whole = [event["step"] for event in stage.events() if event["event"] == "checkpoint"]
+    assert {path.name for path in stage.spec.checkpoint_dir.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in whole[-2:]}
+
+    subprocess.run(["mount", "-o", "remount,size=80m", str(small_disk)], check=True)
+    stage.run()
+    starts = [event["resumed_step"] for event in stage.events() if event["event"] == "start"]
+    assert starts == [0, whole[-1]]
