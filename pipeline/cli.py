@@ -1,6 +1,5 @@
 """The command `rlhf`: one verb, one function. Starts without torch; errors are one line and an exit code."""
 
-import getpass
 import json
 import os
 import signal
@@ -166,7 +165,7 @@ def config_command(
     if schema:
         _print_json(recipe_schema())
         return
-    resolved = _load_recipe(recipe, overrides, tuple(STAGES)).model_dump(mode="json")
+    resolved = _load_recipe(recipe, overrides, tuple(STAGES), to_run=False).model_dump(mode="json")
     if as_json:
         _print_json(resolved)
     else:
@@ -223,9 +222,11 @@ def alias_command(
     store: StoreOption = None,
 ) -> None:
     """Give an artifact a name."""
+    from pipeline.store.aliases import user_name
+
     opened = _open_store(store)
     artifact = opened.get(ref)
-    alias = opened.set_alias(artifact.kind, name, artifact.ref, by=getpass.getuser())
+    alias = opened.set_alias(artifact.kind, name, artifact.ref, by=user_name())
     before = f" (was {alias.previous})" if alias.previous else ""
     _say(_console(), f"{artifact.kind}@{name} -> {alias.ref}{before}")
 
@@ -274,11 +275,11 @@ def _stage(name: str | None) -> StageName | None:
     raise typer.BadParameter(f"found {name!r:.40}, needed a stage: {_NAMES}")
 
 
-def _load_recipe(name: str, overrides: list[str], stages: tuple[StageName, ...], *named: str | None) -> "Recipe":
+def _load_recipe(name: str, overrides: list[str], stages: tuple[StageName, ...], *named: str | None, to_run: bool = True) -> "Recipe":
     """Load a recipe, of which these stages will be planned; `named` ones it must have."""
     from pipeline.recipe.load import find_recipe, load_recipe
 
-    recipe = load_recipe(find_recipe(name), overrides, stages)
+    recipe = load_recipe(find_recipe(name), overrides, stages, to_run=to_run)
     if absent := [stage for stage in named if stage is not None and stage not in recipe.stages]:
         raise typer.BadParameter(f"found {absent[0]}, but the recipe has no block of that name; add `{absent[0]}: {{}}` to it")
     if recipe.data.texts is not None and not any("texts" in data_inputs(stage, recipe.settings(stage)) for stage in recipe.stages):
@@ -287,13 +288,17 @@ def _load_recipe(name: str, overrides: list[str], stages: tuple[StageName, ...],
 
 
 def _absolute(recipe: str) -> str:
-    return str(Path(recipe).resolve()) if Path(recipe).is_file() else recipe
+    from pipeline.store.disk import expand_home
+
+    path = expand_home(recipe)
+    return str(path.absolute()) if path.is_file() else recipe
 
 
 def _open_store(given: Path | None, recipe: "Recipe | None" = None) -> "Store":
+    from pipeline.store.disk import expand_home
     from pipeline.store.store import Store
 
-    return Store(given or Path(recipe.store if recipe else "store"))
+    return Store(expand_home(given or (recipe.store if recipe else "store")))
 
 
 def _console() -> "Console":

@@ -12,7 +12,7 @@ class ConfigError(Exception):
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
-        self.problems = list(problems)
+        self.problems = [escape_controls(problem) for problem in problems]
 
     def __str__(self) -> str:
         shown = self.problems[:_SHOWN_PROBLEMS]
@@ -58,5 +58,12 @@ class StoppedAfterStage(Exception):
 
 
 def escape_controls(text: str) -> str:
-    """Escape what could break a line or steer a terminal."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode("ascii") for char in text)
+    """Escape what could break a line or steer a terminal, and bytes in names of files that are no text."""
+    return "".join(char if char.isprintable() else escape_character(char) for char in text)
+
+
+def escape_character(char: str) -> str:
+    r"""Write a character as an escape: `\n`, `\u202e`, and a byte that Python holds as a surrogate as that byte, `\xff`."""
+    if "\udc80" <= char <= "\udcff":
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape", "surrogatepass").decode("ascii")

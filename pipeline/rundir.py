@@ -17,11 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data.schema import Problem
-from pipeline.errors import ResourceError
+from pipeline.errors import ConfigError, ResourceError
 from pipeline.plan import Decision, name_run
 from pipeline.recipe.schema import Recipe
 from pipeline.secrets import redact
-from pipeline.store.disk import make_directories, take_lock, writing
+from pipeline.store.disk import is_utf8, make_directories, take_lock, writing
 from pipeline.unfinished import RUNS_DIR
 
 SKIPPED_FILE = "skipped.jsonl"
@@ -35,7 +35,14 @@ def run_id(decision: Decision) -> str:
 
 @contextmanager
 def open_run_directory(root: Path, decision: Decision) -> Generator[Path]:
-    """Open the run directory for one orchestrator at a time."""
+    """Open the run directory for one orchestrator at a time.
+
+    Raises:
+        ConfigError: The store's path is no UTF-8, which the libraries cannot open.
+        ResourceError: It cannot be written, or another orchestrator runs this stage.
+    """
+    if not is_utf8(root.absolute()):
+        raise ConfigError([f"--store: found {root.absolute()}, needed a path in UTF-8, as the libraries open no other; rename it"])
     run_dir = root / RUNS_DIR / run_id(decision)
     with writing(run_dir):
         make_directories(run_dir)

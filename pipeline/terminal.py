@@ -3,6 +3,9 @@
 import io
 import os
 import sys
+from pathlib import Path
+
+from stages.spec import EXIT_USAGE
 
 
 def prepare_terminal() -> None:
@@ -19,3 +22,8 @@ def prepare_terminal() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        print("the working directory is gone; change to another one", file=sys.stderr)
+        sys.exit(EXIT_USAGE)

@@ -2,14 +2,16 @@
 
 import re
 
+from pipeline.errors import escape_character
+
 # CSI, OSC and two-character escape sequences.
 _ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|[@-_])")
 
 
 def clean(text: str) -> str:
-    """Drop terminal escapes and control characters; a newline becomes a space, so that a line stays one."""
+    """Drop terminal escapes and control characters; a newline becomes a space, so that a line stays one; bytes are shown."""
     kept = _ESCAPES.sub("", text).replace("\n", " ").replace("\t", " ")
-    return "".join(char for char in kept if char.isprintable())
+    return "".join(char if char.isprintable() else escape_character(char) if "\ud800" <= char <= "\udfff" else "" for char in kept)
 
 
 def format_duration(seconds: float) -> str:

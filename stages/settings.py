@@ -3,6 +3,7 @@
 Every default, unit and range lives here once; `rlhf config --schema` prints it, the recipes only override it.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -75,6 +76,15 @@ class LoRASettings(Closed):
     merge: bool = Field(
         False, description="Also write the adapter merged into its base, as `merged/`; needed where the next stage trains LoRA on top."
     )
+
+    @field_validator("target_modules")
+    @classmethod
+    def _names_are_a_list(cls, value: str | list[str]) -> str | list[str]:
+        """Refuse text that reads as names; peft would take it for one regular expression."""
+        if isinstance(value, str) and value != "all-linear" and re.fullmatch(r"[\w.-]+([,;\s]+[\w.-]+)*", value):
+            names = ", ".join(re.split(r"[,;\s]+", value))
+            raise ValueError(f"found the text {value!r}, needed all-linear or a list of names; write [{names}]")
+        return value
 
 
 class HardwareSettings(Closed):

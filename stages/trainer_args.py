@@ -77,6 +77,12 @@ def owned_arguments(stage: StageName) -> dict[str, str]:
     return by_recipe | _OF_THE_CONTRACT | _OF_ONE_STAGE.get(stage, {})
 
 
+def recipe_keys(stage: str, name: str) -> str | None:
+    """Return the keys of the recipe that say what a field of TRL's is called; None where there are none of another name."""
+    keys = {"lr": "{stage}.learning_rate", **_OF_THE_RECIPE}.get(name, "").format(stage=stage)
+    return keys if stage in ("sft", "rm") and keys and keys != f"{stage}.{name}" else None
+
+
 def find_refused_arguments(
     stage: StageName, arguments: Mapping[str, Any], known: Mapping[str, str], config_class: str
 ) -> Iterator[Refusal]:

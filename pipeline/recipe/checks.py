@@ -7,6 +7,7 @@ from typing import Any
 
 from data.schema import KINDS
 from pipeline.recipe.explain import show
+from pipeline.recipe.paths import find_absence, hint_path, show_path
 from pipeline.recipe.schema import DEMO_PATTERN, Recipe
 from pipeline.recipe.trainer_fields import config_class, trainer_fields
 from pipeline.recipe.yaml_lines import Document
@@ -18,8 +19,8 @@ from stages.trainer_args import find_refused_arguments
 ProblemAt = Callable[[str, str], str]
 
 
-def check_recipe(recipe: Recipe, document: Document, stages: tuple[StageName, ...]) -> Iterator[str]:
-    """Check what single fields cannot: files, and relations between fields."""
+def check_recipe(recipe: Recipe, document: Document, stages: tuple[StageName, ...], *, to_run: bool = False) -> Iterator[str]:
+    """Check what single fields cannot: files, and relations between fields; with `to_run` what it names on a hub too."""
 
     def problem(keys: str, message: str) -> str:
         return f"{document.place(tuple(keys.split('.')))}: {keys}: {message}"
@@ -30,6 +31,8 @@ def check_recipe(recipe: Recipe, document: Document, stages: tuple[StageName, ..
         needed = "a Jinja file, auto, chatml, plain or the name of one of the tokenizer's templates"
         yield problem("tokens.chat_template", f"found no file {show(template)}, needed {needed}; check the path")
     yield from _check_data(recipe, stages, problem)
+    if to_run:
+        yield from _check_hub(recipe, stages, problem)
     yield from _check_hardware(recipe, stages, problem)
     yield from _check_trainer_args(recipe, problem)
     yield from _check_adapters(recipe, stages, problem)
@@ -61,16 +64,16 @@ def _check_base_model(recipe: Recipe, problem: ProblemAt) -> Iterator[str]:
     if not path.is_absolute():
         return  # a hub id: the stage asks the hub
     if not path.is_dir():
-        yield problem("base_model", f"found no directory {show(str(path))}; give a model directory, a hub id or demo")
+        yield problem("base_model", f"found no directory {show_path(path)}; {hint_path(path, 'give a model directory, a hub id or demo')}")
         return
     if not (path / "config.json").is_file():
-        yield problem("base_model", f"found no config.json in {show(str(path))}, needed one; give a directory that from_pretrained opens")
+        yield problem("base_model", f"found no config.json in {show_path(path)}, needed one; give a directory that from_pretrained opens")
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        yield problem("base_model", f"found no tokenizer.json in {show(str(path))}, needed the tokenizer beside the model; copy it there")
+        yield problem("base_model", f"found no tokenizer.json in {show_path(path)}, needed the tokenizer beside the model; copy it there")
     if not any(path.glob("*.safetensors")):
         pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for file in path.glob(pattern))
         found = f"only pickled weights ({', '.join(pickles[:3])}), which can run code" if pickles else "no weights"
-        yield problem("base_model", f"found {found} in {show(str(path))}, needed *.safetensors; convert with save_pretrained")
+        yield problem("base_model", f"found {found} in {show_path(path)}, needed *.safetensors; convert with save_pretrained")
 
 
 def _check_data(recipe: Recipe, stages: tuple[StageName, ...], problem: ProblemAt) -> Iterator[str]:
@@ -92,7 +95,20 @@ def _check_data(recipe: Recipe, stages: tuple[StageName, ...], problem: ProblemA
             elif not source.path:
                 yield problem(f"data.{kind}.{split}", "found an empty path; give a file, a dataset id or demo")
             elif Path(source.path).is_absolute() and not Path(source.path).exists():
-                yield problem(f"data.{kind}.{split}", f"found no file {show(source.path)}; give a path relative to the recipe, or absolute")
+                todo = hint_path(Path(source.path), "give a path relative to the recipe, or absolute")
+                yield problem(f"data.{kind}.{split}", f"found no file {show_path(Path(source.path))}; {todo}")
+
+
+def _check_hub(recipe: Recipe, stages: tuple[StageName, ...], problem: ProblemAt) -> Iterator[str]:
+    named: dict[str, tuple[str, str | None]] = {"base_model": (recipe.base_model, recipe.revision)}
+    for kind in KINDS:
+        splits = getattr(recipe.data, kind)
+        if splits is not None and any(kind in data_inputs(stage, recipe.settings(stage)) for stage in stages):
+            sources: dict[str, DataSource | None] = {"train": splits.train, "eval": splits.eval}
+            named |= {f"data.{kind}.{split}": (source.path, source.revision) for split, source in sources.items() if source}
+    for keys, (value, revision) in named.items():
+        if value and (absence := find_absence(value, keys, revision)):
+            yield problem(keys, absence)
 
 
 def _check_hardware(recipe: Recipe, stages: tuple[StageName, ...], problem: ProblemAt) -> Iterator[str]:

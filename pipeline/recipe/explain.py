@@ -10,7 +10,10 @@ from typing import Any
 from pydantic_core import ErrorDetails
 
 from pipeline.recipe.schema import Recipe
-from pipeline.recipe.yaml_lines import Document, Keys
+from pipeline.recipe.yaml_lines import Document, Keys, parse_scalar
+from stages.trainer_args import recipe_keys
+
+_BOOLEANS = {"yes": "true", "on": "true", "1": "true", "no": "false", "off": "false", "0": "false"}  # YAML 1.1's, and text of them
 
 
 def explain(errors: Sequence[ErrorDetails], document: Document) -> list[str]:
@@ -74,8 +77,28 @@ def _remedy(keys: Keys, kind: str, found: object, context: dict[str, Any]) -> st
         near = difflib.get_close_matches(found, re.findall(r"'([^']*)'", str(context.get("expected", ""))), n=1)
         if near:
             return f"; did you mean {near[0]}?"
+    if (meant := _guess_meant(kind, found)) is not None:
+        return f"; write {meant}"
     default = declared_keys().get(tuple(key for key in keys if isinstance(key, str)), ("", None))[1]
     return f"; the default is {show(default)}" if default is not None else "; change it"
+
+
+def _guess_meant(kind: str, found: object) -> str | None:
+    """Guess what a value of the wrong type was meant to be: `None`, `"1e-5"`, `1,5`, `a,b`, or a number where text belongs."""
+    if kind == "string_type" and isinstance(found, int | float):
+        return f"'{found}' in quotes"
+    if not isinstance(found, str):
+        return None
+    if found.lower() in ("none", "nil", "nothing", "undefined"):
+        return "null"
+    if kind in ("int_type", "int_from_float", "float_type"):
+        number = found.strip().strip("'\"").replace(",", ".")
+        quotes = " without quotes" if number == found else ""
+        return f"{number}{quotes}" if isinstance(parse_scalar(number), int | float) else None
+    if kind == "bool_type" and found.lower() in _BOOLEANS:
+        return _BOOLEANS[found.lower()]
+    names = ", ".join(re.split(r"[,;\s]+", found.strip()))
+    return f"[{names}]" if kind == "list_type" else None
 
 
 def show(value: object) -> str:
@@ -85,11 +108,13 @@ def show(value: object) -> str:
 
 
 def _suggest(keys: Keys) -> str:
-    """Suggest the nearest key of the same block, else the same key in another block."""
+    """Suggest the nearest key of the same block, else the same key in another block, or what TRL's name for it is here."""
     declared = declared_keys()
-    name, block = str(keys[-1]), tuple(keys[:-1])
+    name, block = re.sub(r"[^a-z0-9_]", "_", str(keys[-1]).lower()), tuple(keys[:-1])
     siblings = {str(known[-1]): known for known in declared if known[:-1] == block}
     elsewhere = {known[-1]: known for known in declared if known[-1] == name}
+    if here := recipe_keys(str(block[0]), name) if block else None:
+        return f"; did you mean {here}?"
     near = difflib.get_close_matches(name, siblings, n=1, cutoff=0.7)
     if near:
         return f"; did you mean {'.'.join(siblings[near[0]])}?"
@@ -98,6 +123,12 @@ def _suggest(keys: Keys) -> str:
     begun = [sibling for sibling in siblings if sibling.startswith(name)]
     near = begun or difflib.get_close_matches(name, siblings, n=1, cutoff=0.5)
     return f"; did you mean {'.'.join(siblings[near[0]])}?" if near else f"; known here: {', '.join(sorted(siblings))}"
+
+
+def suggest_key(text: str) -> str | None:
+    """Find the key that a malformed one was meant to be: `sft.learning-rate`, `SFT.epochs`, `sft/epochs`."""
+    keys = tuple(re.sub(r"[\s-]+", "_", part) for part in re.split(r"[./]", text.strip().strip("-").lower()))
+    return ".".join(keys) if keys in declared_keys() else None
 
 
 def _description(keys: Keys) -> str:

@@ -14,16 +14,15 @@ from pydantic import ValidationError
 from data.schema import KINDS
 from pipeline.errors import ConfigError
 from pipeline.recipe.checks import check_recipe
-from pipeline.recipe.explain import declared_keys, explain, show
+from pipeline.recipe.explain import declared_keys, explain, show, suggest_key
+from pipeline.recipe.paths import resolve_paths
 from pipeline.recipe.schema import DEMO_PATTERN, Recipe
 from pipeline.recipe.yaml_lines import Document, Keys, parse_value, read_document
 from pipeline.secrets import hide_secrets, holds_secret, names_secret
-from stages.settings import TEMPLATE_KEYWORDS
+from pipeline.store.disk import expand_home
 from stages.spec import STAGES, StageName
 
 _PACKAGED_DIR = Path(__file__).parents[1] / "recipes"
-DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".txt", ".gz")
-HUB_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 
 
 def find_recipe(name: str) -> Path:
@@ -32,7 +31,7 @@ def find_recipe(name: str) -> Path:
     Raises:
         ConfigError: there is neither.
     """
-    path = Path(name)
+    path = expand_home(name)
     if path.is_file():
         return path
     packaged = {path.stem: path for path in sorted(_PACKAGED_DIR.glob("*.yaml"))}
@@ -42,19 +41,20 @@ def find_recipe(name: str) -> Path:
     return found
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = (), stages: Iterable[StageName] = STAGES) -> Recipe:
+def load_recipe(path: Path, overrides: Sequence[str] = (), stages: Iterable[StageName] = STAGES, *, to_run: bool = False) -> Recipe:
     """Read, override, resolve and check a recipe.
 
     Args:
         path: Recipe file.
         overrides: `key=value` texts of `--set`; values are YAML.
         stages: Stages that will be planned; only their data must be there.
+        to_run: Whether what it names on a hub must be there too, as far as that is known without asking.
 
     Raises:
         ConfigError: With everything that is wrong, each as `place: key: found; needed; do`.
     """
     document = read_document(path)
-    _expand_shorthand(document.values)  # so that `--set data.prompts.train.format=...` keeps the path
+    _expand_shorthand(document.values)  # so that an override changes a part of it: `--set data.prompts.train.format=...` keeps the path
     for override in overrides:
         _apply_override(document, override)
     secrets = list(_find_secrets(document))
@@ -63,15 +63,16 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), stages: Iterable[Stag
         raise ConfigError(problems)
     document.values.setdefault("name", _name_after(path))
     _expand_shorthand(document.values)
-    _resolve_paths(document, path.absolute().parent)
     if document.values.get("judge") is not None:
         beside = Path.cwd() if path.parent == _PACKAGED_DIR else path.absolute().parent
         document.values.setdefault("judge_directory", str(beside))
+    if unusable := list(resolve_paths(document, path.absolute().parent)):
+        raise ConfigError([*problems, *unusable])
     try:
         recipe = Recipe.model_validate(document.values, strict=True)
     except ValidationError as error:
         raise ConfigError([*problems, *explain(error.errors(), document)]) from None
-    problems += check_recipe(recipe, document, tuple(stage for stage in stages if stage in recipe.stages))
+    problems += check_recipe(recipe, document, tuple(stage for stage in stages if stage in recipe.stages), to_run=to_run)
     if problems:
         raise ConfigError(problems)
     return recipe
@@ -88,22 +89,25 @@ def _apply_override(document: Document, override: str) -> None:
     keys = tuple(key.strip().split("."))
     place = "--set"
     if not equals or not all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", part) for part in keys):
-        found = show(hide_secrets(key))
-        document.problems.append(f"--set: found the key {found}, needed key=value, such as `--set ppo.kl_coef=0.1`")
+        found, meant = show(hide_secrets(key)), suggest_key(key)
+        hint = f"; did you mean {meant}{'=' if not equals else ''}?" if meant else ", such as `--set ppo.kl_coef=0.1`"
+        document.problems.append(f"--set: found the key {found}, needed key=value{hint}")
         return
     try:
         value = parse_value(text)
     except ValueError as error:
         document.problems.append(f"{place}: {key}: {error}")
         return
-    block = document.values
-    for part in keys[:-1]:
+    block, new = document.values, keys
+    for depth, part in enumerate(keys[:-1], start=1):
         inner = block.get(part)
+        if not isinstance(inner, dict):
+            new = min(new, keys[:depth], key=len)  # the first block that was not there before
         block[part] = dict(cast("dict[str, Any]", inner)) if isinstance(inner, dict) else {}
         block = block[part]
     block[keys[-1]] = value
-    document.places = {known: where for known, where in document.places.items() if known[: len(keys)] != keys}
-    document.places[keys] = place
+    document.places = {known: where for known, where in document.places.items() if known[: len(new)] != new}
+    document.places |= {keys[:depth]: place for depth in range(len(new), len(keys) + 1)}
 
 
 def _find_secrets(document: Document) -> Iterator[str]:
@@ -144,42 +148,3 @@ def _expand_shorthand(values: dict[str, Any]) -> None:
         if isinstance(splits, dict):
             sources = cast("dict[str, Any]", splits)
             kinds[kind] = {name: {"path": source} if isinstance(source, str) else source for name, source in sources.items()}
-
-
-def _resolve_paths(document: Document, recipe_dir: Path) -> None:
-    """Make local paths absolute; hub ids and `demo` stay as they are."""
-    keys_with_paths: list[Keys] = [
-        ("base_model",),
-        ("tokens", "chat_template"),
-        ("hardware", "deepspeed_config"),
-        ("hardware", "hostfile"),
-        ("store",),
-        ("judge_directory",),
-    ]
-    keys_with_paths += [("data", kind, split, "path") for kind in KINDS for split in ("train", "eval")]
-    for keys in keys_with_paths:
-        block: dict[str, Any] = document.values
-        for key in keys[:-1]:
-            inner = block.get(str(key))
-            block = cast("dict[str, Any]", inner) if isinstance(inner, dict) else {}
-        value = block.get(str(keys[-1]))
-        if isinstance(value, str) and value:
-            base = Path.cwd() if document.place(keys) == "--set" else recipe_dir
-            local = keys[0] in ("hardware", "store", "judge_directory") or (keys[0] == "tokens" and _names_file(value, base))
-            if keys[0] != "tokens" or local:
-                block[str(keys[-1])] = _resolve_path(value, base, local=local)
-
-
-def _names_file(template: str, base: Path) -> bool:
-    """Whether a chat template is one in a file, not a keyword or the name of one of the tokenizer's."""
-    if template in TEMPLATE_KEYWORDS:
-        return False
-    return "/" in template or template.endswith((".jinja", ".jinja2", ".j2")) or (base / template).is_file()
-
-
-def _resolve_path(value: str, base: Path, *, local: bool) -> str:
-    if DEMO_PATTERN.fullmatch(value):
-        return value
-    path = base / Path(value).expanduser()
-    looks_local = value.startswith(("/", "./", "../", "~")) or path.suffix in DATA_SUFFIXES or not HUB_PATTERN.fullmatch(value)
-    return str(path.resolve()) if local or looks_local or path.exists() else value

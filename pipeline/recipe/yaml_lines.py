@@ -4,6 +4,7 @@ Differs from YAML 1.1 on purpose: `1e-5` is a number; only `true` and `false` ar
 aliases, tags, merge keys, duplicate keys and several documents are refused. Strings, numbers, lists and blocks are all a recipe needs.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
 _INT = re.compile(r"[-+]?[0-9][0-9_]{0,29}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_WHOLE = re.compile(r"[-+]?[0-9]{1,9}[eE]\+?[0-9]")
 _WORDS: dict[str, Any] = {
     "": None,
     "~": None,
@@ -84,8 +86,10 @@ def parse_scalar(text: str) -> Any:
         return _WORDS[text]
     if _INT.fullmatch(text):
         return int(text.replace("_", ""))
-    if _FLOAT.fullmatch(text) and len(text) < 40:
-        return float(text.replace("_", ""))
+    if _WHOLE.fullmatch(text):  # 1e3 is a whole number, wherever one is needed
+        return int(float(text))
+    if _FLOAT.fullmatch(text) and len(text) < 40 and math.isfinite(number := float(text.replace("_", ""))):
+        return number
     return text
 
 
@@ -130,7 +134,10 @@ class _Builder:
             self.broken = False
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
-            self.problems.append(f"{self.name}:{line}: {error.problem or error}; write valid YAML: `key: value`, indented with spaces")
+            todo = "write valid YAML: `key: value`, indented with spaces"
+            if "escape" in str(error.problem):
+                todo = "a backslash in double quotes begins an escape: write the text without quotes or in single ones"
+            self.problems.append(f"{self.name}:{line}: {error.problem or error}; {todo}")
         except yaml.YAMLError as error:
             self.problems.append(f"{self.name}:1: {str(error).splitlines()[0]}; write valid YAML")
         except _Stop:

@@ -2,9 +2,10 @@
 
 import errno
 import sys
+from dataclasses import replace
 
 from data.schema import DataError
-from pipeline.errors import ConfigError, SlurmError, StoppedAfterStage, StoreError
+from pipeline.errors import ConfigError, SlurmError, StoppedAfterStage, StoreError, escape_controls
 from pipeline.launch.failure import StageFailed
 from pipeline.text import clean
 from stages.spec import EXIT_RESOURCE, EXIT_USAGE
@@ -17,8 +18,11 @@ def print_error(error: Exception) -> int:
         Exception: the error itself where it is a bug, which keeps its traceback.
     """
     match error:
-        case ConfigError() | DataError():
+        case ConfigError():
             _say(str(error))
+            return EXIT_USAGE
+        case DataError():
+            _say(str(DataError([replace(problem, where=escape_controls(problem.where)) for problem in error.problems])))
             return EXIT_USAGE
         case StoreError():
             _say(error.message)

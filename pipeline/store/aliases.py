@@ -1,5 +1,7 @@
 """Aliases: names that people give to versions. One small file each, replaced in one step under a lock; `latest` is never stored."""
 
+import getpass
+import os
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +27,14 @@ class Alias(Closed):
     previous: str | None = Field(None, description="The ref before the last change.")
     by: str = Field(description="Who set it: a person or a run.")
     at: str = Field(description="ISO 8601, UTC.")
+
+
+def user_name() -> str:
+    """Name who runs this command; in many containers nobody has the user's number."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"
 
 
 def write_alias(root: Path, kind: str, name: str, *, ref: str, content_id: str, by: str) -> Alias:

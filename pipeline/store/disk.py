@@ -40,6 +40,16 @@ def writing(path: Path, need_bytes: int = 0) -> Generator[None]:
         raise ResourceError(f"{place}: {error.strerror or error}; {needed}; {todo}") from error
 
 
+def expand_home(path: str | Path) -> Path:
+    """Fill in `~` and `~name`; a name that nobody has stays as it is, where pathlib raises."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
+def is_utf8(path: str | Path) -> bool:
+    """Whether a path is text: Python holds any other byte of a name as half of a surrogate pair."""
+    return not any("\ud800" <= char <= "\udfff" for char in str(path))
+
+
 def free_bytes(path: Path) -> int:
     """Bytes that an unprivileged process can still write at `path`, or at its nearest ancestor that exists."""
     for place in (path, *path.parents):

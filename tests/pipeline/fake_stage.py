@@ -74,7 +74,7 @@ if behaviour == "same":
     learned = "always the same"
 (output / "model").mkdir(parents=True)
 (output / "model" / "model.safetensors").write_text(json.dumps(learned, sort_keys=True))
-sample = {"prompt": "hi \x1b[2Jthere", "response": "[bold]hello[/bold] \x1b]0;title\x07you"}
+sample = {"prompt": "hi \x1b[2Jthere", "grün": "日本 \U0001f600 \u202e", "response": "[bold]hello[/bold] \x1b]0;title\x07you"}
 (output / "samples.jsonl").write_text(json.dumps(sample) + "\n")
 facts = {
     "base_model": "base", "tokenizer_hash": "t", "chat_template_hash": "c", "vocab_size": 3, "pad_token_id": 0, "eos_token_id": 1,

@@ -303,3 +303,100 @@ def test_reading_commands_import_no_torch(made, tmp_path, recipe_path, arguments
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "heavy: []"
+
+
+ASCII = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+
+
+@pytest.fixture
+def rlhf_in_ascii(made, rlhf, own_recipe_path, tmp_path):
+    """The same in a terminal that knows ASCII only, with store and recipe in directories of other names."""
+    (tmp_path / "store").rename(tmp_path / "läden 日本")
+    odd = own_recipe_path.parent.rename(tmp_path / "größe b")
+    odd.joinpath("recipe.yaml").rename(odd / "mein rezept ü.yaml")
+
+    def rlhf_in_ascii(*arguments, **environment):
+        arguments = [odd / "mein rezept ü.yaml" if word == "RECIPE" else word for word in arguments]
+        done = rlhf(*arguments, RLHF_STORE=str(tmp_path / "läden 日本"), **ASCII, **environment)
+        assert done.stdout.isascii() and done.stderr.isascii() and "Traceback" not in done.stderr
+        return done
+
+    return rlhf_in_ascii
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["ls"], "ppo@v1"),
+        (["show", "ppo"], r"gr\xfcn"),
+        (["show", "ppo", "--json"], r"gr\u00fcn"),
+        (["verify"], "ppo@v1: intact"),
+        (["plan", "RECIPE"], "reuse"),
+        (["config", "RECIPE"], r"gr\xF6\xDFe b/demonstrations.jsonl"),
+        (["check-data", "RECIPE"], "demonstrations"),
+        (["launch-command", "sft", "RECIPE"], r"l\xe4den \u65e5\u672c/runs/sft-"),
+        (["--help"], "COMMAND"),
+        (["run", "--help"], "RECIPE"),
+    ],
+)
+def test_an_ascii_terminal_gets_escapes(rlhf_in_ascii, arguments, told):
+    done = rlhf_in_ascii(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert told in done.stdout
+
+
+def test_a_run_in_an_ascii_terminal_gets_escapes_and_its_stages_the_right_paths(rlhf_in_ascii, fake_stages):
+    done = rlhf_in_ascii("run", "RECIPE", "--until", "sft", "--set", "seed=99")
+    assert done.returncode == 0, done.stderr
+    assert r"l\xe4den \u65e5\u672c/artifacts/sft/v0002" in done.stdout
+    assert "sft: reused sft@v2" in rlhf_in_ascii("run", "RECIPE", "--until", "sft", "--set", "seed=99").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["run", "nöpe.yaml"], 2, r"n\xf6pe.yaml: found no such recipe"),
+        (["plan", "RECIPE", "--set", "data.prompts=grün/x.jsonl"], 2, r"gr\xfcn/x.jsonl"),
+        (["show", "größe"], 2, "is no ref"),
+        (["plan", "RECIPE", "--set", "größe=1"], 2, "needed key=value"),
+    ],
+)
+def test_a_mistake_in_an_ascii_terminal_is_told_with_escapes(rlhf_in_ascii, arguments, code, told):
+    done = rlhf_in_ascii(*arguments)
+    assert (done.returncode, told in done.stderr) == (code, True), done.stderr
+
+
+def test_names_that_are_no_text_are_told_as_bytes(rlhf, own_recipe_path, tmp_path):
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9\nx")
+    own_recipe_path.parent.rename(odd)
+    told = rlhf("plan", f"{odd}/recipe.yaml")
+    assert told.returncode == 2 and len(told.stderr.splitlines()) == 4
+    assert all(r"/caf\xe9\nx/" in line and "needed a path in UTF-8" in line for line in told.stderr.splitlines())
+    missing = rlhf("run", os.fsdecode(b"caf\xe9.yaml"))
+    assert missing.returncode == 2 and missing.stderr.startswith(r"caf\xe9.yaml: found no such recipe")
+    assert r"no artifacts in " in rlhf("ls", "--store", odd).stdout
+
+
+def test_a_store_whose_name_is_no_text_is_refused_before_a_stage_starts(rlhf, own_recipe_path, fake_stages):
+    done = rlhf("run", own_recipe_path, "--store", os.fsdecode(b"caf\xe9"))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("--store: found ") and r"/caf\xe9, needed a path in UTF-8" in done.stderr
+
+
+def test_a_store_in_the_home_directory_is_found(made, rlhf, tmp_path):
+    assert "ppo@v1" in rlhf("ls", RLHF_STORE="~/store", HOME=str(tmp_path)).stdout
+
+
+def test_a_directory_that_is_gone_is_told(rlhf, tmp_path):
+    (tmp_path / "gone").mkdir()
+    command = f"cd {tmp_path / 'gone'} && rmdir {tmp_path / 'gone'} && {' '.join(RLHF)} ls"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (2, "the working directory is gone; change to another one\n")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming somebody else needs root")
+def test_a_user_without_a_name_is_named_by_number():
+    program = "import os; from pipeline.store.aliases import user_name; os.setuid(12345); print(user_name())"
+    nameless = {name: value for name, value in os.environ.items() if name not in ("LOGNAME", "USER", "LNAME", "USERNAME")}
+    done = subprocess.run([sys.executable, "-P", "-c", program], env=nameless, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "user 12345\n"

@@ -317,10 +317,68 @@ def test_the_schema_describes_every_key_and_allows_the_shorthands():
     assert schema["$defs"]["DataSource"]["anyOf"][0]["type"] == "string"
 
 
-def test_a_directory_with_strange_characters_works(recipe_path):
-    strange = recipe_path.parent.with_name("a b ü $(touch x)")
-    recipe_path.parent.rename(strange)
-    assert load_recipe(strange / "recipe.yaml").base_model == str(strange / "base")
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("sft.learning-rate=1", 'found the key "sft.learning-rate", needed key=value; did you mean sft.learning_rate?'),
+        ("SFT.epochs=2", "SFT: unknown key; did you mean sft?"),
+        ("ppo/kl_coef=1", "did you mean ppo.kl_coef?"),
+        ("sft.epochs", "needed key=value; did you mean sft.epochs=?"),
+        ("sft.num_train_epochs=2", "sft.num_train_epochs: unknown key; did you mean sft.epochs?"),
+        ("rm.lr=2", "rm.lr: unknown key; did you mean rm.learning_rate?"),
+        ("sft.lora.target_modules=q_proj,v_proj", "needed all-linear or a list of names; write [q_proj, v_proj]"),
+        ("sft.lora.target_modules=q_proj", "needed all-linear or a list of names; write [q_proj]"),
+        ("hardware.sbatch=--partition=gpu,--time=30", "needed a list; write [--partition=gpu, --time=30]"),
+        ('sft.learning_rate="1e-5"', 'sft.learning_rate: found "1e-5", needed a number; write 1e-5 without quotes'),
+        ("sft.epochs=1,5", 'sft.epochs: found "1,5", needed a number; write 1.5'),
+        ("sft.epochs=many", 'sft.epochs: found "many", needed a number; the default is 1.0'),
+        ("sft.learning_rate=1e999", 'sft.learning_rate: found "1e999", needed a number'),
+        ("sft.lora=None", 'sft.lora: found "None", needed a block of keys; write null'),
+        ("sft.packing=yes", 'sft.packing: found "yes", needed true or false; write true'),
+        ("revision=123", "revision: found 123, needed text; write '123' in quotes"),
+        ("sft.lora.rank.x=1", '--set: sft.lora.rank: found {"x": 1}, needed a whole number'),
+    ],
+)
+def test_a_slip_on_the_command_line_is_told_with_what_was_meant(problems, override, told):
+    (found,) = problems(MINIMAL, override)
+    assert found.startswith("--set: ") and told in found
+
+
+def test_a_slip_in_the_file_is_told_with_its_line_and_what_was_meant(problems):
+    text = MINIMAL + 'sft:\n  learning-rate: 1\n  epochs: "2"\n  lora:\n    target_modules: q_proj v_proj\n'
+    found = problems(text)
+    assert found == [
+        "recipe.yaml:5: sft.learning-rate: unknown key; did you mean sft.learning_rate?",
+        'recipe.yaml:6: sft.epochs: found "2", needed a number; write 2 without quotes',
+        "recipe.yaml:8: sft.lora.target_modules: found the text 'q_proj v_proj', needed all-linear or a list of names; "
+        "write [q_proj, v_proj]",
+    ]
+
+
+def test_numbers_lists_null_and_blocks_are_set_as_a_person_means_them(load):
+    overrides = ["sft.learning_rate=1e-5", "ppo.learning_rate=1E-05", "ppo.kl_horizon=1e5", "seed=2e3", "ppo.missing_eos_score=null"]
+    recipe = load(
+        MINIMAL,
+        *overrides,
+        "rm.lora={rank: 4, alpha: 8}",
+        "sft.lora={target_modules: [q_proj, v_proj], merge: true}",
+        "ppo.rollout.options=[]",
+    )
+    assert (recipe.sft.learning_rate, recipe.ppo.learning_rate, recipe.ppo.kl_horizon, recipe.seed) == (1e-5, 1e-5, 100_000, 2000)
+    assert (recipe.ppo.missing_eos_score, recipe.rm.lora.rank, recipe.sft.lora.target_modules) == (None, 4, ["q_proj", "v_proj"])
+    assert recipe.ppo.rollout.options == []
+
+
+def test_an_override_changes_a_part_of_a_shorthand(load, tmp_path):
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "x"}\n')
+    data = load(MINIMAL, f"data.prompts.train={tmp_path / 'mine.jsonl'}").data
+    assert data.prompts.train.path == str(tmp_path / "mine.jsonl")
+    assert (data.prompts.eval.path, data.comparisons.train.path) == ("demo:prompts.eval", "demo:comparisons.train")
+
+
+def test_a_windows_path_in_double_quotes_is_told_as_such(problems):
+    (found,) = problems(MINIMAL + 'store: "C:\\Users\\me"\n')
+    assert found.startswith("recipe.yaml:4: ") and "a backslash in double quotes begins an escape" in found
 
 
 def test_lists_can_be_set_on_the_command_line(load):
