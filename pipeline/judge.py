@@ -5,7 +5,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from data.load import load_records
+from data.load import stream_records
+from data.reading import report_on
 from data.schema import Demonstration, RecordKind
 from pipeline.errors import ConfigError
 from pipeline.launch.environment import stage_environment
@@ -28,7 +29,7 @@ def try_judge(recipe: Recipe, inputs: Inputs, stages: Sequence[StageName]) -> No
     asking = [stage for stage in stages if asks_judge(recipe.settings(stage))]
     if recipe.judge is None or not asking:
         return
-    samples = [_take_sample(inputs, kind) for stage, kind in _JUDGED.items() if stage in asking]
+    samples = [_take_sample(inputs, kind, recipe.data.skip_bad) for stage, kind in _JUDGED.items() if stage in asking]
     command = [sys.executable, "-P", "-m", "stages.responses.judge", recipe.judge, recipe.judge_directory or ""]
     environment, _ = stage_environment("", offline=inputs.local)
     try:
@@ -42,8 +43,8 @@ def try_judge(recipe: Recipe, inputs: Inputs, stages: Sequence[StageName]) -> No
         raise ConfigError([clean(said[-1]) if said else f"judge: {recipe.judge} ended its process with exit code {done.returncode}"])
 
 
-def _take_sample(inputs: Inputs, kind: RecordKind) -> tuple[str, str]:
+def _take_sample(inputs: Inputs, kind: RecordKind, skip_bad: int) -> tuple[str, str]:
     """Take the first record that may be held out: its prompt, and its answer where it has one."""
-    splits = inputs.data[kind]
-    record = load_records(splits.eval or splits.train, kind)[0]
+    source = inputs.data[kind].eval or inputs.data[kind].train
+    _, record = next(stream_records(source, kind, report_on(source), skip_bad))
     return record.prompt[-1].content, record.completion if isinstance(record, Demonstration) else _ANSWER

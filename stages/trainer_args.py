@@ -4,6 +4,7 @@ A test compares this with what `stages.trl` sets.
 """
 
 import difflib
+import importlib.util
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -37,6 +38,8 @@ _OF_THE_RECIPE = {
     **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config", "parallelism_config", "accelerator_config", "ddp_backend"), "hardware.engine"),
     **dict.fromkeys(("torch_compile", "torch_compile_backend", "torch_compile_mode"), "hardware.compile"),
     **dict.fromkeys(("max_length", "truncation_mode"), "tokens.max_prompt_tokens and tokens.max_response_tokens"),
+    "chat_template_path": "tokens.chat_template",
+    "eos_token": "tokens.end_token",
     "packing": "sft.packing",
     "eval_packing": "sft.packing",
 }
@@ -45,7 +48,6 @@ _FIGURES = "a stage's figures go into metrics.jsonl of its artifact, and nowhere
 _HUB = "a stage sends nothing away; upload model/ of its artifact"
 _MODEL = "the stage opens base_model itself; leave it out"
 _RECORDS = "the records are token ids by then, with what is trained on marked; leave it out"
-_TOKENIZER = "the base model's tokenizer and the recipe's tokens block decide on that; leave it out"
 # Field -> why it would break the contract with the pipeline, or do nothing.
 _OF_THE_CONTRACT = {
     "output_dir": "the store decides where a stage writes; set store, or give --store",
@@ -60,7 +62,7 @@ _OF_THE_CONTRACT = {
     **dict.fromkeys(("model_init_kwargs", "trust_remote_code"), _MODEL),
     **dict.fromkeys(("remove_unused_columns", "dataset_kwargs", "dataset_text_field", "dataset_num_proc", "shuffle_dataset"), _RECORDS),
     **dict.fromkeys(("completion_only_loss", "assistant_only_loss"), _RECORDS),
-    **dict.fromkeys(("chat_template_path", "eos_token", "pad_token"), _TOKENIZER),
+    "pad_token": "the stage finds one that is not the end token; leave it out",
     **dict.fromkeys(("do_train", "do_eval", "do_predict", "local_rank"), "the pipeline starts the stage; leave it out"),
 }
 _RANKING = "the reward model's loss and batches are our own; leave it out"
@@ -101,6 +103,8 @@ def find_refused_arguments(
             yield Refusal(key, f"unknown key of TRL's {config_class}{_suggest(name, known)}")
         elif name in owned:
             yield Refusal(key, f"found {value!r:.60}, but {owned[name]}")
+        elif name == "use_liger_kernel" and value and importlib.util.find_spec("liger_kernel") is None:
+            yield Refusal(key, f"found {value!r}, needed liger-kernel, which is not installed; install it, or leave it out")
         elif isinstance(value, str) and "str" not in known[name] and "Any" not in known[name]:
             yield Refusal(key, f"found the text {value!r:.60}, needed {known[name]}, as TRL's {config_class} says; write it without quotes")
 

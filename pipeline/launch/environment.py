@@ -52,4 +52,8 @@ def stage_environment(marker: str, *, offline: bool) -> tuple[dict[str, str], li
     }
     given = dict(os.environ)
     left_out = clear_leftovers(given)
+    # OpenMP takes a list of numbers, one for each level; accelerate takes one number, and fails on anything else.
+    threads = given.pop("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if threads.isdigit():
+        given["OMP_NUM_THREADS"] = threads
     return {**allocator_settings(), **given, **fixed, **({"HF_HUB_OFFLINE": "1"} if offline else {})}, left_out

@@ -29,7 +29,8 @@ def check_recipe(recipe: Recipe, document: Document, stages: tuple[StageName, ..
     template = recipe.tokens.chat_template
     if Path(template).is_absolute() and not Path(template).is_file():
         needed = "a Jinja file, auto, chatml, plain or the name of one of the tokenizer's templates"
-        yield problem("tokens.chat_template", f"found no file {show(template)}, needed {needed}; check the path")
+        todo = hint_path(Path(template), "check the path")
+        yield problem("tokens.chat_template", f"found no file {show_path(Path(template))}, needed {needed}; {todo}")
     yield from _check_data(recipe, stages, problem)
     if to_run:
         yield from _check_hub(recipe, stages, problem)

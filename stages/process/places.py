@@ -47,3 +47,16 @@ def find_misplacement(hardware: HardwareSettings, environment: MutableMapping[st
         f"WORLD_SIZE: found {found}, needed hardware.processes x hardware.nodes = {needed}, set by torchrun; "
         "start the stage as `rlhf launch-command` prints it"
     )
+
+
+def find_missing_gpus(hardware: HardwareSettings, num_gpus: int, environment: MutableMapping[str, str]) -> str | None:
+    """Say what is wrong where the recipe needs more GPUs than torch finds on this node; a variable may hide them."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    found = f"torch finds {num_gpus} GPUs here" + (
+        f", with CUDA_VISIBLE_DEVICES={visible!r} in the environment" if visible is not None else ""
+    )
+    if hardware.device == "cuda" and num_gpus == 0:
+        return f"hardware.device: found cuda, but {found}; show it some, or set hardware.device: auto"
+    if hardware.device != "cpu" and 0 < num_gpus < hardware.processes:
+        return f"hardware.processes: found {hardware.processes}, but {found}, needed one for each process; lower it, or show it more"
+    return None

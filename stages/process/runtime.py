@@ -25,7 +25,7 @@ from stages.process.distributed import join, leave
 from stages.process.engine import choose_engine
 from stages.process.errors import Interrupted, StageError, is_out_of_memory
 from stages.process.machine import settle_precision
-from stages.process.places import clear_leftovers, find_misplacement, needs_launcher
+from stages.process.places import clear_leftovers, find_misplacement, find_missing_gpus, needs_launcher
 from stages.rules import find_refusals
 from stages.spec import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, EXIT_USAGE, METRICS_FILE, RESULT_FILE, STAGES, StageResult, read_spec
 
@@ -83,8 +83,8 @@ def start_process(context: StageContext) -> None:
     if hardware.threads:
         torch.set_num_threads(hardware.threads)
         os.environ["OMP_NUM_THREADS"] = str(hardware.threads)  # without it, accelerate sets another number for several processes
-    if hardware.device == "cuda" and not torch.cuda.is_available():
-        raise StageError("hardware.device = cuda, but torch finds no GPU here; set hardware.device: auto", EXIT_USAGE)
+    if missing := find_missing_gpus(hardware, torch.cuda.device_count() if torch.cuda.is_available() else 0, os.environ):
+        raise StageError(missing, EXIT_USAGE)
     check_rules(context)
     if needs_launcher(hardware) and (misplaced := find_misplacement(hardware, os.environ)):
         raise StageError(misplaced, EXIT_USAGE)

@@ -85,3 +85,9 @@ def test_a_stage_writes_utf8_whatever_the_terminal_is(run_script, tmp_path, monk
     """)
     assert (tmp_path / "grün").read_text(encoding="utf-8") == "grün"
     assert "grün \\udcff" in (tmp_path / "log.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("given", "passed"), [("4", "4"), ("4,2", "4"), ("", None), ("many", None)])
+def test_openmp_threads_are_one_number_or_none(monkeypatch, given, passed):
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert environment.stage_environment("marker", offline=True)[0].get("OMP_NUM_THREADS") == passed

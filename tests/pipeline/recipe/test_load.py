@@ -221,10 +221,12 @@ def test_trainer_args_are_fields_of_trls_configs(problems, load):
         ("rm", "load_best_model_at_end=true", "its last weights are published; leave it out"),
         ("sft", "report_to=wandb", "figures go into metrics.jsonl of its artifact"),
         ("rm", "center_rewards_coefficient=0.1", "found 0.1, but the reward model's loss and batches are our own; leave it out"),
+        ("sft", "use_liger_kernel=true", "found True, needed liger-kernel, which is not installed"),
         ("sft", "max_steps='3'", "found the text '3', needed int, as TRL's SFTConfig says; write it without quotes"),
     ],
 )
-def test_trainer_args_that_are_not_a_users_to_give_are_refused_with_what_to_set_instead(problems, stage, argument, told):
+def test_trainer_args_that_are_not_a_users_to_give_are_refused_with_what_to_set_instead(problems, monkeypatch, stage, argument, told):
+    monkeypatch.setitem(sys.modules, "liger_kernel", None)
     (found,) = problems(MINIMAL, f"{stage}.trainer_args.{argument}")
     assert found.startswith(f"--set: {stage}.trainer_args.{argument.partition('=')[0]}: found ")
     assert told in found
