@@ -12,11 +12,9 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
-from transformers.trainer_utils import EvalLoopOutput
 
 __all__ = [
     "Conv1D",
-    "EvalLoopOutput",
     "HfDeepSpeedConfig",
     "allow_recompiles",
     "get_attention",
