@@ -152,7 +152,7 @@ class DataSplits(Closed):
     """Training and held-out records of one kind."""
 
     train: DataSource
-    eval: DataSource | None = Field(None, description="Held-out records; default: a share of the training records, split by prompt.")
+    eval: DataSource | None = Field(None, description="Held-out records; default: a share of the training records, split by conversation.")
 
 
 class StageSpec(Closed):
@@ -165,7 +165,9 @@ class StageSpec(Closed):
     models: dict[str, str] = Field(description="Role -> model directory or hub id, per the stage's row in STAGES.")
     revision: str | None = Field(None, description="Revision of a base model from the hub.")
     data: dict[str, DataSplits] = Field(description="Record kind -> sources, per `data_inputs`.")
-    eval_fraction: float = Field(0.05, gt=0, lt=1, description="Share held out where a kind has no eval source.")
+    eval_fraction: float = Field(
+        0.05, gt=0, lt=1, description="Share of conversations held out where a kind has no eval source, 2,000 records at most."
+    )
     skip_bad: int = Field(0, ge=0, description="Most bad lines to skip, of each source.")
     judge: str | None = Field(
         None, description="`module:function` that judges held-out answers, where `asks_judge`; never seen in training."

@@ -13,7 +13,6 @@ from torch import Tensor
 from trl.trainer.reward_trainer import RewardTrainer
 from trl.trainer.sft_trainer import SFTTrainer
 
-from stages.internals import EvalLoopOutput
 from stages.process.ranks import Ranks
 
 Batch = dict[str, Tensor]
