@@ -120,6 +120,9 @@ def asks_judge(settings: StageSettings) -> bool:
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_VERIFICATION, EXIT_MISSING, EXIT_RESOURCE = 0, 1, 2, 3, 4, 5
 EXIT_SIGINT, EXIT_SIGTERM = 130, 143
 
+# Raised by hand when the code makes other token ids of the same records.
+TOKENS_VERSION = 1
+
 # SLURM signals every process of a job, and a launcher passes its own signal on: SIGTERMs within so many seconds are one wish to stop.
 SAME_WISH_S = 1.0
 
@@ -173,6 +176,10 @@ class StageSpec(Closed):
         None, description="`module:function` that judges held-out answers, where `asks_judge`; never seen in training."
     )
     seed: int
+    tokens_dir: Path | None = Field(None, description="Where token ids are kept (see stages.tokens); default: in checkpoint_dir.")
+    fingerprints: dict[str, dict[str, str]] = Field(
+        default_factory=dict, description="Record kind -> split -> content hash of that source, where the pipeline has read it."
+    )
     output_dir: Path
     checkpoint_dir: Path
     events_path: Path
@@ -183,6 +190,23 @@ class StageSpec(Closed):
         """Tell the union apart by the stage, whose row names the class."""
         stage: StageName | None = info.data.get("stage")
         return STAGES[stage].settings.model_validate(value) if stage else value
+
+
+class TokensSpec(Closed):
+    """What `stages.tokens` is given, to make the token ids of all record sets before the first stage runs."""
+
+    base_model: str
+    revision: str | None
+    tokens: TokenSettings
+    data: dict[RecordKind, DataSplits]
+    fingerprints: dict[str, dict[str, str]] = Field(description="Record kind -> split -> content hash of that source.")
+    skip_bad: int
+    records: dict[str, int] = Field(description="`<kind>.<split>` -> how many records that source has.")
+    eval_fraction: float
+    seed: int
+    tokens_dir: Path
+    events_path: Path
+    report_path: Path = Field(description="Gets what `stages.tokens.make_all` returns; or `problems` of the data.")
 
 
 class ModelFacts(Closed):

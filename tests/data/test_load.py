@@ -385,5 +385,5 @@ def test_texts_are_held_out_with_their_copies_and_never_an_empty_one():
     train, held_out = split_records(records, 0.5, seed=1)
     assert held_out and set(train) & set(held_out) == set() and len(train) + len(held_out) == 7
     assert Text("") not in held_out
-    with pytest.raises(DataError, match="data.texts.eval: found fewer than two texts that can be used, among 2 records"):
+    with pytest.raises(DataError, match=r"data\.texts\.eval: found fewer than two texts that can be used, among 2 records"):
         split_records([Text("a"), Text("")], 0.5, seed=1, kind="texts")
