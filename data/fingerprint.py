@@ -7,19 +7,32 @@ from collections.abc import Iterable
 from data.schema import Comparison, Demonstration, Record, Text
 
 
-def fingerprint(records: Iterable[Record]) -> str:
-    """Hash a record set by content and order, whatever file, format or place it came from.
+class Fingerprint:
+    """The hash of a record set that is read one by one: of content and order, whatever file, format or place it came from.
 
     Order counts, because the shuffles of training start from it. Extra columns do not.
-
-    Returns:
-        `sha256:` and 64 hexadecimal digits.
     """
-    digest = hashlib.sha256()
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def add(self, record: Record) -> None:
+        """Take the next record into the hash."""
+        self._digest.update(json.dumps(_fields(record), ensure_ascii=False, separators=(",", ":")).encode("utf-8"))
+        self._digest.update(b"\n")  # never inside a line: JSON escapes it
+
+    @property
+    def text(self) -> str:
+        """`sha256:` and 64 hexadecimal digits."""
+        return f"sha256:{self._digest.hexdigest()}"
+
+
+def fingerprint(records: Iterable[Record]) -> str:
+    """Hash a record set; see `Fingerprint`."""
+    found = Fingerprint()
     for record in records:
-        digest.update(json.dumps(_fields(record), ensure_ascii=False, separators=(",", ":")).encode("utf-8"))
-        digest.update(b"\n")  # never inside a line: JSON escapes it
-    return f"sha256:{digest.hexdigest()}"
+        found.add(record)
+    return found.text
 
 
 def _fields(record: Record) -> list[object]:

@@ -1,9 +1,11 @@
 """Source -> records: every line read, every bad one reported at once; and the split that holds prompts out."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
+import numpy as np
+
+from data.holdout import find_places, hold_out
 from data.reading import SourceReport, iter_records, report_on
 from data.rows import SourceLike
 from data.schema import Comparison, DataError, Demonstration, Message, Problem, Prompt, Record, RecordKind, Text
@@ -57,9 +59,9 @@ def load_and_split(
 
     Args:
         train: Source of the training records.
-        held_out: Source of the held-out records; None: they are split from the training records, by prompt.
+        held_out: Source of the held-out records; None: they are split from the training records, by conversation.
         kind: What each row must hold.
-        eval_fraction: Share of prompts to hold out, where `held_out` is None.
+        eval_fraction: Share of conversations to hold out, where `held_out` is None.
         seed: Another seed holds out other prompts.
         skip_bad: Most bad lines to skip, of each source.
         reports: Gets the report on each source.
@@ -69,44 +71,49 @@ def load_and_split(
     """
     records = load_records(train, kind, skip_bad, reports)
     if held_out is None:
-        return split_records(records, eval_fraction, seed)
+        return split_records(records, eval_fraction, seed, where=train.path, kind=kind)
     return records, load_records(held_out, kind, skip_bad, reports)
 
 
-def split_records(records: Sequence[AnyRecord], eval_fraction: float, seed: int) -> tuple[list[AnyRecord], list[AnyRecord]]:
-    """Hold out about `eval_fraction` of the prompts with all their records; one prompt (of texts: one text) is never on both sides.
-
-    A prompt's side follows from a hash of its text and the seed, so records added later move no other prompt. An empty text is left to
-    training, which leaves it out.
+def split_records(
+    records: Sequence[AnyRecord], eval_fraction: float, seed: int, *, where: str = "", kind: str = ""
+) -> tuple[list[AnyRecord], list[AnyRecord]]:
+    """Hold out about `eval_fraction` of the conversations (of texts: of different texts) with all their records; see `data.holdout`.
 
     Args:
         records: All records of one kind.
-        eval_fraction: Share of prompts to hold out, between 0 and 1; at least one prompt goes to each side.
-        seed: Another seed holds out other prompts.
+        eval_fraction: Share of conversations to hold out, between 0 and 1; at least one goes to each side.
+        seed: Another seed holds out other ones.
+        where: The source, for messages.
+        kind: Of the records, for messages.
 
     Returns:
         Training records and held-out records, each in their old order.
 
     Raises:
-        DataError: There are fewer than two different prompts.
+        DataError: There are fewer than two conversations that can be used.
     """
-    # A 64-bit hash is a place on [0, 1): those below the fraction are held out.
-    places = {prompt: _place(repr(prompt), seed) for prompt in dict.fromkeys(map(_split_by, records)) if prompt}
-    if len(places) < 2:
-        what = "text" if any(isinstance(record, Text) for record in records) else "prompt"
-        message = f"found {len(places)} different {what}; needed two or more to hold one out; add records or an eval file"
-        raise DataError([Problem("", "eval_fraction", message)])
-    ordered = sorted(places, key=places.__getitem__)
-    num_below = sum(place < eval_fraction for place in places.values())
-    held_out = set(ordered[: min(max(num_below, 1), len(ordered) - 1)])
-    train = [record for record in records if _split_by(record) not in held_out]
-    return train, [record for record in records if _split_by(record) in held_out]
+    usable = np.array([_is_usable(record) for record in records])
+    sources = np.array([record.source if isinstance(record, Comparison) else "" for record in records])
+    held_out = hold_out(find_places([_split_by(record) for record in records], seed), usable, sources, eval_fraction)
+    if held_out is None:
+        raise DataError([too_few(where, kind, len(records))])
+    train = [record for record, is_held_out in zip(records, held_out, strict=True) if not is_held_out]
+    return train, [record for record, is_held_out in zip(records, held_out, strict=True) if is_held_out]
 
 
 def _split_by(record: Record) -> tuple[Message, ...] | str:
     return record.text if isinstance(record, Text) else record.prompt
 
 
-def _place(text: str, seed: int) -> float:
-    digest = hashlib.sha256(f"{seed}\n{text}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+def _is_usable(record: Record) -> bool:
+    if isinstance(record, Text):
+        return bool(record.text)
+    return not isinstance(record, Comparison) or record.has_pair
+
+
+def too_few(where: str, kind: str, num_records: int) -> Problem:
+    """Say that nothing can be held out of a record set, whose prompts are fewer than two or have no usable answer."""
+    what = "texts" if kind == "texts" else "prompts"
+    found = f"found fewer than two {what} that can be used, among {num_records} records"
+    return Problem(where, f"data.{kind}.eval", f"{found}; needed one to train on and one to hold out; add records, or give an eval file")

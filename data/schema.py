@@ -27,6 +27,11 @@ class Demonstration:
     prompt: tuple[Message, ...]
     completion: str
 
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The response."""
+        return (self.completion,)
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -36,6 +41,11 @@ class Comparison:
     completions: tuple[str, ...]
     ranks: tuple[int, ...]
     source: str = ""
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The ranked answers."""
+        return self.completions
 
     @property
     def has_pair(self) -> bool:
@@ -49,6 +59,11 @@ class Prompt:
 
     prompt: tuple[Message, ...]
 
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
 
 @dataclass(frozen=True, slots=True)
 class Text:
@@ -56,8 +71,14 @@ class Text:
 
     text: str
 
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """None."""
+        return ()
 
-Record = Demonstration | Comparison | Prompt | Text
+
+Conversation = Demonstration | Comparison | Prompt
+Record = Conversation | Text
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,16 @@ that is cut and then ended teaches the model to stop in the middle.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from data import chat
 from data.chat import Tokenizer
 from data.cutting import cut_prompt
-from data.schema import Comparison, DataError, Demonstration, Message, Problem, Prompt
+from data.schema import Comparison, Conversation, DataError, Demonstration, Message, Problem, Prompt, RecordKind
 from data.turns import drop_opening, find_openings
 
 Counts = dict[str, int]
+AnyRecord = TypeVar("AnyRecord", Demonstration, Comparison, Prompt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,29 @@ class EncodedPromptRecord:
     prompt: tuple[Message, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedRecord:
+    """A record of any kind, with what can be used of it.
+
+    Args:
+        prompt_ids: Its prompt's.
+        responses: Ids of its answers; none where it is not used.
+        ranks: One for each of them.
+        cut: Whether its prompt was cut to fit.
+        dropped: How many of its answers are too long.
+        repeated: How many of its answers begin with what the prompt ends with; it is not written twice.
+        used: Whether it can be trained on.
+    """
+
+    prompt_ids: list[int]
+    responses: list[list[int]]
+    ranks: tuple[int, ...]
+    cut: bool
+    dropped: int
+    repeated: int
+    used: bool
+
+
 def encode_prompt(tokenizer: Tokenizer, prompt: Sequence[Message], max_prompt_tokens: int) -> EncodedPrompt:
     """Encode one prompt with the chat template, cut to at most `max_prompt_tokens` ids.
 
@@ -66,104 +91,118 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Sequence[Message], max_prompt_to
 
 def encode_response(tokenizer: Tokenizer, text: str) -> list[int]:
     """Encode one answer and end it with the end token."""
-    return _encode_responses(tokenizer, [text])[0]
+    return _encode_responses(tokenizer, [drop_opening(text, find_openings(tokenizer))])[0]
+
+
+def encode_records(tokenizer: Tokenizer, records: Sequence[Conversation], limits: tuple[int, int]) -> list[EncodedRecord]:
+    """Encode records in order, each with what can be used of it.
+
+    A too long answer is dropped, and with it the demonstration; a comparison is used while a pair is left of it, a prompt always.
+
+    Args:
+        tokenizer: The policy's tokenizer, with a chat template.
+        records: Of one kind or several.
+        limits: max_prompt_tokens and max_response_tokens, both with control and end tokens counted.
+
+    Raises:
+        DataError: As `encode_prompt`; records are named by their number.
+    """
+    max_prompt_tokens, max_response_tokens = limits
+    prompts = _encode_prompts(tokenizer, [record.prompt for record in records], max_prompt_tokens)
+    openings = find_openings(tokenizer)
+    responses = iter(_encode_responses(tokenizer, [drop_opening(text, openings) for record in records for text in record.answers]))
+    encoded: list[EncodedRecord] = []
+    for record, prompt in zip(records, prompts, strict=True):
+        answers = [next(responses) for _ in record.answers]
+        ranks = record.ranks if isinstance(record, Comparison) else (1,) * len(answers)
+        kept = [(ids, rank) for ids, rank in zip(answers, ranks, strict=True) if len(ids) <= max_response_tokens]
+        used = len({rank for _, rank in kept}) > 1 if isinstance(record, Comparison) else len(kept) == len(answers)
+        kept = kept if used else []
+        dropped = sum(len(ids) > max_response_tokens for ids in answers)
+        repeated = sum(drop_opening(text, openings) != text for text in record.answers)
+        own = [ids for ids, _ in kept], tuple(rank for _, rank in kept)
+        encoded.append(EncodedRecord(prompt.ids, *own, prompt.cut, dropped=dropped, repeated=repeated, used=used))
+    return encoded
+
+
+def count_records(kind: RecordKind, *, used: int, records: int, prompts_cut: int, responses_dropped: int) -> Counts:
+    """Say how many records were read, used, cut and dropped.
+
+    Args:
+        kind: Of the records.
+        used: Those that train.
+        records: All.
+        prompts_cut: Of those that are used.
+        responses_dropped: For being too long.
+
+    Returns:
+        `<kind>`, `prompts_cut`; but for prompts `<kind>_used`, `responses_dropped`; for comparisons `comparisons_without_pair` (ties in
+        the data and what the drops left).
+    """
+    if kind == "prompts":
+        return {kind: records, "prompts_cut": prompts_cut}
+    counts = {kind: records, f"{kind}_used": used, "prompts_cut": prompts_cut, "responses_dropped": responses_dropped}
+    return counts | ({"comparisons_without_pair": records - used} if kind == "comparisons" else {})
 
 
 def encode_demonstrations(
     tokenizer: Tokenizer, records: Sequence[Demonstration], limits: tuple[int, int]
 ) -> tuple[list[EncodedPair], Counts]:
-    """Encode demonstrations in order; one whose response is too long is dropped.
-
-    Args:
-        tokenizer: The policy's tokenizer, with a chat template.
-        records: Demonstrations.
-        limits: max_prompt_tokens and max_response_tokens, both with control and end tokens counted.
+    """Encode demonstrations in order; see `encode_records`.
 
     Returns:
-        The encoded demonstrations, and counts: `demonstrations` read, `demonstrations_used`, `prompts_cut`, `responses_dropped`.
+        Those that are used, and counts: see `count_records`.
 
     Raises:
         DataError: As `encode_prompt`; or no demonstration is left.
     """
-    max_prompt_tokens, max_response_tokens = limits
-    prompts = _encode_prompts(tokenizer, [record.prompt for record in records], max_prompt_tokens)
-    responses = _encode_responses(tokenizer, [record.completion for record in records])
-    used = [(prompt, response) for prompt, response in zip(prompts, responses, strict=True) if len(response) <= max_response_tokens]
-    _refuse_none_left("demonstrations", len(records), len(used), max_response_tokens)
-    counts = {
-        "demonstrations": len(records),
-        "demonstrations_used": len(used),
-        "prompts_cut": sum(prompt.cut for prompt, _ in used),
-        "responses_dropped": len(records) - len(used),
-    }
-    return [EncodedPair(prompt.ids, response) for prompt, response in used], counts
+    used, counts = _encode_used(tokenizer, "demonstrations", records, limits)
+    return [EncodedPair(item.prompt_ids, item.responses[0]) for item, _ in used], counts
 
 
 def encode_comparisons(
     tokenizer: Tokenizer, records: Sequence[Comparison], limits: tuple[int, int]
 ) -> tuple[list[EncodedComparison], Counts]:
-    """Encode comparisons in order; a too long answer is dropped, and a comparison of which no pair is left.
-
-    Args:
-        tokenizer: The policy's tokenizer, with a chat template.
-        records: Comparisons.
-        limits: max_prompt_tokens and max_response_tokens, both with control and end tokens counted.
-
-    Returns:
-        The encoded comparisons, and counts: `comparisons` read, `comparisons_used`, `prompts_cut`, `responses_dropped`,
-        `comparisons_without_pair` (ties in the data and what the drops left).
-
-    Raises:
-        DataError: As `encode_prompt`; or no comparison is left.
-    """
-    max_prompt_tokens, max_response_tokens = limits
-    prompts = _encode_prompts(tokenizer, [record.prompt for record in records], max_prompt_tokens)
-    responses = iter(_encode_responses(tokenizer, [text for record in records for text in record.completions]))
-    used: list[EncodedComparison] = []
-    prompts_cut = responses_dropped = 0
-    for record, prompt in zip(records, prompts, strict=True):
-        answers = [(next(responses), rank) for rank in record.ranks]
-        kept = [(ids, rank) for ids, rank in answers if len(ids) <= max_response_tokens]
-        responses_dropped += len(answers) - len(kept)
-        ranks = tuple(rank for _, rank in kept)
-        if len(set(ranks)) > 1:
-            used.append(EncodedComparison(prompt.ids, [ids for ids, _ in kept], ranks, record.source))
-            prompts_cut += prompt.cut
-    _refuse_none_left("comparisons", len(records), len(used), max_response_tokens)
-    counts = {
-        "comparisons": len(records),
-        "comparisons_used": len(used),
-        "prompts_cut": prompts_cut,
-        "responses_dropped": responses_dropped,
-        "comparisons_without_pair": len(records) - len(used),
-    }
-    return used, counts
+    """Encode comparisons in order, otherwise as `encode_demonstrations`."""
+    used, counts = _encode_used(tokenizer, "comparisons", records, limits)
+    return [EncodedComparison(item.prompt_ids, item.responses, item.ranks, record.source) for item, record in used], counts
 
 
 def encode_prompts(tokenizer: Tokenizer, records: Sequence[Prompt], limits: tuple[int, int]) -> tuple[list[EncodedPromptRecord], Counts]:
-    """Encode prompts in order; none is dropped.
+    """Encode prompts in order; none is dropped. Otherwise as `encode_demonstrations`."""
+    used, counts = _encode_used(tokenizer, "prompts", records, limits)
+    return [EncodedPromptRecord(item.prompt_ids, record.prompt) for item, record in used], counts
 
-    Returns:
-        The encoded prompts, and counts: `prompts`, `prompts_cut`.
+
+def _encode_used(
+    tokenizer: Tokenizer, kind: RecordKind, records: Sequence[AnyRecord], limits: tuple[int, int]
+) -> tuple[list[tuple[EncodedRecord, AnyRecord]], Counts]:
+    encoded = encode_records(tokenizer, records, limits)
+    used = [(item, record) for item, record in zip(encoded, records, strict=True) if item.used]
+    refuse_none_left(kind, len(records), len(used), limits[1])
+    counts = count_records(
+        kind,
+        used=len(used),
+        records=len(records),
+        prompts_cut=sum(item.cut for item, _ in used),
+        responses_dropped=sum(item.dropped for item in encoded),
+    )
+    return used, counts
+
+
+def refuse_none_left(kind: str, num_records: int, num_used: int, max_response_tokens: int) -> None:
+    """Refuse a set of records none of which can be used.
 
     Raises:
-        DataError: As `encode_prompt`.
+        DataError: None is left of some.
     """
-    prompts = _encode_prompts(tokenizer, [record.prompt for record in records], limits[0])
-    encoded = [EncodedPromptRecord(prompt.ids, record.prompt) for prompt, record in zip(prompts, records, strict=True)]
-    return encoded, {"prompts": len(records), "prompts_cut": sum(prompt.cut for prompt in prompts)}
-
-
-def _refuse_none_left(kind: str, num_records: int, num_used: int, max_response_tokens: int) -> None:
     if num_records and not num_used:
         found = f"none of {num_records} can be used: answers are longer than {max_response_tokens} tokens or make no pair"
         raise DataError([Problem(kind, "max_response_tokens", f"{found}; needed at least one; raise the limit or check the records")])
 
 
 def _encode_responses(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    openings = find_openings(tokenizer)
-    answers = [drop_opening(text, openings) for text in texts]
-    return [[*ids, tokenizer.eos_token_id] for ids in chat.encode_answers(tokenizer, answers)]
+    return [[*ids, tokenizer.eos_token_id] for ids in chat.encode_answers(tokenizer, texts)]
 
 
 def _encode_prompts(tokenizer: Tokenizer, prompts: Sequence[chat.Messages], max_prompt_tokens: int) -> list[EncodedPrompt]:

@@ -61,15 +61,6 @@ def drop_opening(answer: str, openings: Sequence[str]) -> str:
     return answer
 
 
-def find_repeated_openings(tokenizer: Tokenizer, answers: Sequence[str]) -> list[int]:
-    """Find the answers that begin with what the prompt before them ends with; their indices.
-
-    The token stream does not write it twice (`data.tokens`); the data says what it says once too often.
-    """
-    openings = find_openings(tokenizer)
-    return [index for index, answer in enumerate(answers) if drop_opening(answer, openings) != answer]
-
-
 def begins_with_prompt(tokenizer: Tokenizer) -> bool:
     """Whether an answered turn is rendered as the prompt and then the answer; templates that strip or add thoughts do otherwise.
 

@@ -1,10 +1,10 @@
 """Records of one kind, by split -> findings: what no single line shows (duplicates, contradictions, leakage)."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
-from data.schema import Comparison, Demonstration, Message, Record, Text
+from data.schema import Comparison, Record, Text
 
 
 @dataclass(frozen=True)
@@ -22,49 +22,85 @@ class Findings:
     warnings: tuple[str, ...]
 
 
-def check(splits: Mapping[str, Sequence[Record]]) -> Findings:
-    """Check the record sets of one kind against themselves and each other.
+class Checker:
+    """Checks the record sets of one kind against themselves and each other, record by record; of each only hashes are held.
 
     A comparison whose ranks are all equal makes no pair: it is counted and left out of training; when none has a pair,
     that is an error.
-
-    Args:
-        splits: `train` and, where there is one, `eval`.
     """
-    if any(isinstance(record, Text) for split in splits.values() for record in split):
-        return _check_texts({name: [record.text for record in split if isinstance(record, Text)] for name, split in splits.items()})
-    train, held_out = splits.get("train", ()), splits.get("eval", ())
-    records = [*train, *held_out]
-    prompts, held_out_prompts = ({record.prompt for record in split if not isinstance(record, Text)} for split in (train, held_out))
-    comparisons = [record for record in records if isinstance(record, Comparison)]
-    counts = {name: len(split) for name, split in splits.items()}
-    counts |= {
-        "duplicates": len(train) - len(set(train)),
-        "contradictions": _count_contradictions(comparisons),
-        "leaked_prompts": len(prompts & held_out_prompts),
-        "comparisons_without_pair": sum(not comparison.has_pair for comparison in comparisons),
-        "empty_answers": sum(not answer.strip() for record in records for answer in _answers(record)),
-    }
-    errors = [f"{name}: found no records; needed at least one; check the source" for name, split in splits.items() if not split]
-    for name, split in splits.items():
-        ranked = [record for record in split if isinstance(record, Comparison)]
-        if ranked and not any(comparison.has_pair for comparison in ranked):
-            errors.append(f"{name}: ranks: all {len(ranked)} comparisons rank their answers equal; needed different ranks; rank them")
-    return Findings(counts, tuple(errors), tuple(_warnings(counts)))
+
+    def __init__(self) -> None:
+        self._sizes: dict[str, int] = {}
+        self._empty: dict[str, int] = {}  # texts of a split
+        self._usable: set[str] = set()  # the splits that hold a pair, or something else than comparisons and empty texts
+        self._is_texts = False
+        self._trained: set[int] = set()
+        self._asked: dict[str, set[int]] = {}  # prompts, or texts
+        self._orders: set[int] = set()
+        self._counts = {"duplicates": 0, "contradictions": 0, "comparisons_without_pair": 0, "empty_answers": 0}
+
+    def begin(self, split: str) -> None:
+        """Name a split whose records come, if it has any: `train`, then `eval` where there is one."""
+        self._sizes[split] = self._empty[split] = 0
+        self._asked[split] = set()
+
+    def add(self, split: str, record: Record) -> None:
+        """Check the next record of a split."""
+        self._sizes[split] += 1
+        if isinstance(record, Text):
+            self._is_texts = True
+            if not record.text:  # left out of training, so no copy of another one
+                self._empty[split] += 1
+                return
+        self._usable |= {split} if not isinstance(record, Comparison) or record.has_pair else set()
+        self._asked[split].add(hash(record.text if isinstance(record, Text) else record.prompt))
+        if split == "train":
+            known = len(self._trained)
+            self._trained.add(hash(record))
+            self._counts["duplicates"] += len(self._trained) == known
+        self._counts["empty_answers"] += sum(not answer.strip() for answer in record.answers)
+        if isinstance(record, Comparison):
+            self._counts["comparisons_without_pair"] += not record.has_pair
+            self._counts["contradictions"] += self._count_contradictions(record)
+
+    def _count_contradictions(self, comparison: Comparison) -> int:
+        """Count pairs of answers that are now ranked in both orders for one prompt, within one comparison or across several."""
+        found = 0
+        ranked = sorted(zip(comparison.ranks, comparison.completions, strict=True))
+        for (high, better), (low, worse) in combinations(ranked, 2):
+            order = hash((comparison.prompt, better, worse))
+            if high < low and order not in self._orders:
+                self._orders.add(order)
+                found += hash((comparison.prompt, worse, better)) in self._orders
+        return found
+
+    def findings(self) -> Findings:
+        """Say what was found."""
+        leaked = len(self._asked.get("train", set()) & self._asked.get("eval", set()))
+        if self._is_texts:
+            own = {"duplicates": self._counts["duplicates"], "leaked_texts": leaked, "empty_texts": sum(self._empty.values())}
+        else:
+            counts = self._counts
+            own = {name: counts[name] for name in ("duplicates", "contradictions")} | {"leaked_prompts": leaked}
+            own |= {name: counts[name] for name in ("comparisons_without_pair", "empty_answers")}
+        errors = [f"{name}: found no records; needed at least one; check the source" for name, size in self._sizes.items() if not size]
+        for name, size in self._sizes.items():
+            if size and name not in self._usable and self._is_texts:
+                errors.append(f"{name}: found no text that is not empty; needed at least one; check the source")
+            elif size and name not in self._usable:
+                errors.append(f"{name}: ranks: all {size} comparisons rank their answers equal; needed different ranks; rank them")
+        counts = self._sizes | own
+        return Findings(counts, tuple(errors), tuple(_warnings(counts)))
 
 
-def _check_texts(splits: Mapping[str, Sequence[str]]) -> Findings:
-    """Check texts: an empty one is left out of training, so it is not counted as a copy of another one."""
-    filled = {name: [text for text in split if text] for name, split in splits.items()}
-    train, held_out = filled.get("train", []), filled.get("eval", [])
-    counts = {name: len(split) for name, split in splits.items()}
-    counts |= {
-        "duplicates": len(train) - len(set(train)),
-        "leaked_texts": len(set(train) & set(held_out)),
-        "empty_texts": sum(len(splits[name]) - len(split) for name, split in filled.items()),
-    }
-    errors = [f"{name}: found no text that is not empty; needed at least one; check the source" for name in filled if not filled[name]]
-    return Findings(counts, tuple(errors), tuple(_warnings(counts)))
+def check(splits: Mapping[str, Iterable[Record]]) -> Findings:
+    """Check whole record sets of one kind; see `Checker`."""
+    checker = Checker()
+    for split, records in splits.items():
+        checker.begin(split)
+        for record in records:
+            checker.add(split, record)
+    return checker.findings()
 
 
 def _warnings(counts: Mapping[str, int]) -> Iterable[str]:
@@ -78,19 +114,3 @@ def _warnings(counts: Mapping[str, int]) -> Iterable[str]:
         "empty_answers": "ranked answers are empty; they train as an immediate end token; remove them if that is not meant",
     }
     return (f"{counts[name]} {text}" for name, text in texts.items() if counts.get(name))
-
-
-def _answers(record: Record) -> tuple[str, ...]:
-    if isinstance(record, Comparison):
-        return record.completions
-    return (record.completion,) if isinstance(record, Demonstration) else ()
-
-
-def _count_contradictions(comparisons: Iterable[Comparison]) -> int:
-    """Count pairs of answers that are ranked in both orders for the same prompt, within one comparison or across several."""
-    orders: dict[tuple[Message, ...], set[tuple[str, str]]] = {}
-    for comparison in comparisons:
-        seen = orders.setdefault(comparison.prompt, set())
-        ranked = sorted(zip(comparison.ranks, comparison.completions, strict=True))
-        seen.update((better, worse) for (high, better), (low, worse) in combinations(ranked, 2) if high < low)
-    return sum((worse, better) in seen for seen in orders.values() for better, worse in seen if better <= worse)

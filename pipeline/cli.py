@@ -200,15 +200,21 @@ def check_data_command(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Read all data of a recipe: every bad line, duplicates, contradictions, leakage; and ask its judge once."""
+    """Read and tokenise all data of a recipe: every bad line, duplicates, contradictions, leakage, what is cut; and ask its judge once."""
     from pipeline.judge import try_judge
     from pipeline.plan import prepare
+    from pipeline.report.progress import ProgressView
     from pipeline.report.tables import findings_data, print_findings
+    from pipeline.tokens import make_tokens
 
     resolved = _load_recipe(recipe, overrides, tuple(STAGES))
-    inputs = prepare(resolved, _open_store(store, resolved).root, resolved.stages, keep_notes=False)
+    root = _open_store(store, resolved).root
+    view = ProgressView(_console(err=True))
+    inputs = prepare(resolved, root, resolved.stages, told=view.reading)
     try_judge(resolved, inputs, resolved.stages)
-    data = findings_data(inputs)
+    counts = make_tokens(resolved, inputs, root, view.tokens_event)
+    view.tokens_made({})
+    data = findings_data(inputs, counts, resolved.tokens)
     if as_json:
         _print_json(data)
     else:
@@ -301,11 +307,11 @@ def _open_store(given: Path | None, recipe: "Recipe | None" = None) -> "Store":
     return Store(expand_home(given or (recipe.store if recipe else "store")))
 
 
-def _console() -> "Console":
+def _console(*, err: bool = False) -> "Console":
     from rich.console import Console
 
     # Without a terminal there is no width to keep to: a table's line stays one line.
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 200, stderr=err)
 
 
 def _say(console: "Console", line: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from data.load import stream_records
 from data.reading import report_on
-from data.schema import Demonstration, RecordKind
+from data.schema import Demonstration, RecordKind, Text
 from pipeline.errors import ConfigError
 from pipeline.launch.environment import stage_environment
 from pipeline.plan import Inputs
@@ -47,4 +47,5 @@ def _take_sample(inputs: Inputs, kind: RecordKind, skip_bad: int) -> tuple[str, 
     """Take the first record that may be held out: its prompt, and its answer where it has one."""
     source = inputs.data[kind].eval or inputs.data[kind].train
     _, record = next(stream_records(source, kind, report_on(source), skip_bad))
+    assert not isinstance(record, Text), "neither of the kinds that are judged"
     return record.prompt[-1].content, record.completion if isinstance(record, Demonstration) else _ANSWER

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from data.schema import KINDS, DataError, Problem
+from data.schema import KINDS, DataError, Problem, RecordKind
 from pipeline.errors import StoreError
 from pipeline.inputs.base_model import identify_model
 from pipeline.inputs.demo import demo_directory, demo_seeds, locate, locate_splits, make_demo
-from pipeline.inputs.records import Reading, read_data
+from pipeline.inputs.records import Reading, Told, read_data
 from pipeline.recipe.schema import Recipe
 from pipeline.store.artifact import Artifact
 from pipeline.store.disk import hash_file
@@ -58,8 +58,8 @@ class Inputs:
 
     base_model: str
     base_identity: str
-    data: dict[str, DataSplits]
-    readings: dict[str, Reading]
+    data: dict[RecordKind, DataSplits]
+    readings: dict[RecordKind, Reading]
 
     def fingerprints(self, stage: StageName, recipe: Recipe) -> dict[str, dict[str, str]]:
         """Return the content hashes of what a stage reads: kind -> split -> hash."""
@@ -68,6 +68,14 @@ class Inputs:
     def skipped(self, stage: StageName, recipe: Recipe) -> list[Problem]:
         """Return the bad lines that were skipped of what a stage reads."""
         return [bad for kind in data_inputs(stage, recipe.settings(stage)) for bad in self.readings[kind].skipped]
+
+    def sources(self, kind: RecordKind) -> list[str]:
+        """Return the splits of a kind that have a source of their own."""
+        return ["train", "eval"] if self.data[kind].eval else ["train"]
+
+    def source_fingerprints(self) -> dict[str, dict[str, str]]:
+        """Return the content hash of each source: kind -> split -> hash."""
+        return {kind: {split: reading.fingerprints[split] for split in self.sources(kind)} for kind, reading in self.readings.items()}
 
     @property
     def local(self) -> bool:
@@ -107,7 +115,15 @@ class Decision:
         return "; ".join(filter(None, shown))
 
 
-def prepare(recipe: Recipe, store_root: Path, stages: Sequence[StageName], *, trust_notes: bool = False, keep_notes: bool = True) -> Inputs:
+def prepare(
+    recipe: Recipe,
+    store_root: Path,
+    stages: Sequence[StageName],
+    *,
+    trust_notes: bool = False,
+    keep_notes: bool = True,
+    told: Told = lambda kind, count: None,
+) -> Inputs:
     """Read and check all data that the stages will read, so that a bad line is told before anything trains.
 
     Args:
@@ -116,14 +132,15 @@ def prepare(recipe: Recipe, store_root: Path, stages: Sequence[StageName], *, tr
         stages: Stages whose data is read.
         trust_notes: Do not read files again whose size and times are as noted; for looking, not for training.
         keep_notes: Note what was found; not for looking, which leaves the store as it is.
+        told: Hears now and then how many records are read.
 
     Raises:
         DataError: With every bad line.
     """
     for seed in demo_seeds(recipe):
         make_demo(store_root, seed)
-    data: dict[str, DataSplits] = {}
-    readings: dict[str, Reading] = {}
+    data: dict[RecordKind, DataSplits] = {}
+    readings: dict[RecordKind, Reading] = {}
     problems: list[Problem] = []
     for kind in KINDS:
         if not any(kind in data_inputs(stage, recipe.settings(stage)) for stage in stages):
@@ -135,11 +152,11 @@ def prepare(recipe: Recipe, store_root: Path, stages: Sequence[StageName], *, tr
                 kind,
                 data[kind],
                 recipe.data.eval_fraction,
-                recipe.seed,
                 skip_bad=recipe.data.skip_bad,
                 store_root=store_root,
                 trust_notes=trust_notes,
                 keep_note=keep_notes,
+                told=told,
             )
             problems += [Problem(kind, "", text) for text in readings[kind].findings.errors]
         except DataError as error:
@@ -257,13 +274,13 @@ def _config_slice(stage: StageName, recipe: Recipe, inputs: Inputs) -> dict[str,
         "seed": recipe.seed,
         **({"judge": recipe.judge} if asks_judge(recipe.settings(stage)) else {}),
         # Of texts every token is learnt, in rows of a length of their own.
-        **({"tokens": _identify_tokens(recipe)} if stage != "pretrain" else {}),
+        **({"tokens": identify_tokens(recipe)} if stage != "pretrain" else {}),
         "hardware": {"precision": recipe.hardware.precision, "attention": recipe.hardware.attention},
         stage: settings,
     }
 
 
-def _identify_tokens(recipe: Recipe) -> dict[str, Any]:
+def identify_tokens(recipe: Recipe) -> dict[str, Any]:
     return recipe.tokens.model_dump(mode="json") | {"chat_template": _identify_template(recipe.tokens.chat_template)}
 
 

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
+from data.schema import RecordKind
 from pipeline.errors import ResourceError, StoppedAfterStage
 from pipeline.inputs.base_model import count_parameters
 from pipeline.judge import try_judge
@@ -24,6 +25,7 @@ from pipeline.store.manifest import ManifestFields, Parent
 from pipeline.store.provenance import code_state, package_versions
 from pipeline.store.store import Store
 from pipeline.text import clean
+from pipeline.tokens import TOKENS_DIR, Counts, make_tokens, warn_of_losses
 from stages.spec import (
     EXIT_FAILED,
     MERGED_DIR,
@@ -44,7 +46,10 @@ _OUTPUT_BYTES, _CHECKPOINT_BYTES, _CHECKPOINTS = 4, 12, 2
 class View(Protocol):
     """Who watches a run."""
 
+    def reading(self, kind: str, count: int) -> None: ...
     def inputs_read(self, inputs: Inputs) -> None: ...
+    def tokens_event(self, event: Event) -> None: ...
+    def tokens_made(self, warnings: dict[RecordKind, list[str]]) -> None: ...
     def stage_reused(self, decision: Decision) -> None: ...
     def stage_started(self, decision: Decision, run_dir: Path) -> None: ...
     def stage_event(self, event: Event) -> None: ...
@@ -78,11 +83,11 @@ def run(recipe: Recipe, store: Store, selection: Selection, view: View) -> list[
         DataError, StoreError, StageFailed, StoppedAfterStage: With their exit codes.
     """
     store.reap()
-    inputs = prepare(recipe, store.root, selection.needed(recipe))
+    inputs = prepare(recipe, store.root, selection.needed(recipe), told=view.reading)
     view.inputs_read(inputs)
+    counts: Counts | None = None
     artifacts: dict[str, Artifact] = {}
     outcomes: list[Outcome] = []
-    is_judge_tried = False
     for stage in selection.needed(recipe):
         selected = stage in selection.run
         decision = decide(stage, recipe, inputs, artifacts, store, force=selection.force and selected)
@@ -93,9 +98,10 @@ def run(recipe: Recipe, store: Store, selection: Selection, view: View) -> list[
             outcome = Outcome(stage, decision.artifact, True, 0.0)
             view.stage_reused(decision)
         else:
-            if not is_judge_tried:  # before the first stage that trains, be it one that does not ask it
+            if counts is None:  # before the first of the stages trains: all that they will train on, and their judge
                 try_judge(recipe, inputs, [stage for stage in selection.run if stage in recipe.stages])
-                is_judge_tried = True
+                counts = make_tokens(recipe, inputs, store.root, view.tokens_event)
+                view.tokens_made(warn_of_losses(counts, recipe.tokens))
             outcome = run_stage(recipe, inputs, decision, store, view, fresh=selection.force)
         artifacts[stage] = outcome.artifact
         if selected:
@@ -114,7 +120,7 @@ def run_stage(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, 
         if not (run_dir / "checkpoints").exists():  # a new run, not an unfinished one
             for name in ("log.txt", "events.jsonl"):
                 (run_dir / name).unlink(missing_ok=True)
-        spec = _make_spec(recipe, inputs, decision, staging.path, run_dir)
+        spec = _make_spec(recipe, inputs, decision, staging.path, run_dir, store.root)
         with writing(run_dir):
             (run_dir / "spec.json").write_text(spec.model_dump_json(indent=2), encoding="utf-8")
         view.stage_started(decision, run_dir)
@@ -153,12 +159,13 @@ def prepare_by_hand(recipe: Recipe, store: Store, stage: StageName) -> tuple[Pat
     """
     selection = Selection((stage,))
     inputs = prepare(recipe, store.root, selection.needed(recipe))
+    make_tokens(recipe, inputs, store.root, lambda event: None)
     artifacts: dict[str, Artifact] = {}
     for earlier in selection.needed(recipe):
         decision = decide(earlier, recipe, inputs, artifacts, store, force=earlier == stage)
         if earlier == stage:
             with open_run_directory(store.root, decision) as run_dir, writing(run_dir):
-                spec = _make_spec(recipe, inputs, decision, run_dir / "output", run_dir)
+                spec = _make_spec(recipe, inputs, decision, run_dir / "output", run_dir, store.root)
                 (run_dir / "spec.json").write_text(spec.model_dump_json(indent=2), encoding="utf-8")
                 return run_dir, commands_by_hand(stage, run_dir / "spec.json", recipe.hardware)
         if decision.artifact is None:
@@ -167,7 +174,7 @@ def prepare_by_hand(recipe: Recipe, store: Store, stage: StageName) -> tuple[Pat
     raise AssertionError("the stage itself is among those that it needs")
 
 
-def _make_spec(recipe: Recipe, inputs: Inputs, decision: Decision, output_dir: Path, run_dir: Path) -> StageSpec:
+def _make_spec(recipe: Recipe, inputs: Inputs, decision: Decision, output_dir: Path, run_dir: Path, root: Path) -> StageSpec:
     stage = decision.stage
     models: dict[str, str] = {}
     for role, maker in STAGES[stage].models.items():
@@ -186,6 +193,8 @@ def _make_spec(recipe: Recipe, inputs: Inputs, decision: Decision, output_dir: P
         judge=recipe.judge if asks_judge(recipe.settings(stage)) else None,
         judge_directory=Path(recipe.judge_directory) if recipe.judge_directory else None,
         seed=recipe.seed,
+        tokens_dir=root / TOKENS_DIR,
+        fingerprints=inputs.source_fingerprints(),
         output_dir=output_dir,
         checkpoint_dir=run_dir / "checkpoints",
         events_path=run_dir / "events.jsonl",

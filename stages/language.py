@@ -1,6 +1,7 @@
 """What the stages share that train a language model by likelihood (pretrain, sft): the model that learns, and its held-out loss."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -48,7 +49,9 @@ def load_learner(context: StageContext, settings: PretrainSettings | SFTSettings
     return model
 
 
-def measure_loss(context: StageContext, model: Any, held_out: list[EncodedPair], train: list[EncodedPair], pad_token_id: int) -> float:
+def measure_loss(
+    context: StageContext, model: Any, held_out: Sequence[EncodedPair], train: Sequence[EncodedPair], pad_token_id: int
+) -> float:
     """Measure the trained model's held-out loss; where nothing is held out, that of a few training pairs.
 
     A loss above that of a model which knows nothing is noted.
@@ -67,7 +70,7 @@ def measure_loss(context: StageContext, model: Any, held_out: list[EncodedPair],
 
 
 @torch.no_grad()
-def heldout_loss(model: Any, pairs: list[EncodedPair], pad_token_id: int) -> float:
+def heldout_loss(model: Any, pairs: Sequence[EncodedPair], pad_token_id: int) -> float:
     """Mean negative log-likelihood per held-out response token, in nats; every token weighs alike, whatever its batch."""
     model.eval()
     device = next(model.parameters()).device

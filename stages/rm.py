@@ -4,12 +4,13 @@ comparisons -> token ids -> K-way ranking loss -> bias and scale from demonstrat
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from data.tokens import EncodedComparison, encode_comparisons, encode_demonstrations
+from data.tokens import EncodedComparison
 from stages.models.adapters import apply_lora, find_model, require_adapter_base
 from stages.models.calibration import Calibration, choose_calibration
 from stages.models.compiling import compile_layers
@@ -28,7 +29,7 @@ from stages.responses.judging import response_text, write_samples
 from stages.responses.scores import score_rankings
 from stages.settings import RMSettings
 from stages.spec import SAMPLES_FILE, StageResult
-from stages.splits import load_splits, note_repeated_openings
+from stages.tokens import load_tokens
 from stages.trl.gathering import whole_model
 from stages.trl.rm import make_ranking_trainer
 from stages.trl.training import train
@@ -45,12 +46,9 @@ def main(context: StageContext) -> StageResult:
     settings = spec.settings
     assert isinstance(settings, RMSettings)
     tokenizer: Any = load_tokenizer(spec.models["sft"])
-    limits = (spec.tokens.max_prompt_tokens, spec.tokens.max_response_tokens)
-    records, held_out_records = load_splits(spec, "comparisons")
-    comparisons, counts = encode_comparisons(tokenizer, records, limits)
-    held_out, held_out_counts = encode_comparisons(tokenizer, held_out_records, limits)
-    counts |= {f"held_out_{key}": value for key, value in held_out_counts.items()}
-    note_repeated_openings(context, tokenizer, "comparisons", [text for record in records for text in record.completions])
+    train_set, held_out_set = load_tokens(context, tokenizer, "comparisons")
+    counts = train_set.counts() | {f"held_out_{key}": value for key, value in held_out_set.counts().items()}
+    comparisons, held_out = train_set.comparisons, held_out_set.comparisons
 
     if settings.lora:
         require_adapter_base(spec.models["sft"], "rm.lora")
@@ -66,7 +64,7 @@ def main(context: StageContext) -> StageResult:
     with whole_model(trainer) as model:
         ranked = held_out or [comparisons[place] for place in draw_sample(len(comparisons), _SAMPLED_COMPARISONS, spec.seed)]
         logits = score_rankings(model, [(item.prompt_ids, item.responses) for item in ranked])  # not calibrated yet
-        calibration = calibrate(context, settings, model, tokenizer, limits, logits)
+        calibration = calibrate(context, settings, model, tokenizer, logits)
         find_model(model).calibration = calibration
 
         metrics = {"score_bias": calibration.bias, "score_scale": calibration.scale}
@@ -85,18 +83,16 @@ def main(context: StageContext) -> StageResult:
     return StageResult(metrics=metrics, facts=facts, counts=counts, **describe_machine(context))
 
 
-def calibrate(
-    context: StageContext, settings: RMSettings, model: Any, tokenizer: Any, limits: tuple[int, int], ranked_N: Tensor
-) -> Calibration:
+def calibrate(context: StageContext, settings: RMSettings, model: Any, tokenizer: Any, ranked_N: Tensor) -> Calibration:
     """Find the bias (and scale) that give demonstrations, or a sample of many, a mean score of 0 (and a standard deviation of 1).
 
     Raises:
         StageError: logits are not finite, those of ranked answers (`ranked_N`) or the demonstrations'.
     """
-    records, _ = load_splits(context.spec, "demonstrations")
-    places = draw_sample(len(records), _CALIBRATION_DEMONSTRATIONS, context.spec.seed)
-    pairs, _ = encode_demonstrations(tokenizer, [records[place] for place in places], limits)
-    demonstrations_N = score_rankings(model, [(pair.prompt_ids, [pair.response_ids]) for pair in pairs])
+    demonstrations, _ = load_tokens(context, tokenizer, "demonstrations")
+    pairs = demonstrations.pairs
+    sample = [pairs[place] for place in draw_sample(len(pairs), _CALIBRATION_DEMONSTRATIONS, context.spec.seed)]
+    demonstrations_N = score_rankings(model, [(pair.prompt_ids, [pair.response_ids]) for pair in sample])
     if not torch.isfinite(torch.cat([demonstrations_N, ranked_N])).all():
         raise StageError("the reward model's scores are not finite; finite ones are needed; lower rm.learning_rate")
     calibration, remark = choose_calibration(
@@ -118,7 +114,7 @@ def draw_sample(count: int, at_most: int, seed: int) -> list[int]:
     return torch.randperm(count, generator=generator)[:at_most].sort().values.tolist()
 
 
-def report_ranking(scores_N: Tensor, comparisons: list[EncodedComparison]) -> dict[str, float]:
+def report_ranking(scores_N: Tensor, comparisons: Sequence[EncodedComparison]) -> dict[str, float]:
     """Held-out figures: loss, pair accuracy (overall, by rank distance, by source), calibration, correlation with length."""
     ranks_N = torch.tensor([rank for item in comparisons for rank in item.ranks])
     prompts_N = torch.tensor([index for index, item in enumerate(comparisons) for _ in item.responses])
@@ -142,7 +138,7 @@ def report_ranking(scores_N: Tensor, comparisons: list[EncodedComparison]) -> di
     return metrics
 
 
-def _sample_rows(tokenizer: Any, comparisons: list[EncodedComparison], scores: Tensor) -> list[dict[str, Any]]:
+def _sample_rows(tokenizer: Any, comparisons: Sequence[EncodedComparison], scores: Tensor) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     remaining = iter(scores.tolist())
     for item in comparisons[:_SAMPLED_COMPARISONS]:

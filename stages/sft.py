@@ -3,10 +3,10 @@
 demonstrations -> token ids -> TRL's SFTTrainer (loss on the response) -> model/, held-out loss, sampled answers
 """
 
+from collections.abc import Sequence
 from typing import Any
 
-from data.schema import Demonstration, Prompt
-from data.tokens import encode_demonstrations, encode_prompts
+from data.tokens import EncodedPromptRecord
 from stages.language import load_learner, measure_loss
 from stages.models.adapters import find_model
 from stages.models.handoff import read_facts
@@ -19,7 +19,7 @@ from stages.responses.judge import Judge, load_judge
 from stages.responses.judging import answer_prompts, judge_answers, report_answers, write_samples
 from stages.settings import SFTSettings
 from stages.spec import SAMPLES_FILE, StageResult
-from stages.splits import load_splits, note_repeated_openings
+from stages.tokens import load_tokens
 from stages.trl.gathering import whole_model
 from stages.trl.sft import make_sft_trainer
 from stages.trl.training import train
@@ -34,11 +34,9 @@ def main(context: StageContext) -> StageResult:
     tokenizer: Any
     tokenizer, taken = settle_tokenizer(spec.models["base"], spec.tokens, spec.revision)
     context.note(taken)
-    records, held_out_records = load_splits(spec, "demonstrations")
-    pairs, counts = encode_demonstrations(tokenizer, records, _limits(context))
-    held_out, held_out_counts = encode_demonstrations(tokenizer, held_out_records, _limits(context))
-    counts |= {f"held_out_{key}": value for key, value in held_out_counts.items()}
-    note_repeated_openings(context, tokenizer, "demonstrations", [record.completion for record in records])
+    demonstrations, held_out_demonstrations = load_tokens(context, tokenizer, "demonstrations")
+    counts = demonstrations.counts() | {f"held_out_{key}": value for key, value in held_out_demonstrations.counts().items()}
+    pairs, held_out = demonstrations.pairs, held_out_demonstrations.pairs
 
     model: Any = load_learner(context, settings, tokenizer)
     trainer = make_sft_trainer(context, settings, model, tokenizer, pairs, held_out)
@@ -49,7 +47,7 @@ def main(context: StageContext) -> StageResult:
         loss = measure_loss(context, model, held_out, pairs, tokenizer.pad_token_id)
         if held_out:
             metrics["eval/loss"] = loss
-            metrics |= _answer_held_out(context, settings, model, tokenizer, judge, held_out_records)
+            metrics |= _answer_held_out(context, model, tokenizer, judge, held_out_demonstrations.prompts[: settings.eval_samples])
         facts = read_facts(model, tokenizer, spec.models["base"])
         if context.is_main:
             # An adapter's base on the disk lacks the row that was made for the pad token.
@@ -63,17 +61,15 @@ def main(context: StageContext) -> StageResult:
 
 def _answer_held_out(
     context: StageContext,
-    settings: SFTSettings,
     model: Any,
     tokenizer: Any,
     judge: Judge | None,
-    records: list[Demonstration],
+    prompts: Sequence[EncodedPromptRecord],
 ) -> dict[str, float]:
     """Answer held-out prompts, sampled and greedy; write samples.jsonl; return the averages."""
     spec = context.spec
-    if settings.eval_samples == 0:
+    if not prompts:
         return {}
-    prompts, _ = encode_prompts(tokenizer, [Prompt(record.prompt) for record in records[: settings.eval_samples]], _limits(context))
     rows: list[dict[str, Any]] = []
     metrics: dict[str, float] = {}
     for way in ("sampled", "greedy"):
@@ -95,10 +91,6 @@ def _answer_held_out(
     if context.is_main:
         write_samples(spec.output_dir / SAMPLES_FILE, rows)
     return metrics
-
-
-def _limits(context: StageContext) -> tuple[int, int]:
-    return context.spec.tokens.max_prompt_tokens, context.spec.tokens.max_response_tokens
 
 
 if __name__ == "__main__":

@@ -120,6 +120,9 @@ def asks_judge(settings: StageSettings) -> bool:
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_VERIFICATION, EXIT_MISSING, EXIT_RESOURCE = 0, 1, 2, 3, 4, 5
 EXIT_SIGINT, EXIT_SIGTERM = 130, 143
 
+# Raised by hand when the code makes other token ids of the same records.
+TOKENS_VERSION = 1
+
 # SLURM signals every process of a job, and a launcher passes its own signal on: SIGTERMs within so many seconds are one wish to stop.
 SAME_WISH_S = 1.0
 
@@ -152,7 +155,7 @@ class DataSplits(Closed):
     """Training and held-out records of one kind."""
 
     train: DataSource
-    eval: DataSource | None = Field(None, description="Held-out records; default: a share of the training records, split by prompt.")
+    eval: DataSource | None = Field(None, description="Held-out records; default: a share of the training records, split by conversation.")
 
 
 class StageSpec(Closed):
@@ -165,13 +168,19 @@ class StageSpec(Closed):
     models: dict[str, str] = Field(description="Role -> model directory or hub id, per the stage's row in STAGES.")
     revision: str | None = Field(None, description="Revision of a base model from the hub.")
     data: dict[str, DataSplits] = Field(description="Record kind -> sources, per `data_inputs`.")
-    eval_fraction: float = Field(0.05, gt=0, lt=1, description="Share held out where a kind has no eval source.")
+    eval_fraction: float = Field(
+        0.05, gt=0, lt=1, description="Share of conversations held out where a kind has no eval source, 2,000 records at most."
+    )
     skip_bad: int = Field(0, ge=0, description="Most bad lines to skip, of each source.")
     judge: str | None = Field(
         None, description="`module:function` that judges held-out answers, where `asks_judge`; never seen in training."
     )
     judge_directory: Path | None = Field(None, description="Where the judge's module may lie, beside what is installed.")
     seed: int
+    tokens_dir: Path | None = Field(None, description="Where token ids are kept (see stages.tokens); default: in checkpoint_dir.")
+    fingerprints: dict[str, dict[str, str]] = Field(
+        default_factory=dict, description="Record kind -> split -> content hash of that source, where the pipeline has read it."
+    )
     output_dir: Path
     checkpoint_dir: Path
     events_path: Path
@@ -182,6 +191,23 @@ class StageSpec(Closed):
         """Tell the union apart by the stage, whose row names the class."""
         stage: StageName | None = info.data.get("stage")
         return STAGES[stage].settings.model_validate(value) if stage else value
+
+
+class TokensSpec(Closed):
+    """What `stages.tokens` is given, to make the token ids of all record sets before the first stage runs."""
+
+    base_model: str
+    revision: str | None
+    tokens: TokenSettings
+    data: dict[RecordKind, DataSplits]
+    fingerprints: dict[str, dict[str, str]] = Field(description="Record kind -> split -> content hash of that source.")
+    skip_bad: int
+    records: dict[str, int] = Field(description="`<kind>.<split>` -> how many records that source has.")
+    eval_fraction: float
+    seed: int
+    tokens_dir: Path
+    events_path: Path
+    report_path: Path = Field(description="Gets what `stages.tokens.make_all` returns; or `problems` of the data.")
 
 
 class ModelFacts(Closed):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from pipeline.launch.events import Event
 from pipeline.text import clean
-from stages.spec import EXIT_FAILED, EXIT_SIGINT, EXIT_SIGTERM, STAGES, StageName
+from stages.spec import EXIT_FAILED, EXIT_SIGINT, EXIT_SIGTERM, STAGES
 
 _LAST_LINES = 20
 _TAIL_BYTES = 64_000
@@ -54,7 +54,7 @@ class End(NamedTuple):
 
 
 def describe_failure(
-    stage: StageName, ends: Sequence[End], received: int | None, error: Event | None, log_path: Path, attempt_at: int
+    stage: str, ends: Sequence[End], received: int | None, error: Event | None, log_path: Path, attempt_at: int
 ) -> StageFailed:
     """Find the message and the exit code that say most: our signal, else the stage's error event, else how the process ended."""
     exit_code = next(end.exit_code for end in ends if end.exit_code != 0)
@@ -73,7 +73,8 @@ def describe_failure(
     elif exit_code < 0:
         message, code = f"killed by {signal.Signals(-exit_code).name}", EXIT_FAILED
         if exit_code == -signal.SIGKILL:
-            message += "; if you did not, the system ran out of memory: lower " + STAGES[stage].memory_keys
+            lower = {str(name): f": lower {row.memory_keys}" for name, row in STAGES.items()}.get(stage, "")
+            message += f"; if you did not, the system ran out of memory{lower}"
     else:
         message, code = f"ended with exit code {exit_code}", exit_code
     return StageFailed(f"{stage}: {message}", code if code in _KNOWN_EXITS else EXIT_FAILED, last_lines(log_path), log_path)

@@ -24,7 +24,7 @@ from pipeline.launch.node import STOP, pack_environment
 from pipeline.launch.processes import start_watchdog, sweep
 from pipeline.store.disk import writing
 from stages.process.death import die_with_parent
-from stages.spec import SAME_WISH_S, StageName
+from stages.spec import SAME_WISH_S
 
 _POLL_S = 0.05
 _AFTER_ERROR_S = 15.0  # within which a stage that reported an error must end, hung ranks and unreachable nodes included
@@ -32,7 +32,7 @@ _AFTER_LOSS_S = 45.0  # within which the other nodes must notice that one is gon
 
 
 def launch(
-    stage: StageName,
+    stage: str,
     make_commands: Callable[[str], Sequence[Command]],
     run_dir: Path,
     on_event: Callable[[Event], None],
@@ -44,7 +44,7 @@ def launch(
     The first SIGTERM or SIGINT is passed on, so that the stage saves and ends; the second kills it.
 
     Args:
-        stage: Which one, for messages.
+        stage: Which one, or what else is run like one, for messages.
         make_commands: Builds the commands, one per process to start here; is given the marker that their environments carry.
         run_dir: Gets `log.txt`; `events.jsonl` is read there.
         on_event: Called with each new event.

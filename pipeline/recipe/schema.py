@@ -27,7 +27,9 @@ class RecipeData(Closed):
     demonstrations: DataSplits | None = Field(None, description="Prompts with good answers: SFT, and the zero of the reward model's scale.")
     comparisons: DataSplits | None = Field(None, description="Prompts with ranked answers: the reward model.")
     prompts: DataSplits | None = Field(None, description="Prompts to answer: PPO.")
-    eval_fraction: float = Field(0.05, gt=0, lt=1, description="Share held out, by prompt, where a kind has no eval source.")
+    eval_fraction: float = Field(
+        0.05, gt=0, lt=1, description="Share of conversations held out where a kind has no eval source, 2,000 records at most."
+    )
     skip_bad: int = Field(0, ge=0, description="Most bad lines to skip, of each source; each one skipped is named in the artifact.")
 
 

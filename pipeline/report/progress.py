@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from data.schema import RecordKind
 from pipeline.launch.events import Event
 from pipeline.plan import Decision, Inputs
 from pipeline.report.headline import PROGRESS, RESULT, headline
@@ -29,8 +30,25 @@ class ProgressView:
         self._first: tuple[float, int] | None = None
         self._last_line_s = 0.0
 
+    def reading(self, kind: str, count: int) -> None:
+        """Show that records are being read, where that takes long."""
+        self._show_count(f"{kind}: {count:,} records read")
+
+    def tokens_event(self, event: Event) -> None:
+        """Show how far the token ids are."""
+        if event.get("event") == "progress":
+            self._show_count(f"data: {event['step']:,} of {event['total']:,} records are token ids")
+
+    def tokens_made(self, warnings: dict[RecordKind, list[str]]) -> None:
+        """Show of which record sets much is lost, and what to do."""
+        self._close_bar()
+        for kind, texts in warnings.items():
+            for text in texts:
+                self._say(f"{kind}: {text}", "yellow")
+
     def inputs_read(self, inputs: Inputs) -> None:
         """Show, once, how data was read that is not in our own columns, and the warnings about it."""
+        self._close_bar()
         for kind, read in inputs.readings.items():
             for line in read.notable:
                 self._say(f"{kind}: {line}")
@@ -49,10 +67,7 @@ class ProgressView:
         if not self._console.is_terminal:
             self._say(f"{decision.stage}: log {run_dir / 'log.txt'}")
             return
-        columns = (TextColumn("{task.description:>4}"), BarColumn(30), TextColumn("{task.fields[state]}"))
-        self._progress = Progress(*columns, console=self._console, auto_refresh=False, transient=True)
-        self._progress.start()
-        self._task = self._progress.add_task(self._stage, total=None, state="starting")
+        self._open_bar(self._stage, "starting")
 
     def stage_event(self, event: Event) -> None:
         """Show one event of the stage."""
@@ -92,6 +107,24 @@ class ProgressView:
         elif now - self._last_line_s >= _LINE_EVERY_S:
             self._last_line_s = now
             self._say(f"{self._stage}: {state}")
+
+    def _show_count(self, state: str) -> None:
+        now = time.monotonic()
+        self._last_line_s = self._last_line_s or now
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, state=state)
+            self._progress.refresh()
+        elif self._console.is_terminal:
+            self._open_bar("data", state)
+        elif now - self._last_line_s >= _LINE_EVERY_S:
+            self._last_line_s = now
+            self._say(state)
+
+    def _open_bar(self, name: str, state: str) -> None:
+        columns = (TextColumn("{task.description:>4}"), BarColumn(30), TextColumn("{task.fields[state]}"))
+        self._progress = Progress(*columns, console=self._console, auto_refresh=False, transient=True)
+        self._progress.start()
+        self._task = self._progress.add_task(name, total=None, state=state)
 
     def _close_bar(self) -> None:
         if self._progress is not None:

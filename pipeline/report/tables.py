@@ -18,8 +18,11 @@ from pipeline.text import clean, format_bytes, format_duration, format_number
 from stages.spec import SAMPLES_FILE, STAGES
 
 if TYPE_CHECKING:  # `rlhf ls` needs neither
+    from data.schema import RecordKind
     from pipeline.plan import Decision, Inputs
     from pipeline.run import Outcome
+    from pipeline.tokens import Counts
+    from stages.settings import TokenSettings
 
 _SAMPLES_SHOWN = 3
 _MAX_SAMPLE_CHARS = 10_000
@@ -180,18 +183,31 @@ def read_samples(artifact: Artifact, count: int) -> list[dict[str, Any]]:
         return []
 
 
-def findings_data(inputs: "Inputs") -> dict[str, Any]:
+def findings_data(inputs: "Inputs", counts: "Counts", tokens: "TokenSettings") -> dict[str, Any]:
     """Return what was found in the data, by kind."""
+    from pipeline.tokens import warn_of_losses
+
+    warnings = warn_of_losses(counts, tokens)
     return {
         kind: {
             "sources": list(read.told),
-            "counts": read.findings.counts,
-            "warnings": list(read.findings.warnings),
+            "counts": read.findings.counts | _token_counts(kind, counts.get(kind, {})),
+            "warnings": [*read.findings.warnings, *warnings.get(kind, [])],
             "skipped": [str(bad) for bad in read.skipped],
             "fingerprints": read.fingerprints,
         }
         for kind, read in inputs.readings.items()
     }
+
+
+def _token_counts(kind: "RecordKind", splits: dict[str, dict[str, int]]) -> dict[str, int]:
+    """Say how many records each side of the split has, and what of both is cut and not used."""
+    from pipeline.tokens import add_splits
+
+    total = add_splits(splits)
+    sizes = {split: counts[kind] for split, counts in splits.items()}
+    cut = {name: total[name] for name in ("prompts_cut", "responses_dropped") if name in total}
+    return sizes | cut | ({f"{kind}_left_out": total[kind] - total[f"{kind}_used"]} if f"{kind}_used" in total else {})
 
 
 def print_findings(console: Console, data: dict[str, Any]) -> None:

@@ -58,6 +58,11 @@ def check_handoff(sft_path: str, rm_path: str) -> None:
         )
 
 
+def identify_tokenizer(tokenizer: Any) -> str:
+    """Hash all of a tokenizer that makes token ids of a conversation."""
+    return _sha256(json.dumps(_token_facts(tokenizer), sort_keys=True))
+
+
 def _token_facts(tokenizer: Any) -> dict[str, Any]:
     return {
         "tokenizer_hash": _hash_tokenizer(tokenizer),

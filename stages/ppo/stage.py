@@ -4,6 +4,7 @@ prompts -> token ids -> iterations (trainer.py), with evaluations on fixed held-
 """
 
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from accelerate import Accelerator
 
 from data.texts import encode_documents, split_documents
-from data.tokens import EncodedPair, EncodedPromptRecord, encode_demonstrations, encode_prompts
+from data.token_split import TokenSet
+from data.tokens import EncodedPair
 from stages.models.handoff import check_handoff, read_facts
 from stages.models.save import save_model
 from stages.models.tokenizer import load_tokenizer
@@ -30,6 +32,7 @@ from stages.responses.judging import write_samples
 from stages.settings import PPOSettings
 from stages.spec import EXIT_USAGE, SAMPLES_FILE, StageResult
 from stages.splits import load_splits
+from stages.tokens import load_tokens
 
 _EVENTS_PER_S = 4
 
@@ -41,18 +44,20 @@ def main(context: StageContext) -> StageResult:
     check_handoff(spec.models["sft"], spec.models["rm"])
     ranks = join_ranks(context)
     tokenizer = load_tokenizer(spec.models["sft"])
-    prompts, held_out_prompts, counts = _encode(context, tokenizer)
-
-    demonstrations, demonstration_counts = _encode_demonstrations(context, tokenizer)
+    prompts, held_out_prompts = load_tokens(context, tokenizer, "prompts")
+    counts = prompts.counts() | {f"held_out_{key}": value for key, value in held_out_prompts.counts().items()}
+    demonstrations, demonstration_counts = _load_likely(context, tokenizer)
     counts |= demonstration_counts
 
     sampling = make_sampling(settings, tokenizer, spec.tokens.max_response_tokens)
     if sampling.stop_text:
         context.note(f"ppo.stop_token = {settings.stop_token!r} is no token of the vocabulary: a response ends where its text holds it")
-    trainer = _build_trainer(context, ranks, tokenizer, [prompt.prompt_ids for prompt in prompts], demonstrations, sampling)
-    with _open_engine(context, ranks, [*prompts, *held_out_prompts], sampling) as engine:
+    trainer = _build_trainer(context, ranks, tokenizer, prompts, demonstrations, sampling)
+    with _open_engine(context, ranks, (prompts, held_out_prompts), sampling) as engine:
         trainer.rollout_engine = engine or trainer.rollout_engine
-        held_out = HeldOut(trainer, tokenizer, held_out_prompts[: settings.eval_samples], judge, seed=spec.seed, note=context.note)
+        held_out = HeldOut(
+            trainer, tokenizer, list(held_out_prompts.prompts[: settings.eval_samples]), judge, seed=spec.seed, note=context.note
+        )
         metrics = train(context, trainer, held_out)
         samples: list[dict[str, Any]] = []
         for way in ("sampled", "greedy"):
@@ -139,19 +144,8 @@ def join_ranks(context: StageContext) -> Ranks:
     return Ranks(accelerator)
 
 
-def _encode(context: StageContext, tokenizer: Any) -> tuple[list[EncodedPromptRecord], list[EncodedPromptRecord], dict[str, int]]:
-    tokens = context.spec.tokens
-    limits = (tokens.max_prompt_tokens, tokens.max_response_tokens)
-    records, held_out_records = load_splits(context.spec, "prompts")
-    prompts, counts = encode_prompts(tokenizer, records, limits)
-    held_out, held_out_counts = encode_prompts(tokenizer, held_out_records, limits)
-    if not prompts:
-        raise StageError(f"no prompt is left of {len(records)}: {counts}; at least one is needed", EXIT_USAGE)
-    return prompts, held_out, counts | {f"held_out_{key}": value for key, value in held_out_counts.items()}
-
-
-def _encode_demonstrations(context: StageContext, tokenizer: Any) -> tuple[list[EncodedPair], dict[str, int]]:
-    """Encode SFT's training demonstrations, or the texts of pretrain, for PPO-ptx; none where it is off."""
+def _load_likely(context: StageContext, tokenizer: Any) -> tuple[Sequence[EncodedPair], dict[str, int]]:
+    """Load SFT's training demonstrations, or the texts of pretrain, for PPO-ptx; none where it is off."""
     settings = _settings(context)
     if not settings.ptx_coef:
         if settings.ptx_batch_size is not None:
@@ -159,21 +153,26 @@ def _encode_demonstrations(context: StageContext, tokenizer: Any) -> tuple[list[
         if settings.ptx_data != "demonstrations":
             context.note(f"ppo.ptx_data = {settings.ptx_data} is not used: ppo.ptx_coef is 0")
         return [], {}
-    tokens = context.spec.tokens
-    records, _ = load_splits(context.spec, settings.ptx_data)
     if settings.ptx_data == "texts":
+        tokens = context.spec.tokens
+        records, _ = load_splits(context.spec, "texts")
         # Without the end token, which SFT may have given another meaning than that of a document's end.
         documents, counts = encode_documents(tokenizer, records, end=False)
-        pairs = split_documents(documents, tokens.max_prompt_tokens + tokens.max_response_tokens)
+        pairs: Sequence[EncodedPair] = split_documents(documents, tokens.max_prompt_tokens + tokens.max_response_tokens)
     else:
-        pairs, counts = encode_demonstrations(tokenizer, records, (tokens.max_prompt_tokens, tokens.max_response_tokens))
+        demonstrations, _ = load_tokens(context, tokenizer, "demonstrations")
+        pairs, counts = demonstrations.pairs, demonstrations.counts()
     if not pairs:
         raise StageError(f"{settings.ptx_data}: all are empty; ppo.ptx_coef needs at least one that is not; check the source", EXIT_USAGE)
     return pairs, {f"ptx_{key}": value for key, value in counts.items()}
 
 
+def _longest(prompts: TokenSet) -> int:
+    return int(prompts.prompts.count_tokens().max())
+
+
 def _open_engine(
-    context: StageContext, ranks: Ranks, prompts: list[EncodedPromptRecord], sampling: Sampling
+    context: StageContext, ranks: Ranks, prompts: Sequence[TokenSet], sampling: Sampling
 ) -> AbstractContextManager[RolloutEngine | None]:
     """Open what samples the responses; None: the trainer's own engine."""
     settings = _settings(context)
@@ -181,7 +180,7 @@ def _open_engine(
         return nullcontext()
     from stages.responses.vllm_server import open_vllm
 
-    longest = max(len(prompt.prompt_ids) for prompt in prompts) + sampling.max_new_tokens
+    longest = max(map(_longest, prompts)) + sampling.max_new_tokens
     return open_vllm(context, ranks, settings, longest)
 
 
@@ -189,13 +188,13 @@ def _build_trainer(
     context: StageContext,
     ranks: Ranks,
     tokenizer: Any,
-    prompts: list[list[int]],
-    demonstrations: list[EncodedPair],
+    prompts: TokenSet,
+    demonstrations: Sequence[EncodedPair],
     sampling: Sampling,
 ) -> PPOTrainer:
     spec, settings = context.spec, _settings(context)
     loaded = load_models(context, settings, tokenizer)
-    longest, limit = max(map(len, prompts)) + sampling.max_new_tokens, getattr(loaded.ref_policy.config, "max_position_embeddings", None)
+    longest, limit = _longest(prompts) + sampling.max_new_tokens, getattr(loaded.ref_policy.config, "max_position_embeddings", None)
     if limit is not None and longest > limit:
         raise StageError(
             f"the longest prompt and ppo.max_response_tokens = {sampling.max_new_tokens} make {longest} tokens, {spec.models['sft']} takes "
@@ -214,7 +213,7 @@ def _build_trainer(
         loaded.actor_critic,
         loaded.ref_policy,
         loaded.reward_model,
-        prompts,
+        prompts.prompt_ids,
         sampling,
         settings,
         seed=spec.seed,

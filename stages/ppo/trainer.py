@@ -51,7 +51,7 @@ class PPOTrainer:
         actor_critic: ActorCritic,
         ref_policy: Any,
         reward_model: Any,
-        prompts: list[list[int]],
+        prompts: Sequence[list[int]],
         sampling: Sampling,
         settings: PPOSettings,
         *,

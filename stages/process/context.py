@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -28,6 +29,13 @@ class StageContext:
         self._stop_s = 0.0
         self._stopping_at_step_end = False
         self._metrics_path = spec.checkpoint_dir / METRICS_FILE
+
+    @property
+    def own_directory(self) -> Path:
+        """Where this process may keep files for as long as the stage runs."""
+        path = self.spec.checkpoint_dir / f"rank-{self.rank}"
+        path.mkdir(parents=True, exist_ok=True)
+        return path
 
     def event(self, name: EventName, **fields: Any) -> None:
         """Append one event; only the main process speaks, but for an error, which may be of one rank alone."""

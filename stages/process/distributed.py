@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
+from data.schema import DataError
 from stages.internals import skip_inference_kernel
 from stages.process.context import StageContext, uses_gpu
 from stages.process.engine import choose_engine
@@ -49,7 +50,7 @@ def decide_in_main(context: StageContext, work: Callable[[], Found]) -> Found:
     """Have the main process look at the disk, and all processes go by what it saw: two that look for themselves may see two states.
 
     Raises:
-        StageError: what the work raised, in every process.
+        StageError, DataError: what the work raised, in every process.
     """
     if context.world_size == 1:
         return work()
@@ -57,7 +58,7 @@ def decide_in_main(context: StageContext, work: Callable[[], Found]) -> Found:
     if context.is_main:
         try:
             outcome[0] = work()
-        except StageError as error:
+        except (StageError, DataError) as error:
             outcome[1] = error
     distributed.broadcast_object_list(outcome)
     if outcome[1] is not None:

@@ -1,5 +1,6 @@
 """TRL's RewardTrainer with the K-way ranking loss: one batch element is a prompt with all its ranked answers."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from stages.process.ranks import Ranks
 from stages.ranking import Pairs, make_pairs, pair_accuracy, ranking_loss
 from stages.settings import RMSettings
 from stages.trl.batches import draw_step, evaluate_records
+from stages.trl.rows import Row, make_rows
 from stages.trl.training import StageCallback, make_arguments, make_config
 
 
@@ -26,8 +28,8 @@ def make_ranking_trainer(
     settings: RMSettings,
     model: Any,
     tokenizer: Any,
-    train: list[EncodedComparison],
-    held_out: list[EncodedComparison],
+    train: Sequence[EncodedComparison],
+    held_out: Sequence[EncodedComparison],
 ) -> "RankingTrainer":
     """Build the reward trainer: one batch element is a prompt with all its ranked answers."""
     arguments = make_arguments(context, settings, len(held_out) > 0)
@@ -132,11 +134,9 @@ class RankingTrainer(RewardTrainer):
         return computed[0].flatten()[places_N[row.lasts_D]] + 0.0 * output.logits.sum()
 
 
-def _comparison_rows(comparisons: list[EncodedComparison]) -> Dataset:
-    return Dataset.from_dict(
-        {
-            "prompt_ids": [item.prompt_ids for item in comparisons],
-            "responses": [item.responses for item in comparisons],
-            "ranks": [item.ranks for item in comparisons],
-        }
-    )
+def _comparison_rows(comparisons: Sequence[EncodedComparison]) -> Dataset:
+    def read(number: int) -> Row:
+        item = comparisons[number]
+        return {"prompt_ids": item.prompt_ids, "responses": item.responses, "ranks": item.ranks}
+
+    return make_rows(len(comparisons), read)

@@ -1,16 +1,19 @@
 """TRL's SFTTrainer on our token stream (demonstrations, pieces of texts), without padding where our attention fits the model."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
-from trl.data_utils import pack_dataset
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from data.token_file import TokenRows
 from data.tokens import EncodedPair
 from stages.models.forward import is_packed, make_inputs
 from stages.models.logprobs import compute_logprobs
@@ -18,6 +21,7 @@ from stages.models.packing import lay_out
 from stages.process.context import StageContext
 from stages.settings import PretrainSettings, SFTSettings
 from stages.trl.batches import draw_step, evaluate_records
+from stages.trl.rows import Row, make_rows, pack_rows, write_rows
 from stages.trl.training import StageCallback, make_arguments, make_config
 
 IGNORED_LABEL = -100
@@ -26,7 +30,7 @@ _MAX_LOGITS = 2**26  # 256 MB in float32
 
 
 def make_sft_trainer(
-    context: StageContext, settings: SFTSettings, model: Any, tokenizer: Any, train: list[EncodedPair], held_out: list[EncodedPair]
+    context: StageContext, settings: SFTSettings, model: Any, tokenizer: Any, train: Sequence[EncodedPair], held_out: Sequence[EncodedPair]
 ) -> SFTTrainer:
     """Build TRL's SFTTrainer on our token stream; the loss is on response tokens only, every one weighted alike in a batch."""
     limits = context.spec.tokens
@@ -39,8 +43,8 @@ def make_language_trainer(
     settings: PretrainSettings | SFTSettings,
     model: Any,
     tokenizer: Any,
-    train: list[EncodedPair],
-    held_out: list[EncodedPair],
+    train: Sequence[EncodedPair],
+    held_out: Sequence[EncodedPair],
     *,
     max_length: int,
     packing: bool,
@@ -69,9 +73,11 @@ def make_language_trainer(
     unpadded = plain_loss and plain_batches and is_packed(model)
     if unpadded and config.packing:
         # TRL's collator would make one row of them, with dense attention and logits for every token: 0.6 times as fast as no packing.
-        rows = pack_dataset(rows, config.max_length, config.packing_strategy)
+        rows = pack_rows(rows, _count_tokens(train), config.max_length, config.packing_strategy, context.own_directory)
         config.packing = False
-    if not config.packing:  # the rows are ids and labels; only TRL's packing prepares them
+    if config.packing:
+        rows = write_rows(rows, context.own_directory)
+    else:  # the rows are ids and labels; only TRL's packing prepares them
         config.dataset_kwargs, config.remove_unused_columns = {"skip_prepare_dataset": True}, False
     trainer_class = UnpaddedSFTTrainer if unpadded else EvenSFTTrainer
     return trainer_class(
@@ -158,10 +164,15 @@ class UnpaddedSFTTrainer(EvenSFTTrainer):
         return (loss, {"loss": loss}) if return_outputs else loss
 
 
-def _language_rows(pairs: list[EncodedPair]) -> Dataset:
-    return Dataset.from_dict(
-        {
-            "input_ids": [pair.prompt_ids + pair.response_ids for pair in pairs],
-            "labels": [[IGNORED_LABEL] * len(pair.prompt_ids) + pair.response_ids for pair in pairs],
-        }
-    )
+def _language_rows(pairs: Sequence[EncodedPair]) -> Dataset:
+    def read(number: int) -> Row:
+        pair = pairs[number]
+        return {"input_ids": pair.prompt_ids + pair.response_ids, "labels": [IGNORED_LABEL] * len(pair.prompt_ids) + pair.response_ids}
+
+    return make_rows(len(pairs), read)
+
+
+def _count_tokens(pairs: Sequence[EncodedPair]) -> NDArray[np.int64]:
+    if isinstance(pairs, TokenRows):
+        return pairs.count_tokens()
+    return np.array([len(pair.prompt_ids) + len(pair.response_ids) for pair in pairs])

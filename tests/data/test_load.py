@@ -313,9 +313,13 @@ def test_split_leaves_a_prompt_on_each_side(num_prompts, fraction, seed):
     assert train and held_out
 
 
-def test_split_of_one_prompt_is_refused():
-    with pytest.raises(DataError, match="found 1 different prompt; needed two or more"):
-        split_records(make_prompts(["a", "a"]), 0.5, seed=0)
+def test_split_of_one_prompt_is_refused_with_file_and_kind():
+    with pytest.raises(DataError) as caught:
+        split_records(make_prompts(["a", "a"]), 0.5, seed=0, where="few.jsonl", kind="prompts")
+    assert str(caught.value) == (
+        "few.jsonl: data.prompts.eval: found fewer than two prompts that can be used, among 2 records; needed one to train on and one to "
+        "hold out; add records, or give an eval file"
+    )
 
 
 def test_held_out_records_are_split_off_only_where_they_have_no_source_of_their_own(write_lines):
@@ -381,5 +385,5 @@ def test_texts_are_held_out_with_their_copies_and_never_an_empty_one():
     train, held_out = split_records(records, 0.5, seed=1)
     assert held_out and set(train) & set(held_out) == set() and len(train) + len(held_out) == 7
     assert Text("") not in held_out
-    with pytest.raises(DataError, match="found 1 different text; needed two or more"):
-        split_records([Text("a"), Text("")], 0.5, seed=1)
+    with pytest.raises(DataError, match=r"data\.texts\.eval: found fewer than two texts that can be used, among 2 records"):
+        split_records([Text("a"), Text("")], 0.5, seed=1, kind="texts")

@@ -2,8 +2,8 @@ import pytest
 
 from data import template_check
 from data.schema import Comparison, Demonstration, Message
-from data.tokens import encode_comparisons, encode_demonstrations, encode_response
-from data.turns import begins_with_prompt, drop_opening, find_end_token, find_openings, find_repeated_openings
+from data.tokens import encode_comparisons, encode_demonstrations, encode_records, encode_response
+from data.turns import begins_with_prompt, drop_opening, find_end_token, find_openings
 
 SIMPLE = "{% for m in messages %}[U]{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}[A]{% endif %}"
 THINK = SIMPLE.replace("{% endif %}", "<think>\n{% endif %}")
@@ -62,9 +62,10 @@ def test_a_role_is_an_opening_only_as_a_whole(tokenizer_of):
     assert find_openings(tokenizer_of("{{ messages[0]['content'] + '\n- ' }}")) == ()
 
 
-def test_repeated_openings_are_found_by_index_and_written_once(tokenizer_of):
+def test_repeated_openings_are_counted_and_written_once(tokenizer_of):
     tokenizer = tokenizer_of(THINK)
-    assert find_repeated_openings(tokenizer, ["a", "<think>\na", "b", "<think>b"]) == [1, 3]
+    records = [Demonstration((Message("user", "a"),), text) for text in ("a", "<think>\na", "b", "<think>b")]
+    assert [record.repeated for record in encode_records(tokenizer, records, (99, 9))] == [0, 1, 0, 1]
     assert encode_response(tokenizer, "<think>\na b") == encode_response(tokenizer, "a b")
     prompt = (Message("user", "a"),)
     (pair,), _ = encode_demonstrations(tokenizer, [Demonstration(prompt, "<think>\nb")], (99, 9))

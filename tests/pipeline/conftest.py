@@ -107,4 +107,6 @@ def write_fake_stages(directory):
     program = Path(__file__).with_name("fake_stage.py")
     for stage in ("pretrain", "sft", "rm", "ppo"):
         (package / f"{stage}.py").write_text(f"import runpy\nrunpy.run_path({str(program)!r}, run_name='__main__')\n")
+    program = Path(__file__).with_name("fake_tokens.py")
+    (package / "tokens.py").write_text(f"import runpy\nrunpy.run_path({str(program)!r}, run_name='__main__')\n")
     return os.pathsep.join([str(directory), str(real.parent)])

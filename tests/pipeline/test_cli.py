@@ -100,7 +100,6 @@ def state_of(directory):
         ["plan", "RECIPE"],
         ["plan", "RECIPE", "--set", "data.eval_fraction=0.5"],  # of which there is no note
         ["plan", "demo"],
-        ["check-data", "RECIPE"],
     ],
 )
 def test_a_reading_command_leaves_the_store_as_it_was(made, rlhf, tmp_path, recipe_path, arguments):
@@ -196,7 +195,7 @@ def test_bad_data_is_told_with_every_line(rlhf, own_recipe_path):
         assert "prompts.jsonl:2: prompt: " in done.stderr
 
 
-def test_check_data_counts(rlhf, own_recipe_path):
+def test_check_data_counts(rlhf, own_recipe_path, fake_stages):
     with (own_recipe_path.parent / "prompts.jsonl").open("a") as stream:
         stream.write('{"prompt": "question 1"}\n')
     found = json.loads(rlhf("check-data", own_recipe_path, "--json").stdout)
@@ -221,7 +220,7 @@ def test_the_format_of_each_file_and_what_was_done_to_it_is_told(rlhf, own_recip
     assert "comparisons: " not in told  # in our own columns: nothing to tell
 
 
-def test_format_and_columns_can_be_set_beside_a_path_given_as_text(rlhf, own_recipe_path):
+def test_format_and_columns_can_be_set_beside_a_path_given_as_text(rlhf, own_recipe_path, fake_stages):
     (own_recipe_path.parent / "prompts.jsonl").write_text('{"question": "a"}\n{"question": "b"}\n')
     assert rlhf("check-data", own_recipe_path, "--set", "data.prompts.train.columns.prompt=question").returncode == 0
     done = rlhf("check-data", own_recipe_path, "--set", "data.prompts.train.columns.promt=question")

@@ -25,6 +25,15 @@ class Recorder:
     def __init__(self):
         self.told = []
 
+    def reading(self, kind, count):
+        raise AssertionError("a few records are no news")
+
+    def tokens_event(self, event):
+        raise AssertionError("nothing is made here")
+
+    def tokens_made(self, warnings):
+        assert not any(warnings.values())
+
     def inputs_read(self, inputs):
         self.told.append("read")
 

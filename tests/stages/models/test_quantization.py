@@ -7,6 +7,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
+from data.load import load_records
+from data.tokens import encode_demonstrations
 from stages import rm, sft
 from stages.models import precision
 from stages.models.adapters import apply_lora, share_weights
@@ -19,7 +21,6 @@ from stages.process.context import StageContext
 from stages.process.errors import StageError
 from stages.settings import HardwareSettings, LoRASettings
 from stages.spec import STAGES
-from stages.splits import load_splits
 
 HARDWARE = HardwareSettings(device="cpu", precision="float32", threads=1)
 BFLOAT16 = HardwareSettings(device="cpu", precision="bfloat16", threads=1)
@@ -175,8 +176,8 @@ def test_sft_learns_on_4_bits_and_its_adapter_opens_without_them(run, make_spec,
     base, saved = (load_file(path / "model.safetensors") for path in (base_model_dir, spec.output_dir / "merged"))
     assert all(torch.equal(base[name], saved[name]) for name in base if "_proj" not in name)
     tokenizer = load_tokenizer(str(base_model_dir))
-    _, held_out = load_splits(spec, "demonstrations")
-    pairs, _ = sft.encode_demonstrations(tokenizer, held_out, (96, 64))
+    held_out = load_records(spec.data["demonstrations"].eval, "demonstrations")
+    pairs, _ = encode_demonstrations(tokenizer, held_out, (96, 64))
     loss = sft.heldout_loss(plain, pairs, tokenizer.pad_token_id)
     assert loss == pytest.approx(result.metrics["eval/loss"], abs=0.3) and loss < losses[0] - 1.0
 

@@ -1,0 +1,128 @@
+"""The token ids of a record set -> those to train on, and those that are held out, each with what is told of it."""
+
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.holdout import Places, find_places, hold_out
+from data.load import too_few
+from data.schema import DataError, RecordKind
+from data.token_file import (
+    RowNumbers,
+    TokenFile,
+    TokenRows,
+    read_comparison,
+    read_pair,
+    read_prompt,
+    read_prompt_ids,
+)
+from data.tokens import Counts, EncodedComparison, EncodedPair, EncodedPromptRecord, count_records
+
+
+@dataclass(frozen=True)
+class TokenSet:
+    """The records of one kind on one side of the split.
+
+    Args:
+        kind: Of the records.
+        file: Where they lie.
+        rows: Which of the file's, in its order; those that cannot be used among them.
+    """
+
+    kind: RecordKind
+    file: TokenFile
+    rows: RowNumbers
+
+    @property
+    def used(self) -> RowNumbers:
+        """The rows that can be trained and evaluated on."""
+        return self.rows[self.file.used[self.rows]]
+
+    @property
+    def pairs(self) -> TokenRows[EncodedPair]:
+        """Its demonstrations."""
+        return TokenRows(self.file, self.used, read_pair)
+
+    @property
+    def comparisons(self) -> TokenRows[EncodedComparison]:
+        """Its comparisons."""
+        return TokenRows(self.file, self.used, read_comparison)
+
+    @property
+    def prompts(self) -> TokenRows[EncodedPromptRecord]:
+        """The prompts of all its records, whether these are used or not."""
+        return TokenRows(self.file, self.rows, read_prompt)
+
+    @property
+    def prompt_ids(self) -> TokenRows[list[int]]:
+        """The ids of these prompts alone."""
+        return TokenRows(self.file, self.rows, read_prompt_ids)
+
+    def count_answers(self) -> int:
+        """Count the answers of all its records."""
+        return int(self.file.answers[self.rows].sum())
+
+    def count_repeated(self) -> int:
+        """Count the answers that begin with what the prompt before them ends with."""
+        return int(self.file.repeated[self.rows].sum())
+
+    def first_repeated(self) -> int:
+        """Return the number, from 0, of the first record of the file that has such an answer."""
+        return int(self.rows[np.flatnonzero(self.file.repeated[self.rows])[0]])
+
+    def counts(self) -> Counts:
+        """Say how many records are used, cut and dropped; see `count_records`."""
+        used = self.used
+        return count_records(
+            self.kind,
+            used=len(used),
+            records=len(self.rows),
+            prompts_cut=int(self.file.cut[used].sum()),
+            responses_dropped=int(self.file.dropped[self.rows].sum()),
+        ) | ({"openings_repeated": repeated} if (repeated := self.count_repeated()) else {})
+
+
+def take_all(kind: RecordKind, file: TokenFile) -> TokenSet:
+    """Take all records of a file."""
+    return TokenSet(kind, file, np.arange(len(file)))
+
+
+def split_tokens(kind: RecordKind, file: TokenFile, places: Places, eval_fraction: float, where: str) -> tuple[TokenSet, TokenSet]:
+    """Split the records of a file into those to train on and those that are held out; see `data.holdout`.
+
+    Args:
+        kind: Of the records.
+        file: Where they lie.
+        places: Of each, see `load_places`.
+        eval_fraction: Share of conversations to hold out.
+        where: Their source, for messages.
+
+    Raises:
+        DataError: Too few of them can be used.
+    """
+    sources = file.source_codes()
+    held_out = hold_out(places, file.used & ~file.cut, sources, eval_fraction)  # a prompt that is cut is another question
+    if held_out is None:
+        held_out = hold_out(places, file.used, sources, eval_fraction)
+    if held_out is None:
+        raise DataError([too_few(where, kind, len(file))])
+    return TokenSet(kind, file, np.flatnonzero(~held_out)), TokenSet(kind, file, np.flatnonzero(held_out))
+
+
+def load_places(directory: Path, file: TokenFile, seed: int) -> Places:
+    """Find the places of a file's records, and keep them beside it: hashing a million prompts takes seconds."""
+    kept = directory / f"places-{seed}.npy"
+    with suppress(OSError, ValueError, EOFError):
+        places: Places = np.load(kept)
+        if places.shape == (len(file),):
+            return places
+    places = find_places(file.prompts(), seed)
+    draft = kept.with_name(f".{kept.name}-{uuid.uuid4().hex}")
+    with suppress(OSError):  # a read-only store
+        with draft.open("wb") as stream:
+            np.save(stream, places)
+        draft.replace(kept)
+    return places

@@ -1,0 +1,150 @@
+"""Record sets -> their token ids, made before the first stage runs, in a process that has the tokenizer; and how many of them are used.
+
+`tokens/` in the store: a directory for each record set, tokenizer and limits (`data.token_maker`), which the stages map; removing any of
+it does no harm.
+"""
+
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+from data.schema import DataError, Problem, RecordKind
+from data.shortfall import warn_of_shortfall
+from pipeline.errors import StoppedAfterStage
+from pipeline.launch.commands import Command
+from pipeline.launch.events import Event
+from pipeline.launch.failure import StageFailed
+from pipeline.launch.launch import launch
+from pipeline.plan import Inputs, identify_tokens
+from pipeline.recipe.schema import Recipe
+from pipeline.store.disk import locked, make_directories, writing
+from stages.settings import TokenSettings
+from stages.spec import TOKENS_VERSION, TokensSpec
+
+TOKENS_DIR = "tokens"
+_NOT_MADE: RecordKind = "texts"  # pretrain encodes them itself
+
+Counts = dict[RecordKind, dict[str, dict[str, int]]]  # kind -> split -> name -> count
+
+
+def make_tokens(recipe: Recipe, inputs: Inputs, store_root: Path, on_event: Callable[[Event], None]) -> Counts:
+    """Make the token ids of all record sets that were read, unless they are there.
+
+    Args:
+        recipe: Resolved recipe.
+        inputs: As `prepare` returns them.
+        store_root: Where they are kept.
+        on_event: Is told how far that is.
+
+    Returns:
+        How many records are used, cut and dropped, by kind and split.
+
+    Raises:
+        DataError, StageFailed: A record cannot be encoded, or a set has none that can be used.
+    """
+    if not inputs.readings.keys() - {_NOT_MADE}:
+        return {}
+    directory = store_root / TOKENS_DIR
+    report_path = directory / f"report-{_identify(recipe, inputs)[:32]}.json"
+    with writing(directory):
+        make_directories(directory)
+    with locked(directory / ".lock"):
+        if (counts := _recall(report_path)) is not None:
+            return counts
+        with writing(directory):
+            work = _make_work_directory(directory)
+            spec = _make_spec(recipe, inputs, directory, work, report_path)
+            (work / "spec.json").write_text(spec.model_dump_json(indent=2), encoding="utf-8")
+        command = Command([sys.executable, "-P", "-m", "stages.tokens", str(work / "spec.json")])
+        try:
+            received = launch("data", lambda _: [command], work, on_event, offline=inputs.local)
+        except StageFailed:
+            if problems := _read_problems(report_path):
+                shutil.rmtree(work, ignore_errors=True)
+                raise DataError(problems) from None
+            raise
+        shutil.rmtree(work, ignore_errors=True)
+    if received is not None:
+        raise StoppedAfterStage(received)
+    return _recall(report_path) or {}
+
+
+def _make_work_directory(directory: Path) -> Path:
+    """Make a directory for spec, log and events; those that failed processes left go."""
+    for left in directory.glob(".work-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=".work-", dir=directory))
+
+
+def warn_of_losses(counts: Counts, tokens: TokenSettings) -> dict[RecordKind, list[str]]:
+    """Say of which record sets more than 5 % is left out or cut, and what to do; by kind."""
+    limits = (tokens.max_prompt_tokens, tokens.max_response_tokens)
+    return {kind: warn_of_shortfall(kind, add_splits(splits), limits) for kind, splits in counts.items()}
+
+
+def add_splits(splits: dict[str, dict[str, int]]) -> dict[str, int]:
+    """Add the counts of the splits of one kind."""
+    total: Counter[str] = Counter()
+    for counts in splits.values():
+        total.update(counts)
+    return dict(total)
+
+
+def _identify(recipe: Recipe, inputs: Inputs) -> str:
+    """Name the report after all that the counts depend on."""
+    described = {
+        "version": TOKENS_VERSION,
+        "base_model": inputs.base_identity,
+        "tokens": identify_tokens(recipe),
+        "data": {kind: reading.fingerprints for kind, reading in inputs.readings.items()},
+        "seed": recipe.seed,
+    }
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _recall(report_path: Path) -> Counts | None:
+    """Return the counts of a report whose token ids are all there."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        report: dict[str, Any] = json.loads(report_path.read_text(encoding="utf-8"))
+        if all(Path(directory).is_dir() for directory in report["directories"]):
+            return cast("Counts", report["counts"])
+    return None
+
+
+def _read_problems(report_path: Path) -> list[Problem]:
+    """Return what a failed process found wrong with the data, and forget it: the data may be mended."""
+    try:
+        problems: list[dict[str, Any]] = json.loads(report_path.read_text(encoding="utf-8"))["problems"]
+        report_path.unlink()
+        return [Problem(**problem) for problem in problems]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _make_spec(recipe: Recipe, inputs: Inputs, directory: Path, work: Path, report_path: Path) -> TokensSpec:
+    sizes: dict[str, int] = {}
+    for kind, reading in inputs.readings.items():
+        if kind == _NOT_MADE:
+            continue
+        sizes |= {f"{kind}.{split}": reading.findings.counts[split] for split in inputs.sources(kind)}
+    return TokensSpec(
+        base_model=inputs.base_model,
+        revision=recipe.revision,
+        tokens=recipe.tokens,
+        data={kind: splits for kind, splits in inputs.data.items() if kind != _NOT_MADE},
+        fingerprints=inputs.source_fingerprints(),
+        skip_bad=recipe.data.skip_bad,
+        records=sizes,
+        eval_fraction=recipe.data.eval_fraction,
+        seed=recipe.seed,
+        tokens_dir=directory.resolve(),
+        events_path=(work / "events.jsonl").resolve(),
+        report_path=report_path.resolve(),
+    )

@@ -1,0 +1,214 @@
+"""The token ids of the records that a stage's spec names: made once, kept on the disk, mapped by every process.
+
+    python -P -m stages.tokens SPEC.json
+
+makes those of all record sets of a recipe before its first stage runs, by all cores: bad records are told before anything trains.
+"""
+
+import argparse
+import errno
+import hashlib
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+from data.fingerprint import Fingerprint
+from data.load import stream_records
+from data.reading import report_on
+from data.schema import DataError, Problem, RecordKind
+from data.shortfall import describe_shortfall
+from data.token_maker import Placed, count_workers, is_whole, make_tokens, open_tokens
+from data.token_split import TokenSet, load_places, split_tokens, take_all
+from data.tokens import encode_records, refuse_none_left
+from data.turns import find_openings
+from stages.models.handoff import identify_tokenizer
+from stages.models.tokenizer import settle_tokenizer
+from stages.process.context import StageContext
+from stages.process.distributed import decide_in_main
+from stages.process.errors import StageError
+from stages.spec import (
+    EXIT_FAILED,
+    EXIT_OK,
+    EXIT_RESOURCE,
+    EXIT_USAGE,
+    TOKENS_VERSION,
+    DataSource,
+    DataSplits,
+    TokensSpec,
+    append_event,
+)
+
+_EVENTS_PER_S = 4
+Sides = tuple[TokenSet, TokenSet]
+
+
+def load_tokens(context: StageContext, tokenizer: Any, kind: RecordKind) -> Sides:
+    """Map the token ids of one kind, made first where they are not there; and say what was cut and dropped.
+
+    Returns:
+        (training records, held-out records).
+
+    Raises:
+        DataError: a record cannot be read or encoded, or none is left.
+    """
+    spec = context.spec
+    splits, limits = spec.data[kind], (spec.tokens.max_prompt_tokens, spec.tokens.max_response_tokens)
+    store = _Store(tokenizer, limits, spec.tokens_dir or spec.checkpoint_dir / "tokens", spec.skip_bad, workers=1)
+
+    def make() -> list[Path]:
+        made = [
+            store.make(source, kind, spec.fingerprints.get(kind, {}).get(split), lambda _: None)
+            for split, source in (("train", splits.train), ("eval", splits.eval))
+            if source is not None
+        ]
+        if splits.eval is None:
+            load_places(made[0], open_tokens(made[0]), spec.seed)
+        return made
+
+    sides = open_sides(decide_in_main(context, make), kind, splits, limits, spec.eval_fraction, spec.seed)
+    for side, source, which in zip(sides, (splits.train, splits.eval or splits.train), ("", "held-out: "), strict=True):
+        _note_repeated_openings(context, tokenizer, side, source)
+        if told := describe_shortfall(kind, side.counts(), limits):
+            context.note(which + told)
+    return sides
+
+
+def _note_repeated_openings(context: StageContext, tokenizer: Any, side: TokenSet, source: DataSource) -> None:
+    """Tell the user of answers that begin with what the prompt ends with: the token stream does not write it twice."""
+    if count := side.count_repeated():
+        ending = find_openings(tokenizer)[-1]
+        records = stream_records(source, side.kind, report_on(source), context.spec.skip_bad)
+        place = next((place for place, _ in islice(records, side.first_repeated(), None)), source.path)
+        context.note(
+            f"{place}: {count} of {side.count_answers()} answers, the first here, begin with {ending!r}, which the prompt ends with already; "
+            "it is written once; leave it away in the data"
+        )
+
+
+def open_sides(
+    directories: list[Path], kind: RecordKind, splits: DataSplits, limits: tuple[int, int], eval_fraction: float, seed: int
+) -> Sides:
+    """Map what lies in the directories of the training source and of the held-out source, if there is one; else split the first."""
+    files = [open_tokens(directory) for directory in directories]
+    if splits.eval is not None:
+        sides = take_all(kind, files[0]), take_all(kind, files[1])
+    else:
+        places = load_places(directories[0], files[0], seed)
+        sides = split_tokens(kind, files[0], places, eval_fraction, splits.train.path)
+    for side, source in zip(sides, (splits.train, splits.eval or splits.train), strict=True):
+        refuse_none_left(f"{source.path}: {kind}", len(side.rows), len(side.used), limits[1])
+    return sides
+
+
+class _Store:
+    """The directory of token files, and what they are made with."""
+
+    def __init__(self, tokenizer: Any, limits: tuple[int, int], directory: Path, skip_bad: int, workers: int) -> None:
+        self._tokenizer, self._limits, self._directory, self._skip_bad, self._workers = tokenizer, limits, directory, skip_bad, workers
+        self._identity = [TOKENS_VERSION, identify_tokenizer(tokenizer), *limits]
+
+    def make(self, source: DataSource, kind: RecordKind, fingerprint: str | None, progress: Callable[[int], None]) -> Path:
+        """Return the directory of a source's token ids, made if it is not there or damaged.
+
+        Args:
+            source: Where the records lie.
+            kind: Of the records.
+            fingerprint: Of what is expected there; None: whatever is there.
+            progress: Is told how many records are done.
+        """
+        fingerprint = fingerprint or self._read_fingerprint(source, kind)
+        key = hashlib.sha256(json.dumps([kind, fingerprint, *self._identity]).encode()).hexdigest()
+        directory = self._directory / f"{kind}-{key[:32]}"
+        if is_whole(directory):
+            return directory
+        is_expected = make_tokens(
+            directory,
+            cast(Iterator[Placed], stream_records(source, kind, report_on(source), self._skip_bad)),
+            lambda chunk: encode_records(self._tokenizer, chunk, self._limits),
+            expected=fingerprint,
+            workers=self._workers,
+            progress=progress,
+        )
+        if not is_expected:
+            raise DataError([Problem(source.path, "", "changed while this ran; needed the records that were checked; run it again")])
+        return directory
+
+    def _read_fingerprint(self, source: DataSource, kind: RecordKind) -> str:
+        content = Fingerprint()
+        for _, record in stream_records(source, kind, report_on(source), self._skip_bad):
+            content.add(record)
+        return content.text
+
+
+def make_all(spec: TokensSpec) -> dict[str, Any]:
+    """Make the token ids of all record sets.
+
+    Returns:
+        `counts`: record kind -> split -> name -> count; `directories`: where the ids lie.
+    """
+    limits = (spec.tokens.max_prompt_tokens, spec.tokens.max_response_tokens)
+    tokenizer, _ = settle_tokenizer(spec.base_model, spec.tokens, spec.revision)
+    store = _Store(tokenizer, limits, spec.tokens_dir, spec.skip_bad, count_workers())
+    total, done = sum(spec.records.values()), 0
+    last_event_s = 0.0
+    problems: list[Problem] = []
+    counts: dict[str, dict[str, dict[str, int]]] = {}
+    made: list[str] = []
+
+    def progress(num_records: int) -> None:
+        nonlocal last_event_s
+        if time.monotonic() - last_event_s >= 1 / _EVENTS_PER_S:
+            append_event(spec.events_path, "progress", phase="tokens", step=min(done + num_records, total), total=total, metrics={})
+            last_event_s = time.monotonic()
+
+    for kind, splits in spec.data.items():
+        directories: list[Path] = []
+        try:
+            for split, source in (("train", splits.train), ("eval", splits.eval)):
+                if source is not None:
+                    directories.append(store.make(source, kind, spec.fingerprints[kind][split], progress))
+                    done += spec.records[f"{kind}.{split}"]
+            made += map(str, directories)
+            sides = open_sides(directories, kind, splits, limits, spec.eval_fraction, spec.seed)
+            counts[kind] = {split: side.counts() for split, side in zip(("train", "eval"), sides, strict=True)}
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise DataError(problems)
+    return {"counts": counts, "directories": made}
+
+
+def main() -> int:
+    """Make the token ids that a `TokensSpec` names; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -P -m stages.tokens", description="Make the token ids of all record sets of a recipe.")
+    parser.add_argument("spec", type=Path, help="TokensSpec as JSON; the pipeline writes it")
+    spec = TokensSpec.model_validate_json(parser.parse_args().spec.read_text(encoding="utf-8"))
+    try:
+        spec.report_path.write_text(json.dumps(make_all(spec)), encoding="utf-8")
+        return EXIT_OK
+    except DataError as error:
+        spec.report_path.write_text(json.dumps({"problems": [asdict(problem) for problem in error.problems]}), encoding="utf-8")
+        return _fail(spec, str(error), EXIT_USAGE)
+    except StageError as error:
+        return _fail(spec, str(error), error.exit_code)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+        if not full:
+            traceback.print_exc()
+        return _fail(spec, f"{error.filename or spec.tokens_dir}: {error.strerror or error}", EXIT_RESOURCE if full else EXIT_FAILED)
+
+
+def _fail(spec: TokensSpec, message: str, exit_code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    append_event(spec.events_path, "error", message=message, exit_code=exit_code)
+    return exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""What TRL's trainers take as a dataset, read row by row from where the token ids lie; nothing of it is held."""
+
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Features, List, Value
+from numpy.typing import NDArray
+from trl.data_utils import pack_dataset
+
+Row = dict[str, Any]
+_PROXY_ROWS = 20_000  # a multiple of the 1,000 among which TRL packs
+
+
+def make_rows(count: int, read: Callable[[int], Row]) -> Dataset:
+    """Make a dataset of `count` rows, each read when a trainer asks for it: what is stored is its number."""
+
+    def read_all(numbers: dict[str, list[int]]) -> dict[str, list[Any]]:
+        rows = [read(number) for number in numbers["row"]]
+        return {name: [row[name] for row in rows] for name in rows[0]}
+
+    return Dataset.from_dict({"row": np.arange(count)}).with_transform(read_all)
+
+
+def pack_rows(rows: Dataset, lengths: NDArray[np.int64], max_length: int, strategy: str, directory: Path) -> Dataset:
+    """Pack demonstrations by TRL's own packing into rows of at most `max_length` tokens.
+
+    Args:
+        rows: `input_ids` and `labels`, made by `make_rows`.
+        lengths: Of each.
+        max_length: Tokens of a packed row.
+        strategy: One of TRL's.
+        directory: For the ids, where demonstrations are cut and can no longer be read from where they lie.
+
+    Returns:
+        A dataset with `seq_lengths` too.
+    """
+    if lengths.max() > max_length:
+        return pack_dataset(write_rows(rows, directory), max_length, strategy)
+    numbers, starts = _pack_lengths(lengths, max_length, strategy)
+
+    def read(bin_number: int) -> Row:
+        members = numbers[starts[bin_number] : starts[bin_number + 1]]
+        whole = [rows[int(number)] for number in members]
+        joined = {name: [token for row in whole for token in row[name]] for name in ("input_ids", "labels")}
+        return joined | {"seq_lengths": lengths[members].tolist()}
+
+    return make_rows(len(starts) - 1, read)
+
+
+def _pack_lengths(lengths: NDArray[np.int64], max_length: int, strategy: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Have TRL pack stand-ins of the same lengths that hold their own number; returns (numbers of all bins, where each bin begins)."""
+    numbers: list[NDArray[np.int64]] = []
+    sizes: list[int] = []
+    for first in range(0, len(lengths), _PROXY_ROWS):
+        own = lengths[first : first + _PROXY_ROWS]
+        stand_ins = Dataset.from_dict({"input_ids": [np.full(length, first + i, np.int32) for i, length in enumerate(own)]})
+        packed: Any
+        for packed in pack_dataset(stand_ins, max_length, strategy).with_format("numpy"):
+            ends = packed["seq_lengths"].cumsum()
+            numbers.append(packed["input_ids"][ends - 1].astype(np.int64))
+            sizes.append(len(ends))
+    return np.concatenate(numbers), np.cumsum([0, *sizes])
+
+
+def write_rows(rows: Dataset, directory: Path) -> Dataset:
+    """Write demonstrations into a file that is mapped, for TRL's own preparation, which cannot read them from where they lie."""
+    return rows.with_format(None).map(
+        lambda numbers: rows[numbers["row"]],
+        batched=True,
+        remove_columns=["row"],
+        features=Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))}),
+        cache_file_name=str(directory / "rows.arrow"),
+        load_from_cache_file=False,
+        new_fingerprint=uuid.uuid4().hex,  # nothing is looked up by it
+    )

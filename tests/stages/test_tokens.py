@@ -1,0 +1,169 @@
+"""The token ids of a stage: made once, shared, made again when damaged; and the program that makes them beforehand."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data.fingerprint import fingerprint
+from data.load import load_records
+from data.schema import DataError
+from data.token_maker import TOKENS_FILE
+from data.tokens import encode_comparisons, encode_demonstrations
+from stages.models.tokenizer import load_tokenizer
+from stages.process.context import StageContext
+from stages.settings import TokenSettings
+from stages.spec import DataSource, DataSplits, TokensSpec
+from stages.tokens import load_tokens, make_all, open_sides
+
+LIMITS = (96, 40)
+
+
+@pytest.fixture
+def tokenizer(base_model_dir):
+    return load_tokenizer(str(base_model_dir))
+
+
+@pytest.fixture
+def context(make_stage):
+    spec = make_stage("sft").spec
+    spec.checkpoint_dir.mkdir()
+    return StageContext(spec)
+
+
+def make_spec(directory, base, sources):
+    """A TokensSpec for kind -> path, of as many lines."""
+    directory.mkdir(exist_ok=True)
+    records = {kind: load_records(DataSource(path=str(path)), kind) for kind, path in sources.items()}
+    return TokensSpec(
+        base_model=str(base),
+        revision=None,
+        tokens=TokenSettings(max_prompt_tokens=LIMITS[0], max_response_tokens=LIMITS[1]),
+        data={kind: DataSplits(train=DataSource(path=str(path))) for kind, path in sources.items()},
+        fingerprints={kind: {"train": fingerprint(found)} for kind, found in records.items()},
+        records={f"{kind}.train": len(found) for kind, found in records.items()},
+        skip_bad=0,
+        eval_fraction=0.1,
+        seed=3,
+        tokens_dir=directory / "tokens",
+        events_path=directory / "events.jsonl",
+        report_path=directory / "report.json",
+    )
+
+
+def test_the_program_makes_by_several_processes_what_one_makes(tmp_path, demo_dir, base_model_dir, tokenizer, warm_start):
+    sources = {}
+    for kind in ("demonstrations", "comparisons"):
+        lines = (demo_dir / f"{kind}.train.jsonl").read_text().splitlines()[:1100]  # three chunks
+        (tmp_path / f"{kind}.jsonl").write_text("\n".join(lines) + "\n")
+        sources[kind] = tmp_path / f"{kind}.jsonl"
+    spec = make_spec(tmp_path / "work", base_model_dir, sources)
+    (tmp_path / "spec.json").write_text(spec.model_dump_json())
+    command = [sys.executable, "-P", "-m", "stages.tokens", str(tmp_path / "spec.json")]
+    done = subprocess.run(command, env=warm_start(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(spec.report_path.read_text())
+    directories = [path for path in spec.tokens_dir.iterdir() if path.is_dir()]
+    assert sorted(map(str, directories)) == sorted(report["directories"])
+    events = [json.loads(line) for line in spec.events_path.read_text().splitlines()]
+    assert events and all(event["total"] == sum(spec.records.values()) for event in events)
+    for kind, encode in (("demonstrations", encode_demonstrations), ("comparisons", encode_comparisons)):
+        own = [path for path in directories if path.name.startswith(kind)]
+        train, held_out = open_sides(own, kind, spec.data[kind], LIMITS, spec.eval_fraction, spec.seed)
+        assert report["counts"][kind] == {"train": train.counts(), "eval": held_out.counts()}
+        assert 50 < len(held_out.rows) < 170
+        expected, _ = encode(tokenizer, load_records(spec.data[kind].train, kind), LIMITS)
+        found = {}
+        for side in (train, held_out):
+            found |= zip(side.used.tolist(), side.pairs if kind == "demonstrations" else side.comparisons, strict=True)
+        assert [found[row] for row in sorted(found)] == expected
+
+
+def test_ids_are_made_once_and_again_when_they_are_damaged(context, tokenizer):
+    train, _ = load_tokens(context, tokenizer, "demonstrations")
+    before = list(train.pairs)
+    directory = context.spec.checkpoint_dir / "tokens"
+    made = sorted(directory.glob(f"*/{TOKENS_FILE}"))
+    times = [path.stat().st_mtime_ns for path in made]
+    load_tokens(context, tokenizer, "demonstrations")
+    assert len(made) == 2 and [path.stat().st_mtime_ns for path in made] == times
+    made[0].write_bytes(made[0].read_bytes()[:-100])
+    again, _ = load_tokens(context, tokenizer, "demonstrations")
+    assert list(again.pairs) == before
+    assert [path.stat().st_mtime_ns == time for path, time in zip(made, times, strict=True)] == [False, True]
+
+
+def test_other_limits_make_other_ids(context, tokenizer):
+    load_tokens(context, tokenizer, "demonstrations")
+    shorter = TokenSettings(max_prompt_tokens=96, max_response_tokens=20)
+    other = StageContext(context.spec.model_copy(update={"tokens": shorter}))
+    train, _ = load_tokens(other, tokenizer, "demonstrations")
+    assert 0 < train.counts()["responses_dropped"] == 48 - len(train.pairs)
+    assert train.prompts.count_tokens().max() <= 96 + 20
+    notes = [json.loads(line)["message"] for line in context.spec.events_path.read_text().splitlines()]
+    assert f"{train.counts()['responses_dropped']} of 48 demonstrations dropped (longer than 20 tokens)" in notes
+
+
+def test_records_that_changed_since_they_were_checked_are_refused(context, tokenizer):
+    expected = {"demonstrations": {"train": "sha256:of something else"}}
+    other = StageContext(context.spec.model_copy(update={"fingerprints": expected}))
+    with pytest.raises(DataError, match=r"demonstrations.train.jsonl: changed while this ran"):
+        load_tokens(other, tokenizer, "demonstrations")
+    with pytest.raises(DataError, match="changed while this ran"):  # what was made of it is not taken for what was expected
+        load_tokens(other, tokenizer, "demonstrations")
+
+
+@pytest.mark.parametrize(
+    ("stage", "kind", "rows", "said"),
+    [
+        (
+            "sft",
+            "demonstrations",
+            [
+                {"prompt": "a", "completion": "plain"},
+                {"prompt": "b", "completion": "<think>\nhm"},
+                {"prompt": "c", "completion": "<think>x"},
+            ],
+            ":2: 2 of 3 answers",
+        ),
+        (
+            "rm",
+            "comparisons",
+            [{"prompt": "a", "chosen": "fine", "rejected": "no"}, {"prompt": "b", "chosen": "fine", "rejected": "<think>\nno"}],
+            ":2: 1 of 4 answers",
+        ),
+    ],
+)
+def test_answers_that_begin_as_the_prompt_ends_are_told_with_file_and_line(make_stage, base_model_dir, stage, kind, rows, said):
+    spec = make_stage(stage, models={"base": base_model_dir, "sft": base_model_dir}).spec
+    tokenizer = load_tokenizer(str(base_model_dir))
+    tokenizer.chat_template += "{% if add_generation_prompt %}<think>{{ '\n' }}{% endif %}"
+    path = Path(spec.data[kind].train.path)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec.checkpoint_dir.mkdir()
+    load_tokens(StageContext(spec), tokenizer, kind)
+    (event,) = (json.loads(line) for line in spec.events_path.read_text().splitlines())
+    assert event["message"].startswith(f"{path}{said}, the first here, begin with '<think>\\n'")
+
+
+def test_what_the_template_refuses_is_told_of_all_kinds_with_its_line(tmp_path, base_model_dir):
+    base = shutil.copytree(base_model_dir, tmp_path / "base")
+    template = (base / "chat_template.jinja").read_text()
+    strict = "{% if messages[0]['content'] == 'no' %}{{ raise_exception('refused here') }}{% endif %}"
+    (base / "chat_template.jinja").write_text(strict + template)
+    sources = {"demonstrations": tmp_path / "demos.jsonl", "prompts": tmp_path / "prompts.jsonl"}
+    for path in sources.values():
+        rows = [{"prompt": text, "completion": "b"} for text in ("a", "no", "c", "no")]
+        path.write_text("\n" + "".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError) as caught:
+        make_all(make_spec(tmp_path / "work", base, sources))
+    assert [problem.where.rpartition("/")[2] for problem in caught.value.problems] == [
+        "demos.jsonl:3",
+        "demos.jsonl:5",
+        "prompts.jsonl:3",
+        "prompts.jsonl:5",
+    ]
+    assert all("refused here" in problem.message for problem in caught.value.problems)
