@@ -67,9 +67,13 @@ _OF_THE_CONTRACT = {
 }
 _RANKING = "the reward model's loss and batches are our own; leave it out"
 _OF_ONE_STAGE: dict[StageName, dict[str, str]] = {
+    "pretrain": {
+        **dict.fromkeys(("max_length", "truncation_mode"), "the recipe says that elsewhere; set pretrain.sequence_length"),
+        **dict.fromkeys(("packing", "eval_packing"), "texts always fill whole rows; leave it out"),
+    },
     "rm": dict.fromkeys(
         ("prediction_loss_only", "label_smoothing_factor", "center_rewards_coefficient", "pad_to_multiple_of", "label_names"), _RANKING
-    )
+    ),
 }
 
 
@@ -82,7 +86,7 @@ def owned_arguments(stage: StageName) -> dict[str, str]:
 def recipe_keys(stage: str, name: str) -> str | None:
     """Return the keys of the recipe that say what a field of TRL's is called; None where there are none of another name."""
     keys = {"lr": "{stage}.learning_rate", **_OF_THE_RECIPE}.get(name, "").format(stage=stage)
-    return keys if stage in ("sft", "rm") and keys and keys != f"{stage}.{name}" else None
+    return keys if stage in ("pretrain", "sft", "rm") and keys and keys != f"{stage}.{name}" else None
 
 
 def find_refused_arguments(

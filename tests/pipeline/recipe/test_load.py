@@ -233,7 +233,7 @@ def test_trainer_args_that_are_not_a_users_to_give_are_refused_with_what_to_set_
 
 
 def test_what_trainer_args_point_to_is_a_key_of_the_recipe():
-    for stage in ("sft", "rm"):
+    for stage in ("pretrain", "sft", "rm"):
         for told in owned_arguments(stage).values():
             for key in re.findall(r"[a-z_]+(?:\.[a-z_0-9]+)+", told.partition("; set ")[2]):
                 assert tuple(key.split(".")) in declared_keys() or (stage == "rm" and key == "sft.packing")
