@@ -1,9 +1,12 @@
-"""The only file that touches private parts of transformers, torch, DeepSpeed and bitsandbytes: look here when one is upgraded.
+"""The only file that touches private parts of transformers, torch, peft, DeepSpeed and bitsandbytes: look here when one is upgraded.
 
 What is imported here from inside of transformers has no other name; the functions read and write what has no public accessor.
 """
 
+import copy
 import logging
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,12 +14,16 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deep
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging as transformers_logging
 
 __all__ = [
     "Conv1D",
     "HfDeepSpeedConfig",
+    "SequenceClassifierOutput",
     "allow_recompiles",
+    "find_refused_modules",
     "get_attention",
     "get_piece",
     "is_compiled",
@@ -24,8 +31,10 @@ __all__ = [
     "is_partitioned",
     "list_layers",
     "repeat_kv",
+    "replace_child",
     "sdpa_attention_forward",
     "sdpa_mask",
+    "silent_transformers",
     "skip_inference_kernel",
     "unset_hf_deepspeed_config",
 ]
@@ -39,9 +48,27 @@ def list_layers(model: Any) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
+@contextmanager
+def silent_transformers() -> Generator[None]:
+    """Inside, transformers does not warn: what is tried may well fail."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
 def get_attention(config: Any) -> str:
     """Name the attention that a model computes by, as transformers registers it."""
     return config._attn_implementation
+
+
+def replace_child(model: Any, name: str, child: torch.nn.Module) -> Any:
+    """Copy a module around the very same tensors and children but one, which another takes the place of."""
+    twin = copy.copy(model)
+    twin._modules = {**model._modules, name: child}
+    return twin
 
 
 def is_compiled(module: Any) -> bool:
@@ -74,3 +101,17 @@ def skip_inference_kernel() -> None:
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def find_refused_modules(model: Any) -> set[str]:
+    """Name the linear layers of a model on which peft refuses an adapter: their fused kernels would pass it by."""
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
+
+    refused: set[str] = set()
+    for name in {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}:
+        try:
+            _check_lora_target_modules_mamba(LoraConfig(), model, name)
+        except ValueError:
+            refused.add(name)
+    return refused

@@ -7,10 +7,12 @@ import math
 from typing import Any
 
 from data.texts import encode_documents, split_documents
+from stages.family import check_base
 from stages.language import load_learner, measure_loss
 from stages.models.adapters import find_model
 from stages.models.forward import is_packed
 from stages.models.handoff import read_facts
+from stages.models.quiet import quiet
 from stages.models.save import save_model
 from stages.models.special_tokens import count_tokens
 from stages.models.tokenizer import limit_tokens, open_tokenizer
@@ -33,6 +35,7 @@ def main(context: StageContext) -> StageResult:
     spec = context.spec
     settings = spec.settings
     assert isinstance(settings, PretrainSettings)
+    check_base(spec.models["base"], "pretrain", settings.lora, spec.revision)
     # As it is: SFT, which settles template, end and pad token, then finds what it would find in the base model.
     tokenizer: Any = open_tokenizer(spec.models["base"], spec.revision)
     records, held_out_records = load_splits(spec, "texts")
@@ -59,6 +62,7 @@ def main(context: StageContext) -> StageResult:
     counts |= {"pieces": len(pieces), "rows": len(rows)}
     last_step = train(trainer, context)
 
+    quiet(find_model(model))  # TRL has switched a mixture's routers on
     with whole_model(trainer) as model:
         metrics: dict[str, float] = {}
         loss = measure_loss(context, model, held_out, pieces, tokenizer.eos_token_id)

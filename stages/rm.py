@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from data.tokens import EncodedComparison
+from stages.family import check_lora
 from stages.models.adapters import apply_lora, find_model, require_adapter_base
 from stages.models.calibration import Calibration, choose_calibration
 from stages.models.compiling import compile_layers
@@ -45,13 +46,14 @@ def main(context: StageContext) -> StageResult:
     spec = context.spec
     settings = spec.settings
     assert isinstance(settings, RMSettings)
+    if settings.lora:
+        require_adapter_base(spec.models["sft"], "rm.lora")
+        check_lora(spec.models["sft"], {"rm": settings.lora})
     tokenizer: Any = load_tokenizer(spec.models["sft"])
     train_set, held_out_set = load_tokens(context, tokenizer, "comparisons")
     counts = train_set.counts() | {f"held_out_{key}": value for key, value in held_out_set.counts().items()}
     comparisons, held_out = train_set.comparisons, held_out_set.comparisons
 
-    if settings.lora:
-        require_adapter_base(spec.models["sft"], "rm.lora")
     model: Any = init_reward_model(spec.models["sft"], spec.hardware, spec.seed, engine=choose_engine(context))
     align_special_tokens(model, tokenizer)
     if settings.lora:

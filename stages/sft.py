@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from data.tokens import EncodedPromptRecord
+from stages.family import check_base
 from stages.language import load_learner, measure_loss
 from stages.models.adapters import find_model
 from stages.models.handoff import read_facts
+from stages.models.quiet import quiet
 from stages.models.save import save_model
 from stages.models.special_tokens import has_grown
 from stages.models.tokenizer import settle_tokenizer
 from stages.process.context import StageContext, describe_machine
 from stages.process.runtime import run_stage
+from stages.responses.generation import note_decoding
 from stages.responses.judge import Judge, load_judge
 from stages.responses.judging import answer_prompts, judge_answers, report_answers, write_samples
 from stages.settings import SFTSettings
@@ -31,6 +34,7 @@ def main(context: StageContext) -> StageResult:
     settings = spec.settings
     assert isinstance(settings, SFTSettings)
     judge = load_judge(spec.judge, spec.judge_directory)
+    check_base(spec.models["base"], "sft", settings.lora, spec.revision)  # what RM and PPO cannot do is said here too
     tokenizer: Any
     tokenizer, taken = settle_tokenizer(spec.models["base"], spec.tokens, spec.revision)
     context.note(taken)
@@ -39,9 +43,11 @@ def main(context: StageContext) -> StageResult:
     pairs, held_out = demonstrations.pairs, held_out_demonstrations.pairs
 
     model: Any = load_learner(context, settings, tokenizer)
+    note_decoding(context, model)
     trainer = make_sft_trainer(context, settings, model, tokenizer, pairs, held_out)
     last_step = train(trainer, context)
 
+    quiet(find_model(model))  # TRL has switched a mixture's routers on
     with whole_model(trainer) as model:
         metrics: dict[str, float] = {}
         loss = measure_loss(context, model, held_out, pairs, tokenizer.pad_token_id)

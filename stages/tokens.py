@@ -86,8 +86,8 @@ def _note_repeated_openings(context: StageContext, tokenizer: Any, side: TokenSe
         records = stream_records(source, side.kind, report_on(source), context.spec.skip_bad)
         place = next((place for place, _ in islice(records, side.first_repeated(), None)), source.path)
         context.note(
-            f"{place}: {count} of {side.count_answers()} answers, the first here, begin with {ending!r}, which the prompt ends with already; "
-            "it is written once; leave it away in the data"
+            f"{place}: {count} of {side.count_answers()} answers, the first here, begin with {ending!r}, "
+            "which the prompt ends with already; it is written once; leave it away in the data"
         )
 
 

@@ -43,6 +43,7 @@ _OF_THE_RECIPE = {
     "packing": "sft.packing",
     "eval_packing": "sft.packing",
 }
+_BATCHES = "each record of an epoch comes once and weighs alike, in the same batches on any number of processes; leave it out"
 _CHECKPOINTS = "a run goes on from its newest whole checkpoint, and its last weights are published; leave it out"
 _FIGURES = "a stage's figures go into metrics.jsonl of its artifact, and nowhere else; leave it out"
 _HUB = "a stage sends nothing away; upload model/ of its artifact"
@@ -56,6 +57,7 @@ _OF_THE_CONTRACT = {
     **dict.fromkeys(("ignore_data_skip", "restore_callback_states_from_checkpoint"), _CHECKPOINTS),
     **dict.fromkeys(("report_to", "run_name", "project", "disable_tqdm"), _FIGURES),
     **dict.fromkeys(("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"), _FIGURES),
+    **dict.fromkeys(("average_tokens_across_devices", "dataloader_drop_last", "train_sampling_strategy"), _BATCHES),
     "logging_nan_inf_filter": "a loss that is not a number ends the run; leave it out",
     **dict.fromkeys(("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"), _HUB),
     "hub_revision": _HUB,

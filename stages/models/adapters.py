@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel
 
+from stages.internals import find_refused_modules
 from stages.models.head import HEAD
 from stages.models.partition import gathered
 from stages.models.precision import freeze
 from stages.models.quantization import quantize_layers
 from stages.process.errors import StageError
 from stages.settings import HardwareSettings, LoRASettings
-from stages.spec import EXIT_VERIFICATION, MERGED_DIR
+from stages.spec import EXIT_USAGE, EXIT_VERIFICATION, MERGED_DIR
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -45,19 +46,58 @@ def apply_lora(
     """Freeze a model (in 4 bits with `lora.quantize`) and wrap it in a trainable adapter.
 
     A reward model's head is trained and saved in full beside it.
+
+    Raises:
+        StageError: peft refuses the target modules, or one of them shares its weight with another module; exit code 2.
     """
     from peft import get_peft_model
 
-    config = make_lora_config(lora, task, revision=revision, modules_to_save=[HEAD] if task == "SEQ_CLS" else None)
+    config = make_lora_config(model, lora, task, revision=revision, modules_to_save=[HEAD] if task == "SEQ_CLS" else None)
     if lora.quantize:
         quantize_layers(model, hardware)
-    return get_peft_model(freeze(model, hardware), config)
+    try:
+        adapted = get_peft_model(freeze(model, hardware), config)
+    except ValueError as error:
+        said = " ".join(str(error).split())
+        raise StageError(
+            f"lora.target_modules: found {lora.target_modules} for {type(model).__name__}, which peft refuses: {said}", EXIT_USAGE
+        ) from error
+    refuse_tied_targets(adapted)
+    return adapted
+
+
+def refuse_tied_targets(model: Any) -> None:
+    """Refuse an adapter on a weight that two modules share: what is merged into one would change the other.
+
+    Raises:
+        StageError: exit code 2.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.get_base_model().named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name.replace(".base_layer", "").removesuffix(".weight"))
+    for module in model.modules():
+        names = owners.get(id(getattr(module.get_base_layer(), "weight", None)), []) if isinstance(module, BaseTunerLayer) else []
+        if len(names) > 1:
+            found = next(name for name in names if module is model.get_base_model().get_submodule(name))
+            others = ", ".join(name for name in names if name != found)
+            raise StageError(
+                f"lora.target_modules: found {found.rpartition('.')[2]}, whose weight is also that of {others}; needed: modules with "
+                "weights of their own, since merging the adapter into one would change the other; leave it out, or train without lora",
+                EXIT_USAGE,
+            )
 
 
 def make_lora_config(
-    lora: LoRASettings, task: Literal["CAUSAL_LM", "SEQ_CLS"], *, revision: str | None = None, modules_to_save: list[str] | None = None
+    model: Any,
+    lora: LoRASettings,
+    task: Literal["CAUSAL_LM", "SEQ_CLS"],
+    *,
+    revision: str | None = None,
+    modules_to_save: list[str] | None = None,
 ) -> Any:
-    """Say in peft's terms what an adapter is."""
+    """Say in peft's terms what an adapter on a model is; `all-linear` leaves out what peft refuses in some families."""
     from peft import LoraConfig
 
     return LoraConfig(
@@ -66,6 +106,7 @@ def make_lora_config(
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
+        exclude_modules=sorted(find_refused_modules(model)) if lora.target_modules == "all-linear" else None,
         modules_to_save=modules_to_save,
         revision=revision,
     )

@@ -5,6 +5,8 @@ token ids -> PackedRow -> compute_hidden_states -> one hidden state per token
 Axes: N tokens of the row, D documents, K tokens that are read; B rows of a padded batch, W its width.
 """
 
+import functools
+import inspect
 from typing import Any
 
 import torch
@@ -13,39 +15,8 @@ from torch import Tensor
 from stages.internals import get_attention
 from stages.models.adapters import find_model
 from stages.models.attention import PACKED
-from stages.models.packing import PackedRow, pack
+from stages.models.packing import PackedRow
 from stages.process.context import StageContext
-
-PROBE_TOLERANCE = 2e-3  # of the largest hidden state: room for TF32 and bfloat16 weights, none for a wrong mask
-
-
-def enable_packing(model: Any) -> bool:
-    """Switch a model's attention to ours, if packed documents then come out as separate forwards do; tried, not assumed.
-
-    Returns:
-        Whether it could be done; a model with another kind of attention (or a recurrent state) is left as it was.
-    """
-    if is_packed(model):
-        return True
-    backbone = model.base_model
-    before = get_attention(model.config)
-    device = next(model.parameters()).device
-    row = pack([[1, 2, 3], [4, 5], [6], [7, 8, 9, 1, 2]], [-1, 0, -1, 0], device)
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        expected_NH = compute_hidden_states(backbone, row).float()
-        try:
-            model.set_attn_implementation(PACKED)
-            found_NH = compute_hidden_states(backbone, row).float()
-            error_N = (found_NH - expected_NH).abs().amax(dim=1)[: int(row.lengths_D.sum())]
-            works = bool(error_N.max() <= PROBE_TOLERANCE * expected_NH.abs().max())
-        except (NotImplementedError, ValueError, TypeError):  # the attention says that it cannot, or never gets to see the row
-            works = False
-    model.train(was_training)
-    if not works:
-        model.set_attn_implementation(before)
-    return works
 
 
 def is_packed(model: Any) -> bool:
@@ -74,7 +45,10 @@ def make_inputs(model: Any, row: PackedRow) -> tuple[dict[str, Any], Tensor]:
         (arguments of the forward, place of each of the N tokens in an output of which batch and position are flattened into one axis).
     """
     if not is_packed(model):
-        return _pad(row)
+        inputs, places_N = _pad(row)
+        if not takes_positions(type(model)):
+            del inputs["position_ids"]
+        return inputs, places_N
     inputs = {
         "input_ids": row.ids_N[None],
         "position_ids": row.positions_N[None],
@@ -115,3 +89,9 @@ def _pad(row: PackedRow) -> tuple[dict[str, Any], Tensor]:
         "use_cache": False,
     }
     return inputs, places_N
+
+
+@functools.cache
+def takes_positions(model_class: type) -> bool:
+    """Whether a model's forward can be told the position of each token; others count them, or need none."""
+    return "position_ids" in inspect.signature(model_class.forward).parameters

@@ -26,7 +26,7 @@ def read_facts(model: Any, tokenizer: PreTrainedTokenizerBase, base_model: str) 
         vocab_size=inner.config.get_text_config().vocab_size,
         form="adapter" if is_adapter(model) else "full",
         architecture=type(inner).__name__,
-        head=f"{HEAD}.weight {[1, inner.config.get_text_config().hidden_size]}" if calibration else None,
+        head=f"{HEAD}.weight {[1, inner.get_submodule(HEAD).weight.shape[-1]]}" if calibration else None,
         score_bias=calibration.bias if calibration else None,
         score_scale=calibration.scale if calibration else None,
     )

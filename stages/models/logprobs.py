@@ -3,16 +3,20 @@
 Axes: N tokens of the row, K response tokens (k of a chunk), V vocabulary, H hidden size.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from stages.models.adapters import find_backbone, find_model
 from stages.models.forward import compute_hidden_states
+from stages.models.logits import compute_logits
 from stages.models.packing import PackedRow, count_filling
+from stages.models.probe import ways_of
 
 
 def compute_logprobs(logits_KV: Tensor, tokens_K: Tensor, temperature: float) -> Tensor:
@@ -72,8 +76,10 @@ def compute_token_logprobs(
     predictors_K = F.pad(predictors_K, (0, count_filling(num_tokens)))  # at the first token of the row: computed and never read
     hidden_KH = compute_hidden_states(find_backbone(policy), row, predictors_K)
     targets_K = row.ids_N[predictors_K + 1]
-    head, vocab_size = policy.get_output_embeddings(), get_num_tokens(policy)
-    size = max(1, _MAX_LOGITS // find_model(policy).config.get_text_config().vocab_size)
+    model = find_model(policy)
+    head = functools.partial(compute_logits, model, own_head=ways_of(model).own_head)
+    vocab_size = get_num_tokens(policy)
+    size = max(1, _MAX_LOGITS // model.config.get_text_config().vocab_size)
     recompute = torch.is_grad_enabled() and len(targets_K) > size
     logprobs: list[Tensor] = []
     entropies: list[Tensor] = []
@@ -90,7 +96,7 @@ def compute_token_logprobs(
 
 
 def _read_head(
-    head: nn.Module, vocab_size: int | None, hidden_KH: Tensor, targets_K: Tensor, temperature: float, with_entropies: bool
+    head: Callable[[Tensor], Tensor], vocab_size: int | None, hidden_KH: Tensor, targets_K: Tensor, temperature: float, with_entropies: bool
 ) -> tuple[Tensor, Tensor | None]:
     logits_KV = head(hidden_KH)[:, :vocab_size] if vocab_size else head(hidden_KH)
     entropies_K = compute_entropies(logits_KV.detach(), temperature) if with_entropies else None

@@ -1,6 +1,6 @@
 """Load a policy, from a base model or an SFT model."""
 
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from stages.models.weights import load_weights
 from stages.process.engine import Engine
@@ -16,7 +16,7 @@ def load_policy(path: str, hardware: HardwareSettings, revision: str | None = No
         revision: of a model from the hub.
         engine: may share weights out as they are loaded, see `stages.models.partition`; of all loaders.
     """
-    model = load_weights(AutoModelForCausalLM, path, hardware, engine=engine, revision=revision)
+    model = load_weights("CAUSAL_LM", path, hardware, engine=engine, revision=revision)
     # A base model's repetition penalty, top-k or temperature must never leak into rollouts or evaluations.
     model.generation_config = GenerationConfig(
         bos_token_id=model.config.bos_token_id, eos_token_id=model.config.eos_token_id, pad_token_id=model.config.pad_token_id

@@ -29,9 +29,14 @@ def autocast(backbone: Any, device: torch.device) -> AbstractContextManager[Any]
 
     A backbone that `set_precision` has not seen computes as it is.
     """
-    if getattr(backbone, "computes_in_bfloat16", False):
+    if is_bfloat16(backbone):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
+
+
+def is_bfloat16(backbone: Any) -> bool:
+    """Whether a backbone computes in bfloat16."""
+    return getattr(backbone, "computes_in_bfloat16", False)
 
 
 def freeze(model: Any, hardware: HardwareSettings) -> Any:

@@ -1,6 +1,6 @@
 """A reward model: begin one, load one, ask one for scores.
 
-It is an `AutoModelForSequenceClassification` with one label; stages.models.calibration makes scores of its logits.
+It is a sequence classifier with one label, see stages.models.classifier; stages.models.calibration makes scores of its logits.
 """
 
 import copy
@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from stages.models.adapters import find_model, is_unmerged_adapter, share_weights
 from stages.models.calibration import Calibration, read_calibration
+from stages.models.classifier import find_classifier
 from stages.models.forward import compute_hidden_states
 from stages.models.head import HEAD, Float32Head
 from stages.models.packing import PackedRow
@@ -29,7 +30,7 @@ def init_reward_model(path: str, hardware: HardwareSettings, seed: int, *, engin
         # peft opens an adapter only on the kind of model that it was trained on: merge there, then take the backbone.
         model: Any = put_head_on(load_policy(path, hardware, engine=engine))
     else:
-        model = load_weights(AutoModelForSequenceClassification, path, hardware, engine=engine, new_head=True, num_labels=1)
+        model = load_weights("SEQ_CLS", path, hardware, engine=engine, new_head=True)
     head = model.get_submodule(HEAD)
     generator = torch.Generator().manual_seed(seed)
     std = 1 / math.sqrt(head.in_features + 1)
@@ -40,7 +41,7 @@ def init_reward_model(path: str, hardware: HardwareSettings, seed: int, *, engin
 
 def load_reward_model(path: str, hardware: HardwareSettings, *, engine: Engine | None = None) -> PreTrainedModel:
     """Load a trained reward model; a head that is missing or of another shape is refused, never drawn anew."""
-    model = load_weights(AutoModelForSequenceClassification, path, hardware, engine=engine, num_labels=1)
+    model = load_weights("SEQ_CLS", path, hardware, engine=engine)
     model.calibration = read_calibration(path)
     return model
 
@@ -56,17 +57,19 @@ def load_reward_adapter(policy: PreTrainedModel, path: str) -> Any:
 
 def put_head_on(policy: PreTrainedModel) -> Any:
     """Make a reward model around a policy's transformer: the tensors are the policy's own, the scalar head is zero."""
-    transformer = share_weights(policy).base_model
+    twin = share_weights(policy)
+    transformer = twin.base_model
     config = copy.deepcopy(policy.config)
     config.num_labels = 1
     with torch.device("meta"):  # a transformer of its own would be thrown away
-        model: Any = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+        model: Any = find_classifier(config)(config).float()
     setattr(model, model.base_model_prefix, transformer)
     head = model.get_submodule(HEAD)
     weight = torch.nn.Parameter(torch.zeros(head.weight.shape, device=policy.device))
     setattr(model, HEAD, Float32Head(weight))
     model.config = transformer.config  # one config: whoever changes the attention changes both
     model.config.num_labels = 1
+    model.published_settings = twin.published_settings
     return model.eval()
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from stages.models.adapters import find_model, is_adapter
 from stages.models.policy import load_policy
+from stages.models.quiet import as_published
 from stages.models.reward_model import find_calibration, load_reward_model
 from stages.models.special_tokens import grow_embeddings, has_grown
 from stages.models.tokenizer import align_special_tokens
@@ -25,7 +26,8 @@ def save_model(model: Any, tokenizer: Any, output_dir: Path, *, merge: bool = Fa
         if model.can_generate():
             find_model(model).generation_config.save_pretrained(directory)  # peft writes none
     else:
-        model.save_pretrained(directory)
+        with as_published(model):
+            model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     calibration = find_calibration(model)
     if calibration:
@@ -37,11 +39,12 @@ def save_model(model: Any, tokenizer: Any, output_dir: Path, *, merge: bool = Fa
         shutil.rmtree(output_dir / MERGED_DIR, ignore_errors=True)  # of an attempt that was killed: it would be taken for the model
         # Onto the base as it lies on the disk: the one in memory may be held in bfloat16 or 4 bits.
         load = load_policy if model.can_generate() else load_reward_model
-        merged = load(str(directory), HardwareSettings.model_validate({"attention": "sdpa", "precision": "float32"}))
+        merged = load(str(directory), HardwareSettings.model_validate({"precision": "float32"}))
         if merged.can_generate():
             grow_embeddings(merged, tokenizer)
         align_special_tokens(merged, tokenizer)
-        merged.save_pretrained(output_dir / MERGED_DIR)
+        with as_published(merged):
+            merged.save_pretrained(output_dir / MERGED_DIR)
         if calibration:
             calibration.write(output_dir / MERGED_DIR)
         tokenizer.save_pretrained(output_dir / MERGED_DIR)

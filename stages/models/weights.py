@@ -5,21 +5,24 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from stages.internals import get_piece, is_partitioned
 from stages.models import precision
 from stages.models.adapters import ADAPTER_CONFIG, is_unmerged_adapter, merge_adapter
-from stages.models.forward import enable_packing
+from stages.models.classifier import find_classifier
 from stages.models.head import HEAD, Float32Head
 from stages.models.norms import fuse_norms
-from stages.models.partition import gathered, gathered_in_forward, partitioned
+from stages.models.partition import gathered, partitioned
+from stages.models.probe import Ways, enable_packing, find_ways
+from stages.models.quiet import quiet
 from stages.process.engine import Engine
 from stages.process.errors import StageError
 from stages.settings import HardwareSettings
-from stages.spec import EXIT_MISSING, EXIT_VERIFICATION, MERGED_DIR
+from stages.spec import EXIT_MISSING, EXIT_USAGE, EXIT_VERIFICATION, MERGED_DIR
 
 
 def open_pretrained(auto_class: Any, path: str, **arguments: Any) -> Any:
@@ -35,34 +38,33 @@ def open_pretrained(auto_class: Any, path: str, **arguments: Any) -> Any:
 
 
 def load_weights(
-    auto_class: Any,
+    task: Literal["CAUSAL_LM", "SEQ_CLS"],
     path: str,
     hardware: HardwareSettings,
     *,
     engine: Engine | None,
     new_head: bool = False,
     revision: str | None = None,
-    **arguments: Any,
 ) -> Any:
-    """Load safetensors weights in float32; an adapter is merged into its base; no parameter may be left to chance."""
-    directory = Path(path)
-    adapter = None
-    if is_unmerged_adapter(directory):
-        adapter = path
-        config = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        path, revision = config["base_model_name_or_path"], config.get("revision")
-    else:
-        path = find_weights(path)
+    """Load safetensors weights in float32; an adapter is merged into its base; no parameter may be left to chance.
+
+    Raises:
+        StageError: the family's code computes in none of our ways (see stages.models.probe), or weights are missing.
+    """
+    adapter = path if is_unmerged_adapter(Path(path)) else None
+    path, revision = find_base(path, revision)
+    config = open_pretrained(AutoConfig, path, revision=revision, **({"num_labels": 1} if task == "SEQ_CLS" else {}))
+    ways = find_ways(config)
     with partitioned(engine):
         model, loading = open_pretrained(
-            auto_class,
+            find_classifier(config) if task == "SEQ_CLS" else AutoModelForCausalLM,
             path,
+            config=config,
             dtype=torch.float32,
-            attn_implementation=_attention(hardware),
+            attn_implementation=_choose_attention(config, hardware, ways),
             use_safetensors=True,
             revision=revision,
             output_loading_info=True,
-            **arguments,
         )
     missing = {name for name in loading["missing_keys"] if not ((new_head or adapter) and name.startswith(f"{HEAD}."))}
     if missing or loading["mismatched_keys"]:
@@ -74,7 +76,7 @@ def load_weights(
     if adapter:
         model = merge_adapter(model, adapter)
     precision.set_precision(model, hardware)
-    _finish_loading(model, hardware)
+    _finish_loading(model, hardware, ways)
     return model
 
 
@@ -85,32 +87,34 @@ def find_weights(path: str) -> str:
     return str(merged) if (directory / ADAPTER_CONFIG).exists() and merged.exists() else path
 
 
-def _attention(hardware: HardwareSettings) -> str:
-    return "sdpa" if hardware.attention == "auto" else hardware.attention
+def find_base(path: str, revision: str | None) -> tuple[str, str | None]:
+    """Get (path, revision) of the whole weights that a model's directory, or that of an unmerged adapter, stands for."""
+    directory = Path(path)
+    if not is_unmerged_adapter(directory):
+        return find_weights(path), revision
+    config = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    return config["base_model_name_or_path"], config.get("revision")
 
 
-def _finish_loading(model: Any, hardware: HardwareSettings) -> None:
+def _choose_attention(config: Any, hardware: HardwareSettings, ways: Ways) -> str:
+    if hardware.attention == "sdpa" and ways.attention != "sdpa":
+        raise StageError(
+            f"hardware.attention: found sdpa, which {config.model_type} does not compute by; needed: {ways.attention} or auto; set it",
+            EXIT_USAGE,
+        )
+    return ways.attention if hardware.attention == "auto" else hardware.attention
+
+
+def _finish_loading(model: Any, hardware: HardwareSettings, ways: Ways) -> None:
     if hasattr(model, HEAD):
         head: Any = model.get_submodule(HEAD)
         with gathered([head.weight]):  # a row of numbers: whole on every rank, to be drawn, shared and copied
             setattr(model, HEAD, Float32Head(torch.nn.Parameter(head.weight.detach().clone())))
-    _disable_dropout(model)
+    quiet(model)
     fuse_norms(model)
+    model.ways = ways
     if hardware.attention == "auto":
-        with gathered_in_forward(model):
-            enable_packing(model)
-
-
-def _disable_dropout(model: Any) -> None:
-    """Switch dropout off everywhere, attention's functional dropout included: log-probs are compared across passes."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
-    for key in ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop"):
-        if getattr(model.config, key, None):
-            setattr(model.config, key, 0.0)
+        enable_packing(model)
 
 
 def count_broken_weights(model: torch.nn.Module) -> torch.Tensor:

@@ -14,6 +14,8 @@ from stages.spec import EXIT_VERIFICATION
 
 # Mean |log π_old − log μ| of a token, in nats. Kernels and bfloat16 make a hundredth of one; other weights make several.
 _MAX_LOGPROB_GAP = 0.3
+# The same of our own engine: one forward twice, in batches of another shape. Rounding alone makes 1e-6 in float32 and 1e-2 in bfloat16.
+_MAX_OWN_GAP, _MAX_OWN_GAP_BFLOAT16 = 1e-3, 0.1
 
 
 def require_finite_scores(scores_B: Tensor, iteration: int, sum_over_ranks: SumOverRanks) -> None:
@@ -56,6 +58,21 @@ def require_finite_weights(modules: Iterable[nn.Module], iteration: int, sum_ove
         raise StageError(
             f"iteration {iteration}: {broken} trained weights hold numbers that are not finite; needed: finite ones; lower "
             "ppo.learning_rate (or ppo.critic_learning_rate), or set hardware.precision: float32"
+        )
+
+
+def require_same_numbers(logprob_gap: float, computes_in_bfloat16: bool) -> None:
+    """Refuse a first rollout whose log-probabilities, as it was sampled, are not those that the update will compute.
+
+    Raises:
+        StageError: with the gap; exit code 3.
+    """
+    limit = _MAX_OWN_GAP_BFLOAT16 if computes_in_bfloat16 else _MAX_OWN_GAP
+    if not logprob_gap <= limit:
+        raise StageError(
+            f"iteration 1: found sampled tokens whose log-probabilities are {logprob_gap:.2g} nats a token away from those that the update "
+            f"computes; needed: at most {limit:g}, or PPO learns from another policy's responses; set hardware.attention: eager",
+            EXIT_VERIFICATION,
         )
 
 

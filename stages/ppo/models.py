@@ -27,7 +27,6 @@ from stages.models.adapters import (
     find_backbone,
     find_model,
     make_lora_config,
-    require_adapter_base,
     share_weights,
 )
 from stages.models.compiling import compile_layers
@@ -41,6 +40,7 @@ from stages.ppo.actor_critic import Actor, ActorCritic, init_critic
 from stages.process.context import StageContext
 from stages.process.engine import choose_engine
 from stages.process.errors import StageError
+from stages.responses.generation import note_decoding
 from stages.settings import HardwareSettings, LoRASettings, PPOSettings
 from stages.spec import EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR
 
@@ -60,12 +60,10 @@ def load_models(context: StageContext, settings: PPOSettings, tokenizer: Any) ->
     """Load the four models.
 
     Raises:
-        StageError: policy and reward model have embeddings of different sizes, or an adapter would stand on an unmerged adapter.
+        StageError: policy and reward model have embeddings of different sizes.
     """
     sft, rm, hardware = context.spec.models["sft"], context.spec.models["rm"], context.spec.hardware
     engine = choose_engine(context)
-    if settings.lora:
-        require_adapter_base(sft, "ppo.lora")
 
     def open_policy() -> Any:
         model = _quantize(load_policy(sft, hardware, engine=engine), settings, hardware)
@@ -77,6 +75,8 @@ def load_models(context: StageContext, settings: PPOSettings, tokenizer: Any) ->
 
     policy = open_policy()
     note_padding(context, policy)
+    if settings.rollout.engine == "torch":
+        note_decoding(context, policy)
     shares_weights = settings.lora is not None and settings.share_weights
     ref_policy: Any = share_weights(policy) if shares_weights else open_policy()
     reward_adapter = find_reward_adapter(sft, rm) if shares_weights else None
@@ -143,7 +143,7 @@ def _put_adapter_into(critic_source: Any, lora: LoRASettings, hardware: Hardware
     # Not the backbone itself: `target_modules` may be names as the whole model has them.
     model, backbone = find_model(critic_source), find_backbone(critic_source)
     below = sorted({name for module in backbone.modules() if isinstance(module, BaseTunerLayer) for name in module.active_adapters})
-    inject_adapter_in_model(make_lora_config(lora, "SEQ_CLS"), precision.freeze(model, hardware), adapter_name=_CRITIC)
+    inject_adapter_in_model(make_lora_config(model, lora, "SEQ_CLS"), precision.freeze(model, hardware), adapter_name=_CRITIC)
     cast_adapter_dtype(backbone, adapter_name=_CRITIC)  # float32, whatever the frozen weights are held in
     set_adapter(backbone, [*below, _CRITIC])
     for name, parameter in backbone.named_parameters():  # activating has made the reward model's adapter trainable too
@@ -152,9 +152,10 @@ def _put_adapter_into(critic_source: Any, lora: LoRASettings, hardware: Hardware
 
 def _require_one_vocabulary(context: StageContext, ref_policy: Any, reward_model: Any) -> None:
     sft, rm = context.spec.models["sft"], context.spec.models["rm"]
-    if ref_policy.config.vocab_size != reward_model.config.vocab_size:
+    found, needed = (model.config.get_text_config().vocab_size for model in (reward_model, ref_policy))
+    if found != needed:
         raise StageError(
-            f"the reward model {rm} has {reward_model.config.vocab_size} token embeddings, the policy {sft} "
-            f"{ref_policy.config.vocab_size}; both must stem from the same SFT artifact; train the rm stage on this one",
+            f"the reward model {rm} has {found} token embeddings, the policy {sft} "
+            f"{needed}; both must stem from the same SFT artifact; train the rm stage on this one",
             EXIT_VERIFICATION,
         )

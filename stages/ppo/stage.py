@@ -14,6 +14,8 @@ from accelerate import Accelerator
 from data.texts import encode_documents, split_documents
 from data.token_split import TokenSet
 from data.tokens import EncodedPair
+from stages.family import check_lora
+from stages.models.adapters import require_adapter_base
 from stages.models.handoff import check_handoff, read_facts
 from stages.models.save import save_model
 from stages.models.tokenizer import load_tokenizer
@@ -42,6 +44,9 @@ def main(context: StageContext) -> StageResult:
     spec, settings = context.spec, _settings(context)
     judge = load_judge(spec.judge, spec.judge_directory)
     check_handoff(spec.models["sft"], spec.models["rm"])
+    if settings.lora:
+        require_adapter_base(spec.models["sft"], "ppo.lora")
+        check_lora(spec.models["sft"], {"ppo": settings.lora})
     ranks = join_ranks(context)
     tokenizer = load_tokenizer(spec.models["sft"])
     prompts, held_out_prompts = load_tokens(context, tokenizer, "prompts")

@@ -10,12 +10,20 @@ from typing import Any
 from torch import Tensor, nn
 
 from data.tokens import EncodedPair
+from stages.models import precision
+from stages.models.adapters import find_backbone
 from stages.ppo.actor_critic import Actor, ActorCritic
 from stages.ppo.advantages import adapt_kl_coef, estimate_advantages, penalize_kl, scale_by_std, whiten
 from stages.ppo.budget import TokenBudget
 from stages.ppo.ema import AveragedWeights
 from stages.ppo.experience import Experience
-from stages.ppo.guards import require_finite_scores, require_finite_update, require_finite_weights, require_same_policy
+from stages.ppo.guards import (
+    require_finite_scores,
+    require_finite_update,
+    require_finite_weights,
+    require_same_numbers,
+    require_same_policy,
+)
 from stages.ppo.learner import Learner, TorchLearner, compute_lr_factor, make_optimizer
 from stages.ppo.losses import compute_importance_weights
 from stages.ppo.metrics import describe_engine, describe_rollout, describe_update, timed
@@ -189,6 +197,8 @@ class PPOTrainer:
         metrics = describe_engine(rollout, figures, self._importance_cap, self.ranks.sum)
         if self._importance_cap is not None:
             require_same_policy(metrics["rollout/logprob_gap"], self.iteration + 1)
+        elif self.iteration == 0:
+            require_same_numbers(metrics["rollout/logprob_gap"], precision.is_bfloat16(find_backbone(self.policy)))
         return metrics
 
     @property

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 
 import torch
 
-from stages.responses.generation import Response, generate_responses
+from stages.responses.generation import generate_responses
 from stages.responses.rollout import Rollout, pack_rollout
+from stages.responses.sampling import Response
 
 
 @dataclass(frozen=True)

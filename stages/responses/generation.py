@@ -1,39 +1,45 @@
-"""Prompts -> prefill -> one token per step in all rows -> responses: the rollout engine.
+"""Prompts -> responses: the rollout engine.
 
-Runs the model's own forward over a cache of ours. A row is a prompt being answered; finished rows leave, and waiting prompts take their
-places. Each (prompt, step) has a random number of its own, so a response does not depend on the rows beside it.
+Each (prompt, step) has a random number of its own, so a response does not depend on the rows beside it. How a family is decoded is tried
+on a miniature of it (stages.models.miniature): over our cache (stages.responses.rows), or by transformers' `generate`.
 
-Axes: N prompts, S response tokens, B rows, P prompt tokens (padded on the left), C columns of the cache, V vocabulary.
+Axes: N prompts, S response tokens, T tokens of a prompt and its response, V vocabulary.
 """
 
-import math
+import functools
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig
 
-from stages.internals import get_attention
-from stages.models.adapters import find_backbone
+from stages.internals import get_attention, silent_transformers
+from stages.models.adapters import find_backbone, find_model
 from stages.models.attention import PACKED
 from stages.models.compiling import eagerly
-from stages.models.logprobs import get_num_tokens
+from stages.models.logprobs import compute_logprobs
+from stages.models.miniature import make_miniature
 from stages.models.precision import autocast
-from stages.responses.kv_cache import KVCache
+from stages.models.probe import ConfigKey, attempt, refuse
+from stages.models.quiet import quiet
+from stages.process.context import StageContext
+from stages.responses.by_generate import answer_by_generate
+from stages.responses.rows import Rows
+from stages.responses.sampling import Response
 
-_COMPACT_SHARE = 0.95  # finished rows leave when no more than this share is alive: moving rows costs a little
-_ADMIT_SHARE = 0.25  # waiting prompts come in when this share of the places is free: a prefill of few rows is slow per token
-_PREFILL_ROWS = 16  # rows of similar length: little padding, and a bound on the prefill's memory
-_GPU_STEPS_PER_CHECK = 4  # reading tokens waits for the GPU; rows that have finished are decoded in vain until then
+# Over our cache, with one additive mask of 4 axes for all layers or with a mask of two; by `generate`, or by it without a cache.
+Decoding = Literal["additive", "masked", "generate", "recompute"]
 
-
-@dataclass(frozen=True)
-class Response:
-    """A response and the log-probability of each of its tokens under softmax(logits / temperature)."""
-
-    ids: list[int]  # a stop token included
-    logprobs: list[float]
+_TRIED_PROMPTS = [
+    [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15],
+    [17, 18, 19],
+    [20, 21, 22, 23, 24, 25, 26],
+    [30],
+    [35, 34, 33],
+]  # two of one length
+_TRIED_TOKENS = 6
+_TOLERANCE = 1e-3  # nats
 
 
 @torch.no_grad()
@@ -73,6 +79,7 @@ def generate_responses(
 
     Raises:
         ValueError: a prompt is empty, or the model's logits are not numbers.
+        StageError: the model's family cannot be decoded, see `find_decoding`.
     """
     for index, prompt in enumerate(prompts):
         if not prompt:
@@ -80,197 +87,79 @@ def generate_responses(
     generator = torch.Generator().manual_seed(seed)
     place, stride = share
     uniforms_NS = torch.rand(len(prompts) * stride, max_new_tokens, dtype=torch.float64, generator=generator)[place::stride]
-    rows = _Rows(model, prompts, uniforms_NS, frozenset(stop_token_ids), stops, temperature, greedy, max_rows)
-    waiting = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))  # the longest go first: they need the widest cache
+    decoding = find_decoding(model)
     was_training = model.training
     model.eval()
     try:
         # The precision is entered once, so that weights are cast once.
-        with autocast(find_backbone(model), rows.device), eagerly(model):
-            while waiting or rows.num_alive:
-                free = max_rows - rows.num_alive
-                if waiting and free >= _ADMIT_SHARE * max_rows:
-                    rows.drop_finished()
-                    rows.admit(waiting[:free])
-                    del waiting[:free]
-                elif rows.num_alive <= _COMPACT_SHARE * len(rows.alive):
-                    rows.drop_finished()
-                if rows.num_alive:
-                    rows.decode()
+        with autocast(find_backbone(model), next(model.parameters()).device), eagerly(model):
+            return _decode(decoding, model, prompts, uniforms_NS, frozenset(stop_token_ids), stops, temperature, greedy, max_rows)
     finally:
         model.train(was_training)
-    return rows.responses
 
 
-def sample_tokens(logits_BV: Tensor, uniforms_B1: Tensor, temperature: float, *, greedy: bool = False) -> tuple[Tensor, Tensor]:
-    """Turn one uniform number per row into a token by the inverse of the cumulative distribution.
+def _decode(decoding: Decoding, model: Any, prompts: Sequence[Sequence[int]], uniforms_NS: Tensor, *given: Any) -> list[Response]:
+    if decoding in ("additive", "masked"):
+        return Rows(model, prompts, uniforms_NS, *given, additive_mask=decoding == "additive").answer()
+    return answer_by_generate(model, prompts, uniforms_NS, *given, use_cache=decoding == "generate")
 
-    Args:
-        logits_BV: of any precision.
-        uniforms_B1: float64 in [0, 1).
-        temperature: divisor of the logits.
-        greedy: take the likeliest token instead.
 
-    Returns:
-        (tokens_B1, logprobs_B1): the tokens, each of a probability above 0, and their log-probabilities in float32.
+def find_decoding(model: Any) -> Decoding:
+    """Find how responses of a model are decoded: the first way whose log-probabilities are those of plain forwards, tried on a miniature.
+
+    Raises:
+        StageError: there is none; exit code 2.
     """
-    probs_BV = torch.softmax(logits_BV.float() / temperature, dim=-1)
-    if greedy:
-        tokens_B1 = logits_BV.argmax(dim=-1, keepdim=True)
-    else:
-        cumulative_BV = probs_BV.cumsum(dim=-1, dtype=torch.float64)
-        # The first token whose cumulative probability exceeds u: one of probability 0 adds nothing, so it never is the first.
-        # The total is taken a little smaller, so that no product with it is rounded up to it, past the last such token.
-        totals_B1 = cumulative_BV[:, -1:] * (1 - 2**-52)
-        tokens_B1 = torch.searchsorted(cumulative_BV, uniforms_B1 * totals_B1, right=True)
-        tokens_B1.clamp_(max=logits_BV.shape[1] - 1)  # logits that are NaN are found out by their log-probability
-    return tokens_B1, probs_BV.gather(1, tokens_B1).log()
+    config = find_model(model).config
+    return decide_decoding(config, get_attention(config))
 
 
-class _Rows:
-    """The prompts being answered, one per row. `tokens_B1` are sampled but not yet fed; all before them lies in the cache."""
-
-    def __init__(
-        self,
-        model: Any,
-        prompts: Sequence[Sequence[int]],
-        uniforms_NS: Tensor,
-        stop_token_ids: frozenset[int],
-        stops: Callable[[Sequence[int]], bool] | None,
-        temperature: float,
-        greedy: bool,
-        max_rows: int,
-    ) -> None:
-        self.model = model
-        self.num_tokens = get_num_tokens(model)
-        self.device: torch.device = next(model.parameters()).device
-        self.prompts = prompts
-        self.uniforms_NS = uniforms_NS.to(self.device)
-        self.stop_token_ids = stop_token_ids
-        self.stops = stops
-        self.temperature = temperature
-        self.greedy = greedy
-        self.responses = [Response([], []) for _ in prompts]
-        self.cache = KVCache(min(max_rows, len(prompts)))
-        self.indices: list[int] = []  # prompt of each row
-        self.alive: list[bool] = []
-        self.num_sampled: list[int] = []  # tokens of each row, those behind a stop token included
-        self.tokens_B1 = torch.zeros(0, 1, dtype=torch.long, device=self.device)
-        # Where the rows stand, see `_lay_out`.
-        self.positions_B1 = self.steps_B1 = self.tokens_B1
-        self.uniforms_BS = self.uniforms_NS[:0]
-        self.mask = torch.zeros(0, 0, dtype=torch.bool, device=self.device)
-
-    @property
-    def num_alive(self) -> int:
-        return sum(self.alive)
-
-    def drop_finished(self) -> None:
-        """Put rows from the end into the places of the finished ones, and forget columns that are padding in all that stay."""
-        kept = [row for row, alive in enumerate(self.alive) if alive]
-        if len(kept) == len(self.alive):
-            return
-        from_end = iter(reversed(kept))
-        order = [row if self.alive[row] else next(from_end) for row in range(len(kept))]
-        self.indices, self.num_sampled = [self.indices[row] for row in order], [self.num_sampled[row] for row in order]
-        self.alive = [True] * len(order)
-        self.tokens_B1 = self.tokens_B1[order]
-        self.cache.drop_rows(order, max(self._fed_lengths(), default=0))
-        self._lay_out()
-
-    def admit(self, newcomers: list[int]) -> None:
-        """Prefill these prompts, in groups of similar length, and sample the first token of each."""
-        for start in range(0, len(newcomers), _PREFILL_ROWS):
-            group = newcomers[start : start + _PREFILL_ROWS]
-            width = max(len(self.prompts[index]) for index in group)
-            padding = [width - len(self.prompts[index]) for index in group]
-            # Padding may be any id: no real token attends to it.
-            ids = [[0] * gap + list(self.prompts[index]) for gap, index in zip(padding, group, strict=True)]
-            positions_BP = torch.arange(width, device=self.device) - torch.tensor(padding, device=self.device)[:, None]
-            self.cache.open_rows(len(group), width)
-            tokens_B1, logprobs_B1 = self._forward(
-                torch.tensor(ids, device=self.device), positions_BP >= 0, positions_BP.clamp(min=0), self.uniforms_NS[group, :1]
-            )
-            self.indices += group
-            self.alive += [True] * len(group)
-            self.num_sampled += [0] * len(group)
-            self.tokens_B1 = torch.cat([self.tokens_B1, tokens_B1])
-            self._collect(len(self.indices) - len(group), [tokens_B1], [logprobs_B1])
-        self._lay_out()
-
-    def decode(self) -> None:
-        """Feed the sampled tokens and sample the next ones, on a GPU a few times over."""
-        if max(self.num_sampled) == self.uniforms_NS.shape[1]:
-            self.drop_finished()  # a row that finished early and stayed has no step left
-        num_steps = min(_GPU_STEPS_PER_CHECK if self.device.type == "cuda" else 1, self.uniforms_NS.shape[1] - max(self.num_sampled))
-        tokens: list[Tensor] = []
-        logprobs: list[Tensor] = []
-        for _ in range(num_steps):
-            self.cache.open_column()
-            mask = self.mask[..., : self.cache.width]
-            uniforms_B1 = self.uniforms_BS.gather(1, self.steps_B1)
-            self.tokens_B1, logprobs_B1 = self._forward(self.tokens_B1, mask, self.positions_B1, uniforms_B1)
-            self.positions_B1 += 1
-            self.steps_B1 += 1
-            tokens.append(self.tokens_B1)
-            logprobs.append(logprobs_B1)
-        self._collect(0, tokens, logprobs)
-
-    def _forward(self, input_ids_BP: Tensor, mask: Tensor, positions_BP: Tensor, uniforms_B1: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the model and sample (tokens_B1, logprobs_B1) from the logits of the last column."""
-        output = self.model(
-            input_ids=input_ids_BP,
-            attention_mask=mask,
-            position_ids=positions_BP,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return sample_tokens(output.logits[:, -1, : self.num_tokens], uniforms_B1, self.temperature, greedy=self.greedy)
-
-    def _collect(self, first_row: int, tokens: list[Tensor], logprobs: list[Tensor]) -> None:
-        """Read one or more steps of the rows from `first_row` on, and see which of them have finished."""
-        # One transfer; a token id is exact in float64.
-        steps = torch.stack([torch.cat(tokens, dim=1).double(), torch.cat(logprobs, dim=1).double()], dim=-1).tolist()
-        for row, step in enumerate(steps, start=first_row):
-            self.num_sampled[row] += len(step)
-            response = self.responses[self.indices[row]]
-            for token, logprob in step if self.alive[row] else []:
-                if math.isnan(logprob):
-                    raise ValueError(
-                        f"the logits after prompt {self.indices[row]} and {len(response.ids)} tokens are NaN; needed: finite logits; "
-                        "train with a lower learning rate"
-                    )
-                response.ids.append(int(token))
-                response.logprobs.append(logprob)
-                stopped = token in self.stop_token_ids or (self.stops is not None and self.stops(response.ids))
-                self.alive[row] = not stopped and len(response.ids) < self.uniforms_NS.shape[1]
-                if not self.alive[row]:
-                    break
-
-    def _fed_lengths(self) -> list[int]:
-        return [len(self.prompts[index]) + sampled - 1 for index, sampled in zip(self.indices, self.num_sampled, strict=True)]
-
-    def _lay_out(self) -> None:
-        """Tell the device where the rows stand: positions, steps, uniforms, and a mask that covers all columns to come."""
-        self.positions_B1 = torch.tensor(self._fed_lengths(), dtype=torch.long, device=self.device)[:, None]
-        self.steps_B1 = torch.tensor(self.num_sampled, device=self.device)[:, None]
-        self.uniforms_BS = self.uniforms_NS[self.indices]
-        real_BC = torch.arange(self.cache.width + self.uniforms_NS.shape[1], device=self.device) >= self.cache.width - self.positions_B1
-        self.mask = _additive_mask(real_BC, self.cache) if _takes_additive_mask(self.model.config) else real_BC
+def decide_decoding(config: PretrainedConfig, attention: str) -> Decoding:
+    """The same for a configuration, and the attention that its model computes by."""
+    with silent_transformers():
+        return _decide_decoding(ConfigKey(config), attention)
 
 
-def _takes_additive_mask(config: Any) -> bool:
-    """Whether one additive mask of 4 axes, which transformers passes on as it is, serves all layers.
+def note_decoding(context: StageContext, model: Any) -> None:
+    """Tell the user when responses are not decoded over our cache."""
+    decoding = find_decoding(model)
+    if decoding in ("generate", "recompute"):
+        how = "transformers' generate" + (" without a cache, each token by a forward over all before it" if decoding == "recompute" else "")
+        context.note(f"{type(find_model(model)).__name__} does not run over our key-value cache: responses are decoded by {how}, slower")
 
-    Flash attention takes two axes, and layers with a window each build their own mask from them.
-    """
+
+@functools.lru_cache(maxsize=16)
+@torch.no_grad()
+def _decide_decoding(key: ConfigKey, attention: str) -> Decoding:
+    if attention not in ("sdpa", "eager", PACKED):
+        return "masked"  # a kernel that a miniature on the CPU cannot run
+    model = attempt(key.config, "whose code cannot be tried", lambda: make_miniature(key.config, attention))
+    quiet(model)
+    for decoding in _list_decodings(key.config):
+        try:
+            if _agrees_with_forwards(model, decoding):
+                return decoding
+        except Exception:  # the family's code says in its own words that it cannot
+            continue
+    raise refuse(
+        key.config, "whose responses cannot be decoded as plain forwards compute them", "a decoder that transformers' generate runs"
+    )
+
+
+def _list_decodings(config: Any) -> list[Decoding]:
+    """List what is tried; layers with a window each build their own mask from one of two axes."""
     config = config.get_text_config()
     windowed = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
-    return get_attention(config) in ("sdpa", "eager", PACKED) and not windowed
+    return [*([] if windowed else ["additive"]), "masked", "generate", "recompute"]
 
 
-def _additive_mask(real_BC: Tensor, cache: KVCache) -> Tensor:
-    """Return mask_B11C: 0 where a column is real and -inf elsewhere, in the precision of the keys."""
-    mask_BC = torch.zeros(real_BC.shape, dtype=cache.keys_dtype, device=real_BC.device)
-    return mask_BC.masked_fill_(~real_BC, -torch.inf)[:, None, None, :]
+def _agrees_with_forwards(model: Any, decoding: Decoding) -> bool:
+    uniforms_NS = torch.rand(len(_TRIED_PROMPTS), _TRIED_TOKENS, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    responses = _decode(decoding, model, _TRIED_PROMPTS, uniforms_NS, frozenset({0}), None, 1.0, False, 3)
+    for prompt, response in zip(_TRIED_PROMPTS, responses, strict=True):
+        text_T = torch.tensor(prompt + response.ids)
+        logits_TV = model(input_ids=text_T[None], use_cache=False).logits[0]
+        expected = compute_logprobs(logits_TV[len(prompt) - 1 : -1], text_T[len(prompt) :], 1.0)
+        if not float((torch.tensor(response.logprobs) - expected).abs().max()) <= _TOLERANCE:
+            return False
+    return True

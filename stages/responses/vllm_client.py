@@ -24,7 +24,7 @@ from stages.process.errors import Interrupted, StageError
 from stages.process.ranks import Ranks
 from stages.process.seeds import derive_seed
 from stages.responses.engine import PolicyHolder, Sampling
-from stages.responses.generation import Response
+from stages.responses.sampling import Response
 from stages.spec import EXIT_RESOURCE
 
 _ANSWER_S = 3600.0

@@ -76,5 +76,4 @@ def _without_repeats(trainer: Trainer, batches: Iterable[Batch], num_records: in
     accelerator = trainer.accelerator
     kept = count_unrepeated(num_records, micro_batch_size, accelerator.process_index, accelerator.num_processes)
     for batch in batches:
-        is_odd = accelerator.gradient_state.end_of_dataloader and not trainer.args.dataloader_drop_last
-        yield keep(batch, kept) if is_odd else batch
+        yield keep(batch, kept) if accelerator.gradient_state.end_of_dataloader else batch

@@ -15,12 +15,16 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from data.token_file import TokenRows
 from data.tokens import EncodedPair
+from stages.models.adapters import find_model
 from stages.models.forward import is_packed, make_inputs
 from stages.models.logprobs import compute_logprobs
 from stages.models.packing import lay_out
 from stages.process.context import StageContext
+from stages.process.errors import StageError
 from stages.settings import PretrainSettings, SFTSettings
+from stages.spec import EXIT_USAGE
 from stages.trl.batches import draw_step, evaluate_records
+from stages.trl.fitting import fused_head_fits, packing_fits
 from stages.trl.rows import Row, make_rows, pack_rows, write_rows
 from stages.trl.training import StageCallback, make_arguments, make_config
 
@@ -65,13 +69,8 @@ def make_language_trainer(
     arguments |= {"max_length": max_length, "packing": packing, "eval_packing": False}
     config = make_config(SFTConfig, arguments, settings.trainer_args, context.spec.stage)
     rows = _language_rows(train)
-    # What changes TRL's loss (its variants, label smoothing, a router's loss) or its batches is left to TRL, with its padding.
-    plain_loss = (
-        config.loss_type == "nll" and not config.label_smoothing_factor and not getattr(model.config, "output_router_logits", False)
-    )
-    plain_batches = not config.padding_free and not (config.packing and config.packing_strategy == "wrapped")
-    unpadded = plain_loss and plain_batches and is_packed(model)
-    if unpadded and config.packing:
+    ours, head_fits = _takes_our_loss(context, model, config)
+    if ours and config.packing:
         # TRL's collator would make one row of them, with dense attention and logits for every token: 0.6 times as fast as no packing.
         rows = pack_rows(rows, _count_tokens(train), config.max_length, config.packing_strategy, context.own_directory)
         config.packing = False
@@ -79,16 +78,54 @@ def make_language_trainer(
         rows = write_rows(rows, context.own_directory)
     else:  # the rows are ids and labels; only TRL's packing prepares them
         config.dataset_kwargs, config.remove_unused_columns = {"skip_prepare_dataset": True}, False
-    trainer_class = UnpaddedSFTTrainer if unpadded else EvenSFTTrainer
+    trainer_class = partial(ResponseSFTTrainer, fused_head_fits=head_fits) if ours else EvenSFTTrainer
     return trainer_class(
         model=model,
         args=config,
         train_dataset=rows,
         eval_dataset=_language_rows(held_out) if held_out else None,
         processing_class=tokenizer,
-        data_collator=collate_demonstrations if unpadded else None,
+        data_collator=collate_demonstrations if ours else None,
         callbacks=[StageCallback(context)],
     )
+
+
+def _takes_our_loss(context: StageContext, model: Any, config: SFTConfig) -> tuple[bool, bool]:
+    """Decide who computes the loss: what changes TRL's (its variants, label smoothing, a router's loss) or its batches is left to TRL.
+
+    Returns:
+        (whether we compute it, whether TRL's fused head fits the model).
+
+    Raises:
+        StageError: TRL should, and its head does not fit.
+    """
+    router_loss = wants_router_loss(model, config)
+    plain_loss = config.loss_type == "nll" and not config.label_smoothing_factor and not router_loss
+    plain_batches = not config.padding_free and not (config.packing and config.packing_strategy == "wrapped")
+    head_fits = fused_head_fits(model.config)
+    ours = is_packed(model) or not head_fits or (config.packing and not packing_fits(model.config))
+    ours = ours and plain_loss and plain_batches
+    stage = context.spec.stage
+    if not ours and not head_fits:
+        raise StageError(
+            f"{stage}.trainer_args: found a loss or batches of TRL's own, whose head does not make the logits of "
+            f"{type(find_model(model)).__name__}; needed: ours; leave them out, and set router_aux_loss_coef: 0 for a mixture of experts",
+            EXIT_USAGE,
+        )
+    if router_loss and is_packed(model):
+        context.note(
+            f"the routers' loss of this mixture of experts is TRL's: batches are padded; {stage}.trainer_args: "
+            "{router_aux_loss_coef: 0} omits it"
+        )
+    return ours, head_fits
+
+
+def wants_router_loss(model: Any, config: SFTConfig) -> bool:
+    """Whether TRL will add the load-balancing loss of a mixture of experts, by its own default or by `trainer_args`."""
+    text_config = model.config.get_text_config()
+    coef = config.router_aux_loss_coef
+    coef = getattr(text_config, "router_aux_loss_coef", 0.0) if coef is None else coef
+    return hasattr(text_config, "output_router_logits") and coef != 0.0
 
 
 def collate_demonstrations(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -143,23 +180,30 @@ class EvenSFTTrainer(SFTTrainer):
         return super().compute_loss(model, for_model, return_outputs, num_items_in_batch)
 
 
-class UnpaddedSFTTrainer(EvenSFTTrainer):
-    """On packed rows: no padding, and logits for response tokens only."""
+class ResponseSFTTrainer(EvenSFTTrainer):
+    """Logits for response tokens only, on packed rows; padded, and all logits, where ours do not fit the model."""
+
+    def __init__(self, *, fused_head_fits: bool, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.fused_head_fits = fused_head_fits
 
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         row = lay_out(inputs["ids"][0], inputs["lengths"])
         labels_N = inputs["labels"][0]
         predictors_K = (labels_N[1:] != IGNORED_LABEL).nonzero()[:, 0]
         policy: Any = self.accelerator.unwrap_model(model)
-        arguments, _ = make_inputs(policy, row)
-        if len(predictors_K) * policy.config.get_text_config().vocab_size <= _MAX_LOGITS:
+        arguments, places_N = make_inputs(policy, row)
+        if not is_packed(policy):
+            logits_KV = model(**arguments).logits.flatten(0, 1)[places_N[predictors_K]]
+            logprobs_K = compute_logprobs(logits_KV, labels_N[predictors_K + 1], 1.0)
+        elif not self.fused_head_fits or len(predictors_K) * policy.config.get_text_config().vocab_size <= _MAX_LOGITS:
             logits_KV = model(**arguments, logits_to_keep=predictors_K).logits[0]
             logprobs_K = compute_logprobs(logits_KV, labels_N[predictors_K + 1], 1.0)
         else:  # TRL's tiles: slower, but the logits never exist
             labels_1N = F.pad(inputs["labels"], (0, len(row.ids_N) - len(labels_N)), value=IGNORED_LABEL)
             logprobs_K = model(**arguments, labels=labels_1N, fused_lm_head=True).log_probs.flatten()[predictors_K]
         loss = -logprobs_K.sum() / (len(predictors_K) if num_items_in_batch is None else num_items_in_batch)
-        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+        if num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # the count is that of all ranks, whose gradients are averaged
         return (loss, {"loss": loss}) if return_outputs else loss
 

@@ -8,8 +8,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassifi
 
 from data.tokens import EncodedPair
 from stages.models.calibration import Calibration
-from stages.models.forward import enable_packing
 from stages.models.precision import set_precision
+from stages.models.probe import enable_packing
 from stages.ppo.actor_critic import Actor, init_critic
 from stages.ppo.experience import Experience
 from stages.ppo.learner import TorchLearner

@@ -15,8 +15,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from stages.models.forward import compute_hidden_states, enable_packing, is_packed
+from stages.models.forward import compute_hidden_states, is_packed
 from stages.models.packing import list_documents, pack
+from stages.models.probe import enable_packing
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.3}
 

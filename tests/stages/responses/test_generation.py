@@ -19,7 +19,8 @@ from transformers import (
 
 from stages.models.attention import PACKED
 from stages.models.precision import set_precision
-from stages.responses.generation import generate_responses, sample_tokens
+from stages.responses.generation import generate_responses
+from stages.responses.sampling import sample_tokens
 from stages.settings import HardwareSettings
 
 VOCABULARY, STOP = 24, 1

@@ -18,7 +18,7 @@ from stages.process.errors import StageError
 from stages.settings import HardwareSettings, RMSettings, SFTSettings
 from stages.trainer_args import owned_arguments
 from stages.trl.rm import collate_comparisons, make_ranking_trainer
-from stages.trl.sft import UnpaddedSFTTrainer, make_sft_trainer
+from stages.trl.sft import ResponseSFTTrainer, make_sft_trainer
 from stages.trl.training import make_arguments, train
 
 HARDWARE = HardwareSettings(device="cpu", precision="float32", attention="eager")
@@ -158,7 +158,7 @@ def test_sft_without_padding_gives_the_loss_and_gradients_of_trls_batches(contex
     for attention in ("auto", "eager"):
         policy = load_policy(str(base_model_dir), HARDWARE.model_copy(update={"attention": attention}))
         trainer = make_sft_trainer(context, settings, policy, tokenizer, pairs, [])
-        assert isinstance(trainer, UnpaddedSFTTrainer) == (attention == "auto")
+        assert isinstance(trainer, ResponseSFTTrainer) == (attention == "auto")
         assert (len(trainer.train_dataset) < len(pairs)) == packing
         found.append(last_gradients(trainer))
         losses.append(trainer.state.log_history[0]["loss"])
@@ -195,7 +195,7 @@ def test_packing_that_is_not_plain_is_left_to_trl(context, base_model_dir, token
     pairs = pairs_of(torch.Generator().manual_seed(5), 8, tokenizer)
     settings = SFTSettings(batch_size=2, micro_batch_size=2, packing=True, learning_rate=1e-9, log_every=1, trainer_args=trainer_args)
     trainer = make_sft_trainer(context, settings, policy, tokenizer, pairs, [])
-    assert not isinstance(trainer, UnpaddedSFTTrainer) and len(trainer.train_dataset) < len(pairs)
+    assert not isinstance(trainer, ResponseSFTTrainer) and len(trainer.train_dataset) < len(pairs)
     trainer.train()
     assert trainer.state.log_history[0]["loss"] > 0
 
@@ -239,6 +239,14 @@ def test_what_diverges_stops_and_names_the_setting_to_lower(make_stage, base_mod
         trainer = make_ranking_trainer(context, context.spec.settings, model, tokenizer, comparisons, [])
     with pytest.raises(StageError, match=rf"finite ones are needed; lower {stage}.learning_rate \(found 1e\+38\)"):
         train(trainer, context)
+
+
+@pytest.mark.parametrize("name", ["average_tokens_across_devices", "dataloader_drop_last", "train_sampling_strategy"])
+def test_what_would_drop_repeat_or_reweigh_records_is_refused(context, policy, tokenizer, name):
+    value = "batch_rebalance" if name == "train_sampling_strategy" else True
+    pairs = pairs_of(torch.Generator().manual_seed(6), 2, tokenizer)
+    with pytest.raises(StageError, match=rf"sft\.trainer_args\.{name}: found {value!r}, but each record of an epoch comes once"):
+        make_sft_trainer(context, SFTSettings(trainer_args={name: value}), policy, tokenizer, pairs, [])
 
 
 def test_all_that_we_set_of_trls_configs_is_refused_in_trainer_args(context, policy, reward_model, tokenizer):

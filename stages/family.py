@@ -1,0 +1,107 @@
+"""What all three stages can do with a base model, known from its configuration alone: before weights are read and anything trains.
+
+config.json -> miniature -> how it computes, how it is decoded, what its reward model is, where LoRA goes; or a refusal in one line
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from transformers import AutoConfig, PretrainedConfig
+
+from stages.models.adapters import apply_lora
+from stages.models.attention import PACKED
+from stages.models.classifier import find_classifier, is_ours
+from stages.models.miniature import make_miniature
+from stages.models.probe import Ways, attempt, find_ways
+from stages.models.weights import find_base, open_pretrained
+from stages.process.errors import StageError
+from stages.responses.generation import Decoding, decide_decoding
+from stages.settings import HardwareSettings, LoRASettings
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a base model goes through the stages."""
+
+    ways: Ways
+    decoding: Decoding
+    has_classifier: bool  # of transformers' own; else the reward model is ours, around the backbone
+
+    @property
+    def rows(self) -> Literal["packed", "padded"]:
+        """How documents of unequal length are computed with `hardware.attention: auto`."""
+        return "packed" if self.ways.packed else "padded"
+
+
+def check_base(path: str, stage: str, lora: LoRASettings | None, revision: str | None = None) -> None:
+    """See at the start of a stage that all stages can go on from its base model, and that its own adapter can be put on it.
+
+    Raises:
+        StageError: see `find_family` and `check_lora`; the base is itself an adapter where another one shall stand on it.
+    """
+    find_family(path, revision)
+    check_lora(path, {stage: lora}, revision)
+
+
+def find_family(path: str, revision: str | None = None) -> Family:
+    """Find what the stages can do with a base model.
+
+    Args:
+        path: a directory, or a hub id.
+        revision: of a model from the hub.
+
+    Raises:
+        StageError: its family cannot go through all stages; exit code 2. Its configuration cannot be opened; exit code 4.
+    """
+    return describe_family(_open_config(path, revision))
+
+
+def describe_family(config: PretrainedConfig) -> Family:
+    """The same for a configuration."""
+    ways = find_ways(config)
+    decoding = decide_decoding(config, PACKED if ways.packed else ways.attention)
+    classifier = find_classifier(config)
+
+    def build() -> Any:
+        small = make_miniature(config).config
+        small.num_labels = 1
+        with torch.device("meta"):
+            return classifier(small)
+
+    attempt(config, "whose reward model cannot be built", build)
+    return Family(ways, decoding, not is_ours(classifier))
+
+
+def check_lora(path: str, adapters: Mapping[str, LoRASettings | None], revision: str | None = None) -> None:
+    """See that adapters can be put on a base model.
+
+    Args:
+        path: a directory, or a hub id.
+        adapters: the `lora` block of each stage, by the stage's name.
+        revision: of a model from the hub.
+
+    Raises:
+        StageError: with the stage's name; exit code 2.
+    """
+    config = _open_config(path, revision)
+    hardware = HardwareSettings.model_validate({"precision": "float32"})
+    for stage, lora in adapters.items():
+        if lora is None:
+            continue
+        model = make_miniature(config)
+        try:
+            if stage == "rm":
+                small = model.config
+                small.num_labels = 1
+                apply_lora(find_classifier(config)(small), lora.model_copy(update={"quantize": None}), "SEQ_CLS", hardware)
+            else:
+                apply_lora(model, lora.model_copy(update={"quantize": None}), "CAUSAL_LM", hardware)
+        except StageError as error:
+            raise StageError(f"{stage}.{error}", error.exit_code) from error
+
+
+def _open_config(path: str, revision: str | None) -> PretrainedConfig:
+    path, revision = find_base(path, revision)
+    return open_pretrained(AutoConfig, path, revision=revision)

@@ -1,0 +1,146 @@
+"""A model's configuration -> a miniature of the model: a few layers and words, random weights as large as trained ones.
+
+What a family's code can do is tried on it (stages.models.probe) in a tenth of a second, whatever the model's own size.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from stages.internals import Conv1D
+
+NUM_WORDS = 64
+_WINDOW = 8  # attention windows shrink to it, so that short documents reach beyond them
+_INTERMEDIATE = 64  # a feed-forward's width, which nothing else depends on
+_PERIODS = ("period", "interval", "freq", "every", "layer_step", "sparse_step", "pattern", "first_k")  # in the names of settings
+_MAX_PERIOD = 8
+_MAX_PARAMETERS = 10**9
+_GAIN = 3.0  # of a random weight's standard deviation over 1 / √inputs: attention and output logits come to about 10, where caps act
+
+
+def make_miniature(config: PretrainedConfig, attention: str | None = None) -> Any:
+    """Build a causal language model of the same code as the configured one, without a word or a weight of it.
+
+    Args:
+        config: of any class of the family; left as it is.
+        attention: its implementation; None: the one that transformers prefers.
+
+    Raises:
+        Exception: whatever the family's own code raises of such a configuration.
+    """
+    error: Exception | None = None
+    # The fewer of its sizes are touched, the more the family's own checks are content.
+    for few_layers, narrow in ((True, True), (True, False), (False, True), (False, False)):
+        try:
+            return _build(shrink(config, few_layers=few_layers, narrow=narrow), attention)
+        except Exception as found:
+            error = error or found
+    assert error is not None
+    raise error
+
+
+def _build(config: PretrainedConfig, attention: str | None) -> Any:
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config, dtype=torch.float32).parameters())
+    if size > _MAX_PARAMETERS:
+        raise ValueError(f"a miniature of {type(config).__name__} would have {size} parameters")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention).eval()
+        _enlarge_weights(model)
+    with torch.no_grad():
+        logits = model(input_ids=torch.arange(1, 4)[None], use_cache=False).logits
+    if not logits.isfinite().all():
+        raise ValueError(f"a miniature of {type(config).__name__} gives logits that are not finite")
+    return model
+
+
+def shrink(config: PretrainedConfig, *, few_layers: bool = True, narrow: bool = True) -> PretrainedConfig:
+    """Copy a configuration with few words, short windows and narrow feed-forwards.
+
+    Args:
+        config: left as it is.
+        few_layers: keep as few layers as show each kind of layer once.
+        narrow: divide the hidden size and the number of heads, as far as they are large.
+    """
+    config = copy.deepcopy(config)
+    vars(config).pop("quantization_config", None)
+    for part in {id(part): part for part in (config, config.get_text_config())}.values():
+        if few_layers:
+            _shrink_layers(part)
+        if narrow:
+            _shrink_width(part)
+        for name, value in vars(part).copy().items():
+            if "vocab_size" in name and isinstance(value, int):
+                setattr(part, name, NUM_WORDS)
+            elif "window" in name and isinstance(value, int) and not isinstance(value, bool) and "layers" not in name:
+                setattr(part, name, min(value, _WINDOW))
+            elif name in ("pad_token_id", "bos_token_id", "eos_token_id") and value is not None:
+                setattr(part, name, 0)
+            elif "intermediate_size" in name or name in ("ffn_dim", "n_inner", "ffn_hidden_size"):
+                setattr(part, name, _narrow(value))
+    return config
+
+
+def _shrink_width(config: PretrainedConfig) -> None:
+    """Halve hidden size and heads together, which leaves a head's size, while many heads are left."""
+    width, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
+    if not isinstance(width, int) or not isinstance(heads, int):
+        return
+    key_heads = getattr(config, "num_key_value_heads", None)
+    while width >= 512 and width % 2 == 0 and heads % 2 == 0 and heads > 2:
+        width, heads = width // 2, heads // 2
+        if isinstance(key_heads, int) and key_heads > 1:
+            key_heads //= 2
+    config.hidden_size, config.num_attention_heads = width, heads
+    if isinstance(key_heads, int):
+        config.num_key_value_heads = key_heads
+
+
+def _narrow(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(_narrow(item) for item in value)
+    return min(value, _INTERMEDIATE) if isinstance(value, int) else value
+
+
+def _shrink_layers(config: PretrainedConfig) -> None:
+    """Keep the first layers, as many as it takes to have one of each kind."""
+    total = getattr(config, "num_hidden_layers", None)
+    if not isinstance(total, int):
+        return
+    kept = 2
+    lists = {name: value for name, value in vars(config).items() if isinstance(value, list | tuple) and len(value) == total}
+    for value in lists.values():
+        kinds = [repr(kind) for kind in value]
+        kept = max(kept, *(kinds.index(kind) + 1 for kind in kinds))
+    for name, value in vars(config).items():
+        # Layers that differ by their number: every n-th, or those after the first n.
+        if isinstance(value, int) and value <= _MAX_PERIOD and any(word in name for word in _PERIODS):
+            kept = max(kept, value + 1)
+    kept = min(kept, total)
+    config.num_hidden_layers = kept
+    for name, value in vars(config).copy().items():
+        if name.endswith("_layers") and type(value) is int and name != "num_hidden_layers" and value <= total:
+            setattr(config, name, value * kept // total)  # how many of them are special
+    for name, value in lists.items():
+        setattr(config, name, value[:kept])
+
+
+@torch.no_grad()
+def _enlarge_weights(model: nn.Module) -> None:
+    """Give matrices the standard deviation at which what goes through them keeps about its size, times the gain."""
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            std = parameter.std() if parameter.numel() > 1 else torch.zeros(())
+            if parameter.dim() < 2 or not std > 0 or not (parameter.dim() == 3 or isinstance(module, nn.Linear | nn.Embedding | Conv1D)):
+                continue
+            inputs = 1.0 if isinstance(module, nn.Embedding) else max(parameter.shape[-2:]) if parameter.dim() == 3 else _inputs(module)
+            parameter.mul_(_GAIN / (std * inputs**0.5))
+
+
+def _inputs(module: nn.Module) -> int:
+    weight: Any = module.weight
+    return weight.shape[0] if isinstance(module, Conv1D) else weight.shape[1]

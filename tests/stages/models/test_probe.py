@@ -1,0 +1,161 @@
+"""What a family can do is tried on a miniature; logits come of the model's own code; what is random or off the task is switched off."""
+
+import copy
+import json
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+
+from stages.family import check_lora, find_family
+from stages.models.adapters import apply_lora
+from stages.models.logprobs import compute_token_logprobs
+from stages.models.miniature import make_miniature
+from stages.models.packing import pack
+from stages.models.policy import load_policy
+from stages.models.probe import find_ways, refuse_encoders
+from stages.models.quiet import as_published
+from stages.process.errors import StageError
+from stages.responses.generation import generate_responses
+from stages.settings import HardwareSettings, LoRASettings
+from stages.spec import EXIT_USAGE
+from tests.stages.family_models import save_base
+
+HARDWARE = HardwareSettings(device="cpu", precision="float32")
+TEXTS = [[5, 6, 7, 8, 9, 10, 11, 12], [13, 14, 15], [16, 17, 18, 19, 20]]
+
+
+def capped(directory, family, **changes):
+    """A base whose head is as large as a trained one's: logits of about 20, where a cap or a scale acts."""
+    save_base(family, directory, tie_word_embeddings=False, **changes)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("gemma2", {"final_logit_softcapping": 5.0}),
+        ("cohere", {"logit_scale": 0.0625}),
+        ("granite", {"logits_scaling": 8.0}),
+        ("falcon_h1", {"lm_head_multiplier": 0.25}),
+        ("llama", {}),
+    ],
+)
+@pytest.mark.parametrize("limit", [2**24, 1])
+def test_the_actors_logprobs_and_their_gradients_are_those_of_the_models_own_logits(tmp_path, monkeypatch, family, changes, limit):
+    monkeypatch.setattr("stages.models.logprobs._MAX_LOGITS", limit)  # 1: one token's logits at a time
+    policy = load_policy(str(capped(tmp_path, family, **changes)), HARDWARE)
+    assert policy.ways.own_head == (family != "llama")
+    row = pack(TEXTS)
+    predictors = torch.tensor([0, 1, 5, 8, 9, 11, 14])  # none is a text's last token
+    found, _ = compute_token_logprobs(policy, row, predictors, 0.7)
+    found.sum().backward()
+    gradient = policy.get_output_embeddings().weight.grad
+
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager").eval()
+    expected = []
+    for text in TEXTS:
+        logprobs = (plain(torch.tensor([text])).logits[0, :-1] / 0.7).log_softmax(-1)
+        expected += [logprobs[place, token] for place, token in enumerate(text[1:])]
+    places = {row_index: index for index, row_index in enumerate([0, 1, 2, 3, 4, 5, 6, 8, 9, 11, 12, 13, 14])}
+    chosen = torch.stack([expected[places[int(index)]] for index in predictors])
+    chosen.sum().backward()
+    torch.testing.assert_close(found, chosen, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(gradient, plain.get_output_embeddings().weight.grad, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["bloom", "falcon", "gpt2", "opt", "mixtral"])
+def test_nothing_random_is_left_in_training_mode_and_the_published_settings_are_the_bases(tmp_path, family):
+    """Dropout as modules, as arguments of functions, and a router's jitter."""
+    save_base(family, tmp_path / "base", output_router_logits=True) if family == "mixtral" else save_base(family, tmp_path / "base")
+    tokens = torch.arange(3, 20)[None]
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32).train()
+    policy = load_policy(str(tmp_path / "base"), HARDWARE).train()
+    with torch.no_grad():
+        assert not torch.equal(plain(tokens, output_router_logits=False).logits, plain(tokens, output_router_logits=False).logits)
+        assert torch.equal(policy(tokens).logits, policy(tokens).logits)
+    assert not getattr(policy.config, "output_router_logits", False)
+    with as_published(policy):
+        policy.save_pretrained(tmp_path / "saved")
+    before, after = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("base", "saved"))
+    assert {key: after[key] for key in before} == before
+    with torch.no_grad():
+        assert torch.equal(policy(tokens).logits, policy(tokens).logits)  # publishing left the one in memory as it was
+
+
+def test_a_miniature_of_a_large_model_is_small_and_leaves_torchs_generator_and_the_configuration_alone():
+    config = LlamaConfig(
+        hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8, vocab_size=128256
+    )
+    before, state = copy.deepcopy(config.to_dict()), torch.get_rng_state()
+    model = make_miniature(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) < 2_000_000
+    assert config.to_dict() == before
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_miniature_has_a_layer_of_each_kind():
+    config = AutoConfig.for_model("gemma3_text", num_hidden_layers=26)  # five layers with a window, then one without
+    kinds = make_miniature(config).config.layer_types
+    assert set(kinds) == set(config.layer_types)
+    assert len(kinds) < 26
+
+
+def test_attention_that_does_not_compute_what_the_families_own_code_does_is_not_taken(tmp_path):
+    """gpt_neo has eager attention only; asked for by name, the other is refused in one line."""
+    save_base("gpt_neo", tmp_path)
+    assert load_policy(str(tmp_path), HARDWARE).config._attn_implementation == "eager"
+    with pytest.raises(
+        StageError, match=r"^hardware.attention: found sdpa, which gpt_neo does not compute by; needed: eager or auto"
+    ) as caught:
+        load_policy(str(tmp_path), HARDWARE.model_copy(update={"attention": "sdpa"}))
+    assert caught.value.exit_code == EXIT_USAGE
+
+
+def test_a_configuration_that_its_own_code_cannot_build_is_refused_in_one_line():
+    config = AutoConfig.for_model("llama", hidden_size=32, num_attention_heads=4, hidden_act="no such")
+    with pytest.raises(StageError, match="whose code cannot be tried here") as caught:
+        find_ways(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_family_without_a_causal_language_model_is_refused():
+    with pytest.raises(StageError, match="no causal language model of"):
+        refuse_encoders(AutoConfig.for_model("vit"))
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_an_adapter_on_a_weight_that_two_modules_share_is_refused(tmp_path, target):
+    save_base("llama", tmp_path, tie_word_embeddings=True)
+    lora = LoRASettings(rank=2, target_modules=["q_proj", target])
+    with pytest.raises(StageError, match=rf"^lora.target_modules: found {target}, whose weight is also that of") as caught:
+        apply_lora(load_policy(str(tmp_path), HARDWARE), lora, "CAUSAL_LM", HARDWARE)
+    assert caught.value.exit_code == EXIT_USAGE
+    with pytest.raises(StageError, match=r"^ppo.lora.target_modules: found"):  # before any stage, from the configuration alone
+        check_lora(str(tmp_path), {"sft": None, "rm": LoRASettings(rank=2), "ppo": lora})
+
+
+def test_an_adapter_on_a_head_of_its_own_is_taken_and_one_that_peft_refuses_is_told_in_one_line(tmp_path):
+    save_base("llama", tmp_path, tie_word_embeddings=False)
+    check_lora(str(tmp_path), {"sft": LoRASettings(rank=2, target_modules=["q_proj", "lm_head"])})
+    with pytest.raises(StageError, match=r"^sft.lora.target_modules: found .*no_such") as caught:
+        check_lora(str(tmp_path), {"sft": LoRASettings(rank=2, target_modules=["no_such"])})
+    assert "\n" not in str(caught.value)
+
+
+def test_responses_by_generate_do_not_depend_on_the_batch_and_their_logprobs_are_those_of_plain_forwards(tmp_path):
+    save_base("mamba", tmp_path)
+    assert find_family(str(tmp_path)).decoding == "generate"
+    policy = load_policy(str(tmp_path), HARDWARE)
+    prompts = [[5, 6, 7], [8, 9], [10, 11, 12], [13, 14, 15], [16]]
+    arguments = {"max_new_tokens": 7, "stop_token_ids": {*range(60)}, "temperature": 0.8, "seed": 3}
+    together, apart = (generate_responses(policy, prompts, max_rows=rows, **arguments) for rows in (5, 1))
+    assert [each.ids for each in together] == [each.ids for each in apart]
+    assert len({len(each.ids) for each in together}) > 1  # some stop early, beside others that do not
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    for prompt, response in zip(prompts, together, strict=True):
+        with torch.no_grad():
+            logprobs = (plain(torch.tensor([prompt + response.ids])).logits[0, len(prompt) - 1 : -1] / 0.8).log_softmax(-1)
+        expected = logprobs.gather(1, torch.tensor(response.ids)[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(response.logprobs), expected, atol=1e-5, rtol=1e-5)
+        assert all(token not in range(60) for token in response.ids[:-1])
