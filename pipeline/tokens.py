@@ -105,8 +105,18 @@ def _identify(recipe: Recipe, inputs: Inputs) -> str:
         "tokens": identify_tokens(recipe),
         "data": {kind: reading.fingerprints for kind, reading in inputs.readings.items()},
         "seed": recipe.seed,
+        "model": _describe_model(recipe),
     }
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(described, sort_keys=True, default=lambda block: block.model_dump(mode="json")).encode()).hexdigest()
+
+
+def _describe_model(recipe: Recipe) -> dict[str, Any]:
+    """Say what of the recipe the base model is checked against."""
+    return {
+        "adapters": {stage: recipe.settings(stage).lora for stage in recipe.stages},
+        "stop_token": recipe.ppo.stop_token,
+        "max_rollout_tokens": recipe.ppo.max_response_tokens or recipe.tokens.max_response_tokens,
+    }
 
 
 def _recall(report_path: Path) -> Counts | None:
@@ -144,6 +154,7 @@ def _make_spec(recipe: Recipe, inputs: Inputs, directory: Path, work: Path, repo
         records=sizes,
         eval_fraction=recipe.data.eval_fraction,
         seed=recipe.seed,
+        **_describe_model(recipe),
         tokens_dir=directory.resolve(),
         events_path=(work / "events.jsonl").resolve(),
         report_path=report_path.resolve(),

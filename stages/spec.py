@@ -42,6 +42,7 @@ from data.schema import RecordKind
 from stages.settings import (
     Closed,
     HardwareSettings,
+    LoRASettings,
     PPOSettings,
     PretrainSettings,
     RMSettings,
@@ -194,7 +195,7 @@ class StageSpec(Closed):
 
 
 class TokensSpec(Closed):
-    """What `stages.tokens` is given, to make the token ids of all record sets before the first stage runs."""
+    """What `stages.tokens` is given, to check the base model and make the token ids of all record sets before the first stage runs."""
 
     base_model: str
     revision: str | None
@@ -205,6 +206,9 @@ class TokensSpec(Closed):
     records: dict[str, int] = Field(description="`<kind>.<split>` -> how many records that source has.")
     eval_fraction: float
     seed: int
+    adapters: dict[StageName, LoRASettings | None] = Field(description="The `lora` block of each stage of the recipe.")
+    stop_token: str | None = Field(description="`ppo.stop_token`.")
+    max_rollout_tokens: int = Field(description="Longest response in PPO.")
     tokens_dir: Path
     events_path: Path
     report_path: Path = Field(description="Gets what `stages.tokens.make_all` returns; or `problems` of the data.")

@@ -27,6 +27,7 @@ from data.token_maker import Placed, count_workers, is_whole, make_tokens, open_
 from data.token_split import TokenSet, load_places, split_tokens, take_all
 from data.tokens import encode_records, refuse_none_left
 from data.turns import find_openings
+from stages.ahead import check_lengths, check_model
 from stages.models.handoff import identify_tokenizer
 from stages.models.tokenizer import settle_tokenizer
 from stages.process.context import StageContext
@@ -147,13 +148,14 @@ class _Store:
 
 
 def make_all(spec: TokensSpec) -> dict[str, Any]:
-    """Make the token ids of all record sets.
+    """See that all stages can go through with the base model, and make the token ids of all record sets.
 
     Returns:
         `counts`: record kind -> split -> name -> count; `directories`: where the ids lie.
     """
     limits = (spec.tokens.max_prompt_tokens, spec.tokens.max_response_tokens)
     tokenizer, _ = settle_tokenizer(spec.base_model, spec.tokens, spec.revision)
+    check_model(spec, tokenizer)
     store = _Store(tokenizer, limits, spec.tokens_dir, spec.skip_bad, count_workers())
     total, done = sum(spec.records.values()), 0
     last_event_s = 0.0
@@ -176,6 +178,8 @@ def make_all(spec: TokensSpec) -> dict[str, Any]:
                     done += spec.records[f"{kind}.{split}"]
             made += map(str, directories)
             sides = open_sides(directories, kind, splits, limits, spec.eval_fraction, spec.seed)
+            for side in sides:
+                check_lengths(spec, kind, side)
             counts[kind] = {split: side.counts() for split, side in zip(("train", "eval"), sides, strict=True)}
         except DataError as error:
             problems += error.problems

@@ -28,9 +28,10 @@ from stages.process.distributed import require_world_size
 from stages.process.engine import choose_engine
 from stages.process.errors import Interrupted, StageError
 from stages.process.ranks import Ranks
-from stages.responses.engine import RolloutEngine, Sampling, StopText
+from stages.responses.engine import RolloutEngine, Sampling
 from stages.responses.judge import load_judge
 from stages.responses.judging import write_samples
+from stages.responses.stop import find_stop
 from stages.settings import PPOSettings
 from stages.spec import EXIT_USAGE, SAMPLES_FILE, StageResult
 from stages.splits import load_splits
@@ -232,17 +233,9 @@ def make_sampling(settings: PPOSettings, tokenizer: Any, max_response_tokens: in
     """Say how responses are sampled.
 
     Raises:
-        StageError: the configured stop token is the pad token, or text that the tokenizer cannot write.
+        StageError: see `find_stop`.
     """
-    stop, stop_token_id, stop_text = settings.stop_token, tokenizer.eos_token_id, None
-    if stop is not None and stop in tokenizer.get_vocab():
-        stop_token_id = tokenizer.get_vocab()[stop]
-    elif stop is not None:
-        stop_text = StopText(stop, tokenizer)
-        if not stop_text.ends(tokenizer(stop, add_special_tokens=False)["input_ids"]):
-            raise StageError(f"ppo.stop_token = {stop!r} cannot be written in the tokenizer's tokens; give other text, or null", EXIT_USAGE)
-    if stop is not None and stop_token_id == tokenizer.pad_token_id:
-        raise StageError(f"ppo.stop_token = {stop!r} is the pad token; give another token, or null", EXIT_USAGE)
+    stop_token_id, stop_text = find_stop(settings.stop_token, tokenizer)
     return Sampling(
         max_new_tokens=settings.max_response_tokens or max_response_tokens,
         temperature=settings.temperature,

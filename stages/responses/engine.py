@@ -15,19 +15,7 @@ import torch
 from stages.responses.generation import generate_responses
 from stages.responses.rollout import Rollout, pack_rollout
 from stages.responses.sampling import Response
-
-
-@dataclass(frozen=True)
-class StopText:
-    """Text that ends a response, in whatever tokens it is said."""
-
-    text: str
-    tokenizer: Any
-
-    def ends(self, response: Sequence[int]) -> bool:
-        """Whether the last tokens of a response hold the text; at least one byte of it is in each of them."""
-        last = response[-len(self.text.encode()) :]
-        return self.text in self.tokenizer.decode(last, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+from stages.responses.stop import StopText
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 import torch
 from transformers import AutoTokenizer
 
-from stages.responses.engine import StopText, TorchEngine, roll_out
+from stages.responses.engine import TorchEngine, roll_out
+from stages.responses.stop import StopText
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12]]
 
