@@ -86,20 +86,22 @@ def check_lora(path: str, adapters: Mapping[str, LoRASettings | None], revision:
         StageError: with the stage's name; exit code 2.
     """
     config = _open_config(path, revision)
-    hardware = HardwareSettings.model_validate({"precision": "float32"})
     for stage, lora in adapters.items():
         if lora is None:
             continue
-        model = make_miniature(config)
         try:
-            if stage == "rm":
-                small = model.config
-                small.num_labels = 1
-                apply_lora(find_classifier(config)(small), lora.model_copy(update={"quantize": None}), "SEQ_CLS", hardware)
-            else:
-                apply_lora(model, lora.model_copy(update={"quantize": None}), "CAUSAL_LM", hardware)
+            with torch.random.fork_rng(devices=[]):  # an adapter is drawn; the stage's own must be what it would be
+                _try_adapter(config, lora, "SEQ_CLS" if stage == "rm" else "CAUSAL_LM")
         except StageError as error:
             raise StageError(f"{stage}.{error}", error.exit_code) from error
+
+
+def _try_adapter(config: PretrainedConfig, lora: LoRASettings, task: Literal["CAUSAL_LM", "SEQ_CLS"]) -> None:
+    model = make_miniature(config)
+    if task == "SEQ_CLS":
+        model.config.num_labels = 1
+        model = find_classifier(config)(model.config)
+    apply_lora(model, lora.model_copy(update={"quantize": None}), task, HardwareSettings.model_validate({"precision": "float32"}))
 
 
 def _open_config(path: str, revision: str | None) -> PretrainedConfig:
