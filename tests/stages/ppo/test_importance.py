@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from stages.ppo.guards import require_same_policy
+from stages.ppo.guards import require_same_numbers, require_same_policy
 from stages.ppo.losses import compute_importance_weights, compute_policy_losses
 from stages.ppo.metrics import describe_engine
 from stages.process.errors import StageError
@@ -13,6 +13,7 @@ from stages.responses.engine import TorchEngine
 from stages.responses.figures import TokenFigures
 from stages.responses.rollout import Rollout
 from stages.settings import RolloutSettings
+from stages.spec import EXIT_VERIFICATION
 
 MASK = torch.tensor([[True, True, True], [True, False, False]])
 TRAINER = torch.tensor([[math.log(0.5), math.log(0.1), math.log(0.9)], [math.log(0.2), 0.0, 0.0]])
@@ -70,3 +71,19 @@ def test_the_torch_engine_says_what_the_trainer_says(make_trainer):
     metrics = make_trainer().step()
     assert metrics["rollout/logprob_gap"] < 1e-5
     assert "rollout/importance_capped" not in metrics
+
+
+def test_a_first_rollout_of_our_own_engine_that_the_update_would_not_say_stops(tiny, make_trainer):
+    trainer = make_trainer()
+    trainer.rollout_engine = Stale(tiny.actor_learner(tiny.policy(seed=9)))
+    with pytest.raises(StageError, match=r"^iteration 1: found sampled tokens .* needed: at most 0\.001, ") as caught:
+        trainer.step()
+    assert caught.value.exit_code == EXIT_VERIFICATION
+
+
+def test_rounding_of_bfloat16_is_allowed_where_that_is_computed_in():
+    require_same_numbers(0.02, computes_in_bfloat16=True)
+    require_same_numbers(0.0005, computes_in_bfloat16=False)
+    for gap, bfloat16 in ((0.2, True), (0.02, False), (math.nan, False)):
+        with pytest.raises(StageError, match="nats a token away"):
+            require_same_numbers(gap, computes_in_bfloat16=bfloat16)

@@ -144,7 +144,7 @@ def test_an_adapter_on_another_model_stays_on_its_own_base(load, reward_adapter_
 
 
 @pytest.mark.parametrize(
-    "modules", [["q_proj", "embed_tokens"], r"model\.layers\.\d+\.self_attn\.q_proj", ["model.layers.0.self_attn.q_proj"]]
+    "modules", [["q_proj", "down_proj"], r"model\.layers\.\d+\.self_attn\.q_proj", ["model.layers.0.self_attn.q_proj"]]
 )
 def test_the_critic_gets_the_same_adapters_as_the_policy(load, modules):
     loaded, _ = load("modules", lora=LoRASettings(rank=4, target_modules=modules))
