@@ -37,7 +37,6 @@ SETTINGS = {
 MAINS = {"sft": (sft.main, ("demonstrations",)), "rm": (rm.main, ("comparisons", "demonstrations")), "ppo": (ppo.main, ("prompts",))}
 REFUSED = {"bert": "whose outputs depend on later tokens", "t5": "which has an encoder beside its decoder"}
 RUNNING = [name for name in FAMILIES if name not in REFUSED]
-SAMPLE = ["cohere", "mamba"]  # in the fast set: a head of its own, and a recurrent state
 
 
 @pytest.fixture
@@ -72,11 +71,12 @@ def make_run(tmp_path):
     return run
 
 
-def families(names):
-    return pytest.mark.parametrize("family", [pytest.param(name, marks=() if name in SAMPLE else pytest.mark.slow) for name in names])
+def families(*, fast):
+    """All that run, but for one slow: they take two CPU seconds each."""
+    return pytest.mark.parametrize("family", [pytest.param(name, marks=() if name == fast else pytest.mark.slow) for name in RUNNING])
 
 
-@families(RUNNING)
+@families(fast="cohere")
 def test_a_family_runs_through_all_stages_and_opens_without_our_code(family, make_run, tmp_path):
     save_base(family, tmp_path / "base")
     before = json.loads((tmp_path / "base" / "config.json").read_text())
@@ -91,7 +91,7 @@ def test_a_family_runs_through_all_stages_and_opens_without_our_code(family, mak
     assert settings_of(after) == settings_of(before)
 
 
-@families(RUNNING)
+@families(fast="mamba")
 def test_a_family_runs_through_all_stages_with_lora(family, make_run, tmp_path):
     save_base(family, tmp_path / "base")
     lora = {"rank": 4, "merge": True}
