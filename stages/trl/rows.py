@@ -38,7 +38,7 @@ def pack_rows(rows: Dataset, lengths: NDArray[np.int64], max_length: int, strate
         A dataset with `seq_lengths` too.
     """
     if lengths.max() > max_length:
-        return pack_dataset(write_rows(rows, directory), max_length, strategy)
+        return pack_dataset(write_rows(rows, directory / "train.arrow"), max_length, strategy)
     numbers, starts = _pack_lengths(lengths, max_length, strategy)
 
     def read(bin_number: int) -> Row:
@@ -65,14 +65,14 @@ def _pack_lengths(lengths: NDArray[np.int64], max_length: int, strategy: str) ->
     return np.concatenate(numbers), np.cumsum([0, *sizes])
 
 
-def write_rows(rows: Dataset, directory: Path) -> Dataset:
+def write_rows(rows: Dataset, path: Path) -> Dataset:
     """Write demonstrations into a file that is mapped, for TRL's own preparation, which cannot read them from where they lie."""
     return rows.with_format(None).map(
         lambda numbers: rows[numbers["row"]],
         batched=True,
         remove_columns=["row"],
         features=Features({"input_ids": List(Value("int32")), "labels": List(Value("int32"))}),
-        cache_file_name=str(directory / "rows.arrow"),
+        cache_file_name=str(path),
         load_from_cache_file=False,
         new_fingerprint=uuid.uuid4().hex,  # nothing is looked up by it
     )

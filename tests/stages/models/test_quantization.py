@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from data.load import load_records
 from data.tokens import encode_demonstrations
 from stages import rm, sft
+from stages.language import heldout_loss
 from stages.models import precision
 from stages.models.adapters import apply_lora, share_weights
 from stages.models.policy import load_policy
@@ -178,7 +179,7 @@ def test_sft_learns_on_4_bits_and_its_adapter_opens_without_them(run, make_spec,
     tokenizer = load_tokenizer(str(base_model_dir))
     held_out = load_records(spec.data["demonstrations"].eval, "demonstrations")
     pairs, _ = encode_demonstrations(tokenizer, held_out, (96, 64))
-    loss = sft.heldout_loss(plain, pairs, tokenizer.pad_token_id)
+    loss = heldout_loss(plain, pairs, tokenizer.pad_token_id)
     assert loss == pytest.approx(result.metrics["eval/loss"], abs=0.3) and loss < losses[0] - 1.0
 
 
