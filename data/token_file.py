@@ -8,6 +8,7 @@ One row a record, in the order of its source, whatever can be used of it: what i
 import json
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
@@ -44,9 +45,9 @@ def make_batch(records: Sequence[Conversation], encoded: Sequence[EncodedRecord]
     """Lay records out as one batch of rows."""
     arrow: Any = import_module("pyarrow")
     columns = {
-        "ids": [[*item.prompt_ids, *(token for ids in item.responses for token in ids)] for item in encoded],
-        "lengths": [[len(item.prompt_ids), *map(len, item.responses)] for item in encoded],
-        "ranks": [item.ranks for item in encoded],
+        "ids": _lay_lists([list(chain(item.prompt_ids, *item.responses)) for item in encoded]),
+        "lengths": _lay_lists([[len(item.prompt_ids), *map(len, item.responses)] for item in encoded]),
+        "ranks": _lay_lists([item.ranks for item in encoded]),
         "prompt": [_write_messages(record.prompt) for record in records],
         "source": [record.source if isinstance(record, Comparison) else "" for record in records],
         "cut": [item.cut for item in encoded],
@@ -56,6 +57,14 @@ def make_batch(records: Sequence[Conversation], encoded: Sequence[EncodedRecord]
         "repeated": [item.repeated for item in encoded],
     }
     return arrow.record_batch(columns, schema=make_schema())
+
+
+def _lay_lists(lists: Sequence[Sequence[int]]) -> Any:
+    """Lay lists out end to end; numpy takes a tenth of Arrow's time for it."""
+    arrow: Any = import_module("pyarrow")
+    offsets = np.cumsum([0, *map(len, lists)], dtype=np.int32)
+    values = np.fromiter(chain.from_iterable(lists), np.int32, count=int(offsets[-1]))
+    return arrow.ListArray.from_arrays(offsets, values)
 
 
 class TokenFile:
