@@ -14,6 +14,7 @@ from stages.internals import Conv1D
 
 NUM_WORDS = 64
 _WINDOW = 8  # attention windows shrink to it, so that short documents reach beyond them
+_CHUNK = 16
 _INTERMEDIATE = 64  # a feed-forward's width, which nothing else depends on
 _PERIODS = ("period", "interval", "freq", "every", "layer_step", "sparse_step", "pattern", "first_k")  # in the names of settings
 _MAX_PERIOD = 8
@@ -78,6 +79,8 @@ def shrink(config: PretrainedConfig, *, few_layers: bool = True, narrow: bool = 
                 setattr(part, name, NUM_WORDS)
             elif "window" in name and isinstance(value, int) and not isinstance(value, bool) and "layers" not in name:
                 setattr(part, name, min(value, _WINDOW))
+            elif name.endswith("chunk_size") and isinstance(value, int):  # of tokens that recurrent layers take at a time
+                setattr(part, name, min(value, _CHUNK))
             elif name in ("pad_token_id", "bos_token_id", "eos_token_id") and value is not None:
                 setattr(part, name, 0)
             elif "intermediate_size" in name or name in ("ffn_dim", "n_inner", "ffn_hidden_size"):

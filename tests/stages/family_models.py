@@ -28,7 +28,10 @@ FAMILIES = {
         "falcon",
         {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_dropout": 0.3, "attention_dropout": 0.3},
     ),
-    "falcon_h1": ("falcon_h1", _NEW | {"head_dim": 8, "mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8}),
+    "falcon_h1": (
+        "falcon_h1",
+        _NEW | {"head_dim": 8, "mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 16},
+    ),
     "gemma": ("gemma", _NEW | {"head_dim": 8}),
     "gemma2": ("gemma2", _NEW | {"head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8}),
     "gemma3": ("gemma3_text", _NEW | {"head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8}),
