@@ -18,7 +18,7 @@ from pipeline.launch.failure import StageFailed
 from pipeline.launch.launch import launch
 from pipeline.plan import Decision, Inputs, Selection, decide, flatten, missing_artifact, prepare
 from pipeline.recipe.schema import Recipe
-from pipeline.rundir import forget_checkpoints, leave_evidence, open_run_directory
+from pipeline.rundir import forget_checkpoints, leave_evidence, open_run_directory, require_utf8
 from pipeline.store.artifact import Artifact
 from pipeline.store.disk import free_bytes, writing
 from pipeline.store.manifest import ManifestFields, Parent
@@ -82,6 +82,7 @@ def run(recipe: Recipe, store: Store, selection: Selection, view: View) -> list[
     Raises:
         DataError, StoreError, StageFailed, StoppedAfterStage: With their exit codes.
     """
+    require_utf8(store.root)
     store.reap()
     inputs = prepare(recipe, store.root, selection.needed(recipe), told=view.reading)
     view.inputs_read(inputs)
@@ -157,6 +158,7 @@ def prepare_by_hand(recipe: Recipe, store: Store, stage: StageName) -> tuple[Pat
     Raises:
         StoreError: a stage before it has no artifact.
     """
+    require_utf8(store.root)
     selection = Selection((stage,))
     inputs = prepare(recipe, store.root, selection.needed(recipe))
     make_tokens(recipe, inputs, store.root, lambda event: None)

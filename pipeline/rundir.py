@@ -33,16 +33,23 @@ def run_id(decision: Decision) -> str:
     return name_run(decision.stage, decision.key)
 
 
+def require_utf8(root: Path) -> None:
+    """Refuse a store that the libraries cannot open.
+
+    Raises:
+        ConfigError: Its path is no UTF-8.
+    """
+    if not is_utf8(root.absolute()):
+        raise ConfigError([f"--store: found {root.absolute()}, needed a path in UTF-8, as the libraries open no other; rename it"])
+
+
 @contextmanager
 def open_run_directory(root: Path, decision: Decision) -> Generator[Path]:
     """Open the run directory for one orchestrator at a time.
 
     Raises:
-        ConfigError: The store's path is no UTF-8, which the libraries cannot open.
         ResourceError: It cannot be written, or another orchestrator runs this stage.
     """
-    if not is_utf8(root.absolute()):
-        raise ConfigError([f"--store: found {root.absolute()}, needed a path in UTF-8, as the libraries open no other; rename it"])
     run_dir = root / RUNS_DIR / run_id(decision)
     with writing(run_dir):
         make_directories(run_dir)

@@ -338,7 +338,7 @@ def rlhf_in_ascii(made, rlhf, own_recipe_path, tmp_path):
         (["run", "--help"], "RECIPE"),
     ],
 )
-def test_an_ascii_terminal_gets_escapes(rlhf_in_ascii, arguments, told):
+def test_an_ascii_terminal_gets_escapes(rlhf_in_ascii, fake_stages, arguments, told):
     done = rlhf_in_ascii(*arguments)
     assert done.returncode == 0, done.stderr
     assert told in done.stdout

@@ -26,6 +26,7 @@ def make(tmp_path, base_model_dir, store, warm_start, monkeypatch):
             (tmp_path / f"{kind}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         recipe = tmp_path / "recipe.yaml"
         data = {kind: str(tmp_path / f"{kind}.jsonl") for kind in rows}
+        tokens = {"max_prompt_tokens": 96, "max_response_tokens": 96, **tokens}  # the base model has 256 positions
         recipe.write_text(json.dumps({"base_model": str(base_model_dir), "data": data, "tokens": tokens}))
         resolved, events = load_recipe(recipe, []), []
         return make_tokens(resolved, prepare(resolved, store.root, resolved.stages), store.root, events.append), events, resolved

@@ -13,7 +13,7 @@ from stages import pretrain, sft
 from stages.models.policy import load_policy
 from stages.process.context import StageContext
 from stages.process.errors import StageError
-from stages.trl.sft import UnpaddedSFTTrainer, make_language_trainer
+from stages.trl.sft import ResponseSFTTrainer, make_language_trainer
 
 pytestmark = pytest.mark.slow  # a stage each
 
@@ -128,7 +128,7 @@ def test_where_our_attention_does_not_fit_each_piece_is_a_row_and_the_loss_is_th
         policy = load_policy(str(base_model_dir), plain_hardware.model_copy(update={"attention": attention}))
         packing = attention == "auto"
         trainer = make_language_trainer(StageContext(spec), spec.settings, policy, tokenizer, pieces, [], max_length=16, packing=packing)
-        assert isinstance(trainer, UnpaddedSFTTrainer) == packing
+        assert isinstance(trainer, ResponseSFTTrainer) == packing
         rows = list(trainer.train_dataset)
         assert (len(rows) < 6) == packing
         batch = trainer.data_collator(rows)

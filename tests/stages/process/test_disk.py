@@ -13,9 +13,9 @@ from stages.process.disk import find_refusal
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def small_disk(tmp_path_factory):
-    """A disk of 18 MB; resize(size) makes it another one."""
+    """A disk of 18 MB."""
     directory = tmp_path_factory.mktemp("disk")
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=18m", "tmpfs", str(directory)], check=True)
     yield directory
