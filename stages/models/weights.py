@@ -55,9 +55,10 @@ def load_weights(
     path, revision = find_base(path, revision)
     config = open_pretrained(AutoConfig, path, revision=revision, **({"num_labels": 1} if task == "SEQ_CLS" else {}))
     ways = find_ways(config)
+    model_class = find_classifier(config) if task == "SEQ_CLS" else AutoModelForCausalLM
     with partitioned(engine):
         model, loading = open_pretrained(
-            find_classifier(config) if task == "SEQ_CLS" else AutoModelForCausalLM,
+            model_class,
             path,
             config=config,
             dtype=torch.float32,
