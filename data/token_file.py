@@ -72,6 +72,7 @@ class TokenFile:
 
     def __init__(self, path: Path) -> None:
         arrow: Any = import_module("pyarrow")
+        self._path = path
         reader: Any = arrow.ipc.open_file(arrow.memory_map(str(path)))
         self._batches: list[Any] = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         self._lists = [{name: _view_lists(batch.column(name)) for name in ("ids", "lengths", "ranks")} for batch in self._batches]
@@ -82,6 +83,9 @@ class TokenFile:
         self.answers: NDArray[np.int32] = self._table["answers"].to_numpy()
         self.dropped: NDArray[np.int32] = self._table["dropped"].to_numpy()
         self.repeated: NDArray[np.int32] = self._table["repeated"].to_numpy()
+
+    def __reduce__(self) -> tuple[type["TokenFile"], tuple[Path]]:
+        return TokenFile, (self._path,)  # `datasets` pickles what a row is read by, to name a dataset: not the ids, please
 
     def __len__(self) -> int:
         return int(self._starts[-1])

@@ -1,6 +1,7 @@
 """Token ids on the disk: what is read is what was encoded, whole or made again, and only what is asked for is held."""
 
 import os
+import pickle
 import time
 import tracemalloc
 
@@ -79,6 +80,13 @@ def test_nothing_is_held_of_rows_that_were_read(make):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 200_000  # the ids of one record are 80 kB as Python's numbers, those of all 8 MB as they lie in the file
+
+
+def test_a_file_is_pickled_as_its_place(make):
+    file = make([Demonstration(user("x" * 5000), "ab") for _ in range(200)])
+    rows = TokenRows(file, np.arange(len(file)), read_pair)
+    pickled = pickle.dumps(rows)
+    assert len(pickled) < 10_000 and list(pickle.loads(pickled)) == list(rows)
 
 
 def test_what_cannot_be_used_is_counted_and_its_prompt_kept(make):
