@@ -62,7 +62,7 @@ def describe_family(config: PretrainedConfig) -> Family:
     """The same for a configuration."""
     ways = find_ways(config)
     decoding = decide_decoding(config, PACKED if ways.packed else ways.attention)
-    classifier = find_classifier(config)
+    classifier = attempt(config, "whose reward model cannot be built", lambda: find_classifier(config))
 
     def build() -> Any:
         small = make_miniature(config).config

@@ -94,7 +94,7 @@ def _shrink_width(config: PretrainedConfig) -> None:
     if not isinstance(width, int) or not isinstance(heads, int):
         return
     key_heads = getattr(config, "num_key_value_heads", None)
-    while width >= 512 and width % 2 == 0 and heads % 2 == 0 and heads > 2:
+    while width >= 512 and width % 2 == 0 and heads % 2 == 0 and heads > 4:
         width, heads = width // 2, heads // 2
         if isinstance(key_heads, int) and key_heads > 1:
             key_heads //= 2
@@ -124,10 +124,11 @@ def _shrink_layers(config: PretrainedConfig) -> None:
         if isinstance(value, int) and value <= _MAX_PERIOD and any(word in name for word in _PERIODS):
             kept = max(kept, value + 1)
     kept = min(kept, total)
-    config.num_hidden_layers = kept
+    count = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    setattr(config, count, kept)
     for name, value in vars(config).copy().items():
-        if name.endswith("_layers") and type(value) is int and name != "num_hidden_layers" and value <= total:
-            setattr(config, name, value * kept // total)  # how many of them are special
+        if name.endswith("_layers") and type(value) is int and name != count and 0 < value <= total:
+            setattr(config, name, max(1, value * kept // total))  # how many of them are special
     for name, value in lists.items():
         setattr(config, name, value[:kept])
 

@@ -66,7 +66,7 @@ def find_ways(config: PretrainedConfig) -> Ways:
     """
     refuse_encoders(config)
     with silent_transformers():
-        return _find_ways(ConfigKey(config))
+        return attempt(config, "whose code cannot be tried", lambda: _find_ways(ConfigKey(config)))
 
 
 def refuse_encoders(config: PretrainedConfig) -> None:

@@ -94,6 +94,15 @@ def test_a_miniature_of_a_large_model_is_small_and_leaves_torchs_generator_and_t
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize(
+    ("model_type", "name"), [("mpt", "n_layers"), ("xglm", "num_layers"), ("gpt2", "n_layer"), ("llama", "num_hidden_layers")]
+)
+def test_a_miniature_has_layers_whatever_a_family_calls_their_number(model_type, name):
+    model = make_miniature(AutoConfig.for_model(model_type, **{name: 24}))
+    layers = [child for child in model.base_model.children() if isinstance(child, torch.nn.ModuleList)]
+    assert [len(each) for each in layers] == [2]
+
+
 def test_a_miniature_has_a_layer_of_each_kind():
     config = AutoConfig.for_model("gemma3_text", num_hidden_layers=26)  # five layers with a window, then one without
     kinds = make_miniature(config).config.layer_types
@@ -115,6 +124,15 @@ def test_attention_that_does_not_compute_what_the_families_own_code_does_is_not_
 def test_a_configuration_that_its_own_code_cannot_build_is_refused_in_one_line():
     config = AutoConfig.for_model("llama", hidden_size=32, num_attention_heads=4, hidden_act="no such")
     with pytest.raises(StageError, match="whose code cannot be tried here") as caught:
+        find_ways(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_family_whose_code_is_built_otherwise_is_refused_in_one_line():
+    """Llama 4's language model is no layer above a backbone of its own, as the others' are."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64}
+    config = AutoConfig.for_model("llama4_text", **sizes, head_dim=8, intermediate_size_mlp=64, num_local_experts=2)
+    with pytest.raises(StageError, match=r"^base_model: found llama4_text \(Llama4TextConfig\), ") as caught:
         find_ways(config)
     assert "\n" not in str(caught.value)
 
