@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from stages.internals import Conv1D
+from stages.models.quiet import quiet
 
 NUM_WORDS = 64
 _WINDOW = 8  # attention windows shrink to it, so that short documents reach beyond them
@@ -18,7 +19,7 @@ _CHUNK = 16
 _INTERMEDIATE = 64  # a feed-forward's width, which nothing else depends on
 _PERIODS = ("period", "interval", "freq", "every", "layer_step", "sparse_step", "pattern", "first_k")  # in the names of settings
 _MAX_PERIOD = 8
-_MAX_PARAMETERS = 10**9
+_MAX_PARAMETERS = 5 * 10**8
 _GAIN = 3.0  # of a random weight's standard deviation over 1 / √inputs: attention and output logits come to about 10, where caps act
 
 
@@ -52,8 +53,12 @@ def _build(config: PretrainedConfig, attention: str | None) -> Any:
         torch.manual_seed(0)
         model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention).eval()
         _enlarge_weights(model)
+    quiet(model)
+    weights = [weight.detach().clone() for weight in model.parameters()]
     with torch.no_grad():
         logits = model(input_ids=torch.arange(1, 4)[None], use_cache=False).logits
+    if not all(map(torch.equal, weights, model.parameters())):
+        raise ValueError(f"a forward of {type(config).__name__}'s model changes its weights")
     if not logits.isfinite().all():
         raise ValueError(f"a miniature of {type(config).__name__} gives logits that are not finite")
     return model
@@ -91,16 +96,22 @@ def shrink(config: PretrainedConfig, *, few_layers: bool = True, narrow: bool = 
 def _shrink_width(config: PretrainedConfig) -> None:
     """Halve hidden size and heads together, which leaves a head's size, while many heads are left."""
     width, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
-    if not isinstance(width, int) or not isinstance(heads, int):
+    if not isinstance(width, int) or not isinstance(heads, int | None):
         return
+    factor = 1
+    while width // factor >= 512 and (heads is None or (heads % (2 * factor) == 0 and heads // factor > 4)):
+        factor *= 2
+    if width % factor:
+        return
+    for name, value in vars(config).copy().items():
+        if "hidden_size" in name and value == width:
+            setattr(config, name, width // factor)
+    config.hidden_size = width // factor
     key_heads = getattr(config, "num_key_value_heads", None)
-    while width >= 512 and width % 2 == 0 and heads % 2 == 0 and heads > 4:
-        width, heads = width // 2, heads // 2
-        if isinstance(key_heads, int) and key_heads > 1:
-            key_heads //= 2
-    config.hidden_size, config.num_attention_heads = width, heads
+    if heads is not None:
+        config.num_attention_heads = heads // factor
     if isinstance(key_heads, int):
-        config.num_key_value_heads = key_heads
+        config.num_key_value_heads = max(1, key_heads // factor)
 
 
 def _narrow(value: Any) -> Any:

@@ -20,7 +20,6 @@ from stages.models.forward import compute_hidden_states
 from stages.models.logits import compute_logits
 from stages.models.miniature import make_miniature
 from stages.models.packing import PackedRow, pack
-from stages.models.quiet import quiet
 from stages.process.errors import StageError
 from stages.spec import EXIT_USAGE
 
@@ -111,12 +110,12 @@ _SAYS_NOTHING = {
 @functools.lru_cache(maxsize=16)
 def _find_ways(key: ConfigKey) -> Ways:
     config = key.config
-    model = _make_quiet(config, None)
+    model = _make(config, None)
     with torch.no_grad():
         plain = attempt(config, "whose forward cannot be run", lambda: _list_logits(model))
         if get_attention(model.config) != "eager":
             # Kernels that leave out what the family's own code computes, such as a cap on attention's logits.
-            eager_model = _make_quiet(config, "eager")
+            eager_model = _make(config, "eager")
             eager_plain = attempt(config, "whose eager attention cannot be run", lambda: _list_logits(eager_model))
             if _differs(eager_plain, plain):
                 model, plain = eager_model, eager_plain
@@ -136,10 +135,8 @@ def _find_ways(key: ConfigKey) -> Ways:
     return Ways(attention, _can_pack(model, row, expected_NH), own_head)
 
 
-def _make_quiet(config: PretrainedConfig, attention: str | None) -> Any:
-    model = attempt(config, "whose code cannot be tried", lambda: make_miniature(config, attention))
-    quiet(model)
-    return model
+def _make(config: PretrainedConfig, attention: str | None) -> Any:
+    return attempt(config, "whose code cannot be tried", lambda: make_miniature(config, attention))
 
 
 @torch.no_grad()

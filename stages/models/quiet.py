@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 _RANDOM = ("drop", "jitter")  # in the names of attributes and settings, whatever the family calls them
-_ROUTER = ("output_router_logits", "router_aux_loss_coef")  # TRL's trainer changes both
+# Set to nothing while we compute: the collection of routers' logits, and RWKV's halving of its weights, in place, in evaluation mode.
+_OFF = ("output_router_logits", "rescale_every")
+_CHANGED = (*_OFF, "router_aux_loss_coef")  # the last by TRL's trainer
 
 
 def quiet(model: Any) -> None:
@@ -22,7 +24,7 @@ def quiet(model: Any) -> None:
         model.published_settings = [
             (config, name, getattr(config, name))
             for config in configs
-            for name in [*_find_random(vars(config)), *(name for name in _ROUTER if hasattr(config, name))]
+            for name in [*_find_random(vars(config)), *(name for name in _CHANGED if hasattr(config, name))]
         ]
     for module in model.modules():
         if "Dropout" in type(module).__name__ and isinstance(getattr(module, "p", None), float):
@@ -30,8 +32,9 @@ def quiet(model: Any) -> None:
         _silence(module)
     for config in configs:
         _silence(config)
-        if getattr(config, "output_router_logits", False):
-            config.output_router_logits = False
+        for name in _OFF:
+            if getattr(config, name, None):
+                setattr(config, name, type(getattr(config, name))())
 
 
 def _silence(thing: Any) -> None:

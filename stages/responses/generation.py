@@ -22,7 +22,6 @@ from stages.models.logprobs import compute_logprobs
 from stages.models.miniature import make_miniature
 from stages.models.precision import autocast
 from stages.models.probe import ConfigKey, attempt, refuse
-from stages.models.quiet import quiet
 from stages.process.context import StageContext
 from stages.responses.by_generate import answer_by_generate
 from stages.responses.rows import Rows
@@ -134,7 +133,6 @@ def _decide_decoding(key: ConfigKey, attention: str) -> Decoding:
     if attention not in ("sdpa", "eager", PACKED):
         return "masked"  # a kernel that a miniature on the CPU cannot run
     model = attempt(key.config, "whose code cannot be tried", lambda: make_miniature(key.config, attention))
-    quiet(model)
     for decoding in _list_decodings(key.config):
         try:
             if _agrees_with_forwards(model, decoding):

@@ -94,6 +94,31 @@ def test_a_miniature_of_a_large_model_is_small_and_leaves_torchs_generator_and_t
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_weights_that_a_family_halves_in_evaluation_are_left_as_they_are(tmp_path):
+    """RWKV divides the weights of every sixth layer by two, in place, when it is evaluated: saved then, they would be divided once more."""
+    save_base("rwkv", tmp_path / "base", num_hidden_layers=8)
+    policy = load_policy(str(tmp_path / "base"), HARDWARE)
+    tokens = torch.arange(3, 15)[None]
+    with torch.no_grad():
+        found = policy(tokens).logits
+    with as_published(policy):
+        policy.save_pretrained(tmp_path / "saved")
+    assert policy.config.rescale_every == 0
+    evaluated = []
+    for name in ("base", "saved"):
+        plain = AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32)
+        assert plain.config.rescale_every == 6
+        with torch.no_grad():
+            torch.testing.assert_close(plain.train()(tokens).logits, found, atol=1e-6, rtol=1e-5)  # nothing is halved in training
+            evaluated.append(plain.eval()(tokens).logits)
+    assert torch.equal(*evaluated)
+
+
+def test_a_miniature_narrows_a_model_without_heads_too():
+    model = make_miniature(AutoConfig.for_model("rwkv"))  # 4,096 wide, 32 layers
+    assert sum(parameter.numel() for parameter in model.parameters()) < 10_000_000
+
+
 @pytest.mark.parametrize(
     ("model_type", "name"), [("mpt", "n_layers"), ("xglm", "num_layers"), ("gpt2", "n_layer"), ("llama", "num_hidden_layers")]
 )
