@@ -9,8 +9,8 @@ from data.load import stream_records
 from data.reading import report_on
 from data.schema import Demonstration, RecordKind, Text
 from pipeline.errors import ConfigError
+from pipeline.inputs.prepare import Inputs
 from pipeline.launch.environment import stage_environment
-from pipeline.plan import Inputs
 from pipeline.recipe.schema import Recipe
 from pipeline.text import clean
 from stages.spec import EXIT_OK, StageName, asks_judge

@@ -10,17 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from data.schema import KINDS, DataError, Problem, RecordKind
 from pipeline.errors import StoreError
-from pipeline.inputs.base_model import identify_model
-from pipeline.inputs.demo import demo_directory, demo_seeds, locate, locate_splits, make_demo
-from pipeline.inputs.records import Reading, Told, read_data
+from pipeline.inputs.demo import demo_directory, demo_seeds
+from pipeline.inputs.prepare import Inputs, prepare
 from pipeline.recipe.schema import Recipe
 from pipeline.store.artifact import Artifact
 from pipeline.store.disk import hash_file
 from pipeline.store.store import Store
 from pipeline.unfinished import describe_unfinished
-from stages.spec import EXIT_MISSING, STAGES, DataSplits, StageName, asks_judge, data_inputs, with_ancestors
+from stages.spec import EXIT_MISSING, STAGES, StageName, asks_judge, with_ancestors
 
 # Settings that change how a stage runs but not what it makes, and those of `ppo.rollout`. In between, PPO evaluates without touching
 # what it trains with; TRL's evaluations draw from torch's generator, so that with dropout sft.eval_every and rm.eval_every change weights.
@@ -53,38 +51,6 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What a recipe's stages start from, read and checked once."""
-
-    base_model: str
-    base_identity: str
-    data: dict[RecordKind, DataSplits]
-    readings: dict[RecordKind, Reading]
-
-    def fingerprints(self, stage: StageName, recipe: Recipe) -> dict[str, dict[str, str]]:
-        """Return the content hashes of what a stage reads: kind -> split -> hash."""
-        return {kind: self.readings[kind].fingerprints for kind in data_inputs(stage, recipe.settings(stage))}
-
-    def skipped(self, stage: StageName, recipe: Recipe) -> list[Problem]:
-        """Return the bad lines that were skipped of what a stage reads."""
-        return [bad for kind in data_inputs(stage, recipe.settings(stage)) for bad in self.readings[kind].skipped]
-
-    def sources(self, kind: RecordKind) -> list[str]:
-        """Return the splits of a kind that have a source of their own."""
-        return ["train", "eval"] if self.data[kind].eval else ["train"]
-
-    def source_fingerprints(self) -> dict[str, dict[str, str]]:
-        """Return the content hash of each source: kind -> split -> hash."""
-        return {kind: {split: reading.fingerprints[split] for split in self.sources(kind)} for kind, reading in self.readings.items()}
-
-    @property
-    def local(self) -> bool:
-        """Whether nothing has to come from a hub."""
-        paths = [self.base_model, *(source.path for splits in self.data.values() for source in (splits.train, splits.eval) if source)]
-        return all(Path(path).is_absolute() for path in paths)
-
-
-@dataclass(frozen=True)
 class Decision:
     """What happens to one stage.
 
@@ -113,58 +79,6 @@ class Decision:
         more = len(self.reasons) - _REASONS_SHOWN
         shown = [*self.reasons[:_REASONS_SHOWN], *([f"and {more} more"] if more > 0 else []), self.unfinished]
         return "; ".join(filter(None, shown))
-
-
-def prepare(
-    recipe: Recipe,
-    store_root: Path,
-    stages: Sequence[StageName],
-    *,
-    trust_notes: bool = False,
-    keep_notes: bool = True,
-    told: Told = lambda kind, count: None,
-) -> Inputs:
-    """Read and check all data that the stages will read, so that a bad line is told before anything trains.
-
-    Args:
-        recipe: Resolved recipe.
-        store_root: Where the demo is made, and notes are kept of what was found in files.
-        stages: Stages whose data is read.
-        trust_notes: Do not read files again whose size and times are as noted; for looking, not for training.
-        keep_notes: Note what was found; not for looking, which leaves the store as it is.
-        told: Hears now and then how many records are read.
-
-    Raises:
-        DataError: With every bad line.
-    """
-    for seed in demo_seeds(recipe):
-        make_demo(store_root, seed)
-    data: dict[RecordKind, DataSplits] = {}
-    readings: dict[RecordKind, Reading] = {}
-    problems: list[Problem] = []
-    for kind in KINDS:
-        if not any(kind in data_inputs(stage, recipe.settings(stage)) for stage in stages):
-            continue
-        splits = cast("DataSplits", getattr(recipe.data, kind))  # the checks of the recipe saw to it that it is there
-        data[kind] = locate_splits(splits, store_root)
-        try:
-            readings[kind] = read_data(
-                kind,
-                data[kind],
-                recipe.data.eval_fraction,
-                skip_bad=recipe.data.skip_bad,
-                store_root=store_root,
-                trust_notes=trust_notes,
-                keep_note=keep_notes,
-                told=told,
-            )
-            problems += [Problem(kind, "", text) for text in readings[kind].findings.errors]
-        except DataError as error:
-            problems += error.problems
-    if problems:
-        raise DataError(problems)
-    base_model = locate(recipe.base_model, store_root)
-    return Inputs(base_model, identify_model(base_model, recipe.revision), data, readings)
 
 
 def decide(

@@ -11,12 +11,13 @@ from pydantic import ValidationError
 from data.schema import RecordKind
 from pipeline.errors import ResourceError, StoppedAfterStage
 from pipeline.inputs.base_model import count_parameters
+from pipeline.inputs.prepare import Inputs, prepare
 from pipeline.judge import try_judge
 from pipeline.launch.commands import Command, commands_by_hand, stage_commands
 from pipeline.launch.events import Event
 from pipeline.launch.failure import StageFailed
 from pipeline.launch.launch import launch
-from pipeline.plan import Decision, Inputs, Selection, decide, flatten, missing_artifact, prepare
+from pipeline.plan import Decision, Selection, decide, flatten, missing_artifact
 from pipeline.recipe.schema import Recipe
 from pipeline.rundir import forget_checkpoints, leave_evidence, open_run_directory, require_utf8
 from pipeline.store.artifact import Artifact

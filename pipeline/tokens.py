@@ -18,14 +18,15 @@ from typing import Any, cast
 from data.schema import DataError, Problem, RecordKind
 from data.shortfall import warn_of_shortfall
 from pipeline.errors import StoppedAfterStage
+from pipeline.inputs.prepare import Inputs
 from pipeline.launch.commands import Command
 from pipeline.launch.events import Event
 from pipeline.launch.failure import StageFailed
 from pipeline.launch.launch import launch
-from pipeline.plan import Inputs, identify_tokens
+from pipeline.plan import identify_tokens
 from pipeline.recipe.schema import Recipe
 from pipeline.store.disk import locked, make_directories, writing
-from stages.settings import TokenSettings
+from stages.blocks import TokenSettings
 from stages.spec import TOKENS_VERSION, TokensSpec
 
 TOKENS_DIR = "tokens"

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
-from stages.settings import HardwareSettings
+from stages.blocks import HardwareSettings
 
 # The recipe decides on these; in a JSON of the user they would contradict it.
 OWNED_KEYS = (

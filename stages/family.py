@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
+from stages.blocks import HardwareSettings, LoRASettings
 from stages.models.adapters import apply_lora
 from stages.models.attention import PACKED
 from stages.models.classifier import find_classifier, is_ours
@@ -18,7 +19,6 @@ from stages.models.probe import Ways, attempt, find_ways
 from stages.models.weights import find_base, open_pretrained
 from stages.process.errors import StageError
 from stages.responses.generation import Decoding, decide_decoding
-from stages.settings import HardwareSettings, LoRASettings
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import importlib.util
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from stages.settings import HardwareSettings, PPOSettings, StageSettings
+from stages.blocks import HardwareSettings
+from stages.settings import PPOSettings, StageSettings
 from stages.spec import StageName
 
 

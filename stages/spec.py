@@ -39,17 +39,8 @@ from pydantic import Field, ValidationInfo, field_validator
 from data.formats.format import FormatName
 from data.formats.table import ALL_COLUMNS
 from data.schema import RecordKind
-from stages.settings import (
-    Closed,
-    HardwareSettings,
-    LoRASettings,
-    PPOSettings,
-    PretrainSettings,
-    RMSettings,
-    SFTSettings,
-    StageSettings,
-    TokenSettings,
-)
+from stages.blocks import Closed, HardwareSettings, LoRASettings, TokenSettings
+from stages.settings import PPOSettings, PretrainSettings, RMSettings, SFTSettings, StageSettings
 
 StageName = Literal["pretrain", "sft", "rm", "ppo"]
 Precision = Literal["float32", "bfloat16"]

@@ -13,6 +13,7 @@ HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "deepspeed"}
 TORCH_FREE_STAGES = {
     "stages.spec",
     "stages.settings",
+    "stages.blocks",
     "stages.deepspeed_config",
     "stages.rules",
     "stages.trainer_args",

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import ConfigError
+from stages.blocks import HardwareSettings
 from stages.process.places import needs_launcher
-from stages.settings import HardwareSettings
 from stages.spec import StageName
 
 _PYTHON = [sys.executable, "-P", "-m"]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline.errors import SlurmError
-from stages.settings import HardwareSettings
+from stages.blocks import HardwareSettings
 from stages.spec import EXIT_FAILED, EXIT_OK, StageName
 
 _GENERATED = "# Written by rlhf run --slurm, and written anew each time; delete this line to keep what you change."

@@ -11,7 +11,7 @@ from pipeline.errors import escape_controls
 from pipeline.recipe.schema import DEMO_PATTERN
 from pipeline.recipe.yaml_lines import Document, Keys
 from pipeline.store.disk import expand_home, is_utf8
-from stages.settings import TEMPLATE_KEYWORDS
+from stages.blocks import TEMPLATE_KEYWORDS
 
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".txt", ".gz")
 HUB_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")

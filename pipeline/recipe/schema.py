@@ -5,16 +5,8 @@ from typing import Any, cast
 
 from pydantic import Field
 
-from stages.settings import (
-    Closed,
-    HardwareSettings,
-    PPOSettings,
-    PretrainSettings,
-    RMSettings,
-    SFTSettings,
-    StageSettings,
-    TokenSettings,
-)
+from stages.blocks import Closed, HardwareSettings, TokenSettings
+from stages.settings import PPOSettings, PretrainSettings, RMSettings, SFTSettings, StageSettings
 from stages.spec import STAGES, DataSplits, StageName
 
 DEMO_PATTERN = re.compile(r"demo(?:@(?P<seed>[0-9]{1,9}))?(?::(?P<kind>demonstrations|comparisons|prompts)\.(?P<split>train|eval))?")

@@ -9,8 +9,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from data.schema import RecordKind
+from pipeline.inputs.prepare import Inputs
 from pipeline.launch.events import Event
-from pipeline.plan import Decision, Inputs
+from pipeline.plan import Decision
 from pipeline.report.headline import PROGRESS, RESULT, headline
 from pipeline.run import Outcome
 from pipeline.text import clean, format_duration

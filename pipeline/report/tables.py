@@ -19,10 +19,11 @@ from stages.spec import SAMPLES_FILE, STAGES
 
 if TYPE_CHECKING:  # `rlhf ls` needs neither
     from data.schema import RecordKind
-    from pipeline.plan import Decision, Inputs
+    from pipeline.inputs.prepare import Inputs
+    from pipeline.plan import Decision
     from pipeline.run import Outcome
     from pipeline.tokens import Counts
-    from stages.settings import TokenSettings
+    from stages.blocks import TokenSettings
 
 _SAMPLES_SHOWN = 3
 _MAX_SAMPLE_CHARS = 10_000

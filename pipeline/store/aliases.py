@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 from pipeline.errors import StoreError
 from pipeline.store.disk import locked, make_directories, read_bounded, replace_durably, writing
 from pipeline.store.refs import check_alias, check_kind
-from stages.settings import Closed
+from stages.blocks import Closed
 from stages.spec import EXIT_MISSING, EXIT_VERIFICATION
 
 ALIASES_DIR = "aliases"

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationError, field_v
 
 from pipeline.errors import StoreError
 from pipeline.store.disk import read_bounded
-from stages.settings import Closed
+from stages.blocks import Closed
 from stages.spec import EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR
 
 MANIFEST_FILE = "manifest.json"

@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel
 
+from stages.blocks import HardwareSettings, LoRASettings
 from stages.internals import find_refused_modules
 from stages.models.head import HEAD
 from stages.models.partition import gathered
 from stages.models.precision import freeze
 from stages.models.quantization import quantize_layers
 from stages.process.errors import StageError
-from stages.settings import HardwareSettings, LoRASettings
 from stages.spec import EXIT_USAGE, EXIT_VERIFICATION, MERGED_DIR
 
 ADAPTER_CONFIG = "adapter_config.json"

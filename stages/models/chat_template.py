@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from stages.blocks import TEMPLATE_KEYWORDS
 from stages.process.errors import StageError
-from stages.settings import TEMPLATE_KEYWORDS
 from stages.spec import EXIT_MISSING, EXIT_USAGE
 
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")

@@ -2,9 +2,9 @@
 
 from transformers import GenerationConfig, PreTrainedModel
 
+from stages.blocks import HardwareSettings
 from stages.models.weights import load_weights
 from stages.process.engine import Engine
-from stages.settings import HardwareSettings
 
 
 def load_policy(path: str, hardware: HardwareSettings, revision: str | None = None, *, engine: Engine | None = None) -> PreTrainedModel:

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
+from stages.blocks import HardwareSettings
 from stages.internals import Conv1D
 from stages.models.partition import cast
-from stages.settings import HardwareSettings
 
 
 def set_precision(model: Any, hardware: HardwareSettings) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from stages.blocks import HardwareSettings
 from stages.process.errors import StageError
-from stages.settings import HardwareSettings
 from stages.spec import EXIT_USAGE
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from stages.blocks import HardwareSettings
 from stages.models.adapters import find_model, is_unmerged_adapter, share_weights
 from stages.models.calibration import Calibration, read_calibration
 from stages.models.classifier import find_classifier
@@ -21,7 +22,6 @@ from stages.models.policy import load_policy
 from stages.models.precision import autocast
 from stages.models.weights import load_weights
 from stages.process.engine import Engine
-from stages.settings import HardwareSettings
 
 
 def init_reward_model(path: str, hardware: HardwareSettings, seed: int, *, engine: Engine | None = None) -> PreTrainedModel:

@@ -4,13 +4,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from stages.blocks import HardwareSettings
 from stages.models.adapters import find_model, is_adapter
 from stages.models.policy import load_policy
 from stages.models.quiet import as_published
 from stages.models.reward_model import find_calibration, load_reward_model
 from stages.models.special_tokens import grow_embeddings, has_grown
 from stages.models.tokenizer import align_special_tokens
-from stages.settings import HardwareSettings
 from stages.spec import MERGED_DIR, MODEL_DIR
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from stages.blocks import HardwareSettings
 from stages.internals import get_piece, is_partitioned
 from stages.models import precision
 from stages.models.adapters import ADAPTER_CONFIG, is_unmerged_adapter, merge_adapter
@@ -21,7 +22,6 @@ from stages.models.probe import Ways, enable_packing, find_ways
 from stages.models.quiet import quiet
 from stages.process.engine import Engine
 from stages.process.errors import StageError
-from stages.settings import HardwareSettings
 from stages.spec import EXIT_MISSING, EXIT_USAGE, EXIT_VERIFICATION, MERGED_DIR
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from stages.blocks import HardwareSettings, LoRASettings
 from stages.models import precision
 from stages.models.adapters import (
     ADAPTER_CONFIG,
@@ -41,7 +42,7 @@ from stages.process.context import StageContext
 from stages.process.engine import choose_engine
 from stages.process.errors import StageError
 from stages.responses.generation import note_decoding
-from stages.settings import HardwareSettings, LoRASettings, PPOSettings
+from stages.settings import PPOSettings
 from stages.spec import EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR
 
 _CRITIC = "critic"  # the name of the critic's adapter, beside the reward model's

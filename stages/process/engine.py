@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from stages.blocks import HardwareSettings
 from stages.deepspeed_config import make_deepspeed_config
 from stages.process.context import StageContext, uses_gpu
-from stages.settings import HardwareSettings
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Torch-free: the pipeline clears the environment of what it starts, and a stage t
 
 from collections.abc import MutableMapping
 
-from stages.settings import HardwareSettings
+from stages.blocks import HardwareSettings
 
 # torchrun's words for a process's place among others, and for where they meet; one that ends in "_" stands for all that begin with it.
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE")

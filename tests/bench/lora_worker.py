@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 
 from data.tokens import EncodedPair
+from stages.blocks import LoRASettings, TokenSettings
 from stages.models.adapters import apply_lora
 from stages.models.policy import load_policy
 from stages.models.reward_model import init_reward_model
@@ -24,7 +25,7 @@ from stages.ppo.trainer import PPOTrainer
 from stages.process.engine import choose_engine
 from stages.process.ranks import Ranks
 from stages.responses.engine import Sampling
-from stages.settings import LoRASettings, PPOSettings, SFTSettings, TokenSettings
+from stages.settings import PPOSettings, SFTSettings
 from stages.spec import MODEL_DIR
 from tests.bench.hf_meter import Meter
 from tests.bench.our_models import make_hardware

@@ -4,10 +4,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from stages.blocks import HardwareSettings
 from stages.models.calibration import Calibration
 from stages.models.policy import load_policy
 from stages.models.reward_model import load_reward_model
-from stages.settings import HardwareSettings
 from tests.bench.workload import add_biased_head, make_plain_policy, make_reward_model
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from stages.blocks import HardwareSettings, TokenSettings
 from stages.models.compiling import compile_layers
 from stages.models.precision import freeze
 from stages.ppo import trainer as trainer_module
@@ -19,7 +20,7 @@ from stages.ppo.update import Updater
 from stages.process.engine import Engine, choose_engine
 from stages.process.ranks import Ranks
 from stages.responses.engine import Sampling
-from stages.settings import HardwareSettings, PPOSettings, TokenSettings
+from stages.settings import PPOSettings
 from tests.bench.our_models import make_hardware, open_policy, open_reward_model
 from tests.bench.protocol import Bench, Figures, Instant
 from tests.bench.stage_context import make_context

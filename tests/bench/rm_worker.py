@@ -16,7 +16,8 @@ from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
 from data.tokens import EncodedComparison
-from stages.settings import RMSettings, TokenSettings
+from stages.blocks import TokenSettings
+from stages.settings import RMSettings
 from stages.trl.rm import make_ranking_trainer
 from tests.bench.hf_meter import Meter
 from tests.bench.our_models import open_reward_model

@@ -20,10 +20,11 @@ from torch import distributed
 from transformers import TrainerCallback
 
 from data.tokens import EncodedComparison
+from stages.blocks import HardwareSettings, TokenSettings
 from stages.process.context import StageContext
 from stages.process.distributed import join
 from stages.process.engine import choose_engine
-from stages.settings import HardwareSettings, RMSettings, SFTSettings, TokenSettings
+from stages.settings import RMSettings, SFTSettings
 from stages.trl.rm import make_ranking_trainer
 from stages.trl.sft import make_sft_trainer
 from tests.bench.our_models import open_policy, open_reward_model

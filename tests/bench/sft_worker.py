@@ -10,7 +10,8 @@ from typing import Any
 from trl.trainer.sft_trainer import SFTTrainer
 
 from data.tokens import EncodedPair
-from stages.settings import SFTSettings, TokenSettings
+from stages.blocks import TokenSettings
+from stages.settings import SFTSettings
 from stages.trl.sft import make_sft_trainer
 from tests.bench.hf_meter import Meter
 from tests.bench.our_models import make_hardware, open_policy

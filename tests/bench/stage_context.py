@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from stages.blocks import HardwareSettings, TokenSettings
 from stages.process.context import StageContext
-from stages.settings import HardwareSettings, StageSettings, TokenSettings
+from stages.settings import StageSettings
 from stages.spec import StageName, StageSpec
 from tests.bench.our_models import make_hardware
 

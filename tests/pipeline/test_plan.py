@@ -8,7 +8,8 @@ import pytest
 
 from data.schema import DataError
 from pipeline.errors import StoreError
-from pipeline.plan import Selection, decide, flatten, plan, prepare
+from pipeline.inputs.prepare import prepare
+from pipeline.plan import Selection, decide, flatten, plan
 from pipeline.recipe.load import load_recipe
 from pipeline.store.manifest import Parent
 from stages import spec

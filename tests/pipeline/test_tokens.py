@@ -5,7 +5,7 @@ import json
 import pytest
 
 from data.schema import DataError
-from pipeline.plan import prepare
+from pipeline.inputs.prepare import prepare
 from pipeline.recipe.load import load_recipe
 from pipeline.tokens import make_tokens, warn_of_losses
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.settings import HardwareSettings, LoRASettings, PPOSettings, PretrainSettings, RMSettings, SFTSettings, TokenSettings
+from stages.blocks import HardwareSettings, LoRASettings, TokenSettings
+from stages.settings import PPOSettings, PretrainSettings, RMSettings, SFTSettings
 from stages.spec import RESULT_FILE, StageResult, StageSpec, data_inputs
 
 SMALL = {

@@ -7,8 +7,8 @@ import pytest
 
 from data.fingerprint import fingerprint
 from data.load import load_records
+from stages.blocks import LoRASettings, TokenSettings
 from stages.process.errors import StageError
-from stages.settings import LoRASettings, TokenSettings
 from stages.spec import EXIT_USAGE, DataSource, DataSplits, TokensSpec
 from stages.tokens import make_all
 

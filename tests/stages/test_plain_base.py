@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from stages.settings import HardwareSettings
+from stages.blocks import HardwareSettings
 from tests.stages.models.lookalikes import LAYOUTS, write_base
 
 pytestmark = pytest.mark.slow  # real stage processes

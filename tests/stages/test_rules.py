@@ -4,11 +4,12 @@ import sys
 
 import pytest
 
+from stages.blocks import HardwareSettings, LoRASettings
 from stages.process.context import StageContext
 from stages.process.errors import StageError
 from stages.process.runtime import check_rules
 from stages.rules import find_refusals
-from stages.settings import HardwareSettings, LoRASettings, PPOSettings, RMSettings, SFTSettings
+from stages.settings import PPOSettings, RMSettings, SFTSettings
 
 QLORA = {"lora": LoRASettings(quantize="nf4")}
 ZERO_3 = HardwareSettings(engine="deepspeed", zero_stage=3)

@@ -3,7 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from stages.settings import HardwareSettings, SFTSettings, TokenSettings
+from stages.blocks import HardwareSettings, TokenSettings
+from stages.settings import SFTSettings
 from stages.spec import STAGES, StageSpec, read_spec
 
 

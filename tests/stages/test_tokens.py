@@ -13,9 +13,9 @@ from data.load import load_records
 from data.schema import DataError
 from data.token_maker import TOKENS_FILE
 from data.tokens import encode_comparisons, encode_demonstrations
+from stages.blocks import TokenSettings
 from stages.models.tokenizer import load_tokenizer
 from stages.process.context import StageContext
-from stages.settings import TokenSettings
 from stages.spec import DataSource, DataSplits, TokensSpec
 from stages.tokens import load_tokens, make_all, open_sides
 

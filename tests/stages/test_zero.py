@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stages.settings import LoRASettings
+from stages.blocks import LoRASettings
 from stages.spec import STAGES
 
 DRIVER = Path(__file__).with_name("zero_driver.py")

@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from data.tokens import EncodedPair
+from stages.blocks import HardwareSettings
 from stages.models.calibration import Calibration
 from stages.models.precision import set_precision
 from stages.models.probe import enable_packing
@@ -17,7 +18,6 @@ from stages.ppo.rules import UpdateRules
 from stages.process.ranks import Ranks
 from stages.responses.engine import Sampling
 from stages.responses.rollout import pack_rollout
-from stages.settings import HardwareSettings
 
 PAD, EOS, STOP, VOCABULARY = 0, 1, 2, 16
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12], [3, 14], [15, 4, 4, 9, 3]]

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.launch.commands import Host, commands_by_hand, read_hostfile, stage_commands
-from stages.settings import HardwareSettings
+from stages.blocks import HardwareSettings
 
 SPEC = Path("/store/runs/ppo-1234/spec.json")
 TORCHRUN = [sys.executable, "-P", "-m", "torch.distributed.run"]

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.errors import SlurmError
 from pipeline.launch.slurm import render_script, run_by_slurm, write_script
-from stages.settings import HardwareSettings
+from stages.blocks import HardwareSettings
 
 
 def test_a_batch_script_asks_for_what_the_hardware_block_says(tmp_path):

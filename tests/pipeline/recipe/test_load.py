@@ -13,8 +13,8 @@ from pipeline.recipe.explain import declared_keys
 from pipeline.recipe.load import load_recipe
 from pipeline.recipe.schema import recipe_schema
 from pipeline.recipe.trainer_fields import config_class, trainer_fields
+from stages.blocks import HardwareSettings
 from stages.deepspeed_config import make_deepspeed_config
-from stages.settings import HardwareSettings
 from stages.trainer_args import owned_arguments
 
 MINIMAL = "name: x\nbase_model: demo\ndata: demo\n"

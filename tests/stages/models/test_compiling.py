@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from stages.blocks import HardwareSettings
 from stages.models.compiling import compile_layers
 from stages.models.policy import load_policy
 from stages.process.context import StageContext
 from stages.process.errors import StageError
-from stages.settings import HardwareSettings
 
 DRIVER = Path(__file__).with_name("compile_driver.py")
 HARDWARE = HardwareSettings(device="cpu", precision="float32", compile=True)

@@ -13,6 +13,7 @@ from transformers import (
     GenerationConfig,
 )
 
+from stages.blocks import HardwareSettings, LoRASettings
 from stages.models.adapters import apply_lora, require_adapter_base, share_weights
 from stages.models.calibration import Calibration
 from stages.models.handoff import check_handoff
@@ -21,7 +22,6 @@ from stages.models.reward_model import init_reward_model, load_reward_model
 from stages.models.save import save_model
 from stages.models.tokenizer import load_tokenizer
 from stages.process.errors import StageError
-from stages.settings import HardwareSettings, LoRASettings
 
 HARDWARE = HardwareSettings(device="cpu", precision="float32")
 BFLOAT16 = HardwareSettings(device="cpu", precision="bfloat16")

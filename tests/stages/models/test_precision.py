@@ -4,11 +4,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from stages.blocks import HardwareSettings, LoRASettings
 from stages.models import precision
 from stages.models.adapters import apply_lora, find_backbone, share_weights
 from stages.models.policy import load_policy
 from stages.models.reward_model import init_reward_model, put_head_on
-from stages.settings import HardwareSettings, LoRASettings
 
 HARDWARE = HardwareSettings(device="cpu", precision="float32")
 BFLOAT16 = HardwareSettings(device="cpu", precision="bfloat16")

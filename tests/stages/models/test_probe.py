@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
+from stages.blocks import HardwareSettings, LoRASettings
 from stages.family import check_lora, find_family
 from stages.models.adapters import apply_lora
 from stages.models.logprobs import compute_token_logprobs
@@ -17,7 +18,6 @@ from stages.models.probe import find_ways, refuse_encoders
 from stages.models.quiet import as_published
 from stages.process.errors import StageError
 from stages.responses.generation import generate_responses
-from stages.settings import HardwareSettings, LoRASettings
 from stages.spec import EXIT_USAGE
 from tests.stages.family_models import save_base
 

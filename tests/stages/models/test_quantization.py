@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from data.load import load_records
 from data.tokens import encode_demonstrations
 from stages import rm, sft
+from stages.blocks import HardwareSettings, LoRASettings
 from stages.language import heldout_loss
 from stages.models import precision
 from stages.models.adapters import apply_lora, share_weights
@@ -20,7 +21,6 @@ from stages.models.tokenizer import load_tokenizer
 from stages.ppo import stage as ppo_stage
 from stages.process.context import StageContext
 from stages.process.errors import StageError
-from stages.settings import HardwareSettings, LoRASettings
 from stages.spec import STAGES
 
 HARDWARE = HardwareSettings(device="cpu", precision="float32", threads=1)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from stages.blocks import HardwareSettings, LoRASettings, TokenSettings
 from stages.models.adapters import apply_lora
 from stages.models.logprobs import compute_token_logprobs
 from stages.models.packing import pack
@@ -12,7 +13,6 @@ from stages.models.save import save_model
 from stages.models.special_tokens import grow_embeddings
 from stages.models.tokenizer import align_special_tokens, limit_tokens, settle_tokenizer
 from stages.responses.generation import generate_responses
-from stages.settings import HardwareSettings, LoRASettings, TokenSettings
 from tests.stages.models.lookalikes import LAYOUTS, write_base
 
 HARDWARE = HardwareSettings(device="cpu", precision="float32")

@@ -7,9 +7,9 @@ from transformers import AutoTokenizer
 
 from data.schema import DataError, Demonstration, Message
 from data.tokens import encode_demonstrations, encode_prompt, encode_response
+from stages.blocks import TokenSettings
 from stages.models.tokenizer import load_tokenizer, settle_tokenizer
 from stages.process.errors import StageError
-from stages.settings import TokenSettings
 from tests.stages.models.lookalikes import LAYOUTS, Layout, write_base
 
 CHAT = [{"role": "user", "content": "Say one"}, {"role": "assistant", "content": "one."}, {"role": "user", "content": "again"}]

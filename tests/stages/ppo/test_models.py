@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from stages.blocks import HardwareSettings, LoRASettings
 from stages.models.adapters import find_backbone
 from stages.models.policy import load_policy
 from stages.models.quantization import quantize_layers
@@ -14,7 +15,6 @@ from stages.models.reward_model import compute_scores
 from stages.models.tokenizer import load_tokenizer
 from stages.ppo.models import find_reward_adapter, load_models
 from stages.process.context import StageContext
-from stages.settings import HardwareSettings, LoRASettings
 
 LORA = LoRASettings(rank=4)
 QLORA = LoRASettings(rank=4, quantize="nf4")

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from stages.blocks import LoRASettings
 from stages.ppo.stage import main
 from stages.process.context import StageContext
 from stages.process.errors import StageError
-from stages.settings import LoRASettings
 
 
 def metric_rows(spec):

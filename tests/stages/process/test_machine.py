@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
+from stages.blocks import HardwareSettings
 from stages.process.context import StageContext
 from stages.process.machine import settle_precision
-from stages.settings import HardwareSettings
 
 CAPABILITIES = {
     "Zen 3": {"avx2": True, "avx512_f": False, "avx512_bf16": False, "amx_bf16": False},

@@ -11,8 +11,8 @@ import time
 
 import pytest
 
+from stages.blocks import HardwareSettings
 from stages.process.places import clear_leftovers, find_misplacement, find_missing_gpus, needs_launcher
-from stages.settings import HardwareSettings
 from tests.waiting import wait_until
 
 TORCHRUN = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "x"}

@@ -10,8 +10,9 @@ import time
 
 import pytest
 
+from stages.blocks import HardwareSettings, TokenSettings
 from stages.process.context import StageContext
-from stages.settings import HardwareSettings, SFTSettings, TokenSettings
+from stages.settings import SFTSettings
 from stages.spec import RESULT_FILE, StageSpec
 
 pytestmark = pytest.mark.slow  # each case starts a process that imports torch

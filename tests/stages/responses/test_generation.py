@@ -17,11 +17,11 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from stages.blocks import HardwareSettings
 from stages.models.attention import PACKED
 from stages.models.precision import set_precision
 from stages.responses.generation import generate_responses
 from stages.responses.sampling import sample_tokens
-from stages.settings import HardwareSettings
 
 VOCABULARY, STOP = 24, 1
 TOKENS = {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": STOP, "pad_token_id": 0, "initializer_range": 0.3}

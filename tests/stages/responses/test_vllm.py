@@ -7,11 +7,12 @@ from threading import Thread
 
 import pytest
 
+from stages.blocks import HardwareSettings, LoRASettings, TokenSettings
 from stages.process.context import StageContext
 from stages.process.errors import StageError
 from stages.responses.vllm_client import VLLMEngine
 from stages.responses.vllm_server import make_command, open_vllm
-from stages.settings import HardwareSettings, LoRASettings, PPOSettings, RolloutSettings, TokenSettings
+from stages.settings import PPOSettings, RolloutSettings
 from stages.spec import StageSpec
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from stages.blocks import HardwareSettings
 from stages.models.policy import load_policy
-from stages.settings import HardwareSettings
 from stages.trl.batches import count_unrepeated
 from stages.trl.rm import collate_comparisons, keep_comparisons, weigh_comparisons
 

@@ -10,12 +10,13 @@ from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
 
 from data.tokens import EncodedComparison, EncodedPair
+from stages.blocks import HardwareSettings
 from stages.models.policy import load_policy
 from stages.models.reward_model import init_reward_model
 from stages.models.tokenizer import align_special_tokens, load_tokenizer
 from stages.process.context import StageContext
 from stages.process.errors import StageError
-from stages.settings import HardwareSettings, RMSettings, SFTSettings
+from stages.settings import RMSettings, SFTSettings
 from stages.trainer_args import owned_arguments
 from stages.trl.rm import collate_comparisons, make_ranking_trainer
 from stages.trl.sft import ResponseSFTTrainer, make_sft_trainer

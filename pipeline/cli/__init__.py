@@ -1,0 +1,53 @@
+"""The command `rlhf`: one verb, one function. Starts without torch; errors are one line and an exit code."""
+
+import os
+import signal
+import sys
+from typing import NoReturn
+
+import typer
+
+from pipeline.cli import artifacts, recipes
+from pipeline.launch.environment import QUIET
+from pipeline.terminal import prepare_terminal
+from stages.spec import EXIT_FAILED, EXIT_OK
+
+app = typer.Typer(
+    help="SFT -> reward model -> PPO: one recipe, chained stages, versioned artifacts.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.command("run")(recipes.run_command)
+app.command("plan")(recipes.plan_command)
+app.command("check-data")(recipes.check_data_command)
+app.command("config")(recipes.config_command)
+app.command("launch-command")(recipes.launch_command_command)
+app.command("ls")(artifacts.ls_command)
+app.command("show")(artifacts.show_command)
+app.command("verify")(artifacts.verify_command)
+app.command("alias")(artifacts.alias_command)
+
+
+def main() -> NoReturn:
+    """Run the command line; user mistakes and failures end in one line on stderr and their exit code."""
+    prepare_terminal()
+    os.environ.update(QUIET)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end_by_signal)
+    try:
+        app()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILED)
+    except Exception as error:
+        from pipeline.report.errors import print_error
+
+        sys.exit(print_error(error))
+    sys.exit(EXIT_OK)
+
+
+def _end_by_signal(number: int, frame: object) -> NoReturn:
+    sys.exit(128 + number)

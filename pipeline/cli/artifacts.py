@@ -1,0 +1,74 @@
+"""The commands that work on the store: list, show, verify and name artifacts."""
+
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.options import STAGE_NAMES, JsonOption, StoreOption, make_console, open_store, print_json, say
+from stages.spec import EXIT_VERIFICATION
+
+
+def ls_command(
+    kind: Annotated[str | None, typer.Argument(metavar="KIND", help=f"{STAGE_NAMES}; all when left out.")] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the artifacts."""
+    from pipeline.report.tables import list_data, print_list
+
+    opened = open_store(store)
+    rows = list_data(opened, kind)
+    if as_json:
+        print_json(rows)
+    else:
+        print_list(make_console(), rows, opened.root)
+
+
+def show_command(
+    ref: Annotated[str, typer.Argument(help="ppo, ppo@v3, ppo@ALIAS or the beginning of a content id.")],
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one artifact: manifest, metrics, lineage, samples."""
+    from pipeline.report.tables import print_artifact, show_data
+
+    opened = open_store(store)
+    data = show_data(opened, opened.get(ref))
+    if as_json:
+        print_json(data)
+    else:
+        print_artifact(make_console(), data)
+
+
+def verify_command(
+    ref: Annotated[str | None, typer.Argument(help="One artifact; all when left out.")] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare every byte with the manifest; exit code 3 when something differs."""
+    opened = open_store(store)
+    problems = {name: opened.verify(name) for name in ([ref] if ref else opened.refs())}
+    if as_json:
+        print_json(problems)
+    else:
+        terminal = make_console()
+        for name, found in problems.items():
+            for line in found or ["intact"]:
+                say(terminal, f"{name}: {line}")
+    if any(problems.values()):
+        raise typer.Exit(EXIT_VERIFICATION)
+
+
+def alias_command(
+    ref: Annotated[str, typer.Argument(help="The artifact.")],
+    name: Annotated[str, typer.Argument(help="Its new name: ppo@NAME.")],
+    store: StoreOption = None,
+) -> None:
+    """Give an artifact a name."""
+    from pipeline.store.aliases import user_name
+
+    opened = open_store(store)
+    artifact = opened.get(ref)
+    alias = opened.set_alias(artifact.kind, name, artifact.ref, by=user_name())
+    before = f" (was {alias.previous})" if alias.previous else ""
+    say(make_console(), f"{artifact.kind}@{name} -> {alias.ref}{before}")

@@ -1,0 +1,103 @@
+"""What the commands share: their options, how a recipe and a store are opened, how a line is printed."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stages.spec import STAGES, StageName, data_inputs, with_ancestors
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipeline.plan import Selection
+    from pipeline.recipe.schema import Recipe
+    from pipeline.store.store import Store
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a packaged one.")]
+SetOption = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as ppo.kl_coef=0.1; repeatable.")]
+StoreOption = Annotated[Path | None, typer.Option("--store", envvar="RLHF_STORE", help="Directory of artifacts and runs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+OnlyOption = Annotated[str | None, typer.Option("--only", metavar="STAGE", help="This stage alone; those before it must be there.")]
+FromOption = Annotated[str | None, typer.Option("--from", metavar="STAGE", help="This stage and those after it.")]
+UntilOption = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")]
+SlurmOption = Annotated[bool, typer.Option("--slurm", help="Submit a SLURM job for each stage and follow them.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Make new artifacts even where one can be reused.")]
+
+STAGE_NAMES = ", ".join(STAGES)
+
+
+def select_stages(only: str | None, from_stage: str | None, until: str | None, force: bool) -> "Selection":
+    """Turn --only, --from and --until into the stages that may run."""
+    from pipeline.plan import Selection
+
+    if only and (from_stage or until):
+        raise typer.BadParameter("--only is a stage alone; leave --from and --until away")
+    first, last = parse_stage(only or from_stage), parse_stage(only or until)
+    chosen: tuple[StageName, ...] = with_ancestors([last]) if last else tuple(STAGES)
+    run: tuple[StageName, ...] = tuple(stage for stage in chosen if first is None or first in with_ancestors([stage]))
+    if not run:
+        raise typer.BadParameter(f"--from {from_stage} comes after --until {until}; the order is {STAGE_NAMES}")
+    return Selection(run, force)
+
+
+def parse_stage(name: str | None) -> StageName | None:
+    """Read a stage's name as it was typed."""
+    if name is None:
+        return None
+    for stage in STAGES:
+        if stage == name:
+            return stage
+    raise typer.BadParameter(f"found {name!r:.40}, needed a stage: {STAGE_NAMES}")
+
+
+def open_recipe(name: str, overrides: list[str], stages: tuple[StageName, ...], *named: str | None, to_run: bool = True) -> "Recipe":
+    """Load a recipe, of which these stages will be planned; `named` ones it must have."""
+    from pipeline.recipe.load import find_recipe, load_recipe
+
+    recipe = load_recipe(find_recipe(name), overrides, stages, to_run=to_run)
+    if absent := [stage for stage in named if stage is not None and stage not in recipe.stages]:
+        raise typer.BadParameter(f"found {absent[0]}, but the recipe has no block of that name; add `{absent[0]}: {{}}` to it")
+    if recipe.data.texts is not None and not any("texts" in data_inputs(stage, recipe.settings(stage)) for stage in recipe.stages):
+        print("note: data.texts is read by no stage; add `pretrain: {}` or ppo.ptx_data: texts, or leave it away", file=sys.stderr)
+    return recipe
+
+
+def absolute_recipe(recipe: str) -> str:
+    """Name a recipe so that a job in another directory finds it."""
+    from pipeline.store.disk import expand_home
+
+    path = expand_home(recipe)
+    return str(path.absolute()) if path.is_file() else recipe
+
+
+def open_store(given: Path | None, recipe: "Recipe | None" = None) -> "Store":
+    """Open the store that was named, else the recipe\'s, else ./store."""
+    from pipeline.store.disk import expand_home
+    from pipeline.store.store import Store
+
+    return Store(expand_home(given or (recipe.store if recipe else "store")))
+
+
+def make_console(*, err: bool = False) -> "Console":
+    """Make what prints tables: as wide as the terminal, 200 columns in a pipe."""
+    from rich.console import Console
+
+    # Without a terminal there is no width to keep to: a table's line stays one line.
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 200, stderr=err)
+
+
+def say(console: "Console", line: str) -> None:
+    """Print one line, of which nothing is taken for markup or an escape."""
+    from rich.text import Text
+
+    from pipeline.text import clean
+
+    console.print(Text(clean(line)), soft_wrap=True)
+
+
+def print_json(data: Any) -> None:
+    """Print data as ASCII JSON."""
+    print(json.dumps(data, indent=2, ensure_ascii=True))

@@ -1,0 +1,149 @@
+"""The commands that work on a recipe: run it, plan it, check its data, print it, start a stage by hand."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.options import (
+    STAGE_NAMES,
+    ForceOption,
+    FromOption,
+    JsonOption,
+    OnlyOption,
+    RecipeArgument,
+    SetOption,
+    SlurmOption,
+    StoreOption,
+    UntilOption,
+    absolute_recipe,
+    make_console,
+    open_recipe,
+    open_store,
+    parse_stage,
+    print_json,
+    say,
+    select_stages,
+)
+from stages.spec import STAGES, StageName, with_ancestors
+
+
+def run_command(
+    recipe: RecipeArgument = "demo",
+    only: OnlyOption = None,
+    from_stage: FromOption = None,
+    until: UntilOption = None,
+    force: ForceOption = False,
+    slurm: SlurmOption = False,
+    overrides: SetOption = [],
+    store: StoreOption = None,
+) -> None:
+    """Bring the stages up to date: reuse what is there, run the rest. An interrupted run goes on where it stopped."""
+    from pipeline.report.progress import ProgressView
+    from pipeline.report.tables import print_summary
+    from pipeline.run import run
+
+    selection = select_stages(only, from_stage, until, force)
+    resolved = open_recipe(recipe, overrides, with_ancestors(selection.run), only, from_stage, until)
+    terminal = make_console()
+    if slurm:
+        from pipeline.launch.slurm import run_by_slurm
+
+        root = open_store(store, resolved).root
+        arguments = [absolute_recipe(recipe), "--store", str(root.resolve()), *(word for pair in overrides for word in ("--set", pair))]
+        arguments += ["--force"] if force else []
+        stages: list[StageName] = [stage for stage in selection.run if stage in resolved.stages]
+        raise typer.Exit(run_by_slurm(resolved.hardware, root, stages, arguments, lambda line: say(terminal, line)))
+    outcomes = run(resolved, open_store(store, resolved), selection, ProgressView(terminal))
+    print_summary(terminal, outcomes)
+
+
+def plan_command(
+    recipe: RecipeArgument = "demo",
+    only: OnlyOption = None,
+    from_stage: FromOption = None,
+    until: UntilOption = None,
+    force: ForceOption = False,
+    overrides: SetOption = [],
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what `run` would do, and why."""
+    from pipeline.plan import plan
+    from pipeline.report.tables import plan_data, print_plan
+
+    selection = select_stages(only, from_stage, until, force)
+    resolved = open_recipe(recipe, overrides, with_ancestors(selection.run), only, from_stage, until)
+    decisions = plan(resolved, open_store(store, resolved), selection)
+    if as_json:
+        print_json(plan_data(decisions))
+    else:
+        print_plan(make_console(), decisions)
+
+
+def config_command(
+    recipe: RecipeArgument = "demo",
+    overrides: SetOption = [],
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of recipes, for editors.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the resolved recipe: defaults, recipe and --set together."""
+    import yaml
+
+    from pipeline.recipe.schema import recipe_schema
+
+    if schema:
+        print_json(recipe_schema())
+        return
+    resolved = open_recipe(recipe, overrides, tuple(STAGES), to_run=False).model_dump(mode="json")
+    if as_json:
+        print_json(resolved)
+    else:
+        print(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=False, width=120), end="")
+
+
+def launch_command_command(
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help=f"{STAGE_NAMES}.")],
+    recipe: RecipeArgument = "demo",
+    overrides: SetOption = [],
+    store: StoreOption = None,
+) -> None:
+    """Print the commands that start one stage by hand, on each node; what they leave is not published, but `run` goes on from it."""
+    import shlex
+
+    from pipeline.run import prepare_by_hand
+
+    name = parse_stage(stage)
+    assert name is not None
+    resolved = open_recipe(recipe, overrides, with_ancestors([name]), stage)
+    run_dir, commands = prepare_by_hand(resolved, open_store(store, resolved), name)
+    for where, command in commands:
+        print(f"# {f'on {where}, ' if where else ''}in {Path.cwd()}; leaves {run_dir / 'output'}")
+        print(shlex.join(command))
+
+
+def check_data_command(
+    recipe: RecipeArgument = "demo",
+    overrides: SetOption = [],
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read and tokenise all data of a recipe: every bad line, duplicates, contradictions, leakage, what is cut; and ask its judge once."""
+    from pipeline.inputs.prepare import prepare
+    from pipeline.judge import try_judge
+    from pipeline.report.progress import ProgressView
+    from pipeline.report.tables import findings_data, print_findings
+    from pipeline.tokens import make_tokens
+
+    resolved = open_recipe(recipe, overrides, tuple(STAGES))
+    root = open_store(store, resolved).root
+    view = ProgressView(make_console(err=True))
+    inputs = prepare(resolved, root, resolved.stages, told=view.reading)
+    try_judge(resolved, inputs, resolved.stages)
+    counts = make_tokens(resolved, inputs, root, view.tokens_event)
+    view.tokens_made({})
+    data = findings_data(inputs, counts, resolved.tokens)
+    if as_json:
+        print_json(data)
+    else:
+        print_findings(make_console(), data)

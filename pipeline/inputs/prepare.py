@@ -1,0 +1,97 @@
+"""Recipe -> Inputs: the base model and all data that its stages start from, read and checked once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from data.schema import KINDS, DataError, Problem, RecordKind
+from pipeline.inputs.base_model import identify_model
+from pipeline.inputs.demo import demo_seeds, locate, locate_splits, make_demo
+from pipeline.inputs.records import Reading, Told, read_data
+from pipeline.recipe.schema import Recipe
+from stages.spec import DataSplits, StageName, data_inputs
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a recipe's stages start from, read and checked once."""
+
+    base_model: str
+    base_identity: str
+    data: dict[RecordKind, DataSplits]
+    readings: dict[RecordKind, Reading]
+
+    def fingerprints(self, stage: StageName, recipe: Recipe) -> dict[str, dict[str, str]]:
+        """Return the content hashes of what a stage reads: kind -> split -> hash."""
+        return {kind: self.readings[kind].fingerprints for kind in data_inputs(stage, recipe.settings(stage))}
+
+    def skipped(self, stage: StageName, recipe: Recipe) -> list[Problem]:
+        """Return the bad lines that were skipped of what a stage reads."""
+        return [bad for kind in data_inputs(stage, recipe.settings(stage)) for bad in self.readings[kind].skipped]
+
+    def sources(self, kind: RecordKind) -> list[str]:
+        """Return the splits of a kind that have a source of their own."""
+        return ["train", "eval"] if self.data[kind].eval else ["train"]
+
+    def source_fingerprints(self) -> dict[str, dict[str, str]]:
+        """Return the content hash of each source: kind -> split -> hash."""
+        return {kind: {split: reading.fingerprints[split] for split in self.sources(kind)} for kind, reading in self.readings.items()}
+
+    @property
+    def local(self) -> bool:
+        """Whether nothing has to come from a hub."""
+        paths = [self.base_model, *(source.path for splits in self.data.values() for source in (splits.train, splits.eval) if source)]
+        return all(Path(path).is_absolute() for path in paths)
+
+
+def prepare(
+    recipe: Recipe,
+    store_root: Path,
+    stages: Sequence[StageName],
+    *,
+    trust_notes: bool = False,
+    keep_notes: bool = True,
+    told: Told = lambda kind, count: None,
+) -> Inputs:
+    """Read and check all data that the stages will read, so that a bad line is told before anything trains.
+
+    Args:
+        recipe: Resolved recipe.
+        store_root: Where the demo is made, and notes are kept of what was found in files.
+        stages: Stages whose data is read.
+        trust_notes: Do not read files again whose size and times are as noted; for looking, not for training.
+        keep_notes: Note what was found; not for looking, which leaves the store as it is.
+        told: Hears now and then how many records are read.
+
+    Raises:
+        DataError: With every bad line.
+    """
+    for seed in demo_seeds(recipe):
+        make_demo(store_root, seed)
+    data: dict[RecordKind, DataSplits] = {}
+    readings: dict[RecordKind, Reading] = {}
+    problems: list[Problem] = []
+    for kind in KINDS:
+        if not any(kind in data_inputs(stage, recipe.settings(stage)) for stage in stages):
+            continue
+        splits = cast("DataSplits", getattr(recipe.data, kind))  # the checks of the recipe saw to it that it is there
+        data[kind] = locate_splits(splits, store_root)
+        try:
+            readings[kind] = read_data(
+                kind,
+                data[kind],
+                recipe.data.eval_fraction,
+                skip_bad=recipe.data.skip_bad,
+                store_root=store_root,
+                trust_notes=trust_notes,
+                keep_note=keep_notes,
+                told=told,
+            )
+            problems += [Problem(kind, "", text) for text in readings[kind].findings.errors]
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise DataError(problems)
+    base_model = locate(recipe.base_model, store_root)
+    return Inputs(base_model, identify_model(base_model, recipe.revision), data, readings)

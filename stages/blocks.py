@@ -1,0 +1,156 @@
+"""The settings blocks that stages share: tokens, low-rank adapters, hardware. Closed, documented, checked. Torch-free."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0)]
+TEMPLATE_KEYWORDS = ("auto", "chatml", "plain")  # of tokens.chat_template; anything else is a file, or a template of the tokenizer's
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Closed(BaseModel):
+    """A settings block: an unknown key is an error, and nothing changes after it is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)  # built at first use: `rlhf ls` uses few
+
+
+class TokenSettings(Closed):
+    """The one token stream that all three stages share: its length limits, its chat template, its end token."""
+
+    max_prompt_tokens: PositiveInt = Field(
+        512, description="Longest prompt, chat template included, in tokens; longer ones are cut and counted."
+    )
+    max_response_tokens: PositiveInt = Field(
+        512,
+        description="Longest response, end token included, in tokens; longer demonstrations and ranked answers are dropped and counted.",
+    )
+    chat_template: str = Field(
+        "auto",
+        min_length=1,
+        description="What renders conversations: `auto` (the tokenizer's own, of several the one named `default`; without one ChatML where "
+        "the vocabulary has its two tokens, else `plain`), `chatml`, `plain` (`User:` and `Assistant:` as text, no new tokens), the name "
+        "of one of the tokenizer's templates, or the path of a Jinja file.",
+    )
+    template_args: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Values of the template's variables, such as `enable_thinking: false`, `tools` or `date_string`; they are written into "
+        "the template that the model is published with. `date` (YYYY-MM-DD) is also the day at which a template's clock stands still.",
+    )
+    end_token: str = Field(
+        "auto",
+        min_length=1,
+        description="Token that ends an answer: `auto` is what the chat template writes after one, else the tokenizer's own; or one token "
+        "of the vocabulary.",
+    )
+
+    @field_validator("template_args")
+    @classmethod
+    def _names_are_free(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if not name.isidentifier() or name in ("messages", "add_generation_prompt"):
+                raise ValueError(
+                    f"found {name!r}, needed a variable of the chat template that is not set by each call; choose another name"
+                )
+        return value
+
+
+class LoRASettings(Closed):
+    """Low-rank adapters (Hu et al. 2021) instead of full fine-tuning; the artifact is then an adapter."""
+
+    rank: PositiveInt = Field(16, description="Rank r of the update matrices.")
+    alpha: PositiveInt = Field(32, description="Scale: the update is multiplied by alpha / rank.")
+    dropout: Fraction = Field(0.0, description="Dropout on the adapter's input during training.")
+    target_modules: str | list[str] = Field("all-linear", description="Modules that get an adapter: `all-linear` or a list of names.")
+    quantize: Literal["nf4"] | None = Field(
+        None,
+        description="Hold the frozen linear layers in 4 bits, by bitsandbytes: `nf4` (QLoRA, Dettmers et al. 2023), 0.52 bytes a weight. "
+        "The artifact is an adapter on the base as it lies on the disk, with which it computes slightly other numbers. Set it alike in rm "
+        "and ppo, so that PPO asks the very reward model that was trained. null: in the precision that hardware.precision says.",
+    )
+    merge: bool = Field(
+        False, description="Also write the adapter merged into its base, as `merged/`; needed where the next stage trains LoRA on top."
+    )
+
+    @field_validator("target_modules")
+    @classmethod
+    def _names_are_a_list(cls, value: str | list[str]) -> str | list[str]:
+        """Refuse text that reads as names; peft would take it for one regular expression."""
+        if isinstance(value, str) and value != "all-linear" and re.fullmatch(r"[\w.-]+([,;\s]+[\w.-]+)*", value):
+            names = ", ".join(re.split(r"[,;\s]+", value))
+            raise ValueError(f"found the text {value!r}, needed all-linear or a list of names; write [{names}]")
+        return value
+
+
+class HardwareSettings(Closed):
+    """Where and in which precision a stage runs."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` takes the GPU when there is one.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="Compute precision of forward and backward, and of weights in frozen linear layers; weights that learn, "
+        "their optimizer and all statistics stay float32. `auto` is bfloat16 where the GPU or the CPU states that it has instructions for "
+        "it, else float32; the manifest tells which it was.",
+    )
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+        "auto",
+        description="Attention kernel; `auto` computes sequences of unequal length without padding and a prompt once for all its answers "
+        "(a model that cannot is padded as with the others, and the log says so).",
+    )
+    compile: bool = Field(
+        False,
+        description="Compile the transformer's layers (torch.compile) for training and scoring: about a minute at the start; what it "
+        "brings then depends on the device.",
+    )
+    threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads of a stage process; 0 leaves torch's default.")
+    processes: PositiveInt = Field(1, description="Processes on each node (one per GPU).")
+    nodes: PositiveInt = Field(1, description="Machines; they see the same store.")
+    engine: Literal["auto", "none", "ddp", "deepspeed"] = Field(
+        "auto",
+        description="How several processes compute together: `deepspeed` shares out what zero_stage says, `ddp` averages gradients only; "
+        "`auto` takes DeepSpeed where there are several GPUs, DDP for several processes on CPUs.",
+    )
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = Field(
+        2,
+        description="What DeepSpeed shares out over all processes: 1 the optimizer's state, 2 and the gradients, 3 and the weights; "
+        "0 nothing, which is `ddp`.",
+    )
+    offload_optimizer: bool = Field(False, description="DeepSpeed: keep the optimizer's state in the CPU's memory.")
+    offload_parameters: bool = Field(False, description="DeepSpeed at zero_stage 3: keep the weights in the CPU's memory.")
+    hostfile: str | None = Field(
+        None,
+        description="Path of a file with the nodes, one per line: `node0 slots=8 address=10.0.0.1`; slots and address may be left out.",
+    )
+    remote_shell: str = Field(
+        "ssh -o BatchMode=yes -o ServerAliveInterval=5 -o ServerAliveCountMax=3 {host} {command}",
+        description="How a command is run on a node of the hostfile; {command} is one line for a shell there.",
+    )
+    sbatch: list[str] = Field(
+        default_factory=list,
+        description="More options of SLURM's sbatch for `rlhf run --slurm`, such as --partition=gpu or --time=24:00:00.",
+    )
+    restarts: Annotated[int, Field(ge=0)] = Field(
+        0, description="How often torchrun starts the processes again, from the last checkpoint, after one of them failed."
+    )
+    deepspeed_config: str | None = Field(
+        None, description="Path of a JSON with more of DeepSpeed's settings, laid over those that this block makes."
+    )
+
+    @property
+    def computes_in_bfloat16(self) -> bool:
+        """Whether products are in bfloat16.
+
+        Raises:
+            ValueError: precision is `auto`, which a stage process settles before anything asks.
+        """
+        if self.precision == "auto":
+            raise ValueError("hardware.precision = auto is not settled yet; needed: float32 or bfloat16 (stages.process.machine)")
+        return self.precision == "bfloat16"
+
+    @model_validator(mode="after")
+    def _offloads_what_is_shared_out(self) -> "HardwareSettings":
+        if self.offload_parameters and self.zero_stage != 3:
+            raise ValueError(f"offload_parameters needs zero_stage: 3, found {self.zero_stage}")
+        return self
