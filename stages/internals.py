@@ -5,11 +5,13 @@ What is imported here from inside of transformers has no other name; the functio
 
 import copy
 import logging
+import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -79,6 +81,16 @@ def is_compiled(module: Any) -> bool:
 def allow_recompiles(limit: int) -> None:
     """Let torch.compile make so many variants of one function, at least."""
     torch._dynamo.config.recompile_limit = max(limit, torch._dynamo.config.recompile_limit)
+
+
+def keep_kernels_apart() -> None:
+    """Keep what torch.compile makes by the instructions that it is made for, unless the user says where.
+
+    Its cache is looked up without them: one that was filled where ATEN_CPU_CAPABILITY, or the machine, was another gave NaN for states.
+    """
+    default = default_cache_dir()
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default) == default:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{default}-{torch.backends.cpu.get_cpu_capability().lower()}"
 
 
 def is_partitioned(parameter: torch.Tensor) -> bool:

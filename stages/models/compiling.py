@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from stages.internals import allow_recompiles, is_compiled, list_layers
+from stages.internals import allow_recompiles, is_compiled, keep_kernels_apart, list_layers
 from stages.models.attention import keep_from_compiling
 from stages.process.context import StageContext, uses_gpu
 from stages.process.errors import StageError
@@ -34,6 +34,7 @@ def compile_layers(context: StageContext, *models: Any) -> None:
     # Variants of one layer: four models, with gradients and without, adapters; beyond the limit a layer would quietly run uncompiled.
     allow_recompiles(64)
     keep_from_compiling()
+    keep_kernels_apart()
     for model in models:
         for layer in list_layers(model):
             layer.compile(dynamic=True)
