@@ -11,6 +11,7 @@ from tests.bench.table import describe_machine, format_spread, format_table, wri
 WORK = make_ppo_work("tiny", "half", quick=True) | {"ppo_epochs": 2}
 
 
+@pytest.mark.slow
 def test_a_worker_answers_each_go_with_one_update_and_the_report_shows_it(tmp_path):
     worker = Worker("ppo_worker", {"ppo": WORK, "precision": "float32", "compile": False}, threads=1)
     try:
@@ -35,6 +36,7 @@ def test_a_worker_answers_each_go_with_one_update_and_the_report_shows_it(tmp_pa
     assert (tmp_path / "some.json").exists()
 
 
+@pytest.mark.slow
 def test_a_worker_that_fails_tells_why():
     with pytest.raises(RuntimeError, match=r"(?s)ended with exit code 1.*KeyError: 'shapes'"):
         Worker("floor_worker", {"no": "shapes"}, threads=1)

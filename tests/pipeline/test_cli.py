@@ -48,6 +48,7 @@ def own_recipe_path(finished_run, tmp_path):
     return tmp_path / "own" / "recipe.yaml"
 
 
+@pytest.mark.slow
 def test_a_run_tells_each_stage_and_ends_with_a_summary(finished_run):
     lines, store = finished_run.process.stdout.splitlines(), finished_run.store
     assert lines[0] == "sft: runs, because no artifact yet"
@@ -64,6 +65,7 @@ def test_a_second_run_reuses_all_and_says_so(made, rlhf, recipe_path):
     assert done.stdout.splitlines()[:3] == [f"{stage}: reused {stage}@v1, nothing it depends on changed" for stage in ("sft", "rm", "ppo")]
 
 
+@pytest.mark.slow
 def test_plan_says_why(made, rlhf, recipe_path):
     done = rlhf("plan", recipe_path, "--set", "ppo.kl_coef=0.1")
     assert done.stdout.splitlines() == [
@@ -75,6 +77,7 @@ def test_plan_says_why(made, rlhf, recipe_path):
     assert [row["action"] for row in rows] == ["reuse", "run", "depends"]
 
 
+@pytest.mark.slow
 def test_reading_commands_have_json(made, rlhf):
     rows = json.loads(rlhf("ls", "--json").stdout)
     assert [row["ref"] for row in rows] == ["ppo@v1", "rm@v1", "sft@v1"]
@@ -102,6 +105,7 @@ def state_of(directory):
         ["plan", "demo"],
     ],
 )
+@pytest.mark.slow
 def test_a_reading_command_leaves_the_store_as_it_was(made, rlhf, tmp_path, recipe_path, arguments):
     left = tmp_path / "store" / ".staging" / "sft-dead"
     left.mkdir()
@@ -118,6 +122,7 @@ def test_a_run_removes_what_dead_writers_left_even_where_it_reuses_all(made, rlh
     assert list((tmp_path / "store" / ".staging").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_stage_is_run_with_what_it_needs_or_alone(rlhf, recipe_path, fake_stages):
     alone = rlhf("run", recipe_path, "--only", "rm")
     assert alone.returncode == 4
@@ -130,6 +135,7 @@ def test_a_stage_is_run_with_what_it_needs_or_alone(rlhf, recipe_path, fake_stag
     assert "sft: reused sft@v1" in forced.stdout
 
 
+@pytest.mark.slow
 def test_an_alias_names_a_version(made, rlhf):
     assert rlhf("alias", "ppo@v1", "best").stdout == "ppo@best -> ppo@v1\n"
     assert rlhf("show", "ppo@best").stdout.startswith("ppo@v1  ")
@@ -178,6 +184,7 @@ def test_what_a_model_says_does_not_steer_the_terminal(made, rlhf):
         (["alias", "ppo", "x"], 4, "no artifact of kind ppo"),
     ],
 )
+@pytest.mark.slow
 def test_a_mistake_is_told_without_traceback(rlhf, arguments, code, told):
     done = rlhf(*arguments)
     assert done.returncode == code
@@ -186,6 +193,7 @@ def test_a_mistake_is_told_without_traceback(rlhf, arguments, code, told):
     assert "\x1b" not in done.stderr
 
 
+@pytest.mark.slow
 def test_bad_data_is_told_with_every_line(rlhf, own_recipe_path):
     (own_recipe_path.parent / "prompts.jsonl").write_text('{"prompt": 3}\n{"prompt": ""}\n')
     for command in ("run", "plan", "check-data"):
@@ -195,6 +203,7 @@ def test_bad_data_is_told_with_every_line(rlhf, own_recipe_path):
         assert "prompts.jsonl:2: prompt: " in done.stderr
 
 
+@pytest.mark.slow
 def test_check_data_counts(rlhf, own_recipe_path, fake_stages):
     with (own_recipe_path.parent / "prompts.jsonl").open("a") as stream:
         stream.write('{"prompt": "question 1"}\n')
@@ -204,6 +213,7 @@ def test_check_data_counts(rlhf, own_recipe_path, fake_stages):
     assert "1 training records occur more than once" in rlhf("check-data", own_recipe_path).stdout
 
 
+@pytest.mark.slow
 def test_the_format_of_each_file_and_what_was_done_to_it_is_told(rlhf, own_recipe_path, fake_stages):
     directory = own_recipe_path.parent
     rows = [{"conversations": [{"from": "human", "value": f"question {i}"}, {"from": "gpt", "value": "x"}]} for i in range(8)]
@@ -220,6 +230,7 @@ def test_the_format_of_each_file_and_what_was_done_to_it_is_told(rlhf, own_recip
     assert "comparisons: " not in told  # in our own columns: nothing to tell
 
 
+@pytest.mark.slow
 def test_format_and_columns_can_be_set_beside_a_path_given_as_text(rlhf, own_recipe_path, fake_stages):
     (own_recipe_path.parent / "prompts.jsonl").write_text('{"question": "a"}\n{"question": "b"}\n')
     assert rlhf("check-data", own_recipe_path, "--set", "data.prompts.train.columns.prompt=question").returncode == 0
@@ -229,6 +240,7 @@ def test_format_and_columns_can_be_set_beside_a_path_given_as_text(rlhf, own_rec
     assert "'sharegpt'" in rlhf("check-data", own_recipe_path, "--set", "data.prompts.train.format=share").stderr
 
 
+@pytest.mark.slow
 def test_a_failing_stage_ends_with_its_last_lines_and_the_path_of_its_log(rlhf, recipe_path, fake_stages, tmp_path):
     done = rlhf("run", recipe_path, FAKE_SFT="fail:5")
     assert done.returncode == 5
@@ -239,6 +251,7 @@ def test_a_failing_stage_ends_with_its_last_lines_and_the_path_of_its_log(rlhf, 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.slow
 def test_an_interrupted_run_says_how_to_go_on(recipe_path, fake_stages, tmp_path, number):
     store = tmp_path / "store"
     process = subprocess.Popen(
@@ -259,6 +272,7 @@ def test_an_interrupted_run_says_how_to_go_on(recipe_path, fake_stages, tmp_path
     assert "Traceback" not in told
 
 
+@pytest.mark.slow
 def test_config_is_the_resolved_recipe(rlhf, recipe_path):
     shown = json.loads(rlhf("config", recipe_path, "--set", "ppo.kl_coef=1e-1", "--json").stdout)
     assert shown["ppo"]["kl_coef"] == 0.1
@@ -274,6 +288,7 @@ def test_a_pipe_that_closes_early_is_no_error(made, rlhf, tmp_path):
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_does_not_end_a_training(recipe_path, fake_stages, tmp_path):
     store = tmp_path / "store"
     command = f"{' '.join(RLHF)} run {recipe_path} --store {store} --set seed=99 | head -1; exit ${{PIPESTATUS[0]}}"
@@ -283,6 +298,7 @@ def test_a_reader_that_goes_away_does_not_end_a_training(recipe_path, fake_stage
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["ls"], ["plan"], ["plan", "RECIPE"], ["show", "ppo"], ["verify"]])
+@pytest.mark.slow
 def test_reading_commands_import_no_torch(made, tmp_path, recipe_path, arguments):
     arguments = [str(recipe_path) if word == "RECIPE" else word for word in arguments]
     program = (
@@ -338,12 +354,14 @@ def rlhf_in_ascii(made, rlhf, own_recipe_path, tmp_path):
         (["run", "--help"], "RECIPE"),
     ],
 )
+@pytest.mark.slow
 def test_an_ascii_terminal_gets_escapes(rlhf_in_ascii, fake_stages, arguments, told):
     done = rlhf_in_ascii(*arguments)
     assert done.returncode == 0, done.stderr
     assert told in done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_in_an_ascii_terminal_gets_escapes_and_its_stages_the_right_paths(rlhf_in_ascii, fake_stages):
     done = rlhf_in_ascii("run", "RECIPE", "--until", "sft", "--set", "seed=99")
     assert done.returncode == 0, done.stderr
@@ -360,11 +378,13 @@ def test_a_run_in_an_ascii_terminal_gets_escapes_and_its_stages_the_right_paths(
         (["plan", "RECIPE", "--set", "größe=1"], 2, "needed key=value"),
     ],
 )
+@pytest.mark.slow
 def test_a_mistake_in_an_ascii_terminal_is_told_with_escapes(rlhf_in_ascii, arguments, code, told):
     done = rlhf_in_ascii(*arguments)
     assert (done.returncode, told in done.stderr) == (code, True), done.stderr
 
 
+@pytest.mark.slow
 def test_names_that_are_no_text_are_told_as_bytes(rlhf, own_recipe_path, tmp_path):
     odd = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9\nx")
     own_recipe_path.parent.rename(odd)

@@ -66,6 +66,7 @@ def bring_up(store, recipe_path, fake_stages):
     return bring_up
 
 
+@pytest.mark.slow
 def test_a_run_publishes_all_stages_and_the_next_one_reuses_them(bring_up, store):
     assert bring_up() == [
         "read",
@@ -75,6 +76,7 @@ def test_a_run_publishes_all_stages_and_the_next_one_reuses_them(bring_up, store
     assert all(store.verify(ref) == [] for ref in store.refs())
 
 
+@pytest.mark.slow
 def test_bad_lines_that_were_skipped_are_named_in_the_artifacts_that_read_the_data(bring_up, store, recipe_path):
     with (recipe_path.parent / "prompts.jsonl").open("a") as stream:
         stream.write('{"prompt": 3}\n{"prompt": "", "prompt": ""}\n')
@@ -98,6 +100,7 @@ def test_the_same_records_in_another_format_are_no_reason_to_run_again(bring_up,
     assert bring_up() == ["read", *(f"{stage} reused {stage}@v1" for stage in STAGES)]
 
 
+@pytest.mark.slow
 def test_a_changed_setting_reruns_from_there(bring_up):
     bring_up()
     assert bring_up("ppo.kl_coef=0.1") == [
@@ -110,6 +113,7 @@ def test_a_changed_setting_reruns_from_there(bring_up):
     assert "ppo reused ppo@v1" in bring_up()
 
 
+@pytest.mark.slow
 def test_a_stage_that_makes_the_same_again_stops_the_rerun(bring_up, monkeypatch):
     monkeypatch.setenv("FAKE_SFT", "same")
     bring_up()
@@ -122,6 +126,7 @@ def test_a_stage_that_makes_the_same_again_stops_the_rerun(bring_up, monkeypatch
     ]
 
 
+@pytest.mark.slow
 def test_the_manifest_says_from_what_and_how_it_was_made(bring_up, store, recipe_path):
     bring_up()
     manifest = store.get("ppo").manifest
@@ -138,6 +143,7 @@ def test_the_manifest_says_from_what_and_how_it_was_made(bring_up, store, recipe
     assert names == {"model/model.safetensors", "samples.jsonl", "result.json", "log.txt", "config.yaml"}
 
 
+@pytest.mark.slow
 def test_the_resolved_recipe_in_an_artifact_makes_the_same_again(bring_up, store, recipe_path):
     bring_up("ppo.kl_coef=0.2")
     again = load_recipe(store.get("ppo").path / "config.yaml")
@@ -153,6 +159,7 @@ def test_a_stage_is_given_the_models_and_data_of_the_contract(bring_up, store, r
     assert spec["models"] == {"base": str(recipe_path.parent / "base")}
 
 
+@pytest.mark.slow
 def test_a_failing_stage_publishes_nothing_and_tells_why(bring_up, store, monkeypatch):
     monkeypatch.setenv("FAKE_RM", "fail:3")
     with pytest.raises(StageFailed, match=r"^rm: the loss is nan$") as caught:
@@ -284,6 +291,7 @@ def test_the_store_may_move(bring_up, store, tmp_path, recipe_path):
     assert view.told == ["read", *(f"{stage} reused {stage}@v1" for stage in STAGES)], moved
 
 
+@pytest.mark.slow
 def test_with_a_pretrain_block_sft_starts_from_what_that_stage_leaves(bring_up, store, pretraining):
     told = bring_up(*pretraining)
     assert [line.split()[0] for line in told if "published" in line] == ["pretrain", *STAGES]
@@ -299,6 +307,7 @@ def write_judge(recipe_path, body):
     (recipe_path.parent / "myjudge.py").write_text(f"def judge(prompt, response, finished):\n    {body}\n")
 
 
+@pytest.mark.slow
 def test_a_judge_beside_the_recipe_is_asked_about_a_record_of_each_kind_before_anything_trains(bring_up, recipe_path, tmp_path):
     write_judge(recipe_path, f"open({str(tmp_path / 'asked')!r}, 'a').write(repr((prompt, response)) + chr(10)); return 0.5")
     bring_up("judge=myjudge:judge", run=("rm", "sft"))
@@ -310,6 +319,7 @@ def test_a_judge_beside_the_recipe_is_asked_about_a_record_of_each_kind_before_a
     assert len((tmp_path / "asked").read_text().splitlines()) == 3  # nothing runs
 
 
+@pytest.mark.slow
 def test_a_judge_that_fails_ends_a_run_before_the_first_stage_even_one_that_does_not_ask_it(bring_up, recipe_path, store):
     bring_up(run=("sft",))
     write_judge(recipe_path, "return {'score': 'good'}")

@@ -34,6 +34,7 @@ def make(tmp_path, base_model_dir, store, warm_start, monkeypatch):
     return make
 
 
+@pytest.mark.slow
 def test_ids_of_all_kinds_are_made_once_and_losses_are_told(make, store):
     demonstrations = [{"prompt": f"Where is {i}?", "completion": "It is here. " * (9 if i == 3 else 1)} for i in range(9)]
     counts, events, recipe = make(demonstrations, max_response_tokens=12)
@@ -60,6 +61,7 @@ def test_ids_of_all_kinds_are_made_once_and_losses_are_told(make, store):
     assert make(demonstrations, max_response_tokens=12)[1] != []
 
 
+@pytest.mark.slow
 def test_data_that_cannot_be_held_out_is_told_with_its_file_and_mended_data_is_taken(make, store):
     with pytest.raises(DataError, match=r"demonstrations\.jsonl: data\.demonstrations\.eval: found fewer than two prompts"):
         make([{"prompt": "a", "completion": "b"}])

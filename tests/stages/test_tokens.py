@@ -57,6 +57,7 @@ def make_spec(directory, base, sources):
     )
 
 
+@pytest.mark.slow
 def test_the_program_makes_by_several_processes_what_one_makes(tmp_path, demo_dir, base_model_dir, tokenizer, warm_start):
     sources = {}
     for kind in ("demonstrations", "comparisons"):

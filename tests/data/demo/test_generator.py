@@ -23,6 +23,7 @@ def rows():
     return build(seed=7)
 
 
+@pytest.mark.slow
 def test_sizes_are_the_measured_ones(rows):
     assert {name: len(part) for name, part in rows.items()} == {
         "demonstrations.train": 2000,
@@ -57,6 +58,7 @@ PRINTS = {
 }
 
 
+@pytest.mark.slow
 def test_records_of_a_seed_stay_what_they_were(demo_dir, source):
     # The learning bands were measured on this distribution: a change here needs them measured again, and DEMO_VERSION raised.
     prints = {

@@ -40,6 +40,7 @@ def plain_allocator(monkeypatch):
 
 
 @pytest.mark.usefixtures("plain_allocator")
+@pytest.mark.slow
 def test_a_stage_keeps_the_memory_of_its_tensors_unless_the_user_sets_the_allocator(run_script, tmp_path, monkeypatch):
     if not allocator_settings():
         pytest.skip("the settings are those of glibc from 2.35 on")

@@ -144,6 +144,7 @@ def test_a_closed_terminal_lets_the_stage_save(run_script, tmp_path):
     assert error.last_lines[-1] == "saved"
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_a_stage_that_does_not_want_to(run_script, tmp_path):
     source = """
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -170,6 +171,7 @@ def test_our_own_signal_handlers_come_back(run_script):
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
+@pytest.mark.slow
 def test_a_signal_to_a_stage_that_ends_well_all_the_same_is_told(run_script, tmp_path):
     source = """
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

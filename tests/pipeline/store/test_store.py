@@ -284,6 +284,7 @@ def opened(monkeypatch):
     return paths
 
 
+@pytest.mark.slow
 def test_a_long_and_wide_lineage_reads_each_manifest_once_for_each_child(store, publish, opened):
     last = publish(store, "sft")
     for _ in range(100):

@@ -149,6 +149,7 @@ def test_models_that_share_weights_share_the_4_bits_and_their_scales(quantized):
         assert layer.weight is its_twin.weight and layer.weight.quant_state is its_twin.weight.quant_state
 
 
+@pytest.mark.slow
 def test_sft_learns_on_4_bits_and_its_adapter_opens_without_them(run, make_spec, base_model_dir):
     settings = {"learning_rate": 5e-3, "warmup_steps": 0, "epochs": 3, "log_every": 1, "eval_samples": 0, "save_every": 100}
     spec = make_spec("sft", lora=QLORA | {"merge": True}, **settings)
@@ -195,6 +196,7 @@ class Killed(BaseException):
         ("ppo", {"iterations": 2, "eval_samples": 2}),
     ],
 )
+@pytest.mark.slow
 def test_a_resumed_run_leaves_the_weights_of_a_straight_one(run, make_spec, name, settings):
     straight, killed = (make_spec(name, tag=tag, lora=QLORA, **settings | {"save_every": 1}) for tag in ("straight", "killed"))
     result, trained = run(straight)

@@ -66,6 +66,7 @@ def test_minibatches_and_accumulation_together_make_one_optimizer_step_per_minib
     assert count_optimizer_steps(trainer) == 2 * 16 / minibatch_size
 
 
+@pytest.mark.slow
 def test_the_end_of_the_prompts_forces_no_optimizer_step(make_trainer):
     """Seen: in the rollout that used the last prompt, every micro-batch made a step."""
     trainer = make_trainer(prompts=32, **ONE_BY_ONE)  # every second rollout ends a pass

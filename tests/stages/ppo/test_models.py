@@ -77,6 +77,7 @@ def test_adapters_of_policy_and_critic_learn_in_float32_and_nothing_else(load):
 
 
 @pytest.mark.parametrize("hardware", [{}, {"hardware": BFLOAT16}], ids=["float32", "bfloat16"])
+@pytest.mark.slow
 def test_sharing_changes_no_number(run, reward_adapter_dir, hardware):
     runs = []
     for shares in (True, False):
@@ -102,6 +103,7 @@ def test_the_critic_starts_as_the_reward_model(load, tiny):
     torch.testing.assert_close(values, scores, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_leaves_the_reward_models_adapter_as_it_was(run, reward_adapter_dir):
     _, _, trainer = run(models={"rm": reward_adapter_dir}, lora=LORA, learning_rate=1e-2, critic_learning_rate=1e-2)
     saved = load_file(reward_adapter_dir / "adapter_model.safetensors")
@@ -109,6 +111,7 @@ def test_training_leaves_the_reward_models_adapter_as_it_was(run, reward_adapter
     assert all(torch.equal(saved[name], value) for name, value in found.items()) and len(found) == 4 * 7 * 2
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_recomputes_each_model_with_its_own_adapters(run, reward_adapter_dir, tiny):
     weights = []
     for flag in (False, True):
@@ -184,6 +187,7 @@ def test_a_full_reward_model_is_held_in_4_bits_too_its_head_is_not(load, reward_
 
 
 @pytest.mark.parametrize(("shares", "hardware"), [(True, {}), (False, {}), (True, {"hardware": BFLOAT16})])
+@pytest.mark.slow
 def test_on_4_bits_the_ratio_starts_at_one_and_the_kl_at_zero(run, reward_adapter_dir, base_model_dir, hardware, shares):
     settings = {"lora": QLORA, "share_weights": shares, "learning_rate": 1e-2, "iterations": 1, "eval_samples": 2, **hardware}
     spec, result, trainer = run(models={"rm": reward_adapter_dir}, **settings)

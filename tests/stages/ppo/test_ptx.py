@@ -72,6 +72,7 @@ def test_with_the_coefficient_at_zero_nothing_is_drawn_and_nothing_changes(tiny,
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+@pytest.mark.slow
 def test_the_likelihood_of_the_demonstrations_rises_and_in_a_critic_warm_up_none_is_drawn(tiny, make_trainer):
     trainer = make_trainer(demonstrations=tiny.demonstrations(), ptx_coef=5.0, critic_warmup_iterations=1, ptx_batch_size=6)
     rows = [trainer.step() for _ in range(8)]

@@ -18,6 +18,7 @@ def metric_rows(spec):
     return [json.loads(line) for line in (spec.checkpoint_dir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_the_artifact_opens_without_our_code_and_gives_the_same_logits(run):
     spec, result, trainer = run()
     model = AutoModelForCausalLM.from_pretrained(spec.output_dir / "model", dtype=torch.float32, attn_implementation="eager").eval()
@@ -29,6 +30,7 @@ def test_the_artifact_opens_without_our_code_and_gives_the_same_logits(run):
     assert result.counts["prompts"] == 48
 
 
+@pytest.mark.slow
 def test_score_and_kl_are_told_together_from_the_sft_policy_to_the_end(run):
     spec, result, _ = run()
     rows = metric_rows(spec)
@@ -43,12 +45,14 @@ def test_score_and_kl_are_told_together_from_the_sft_policy_to_the_end(run):
     assert {"prompt", "response", "score", "kl", "finished", "judge_score"} <= samples[0].keys()
 
 
+@pytest.mark.slow
 def test_evaluating_does_not_change_the_training(run):
     specs = [run(tag=f"every{every}", eval_every=every)[0] for every in (1, 5)]
     weights = [load_file(spec.output_dir / "model" / "model.safetensors") for spec in specs]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+@pytest.mark.slow
 def test_with_ema_decay_the_published_model_is_the_average_and_the_metrics_say_so(run):
     spec, result, trainer = run(ema_decay=0.8, learning_rate=1e-2)
     published = AutoModelForCausalLM.from_pretrained(spec.output_dir / "model", dtype=torch.float32).state_dict()
@@ -69,11 +73,13 @@ def test_with_ema_decay_the_published_model_is_the_average_and_the_metrics_say_s
     assert {row["way"] for row in samples} == {"sampled", "ema_sampled", "greedy", "ema_greedy"}
 
 
+@pytest.mark.slow
 def test_averaging_and_evaluating_the_average_leave_the_training_as_it_was(run):
     live = [run(tag=f"ema{decay}", ema_decay=decay)[2].actor.module.state_dict() for decay in (None, 0.8)]
     assert all(torch.equal(live[0][name], live[1][name]) for name in live[0])
 
 
+@pytest.mark.slow
 def test_with_lora_the_average_is_one_of_the_adapter_and_merged_too(run, base_model_dir):
     spec, _, trainer = run(ema_decay=0.5, lora=LoRASettings(rank=4, merge=True), learning_rate=1e-2)
     adapter = load_file(spec.output_dir / "model" / "adapter_model.safetensors")
@@ -88,6 +94,7 @@ def test_with_lora_the_average_is_one_of_the_adapter_and_merged_too(run, base_mo
     torch.testing.assert_close(merged[f"{name}.weight"], base[f"{name}.weight"] + scale * update)
 
 
+@pytest.mark.slow
 def test_with_lora_adapters_and_the_critics_head_learn_and_nothing_else(run, base_model_dir):
     spec, result, trainer = run(lora=LoRASettings(rank=4, dropout=0.3, merge=True), learning_rate=1e-2)
     assert result.metrics["val/ratio_start_deviation"] < 1e-5  # dropout asked for, and not used
@@ -105,6 +112,7 @@ def test_with_lora_adapters_and_the_critics_head_learn_and_nothing_else(run, bas
     assert moved and all("proj" in name for name in moved)
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_nothing_but_memory(run):
     weights = []
     for flag in (False, True):
@@ -165,6 +173,7 @@ def test_more_tokens_than_the_model_has_positions_for_are_refused(run):
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_result_writes_each_metric_row_once(run, make_stage):
     spec, result, _ = run()
     again = main(StageContext(spec))  # the checkpoint of the last iteration is there: only the evaluation is done again
@@ -185,6 +194,7 @@ def test_a_size_of_demonstrations_that_nothing_uses_is_told(run):
     assert "ppo.ptx_batch_size = 4 is not used: ppo.ptx_coef is 0" in spec.events_path.read_text()
 
 
+@pytest.mark.slow
 def test_with_ptx_data_the_likelihood_of_texts_is_mixed_in(run):
     spec, result, trainer = run(ptx_coef=1.0, ptx_data="texts")
     assert result.counts["ptx_texts"] == result.counts["ptx_texts_used"] == 48
@@ -195,6 +205,7 @@ def test_with_ptx_data_the_likelihood_of_texts_is_mixed_in(run):
     assert all(row["loss/ptx"] > 0 for row in metric_rows(spec)[1:])
 
 
+@pytest.mark.slow
 def test_a_judge_that_fails_late_costs_its_figures_and_not_the_model(run, tmp_path, monkeypatch):
     (tmp_path / "tiring.py").write_text(
         "calls = 0\ndef judge(prompt, response, finished):\n    global calls\n    calls += 1\n    return 1.0 if calls < 7 else calls.gold\n"

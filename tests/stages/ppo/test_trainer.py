@@ -143,6 +143,7 @@ def test_a_loss_that_is_not_finite_stops_the_stage_by_name(make_trainer):
         {"ema_decay": 0.9, "ptx_coef": 0.5, "ptx_batch_size": 3, "critic_warmup_iterations": 1},
     ],
 )
+@pytest.mark.slow
 def test_a_resumed_run_equals_a_straight_one_to_the_last_bit(make_trainer, tiny, tmp_path, changes):
     changes = changes | {"demonstrations": tiny.demonstrations()}
     straight = make_trainer(**changes)

@@ -108,6 +108,7 @@ def test_logprobs_equal_those_of_a_plain_forward(architecture, attention):
         torch.testing.assert_close(torch.tensor(response.logprobs), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_response_depends_on_seed_and_prompt_and_not_on_the_rows_beside_it():
     model, prompts = make_model(stop_bias=1.0), make_prompts(40)
     together = ids_of(generate(model, prompts))

@@ -122,6 +122,7 @@ def last_gradients(trainer):
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 2])
+@pytest.mark.slow
 def test_sft_accumulation_8x1_equals_1x8(context, base_model_dir, tokenizer, micro_batch_size):
     generator = torch.Generator().manual_seed(2)
     pairs = pairs_of(generator, 8, tokenizer)
@@ -133,6 +134,7 @@ def test_sft_accumulation_8x1_equals_1x8(context, base_model_dir, tokenizer, mic
     assert torch.allclose(found[0], found[1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_rm_accumulation_8x1_equals_1x8(context, base_model_dir, tokenizer):
     generator = torch.Generator().manual_seed(3)
     comparisons = []
@@ -149,6 +151,7 @@ def test_rm_accumulation_8x1_equals_1x8(context, base_model_dir, tokenizer):
 
 
 @pytest.mark.parametrize(("limit", "packing"), [(None, False), (1, False), (None, True)])
+@pytest.mark.slow
 def test_sft_without_padding_gives_the_loss_and_gradients_of_trls_batches(context, base_model_dir, tokenizer, monkeypatch, limit, packing):
     """`limit`: with few logits allowed at a time, TRL's tiles compute them."""
     if limit is not None:
