@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from data.tokens import EncodedPair
 from stages.models.adapters import apply_lora, find_backbone, require_adapter_base
 from stages.models.compiling import compile_layers
 from stages.models.forward import note_padding
+from stages.models.logprobs import compute_token_logprobs
+from stages.models.packing import pack, split_by_tokens
 from stages.models.policy import load_policy
 from stages.models.precision import autocast
 from stages.models.special_tokens import grow_embeddings
@@ -19,10 +20,9 @@ from stages.process.context import StageContext
 from stages.process.engine import choose_engine
 from stages.process.errors import StageError
 from stages.settings import PretrainSettings, SFTSettings
-from stages.trl.sft import IGNORED_LABEL
 
-_EVAL_BATCH = 32
-_MAX_EVAL_LOGITS = 2**28  # 1 GB in float32; 32 demonstrations of 1536 tokens and 128,256 words of vocabulary would be 25
+_FEW = 32
+_EVAL_TOKENS = 4096  # of a row in evaluation
 
 
 def load_learner(context: StageContext, settings: PretrainSettings | SFTSettings, tokenizer: Any | None = None) -> Any:
@@ -49,9 +49,7 @@ def load_learner(context: StageContext, settings: PretrainSettings | SFTSettings
     return model
 
 
-def measure_loss(
-    context: StageContext, model: Any, held_out: Sequence[EncodedPair], train: Sequence[EncodedPair], pad_token_id: int
-) -> float:
+def measure_loss(context: StageContext, model: Any, held_out: Sequence[EncodedPair], train: Sequence[EncodedPair]) -> float:
     """Measure the trained model's held-out loss; where nothing is held out, that of a few training pairs.
 
     A loss above that of a model which knows nothing is noted.
@@ -59,7 +57,7 @@ def measure_loss(
     Raises:
         StageError: it is not finite.
     """
-    loss = heldout_loss(model, held_out or train[:_EVAL_BATCH], pad_token_id)
+    loss = heldout_loss(model, held_out or train[:_FEW])
     of_chance = math.log(model.config.get_text_config().vocab_size)
     remedy = f"lower {context.spec.stage}.learning_rate"
     if not math.isfinite(loss):
@@ -70,27 +68,22 @@ def measure_loss(
 
 
 @torch.no_grad()
-def heldout_loss(model: Any, pairs: Sequence[EncodedPair], pad_token_id: int) -> float:
+def heldout_loss(model: Any, pairs: Sequence[EncodedPair]) -> float:
     """Mean negative log-likelihood per held-out response token, in nats; every token weighs alike, whatever its batch."""
     model.eval()
     device = next(model.parameters()).device
-    total, tokens = 0.0, 0
-    longest = max(len(pair.prompt_ids) + len(pair.response_ids) for pair in pairs)
-    vocab_size = model.config.get_text_config().vocab_size
-    batch_size = max(1, min(_EVAL_BATCH, _MAX_EVAL_LOGITS // (longest * vocab_size)))
-    for start in range(0, len(pairs), batch_size):
-        batch = pairs[start : start + batch_size]
-        width = max(len(pair.prompt_ids) + len(pair.response_ids) for pair in batch)
-        ids_BT = torch.full((len(batch), width), pad_token_id)
-        labels_BT = torch.full((len(batch), width), IGNORED_LABEL)
-        for row, pair in enumerate(batch):
-            ids = pair.prompt_ids + pair.response_ids
-            ids_BT[row, : len(ids)] = torch.tensor(ids)
-            labels_BT[row, len(pair.prompt_ids) : len(ids)] = torch.tensor(pair.response_ids)
-        # Right padding under a causal mask: no real token sees a pad, so no attention mask is needed.
-        with autocast(find_backbone(model), device):
-            logits_BTV = model(input_ids=ids_BT.to(device)).logits[:, :-1]
-        targets_BT = labels_BT[:, 1:].to(device)
-        total += F.cross_entropy(logits_BTV.float().flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORED_LABEL, reduction="sum").item()
-        tokens += int((targets_BT != IGNORED_LABEL).sum())
-    return total / tokens
+    total, num_tokens = 0.0, 0
+    for run in split_by_tokens((len(pair.prompt_ids) + len(pair.response_ids) for pair in pairs), _EVAL_TOKENS):
+        batch = pairs[run]
+        row = pack([pair.prompt_ids + pair.response_ids for pair in batch], device=device)
+        is_target_N = torch.zeros(len(row.ids_N), dtype=torch.bool)
+        for pair, start in zip(batch, row.starts_D.tolist(), strict=True):
+            # Nothing precedes a document's first token, so nothing can predict it.
+            is_target_N[start + max(len(pair.prompt_ids), 1) : start + len(pair.prompt_ids) + len(pair.response_ids)] = True
+        predictors_K = is_target_N.nonzero()[:, 0].to(device) - 1
+        if len(predictors_K):
+            with autocast(find_backbone(model), device):
+                logprobs_K, _ = compute_token_logprobs(model, row, predictors_K, 1.0, all_rows=True)
+            total -= logprobs_K.double().sum().item()
+            num_tokens += len(predictors_K)
+    return total / num_tokens

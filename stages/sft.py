@@ -50,7 +50,7 @@ def main(context: StageContext) -> StageResult:
     quiet(find_model(model))  # TRL has switched a mixture's routers on
     with whole_model(trainer) as model:
         metrics: dict[str, float] = {}
-        loss = measure_loss(context, model, held_out, pairs, tokenizer.pad_token_id)
+        loss = measure_loss(context, model, held_out, pairs)
         if held_out:
             metrics["eval/loss"] = loss
             metrics |= _answer_held_out(context, model, tokenizer, judge, held_out_demonstrations.prompts[: settings.eval_samples])

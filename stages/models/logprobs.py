@@ -56,7 +56,13 @@ _MAX_LOGITS = 2**24  # logits held at a time (64 MB in float32); beyond it the h
 
 
 def compute_token_logprobs(
-    policy: Any, row: PackedRow, predictors_K: Tensor, temperature: float, with_entropies: bool = False
+    policy: Any,
+    row: PackedRow,
+    predictors_K: Tensor,
+    temperature: float,
+    with_entropies: bool = False,
+    *,
+    all_rows: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Compute what the policy says of each response token, in float32.
 
@@ -68,6 +74,7 @@ def compute_token_logprobs(
         predictors_K: index in the row of the token before each response token.
         temperature: divides the logits.
         with_entropies: compute them too.
+        all_rows: of the vocabulary, those that stand for no token too (see `get_num_tokens`), as the loss of training has them.
 
     Returns:
         (logprobs_K, entropies_K of the distribution that each token was drawn from, without a gradient; None where not asked for).
@@ -78,7 +85,7 @@ def compute_token_logprobs(
     targets_K = row.ids_N[predictors_K + 1]
     model = find_model(policy)
     head = functools.partial(compute_logits, model, own_head=ways_of(model).own_head)
-    vocab_size = get_num_tokens(policy)
+    vocab_size = None if all_rows else get_num_tokens(policy)
     size = max(1, _MAX_LOGITS // model.config.get_text_config().vocab_size)
     recompute = torch.is_grad_enabled() and len(targets_K) > size
     logprobs: list[Tensor] = []

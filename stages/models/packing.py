@@ -9,7 +9,7 @@ Axes: N tokens of the row (its filling included), D documents; in a group of G d
 and K the longest with what it continues.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,6 +111,21 @@ def lay_out(ids_N: Tensor, lengths_D: Tensor, parents_D: Tensor | None = None) -
         num_places += real_GQ.numel()
         groups.append(group)
     return _move(PackedRow(ids_N, positions_N, starts_D, lengths_D, parents_D, groups, places_N), ids_N.device)
+
+
+def split_by_tokens(lengths: Iterable[int], max_tokens: int, max_items: int | None = None) -> Iterator[slice]:
+    """Split items, in their order, into runs of at most so many tokens and items each; one that is longer stands alone.
+
+    `split_by_tokens([3, 4, 9, 2], 8)` yields 0:2, 2:3 and 3:4.
+    """
+    start, end, total = 0, -1, 0
+    for end, length in enumerate(lengths):
+        if end > start and (total + length > max_tokens or end - start == max_items):
+            yield slice(start, end)
+            start, total = end, 0
+        total += length
+    if end >= 0:
+        yield slice(start, end + 1)
 
 
 def count_filling(num_tokens: int) -> int:

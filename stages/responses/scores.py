@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.models.packing import PackedRow, list_documents, pack
+from stages.models.packing import PackedRow, list_documents, pack, split_by_tokens
 from stages.models.reward_model import compute_scores
 from stages.responses.rollout import Rollout
 
-_RANKING_BATCH = 32  # prompts with all their answers
+_RANKING_BATCH, _RANKING_TOKENS = 32, 16_384  # of a forward: prompts with all their answers, and their tokens
 
 
 class Scorer(nn.Module):
@@ -52,7 +52,8 @@ def score_rankings(model: Any, rankings: Sequence[tuple[list[int], Sequence[list
     model.eval()
     device = next(model.parameters()).device
     scores: list[Tensor] = []
-    for start in range(0, len(rankings), _RANKING_BATCH):
-        row = pack(*list_documents(rankings[start : start + _RANKING_BATCH]), device)
+    lengths = [len(prompt) + sum(map(len, responses)) for prompt, responses in rankings]
+    for run in split_by_tokens(lengths, _RANKING_TOKENS, _RANKING_BATCH):
+        row = pack(*list_documents(rankings[run]), device)
         scores.append(compute_scores(model, row)[row.parents_D >= 0].cpu())
     return torch.cat(scores)

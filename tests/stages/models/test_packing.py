@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from stages.models.forward import compute_hidden_states, is_packed
-from stages.models.packing import list_documents, pack
+from stages.models.packing import list_documents, pack, split_by_tokens
 from stages.models.probe import enable_packing
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.3}
@@ -215,3 +215,18 @@ def test_shapes_recur_and_hold_little_padding():
         padded, real = padded + sum(group.queries_GQ.numel() for group in row.groups), real + sum(lengths)
     assert len(shapes) < 30
     assert padded < 1.35 * real
+
+
+@pytest.mark.parametrize(
+    ("lengths", "limits", "expected"),
+    [
+        ([3, 4, 9, 2], (8, None), [[3, 4], [9], [2]]),
+        ([4, 4, 1], (8, None), [[4, 4], [1]]),
+        ([1, 1, 1, 1, 1], (8, 2), [[1, 1], [1, 1], [1]]),
+        ([20], (8, None), [[20]]),
+        ([0, 0], (8, None), [[0, 0]]),
+        ([], (8, None), []),
+    ],
+)
+def test_items_are_split_by_their_tokens(lengths, limits, expected):
+    assert [lengths[run] for run in split_by_tokens(iter(lengths), *limits)] == expected

@@ -180,7 +180,7 @@ def test_sft_learns_on_4_bits_and_its_adapter_opens_without_them(run, make_spec,
     tokenizer = load_tokenizer(str(base_model_dir))
     held_out = load_records(spec.data["demonstrations"].eval, "demonstrations")
     pairs, _ = encode_demonstrations(tokenizer, held_out, (96, 64))
-    loss = heldout_loss(plain, pairs, tokenizer.pad_token_id)
+    loss = heldout_loss(plain, pairs)
     assert loss == pytest.approx(result.metrics["eval/loss"], abs=0.3) and loss < losses[0] - 1.0
 
 
