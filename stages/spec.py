@@ -84,7 +84,7 @@ STAGES: dict[StageName, Stage] = {
         PPOSettings,
         models={"sft": "sft", "rm": "rm"},
         data=("prompts",),
-        version=4,
+        version=5,
         memory_keys="ppo.max_tokens_per_microbatch or ppo.rollout_micro_batch_size",
     ),
 }

@@ -310,3 +310,11 @@ def test_texts_are_an_input_of_ppo_where_it_mixes_them_in(store, recipe_path, pr
         "run",
         ['ppo.ptx_data changed null -> "texts"', "data.demonstrations changed", "data.texts changed"],
     )
+
+
+def test_a_stage_of_an_older_version_runs_again_and_says_so(planned, publish_all, monkeypatch):
+    row = spec.STAGES["ppo"]
+    monkeypatch.setitem(spec.STAGES, "ppo", replace(row, version=row.version - 1))
+    publish_all()
+    monkeypatch.setitem(spec.STAGES, "ppo", row)
+    assert planned() == {"sft": REUSED, "rm": REUSED, "ppo": ("run", ["the stage's code changed (version 4 -> 5)"])}
