@@ -37,10 +37,15 @@ def try_judge(recipe: Recipe, inputs: Inputs, stages: Sequence[StageName]) -> No
             command, input=json.dumps(samples), env=environment, capture_output=True, encoding="utf-8", errors="replace", timeout=_LIMIT_S
         )
     except subprocess.TimeoutExpired:
-        raise ConfigError([f"judge: {recipe.judge} gave no answer within {_LIMIT_S:.0f} s to one sample; make it faster"]) from None
+        raise _refusal(recipe, f"judge: {recipe.judge} gave no answer within {_LIMIT_S:.0f} s to one sample; make it faster") from None
     if done.returncode != EXIT_OK:
         said = [line for line in done.stderr.splitlines() if line.strip()]
-        raise ConfigError([clean(said[-1]) if said else f"judge: {recipe.judge} ended its process with exit code {done.returncode}"])
+        raise _refusal(recipe, clean(said[-1]) if said else f"judge: {recipe.judge} ended its process with exit code {done.returncode}")
+
+
+def _refusal(recipe: Recipe, message: str) -> ConfigError:
+    """Make the error, with the line of the recipe that names the judge."""
+    return ConfigError([f"{recipe.place('judge')}: {message}"])
 
 
 def _take_sample(inputs: Inputs, kind: RecordKind, skip_bad: int) -> tuple[str, str]:

@@ -69,7 +69,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), stages: Iterable[Stag
     if unusable := list(resolve_paths(document, path.absolute().parent)):
         raise ConfigError([*problems, *unusable])
     try:
-        recipe = Recipe.model_validate(document.values, strict=True)
+        recipe = Recipe.model_validate(document.values, strict=True, context=document)
     except ValidationError as error:
         raise ConfigError([*problems, *explain(error.errors(), document)]) from None
     problems += check_recipe(recipe, document, tuple(stage for stage in stages if stage in recipe.stages), to_run=to_run)

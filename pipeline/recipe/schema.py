@@ -1,15 +1,24 @@
 """What a recipe can say: one closed model over the stages' settings. Torch-free."""
 
 import re
+from dataclasses import dataclass, field
 from typing import Any, cast
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
+from pipeline.recipe.yaml_lines import Document
 from stages.blocks import Closed, HardwareSettings, TokenSettings
 from stages.settings import PPOSettings, PretrainSettings, RMSettings, SFTSettings, StageSettings
 from stages.spec import STAGES, DataSplits, StageName
 
 DEMO_PATTERN = re.compile(r"demo(?:@(?P<seed>[0-9]{1,9}))?(?::(?P<kind>demonstrations|comparisons|prompts)\.(?P<split>train|eval))?")
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """The document that a recipe was read from; recipes that say the same are equal wherever they were read."""
+
+    document: Document | None = field(default=None, compare=False)
 
 
 class RecipeData(Closed):
@@ -56,6 +65,17 @@ class Recipe(Closed):
     store: str = Field(
         "store", description="Directory of artifacts and runs; `--store` overrides it. Default: `store` in the working directory."
     )
+
+    _origin: _Origin = PrivateAttr(default=_Origin())
+
+    def model_post_init(self, context: Any) -> None:
+        """Keep the document that it was read from, given as validation context."""
+        self._origin = _Origin(context if isinstance(context, Document) else None)
+
+    def place(self, key: str) -> str:
+        """Say where a key stands, for messages: `recipe.yaml:12`, `--set`."""
+        document = self._origin.document
+        return document.place(tuple(key.split("."))) if document else "recipe"
 
     def settings(self, stage: StageName) -> StageSettings:
         """Return the settings block of one stage."""

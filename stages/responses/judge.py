@@ -42,12 +42,12 @@ class Judge:
             answer = self._function(prompt, response, finished)
             figures = _read_figures(answer)
         except (Exception, SystemExit) as error:
-            raise JudgeError(f"judge {self.name} raised {_describe(error)}; mend it, or leave judge out of the recipe") from error
+            raise JudgeError(f"judge: {self.name} raised {_describe(error)}; mend it, or leave judge out of the recipe") from error
         if figures is None or "score" not in figures:
-            raise JudgeError(f"judge {self.name} returned {answer!r:.80}, {_NEEDED}; mend it, or leave judge out of the recipe")
+            raise JudgeError(f"judge: {self.name} returned {answer!r:.80}, {_NEEDED}; mend it, or leave judge out of the recipe")
         if self._figures is not None and list(figures) != self._figures:
             found, before = ", ".join(figures), ", ".join(self._figures)
-            raise JudgeError(f"judge {self.name} returned {found}, needed {before} as before; give every response the same figures")
+            raise JudgeError(f"judge: {self.name} returned {found}, needed {before} as before; give every response the same figures")
         self._figures = list(figures)
         return figures
 

@@ -217,4 +217,4 @@ def test_a_judge_that_fails_late_costs_its_figures_and_not_the_model(run, tmp_pa
     assert not any(key.startswith(("eval/sampled/judge", "eval/greedy/judge")) for key in result.metrics)
     notes = [event["message"] for event in map(json.loads, spec.events_path.read_text().splitlines()) if event["event"] == "note"]
     (told,) = [note for note in notes if "judge" in note]
-    assert told.startswith("judge tiring:judge raised AttributeError") and told.endswith("published without its figures")
+    assert told.startswith("judge: tiring:judge raised AttributeError") and told.endswith("published without its figures")

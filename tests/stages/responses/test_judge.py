@@ -41,7 +41,7 @@ def test_figures_or_one_number_are_read(answer, figures):
     [None, "good", {"score": "good"}, {"score": "0.5"}, {"polite": 1.0}, {}, [1.0], {"score": float("nan")}, {1: 2.0, "score": 1.0}],
 )
 def test_what_is_no_figures_is_told_with_what_was_returned(answer):
-    with pytest.raises(JudgeError, match=r"^judge mine:judge returned .*, needed finite figures with `score` among them") as caught:
+    with pytest.raises(JudgeError, match=r"^judge: mine:judge returned .*, needed finite figures with `score` among them") as caught:
         Judge("mine:judge", lambda *_: answer).ask("prompt", "response", True)
     assert repr(answer) in str(caught.value)
 
@@ -64,7 +64,7 @@ def test_a_judge_that_returns_other_figures_than_before_is_told():
 )
 def test_a_judge_that_raises_is_named_with_its_line(module, body, told):
     directory = module(f"def judge(prompt, response, finished):\n    {body}\n", "raises")
-    with pytest.raises(JudgeError, match=f"^judge raises:judge {told}.*; mend it, or leave judge out of the recipe$"):
+    with pytest.raises(JudgeError, match=f"^judge: raises:judge {told}.*; mend it, or leave judge out of the recipe$"):
         load_judge("raises:judge", directory).ask("prompt", "response", True)
 
 
