@@ -1,9 +1,12 @@
 """Which records of a set are held out: whole conversations, something usable in each, every source alike, and not too many.
 
 prompts -> places on [0, 1), alike for all that belong together -> those below the fraction
+
+Of a single text, such as one book, the end is held out.
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,6 +18,7 @@ from data.schema import Message
 # Enough for a standard error of 1 % on an accuracy of 70 %; 5 % of a million would be hours of evaluation.
 MAX_HELD_OUT = 2000
 _MAX_DEPTH = 8
+_MAX_HELD_OUT_CHARS = MAX_HELD_OUT * 2000  # of a single text: about as long to evaluate as so many demonstrations of 500 tokens
 
 Prompt = Sequence[Message] | str
 Places = NDArray[np.float64]
@@ -89,3 +93,19 @@ def hold_out(places: Places, usable: NDArray[np.bool_], sources: NDArray[Any], f
     chosen = candidates[is_chosen[candidates]]
     chosen = chosen if len(chosen) else candidates[:1]
     return np.isin(members, chosen[: is_usable.sum() - 1])
+
+
+def split_text(text: str, fraction: float) -> tuple[str, str] | None:
+    """Split a text where its last `fraction` begins: between two paragraphs, or two lines where it has no paragraphs.
+
+    Returns:
+        (what is trained on, what is held out), which together are the text; None where it has one line.
+    """
+    wanted = len(text) - min(len(text) * fraction, _MAX_HELD_OUT_CHARS)
+    first, last = len(text) - len(text.lstrip()), len(text.rstrip())
+    for separator in (r"\n[^\S\n]*\n\s*", r"\n\s*"):
+        places = [match.end() for match in re.finditer(separator, text) if first < match.start() and match.end() < last]
+        if places:
+            place = min(places, key=lambda place: abs(place - wanted))
+            return text[:place], text[place:]
+    return None

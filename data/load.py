@@ -1,11 +1,11 @@
 """Source -> records: every line read, every bad one reported at once; and the split that holds prompts out."""
 
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 
-from data.holdout import find_places, hold_out
+from data.holdout import find_places, hold_out, split_text
 from data.reading import SourceReport, iter_records, report_on
 from data.rows import SourceLike
 from data.schema import Comparison, DataError, Demonstration, Message, Problem, Prompt, Record, RecordKind, Text
@@ -80,6 +80,8 @@ def split_records(
 ) -> tuple[list[AnyRecord], list[AnyRecord]]:
     """Hold out about `eval_fraction` of the conversations (of texts: of different texts) with all their records; see `data.holdout`.
 
+    Of a single text it is the end.
+
     Args:
         records: All records of one kind.
         eval_fraction: Share of conversations to hold out, between 0 and 1; at least one goes to each side.
@@ -93,6 +95,8 @@ def split_records(
     Raises:
         DataError: There are fewer than two conversations that can be used.
     """
+    if parts := _split_only_text(records, eval_fraction):
+        return parts
     usable = np.array([_is_usable(record) for record in records])
     sources = np.array([record.source if isinstance(record, Comparison) else "" for record in records])
     held_out = hold_out(find_places([_split_by(record) for record in records], seed), usable, sources, eval_fraction)
@@ -100,6 +104,13 @@ def split_records(
         raise DataError([too_few(where, kind, len(records))])
     train = [record for record, is_held_out in zip(records, held_out, strict=True) if not is_held_out]
     return train, [record for record, is_held_out in zip(records, held_out, strict=True) if is_held_out]
+
+
+def _split_only_text(records: Sequence[AnyRecord], fraction: float) -> tuple[list[AnyRecord], list[AnyRecord]] | None:
+    """Split the one text of a set that has a single one, where it has parts."""
+    texts = [record.text for record in records if isinstance(record, Text) and record.text]
+    parts = split_text(texts[0], fraction) if len(texts) == 1 else None
+    return None if parts is None else ([cast("AnyRecord", Text(parts[0]))], [cast("AnyRecord", Text(parts[1]))])
 
 
 def _split_by(record: Record) -> tuple[Message, ...] | str:
@@ -114,6 +125,6 @@ def _is_usable(record: Record) -> bool:
 
 def too_few(where: str, kind: str, num_records: int) -> Problem:
     """Say that nothing can be held out of a record set, whose prompts are fewer than two or have no usable answer."""
-    what = "texts" if kind == "texts" else "prompts"
-    found = f"found fewer than two {what} that can be used, among {num_records} records"
+    what = "texts that can be used, and no single one of several lines" if kind == "texts" else "prompts that can be used"
+    found = f"found fewer than two {what}, among {num_records} records"
     return Problem(where, f"data.{kind}.eval", f"{found}; needed one to train on and one to hold out; add records, or give an eval file")

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
+from data.holdout import split_text
+from data.load import too_few
 from data.schema import Comparison, Record, Text
 
 
@@ -34,6 +36,7 @@ class Checker:
         self._empty: dict[str, int] = {}  # texts of a split
         self._usable: set[str] = set()  # the splits that hold a pair, or something else than comparisons and empty texts
         self._is_texts = False
+        self._has_parts = False  # the first text, of which the end can be held out
         self._trained: set[int] = set()
         self._asked: dict[str, set[int]] = {}  # prompts, or texts
         self._orders: set[int] = set()
@@ -52,6 +55,8 @@ class Checker:
             if not record.text:  # left out of training, so no copy of another one
                 self._empty[split] += 1
                 return
+            if not self._asked[split]:
+                self._has_parts |= split_text(record.text, 0.5) is not None
         self._usable |= {split} if not isinstance(record, Comparison) or record.has_pair else set()
         self._asked[split].add(hash(record.text if isinstance(record, Text) else record.prompt))
         if split == "train":
@@ -90,7 +95,13 @@ class Checker:
             elif size and name not in self._usable:
                 errors.append(f"{name}: ranks: all {size} comparisons rank their answers equal; needed different ranks; rank them")
         counts = self._sizes | own
-        return Findings(counts, tuple(errors), tuple(_warnings(counts)))
+        warnings: list[str] = []
+        if self._is_texts and "eval" not in self._sizes and self._usable and len(self._asked["train"]) == 1:
+            if self._sizes["train"] - self._empty["train"] == 1 and self._has_parts:
+                warnings.append("found a single text and no eval file; its end is held out, a share of data.eval_fraction of it")
+            else:
+                errors.append(too_few("train", "texts", self._sizes["train"]).message)
+        return Findings(counts, tuple(errors), (*warnings, *_warnings(counts)))
 
 
 def check(splits: Mapping[str, Iterable[Record]]) -> Findings:

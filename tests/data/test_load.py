@@ -9,6 +9,7 @@ from datasets import Dataset, DatasetDict
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.holdout import split_text
 from data.load import load_and_split, load_records, split_records
 from data.rows import MAX_LINE_BYTES
 from data.schema import Comparison, DataError, Demonstration, Message, Prompt, Text
@@ -385,5 +386,25 @@ def test_texts_are_held_out_with_their_copies_and_never_an_empty_one():
     train, held_out = split_records(records, 0.5, seed=1)
     assert held_out and set(train) & set(held_out) == set() and len(train) + len(held_out) == 7
     assert Text("") not in held_out
-    with pytest.raises(DataError, match=r"data\.texts\.eval: found fewer than two texts that can be used, among 2 records"):
-        split_records([Text("a"), Text("")], 0.5, seed=1, kind="texts")
+    for records in ([Text("a"), Text("")], [Text("a\nb"), Text("a\nb")]):
+        with pytest.raises(DataError, match=r"data\.texts\.eval: found fewer than two texts that .*, and no single one of several lines"):
+            split_records(records, 0.5, seed=1, kind="texts")
+
+
+def test_of_a_single_text_the_end_is_held_out_and_no_character_is_lost():
+    paragraphs = [f"{i}: {'word ' * 20}\n" * 2 + "\n" for i in range(40)]
+    (train,), (held_out,) = split_records([Text(""), Text("".join(paragraphs))], 0.1, seed=1, kind="texts")
+    assert (train.text, held_out.text) == ("".join(paragraphs[:36]), "".join(paragraphs[36:]))
+
+
+@pytest.mark.parametrize(
+    ("text", "fraction", "parts"),
+    [
+        ("one\ntwo\nthree\nfour", 0.25, ("one\ntwo\nthree\n", "four")),
+        ("one\r\n \r\ntwo\nthree\nfour five six\n", 0.05, ("one\r\n \r\n", "two\nthree\nfour five six\n")),
+        ("\n\none line\n\n", 0.5, None),
+        ("", 0.5, None),
+    ],
+)
+def test_a_text_is_split_between_paragraphs_else_between_lines(text, fraction, parts):
+    assert split_text(text, fraction) == parts

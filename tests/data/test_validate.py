@@ -1,3 +1,5 @@
+import pytest
+
 from data.schema import Comparison, Demonstration, Message, Prompt, Text
 from data.validate import check
 
@@ -66,6 +68,23 @@ def test_empty_split_stops_and_empty_answers_warn():
     findings = check({"train": [compare("a", ["", " \n", "x"], [1, 2, 3])], "eval": []})
     assert findings.counts["empty_answers"] == 2
     assert findings.errors == ("eval: found no records; needed at least one; check the source",)
+
+
+@pytest.mark.parametrize(
+    ("texts", "errors", "warnings"),
+    [
+        (["one\ntwo"], [], ["found a single text and no eval file; its end is held out"]),
+        (["one"], ["found fewer than two texts that can be used, and no single one of several lines, among 1 records"], []),
+        (["", "one\ntwo"], [], ["found a single text", "1 texts are empty"]),
+        (["one\ntwo"] * 2, ["found fewer than two texts"], ["1 training records occur more than once"]),
+        (["one", "two"], [], []),
+    ],
+)
+def test_a_single_text_without_an_eval_file_is_told(texts, errors, warnings):
+    findings = check({"train": [Text(text) for text in texts]})
+    for found, begins in ((findings.errors, errors), (findings.warnings, warnings)):
+        assert [text[: len(begin)] for text, begin in zip(found, begins, strict=True)] == begins
+    assert not check({"train": [Text("one")], "eval": [Text("two")]}).errors
 
 
 def test_texts_are_checked_for_copies_leaks_and_emptiness():
