@@ -15,9 +15,9 @@ from data.formats.format import Format, Row, rename_root
 from data.formats.table import ALL_COLUMNS, DOCUMENT, OWN, choose_format, recognise
 from data.formats.transcript import TRANSCRIPT
 from data.formats.turns import unwrap
-from data.records import parse_row
+from data.records import LEARNING, is_learnt, parse_row
 from data.rows import SourceLike, read_rows
-from data.schema import Comparison, DataError, Problem, Record, RecordKind
+from data.schema import KINDS, Comparison, DataError, Problem, Record, RecordKind
 
 PROBED_ROWS = 100
 CONVERSATIONS = ("messages", "prompt", "completion", "chosen", "rejected")
@@ -25,7 +25,11 @@ MEDIA = ("images", "image", "videos", "audios")
 READ_KEYS = ("role", "content")
 PARTS = "records whose typed parts of text were joined"
 ANSWERED = "conversations read as prompts up to their last answer"
-TOOLS = "records whose column tools is not read"
+UNREAD: dict[str, tuple[RecordKind, ...]] = {"tools": KINDS, "margin": ("comparisons",)}  # columns that others' trainers read
+LABELS = ("label", "kto_tag")  # false: the answer is a bad one (TRL's unpaired preferences, LLaMA-Factory's KTO)
+BAD = "rows whose label says that the answer is a bad one, left out"
+CONTEXT = "answers marked as not to be learnt (weight: 0, train: false)"
+UNANSWERED = "conversations of which what follows the last answer is not read"
 IDENTICAL = "comparisons with identical answers, which make no pair"
 
 
@@ -156,8 +160,12 @@ def _read_row(value: object, form: Format, kind: RecordKind, report: SourceRepor
     columns = present_columns(value)
     if not columns.keys().isdisjoint(MEDIA):
         _refuse_media(columns)
+    if kind == "demonstrations" and any(columns.get(name) is False for name in LABELS):
+        report.counts[BAD] += 1
+        return []
     records: list[Record] = []
-    counts = form.count(columns, kind) | ({TOOLS: 1} if columns.get("tools") else {})
+    counts = form.count(columns, kind)
+    counts |= {f"records whose column {name} is not read": 1 for name, kinds in UNREAD.items() if kind in kinds and columns.get(name)}
     for row in form.convert(columns, kind):
         try:
             made = parse_row(row, kind)
@@ -165,7 +173,7 @@ def _read_row(value: object, form: Format, kind: RecordKind, report: SourceRepor
             raise FieldError(form.rename(error.field, columns), error.message) from None
         records += made
         counts |= _count(row, kind)
-        if isinstance(made[0], Comparison) and _has_identical(made[0]):
+        if made and isinstance(made[0], Comparison) and _has_identical(made[0]):
             counts[IDENTICAL] = counts.get(IDENTICAL, 0) + 1
     if counts:
         report.counts += Counter(counts)  # without those that are 0
@@ -189,10 +197,18 @@ def _count(row: Columns, kind: RecordKind) -> dict[str, int]:
     if not conversations:
         return {}
     turns = [turn for turns in conversations for item in turns if (turn := as_object(item)) is not None]
-    unread = sorted({key for turn in turns for key, value in turn.items() if key not in READ_KEYS and value is not None})
+    unread = sorted({key for turn in turns for key, value in turn.items() if not _is_read(key, value)})
+    own = [turn for item in as_list(row.get("messages")) or () if (turn := as_object(item)) is not None and kind == "demonstrations"]
+    context = sum(turn.get("role") == "assistant" and not is_learnt(turn) for turn in own)
     answered = kind == "prompts" and "prompt" not in row and turns and turns[-1].get("role") == "assistant"
     return {
         **({PARTS: 1} if any(isinstance(turn.get("content"), list) for turn in turns) else {}),
         **({ANSWERED: 1} if answered else {}),
+        **({CONTEXT: context} if context else {}),
+        **({UNANSWERED: 1} if own and own[-1].get("role") != "assistant" else {}),
         **({f"records with fields of messages that are not read ({', '.join(unread)[:60]})": 1} if unread else {}),
     }
+
+
+def _is_read(key: str, value: object) -> bool:
+    return key in READ_KEYS or value is None or (key in LEARNING and value in (0, 1))

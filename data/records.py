@@ -23,6 +23,7 @@ OWN_COLUMNS = (
     "score_rejected",
 )
 CALLS = ("tool_calls", "function_call")  # what an assistant's message says apart from its text
+LEARNING = ("weight", "train", "training")  # 0 or false: the message is context alone (OpenAI's files, axolotl's)
 
 
 def parse_row(row: object, kind: RecordKind) -> list[Record]:
@@ -47,15 +48,23 @@ def _parse_demonstrations(columns: Columns) -> list[Demonstration]:
         return [Demonstration(prompt, _parse_answer(columns["completion"], "completion"))]
     if "messages" in columns:
         messages = _parse_messages(columns["messages"], "messages", columns)
-        added = len(messages) - len(as_list(columns["messages"]) or ())  # 1 with a system column
+        turns = as_list(columns["messages"]) or []
+        added = len(messages) - len(turns)  # 1 with a system column
+        answers = [(turn, message.content) for turn, message in enumerate(messages[added:]) if message.role == "assistant"]
+        if not answers:
+            raise FieldError("messages", "found no assistant message; needed at least one; add the answer")
         return [
-            Demonstration(
-                _check_prompt(messages[: added + turn], f"messages[:{turn}]"), check_text(message.content, f"messages[{turn}].content")
-            )
-            for turn, message in enumerate(messages[added:])
-            if message.role == "assistant"
-        ] or _refuse("messages", "found no assistant message; needed at least one; add the answer")
+            Demonstration(_check_prompt(messages[: added + turn], f"messages[:{turn}]"), check_text(answer, f"messages[{turn}].content"))
+            for turn, answer in answers
+            if is_learnt(turns[turn])
+        ]
     raise _missing(columns, "completion" if "prompt" in columns else "prompt", "prompt and completion, or messages; add it")
+
+
+def is_learnt(turn: object) -> bool:
+    """Whether an assistant's message is one to learn: not where it is marked as context alone."""
+    fields = as_object(turn) or {}
+    return all(fields.get(name) is None or fields[name] != 0 for name in LEARNING)
 
 
 def _parse_comparison(columns: Columns) -> Comparison:
@@ -100,6 +109,10 @@ def tie_identical(completions: tuple[str, ...], ranks: tuple[int, ...]) -> tuple
 def _parse_pair(columns: Columns) -> tuple[tuple[Message, ...], str, str]:
     """Read chosen and rejected: answers beside a `prompt`, or whole conversations that share all but the last message."""
     chosen, rejected = columns["chosen"], columns["rejected"]
+    for name, side, other in (("chosen", chosen, rejected), ("rejected", rejected, chosen)):
+        if len(as_list(side) or ()) > 1 and isinstance(other, str):
+            found = f"found a list of {len(as_list(side) or ())} beside one text"
+            raise FieldError(name, f"{found}; needed text on both sides, or message lists; give several answers as completions with ranks")
     if not any(len(as_list(side) or ()) > 1 for side in (chosen, rejected)):
         prompt = _parse_prompt(columns, "a prompt, or chosen and rejected as message lists that begin with it; add it")
         return prompt, _parse_answer(chosen, "chosen", may_be_empty=True), _parse_answer(rejected, "rejected", may_be_empty=True)
@@ -250,12 +263,8 @@ def _require(columns: Columns, name: str, needed: str) -> object:
 
 
 def _missing(columns: Columns, name: str, needed: str) -> FieldError:
-    """Name the missing column; of a row that has none of ours, also those that it has."""
-    if columns and not columns.keys() & set(OWN_COLUMNS):
+    """Name the missing column; of a row that has others than ours, also those that it has."""
+    if columns.keys() - set(OWN_COLUMNS):
         found = ", ".join(list(columns)[:6])[:120]
         return FieldError(name, f"missing; found {found}; needed {needed}, or say by columns: which is which")
     return FieldError(name, f"missing; needed {needed}")
-
-
-def _refuse(field: str, message: str) -> list[Demonstration]:
-    raise FieldError(field, message)

@@ -97,7 +97,7 @@ def _read_file(path: Path, wanted: Sequence[str], report: Report, *, whole_texts
                 yield from _read_lines(cast(IO[bytes], stream), str(path), report)
         else:
             with path.open("rb") as stream:
-                reader = _read_array if name.endswith(".json") and _starts_array(stream) else _read_lines
+                reader = _read_array if _starts_array(stream, name) else _read_lines
                 if name.endswith(TEXT_FILE):
                     yield from ((where, {"text": text}) for where, text in _read_texts(stream, str(path), report))
                 else:
@@ -130,7 +130,7 @@ def _read_lines(stream: IO[bytes], name: str, report: Report) -> Iterator[Row]:
         try:
             value = decoder.decode(text)
         except (ValueError, RecursionError) as error:
-            report(Problem(where, "", _json_message(error, text)))
+            report(Problem(where, "", _json_message(error, text, "one JSON object on each line")))
             twice.clear()
             continue
         if not _report_twice(where, twice, report):
@@ -139,9 +139,7 @@ def _read_lines(stream: IO[bytes], name: str, report: Report) -> Iterator[Row]:
 
 def _read_texts(stream: IO[bytes], name: str, report: Report) -> Iterator[tuple[str, str]]:
     """Lines of text; blank ones count but carry nothing. Memory is bounded by the line cap."""
-    number = 0
-    while line := stream.readline(MAX_LINE_BYTES + 1):
-        number += 1
+    for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE_BYTES + 1), b""), start=1):
         where = f"{name}:{number}"
         if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
             report(Problem(where, "", f"line longer than {MAX_LINE_BYTES:,} bytes; needed shorter ones; split or remove it"))
@@ -166,10 +164,12 @@ def _decode(data: bytes, where: str, report: Report) -> str | None:
         return None
 
 
-def _starts_array(stream: IO[bytes]) -> bool:
+def _starts_array(stream: IO[bytes], name: str) -> bool:
+    """Whether a file holds one JSON array, whatever its name; a line may be a list too, but a whole one."""
     head = stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
     stream.seek(0)
-    return head.startswith(b"[")
+    first, more, _ = head.partition(b"\n")
+    return head.startswith(b"[") and (name.endswith(".json") or bool(more and first.rstrip().endswith((b"[", b","))))
 
 
 def _read_array(stream: IO[bytes], name: str, report: Report) -> Iterator[Row]:
@@ -240,11 +240,11 @@ def _report_twice(where: str, twice: list[str], report: Report) -> bool:
     return found
 
 
-def _json_message(error: Exception, text: str) -> str:
+def _json_message(error: Exception, text: str, needed: str = "one JSON object") -> str:
     if isinstance(error, json.JSONDecodeError):
         if "\0" in text:
             return "found a NUL byte; needed text; remove it"
-        return f"not JSON ({error.msg} at column {error.colno}); needed one JSON object; correct it"
+        return f"not JSON ({error.msg} at column {error.colno}); needed {needed}; correct it"
     if isinstance(error, RecursionError):
         return "nested too deeply; needed one flat JSON object; correct it"
     return f"{first_line(error)}; needed an ordinary number or text; replace it"

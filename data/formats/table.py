@@ -42,7 +42,9 @@ DOCUMENT = Format(
 )
 # The surest first; a row is of the first format that it matches and that gives the kind wanted.
 FORMATS = (OASST_MESSAGES, OASST_TREES, SHP, ULTRAFEEDBACK, SHAREGPT, TRANSCRIPT, ALPACA, TEXT, DOCUMENT, OWN)
-ALL_COLUMNS = tuple(dict.fromkeys((*OWN_COLUMNS, *(name for form in FORMATS for name in form.columns), "tools")))
+ALL_COLUMNS = tuple(
+    dict.fromkeys((*OWN_COLUMNS, *(name for form in FORMATS for name in form.columns), "tools", "margin", "label", "kto_tag"))
+)
 
 
 def recognise(row: object, kind: RecordKind) -> Format | None:

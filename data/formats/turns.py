@@ -81,7 +81,10 @@ def _read_turn(turn: object, field: str) -> object:
         return turn
     fields = cast(Columns, turn)
     role_key, text_key = _key_of(fields, ROLE_KEYS), _key_of(fields, TEXT_KEYS)
-    role = fields.get(role_key)
+    if role_key not in fields:
+        found = f"found an object with {', '.join(list(fields)[:6])[:80] or 'nothing in it'}"
+        raise FieldError(field, f"{found}; needed from and value, or role and content; write it so")
+    role = fields[role_key]
     if role in CALL_ROLES:
         needed = "needed the call as the text that the model shall write, from gpt"
         raise FieldError(f"{field}.{role_key}", f"found {role}; {needed}; write it so or remove the line")

@@ -120,6 +120,16 @@ def test_items_of_an_array_are_named_by_the_line_they_begin_on(tmp_path, source)
     ]
 
 
+@pytest.mark.parametrize("text", ['[\n{"prompt": "a", "completion": "b"}\n]', '[{"prompt": "a", "completion": "b"},\n{"prompt": 1}]'])
+def test_an_array_is_read_as_one_whatever_the_name_of_its_file(tmp_path, source, text):
+    path = tmp_path / "array.jsonl"
+    path.write_text(text)
+    if "1" in text:
+        assert problems_of(source(path)) == ["array.jsonl:2: completion: missing; needed prompt and completion, or messages; add it"]
+    else:
+        assert len(load_records(source(path), "demonstrations")) == 1
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -176,7 +186,7 @@ def test_all_bad_lines_are_reported_at_once_with_line_and_field(write_lines):
         "records.jsonl:9: prompt: found half a surrogate pair (\\ud83d); needed Unicode text; repair the export",
         "records.jsonl:10: found NaN, which JSON does not have; needed an ordinary number or text; replace it",
         "records.jsonl:11: found a list; needed a JSON object with named fields; wrap the values",
-        "records.jsonl:12: not JSON (Expecting ',' delimiter at column 15); needed one JSON object; correct it",
+        "records.jsonl:12: not JSON (Expecting ',' delimiter at column 15); needed one JSON object on each line; correct it",
         "records.jsonl:13: messages: found an empty list; needed a list of messages with role and content; write it so",
         "records.jsonl:14: messages: found no assistant message; needed at least one; add the answer",
         "records.jsonl:15: messages[1].role: found 'bot'; needed one of system, user, assistant, tool; rename it",

@@ -163,6 +163,59 @@ def test_tools_beside_a_conversation_are_told(write_lines):
         assert line.endswith("; 1 records whose column tools is not read")
 
 
+def test_a_margin_between_answers_is_told(write_lines):
+    pair = {"prompt": "Say hi.", "chosen": "Hi.", "rejected": "No.", "margin": 0.5}
+    assert read(write_lines(pair), "comparisons")[1].line().endswith("; 1 records whose column margin is not read")
+
+
+@pytest.mark.parametrize("label", ["label", "kto_tag"])
+@pytest.mark.parametrize("row", [OWN, SHAREGPT, ALPACA])
+def test_answers_that_are_labelled_as_bad_are_no_demonstrations_and_that_is_told(write_lines, row, label):
+    records, report = read(write_lines({**row, label: True}, {**row, label: False}, row))
+    assert records == [HI, HI]
+    assert report.line().endswith("; 1 rows whose label says that the answer is a bad one, left out")
+
+
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}, {"training": False}])
+@pytest.mark.parametrize(("column", "keys"), [("messages", ("role", "content")), ("conversations", ("from", "value"))])
+def test_an_answer_that_is_marked_as_context_is_not_learnt_and_that_is_told(write_lines, mark, column, keys):
+    said = [("user", "Say hi.", {}), ("assistant", "Ho.", mark), ("user", "No.", {}), ("assistant", "Hi.", {"weight": 1, "train": True})]
+    turns = [{keys[0]: role, keys[1]: text, **marks} for role, text, marks in said]
+    records, report = read(write_lines({column: turns}, {column: turns[:2]}))
+    assert [(len(record.prompt), record.completion) for record in records] == [(3, "Hi.")]
+    assert report.line().endswith("; 2 answers marked as not to be learnt (weight: 0, train: false)")
+
+
+def test_other_weights_are_told_as_not_read(write_lines):
+    answer = {"role": "assistant", "content": "Hi.", "weight": 0.5}
+    assert (
+        read(write_lines({"messages": [USER, answer]}))[1].line().endswith("; 1 records with fields of messages that are not read (weight)")
+    )
+
+
+def test_messages_after_the_last_answer_are_told(write_lines):
+    answer = {"role": "assistant", "content": "Hi."}
+    records, report = read(write_lines({"messages": [USER, answer, USER]}, {"messages": [USER, answer]}))
+    assert records == [HI, HI]
+    assert report.line().endswith("; 1 conversations of which what follows the last answer is not read")
+
+
+def test_a_missing_column_is_told_with_those_that_are_there(write_lines):
+    """PKU-SafeRLHF's, and Orca's pairs: what lacks is there, under another name."""
+    rows = {"prompt": "a", "response_0": "b", "response_1": "c"}, {"system": "s", "question": "a", "chosen": "b", "rejected": "c"}
+    found = [refused(write_lines(row), "comparisons")[0] for row in rows]
+    assert found[0].startswith("records.jsonl:1: chosen: missing; found prompt, response_0, response_1; needed completions and ranks")
+    assert found[1].startswith("records.jsonl:1: prompt: missing; found system, question, chosen, rejected; needed a prompt")
+    assert all(line.endswith("or say by columns: which is which") for line in found)
+
+
+def test_several_rejected_answers_beside_one_chosen_are_told_as_such(write_lines):
+    assert refused(write_lines({"prompt": "a", "chosen": "b", "rejected": ["c", "d"]}), "comparisons") == [
+        "records.jsonl:1: rejected: found a list of 2 beside one text; needed text on both sides, or message lists; give several answers "
+        "as completions with ranks"
+    ]
+
+
 def test_the_system_column_begins_the_conversation(write_lines):
     system = {"system": "Be brief."}
     expected = (Message("system", "Be brief."), *HI.prompt)

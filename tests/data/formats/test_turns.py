@@ -91,6 +91,7 @@ def test_bad_turns_are_told_under_the_users_names(refused):
         {"conversations": [], "system": "x"},
         {"conversations": turns(("human", "Hi?"), ("gpt", " ")), "system": "x"},
         {"id": "c7"},
+        {"conversations": [{"input": "Hi?", "output": "Hello."}]},
     ) == [
         "records.jsonl:2: conversations[1].value: found 3 (a number); needed text; correct it",
         "records.jsonl:3: conversations[1].from: found 'narrator'; needed one of system, user, assistant, tool; rename it",
@@ -99,4 +100,5 @@ def test_bad_turns_are_told_under_the_users_names(refused):
         "records.jsonl:6: conversations: found an empty list; needed a list of messages with role and content; write it so",
         "records.jsonl:7: conversations[1].value: found blanks only; needed text; fill it or remove the line",
         "records.jsonl:8: conversations: missing; needed a list of turns; add it",
+        "records.jsonl:9: conversations[0]: found an object with input, output; needed from and value, or role and content; write it so",
     ]
