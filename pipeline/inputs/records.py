@@ -21,6 +21,8 @@ from pipeline.store.disk import hash_file
 from stages.spec import DataSource, DataSplits
 
 NOTES_DIR = "notes"
+# Raised by hand when the code reads other records, or finds something else, in the same files.
+_NOTES_VERSION = 2
 _TELL_EVERY = 1000  # records
 
 Told = Callable[[str, int], None]  # kind, records read so far
@@ -173,6 +175,6 @@ def _recall(note_path: Path) -> tuple[list[_Noted], Reading] | None:
 
 def _note_path(store_root: Path, kind: str, splits: DataSplits, eval_fraction: float, skip_bad: int) -> Path:
     """Name the note after all that it depends on, but for the files."""
-    described: list[Any] = [kind, splits.model_dump(mode="json"), skip_bad, None if splits.eval else eval_fraction]
+    described: list[Any] = [_NOTES_VERSION, kind, splits.model_dump(mode="json"), skip_bad, None if splits.eval else eval_fraction]
     digest = hashlib.sha256(json.dumps(described).encode()).hexdigest()
     return store_root / NOTES_DIR / f"{kind}-{digest[:32]}.json"

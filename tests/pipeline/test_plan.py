@@ -8,6 +8,7 @@ import pytest
 
 from data.schema import DataError
 from pipeline.errors import StoreError
+from pipeline.inputs import records
 from pipeline.inputs.prepare import prepare
 from pipeline.plan import Selection, decide, flatten, plan
 from pipeline.recipe.load import load_recipe
@@ -249,6 +250,16 @@ def test_a_note_of_an_earlier_reading_is_not_taken_for_a_changed_file(planned, p
     path = recipe_path.parent / "prompts.jsonl"
     path.write_text(path.read_text().replace("question 3", "question X"))  # same size
     assert planned()["ppo"] == ("run", ["data.prompts changed"])
+
+
+def test_a_note_of_a_version_that_read_files_otherwise_is_not_taken(planned, publish_all, store, monkeypatch):
+    publish_all()
+    path = next((store.root / "notes").glob("demonstrations-*.json"))
+    note = json.loads(path.read_text())
+    path.write_text(json.dumps(note | {"fingerprints": note["fingerprints"] | {"train": "sha256:of other records"}}))
+    assert planned()["sft"] == ("run", ["data.demonstrations changed"])
+    monkeypatch.setattr(records, "_NOTES_VERSION", -1)
+    assert planned() == dict.fromkeys(STAGES, REUSED)
 
 
 def test_a_damaged_note_is_read_past(planned, publish_all, store):
