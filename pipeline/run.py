@@ -1,6 +1,5 @@
 """For each stage: reuse, or launch and publish."""
 
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,11 @@ from pipeline.launch.failure import StageFailed
 from pipeline.launch.launch import launch
 from pipeline.plan import Decision, Selection, decide, flatten, missing_artifact
 from pipeline.recipe.schema import Recipe
-from pipeline.rundir import forget_checkpoints, leave_evidence, open_run_directory, require_utf8
+from pipeline.rundir import forget_checkpoints, leave_evidence, open_run_directory, remove_checkpoints, require_utf8
 from pipeline.store.artifact import Artifact
 from pipeline.store.disk import free_bytes, writing
 from pipeline.store.manifest import ManifestFields, Parent
+from pipeline.store.parts import require_own_parts, require_places
 from pipeline.store.provenance import code_state, package_versions
 from pipeline.store.store import Store
 from pipeline.text import clean
@@ -84,6 +84,7 @@ def run(recipe: Recipe, store: Store, selection: Selection, view: View) -> list[
         DataError, StoreError, StageFailed, StoppedAfterStage: With their exit codes.
     """
     require_utf8(store.root)
+    require_own_parts(store.root)
     store.reap()
     inputs = prepare(recipe, store.root, selection.needed(recipe), told=view.reading)
     view.inputs_read(inputs)
@@ -100,7 +101,8 @@ def run(recipe: Recipe, store: Store, selection: Selection, view: View) -> list[
             outcome = Outcome(stage, decision.artifact, True, 0.0)
             view.stage_reused(decision)
         else:
-            if counts is None:  # before the first of the stages trains: all that they will train on, and their judge
+            if counts is None:  # before the first of the stages trains: all that they will train on, their judge, and where they go
+                require_places(store.root, [stage for stage in selection.run if stage in recipe.stages])
                 try_judge(recipe, inputs, [stage for stage in selection.run if stage in recipe.stages])
                 counts = make_tokens(recipe, inputs, store.root, view.tokens_event)
                 view.tokens_made(warn_of_losses(counts, recipe.tokens))
@@ -115,10 +117,11 @@ def run_stage(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, 
     """Run one stage in a process of its own, or go on with its unfinished run, and publish what it leaves."""
     for parent in decision.parents.values():
         store.require_verified(parent.ref)
-    with open_run_directory(store.root, decision) as run_dir, store.staging(decision.stage) as staging:
+    with open_run_directory(store.root, decision) as directory, store.staging(decision.stage) as staging:
+        run_dir = directory.path
         _require_disk(recipe, inputs, decision.stage, store.root)
         if fresh:
-            shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+            remove_checkpoints(directory)
         if not (run_dir / "checkpoints").exists():  # a new run, not an unfinished one
             for name in ("log.txt", "events.jsonl"):
                 (run_dir / name).unlink(missing_ok=True)
@@ -144,7 +147,7 @@ def run_stage(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, 
             raise
         view.stage_published(outcome)
         # Only now: a run that is killed before this line finds its checkpoints again.
-        shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+        remove_checkpoints(directory)
     if received is not None:
         raise StoppedAfterStage(received)
     return outcome
@@ -160,6 +163,7 @@ def prepare_by_hand(recipe: Recipe, store: Store, stage: StageName) -> tuple[Pat
         StoreError: a stage before it has no artifact.
     """
     require_utf8(store.root)
+    require_own_parts(store.root)
     selection = Selection((stage,))
     inputs = prepare(recipe, store.root, selection.needed(recipe))
     make_tokens(recipe, inputs, store.root, lambda event: None)
@@ -167,7 +171,8 @@ def prepare_by_hand(recipe: Recipe, store: Store, stage: StageName) -> tuple[Pat
     for earlier in selection.needed(recipe):
         decision = decide(earlier, recipe, inputs, artifacts, store, force=earlier == stage)
         if earlier == stage:
-            with open_run_directory(store.root, decision) as run_dir, writing(run_dir):
+            with open_run_directory(store.root, decision) as directory, writing(directory.path):
+                run_dir = directory.path
                 spec = _make_spec(recipe, inputs, decision, run_dir / "output", run_dir, store.root)
                 (run_dir / "spec.json").write_text(spec.model_dump_json(indent=2), encoding="utf-8")
                 return run_dir, commands_by_hand(stage, run_dir / "spec.json", recipe.hardware)

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from data.schema import Problem
@@ -21,8 +21,9 @@ from pipeline.errors import ConfigError, ResourceError
 from pipeline.plan import Decision, name_run
 from pipeline.recipe.schema import Recipe
 from pipeline.secrets import redact
-from pipeline.store.disk import is_utf8, make_directories, take_lock, writing
-from pipeline.unfinished import RUNS_DIR
+from pipeline.store.directory import Directory, naming, open_root
+from pipeline.store.disk import is_utf8, reading, refuse_link, take_lock, writing
+from pipeline.store.parts import RUNS_DIR
 
 SKIPPED_FILE = "skipped.jsonl"
 
@@ -44,35 +45,58 @@ def require_utf8(root: Path) -> None:
 
 
 @contextmanager
-def open_run_directory(root: Path, decision: Decision) -> Generator[Path]:
+def open_run_directory(root: Path, decision: Decision) -> Generator[Directory]:
     """Open the run directory for one orchestrator at a time.
 
     Raises:
-        ResourceError: It cannot be written, or another orchestrator runs this stage.
+        ResourceError: It cannot be written, something in it is a link, or another orchestrator runs this stage.
     """
     run_dir = root / RUNS_DIR / run_id(decision)
-    with writing(run_dir):
-        make_directories(run_dir)
-        lock = take_lock(run_dir / "lock", wait=False)
-        if lock is None:
-            holder = (run_dir / "lock").read_text(encoding="utf-8").strip() or "another process"
-            raise ResourceError(f"{run_dir}: {holder} is running this stage with the same inputs; wait for it, then run again to reuse it")
-        os.ftruncate(lock, 0)
-        os.write(lock, f"process {os.getpid()}\n".encode())
-    try:
-        yield run_dir
-    finally:
-        os.close(lock)
+    with ExitStack() as stack:
+        with writing(run_dir):
+            store = stack.enter_context(open_root(root, create=True))
+            directory = stack.enter_context(store.enter(f"{RUNS_DIR}/{run_dir.name}", create=True))
+            _require_plain(directory)
+            with naming(run_dir / "lock"):
+                lock = take_lock("lock", wait=False, dir_fd=directory.fd)
+            if lock is None:
+                holder = (run_dir / "lock").read_text(encoding="utf-8").strip() or "another process"
+                raise ResourceError(
+                    f"{run_dir}: {holder} is running this stage with the same inputs; wait for it, then run again to reuse it"
+                )
+            stack.callback(os.close, lock)
+            os.ftruncate(lock, 0)
+            os.write(lock, f"process {os.getpid()}\n".encode())
+        yield directory
+
+
+def _require_plain(directory: Directory) -> None:
+    """Refuse a run directory in which a stage would write, or remove, through a link."""
+    for below in ("", "checkpoints"):
+        with suppress(FileNotFoundError), directory.enter(below) as inner:
+            if links := inner.links():
+                raise refuse_link(inner.path / min(links))
+
+
+def remove_checkpoints(run_dir: Directory) -> None:
+    """Remove a run's checkpoints."""
+    shutil.rmtree("checkpoints", ignore_errors=True, dir_fd=run_dir.fd)
 
 
 def forget_checkpoints(root: Path, decision: Decision) -> None:
-    """Remove what a run left that was killed between publishing and tidying up."""
-    leftover = root / RUNS_DIR / run_id(decision) / "checkpoints"
-    if leftover.is_dir():
-        lock = take_lock(leftover.parent / "lock", wait=False)
-        if lock is not None:
-            shutil.rmtree(leftover, ignore_errors=True)
-            os.close(lock)
+    """Remove what a run left that was killed between publishing and tidying up.
+
+    Raises:
+        ResourceError: Its directory is a link.
+    """
+    below = f"{RUNS_DIR}/{run_id(decision)}"
+    with suppress(FileNotFoundError), reading(root / below), open_root(root) as store, store.enter(below) as directory:
+        if "checkpoints" in directory.directories():
+            with suppress(OSError):  # it may not be ours to write
+                lock = take_lock("lock", wait=False, dir_fd=directory.fd)
+                if lock is not None:
+                    remove_checkpoints(directory)
+                    os.close(lock)
 
 
 def leave_evidence(recipe: Recipe, skipped: Sequence[Problem], staging: Path, run_dir: Path) -> None:

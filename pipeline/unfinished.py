@@ -4,14 +4,20 @@ A run's directory is `runs/<stage>-<key>/`; see pipeline.rundir.
 """
 
 import json
+import os
+import stat
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from stages.spec import StageName
+from pipeline.store.directory import Directory, open_root
+from pipeline.store.disk import read_bounded, reading
+from pipeline.store.parts import RUNS_DIR
+from stages.spec import COMPLETE_FILE, StageName, checkpoint_name, parse_checkpoint
 
-RUNS_DIR = "runs"
 _DIFFERENCES_SHOWN = 3
+_MAX_SPEC_BYTES = 8 * 1024 * 1024
 
 
 def describe_unfinished(root: Path, stage: StageName, run_name: str, settings: Mapping[str, Any]) -> str:
@@ -31,8 +37,8 @@ def describe_unfinished(root: Path, stage: StageName, run_name: str, settings: M
         return f"its unfinished run goes on from checkpoint {steps[run_name]}"
     if not steps:
         return ""
-    newest = max(steps, key=lambda name: (root / RUNS_DIR / name / "spec.json").stat().st_mtime)
-    before = json.loads((root / RUNS_DIR / newest / "spec.json").read_text(encoding="utf-8"))["settings"]
+    newest = max(steps, key=lambda name: _read_settings(root, name)[0])
+    before = _read_settings(root, newest)[1]
     changes = [
         f"{stage}.{name} {json.dumps(before.get(name))} -> {json.dumps(value)}"
         for name, value in sorted(settings.items())
@@ -45,8 +51,26 @@ def describe_unfinished(root: Path, stage: StageName, run_name: str, settings: M
 
 def _find_checkpoints(root: Path, stage: StageName) -> Iterator[tuple[str, int]]:
     """Find the stage's runs that have a complete checkpoint: (name, step of the newest)."""
-    for run_dir in (root / RUNS_DIR).glob(f"{stage}-*"):
-        marked = (run_dir / "checkpoints").glob("checkpoint-*/COMPLETE.json")
-        steps = [int(step) for step in (marker.parent.name.removeprefix("checkpoint-") for marker in marked) if step.isdigit()]
-        if steps and (run_dir / "spec.json").is_file():
-            yield run_dir.name, max(steps)
+    with suppress(FileNotFoundError), reading(root), open_root(root) as store, store.enter(RUNS_DIR) as runs:
+        for name in runs.directories():
+            with suppress(OSError), runs.enter(f"{name}/checkpoints") as checkpoints:
+                steps = [step for entry in checkpoints.directories() if (step := parse_checkpoint(entry)) is not None]
+                complete = [step for step in steps if _is_file(f"{checkpoint_name(step)}/{COMPLETE_FILE}", checkpoints)]
+                if name.startswith(f"{stage}-") and complete and _is_file("../spec.json", checkpoints):
+                    yield name, max(complete)
+
+
+def _is_file(path: str, directory: Directory) -> bool:
+    with suppress(OSError):
+        return stat.S_ISREG(os.stat(path, dir_fd=directory.fd, follow_symlinks=False).st_mode)
+    return False
+
+
+def _read_settings(root: Path, run_name: str) -> tuple[float, dict[str, Any]]:
+    """Read when a run was begun, and the stage's settings; none where its spec is damaged, which then differs in all."""
+    path = root / RUNS_DIR / run_name / "spec.json"
+    with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+        settings = json.loads(read_bounded(path, _MAX_SPEC_BYTES))["settings"]
+        if isinstance(settings, dict):
+            return path.stat().st_mtime, cast("dict[str, Any]", settings)
+    return 0.0, {}

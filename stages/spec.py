@@ -28,6 +28,7 @@ A stage knows nothing of versions, caching, aliases or other stages.
 
 import difflib
 import json
+import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -117,6 +118,21 @@ TOKENS_VERSION = 1
 
 # SLURM signals every process of a job, and a launcher passes its own signal on: SIGTERMs within so many seconds are one wish to stop.
 SAME_WISH_S = 1.0
+
+COMPLETE_FILE = "COMPLETE.json"  # of a checkpoint, written last
+_CHECKPOINT = re.compile(r"checkpoint-([0-9]{1,18})")
+
+
+def checkpoint_name(step: int) -> str:
+    """Name the directory of a checkpoint: 12 -> checkpoint-12."""
+    return f"checkpoint-{step}"
+
+
+def parse_checkpoint(name: str) -> int | None:
+    """Read a checkpoint directory's name; None for anything that `checkpoint_name` does not write."""
+    match = _CHECKPOINT.fullmatch(name)
+    return int(match[1]) if match and checkpoint_name(int(match[1])) == name else None
+
 
 MODEL_DIR, MERGED_DIR, METRICS_FILE, SAMPLES_FILE, RESULT_FILE = "model", "merged", "metrics.jsonl", "samples.jsonl", "result.json"
 

@@ -2,15 +2,17 @@
 
 import getpass
 import os
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import Field, ValidationError
 
 from pipeline.errors import StoreError
-from pipeline.store.disk import locked, make_directories, read_bounded, replace_durably, writing
-from pipeline.store.refs import check_alias, check_kind
+from pipeline.store.directory import naming, open_root
+from pipeline.store.disk import locked, read_bounded, reading, replace_durably, writing
+from pipeline.store.manifest import Sha256, VersionRef
+from pipeline.store.refs import check_alias, check_kind, is_alias
 from stages.blocks import Closed
 from stages.spec import EXIT_MISSING, EXIT_VERIFICATION
 
@@ -22,8 +24,8 @@ _MAX_ALIAS_BYTES = 64 * 1024
 class Alias(Closed):
     """A name for a version."""
 
-    ref: str = Field(description="Kind and version.")
-    content_id: str = Field(description="Of that version; guards against a version number that was removed and given again.")
+    ref: VersionRef = Field(description="Kind and version.")
+    content_id: Sha256 = Field(description="Of that version; guards against a version number that was removed and given again.")
     previous: str | None = Field(None, description="The ref before the last change.")
     by: str = Field(description="Who set it: a person or a run.")
     at: str = Field(description="ISO 8601, UTC.")
@@ -44,15 +46,18 @@ def write_alias(root: Path, kind: str, name: str, *, ref: str, content_id: str, 
         StoreError: the name is no alias (exit 2), or the file system refused (exit 5).
     """
     path = _path(root, kind, name)
-    with writing(path):
-        make_directories(path.parent)
-        with locked(root / ALIASES_DIR / _LOCK_FILE):
-            previous = None
-            # A damaged alias is mended by setting it anew.
-            with suppress(StoreError):
-                previous = read_alias(root, kind, name).ref
-            alias = Alias(ref=ref, content_id=content_id, previous=previous, by=by, at=datetime.now(UTC).isoformat(timespec="seconds"))
-            replace_durably(path, alias.model_dump_json(indent=1).encode() + b"\n")
+    with writing(path), ExitStack() as stack:
+        store = stack.enter_context(open_root(root, create=True))
+        aliases = stack.enter_context(store.enter(ALIASES_DIR, create=True))
+        directory = stack.enter_context(aliases.enter(kind, create=True))
+        with naming(aliases.path / _LOCK_FILE):
+            stack.enter_context(locked(_LOCK_FILE, dir_fd=aliases.fd))
+        previous = None
+        # A damaged alias is mended by setting it anew.
+        with suppress(StoreError):
+            previous = read_alias(root, kind, name).ref
+        alias = Alias(ref=ref, content_id=content_id, previous=previous, by=by, at=datetime.now(UTC).isoformat(timespec="seconds"))
+        replace_durably(path.name, alias.model_dump_json(indent=1).encode() + b"\n", dir_fd=directory.fd)
     return alias
 
 
@@ -64,25 +69,36 @@ def read_alias(root: Path, kind: str, name: str) -> Alias:
     """
     path = _path(root, kind, name)
     try:
-        return Alias.model_validate_json(read_bounded(path, _MAX_ALIAS_BYTES))
+        with reading(path), open_root(root) as store, store.enter(f"{ALIASES_DIR}/{kind}") as directory:
+            return _parse(path, directory.fd)
     except FileNotFoundError as error:
         known = ", ".join(sorted(list_aliases(root, kind))) or "none"
         message = f"no alias {name} of {kind}; known: {known}; set it, or take {kind}@latest"
         raise StoreError(message, EXIT_MISSING) from error
-    except (OSError, ValueError) as error:
-        reason = f"{error.error_count()} fields are wrong" if isinstance(error, ValidationError) else error
-        raise StoreError(f"{path}: {reason}; an alias as the store writes it is needed; set it anew", EXIT_VERIFICATION) from error
 
 
 def list_aliases(root: Path, kind: str) -> dict[str, Alias]:
     """Read the intact aliases of a kind by name."""
+    check_kind(kind)
     aliases: dict[str, Alias] = {}
-    with suppress(FileNotFoundError):
-        for path in sorted((root / ALIASES_DIR / kind).iterdir()):
-            if path.suffix == ".json" and not path.name.startswith("."):
-                with suppress(StoreError):
-                    aliases[path.stem] = read_alias(root, kind, path.stem)
+    directory_path = root / ALIASES_DIR / kind
+    with suppress(FileNotFoundError), reading(directory_path), open_root(root) as store, store.enter(f"{ALIASES_DIR}/{kind}") as directory:
+        for path in sorted(directory_path / name for name in directory.names()):
+            if path.suffix == ".json" and is_alias(path.stem):
+                with suppress(StoreError, FileNotFoundError):
+                    aliases[path.stem] = _parse(path, directory.fd)
     return aliases
+
+
+def _parse(path: Path, dir_fd: int) -> Alias:
+    try:
+        return Alias.model_validate_json(read_bounded(path.name, _MAX_ALIAS_BYTES, dir_fd=dir_fd))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = f"{error.error_count()} fields are wrong" if isinstance(error, ValidationError) else error
+        reason = error.strerror if isinstance(error, OSError) else reason
+        raise StoreError(f"{path}: {reason}; an alias as the store writes it is needed; set it anew", EXIT_VERIFICATION) from error
 
 
 def _path(root: Path, kind: str, name: str) -> Path:

@@ -1,16 +1,20 @@
 """An artifact on disk: what makes one visible (a quick look at each load), and what makes one intact (every byte)."""
 
+import errno
 import os
 import stat
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from itertools import groupby
+from pathlib import Path, PurePosixPath
 
 from pipeline.errors import StoreError
+from pipeline.store.directory import Directory, list_tree
 from pipeline.store.disk import hash_file
 from pipeline.store.manifest import MANIFEST_FILE, FileEntry, Manifest, compute_content_id, read_manifest
-from pipeline.store.publish import list_tree
 from pipeline.store.refs import version_directory
 from stages.spec import EXIT_VERIFICATION, MODEL_DIR
 
@@ -43,49 +47,75 @@ class Artifact:
         return self.path / MODEL_DIR
 
 
-def load_artifact(kind_directory: Path, version: int) -> Artifact:
+def load_artifact(kind_directory: Directory, version: int) -> Artifact:
     """Load a version whose manifest is intact, names itself, and matches sizes.
 
     Raises:
         StoreError: with the file that differs (exit 3).
     """
-    artifact = _load_manifest(kind_directory, version)
-    for entry in artifact.manifest.files:
-        if problem := _compare_size(artifact.path, entry):
-            raise StoreError(problem, EXIT_VERIFICATION)
+    with _enter_version(kind_directory, version) as directory:
+        artifact = _load_manifest(directory, kind_directory.path.name, version)
+        problem = next(_compare_sizes(directory, artifact.manifest.files), None)
+    if problem:
+        raise StoreError(problem, EXIT_VERIFICATION)
     return artifact
 
 
-def find_damage(kind_directory: Path, version: int) -> list[str]:
+def find_damage(kind_directory: Directory, version: int) -> list[str]:
     """Compare every byte of a version with its manifest; return one line per problem, none when it is intact."""
     try:
-        artifact = _load_manifest(kind_directory, version)
+        with _enter_version(kind_directory, version) as directory:
+            manifest = _load_manifest(directory, kind_directory.path.name, version).manifest
+            with ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="sha256") as pool:
+                problems = [problem for problem in pool.map(partial(_compare_content, directory), manifest.files) if problem]
+            known = {entry.path for entry in manifest.files} | {MANIFEST_FILE}
+            extra = sorted(name for name, _ in list_tree(directory) if name not in known)
     except StoreError as error:
         return [error.message]
-    path, manifest = artifact.path, artifact.manifest
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="sha256") as pool:
-        problems = [problem for problem in pool.map(partial(_compare_content, path), manifest.files) if problem]
-    known = {entry.path for entry in manifest.files} | {MANIFEST_FILE}
-    extra = sorted(name for name, _ in list_tree(path) if name not in known)
+    path = directory.path
     problems += [f"{path / name}: not in the manifest; only published files needed; remove it" for name in extra]
     if compute_content_id(manifest.files) != manifest.content_id:
         problems.append(f"{path / MANIFEST_FILE}: content_id does not follow from its files; restore the artifact")
     return problems
 
 
-def _load_manifest(kind_directory: Path, version: int) -> Artifact:
-    kind, path = kind_directory.name, kind_directory / version_directory(version)
-    manifest = read_manifest(path)
-    if (manifest.kind, manifest.version) != (kind, version):
-        found = f"{path / MANIFEST_FILE}: it names {manifest.kind}@v{manifest.version}"
-        raise StoreError(f"{found}; its directory needs {kind}@v{version}; undo the copy or rename", EXIT_VERIFICATION)
-    return Artifact(path, manifest)
-
-
-def _compare_size(directory: Path, entry: FileEntry) -> str | None:
-    path = directory / entry.path
+@contextmanager
+def _enter_version(kind_directory: Directory, version: int) -> Generator[Directory]:
+    name = version_directory(version)
     try:
-        status = path.lstat()
+        with kind_directory.enter(name) as directory:
+            yield directory
+    except OSError as error:
+        place = Path(error.filename) if isinstance(error.filename, str) else kind_directory.path / name
+        raise StoreError(
+            f"{_describe(error, place)}; an artifact's own directory needed; restore the artifact", EXIT_VERIFICATION
+        ) from error
+
+
+def _load_manifest(directory: Directory, kind: str, version: int) -> Artifact:
+    manifest = read_manifest(directory)
+    if (manifest.kind, manifest.version) != (kind, version):
+        found = f"{directory.path / MANIFEST_FILE}: it names {manifest.kind}@v{manifest.version}"
+        raise StoreError(f"{found}; its directory needs {kind}@v{version}; undo the copy or rename", EXIT_VERIFICATION)
+    return Artifact(directory.path, manifest)
+
+
+def _compare_sizes(top: Directory, entries: Iterable[FileEntry]) -> Iterator[str]:
+    """Yield a line for each file that has not the manifest's size, in an order that opens each directory once."""
+    for below, group in groupby(sorted(entries, key=lambda entry: _parent(entry.path)), key=lambda entry: _parent(entry.path)):
+        files = list(group)
+        try:
+            with top.enter(below) as directory:
+                yield from filter(None, (_compare_size(directory, entry) for entry in files))
+        except OSError as error:
+            yield f"{_describe(error, top.path / below)}; {len(files)} files needed there; restore the artifact"
+
+
+def _compare_size(directory: Directory, entry: FileEntry) -> str | None:
+    name = PurePosixPath(entry.path).name
+    path = directory.path / name
+    try:
+        status = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
     except OSError as error:
         return f"{path}: {error.strerror}; {entry.size} bytes needed; restore the artifact"
     if not stat.S_ISREG(status.st_mode):
@@ -95,14 +125,28 @@ def _compare_size(directory: Path, entry: FileEntry) -> str | None:
     return None
 
 
-def _compare_content(directory: Path, entry: FileEntry) -> str | None:
-    if problem := _compare_size(directory, entry):
-        return problem
-    path = directory / entry.path
+def _compare_content(top: Directory, entry: FileEntry) -> str | None:
+    path = top.path / entry.path
     try:
-        _, sha256 = hash_file(path)
-    except (OSError, ValueError) as error:
+        with top.enter(_parent(entry.path)) as directory:
+            if problem := _compare_size(directory, entry):
+                return problem
+            _, sha256 = hash_file(path.name, dir_fd=directory.fd)
+    except OSError as error:
+        return f"{_describe(error, path)}; a readable file needed; restore the artifact"
+    except ValueError as error:
         return f"{path}: {error}; a readable file needed; restore the artifact"
     if sha256 != entry.sha256:
         return f"{path}: sha256 {sha256[:12]}; {entry.sha256[:12]} needed; restore the artifact"
     return None
+
+
+def _parent(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def _describe(error: OSError, path: Path) -> str:
+    """Say what is wrong with a file or a directory; a link in place of a directory is named as one."""
+    place = error.filename if isinstance(error.filename, str) and error.filename.startswith("/") else path
+    is_link = error.errno in (errno.ENOTDIR, errno.ELOOP) and os.path.islink(place)  # noqa: PTH114
+    return f"{place}: {'a link, which is not followed' if is_link else error.strerror}"

@@ -15,6 +15,7 @@ from pipeline.errors import ResourceError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_DIRECTORY = (errno.ENOTDIR, errno.ELOOP)  # what `O_NOFOLLOW | O_DIRECTORY` says of a link
 
 
 @contextmanager
@@ -27,7 +28,9 @@ def writing(path: Path, need_bytes: int = 0) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        place = error.filename if isinstance(error.filename, str) else path
+        place = error.filename if isinstance(error.filename, str) and error.filename.startswith("/") else path
+        if error.errno in _NO_DIRECTORY:
+            raise refuse_link(Path(place)) from error
         if error.errno in _FULL:
             need = f"{need_bytes:,} bytes" if need_bytes else "more"
             needed, todo = f"{need} needed, {free_bytes(path):,} bytes free", "free space, or choose a store on another disk"
@@ -38,6 +41,31 @@ def writing(path: Path, need_bytes: int = 0) -> Generator[None]:
         else:
             needed, todo = f"a writable file system needed, {free_bytes(path)} bytes free", "check the disk, or choose another store"
         raise ResourceError(f"{place}: {error.strerror or error}; {needed}; {todo}") from error
+
+
+@contextmanager
+def reading(path: Path) -> Generator[None]:
+    """Turn an OSError of looking at the store under `path` into one line; that something is not there is for the caller.
+
+    Raises:
+        ResourceError: the file system refused, or a link stands in the place of a directory (exit 5).
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        place = error.filename if isinstance(error.filename, str) and error.filename.startswith("/") else path
+        if error.errno in _NO_DIRECTORY:
+            raise refuse_link(Path(place)) from error
+        raise ResourceError(f"{place}: {error.strerror}; read permission needed; change its mode or owner") from error
+
+
+def refuse_link(place: Path) -> ResourceError:
+    """Say that something is not the store's own."""
+    link = os.path.islink(place)  # noqa: PTH114  (Path.is_symlink raises for a name that is too long)
+    found = "a link, which is not followed" if link else "no directory"
+    return ResourceError(f"{place}: {found}; the store's own is needed there; move the store as a whole instead of linking parts of it")
 
 
 def expand_home(path: str | Path) -> Path:
@@ -71,79 +99,93 @@ def sync_directory(path: Path) -> None:
     """Make the names in a directory durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
+        sync_descriptor(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_descriptor(descriptor: int) -> None:
+    """Make the names in an open directory durable."""
+    try:
         os.fsync(descriptor)
     except OSError as error:
         # Some network file systems know no fsync of a directory; there is nothing more to do then.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
-    finally:
-        os.close(descriptor)
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a whole file and fsync it; the directory is the caller's."""
-    with path.open("wb") as stream:
+def write_durably(name: str, content: bytes, *, dir_fd: int, mode: int = 0o666) -> None:
+    """Write a whole new file in an open directory and fsync it, never through what stood in its place; the directory is the caller's."""
+    with suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=dir_fd)
+    descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=dir_fd)
+    with open(descriptor, "wb") as stream:  # noqa: PTH123
         stream.write(content)
         stream.flush()
-        os.fsync(stream.fileno())
+        os.fsync(descriptor)
 
 
-def replace_durably(path: Path, content: bytes) -> None:
-    """Give a file new content in one step: readers see the old or the new. One writer at a time."""
-    draft = path.with_name(f".{path.name}.tmp")
-    write_durably(draft, content)
-    draft.replace(path)
-    sync_directory(path.parent)
+def replace_durably(name: str, content: bytes, *, dir_fd: int) -> None:
+    """Give a file in an open directory new content in one step: readers see the old or the new. One writer at a time."""
+    draft = f".{name}.tmp"
+    write_durably(draft, content, dir_fd=dir_fd)
+    os.replace(draft, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    sync_descriptor(dir_fd)
 
 
-def read_bounded(path: Path, max_bytes: int) -> bytes:
+def read_bounded(path: Path | str, max_bytes: int, *, dir_fd: int | None = None) -> bytes:
     """Read a regular file of at most `max_bytes`, never following a link or waiting on a pipe.
 
     Raises:
         OSError: it cannot be read.
         ValueError: it is no regular file, or too large.
     """
-    with _open_regular(path) as stream:
+    with _open_regular(path, dir_fd) as stream:
         content = stream.read(max_bytes + 1)
     if len(content) > max_bytes:
         raise ValueError(f"more than {max_bytes} bytes")
     return content
 
 
-def hash_file(path: Path, *, sync: bool = False) -> tuple[int, str]:
-    """Return size and sha256 of a regular file; with `sync`, make it durable first.
+def hash_file(path: Path | str, *, dir_fd: int | None = None, publish_mode: int | None = None) -> tuple[int, str]:
+    """Return size and sha256 of a regular file; with `publish_mode`, give it this mode and make it durable first.
 
     Raises:
         OSError: it cannot be read.
         ValueError: it is no regular file.
     """
-    with _open_regular(path) as stream:
-        if sync:
+    with _open_regular(path, dir_fd) as stream:
+        if publish_mode is not None:
+            with suppress(OSError):  # a file system without modes: nothing relies on them
+                os.chmod(stream.fileno(), publish_mode)  # noqa: PTH101
             os.fsync(stream.fileno())
         digest = hashlib.file_digest(stream, "sha256")
         return stream.tell(), digest.hexdigest()
 
 
-def _open_regular(path: Path) -> BufferedReader:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+def _open_regular(path: Path | str, dir_fd: int | None) -> BufferedReader:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise ValueError("not a regular file")
     return os.fdopen(descriptor, "rb")
 
 
-def take_lock(path: Path, *, wait: bool) -> int | None:
+def take_lock(path: Path | str, *, wait: bool, dir_fd: int | None = None, create: bool = True) -> int | None:
     """Lock a file for as long as the returned descriptor is open, also against a process that removes the file meanwhile.
 
     Args:
-        path: The lock file; created when missing.
+        path: The lock file; a link is not followed.
         wait: Wait for the present owner.
+        dir_fd: Open directory that it lies in.
+        create: Create it when missing.
 
     Returns:
         The descriptor, or None when another holds the lock and `wait` is False.
     """
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_CREAT if create else 0)
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path, flags, 0o666, dir_fd=dir_fd)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -154,15 +196,15 @@ def take_lock(path: Path, *, wait: bool) -> int | None:
             raise
         # The last owner may have removed the file between our open and our lock: then the lock is on nothing that others see.
         with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path, dir_fd=dir_fd, follow_symlinks=False)):
                 return descriptor
         os.close(descriptor)
 
 
 @contextmanager
-def locked(path: Path) -> Generator[None]:
+def locked(path: Path | str, *, dir_fd: int | None = None) -> Generator[None]:
     """Hold a lock file for the length of a block."""
-    descriptor = take_lock(path, wait=True)
+    descriptor = take_lock(path, wait=True, dir_fd=dir_fd)
     assert descriptor is not None
     try:
         yield

@@ -6,12 +6,13 @@ files -> content_id -> Manifest -> manifest.json, whose first line seals all tha
 import hashlib
 import re
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, field_validator
 
 from pipeline.errors import StoreError
+from pipeline.store.directory import Directory
 from pipeline.store.disk import read_bounded
 from stages.blocks import Closed
 from stages.spec import EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR
@@ -46,6 +47,7 @@ def check_file_name(name: str) -> str:
 
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+VersionRef = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}@v[1-9][0-9]{0,8}$")]
 
 
 class FileEntry(Closed):
@@ -59,7 +61,7 @@ class FileEntry(Closed):
 class Parent(Closed):
     """An artifact that this one was made from."""
 
-    ref: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,31}@v[1-9][0-9]{0,8}$", description="Kind and version, `sft@v1`.")
+    ref: VersionRef = Field(description="Kind and version, `sft@v1`.")
     content_id: Sha256
 
 
@@ -145,15 +147,15 @@ def parse_manifest(content: bytes) -> Manifest:
     return Manifest.model_validate_json(b"{" + body)
 
 
-def read_manifest(directory: Path) -> Manifest:
+def read_manifest(directory: Directory) -> Manifest:
     """Read and check the manifest of an artifact's directory; its files are not looked at.
 
     Raises:
         StoreError: it is missing, too large, altered, or does not parse (exit 3).
     """
-    path = directory / MANIFEST_FILE
+    path = directory.path / MANIFEST_FILE
     try:
-        return parse_manifest(read_bounded(path, MAX_MANIFEST_BYTES))
+        return parse_manifest(read_bounded(MANIFEST_FILE, MAX_MANIFEST_BYTES, dir_fd=directory.fd))
     except ValidationError as error:
         raise StoreError(f"{path}: {_first_problem(error)}", EXIT_VERIFICATION) from error
     except (OSError, ValueError) as error:

@@ -6,14 +6,14 @@ staging -> refuse -> fsync + sha256 each file -> manifest -> fsync directories -
 import errno
 import os
 import stat
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.errors import StoreError
-from pipeline.store.disk import hash_file, make_directories, sync_directory, write_durably, writing
+from pipeline.store.directory import Directory, list_directories, list_tree, open_root
+from pipeline.store.disk import hash_file, sync_descriptor, write_durably, writing
 from pipeline.store.manifest import (
     MANIFEST_FILE,
     FileEntry,
@@ -24,16 +24,19 @@ from pipeline.store.manifest import (
     parse_manifest,
     render_manifest,
 )
-from pipeline.store.refs import parse_version_directory, version_directory
+from pipeline.store.refs import check_kind, parse_version_directory, version_directory
+from pipeline.store.staging import ARTIFACTS_DIR, STAGING_DIR, Staging
 from stages.spec import EXIT_VERIFICATION
 
+_READABLE, _ENTERABLE = 0o444, 0o555
 
-def publish_directory(staging: Path, kind_directory: Path, fields: ManifestFields) -> Manifest:
+
+def publish_staging(root: Path, staging: Staging, fields: ManifestFields) -> Manifest:
     """Turn a staging directory into the next version of its kind; nothing is copied.
 
     Args:
+        root: Of the store.
         staging: Holds the artifact's files; gone afterwards.
-        kind_directory: `artifacts/<kind>`, on the same file system; its name is the kind.
         fields: What the publisher knows.
 
     Returns:
@@ -43,59 +46,59 @@ def publish_directory(staging: Path, kind_directory: Path, fields: ManifestField
         StoreError: a file is refused, or nothing is there (exit 3).
         ResourceError: the file system refused (exit 5).
     """
-    paths = _collect_files(staging)
-    with writing(kind_directory):
-        files = _seal_files(staging, paths)
-        _sync_directories(staging)
-        make_directories(kind_directory)
-        manifest = _claim_version(staging, kind_directory, fields, files)
-        sync_directory(kind_directory)
-    make_read_only(kind_directory / version_directory(manifest.version))
+    check_kind(staging.kind)
+    with writing(staging.path), ExitStack() as stack:
+        store = stack.enter_context(open_root(root))
+        place = stack.enter_context(store.enter(STAGING_DIR))
+        kind_directory = stack.enter_context(store.enter(f"{ARTIFACTS_DIR}/{staging.kind}", create=True))
+        return _publish(place, staging.path.name, kind_directory, fields)
+
+
+def _publish(staging_place: Directory, name: str, kind_directory: Directory, fields: ManifestFields) -> Manifest:
+    with staging_place.enter(name) as staging:
+        # Made with the umask of whoever runs this, as not all of its files are: libraries write weights that only their owner may read.
+        mode = stat.S_IMODE(os.fstat(staging.fd).st_mode)
+        files = _seal_files(staging, _collect_files(staging), mode & _READABLE)
+        for below in sorted(list_directories(staging), reverse=True):
+            with staging.enter(below) as directory:
+                sync_descriptor(directory.fd)
+        manifest = _claim_version(staging_place, name, kind_directory, fields, files)
+        sync_descriptor(kind_directory.fd)
+        # Only now, as renaming a directory takes the right to write in it.
+        make_read_only(staging, mode & _ENTERABLE)
     return manifest
 
 
-def list_tree(directory: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Yield relative path and entry of all below a directory but plain directories; links are not followed."""
-    pending = [""]
-    while pending:
-        prefix = pending.pop()
-        with os.scandir(directory / prefix) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(f"{prefix}{entry.name}/")
-                else:
-                    yield f"{prefix}{entry.name}", entry
-
-
-def make_read_only(directory: Path) -> None:
-    """Take write permission from a published tree: a guard against mistakes, on which nothing else relies."""
+def make_read_only(top: Directory, mode: int) -> None:
+    """Take write permission from the directories of a published tree: a guard against mistakes, on which nothing else relies."""
     with suppress(OSError):
-        for parent, _, names in os.walk(directory, topdown=False):
-            for path in (*(Path(parent, name) for name in names), Path(parent)):
-                path.chmod(stat.S_IMODE(path.stat().st_mode) & ~0o222)
+        for below in sorted(list_directories(top), reverse=True):
+            with top.enter(below) as directory:
+                os.chmod(directory.fd, mode)  # noqa: PTH101
 
 
-def _collect_files(staging: Path) -> list[str]:
+def _collect_files(staging: Directory) -> list[str]:
     problems: list[str] = []
     paths: list[str] = []
-    with writing(staging):
-        for path, entry in list_tree(staging):
-            try:
-                if not entry.is_file(follow_symlinks=False):
-                    raise ValueError(f"{path!r}: links, pipes and devices are refused; write a plain file")
-                paths.append(check_file_name(path))
-            except ValueError as error:
-                problems.append(str(error))
+    for path, is_file in list_tree(staging):
+        try:
+            if not is_file:
+                raise ValueError(f"{path!r}: links, pipes and devices are refused; write a plain file")
+            paths.append(check_file_name(path))
+        except ValueError as error:
+            problems.append(str(error))
     if problems:
         raise StoreError("not published: " + " | ".join(sorted(problems)), EXIT_VERIFICATION)
     if not paths:
-        raise StoreError(f"not published: {staging} has no files; at least one is needed; see the stage's log", EXIT_VERIFICATION)
+        raise StoreError(f"not published: {staging.path} has no files; at least one is needed; see the stage's log", EXIT_VERIFICATION)
     return sorted(paths)
 
 
-def _seal_files(staging: Path, paths: list[str]) -> list[FileEntry]:
+def _seal_files(staging: Directory, paths: list[str], mode: int) -> list[FileEntry]:
     def seal(path: str) -> FileEntry:
-        size, sha256 = hash_file(staging / path, sync=True)
+        below, _, name = path.rpartition("/")
+        with staging.enter(below) as directory:
+            size, sha256 = hash_file(name, dir_fd=directory.fd, publish_mode=mode)
         return FileEntry(path=path, size=size, sha256=sha256)
 
     # Hashing releases the interpreter lock, so the shards of a large model keep all cores busy.
@@ -103,18 +106,15 @@ def _seal_files(staging: Path, paths: list[str]) -> list[FileEntry]:
         return list(pool.map(seal, paths))
 
 
-def _sync_directories(staging: Path) -> None:
-    for parent, _, _ in os.walk(staging, topdown=False):
-        sync_directory(Path(parent))
-
-
-def _claim_version(staging: Path, kind_directory: Path, fields: ManifestFields, files: list[FileEntry]) -> Manifest:
+def _claim_version(
+    staging_place: Directory, name: str, kind_directory: Directory, fields: ManifestFields, files: list[FileEntry]
+) -> Manifest:
     """Rename staging to the next free version: renaming onto a version that exists fails, so the rename is the claim."""
-    version = 1 + max((parse_version_directory(entry.name) or 0 for entry in kind_directory.iterdir()), default=0)
+    version = 1 + max((parse_version_directory(entry) or 0 for entry in kind_directory.names()), default=0)
     while True:
         manifest = Manifest(
             **dict(fields),
-            kind=kind_directory.name,
+            kind=kind_directory.path.name,
             version=version,
             content_id=compute_content_id(files),
             created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -122,10 +122,11 @@ def _claim_version(staging: Path, kind_directory: Path, fields: ManifestFields, 
         )
         content = render_manifest(manifest)
         parse_manifest(content)  # never publish what cannot be read
-        write_durably(staging / MANIFEST_FILE, content)
-        sync_directory(staging)
+        with staging_place.enter(name) as staging:
+            write_durably(MANIFEST_FILE, content, dir_fd=staging.fd, mode=_READABLE)
+            sync_descriptor(staging.fd)
         try:
-            staging.rename(kind_directory / version_directory(version))
+            os.rename(name, version_directory(version), src_dir_fd=staging_place.fd, dst_dir_fd=kind_directory.fd)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise

@@ -10,9 +10,10 @@ LATEST = "latest"
 MIN_PREFIX_CHARS = 6
 
 # Names become directory and file names, so the patterns leave no way to `..`, `/`, a leading `-` or control characters.
-_KIND = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+KIND_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _VERSION = re.compile(r"v0{0,3}([1-9][0-9]{0,8})")
+_ANY_VERSION = re.compile(r"v[0-9]+")  # also those that no store reaches: they are no alias either
 _DIRECTORY = re.compile(r"v([0-9]{4,9})")
 _PREFIX = re.compile(rf"[0-9a-f]{{{MIN_PREFIX_CHARS},64}}")
 
@@ -50,19 +51,21 @@ def parse_ref(text: str) -> Ref | ContentPrefix:
     kind, at, selector = text.partition("@")
     if not at and _PREFIX.fullmatch(text):
         return ContentPrefix(text)
-    if not _KIND.fullmatch(kind) or (at and not selector):
+    if not KIND_PATTERN.fullmatch(kind) or (at and not selector):
         raise _bad("ref", text, "kind, kind@latest, kind@v3, kind@alias or 6 or more characters of a content id")
     if not at or selector == LATEST:
         return Ref(kind)
     if version := _VERSION.fullmatch(selector):
         return Ref(kind, version=int(version[1]))
+    if _ANY_VERSION.fullmatch(selector):
+        raise _bad("ref", text, f"a version from v1 to v{'9' * 9}")
     check_alias(selector)
     return Ref(kind, alias=selector)
 
 
 def is_kind(name: str) -> bool:
     """Tell whether a name is a safe directory name and does not read like a content id."""
-    return bool(_KIND.fullmatch(name)) and not _PREFIX.fullmatch(name)
+    return bool(KIND_PATTERN.fullmatch(name)) and not _PREFIX.fullmatch(name)
 
 
 def check_kind(kind: str) -> None:
@@ -75,15 +78,20 @@ def check_kind(kind: str) -> None:
         raise _bad("kind", kind, "a lower-case letter, then up to 31 of a-z 0-9 _ -, and not only hex digits")
 
 
+def is_alias(name: str) -> bool:
+    """Tell whether a name is a safe file name and means nothing else."""
+    return bool(_ALIAS.fullmatch(name)) and ".." not in name and name != LATEST and not _ANY_VERSION.fullmatch(name)
+
+
 def check_alias(name: str) -> None:
     """Refuse an alias that is no safe file name, or that means something else.
 
     Raises:
         StoreError: with what an alias looks like (exit 2).
     """
-    if name == LATEST or _VERSION.fullmatch(name):
+    if name == LATEST or _ANY_VERSION.fullmatch(name):
         raise _bad("alias", name, "a name of its own, as `latest` and `v3` are computed, never stored")
-    if not _ALIAS.fullmatch(name) or ".." in name:
+    if not is_alias(name):
         raise _bad("alias", name, "a letter, then up to 63 of A-Z a-z 0-9 _ . -, without `..`")
 
 

@@ -1,21 +1,27 @@
 """Staging: where an artifact is written before it is published, and the reaper of what dead writers left behind.
 
 `.staging/<kind>-<uuid>/` is being written; `.staging/<kind>-<uuid>.lock` is locked for as long as its owner lives, as the kernel
-drops the lock with the process, however it dies. The lock file is made first and removed last, so no directory is ever without one.
+drops the lock with the process, however it dies. The lock file is made first and removed last, so no directory is ever without one:
+what has none, or another name, is not ours to remove.
 """
 
+import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.store.disk import make_directories, take_lock, writing
+from pipeline.store.directory import Directory, naming, open_root
+from pipeline.store.disk import reading, take_lock, writing
 
+ARTIFACTS_DIR = "artifacts"
 STAGING_DIR = ".staging"
 _LOCK_SUFFIX = ".lock"
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}-[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -28,53 +34,66 @@ class Staging:
 
 @contextmanager
 def open_staging(root: Path, kind: str) -> Generator[Staging]:
-    """Create a locked staging directory; what is still there at the end of the block is removed.
+    """Create a locked staging directory, from which its kind's place can be reached; what is there at the end of the block is removed.
 
     Raises:
-        ResourceError: it cannot be created (exit 5).
+        ResourceError: it cannot be created, or nothing could be published from it (exit 5).
     """
-    path = root / STAGING_DIR / f"{kind}-{uuid.uuid4().hex}"
-    lock_path = path.with_name(path.name + _LOCK_SUFFIX)
-    with writing(path):
-        make_directories(path.parent)
-        lock = take_lock(lock_path, wait=True)
-        assert lock is not None
-        try:
-            path.mkdir()
-        except BaseException:
-            os.close(lock)
-            raise
-    try:
+    name = f"{kind}-{uuid.uuid4().hex}"
+    path = root / STAGING_DIR / name
+    with ExitStack() as stack:
+        with writing(path):
+            store = stack.enter_context(open_root(root, create=True))
+            place = stack.enter_context(store.enter(STAGING_DIR, create=True))
+            with store.enter(f"{ARTIFACTS_DIR}/{kind}", create=True) as kind_directory:
+                require_renames(place, kind_directory)
+            with naming(path):
+                lock = take_lock(name + _LOCK_SUFFIX, wait=True, dir_fd=place.fd)
+                assert lock is not None
+                stack.callback(_discard, place, name, lock)
+                os.mkdir(name, dir_fd=place.fd)
         yield Staging(kind, path)
-    finally:
-        _discard(path, lock_path, lock)
+
+
+def require_renames(source: Directory, target: Directory) -> None:
+    """Find out whether directories can be renamed from one place to another, and touch neither.
+
+    Raises:
+        OSError: they lie on different file systems, or mounts of one (EXDEV), or the target cannot be written.
+    """
+    name = uuid.uuid4().hex  # names nothing: the kernel compares the mounts before it looks for it
+    with naming(target.path), suppress(FileNotFoundError):
+        os.replace(name, name, src_dir_fd=source.fd, dst_dir_fd=target.fd)
+    if not os.access(".", os.W_OK | os.X_OK, dir_fd=target.fd, effective_ids=True):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target.path))
 
 
 def reap_staging(root: Path) -> list[str]:
-    """Remove the staging directories whose owners are dead; return their names. A store that is read-only stays as it is."""
-    staging_root = root / STAGING_DIR
-    try:
-        names = {entry.name.removesuffix(_LOCK_SUFFIX) for entry in staging_root.iterdir()}
-    except OSError:
-        return []
+    """Remove the staging directories whose owners are dead; return their names. A store that is read-only stays as it is.
+
+    Raises:
+        ResourceError: `.staging` is a link, or cannot be read (exit 5).
+    """
     reaped: list[str] = []
-    for name in sorted(names):
-        path = staging_root / name
-        lock_path = path.with_name(name + _LOCK_SUFFIX)
-        with suppress(OSError):
-            lock = take_lock(lock_path, wait=False)
-            if lock is not None:
-                _discard(path, lock_path, lock)
-                reaped.append(name)
+    with suppress(FileNotFoundError), reading(root), open_root(root) as store, store.enter(STAGING_DIR) as place:
+        names = {name.removesuffix(_LOCK_SUFFIX) for name in place.names()}
+        for name in sorted(filter(_NAME.fullmatch, names)):
+            with suppress(OSError):  # without a lock file, it is not ours; or we may not write here
+                lock = take_lock(name + _LOCK_SUFFIX, wait=False, dir_fd=place.fd, create=False)
+                if lock is not None:
+                    _discard(place, name, lock)
+                    reaped.append(name)
     return reaped
 
 
-def _discard(path: Path, lock_path: Path, lock: int) -> None:
+def _discard(place: Directory, name: str, lock: int) -> None:
     """Remove a staging directory, then its lock file; what cannot be removed is left to the next reaper."""
     try:
-        shutil.rmtree(path, ignore_errors=True)
-        if not path.exists():
+        shutil.rmtree(name, ignore_errors=True, dir_fd=place.fd)  # refuses a link, and follows none
+        try:
+            os.stat(name, dir_fd=place.fd, follow_symlinks=False)
+        except FileNotFoundError:
             with suppress(OSError):
-                lock_path.unlink()
+                os.unlink(name + _LOCK_SUFFIX, dir_fd=place.fd)
     finally:
         os.close(lock)

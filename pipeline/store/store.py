@@ -7,19 +7,22 @@
 Order is by version number, never by time stamps. No index: all is read from the manifests.
 """
 
-from contextlib import AbstractContextManager, suppress
+import os
+import stat
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
-from pipeline.errors import ResourceError, StoreError
+from pipeline.errors import StoreError
 from pipeline.store.aliases import Alias, list_aliases, read_alias, write_alias
 from pipeline.store.artifact import Artifact, find_damage, load_artifact
+from pipeline.store.directory import Directory, open_root
+from pipeline.store.disk import reading
 from pipeline.store.manifest import ManifestFields
-from pipeline.store.publish import publish_directory
+from pipeline.store.publish import publish_staging
 from pipeline.store.refs import ContentPrefix, Ref, check_kind, is_kind, parse_ref, parse_version_directory, version_directory
-from pipeline.store.staging import Staging, open_staging, reap_staging
+from pipeline.store.staging import ARTIFACTS_DIR, Staging, open_staging, reap_staging
 from stages.spec import EXIT_MISSING, EXIT_USAGE, EXIT_VERIFICATION
-
-ARTIFACTS_DIR = "artifacts"
 
 
 class Store:
@@ -53,9 +56,8 @@ class Store:
         Raises:
             StoreError: a file is refused (exit 3), or the file system refused (exit 5). Nothing is published then.
         """
-        kind_directory = self._kind_directory(staging.kind)
-        manifest = publish_directory(staging.path, kind_directory, fields)
-        return Artifact(kind_directory / version_directory(manifest.version), manifest)
+        manifest = publish_staging(self.root, staging, fields)
+        return Artifact(self._kind_path(staging.kind) / version_directory(manifest.version), manifest)
 
     def set_alias(self, kind: str, name: str, ref: str, by: str) -> Alias:
         """Point an alias to an artifact of its kind.
@@ -81,12 +83,14 @@ class Store:
         if isinstance(wanted, ContentPrefix):
             return self._get_by_content(wanted)
         if wanted.version is not None:
-            self._require_directory(wanted.kind, wanted.version)
-            return load_artifact(self._kind_directory(wanted.kind), wanted.version)
+            with self._open_version(wanted.kind, wanted.version) as kind_directory:
+                return load_artifact(kind_directory, wanted.version)
         if wanted.alias is None:
             return self._get_latest(wanted.kind)
         alias = read_alias(self.root, wanted.kind, wanted.alias)
         artifact = self.get(alias.ref)
+        if artifact.kind != wanted.kind:
+            raise StoreError(f"{wanted} was set to {artifact.ref}; a {wanted.kind} is needed; set the alias anew", EXIT_VERIFICATION)
         if artifact.content_id != alias.content_id:
             found = f"{wanted} was set to {alias.ref} with content {alias.content_id[:12]}, which now is {artifact.content_id[:12]}"
             raise StoreError(f"{found}; the same content is needed; set the alias anew", EXIT_VERIFICATION)
@@ -94,7 +98,8 @@ class Store:
 
     def refs(self, kind: str | None = None) -> list[str]:
         """List the ref of every version directory, damaged ones too, by kind, then version."""
-        return [str(Ref(kind, version)) for kind, version in self._directories(kind)]
+        kinds = self._kinds() if kind is None else [kind]
+        return [str(Ref(name, version)) for name in kinds for version in self._versions(name)]
 
     def find_by_cache_key(self, kind: str, key: str) -> Artifact | None:
         """Find the newest artifact of a kind that was made from the same inputs."""
@@ -139,11 +144,11 @@ class Store:
         wanted = parse_ref(ref.ref if isinstance(ref, Artifact) else ref)
         if isinstance(wanted, Ref) and wanted.version is not None:
             kind, version = wanted.kind, wanted.version
-            self._require_directory(kind, version)
         else:
             artifact = self.get(str(wanted))
             kind, version = artifact.kind, artifact.version
-        problems = find_damage(self._kind_directory(kind), version)
+        with self._open_version(kind, version) as kind_directory:
+            problems = find_damage(kind_directory, version)
         if not problems:
             try:
                 self.lineage(str(Ref(kind, version)))
@@ -162,28 +167,56 @@ class Store:
             raise StoreError(f"{ref} is damaged: " + " | ".join(problems[:5]), EXIT_VERIFICATION)
         return self.get(ref)
 
-    def _kind_directory(self, kind: str) -> Path:
-        check_kind(kind)
+    def _kind_path(self, kind: str) -> Path:
         return self.root / ARTIFACTS_DIR / kind
 
-    def _directories(self, kind: str | None) -> list[tuple[str, int]]:
-        """Return kind and version of all version directories in order."""
-        kinds = [kind] if kind is not None else sorted(filter(is_kind, _names(self.root / ARTIFACTS_DIR)))
-        found: list[tuple[str, int]] = []
-        for name in kinds:
-            versions = (parse_version_directory(entry) for entry in _names(self._kind_directory(name)))
-            found += [(name, version) for version in sorted(filter(None, versions))]
-        return found
+    @contextmanager
+    def _open_kind(self, kind: str) -> Generator[Directory]:
+        """Open a kind's directory to read.
 
-    def _require_directory(self, kind: str, version: int) -> None:
-        if not (self._kind_directory(kind) / version_directory(version)).is_dir():
-            known = ", ".join(f"v{known}" for _, known in self._directories(kind)[-5:]) or "none"
-            raise StoreError(f"no artifact {kind}@v{version} in {self.root}; newest there: {known}; see `rlhf ls`", EXIT_MISSING)
+        Raises:
+            FileNotFoundError: there is none.
+            ResourceError: a link stands in its place, or it cannot be read (exit 5).
+        """
+        check_kind(kind)
+        with reading(self._kind_path(kind)), open_root(self.root) as store, store.enter(f"{ARTIFACTS_DIR}/{kind}") as kind_directory:
+            yield kind_directory
+
+    @contextmanager
+    def _open_version(self, kind: str, version: int) -> Generator[Directory]:
+        """Open the directory of a kind that has a version.
+
+        Raises:
+            StoreError: it has none of that number (exit 4).
+        """
+        with suppress(FileNotFoundError), self._open_kind(kind) as kind_directory:
+            status = os.stat(version_directory(version), dir_fd=kind_directory.fd, follow_symlinks=False)
+            if stat.S_ISDIR(status.st_mode) or stat.S_ISLNK(status.st_mode):  # of a link it is told that it is one
+                yield kind_directory
+                return
+        known = ", ".join(f"v{known}" for known in self._versions(kind)[-5:]) or "none"
+        raise StoreError(f"no artifact {kind}@v{version} in {self.root}; newest there: {known}; see `rlhf ls`", EXIT_MISSING)
+
+    def _kinds(self) -> list[str]:
+        """List the kinds that have a directory, in order."""
+        with suppress(FileNotFoundError), reading(self.root), open_root(self.root) as store, store.enter(ARTIFACTS_DIR) as artifacts:
+            return sorted(filter(is_kind, [*artifacts.directories(), *artifacts.links()]))  # of a link it is told that it is one
+        return []
+
+    def _versions(self, kind: str) -> list[int]:
+        """List the numbers of a kind's version directories, in order."""
+        check_kind(kind)
+        with suppress(FileNotFoundError), self._open_kind(kind) as kind_directory:
+            return sorted(filter(None, map(parse_version_directory, kind_directory.names())))
+        return []
 
     def _get_latest(self, kind: str) -> Artifact:
-        for _, version in reversed(self._directories(kind)):
-            with suppress(StoreError):
-                return load_artifact(self._kind_directory(kind), version)
+        versions = self._versions(kind)
+        if versions:
+            with self._open_kind(kind) as kind_directory:
+                for version in reversed(versions):
+                    with suppress(StoreError):
+                        return load_artifact(kind_directory, version)
         raise StoreError(f"no artifact of kind {kind} in {self.root}; one is needed; run its stage first", EXIT_MISSING)
 
     def _get_by_content(self, prefix: ContentPrefix) -> Artifact:
@@ -212,16 +245,10 @@ class Store:
     def list(self, kind: str | None = None) -> list[Artifact]:
         """List artifacts with intact manifests and right sizes, by kind, then version; anything else is left to `verify`."""
         artifacts: list[Artifact] = []
-        for directory_kind, version in self._directories(kind):
-            with suppress(StoreError):
-                artifacts.append(load_artifact(self._kind_directory(directory_kind), version))
+        for name in self._kinds() if kind is None else [kind]:
+            if versions := self._versions(name):
+                with self._open_kind(name) as kind_directory:
+                    for version in versions:
+                        with suppress(StoreError):
+                            artifacts.append(load_artifact(kind_directory, version))
         return artifacts
-
-
-def _names(directory: Path) -> list[str]:
-    try:
-        return [entry.name for entry in directory.iterdir()]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise ResourceError(f"{directory}: {error.strerror}; read permission needed; change its mode or owner") from error

@@ -7,22 +7,37 @@ COMPLETE.json also names the layout: a checkpoint that is shared out over ranks 
 """
 
 import hashlib
-import json
 import os
 import shutil
+import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
+from pydantic import Field
+
+from stages.blocks import Closed
 from stages.process.context import StageContext
 from stages.process.distributed import decide_in_main
 from stages.process.engine import choose_engine
 from stages.process.errors import StageError
-from stages.spec import EXIT_USAGE
+from stages.spec import COMPLETE_FILE, EXIT_RESOURCE, EXIT_USAGE, checkpoint_name, parse_checkpoint
 
-COMPLETE_FILE = "COMPLETE.json"
 WHOLE = "whole"  # the layout that any number of processes can go on from
-_PREFIX = "checkpoint-"
+_MAX_MARKER_BYTES = 8 * 1024 * 1024
+
+
+class _File(Closed):
+    size: int
+    sha256: str
+
+
+class _Marker(Closed):
+    """What COMPLETE.json says."""
+
+    step: int
+    layout: str
+    files: dict[str, _File] = Field(min_length=1, description="Relative path -> file.")
 
 
 def save_checkpoint(
@@ -46,7 +61,7 @@ def save_checkpoint(
         wait_for_everyone: returns when every rank has called it.
         keep: complete checkpoints to keep, at least 2.
     """
-    path = directory / f"{_PREFIX}{step}"
+    path = directory / checkpoint_name(step)
     if is_main:
         if path.exists():
             shutil.rmtree(path)
@@ -62,15 +77,18 @@ def save_checkpoint(
 
 def mark_complete(path: Path, step: int, *, layout: str = WHOLE) -> None:
     """Write COMPLETE.json (files, sizes, hashes, layout) after everything else is on the disk."""
-    files = {}
+    mode = stat.S_IMODE(path.stat().st_mode) & 0o666  # as the umask has it: libraries write weights that only their owner may read
+    files: dict[str, _File] = {}
     for file in sorted(path.rglob("*")):
         if file.is_file() and file.name != COMPLETE_FILE:
             with file.open("rb") as stream:
+                with suppress(OSError):  # a file system without modes
+                    os.fchmod(stream.fileno(), mode)
                 os.fsync(stream.fileno())
-            files[str(file.relative_to(path))] = {"size": file.stat().st_size, "sha256": _sha256(file)}
+            files[str(file.relative_to(path))] = _File(size=file.stat().st_size, sha256=_sha256(file))
     temporary = path / (COMPLETE_FILE + ".tmp")
     with temporary.open("w", encoding="utf-8") as stream:
-        json.dump({"step": step, "layout": layout, "files": files}, stream)
+        stream.write(_Marker(step=step, layout=layout, files=files).model_dump_json())
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path / COMPLETE_FILE)
@@ -89,13 +107,14 @@ def latest_complete(directory: Path, *, layout: str = WHOLE, warn: Callable[[str
         with one warning.
 
     Raises:
-        StageError: it has another layout; exit code 2.
+        StageError: it has another layout (exit code 2); a file or a link has a checkpoint's name (exit code 5).
     """
     passed_over: list[str] = []
-    for path in sorted(directory.glob(f"{_PREFIX}*"), key=_step_of, reverse=True):
-        problem = _find_problem(path)
+    _require_directories(directory)
+    for step, path in _list_checkpoints(directory):
+        problem = _find_problem(path, step)
         if problem is None:
-            found = _read_marker(path)["layout"]
+            found = _read_marker(path).layout
             if found != layout:
                 raise StageError(
                     f"{path.name} was written {_describe(found)}, this run is {_describe(layout)}; set the hardware block "
@@ -104,7 +123,7 @@ def latest_complete(directory: Path, *, layout: str = WHOLE, warn: Callable[[str
                 )
             if passed_over:
                 warn(f"passed over {', '.join(passed_over)}; going on from {path.name}")
-            return path, _step_of(path)
+            return path, step
         passed_over.append(f"{path.name} ({problem})")
     if passed_over:
         warn(f"passed over {', '.join(passed_over)}; no complete checkpoint is left, starting anew")
@@ -113,55 +132,78 @@ def latest_complete(directory: Path, *, layout: str = WHOLE, warn: Callable[[str
 
 def prune(directory: Path, *, keep: int = 2) -> None:
     """Delete all but the newest `keep` checkpoints that are marked complete, and unfinished ones older than those."""
-    marked = [path for path in sorted(directory.glob(f"{_PREFIX}*"), key=_step_of, reverse=True) if (path / COMPLETE_FILE).exists()]
-    oldest_kept = _step_of(marked[:keep][-1]) if marked else 0
-    for path in directory.glob(f"{_PREFIX}*"):
-        if _step_of(path) < oldest_kept:
+    found = _list_checkpoints(directory)
+    marked = [step for step, path in found if _is_marked(path)]
+    oldest_kept = marked[:keep][-1] if marked else 0
+    for step, path in found:
+        if step < oldest_kept:
             shutil.rmtree(path)
 
 
 def drop_unfinished(directory: Path) -> None:
     """Delete checkpoints that were never finished: on a full disk they take the room of what comes."""
-    for path in directory.glob(f"{_PREFIX}*"):
-        if not (path / COMPLETE_FILE).exists():
+    for _, path in _list_checkpoints(directory):
+        if not _is_marked(path):
             shutil.rmtree(path, ignore_errors=True)
 
 
 def measure_newest(directory: Path) -> int:
     """Add up the bytes of the newest checkpoint that is marked complete; 0 where there is none."""
-    marked = [path for path in directory.glob(f"{_PREFIX}*") if (path / COMPLETE_FILE).exists()]
-    newest = max(marked, key=_step_of, default=None)
+    newest = next((path for _, path in _list_checkpoints(directory) if _is_marked(path)), None)
     return sum(file.stat().st_size for file in newest.rglob("*") if file.is_file()) if newest else 0
 
 
-def _step_of(path: Path) -> int:
-    suffix = path.name.removeprefix(_PREFIX)
-    return int(suffix) if suffix.isdigit() else -1
+def _list_checkpoints(directory: Path) -> list[tuple[int, Path]]:
+    """List the checkpoints that are directories of their own, newest first; a file or a link of such a name is none."""
+    entries = directory.iterdir() if directory.is_dir() else ()
+    steps = [(step, path) for path in entries if (step := parse_checkpoint(path.name)) is not None]
+    return sorted(((step, path) for step, path in steps if path.is_dir() and not path.is_symlink()), reverse=True)
+
+
+def _require_directories(directory: Path) -> None:
+    """Refuse what has a checkpoint's name and is none: it would be in the way when that step is saved."""
+    for path in directory.iterdir() if directory.is_dir() else ():
+        if parse_checkpoint(path.name) is not None and (path.is_symlink() or not path.is_dir()):
+            what = "a link" if path.is_symlink() else "a file"
+            raise StageError(f"{path}: found {what}, needed a directory or nothing; move it elsewhere", EXIT_RESOURCE)
+
+
+def _is_marked(path: Path) -> bool:
+    return (path / COMPLETE_FILE).is_file()
 
 
 def _describe(layout: str) -> str:
     return "without ZeRO" if layout == WHOLE else f"with {layout}"
 
 
-def _read_marker(path: Path) -> dict[str, Any]:
-    return json.loads((path / COMPLETE_FILE).read_text(encoding="utf-8"))
-
-
-def _find_problem(path: Path) -> str | None:
+def _find_problem(path: Path, step: int) -> str | None:
+    """Say why a checkpoint is of no use; None where every file is as its marker says."""
     try:
         marker = _read_marker(path)
-        files, _ = marker["files"].items(), marker["layout"]
     except FileNotFoundError:
         return "never finished"
-    except (ValueError, KeyError, AttributeError):
+    except (OSError, ValueError):
         return f"unreadable {COMPLETE_FILE}"
-    for name, recorded in files:
+    if marker.step != step:
+        return f"{COMPLETE_FILE} is that of step {marker.step}"
+    for name, recorded in marker.files.items():
         file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != recorded["size"] or _sha256(file) != recorded["sha256"]:
-            return f"{name} is damaged"
+        try:
+            if file.is_symlink() or not file.is_file() or ".." in file.parts or not file.is_relative_to(path):
+                return f"{name} is missing"
+            if file.stat().st_size != recorded.size or _sha256(file) != recorded.sha256:
+                return f"{name} is damaged"
+        except (OSError, ValueError) as error:  # it cannot be read, or such a name no file has
+            return f"{name}: {error}"
     return None
+
+
+def _read_marker(path: Path) -> _Marker:
+    with (path / COMPLETE_FILE).open("rb") as stream:
+        content = stream.read(_MAX_MARKER_BYTES + 1)
+    if len(content) > _MAX_MARKER_BYTES:
+        raise ValueError(f"more than {_MAX_MARKER_BYTES} bytes")
+    return _Marker.model_validate_json(content)
 
 
 def _sha256(file: Path) -> str:

@@ -22,7 +22,7 @@ from stages.process.engine import choose_engine
 from stages.process.errors import StageError
 from stages.process.ranks import Ranks
 from stages.settings import PretrainSettings, RMSettings, SFTSettings
-from stages.spec import EXIT_USAGE, StageName
+from stages.spec import EXIT_USAGE, StageName, checkpoint_name
 from stages.trainer_args import find_refused_arguments
 
 _EVENTS_PER_S = 4
@@ -89,7 +89,7 @@ class StageCallback(TrainerCallback):
         if self.context.world_size > 1:
             torch.distributed.barrier()
         if state.is_world_process_zero:
-            path = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            path = Path(args.output_dir) / checkpoint_name(state.global_step)
             mark_complete(path, state.global_step, layout=describe_layout(self.context))
             prune(path.parent)
         self.context.event("checkpoint", step=state.global_step)

@@ -87,9 +87,9 @@ def test_reading_commands_have_json(made, rlhf):
 
 
 def state_of(directory):
-    """Names, sizes, modes and times of all below a directory."""
+    """Names, sizes, modes and times, that of the last change of anything included, of all below a directory."""
     entries = {path: path.lstat() for path in [directory, *directory.rglob("*")]}
-    return {path: (entry.st_size, entry.st_mode, entry.st_mtime_ns) for path, entry in entries.items()}
+    return {path: (entry.st_ino, entry.st_size, entry.st_mode, entry.st_mtime_ns, entry.st_ctime_ns) for path, entry in entries.items()}
 
 
 @pytest.mark.parametrize(
@@ -107,17 +107,39 @@ def state_of(directory):
 )
 @pytest.mark.slow
 def test_a_reading_command_leaves_the_store_as_it_was(made, rlhf, tmp_path, recipe_path, arguments):
-    left = tmp_path / "store" / ".staging" / "sft-dead"
-    left.mkdir()
-    (left / "half.safetensors").write_text("x")
+    leave_dead(tmp_path / "store")
     before = state_of(tmp_path / "store")
     done = rlhf(*(recipe_path if word == "RECIPE" else word for word in arguments))
     assert done.returncode == 0, done.stderr
     assert state_of(tmp_path / "store") == before
 
 
+def leave_dead(directory):
+    """Leave what a dead writer leaves in staging."""
+    (directory / ".staging").mkdir(exist_ok=True, parents=True)
+    left = directory / ".staging" / f"sft-{'0' * 32}"
+    left.mkdir()
+    (left / "half.safetensors").write_text("x")
+    left.with_name(f"{left.name}.lock").touch()
+
+
+def test_f7_a_store_whose_staging_is_a_link_loses_nothing(made, rlhf, tmp_path, recipe_path):
+    foreign = tmp_path / "foreign"
+    leave_dead(foreign)
+    (foreign / "thesis.tex").write_text("precious")
+    (tmp_path / "store" / ".staging").rmdir()
+    (tmp_path / "store" / ".staging").symlink_to(foreign / ".staging")
+    before = state_of(tmp_path)
+    for arguments in (["ls"], ["show", "ppo"], ["plan", recipe_path], ["verify"]):
+        assert rlhf(*arguments).returncode == 0
+    done = rlhf("run", recipe_path)
+    told = f"{tmp_path}/store/.staging: a link, which is not followed; the store's own is needed there; "
+    assert done.returncode == 5 and done.stderr.startswith(told) and done.stderr.count("\n") == 1
+    assert state_of(tmp_path) == before
+
+
 def test_a_run_removes_what_dead_writers_left_even_where_it_reuses_all(made, rlhf, tmp_path, recipe_path):
-    (tmp_path / "store" / ".staging" / "sft-dead").mkdir()
+    leave_dead(tmp_path / "store")
     assert rlhf("run", recipe_path).returncode == 0
     assert list((tmp_path / "store" / ".staging").iterdir()) == []
 

@@ -333,3 +333,54 @@ def test_a_judge_that_fails_ends_a_run_before_the_first_stage_even_one_that_does
     with pytest.raises(ConfigError, match=r"found no module nowhere installed, on PYTHONPATH or in .*project; put it there"):
         bring_up("judge=nowhere:judge")
     assert "rm published rm@v1" in bring_up("judge=nowhere:judge", "sft.eval_samples=0", run=("sft", "rm"))  # neither asks it
+
+
+@pytest.fixture
+def stopped(bring_up, store, monkeypatch):
+    """The directory of a stopped run of SFT; bring_up goes on with it."""
+    monkeypatch.setenv("FAKE_SFT", "fail:1")
+    with pytest.raises(StageFailed):
+        bring_up(run=("sft",))
+    monkeypatch.setenv("FAKE_SFT", "ok")
+    (run_dir,) = store.root.glob("runs/sft-*")
+    return run_dir
+
+
+@pytest.mark.parametrize("name", ["", "lock", "spec.json", "log.txt", "events.jsonl", "checkpoints", "checkpoints/metrics.jsonl"])
+def test_f7_a_run_writes_and_removes_nothing_through_a_link_in_its_directory(bring_up, store, stopped, tmp_path, name):
+    path, foreign = stopped / name, tmp_path / "foreign"
+    if path.exists():
+        path.rename(foreign)
+    else:
+        foreign.write_text("precious")
+    path.symlink_to(foreign)
+    before = {file: (file.stat().st_mtime_ns, file.stat().st_size) for file in [foreign, *foreign.rglob("*")]}
+    for force in (False, True):
+        with pytest.raises(ResourceError, match="a link, which is not followed") as refusal:
+            bring_up(run=("sft",), force=force)
+        assert str(path) in refusal.value.message
+    assert {file: (file.stat().st_mtime_ns, file.stat().st_size) for file in [foreign, *foreign.rglob("*")]} == before
+    assert store.refs() == []
+
+
+def test_f7_checkpoints_of_a_finished_run_are_not_forgotten_through_a_link(bring_up, store, tmp_path):
+    bring_up(run=("sft",))
+    (run_dir,) = store.root.glob("runs/sft-*")
+    (tmp_path / "foreign" / "checkpoints").mkdir(parents=True)
+    shutil.rmtree(run_dir)
+    run_dir.symlink_to(tmp_path / "foreign")
+    with pytest.raises(ResourceError, match="a link, which is not followed"):
+        bring_up(run=("sft",))
+    assert (tmp_path / "foreign" / "checkpoints").exists()
+
+
+def test_f12_a_place_where_the_last_stage_cannot_publish_is_told_before_the_first_trains(bring_up, store, tmp_path):
+    (store.root / "artifacts").mkdir(parents=True)
+    (store.root / "artifacts" / "ppo").symlink_to(tmp_path)
+    with pytest.raises(ResourceError, match="artifacts/ppo: a link, which is not followed"):
+        bring_up()
+    (store.root / "artifacts" / "ppo").unlink()
+    (store.root / "artifacts" / "ppo").write_text("a file")
+    with pytest.raises(ResourceError, match="artifacts/ppo: no directory"):
+        bring_up()
+    assert not list(store.root.glob("runs/*/spec.json"))

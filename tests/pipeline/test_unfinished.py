@@ -64,3 +64,27 @@ def test_the_plan_says_it(recipe_path, store):
     other = plan(load_recipe(recipe_path, ["sft.batch_size=16"]), store, Selection())[0].why
     assert "begins anew" in other and "sft.batch_size 32 -> 16" in other
     assert "unfinished" not in plan(recipe, store, Selection(force=True))[0].why
+
+
+@pytest.mark.parametrize(
+    "spec", ["null", "[]", "{}", '{"settings": []}', "{", "\xff", "[" * 100_000, '{"settings": {"epochs": ' + "1" * 5000 + "}}"]
+)
+def test_the_damaged_spec_of_an_unfinished_run_is_no_obstacle(tmp_path, leave_run, spec):
+    leave_run("sft-other", {}, [5])
+    (tmp_path / "runs" / "sft-other" / "spec.json").write_text(spec, encoding="latin-1")
+    said = describe_unfinished(tmp_path, "sft", "sft-mine", SETTINGS)
+    assert said.startswith("it begins anew, and leaves the unfinished run sft-other (checkpoint 5) as it is")
+
+
+def test_what_is_no_checkpoint_is_not_counted(tmp_path, leave_run):
+    leave_run("sft-mine", {}, [5])
+    checkpoints = tmp_path / "runs" / "sft-mine" / "checkpoints"
+    for name in ("checkpoint-²", "checkpoint-x", f"checkpoint-1{'0' * 23}", "checkpoint-9"):
+        (checkpoints / name / "COMPLETE.json").mkdir(parents=True)
+    for name in ("checkpoint-³", f"checkpoint-2{'0' * 23}"):
+        (checkpoints / name).mkdir()
+        (checkpoints / name / "COMPLETE.json").write_text("{}")
+    (checkpoints / "checkpoint-7").write_text("a file")
+    (checkpoints / "checkpoint-8").symlink_to(checkpoints / "checkpoint-5")
+    (tmp_path / "runs" / "sft-file").write_text("")
+    assert describe_unfinished(tmp_path, "sft", "sft-mine", SETTINGS) == "its unfinished run goes on from checkpoint 5"

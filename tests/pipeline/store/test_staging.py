@@ -51,11 +51,10 @@ def test_the_reaper_leaves_other_staging_of_its_own_process(store):
 
 
 def test_a_lock_does_not_outlive_its_owner_in_a_child_program(store):
-    with store.staging("sft") as staging:
+    with store.staging("sft"):
         child = subprocess.Popen(["sleep", "60"])
     try:
-        left = staging.path.with_name("sft-left")
-        left.mkdir()
+        left = leave(store, "0" * 32)
         store.reap()
         assert not left.exists()
     finally:
@@ -70,14 +69,34 @@ def test_staging_is_removed_when_the_block_ends_in_an_error(store):
     assert list((store.root / ".staging").iterdir()) == []
 
 
-def test_leftovers_without_a_lock_file_and_without_a_directory_are_reaped(store):
-    directory = store.root / ".staging"
-    directory.mkdir(parents=True)
-    (directory / "sft-1").mkdir()
-    (directory / "sft-1" / "a").write_text("x")
-    (directory / "sft-2.lock").touch()
-    store.reap()
-    assert list(directory.iterdir()) == []
+def leave(store, digits, *, lock=True):
+    """What a dead writer leaves: a directory and its lock file."""
+    path = store.root / ".staging" / f"sft-{digits}"
+    path.mkdir(parents=True)
+    (path / "half.safetensors").write_text("x")
+    if lock:
+        path.with_name(f"{path.name}.lock").touch()
+    return path
+
+
+def test_a_lock_file_without_a_directory_is_reaped(store):
+    left = leave(store, "0" * 32)
+    left.with_name(f"sft-{'1' * 32}.lock").touch()
+    assert store.reap() == [left.name, f"sft-{'1' * 32}"]
+    assert list(left.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("digits", ["mine", "0" * 31, "0" * 33, "G" * 32, "0" * 31 + "²"])
+def test_the_reaper_takes_nothing_of_another_name(store, digits):
+    kept = leave(store, digits)
+    assert store.reap() == []
+    assert (kept / "half.safetensors").exists() and kept.with_name(f"{kept.name}.lock").exists()
+
+
+def test_the_reaper_takes_nothing_that_never_had_a_lock(store):
+    kept = leave(store, "0" * 32, lock=False)
+    assert store.reap() == []
+    assert [path.name for path in kept.parent.iterdir()] == [kept.name]
 
 
 def test_opening_a_store_to_read_creates_nothing(tmp_path):

@@ -109,16 +109,16 @@ def test_what_is_no_version_directory_is_ignored(store, publish):
 
 def test_a_version_that_appears_during_a_publish_moves_it_to_the_next_number(store, publish, monkeypatch):
     publish(store)
-    rename, clashes = Path.rename, []
+    rename, clashes = os.rename, []
 
-    def rename_after_a_rival(self, target):
+    def rename_after_a_rival(source, target, **directories):
         if not clashes:
-            clashes.append(target)
-            target.mkdir()
-            (target / "rival").write_text("first")
-        return rename(self, target)
+            clashes.append(store.root / "artifacts/sft" / target)
+            clashes[0].mkdir()
+            (clashes[0] / "rival").write_text("first")
+        return rename(source, target, **directories)
 
-    monkeypatch.setattr(Path, "rename", rename_after_a_rival)
+    monkeypatch.setattr(os, "rename", rename_after_a_rival)
     artifact = publish(store)
     assert clashes == [store.root / "artifacts/sft/v0002"]
     assert artifact.ref == "sft@v3" and store.verify(artifact) == []
@@ -278,9 +278,16 @@ def test_lineage_lists_all_ancestors_nearest_first_and_once(store, publish):
 
 @pytest.fixture
 def opened(monkeypatch):
-    """The files that are opened below the store, in order."""
+    """The files that are opened below the store, in order; directories do not count."""
     paths, real = [], os.open
-    monkeypatch.setattr(os, "open", lambda path, *rest, **named: paths.append(Path(path)) or real(path, *rest, **named))
+
+    def open_and_note(path, flags, *rest, **named):
+        descriptor = real(path, flags, *rest, **named)
+        if not flags & os.O_DIRECTORY:
+            paths.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        return descriptor
+
+    monkeypatch.setattr(os, "open", open_and_note)
     return paths
 
 

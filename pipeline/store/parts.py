@@ -1,0 +1,54 @@
+"""The parts of a store: its own directories, none of them a link. Looked at before anything trains.
+
+The store as a whole may be a link or lie on another device. So may `runs/`, as a mount: nothing is renamed out of it. `.staging/` and
+`artifacts/<kind>/` must be one file system, as artifacts are renamed from the one into the other.
+"""
+
+import re
+from collections.abc import Iterable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from pipeline.store.aliases import ALIASES_DIR
+from pipeline.store.directory import open_root
+from pipeline.store.disk import reading, refuse_link, writing
+from pipeline.store.refs import KIND_PATTERN
+from pipeline.store.staging import ARTIFACTS_DIR, STAGING_DIR, require_renames
+
+RUNS_DIR = "runs"
+RUN_PATTERN = re.compile(r"(?P<stage>[a-z]+)-(?P<key>[0-9a-f]{16})")
+
+# Those in which each directory of such a name is a part too.
+_PARTS = {
+    ARTIFACTS_DIR: KIND_PATTERN,
+    ALIASES_DIR: KIND_PATTERN,
+    RUNS_DIR: RUN_PATTERN,
+    **dict.fromkeys((STAGING_DIR, ".trash", "notes", "tokens", "slurm", "demo")),
+}
+
+
+def require_own_parts(root: Path) -> None:
+    """Refuse a store of which a part is a link, before anything is written or removed through it. Nothing is changed.
+
+    Raises:
+        ResourceError: one is (exit 5).
+    """
+    with suppress(FileNotFoundError), reading(root), open_root(root) as store:
+        for part, pattern in _PARTS.items():
+            with suppress(FileNotFoundError), store.enter(part) as directory:
+                links = sorted(directory.links()) if pattern else []
+                if found := next((name for name in links if pattern and pattern.fullmatch(name)), None):
+                    raise refuse_link(directory.path / found)
+
+
+def require_places(root: Path, kinds: Iterable[str]) -> None:
+    """Refuse a store in which artifacts of these kinds could not be published; their directories are made.
+
+    Raises:
+        ResourceError: their place is on another file system than staging, or cannot be written (exit 5).
+    """
+    for kind in kinds:
+        with writing(root / ARTIFACTS_DIR / kind), ExitStack() as stack:
+            store = stack.enter_context(open_root(root, create=True))
+            staging = stack.enter_context(store.enter(STAGING_DIR, create=True))
+            require_renames(staging, stack.enter_context(store.enter(f"{ARTIFACTS_DIR}/{kind}", create=True)))
