@@ -11,19 +11,18 @@ import multiprocessing
 import os
 import re
 import shutil
-import tempfile
-import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from data.drafts import make_draft
 from data.fingerprint import Fingerprint
 from data.schema import Conversation, DataError, Problem
 from data.token_file import TokenFile, make_batch, make_schema
@@ -31,7 +30,6 @@ from data.tokens import EncodedRecord
 
 TOKENS_FILE, MADE_FILE = "tokens.arrow", "made.json"
 CHUNK_RECORDS = 512
-_DRAFT = ".draft-"
 _STALE_DRAFT_S = 24 * 3600
 _READ_BYTES = 2**24
 
@@ -59,10 +57,7 @@ def make_tokens(
         DataError: Records cannot be read or encoded; each is named by its place.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale_drafts(directory.parent)
-    draft = Path(tempfile.mkdtemp(prefix=_DRAFT, dir=directory.parent))
-    try:
-        draft.chmod(0o755)
+    with make_draft(directory, stale_s=_STALE_DRAFT_S) as draft:
         content = Fingerprint()
         num_records = _write(draft / TOKENS_FILE, _noting(records, content), encode, workers, progress)
         if content.text != expected:
@@ -75,8 +70,6 @@ def make_tokens(
         except OSError:
             if not directory.is_dir():
                 raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return True
 
 
@@ -178,13 +171,6 @@ def _checksum(path: Path) -> int:
         while block := stream.read(_READ_BYTES):
             checksum = zlib.crc32(block, checksum)
     return checksum
-
-
-def _remove_stale_drafts(parent: Path) -> None:
-    for draft in parent.glob(f"{_DRAFT}*"):
-        with suppress(FileNotFoundError):  # its maker has renamed or removed it
-            if time.time() - max(path.stat().st_mtime for path in (draft, *draft.iterdir())) > _STALE_DRAFT_S:
-                shutil.rmtree(draft, ignore_errors=True)
 
 
 def count_workers() -> int:

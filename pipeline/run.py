@@ -117,7 +117,7 @@ def run_stage(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, 
     """Run one stage in a process of its own, or go on with its unfinished run, and publish what it leaves."""
     for parent in decision.parents.values():
         store.require_verified(parent.ref)
-    with open_run_directory(store.root, decision) as directory, store.staging(decision.stage) as staging:
+    with open_run_directory(store.root, decision, private=recipe.private) as directory, store.staging(decision.stage) as staging:
         run_dir = directory.path
         _require_disk(recipe, inputs, decision.stage, store.root)
         if fresh:
@@ -171,7 +171,7 @@ def prepare_by_hand(recipe: Recipe, store: Store, stage: StageName) -> tuple[Pat
     for earlier in selection.needed(recipe):
         decision = decide(earlier, recipe, inputs, artifacts, store, force=earlier == stage)
         if earlier == stage:
-            with open_run_directory(store.root, decision) as directory, writing(directory.path):
+            with open_run_directory(store.root, decision, private=recipe.private) as directory, writing(directory.path):
                 run_dir = directory.path
                 spec = _make_spec(recipe, inputs, decision, run_dir / "output", run_dir, store.root)
                 (run_dir / "spec.json").write_text(spec.model_dump_json(indent=2), encoding="utf-8")

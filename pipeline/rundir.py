@@ -45,8 +45,8 @@ def require_utf8(root: Path) -> None:
 
 
 @contextmanager
-def open_run_directory(root: Path, decision: Decision) -> Generator[Directory]:
-    """Open the run directory for one orchestrator at a time.
+def open_run_directory(root: Path, decision: Decision, *, private: bool = False) -> Generator[Directory]:
+    """Open the run directory for one orchestrator at a time, and for its owner only if it is `private`.
 
     Raises:
         ResourceError: It cannot be written, something in it is a link, or another orchestrator runs this stage.
@@ -65,6 +65,8 @@ def open_run_directory(root: Path, decision: Decision) -> Generator[Directory]:
                     f"{run_dir}: {holder} is running this stage with the same inputs; wait for it, then run again to reuse it"
                 )
             stack.callback(os.close, lock)
+            if private:  # it may be there from a run that was not
+                os.chmod(directory.fd, 0o700)  # noqa: PTH101
             os.ftruncate(lock, 0)
             os.write(lock, f"process {os.getpid()}\n".encode())
         yield directory

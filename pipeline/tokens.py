@@ -6,6 +6,7 @@ it does no harm.
 
 import hashlib
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -30,6 +31,7 @@ from stages.blocks import TokenSettings
 from stages.spec import TOKENS_VERSION, TokensSpec
 
 TOKENS_DIR = "tokens"
+_WORK = re.compile(r"\.work-[a-z0-9_]{8}")
 _NOT_MADE: RecordKind = "texts"  # pretrain encodes them itself
 
 Counts = dict[RecordKind, dict[str, dict[str, int]]]  # kind -> split -> name -> count
@@ -78,9 +80,10 @@ def make_tokens(recipe: Recipe, inputs: Inputs, store_root: Path, on_event: Call
 
 
 def _make_work_directory(directory: Path) -> Path:
-    """Make a directory for spec, log and events; those that failed processes left go."""
-    for left in directory.glob(".work-*"):
-        shutil.rmtree(left, ignore_errors=True)
+    """Make a directory for spec, log and events; those that failed processes left go. The lock is held."""
+    for left in directory.iterdir():
+        if _WORK.fullmatch(left.name) and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=".work-", dir=directory))
 
 

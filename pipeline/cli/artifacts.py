@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.options import STAGE_NAMES, JsonOption, StoreOption, make_console, open_store, print_json, say
-from stages.spec import EXIT_VERIFICATION
+from pipeline.errors import StoreError
+from stages.spec import EXIT_MISSING, EXIT_VERIFICATION
 
 
 def ls_command(
@@ -45,9 +46,13 @@ def verify_command(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare every byte with the manifest; exit code 3 when something differs."""
+    """Compare every byte with the manifest; exit code 3 when something differs, 4 when there is nothing to verify."""
     opened = open_store(store)
-    problems = {name: opened.verify(name) for name in ([ref] if ref else opened.refs())}
+    refs = opened.refs() if ref is None else [ref]
+    if not refs:
+        found = "no artifacts" if opened.root.is_dir() else "no such directory"
+        raise StoreError(f"{opened.root}: {found}; a store with some is needed; give another --store, or `rlhf run` first", EXIT_MISSING)
+    problems = {name: opened.verify(name) for name in refs}
     if as_json:
         print_json(problems)
     else:

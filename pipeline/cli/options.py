@@ -1,6 +1,7 @@
 """What the commands share: their options, how a recipe and a store are opened, how a line is printed."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +26,14 @@ FromOption = Annotated[str | None, typer.Option("--from", metavar="STAGE", help=
 UntilOption = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")]
 SlurmOption = Annotated[bool, typer.Option("--slurm", help="Submit a SLURM job for each stage and follow them.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Make new artifacts even where one can be reused.")]
+PrivateOption = Annotated[
+    bool,
+    typer.Option(
+        "--private",
+        help="Let nobody else read what this makes: samples, logs and token ids hold real prompts. Otherwise the umask decides. "
+        "The same as --set private=true.",
+    ),
+]
 
 STAGE_NAMES = ", ".join(STAGES)
 
@@ -33,9 +42,9 @@ def select_stages(only: str | None, from_stage: str | None, until: str | None, f
     """Turn --only, --from and --until into the stages that may run."""
     from pipeline.plan import Selection
 
-    if only and (from_stage or until):
+    if only is not None and (from_stage is not None or until is not None):
         raise typer.BadParameter("--only is a stage alone; leave --from and --until away")
-    first, last = parse_stage(only or from_stage), parse_stage(only or until)
+    first, last = parse_stage(from_stage if only is None else only), parse_stage(until if only is None else only)
     chosen: tuple[StageName, ...] = with_ancestors([last]) if last else tuple(STAGES)
     run: tuple[StageName, ...] = tuple(stage for stage in chosen if first is None or first in with_ancestors([stage]))
     if not run:
@@ -74,11 +83,37 @@ def absolute_recipe(recipe: str) -> str:
 
 
 def open_store(given: Path | None, recipe: "Recipe | None" = None) -> "Store":
-    """Open the store that was named, else the recipe\'s, else ./store."""
+    """Open the store that was named, else the recipe's, else ./store.
+
+    Raises:
+        ConfigError: It is a file.
+    """
+    from pipeline.errors import ConfigError
     from pipeline.store.disk import expand_home
     from pipeline.store.store import Store
 
-    return Store(expand_home(given or (recipe.store if recipe else "store")))
+    root = expand_home(given if given is not None else (recipe.store if recipe else "store")).absolute()
+    if os.path.exists(root) and not root.is_dir():  # noqa: PTH110  (Path.exists raises for a name that is too long)
+        raise ConfigError([f"--store: found {root}, which is no directory; needed one, or a path at which to make one"])
+    return Store(root)
+
+
+def open_store_to_write(given: Path | None, recipe: "Recipe") -> "Store":
+    """Open a store in which a command will write, as privately as the recipe wants it.
+
+    Raises:
+        ConfigError: The libraries could not open it.
+        ResourceError: A part of it is a link.
+    """
+    from pipeline.rundir import require_utf8
+    from pipeline.store.parts import require_own_parts
+
+    store = open_store(given, recipe)
+    require_utf8(store.root)
+    require_own_parts(store.root)
+    if recipe.private:
+        os.umask(0o077)
+    return store
 
 
 def make_console(*, err: bool = False) -> "Console":

@@ -11,6 +11,7 @@ from pipeline.cli.options import (
     FromOption,
     JsonOption,
     OnlyOption,
+    PrivateOption,
     RecipeArgument,
     SetOption,
     SlurmOption,
@@ -20,6 +21,7 @@ from pipeline.cli.options import (
     make_console,
     open_recipe,
     open_store,
+    open_store_to_write,
     parse_stage,
     print_json,
     say,
@@ -35,6 +37,7 @@ def run_command(
     until: UntilOption = None,
     force: ForceOption = False,
     slurm: SlurmOption = False,
+    private: PrivateOption = False,
     overrides: SetOption = [],
     store: StoreOption = None,
 ) -> None:
@@ -44,17 +47,19 @@ def run_command(
     from pipeline.run import run
 
     selection = select_stages(only, from_stage, until, force)
+    overrides = [*overrides, "private=true"] if private else overrides
     resolved = open_recipe(recipe, overrides, with_ancestors(selection.run), only, from_stage, until)
+    opened = open_store_to_write(store, resolved)
     terminal = make_console()
     if slurm:
         from pipeline.launch.slurm import run_by_slurm
 
-        root = open_store(store, resolved).root
+        root = opened.root
         arguments = [absolute_recipe(recipe), "--store", str(root.resolve()), *(word for pair in overrides for word in ("--set", pair))]
         arguments += ["--force"] if force else []
         stages: list[StageName] = [stage for stage in selection.run if stage in resolved.stages]
         raise typer.Exit(run_by_slurm(resolved.hardware, root, stages, arguments, lambda line: say(terminal, line)))
-    outcomes = run(resolved, open_store(store, resolved), selection, ProgressView(terminal))
+    outcomes = run(resolved, opened, selection, ProgressView(terminal))
     print_summary(terminal, outcomes)
 
 
@@ -116,7 +121,7 @@ def launch_command_command(
     name = parse_stage(stage)
     assert name is not None
     resolved = open_recipe(recipe, overrides, with_ancestors([name]), stage)
-    run_dir, commands = prepare_by_hand(resolved, open_store(store, resolved), name)
+    run_dir, commands = prepare_by_hand(resolved, open_store_to_write(store, resolved), name)
     for where, command in commands:
         print(f"# {f'on {where}, ' if where else ''}in {Path.cwd()}; leaves {run_dir / 'output'}")
         print(shlex.join(command))
@@ -136,7 +141,7 @@ def check_data_command(
     from pipeline.tokens import make_tokens
 
     resolved = open_recipe(recipe, overrides, tuple(STAGES))
-    root = open_store(store, resolved).root
+    root = open_store_to_write(store, resolved).root
     view = ProgressView(make_console(err=True))
     inputs = prepare(resolved, root, resolved.stages, told=view.reading)
     try_judge(resolved, inputs, resolved.stages)

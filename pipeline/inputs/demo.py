@@ -1,17 +1,25 @@
-"""The value `demo` in a recipe -> files: the embedded example is generated once per seed and version, whole or not at all."""
+"""The value `demo` in a recipe -> files: the embedded example is generated once per seed and version, whole or not at all.
 
-import shutil
-import tempfile
-import time
+Its files are hashed when it is made and before each use: a demo that was changed is refused.
+"""
+
+import json
 from contextlib import suppress
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from data.demo import DEMO_VERSION
+from data.drafts import make_draft
+from pipeline.errors import StoreError
 from pipeline.recipe.schema import DEMO_PATTERN, Recipe
-from pipeline.store.disk import make_directories, writing
-from stages.spec import DataSource, DataSplits
+from pipeline.store.directory import list_tree, open_root
+from pipeline.store.disk import hash_file, make_directories, read_bounded, reading, writing
+from stages.spec import EXIT_VERIFICATION, DataSource, DataSplits
 
 DEFAULT_SEED = 7
+HASHES_FILE = "made.json"
+_MAX_HASHES_BYTES = 1024 * 1024
 _STALE_DRAFT_S = 3600  # generating takes seconds: whoever made an older draft was killed
 
 
@@ -52,36 +60,84 @@ def demo_seeds(recipe: Recipe) -> set[int]:
     return {seed for value in values if (seed := demo_seed(value)) is not None}
 
 
-def make_demo(store_root: Path, seed: int) -> Path:
+def make_demo(store_root: Path, seed: int, *, may_write: bool = True) -> Path:
     """Generate a demo unless it is there; another process that does the same at the same time does no harm.
 
+    Args:
+        store_root: Of the store that keeps it.
+        seed: Of the demo.
+        may_write: Generate one that is not there. Otherwise nothing changes, and one from before hashes were kept is taken as it is.
+
     Raises:
+        StoreError: It is not as it was made (exit 3).
         ResourceError: It cannot be written (exit 5).
     """
     directory = demo_directory(store_root, seed)
-    if directory.is_dir():
-        return directory
+    if (known := _read_hashes(directory)) is not None:
+        _require_intact(store_root, directory, known)
+    elif may_write:
+        _generate(store_root, directory, seed)
+    return directory
+
+
+def _generate(store_root: Path, directory: Path, seed: int) -> None:
     from data.demo.materialize import write_demo  # the generator is needed once; every `rlhf plan` comes by here
 
     with writing(directory):
         make_directories(directory.parent)
-        _remove_stale_drafts(directory.parent)
-        draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=directory.parent))
-        try:
+        with make_draft(directory, stale_s=_STALE_DRAFT_S) as draft:
             write_demo(draft, seed)
-            draft.chmod(0o755)
+            hashes = _hash_all(draft.parent, draft.name)
+            (draft / HASHES_FILE).write_text(json.dumps(hashes, indent=1), encoding="utf-8")
             try:
                 draft.rename(directory)
             except OSError:
                 if not directory.is_dir():
                     raise
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-    return directory
+                # Another process made it meanwhile; or it is there from before hashes were kept, and gets them if it is intact.
+                _require_intact(store_root, directory, hashes)
+                with suppress(OSError):  # a store that may only be read
+                    (draft / HASHES_FILE).replace(directory / HASHES_FILE)
 
 
-def _remove_stale_drafts(directory: Path) -> None:
-    for draft in directory.glob(".draft-*"):
-        with suppress(FileNotFoundError):  # another process has renamed or removed it
-            if time.time() - draft.stat().st_mtime > _STALE_DRAFT_S:
-                shutil.rmtree(draft, ignore_errors=True)
+def _require_intact(store_root: Path, directory: Path, known: dict[str, str]) -> None:
+    """Compare every byte of a demo with what was made.
+
+    Raises:
+        StoreError: with the first file that differs (exit 3).
+    """
+    with reading(directory):
+        found = _hash_all(store_root, f"{directory.parent.name}/{directory.name}")
+    for name in sorted(found.keys() | known.keys()):
+        if found.get(name) != known.get(name):
+            message = (
+                f"{directory / name}: found {found.get(name, 'no such file')[:12]}, needed {known.get(name, 'no such file')[:12]}, as it "
+                f"was made; remove {directory} to have it made again, and keep data of your own elsewhere"
+            )
+            raise StoreError(message, EXIT_VERIFICATION)
+
+
+def _hash_all(root: Path, below: str) -> dict[str, str]:
+    """Hash all files of a demo but the list of hashes: relative path -> sha256."""
+    hashes: dict[str, str] = {}
+    with open_root(root) as top, top.enter(below) as demo:
+        for path, is_file in list_tree(demo):
+            inner, _, name = path.rpartition("/")
+            with demo.enter(inner) as directory:
+                if path != HASHES_FILE:
+                    hashes[path] = hash_file(name, dir_fd=directory.fd)[1] if is_file else "no plain file"
+    return hashes
+
+
+def _read_hashes(directory: Path) -> dict[str, str] | None:
+    """Read the hashes of a demo as it was made; None where they were not kept."""
+    path = directory / HASHES_FILE
+    try:
+        return TypeAdapter(dict[str, str]).validate_json(read_bounded(path, _MAX_HASHES_BYTES))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it cannot be read as a list of hashes"
+        raise StoreError(
+            f"{path}: {reason}; an intact one is needed; remove {directory} to have it made again", EXIT_VERIFICATION
+        ) from error

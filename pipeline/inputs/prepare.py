@@ -68,7 +68,7 @@ def prepare(
         DataError: With every bad line.
     """
     for seed in demo_seeds(recipe):
-        make_demo(store_root, seed)
+        make_demo(store_root, seed, may_write=keep_notes)
     data: dict[RecordKind, DataSplits] = {}
     readings: dict[RecordKind, Reading] = {}
     problems: list[Problem] = []

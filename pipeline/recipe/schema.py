@@ -62,6 +62,11 @@ class Recipe(Closed):
     judge_directory: str | None = Field(
         None, description="Directory in which judge's module may lie; default: the recipe's (for a packaged recipe, the working directory)."
     )
+    private: bool = Field(
+        False,
+        description="Let nobody but the owner read what a run makes (artifacts, logs, checkpoints, token ids: they hold real prompts). "
+        "Otherwise the umask decides.",
+    )
     store: str = Field(
         "store", description="Directory of artifacts and runs; `--store` overrides it. Default: `store` in the working directory."
     )

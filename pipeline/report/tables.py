@@ -78,8 +78,17 @@ def print_summary(console: Console, outcomes: "Sequence[Outcome]") -> None:
     console.print()
     for outcome in outcomes:
         console.print(Text(clean(f"{outcome.artifact.ref}: {outcome.artifact.path}")), soft_wrap=True)
+    if unread := list_unread(outcomes):
+        line = f"reused with sizes checked, not each byte: {', '.join(unread)}; `rlhf verify` reads them all"
+        console.print(Text(line), soft_wrap=True)
     last = outcomes[-1].artifact.ref
     console.print(Text(f"look at it: rlhf show {last}   check its bytes: rlhf verify {last}"), soft_wrap=True)
+
+
+def list_unread(outcomes: "Sequence[Outcome]") -> list[str]:
+    """List the reused artifacts of which a run did not read every byte, as it does before a stage starts from them."""
+    parents = {parent.ref for outcome in outcomes if not outcome.reused for parent in outcome.artifact.manifest.parents}
+    return [outcome.artifact.ref for outcome in outcomes if outcome.reused and outcome.artifact.ref not in parents]
 
 
 def list_data(store: Store, kind: str | None) -> list[dict[str, Any]]:

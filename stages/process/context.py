@@ -62,15 +62,19 @@ class StageContext:
         """Drop the metric rows after `step`: the resumed run writes them again."""
         if not self.is_main or not self._metrics_path.exists():
             return
-        kept: list[str] = []
-        for line in self._metrics_path.read_text(encoding="utf-8").splitlines():
+        kept: list[bytes] = []
+        num_damaged = 0
+        whole, _, _torn = self._metrics_path.read_bytes().rpartition(b"\n")  # of a killed process the last line may be torn
+        for line in whole.split(b"\n") if whole else []:
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line)
-            except ValueError:  # the torn last line of a killed process
-                continue
+            except (ValueError, TypeError, KeyError, RecursionError):
+                num_damaged += 1
+        if num_damaged:
+            self.note(f"{self._metrics_path}: {num_damaged} damaged lines are left out; the others are kept")
         temporary = self._metrics_path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        temporary.write_bytes(b"".join(line + b"\n" for line in kept))
         temporary.replace(self._metrics_path)
 
     @property

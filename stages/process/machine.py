@@ -5,6 +5,7 @@ The processor states it; no timing decides: the same machine always makes the sa
 
 import json
 import os
+from contextlib import suppress
 
 import torch
 
@@ -46,8 +47,10 @@ def find_earlier_precision(context: StageContext) -> str | None:
     events_path = context.spec.events_path
     if not any(context.spec.checkpoint_dir.glob("checkpoint-*")) or not events_path.exists():
         return None
-    machines = [line for line in events_path.read_text(encoding="utf-8").splitlines() if '"event": "machine"' in line]
-    return json.loads(machines[-1])["precision"] if machines else None
+    machines = [line for line in events_path.read_bytes().split(b"\n") if b'"event": "machine"' in line]
+    with suppress(ValueError, TypeError, KeyError):  # a damaged line says nothing
+        return str(json.loads(machines[-1])["precision"]) if machines else None
+    return None
 
 
 def gpu_has_bfloat16() -> bool:

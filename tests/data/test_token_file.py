@@ -159,7 +159,7 @@ def test_a_refused_record_is_named_by_its_line_and_nothing_is_left(tmp_path):
 
 
 def test_what_a_killed_maker_left_is_removed_later(make, tmp_path):
-    old, young = tmp_path / ".draft-old", tmp_path / ".draft-young"
+    old, young = tmp_path / ".draft-00000old", tmp_path / ".draft-000young"
     for draft, age_s in ((old, 30 * 3600), (young, 0)):
         draft.mkdir()
         (draft / TOKENS_FILE).touch()

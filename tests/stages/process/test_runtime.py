@@ -159,6 +159,20 @@ def test_a_resume_drops_metric_rows_after_its_step_and_a_torn_line(spec):
     assert [row["step"] for row in rows] == [1, 2]
 
 
+@pytest.mark.parametrize("line", [b"\xff\xfe", b"[]", b"null", b"{}", b'{"step": "x"}', b'{"step": null}', b"[" * 100_000, b"{"])
+def test_f4_damaged_metric_rows_are_left_out_with_a_note(spec, line, capsys):
+    spec.checkpoint_dir.mkdir()
+    context = StageContext(spec)
+    context.write_metrics(1, {"x": 1.0})
+    with (spec.checkpoint_dir / "metrics.jsonl").open("ab") as stream:
+        stream.write(line + b"\n")
+    context.write_metrics(2, {"x": 2.0})
+    context.rewind_metrics(2)
+    rows = [json.loads(row) for row in (spec.checkpoint_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert "metrics.jsonl: 1 damaged lines are left out" in capsys.readouterr().err
+
+
 def test_a_file_that_is_no_spec_is_refused_with_exit_2(tmp_path):
     path = tmp_path / "spec.json"
     path.write_text('{"stage": "sft"}')
