@@ -78,7 +78,7 @@ def is_whole(directory: Path) -> bool:
     try:
         made = json.loads((directory / MADE_FILE).read_text(encoding="utf-8"))
         return made["crc32"] == _checksum(directory / TOKENS_FILE)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

@@ -60,7 +60,7 @@ def open_run_directory(root: Path, decision: Decision, *, private: bool = False)
             with naming(run_dir / "lock"):
                 lock = take_lock("lock", wait=False, dir_fd=directory.fd)
             if lock is None:
-                holder = (run_dir / "lock").read_text(encoding="utf-8").strip() or "another process"
+                holder = (run_dir / "lock").read_text(encoding="utf-8", errors="replace").strip()[:80] or "another process"
                 raise ResourceError(
                     f"{run_dir}: {holder} is running this stage with the same inputs; wait for it, then run again to reuse it"
                 )

@@ -14,7 +14,9 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
+
+from pydantic import TypeAdapter
 
 from data.schema import DataError, Problem, RecordKind
 from data.shortfall import warn_of_shortfall
@@ -125,10 +127,10 @@ def _describe_model(recipe: Recipe) -> dict[str, Any]:
 
 def _recall(report_path: Path) -> Counts | None:
     """Return the counts of a report whose token ids are all there."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         report: dict[str, Any] = json.loads(report_path.read_text(encoding="utf-8"))
         if all(Path(directory).is_dir() for directory in report["directories"]):
-            return cast("Counts", report["counts"])
+            return TypeAdapter(Counts).validate_python(report["counts"], strict=True)
     return None
 
 
@@ -138,7 +140,7 @@ def _read_problems(report_path: Path) -> list[Problem]:
         problems: list[dict[str, Any]] = json.loads(report_path.read_text(encoding="utf-8"))["problems"]
         report_path.unlink()
         return [Problem(**problem) for problem in problems]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
 
 

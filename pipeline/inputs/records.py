@@ -101,7 +101,8 @@ def read_data(
         with suppress(OSError):  # a read-only store: the next run reads again
             note_path.parent.mkdir(parents=True, exist_ok=True)
             draft = note_path.with_suffix(".tmp")
-            draft.write_text(json.dumps({"files": [asdict(file) for file in found_files], **asdict(reading)}), encoding="utf-8")
+            note = json.dumps({"files": [asdict(file) for file in found_files], **asdict(reading)})
+            draft.write_text(f"{_seal(note)}\n{note}", encoding="utf-8")
             draft.replace(note_path)
     return reading
 
@@ -163,7 +164,10 @@ def _status(file: Path) -> list[int]:
 
 def _recall(note_path: Path) -> tuple[list[_Noted], Reading] | None:
     try:
-        noted: dict[str, Any] = json.loads(note_path.read_text(encoding="utf-8"))
+        seal, _, note = note_path.read_text(encoding="utf-8").partition("\n")
+        if seal != _seal(note):  # it was changed, or is of an earlier version
+            return None
+        noted: dict[str, Any] = json.loads(note)
         found = noted["findings"]
         files = [_Noted(**file) for file in noted["files"]]
         findings = Findings(found["counts"], tuple(found["errors"]), tuple(found["warnings"]))
@@ -171,6 +175,10 @@ def _recall(note_path: Path) -> tuple[list[_Noted], Reading] | None:
         return files, Reading(noted["fingerprints"], findings, tuple(noted["told"]), tuple(noted["notable"]), skipped)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _seal(note: str) -> str:
+    return hashlib.sha256(note.encode()).hexdigest()
 
 
 def _note_path(store_root: Path, kind: str, splits: DataSplits, eval_fraction: float, skip_bad: int) -> Path:

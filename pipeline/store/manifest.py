@@ -54,7 +54,7 @@ class FileEntry(Closed):
     """One file of an artifact."""
 
     path: Annotated[str, AfterValidator(check_file_name)] = Field(description="Relative to the artifact, with `/`.")
-    size: int = Field(ge=0, description="Bytes.")
+    size: int = Field(ge=0, lt=2**63, description="Bytes.")
     sha256: Sha256
 
 
@@ -88,7 +88,7 @@ class ManifestFields(Closed):
     metrics: dict[str, float] = Field(default_factory=dict, description="Final figures.")
     facts: dict[str, Any] = Field(default_factory=dict, description="Hand-off facts that the next stage must find unchanged.")
     counts: dict[str, int] = Field(default_factory=dict, description="Records read, used, cut and dropped.")
-    duration_s: float | None = Field(None, ge=0, description="Seconds of the stage run, by the monotonic clock.")
+    duration_s: float | None = Field(None, ge=0, allow_inf_nan=False, description="Seconds of the stage run, by the monotonic clock.")
     run_id: str | None = Field(None, description="Run that made it, a directory under `runs/`.")
 
 

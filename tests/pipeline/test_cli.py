@@ -7,8 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
+
+from pipeline.cli import main
+from pipeline.launch.environment import QUIET
 
 RLHF = [sys.executable, "-P", "-m", "pipeline.cli"]
 
@@ -28,6 +32,31 @@ def rlhf(tmp_path):
         )
 
     return rlhf
+
+
+@pytest.fixture
+def rlhf_here(tmp_path, monkeypatch, capsys):
+    """The same in this process, which starts no other unless a stage runs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RLHF_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+
+    def rlhf_here(*arguments):
+        with monkeypatch.context() as patch:
+            for name in QUIET:
+                patch.setenv(name, "1")  # to have it undone
+            patch.setattr(sys, "argv", ["rlhf", *map(str, arguments)])
+            umask = os.umask(0o022)
+            os.umask(umask)
+            try:
+                with pytest.raises(SystemExit) as ended:
+                    main()
+            finally:
+                os.umask(umask)
+        told = capsys.readouterr()
+        return SimpleNamespace(returncode=ended.value.code or 0, stdout=told.out, stderr=told.err)
+
+    return rlhf_here
 
 
 @pytest.fixture
@@ -123,7 +152,7 @@ def leave_dead(directory):
     left.with_name(f"{left.name}.lock").touch()
 
 
-def test_f7_a_store_whose_staging_is_a_link_loses_nothing(made, rlhf, tmp_path, recipe_path):
+def test_f7_a_store_whose_staging_is_a_link_loses_nothing(made, rlhf_here, tmp_path, recipe_path):
     foreign = tmp_path / "foreign"
     leave_dead(foreign)
     (foreign / "thesis.tex").write_text("precious")
@@ -131,8 +160,8 @@ def test_f7_a_store_whose_staging_is_a_link_loses_nothing(made, rlhf, tmp_path, 
     (tmp_path / "store" / ".staging").symlink_to(foreign / ".staging")
     before = state_of(tmp_path)
     for arguments in (["ls"], ["show", "ppo"], ["plan", recipe_path], ["verify"]):
-        assert rlhf(*arguments).returncode == 0
-    done = rlhf("run", recipe_path)
+        assert rlhf_here(*arguments).returncode == 0
+    done = rlhf_here("run", recipe_path)
     told = f"{tmp_path}/store/.staging: a link, which is not followed; the store's own is needed there; "
     assert done.returncode == 5 and done.stderr.startswith(told) and done.stderr.count("\n") == 1
     assert state_of(tmp_path) == before
@@ -174,6 +203,82 @@ def test_verify_finds_a_flipped_byte(made, rlhf, tmp_path):
     assert done.returncode == 3
     assert "rm@v1: " in done.stdout
     assert "model.safetensors" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["verify"], ["verify", "--json"], ["verify", "sft"]])
+def test_f6_verify_of_a_store_with_nothing_in_it_is_no_success(rlhf_here, tmp_path, arguments):
+    for made in (False, True):
+        if made:
+            (tmp_path / "store" / "artifacts" / "sft").mkdir(parents=True)
+        done = rlhf_here(*arguments)
+        assert done.returncode == 4 and done.stdout == "" and done.stderr.count("\n") == 1
+        assert str(tmp_path / "store") in done.stderr
+    if len(arguments) < 2:
+        assert done.stderr.startswith(f"{tmp_path}/store: no artifacts; a store with some is needed; ")
+
+
+@pytest.mark.parametrize("arguments", [["verify", ""], ["show", ""], ["ls", ""], ["alias", "", "x"], ["run", "demo", "--only", ""],
+                                       ["run", "demo", "--from", ""], ["plan", "demo", "--until", ""]])  # fmt: skip
+def test_f6_an_empty_word_is_a_mistake_and_not_all(made, rlhf_here, arguments, tmp_path):
+    before = state_of(tmp_path)
+    done = rlhf_here(*arguments)
+    assert done.returncode == 2 and done.stdout == "" and "needed" in done.stderr
+    assert state_of(tmp_path) == before
+
+
+def test_f6_a_run_that_reuses_says_whose_bytes_it_did_not_read(made, rlhf_here, recipe_path, fake_stages):
+    unread = "reused with sizes checked, not each byte: {}; `rlhf verify` reads them all\n"
+    assert unread.format("sft@v1, rm@v1, ppo@v1") in rlhf_here("run", recipe_path).stdout
+    done = rlhf_here("run", recipe_path, "--set", "rm.epochs=2", "--until", "rm")  # starts from SFT, whose bytes are read
+    assert done.returncode == 0 and "reused with sizes checked" not in done.stdout
+
+
+@pytest.mark.parametrize("name", ["a file", "x" * 300, "file/below", "loop"])
+def test_f12_a_path_that_can_be_no_store_is_told_in_a_line(rlhf_here, recipe_path, tmp_path, name):
+    (tmp_path / "a file").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "loop").symlink_to("loop")
+    for arguments in (["ls"], ["verify"], ["show", "sft"], ["plan", recipe_path], ["run", recipe_path], ["alias", "sft", "best"]):
+        done = rlhf_here(*arguments, "--store", tmp_path / name)
+        assert done.returncode in (2, 4, 5) or (name == "file/below" and arguments[0] in ("ls", "plan")), arguments
+        assert done.stderr.count("\n") <= 1 and "Traceback" not in done.stderr
+    if name == "a file":
+        assert done.returncode == 2 and done.stderr.startswith(f"--store: found {tmp_path}/a file, which is no directory; needed one, ")
+
+
+def test_f12_a_store_whose_name_is_no_text_is_read_and_not_written(made, rlhf_here, recipe_path, tmp_path):
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    (tmp_path / "store").rename(odd)
+    for arguments in (["ls"], ["ls", "--json"], ["show", "ppo"], ["show", "ppo", "--json"], ["verify"], ["plan", recipe_path]):
+        done = rlhf_here(*arguments, "--store", odd)
+        assert done.returncode == 0, done.stderr
+    for arguments in (["run", recipe_path], ["check-data", recipe_path], ["launch-command", "sft", recipe_path]):
+        done = rlhf_here(*arguments, "--store", odd)
+        assert done.returncode == 2 and done.stderr.startswith("--store: found ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("umask", "private", "file", "directory"), [(0o022, [], "444", "555"), (0o027, [], "440", "550"),
+                                                                     (0o022, ["--private"], "400", "500")])  # fmt: skip
+def test_f11_what_a_run_leaves_follows_the_umask_unless_it_is_private(
+    rlhf_here, recipe_path, fake_stages, tmp_path, umask, private, file, directory
+):
+    before = os.umask(umask)
+    try:
+        done = rlhf_here("run", recipe_path, "--until", "sft", *private)
+    finally:
+        os.umask(before)
+    assert done.returncode == 0, done.stderr
+    store = tmp_path / "store"
+    (artifact,) = store.glob("artifacts/sft/v*")
+    assert {path.name: oct(path.stat().st_mode & 0o777)[2:] for path in artifact.rglob("*")} == {
+        path.name: directory if path.is_dir() else file for path in artifact.rglob("*")
+    }
+    assert oct(artifact.stat().st_mode & 0o777)[2:] == directory
+    others = 0o077 if private else umask
+    for path in (store, *store.rglob("*")):
+        assert path.stat().st_mode & others == 0, path
+    (run_dir,) = store.glob("runs/sft-*")
+    assert run_dir.stat().st_mode & 0o777 == 0o777 & ~others
 
 
 def test_what_a_model_says_does_not_steer_the_terminal(made, rlhf):

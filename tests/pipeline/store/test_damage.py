@@ -1,11 +1,16 @@
 """F6, S6: whatever happens to a published artifact's bytes is found, named and refused."""
 
+import hashlib
+import io
+import json
 import random
 import shutil
 
 import pytest
+from rich.console import Console
 
 from pipeline.errors import StoreError
+from pipeline.report.tables import list_data, print_artifact, print_list, show_data
 from pipeline.store.manifest import Parent, render_manifest
 
 FILES = {
@@ -213,3 +218,96 @@ def test_a_cycle_of_parents_is_reported_and_does_not_hang(store, publish):
     assert "sft@v1 descends from itself" in store.verify("sft@v1")[0]
     assert "rm@v1 descends from itself" in store.verify("rm@v1")[0]
     assert {artifact.ref for artifact in store.lineage(third.ref)} == {"sft@v1", "rm@v1"}
+
+
+def reseal(artifact, text):
+    """Write a manifest of any text, under a right seal."""
+    body = text.encode().removeprefix(b"{\n")
+    (artifact.path / "manifest.json").write_bytes(b'{"manifest_sha256": "%s",\n' % hashlib.sha256(body).hexdigest().encode() + body)
+
+
+ODD_VALUES = ["null", "[]", "{}", "true", '""', '"\\ud800"', "-1", "1e400", "NaN", "-Infinity"]
+ODD_VALUES += ["1" + "0" * 23, "1" + "0" * 5000, "[" * 90 + "]" * 90]
+
+
+@pytest.mark.parametrize("value", ODD_VALUES, ids=lambda value: value[:12])
+def test_s6_a_sealed_manifest_of_odd_types_is_damaged_or_shown_and_never_a_traceback(store, artifact, value):
+    intact = json.loads(artifact.manifest.model_dump_json())
+    for field in intact:
+        text = json.dumps({**intact, field: "ODD"}, indent=1).replace('"ODD"', value)
+        reseal(artifact, text)
+        look_at_all(store)
+    for field in ("path", "size", "sha256"):
+        files = [{**intact["files"][0], field: "ODD"}, *intact["files"][1:]]
+        reseal(artifact, json.dumps({**intact, "files": files}, indent=1).replace('"ODD"', value))
+        look_at_all(store)
+
+
+def look_at_all(store):
+    """Do what the reading commands do; a damaged artifact is told as one."""
+    console = Console(file=io.StringIO(), width=200)
+    rows = list_data(store, None)
+    print_list(console, rows, store.root)
+    json.dumps(rows)
+    problems = store.verify("sft@v1")
+    assert all(problem.isprintable() for problem in problems)
+    for ref in (row["ref"] for row in rows if "damaged" not in row):
+        try:
+            data = show_data(store, store.get(ref))
+        except StoreError as error:
+            assert error.exit_code == 3
+            continue
+        print_artifact(console, data)
+        json.dumps(data)
+    assert "Traceback" not in console.file.getvalue()
+
+
+def test_s6_60_fuzzed_manifests_under_a_right_seal_are_damaged_or_shown(store, artifact):
+    rng, intact = random.Random(6), (artifact.path / "manifest.json").read_text().partition(",\n")[2]
+    for _ in range(60):
+        text = intact
+        for _ in range(rng.randrange(1, 5)):
+            at = rng.randrange(len(text))
+            text = (
+                text[:at]
+                + rng.choice(["", "null", "[", "]", "{}", "-1", "1e400", '"', ",", "\\ud800", "\x00"])
+                + text[at + rng.randrange(6) :]
+            )
+        reseal(artifact, "{\n" + text)
+        look_at_all(store)
+
+
+def test_s6_60_fuzzed_aliases_are_damaged_or_right(store, artifact):
+    store.set_alias("sft", "best", "sft@v1", by="me")
+    path, rng = store.root / "aliases/sft/best.json", random.Random(7)
+    intact = path.read_text()
+    for _ in range(60):
+        at = rng.randrange(len(intact))
+        path.write_text(
+            intact[:at] + rng.choice(["", "null", "[", "{}", "@", '"', "\\u0000", "sft@best"]) + intact[at + rng.randrange(8) :]
+        )
+        store.aliases("sft")
+        try:
+            assert store.get("sft@best").ref == "sft@v1"
+        except StoreError as error:
+            assert error.exit_code in (3, 4) and error.message.isprintable()
+
+
+@pytest.mark.parametrize("ref", ["sft@best", "sft", "sft@v1000000000000000000000000", "../x@v1"])
+def test_s5_an_alias_that_names_no_version_is_damaged(store, artifact, ref):
+    store.set_alias("sft", "best", "sft@v1", by="me")
+    path = store.root / "aliases/sft/best.json"
+    path.write_text(path.read_text().replace("sft@v1", ref))
+    with pytest.raises(StoreError) as refusal:
+        store.get("sft@best")
+    assert refusal.value.exit_code == 3
+
+
+def test_s5_an_alias_of_another_kind_is_refused(store, artifact, publish):
+    publish(store, "rm")
+    store.set_alias("rm", "best", "rm@v1", by="me")
+    (store.root / "aliases/sft").mkdir()
+    shutil.copy(store.root / "aliases/rm/best.json", store.root / "aliases/sft/best.json")
+    with pytest.raises(StoreError, match="sft@best was set to rm@v1; a sft is needed") as refusal:
+        store.get("sft@best")
+    assert refusal.value.exit_code == 3

@@ -52,7 +52,19 @@ def test_a_ref_is_written_as_it_is_read(ref):
 
 
 @pytest.mark.parametrize(
-    "text", [*HOSTILE, *(f"sft@{name}" for name in HOSTILE), "SFT", "12345", "0" * 65, "ppo@3", "ppo@v1@v2", "ppo@V/1"]
+    "text",
+    [
+        *HOSTILE,
+        *(f"sft@{name}" for name in HOSTILE),
+        "SFT",
+        "12345",
+        "0" * 65,
+        "ppo@3",
+        "ppo@v1@v2",
+        "ppo@V/1",
+        "ppo@v0",
+        f"ppo@v1{'0' * 23}",
+    ],
 )
 def test_a_hostile_ref_is_refused_in_one_plain_line(text):
     with pytest.raises(StoreError) as refusal:

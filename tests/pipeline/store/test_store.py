@@ -47,6 +47,22 @@ def test_equal_bytes_give_an_equal_content_id_in_any_store_and_kind(store, publi
     assert publish(store, files={"model/a": b"1"}).content_id != publish(store, files={"model/a": b"2"}).content_id
 
 
+@pytest.mark.parametrize(("umask", "file", "directory"), [(0o022, 0o444, 0o555), (0o027, 0o440, 0o550), (0o077, 0o400, 0o500)])
+def test_f11_published_weights_may_be_read_by_whom_the_umask_lets(store, umask, file, directory):
+    before = os.umask(umask)
+    try:
+        with store.staging("sft") as staging:
+            (staging.path / "model").mkdir()
+            for name in ("model/model.safetensors", "log.txt"):
+                (staging.path / name).write_text("x")
+            (staging.path / "model" / "model.safetensors").chmod(0o600)  # as safetensors writes it
+            artifact = store.publish(staging, ManifestFields())
+    finally:
+        os.umask(before)
+    modes = {str(path.relative_to(artifact.path)): stat.S_IMODE(path.stat().st_mode) for path in (artifact.path, *artifact.path.rglob("*"))}
+    assert modes == {".": directory, "model": directory, "model/model.safetensors": file, "log.txt": file, "manifest.json": file}
+
+
 def test_a_published_artifact_is_read_only(store, publish):
     artifact = publish(store)
     for path in (artifact.path, *artifact.path.rglob("*")):
