@@ -87,6 +87,9 @@ def _generate(store_root: Path, directory: Path, seed: int) -> None:
         make_directories(directory.parent)
         with make_draft(directory, stale_s=_STALE_DRAFT_S) as draft:
             write_demo(draft, seed)
+            mode = draft.stat().st_mode & 0o666  # as the umask has it: the library writes weights that only their owner may read
+            for path in filter(Path.is_file, draft.rglob("*")):
+                path.chmod(mode)
             hashes = _hash_all(draft.parent, draft.name)
             (draft / HASHES_FILE).write_text(json.dumps(hashes, indent=1), encoding="utf-8")
             try:

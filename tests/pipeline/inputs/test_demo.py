@@ -23,6 +23,7 @@ def quick_demo(monkeypatch):
         calls.append(seed)
         (Path(directory) / "base").mkdir(parents=True)
         (Path(directory) / "prompts.train.jsonl").write_text("{}")
+        (Path(directory) / "base" / "model.safetensors").touch(0o600)  # as the library writes it
         if seed == 13:
             raise OSError(28, "No space left on device")
 
@@ -46,6 +47,16 @@ def test_a_demo_is_made_once(tmp_path, quick_demo):
     first = make_demo(tmp_path, 7)
     assert make_demo(tmp_path, 7) == first == demo_directory(tmp_path, 7)
     assert quick_demo == [7]
+
+
+def test_f11_a_demo_may_be_read_by_whom_the_umask_lets(tmp_path, quick_demo):
+    before = os.umask(0o022)
+    try:
+        directory = make_demo(tmp_path, 7)
+    finally:
+        os.umask(before)
+    assert {oct(path.stat().st_mode & 0o777) for path in directory.rglob("*") if path.is_file()} == {"0o644"}
+    assert directory.stat().st_mode & 0o777 == 0o755
 
 
 def test_many_at_once_do_no_harm(tmp_path, quick_demo):
