@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from pipeline.errors import StoreError
 from pipeline.store.directory import Directory, list_tree
@@ -112,16 +112,15 @@ def _compare_sizes(top: Directory, entries: Iterable[FileEntry]) -> Iterator[str
 
 
 def _compare_size(directory: Directory, entry: FileEntry) -> str | None:
-    name = PurePosixPath(entry.path).name
-    path = directory.path / name
+    name = entry.path.rpartition("/")[2]
     try:
         status = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
     except OSError as error:
-        return f"{path}: {error.strerror}; {entry.size} bytes needed; restore the artifact"
+        return f"{directory.path / name}: {error.strerror}; {entry.size} bytes needed; restore the artifact"
     if not stat.S_ISREG(status.st_mode):
-        return f"{path}: not a plain file; one of {entry.size} bytes needed; restore the artifact"
+        return f"{directory.path / name}: not a plain file; one of {entry.size} bytes needed; restore the artifact"
     if status.st_size != entry.size:
-        return f"{path}: {status.st_size} bytes; {entry.size} needed; restore the artifact"
+        return f"{directory.path / name}: {status.st_size} bytes; {entry.size} needed; restore the artifact"
     return None
 
 
