@@ -1,5 +1,6 @@
 """What will run and why: cache keys see what matters and nothing else."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -255,8 +256,9 @@ def test_a_note_of_an_earlier_reading_is_not_taken_for_a_changed_file(planned, p
 def test_a_note_of_a_version_that_read_files_otherwise_is_not_taken(planned, publish_all, store, monkeypatch):
     publish_all()
     path = next((store.root / "notes").glob("demonstrations-*.json"))
-    note = json.loads(path.read_text())
-    path.write_text(json.dumps(note | {"fingerprints": note["fingerprints"] | {"train": "sha256:of other records"}}))
+    note = json.loads(path.read_text().partition("\n")[2])
+    other = json.dumps(note | {"fingerprints": note["fingerprints"] | {"train": "sha256:of other records"}})
+    path.write_text(f"{hashlib.sha256(other.encode()).hexdigest()}\n{other}")
     assert planned()["sft"] == ("run", ["data.demonstrations changed"])
     monkeypatch.setattr(records, "_NOTES_VERSION", -1)
     assert planned() == dict.fromkeys(STAGES, REUSED)
