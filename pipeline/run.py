@@ -8,6 +8,7 @@ from typing import Protocol
 from pydantic import ValidationError
 
 from data.schema import RecordKind
+from data.secrets import redact_values
 from pipeline.errors import ResourceError, StoppedAfterStage
 from pipeline.inputs.base_model import count_parameters
 from pipeline.inputs.prepare import Inputs, prepare
@@ -250,16 +251,16 @@ def _manifest_fields(
         parents=[Parent(ref=parent.ref, content_id=parent.content_id) for parent in decision.parents.values()],
         data=dict(flatten(inputs.fingerprints(decision.stage, recipe))),
         cache_key=decision.key,
-        config=decision.config,
+        config=redact_values(decision.config),
         seed=recipe.seed,
         code=code_state(),
         packages=package_versions(),
         device=result.device,
         precision=result.precision,
         world_size=result.world_size,
-        metrics=result.metrics,
-        facts=result.facts.model_dump(mode="json"),
-        counts=result.counts,
+        metrics=redact_values(result.metrics),
+        facts=redact_values(result.facts.model_dump(mode="json")),
+        counts=redact_values(result.counts),
         duration_s=duration_s,
         run_id=run_name,
     )

@@ -17,13 +17,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from data.schema import Problem
+from data.secrets import redact, redact_values
 from pipeline.errors import ConfigError, ResourceError
 from pipeline.plan import Decision, name_run
 from pipeline.recipe.schema import Recipe
-from pipeline.secrets import redact
 from pipeline.store.directory import Directory, naming, open_root
 from pipeline.store.disk import is_utf8, reading, refuse_link, take_lock, writing
 from pipeline.store.parts import RUNS_DIR
+from stages.lines import to_line
 
 SKIPPED_FILE = "skipped.jsonl"
 
@@ -105,11 +106,11 @@ def leave_evidence(recipe: Recipe, skipped: Sequence[Problem], staging: Path, ru
     """Put the log, the resolved recipe and the bad lines that were skipped, where there are some, beside the model."""
     with writing(staging, need_bytes=(run_dir / "log.txt").stat().st_size):
         log = (run_dir / "log.txt").read_text(encoding="utf-8", errors="replace")
-        (staging / "log.txt").write_text(redact(log, os.environ), encoding="utf-8")
+        (staging / "log.txt").write_text(redact(log), encoding="utf-8")
         # JSON is YAML; written so that the file can be given to `rlhf run` again.
         (staging / "config.yaml").write_text(
-            json.dumps(recipe.model_dump(mode="json", exclude={"store"}), indent=2) + "\n", encoding="utf-8"
+            json.dumps(redact_values(recipe.model_dump(mode="json", exclude={"store"})), indent=2) + "\n", encoding="utf-8"
         )
         if skipped:
-            lines = [json.dumps({"where": bad.where, "field": bad.field, "message": bad.message}) + "\n" for bad in skipped]
+            lines = [to_line({"where": bad.where, "field": bad.field, "message": bad.message}) for bad in skipped]
             (staging / SKIPPED_FILE).write_text("".join(lines), encoding="utf-8")

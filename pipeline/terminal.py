@@ -1,15 +1,16 @@
-"""The terminal, or what stands in its place: what it cannot show is escaped, and names of files are bytes, whatever its language is."""
+"""The terminal, or what stands in its place: what it cannot show is escaped, secrets are blotted out, and names of files are bytes."""
 
 import io
 import os
 import sys
 from pathlib import Path
 
+from stages.process.output import redact_streams
 from stages.spec import EXIT_USAGE
 
 
 def prepare_terminal() -> None:
-    """Have characters that standard output and error cannot encode written as escapes, and names of files read as UTF-8.
+    """Have what standard output and error cannot encode written as escapes, no secret written there, and names of files read as UTF-8.
 
     Where the language settings say another encoding for names, this starts the command anew in Python's UTF-8 mode: in it every name,
     text or not, becomes a string and the same bytes again, for us and for the stages.
@@ -22,6 +23,7 @@ def prepare_terminal() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    redact_streams()
     try:
         Path.cwd()
     except FileNotFoundError:

@@ -27,7 +27,6 @@ A stage knows nothing of versions, caching, aliases or other stages.
 """
 
 import difflib
-import json
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -35,12 +34,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from data.formats.format import FormatName
 from data.formats.table import ALL_COLUMNS
 from data.schema import RecordKind
 from stages.blocks import Closed, HardwareSettings, LoRASettings, TokenSettings
+from stages.lines import to_line
 from stages.settings import PPOSettings, PretrainSettings, RMSettings, SFTSettings, StageSettings
 
 StageName = Literal["pretrain", "sft", "rm", "ppo"]
@@ -242,6 +242,9 @@ class ModelFacts(Closed):
 class StageResult(Closed):
     """What a stage says of itself when it is done."""
 
+    # As in the manifest: a figure that is not a number must not lose a finished training.
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
     metrics: dict[str, float] = Field(description="Final figures; held-out ones begin with `eval/`.")
     facts: ModelFacts
     counts: dict[str, int] = Field(description="Records read, used, cut and dropped.")
@@ -274,6 +277,6 @@ def append_event(path: Path, event: EventName, **fields: Any) -> None:
 
         fields: Those of the event; `event` and `time` (Unix, s) come with each.
     """
-    line = json.dumps({"event": event, "time": time.time(), **fields}, ensure_ascii=True) + "\n"
+    line = to_line({"event": event, "time": time.time(), **fields})
     with path.open("a", encoding="utf-8") as stream:
         stream.write(line)

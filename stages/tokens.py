@@ -28,11 +28,13 @@ from data.token_split import TokenSet, load_places, split_tokens, take_all
 from data.tokens import encode_records, refuse_none_left
 from data.turns import find_openings
 from stages.ahead import check_lengths, check_model
+from stages.lines import to_line
 from stages.models.handoff import identify_tokenizer
 from stages.models.tokenizer import settle_tokenizer
 from stages.process.context import StageContext
 from stages.process.distributed import decide_in_main
 from stages.process.errors import StageError
+from stages.process.output import redact_streams
 from stages.spec import (
     EXIT_FAILED,
     EXIT_OK,
@@ -190,6 +192,7 @@ def make_all(spec: TokensSpec) -> dict[str, Any]:
 
 def main() -> int:
     """Make the token ids that a `TokensSpec` names; returns the exit code."""
+    redact_streams()
     parser = argparse.ArgumentParser(prog="python -P -m stages.tokens", description="Make the token ids of all record sets of a recipe.")
     parser.add_argument("spec", type=Path, help="TokensSpec as JSON; the pipeline writes it")
     spec = TokensSpec.model_validate_json(parser.parse_args().spec.read_text(encoding="utf-8"))
@@ -197,7 +200,7 @@ def main() -> int:
         spec.report_path.write_text(json.dumps(make_all(spec)), encoding="utf-8")
         return EXIT_OK
     except DataError as error:
-        spec.report_path.write_text(json.dumps({"problems": [asdict(problem) for problem in error.problems]}), encoding="utf-8")
+        spec.report_path.write_text(to_line({"problems": [asdict(problem) for problem in error.problems]}), encoding="utf-8")
         return _fail(spec, str(error), EXIT_USAGE)
     except StageError as error:
         return _fail(spec, str(error), error.exit_code)

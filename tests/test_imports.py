@@ -17,7 +17,9 @@ TORCH_FREE_STAGES = {
     "stages.deepspeed_config",
     "stages.rules",
     "stages.trainer_args",
+    "stages.lines",
     "stages.process.death",
+    "stages.process.output",
     "stages.process.places",
 }
 PURE_MATHS = {"stages.ppo.advantages", "stages.ppo.losses", "stages.responses.kl"}

@@ -135,4 +135,6 @@ def say(console: "Console", line: str) -> None:
 
 def print_json(data: Any) -> None:
     """Print data as ASCII JSON."""
-    print(json.dumps(data, indent=2, ensure_ascii=True))
+    from stages.lines import name_numbers
+
+    print(json.dumps(name_numbers(data), indent=2, ensure_ascii=True))

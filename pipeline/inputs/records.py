@@ -18,6 +18,7 @@ from data.reading import SourceReport, report_on
 from data.schema import DataError, Problem, RecordKind
 from data.validate import Checker, Findings
 from pipeline.store.disk import hash_file
+from stages.lines import to_line
 from stages.spec import DataSource, DataSplits
 
 NOTES_DIR = "notes"
@@ -101,7 +102,7 @@ def read_data(
         with suppress(OSError):  # a read-only store: the next run reads again
             note_path.parent.mkdir(parents=True, exist_ok=True)
             draft = note_path.with_suffix(".tmp")
-            note = json.dumps({"files": [asdict(file) for file in found_files], **asdict(reading)})
+            note = to_line({"files": [asdict(file) for file in found_files], **asdict(reading)}).rstrip("\n")
             draft.write_text(f"{_seal(note)}\n{note}", encoding="utf-8")
             draft.replace(note_path)
     return reading

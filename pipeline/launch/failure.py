@@ -62,7 +62,7 @@ def describe_failure(
     if received is None and error is None and -exit_code in (signal.SIGTERM, signal.SIGINT):
         received = -exit_code  # somebody signalled the stage itself
     if received is not None:
-        message, code = f"stopped by {signal.Signals(received).name}", 128 + received
+        message, code = f"stopped by {name_signal(received)}", 128 + received
     elif (killed := find_killed_rank(log_path, attempt_at)) is not None:
         message, code = killed, EXIT_FAILED
     elif lost is not None:  # what the others report is that they lost it
@@ -71,7 +71,7 @@ def describe_failure(
         # A launcher ends with 1 whatever its worker's exit code was; the event knows it.
         message, code = clean(str(error.get("message", ""))), error.get("exit_code")
     elif exit_code < 0:
-        message, code = f"killed by {signal.Signals(-exit_code).name}", EXIT_FAILED
+        message, code = f"killed by {name_signal(-exit_code)}", EXIT_FAILED
         if exit_code == -signal.SIGKILL:
             lower = {str(name): f": lower {row.memory_keys}" for name, row in STAGES.items()}.get(stage, "")
             message += f"; if you did not, the system ran out of memory{lower}"
@@ -91,11 +91,19 @@ def find_killed_rank(log_path: Path, attempt_at: int) -> str | None:
         stream.seek(attempt_at)
         text = stream.read().decode("utf-8", "replace")[-_TAIL_BYTES:]
     for report in text.split("Root Cause (first observed failure):")[1:]:
-        match = re.search(r"rank\s*: (\d+).*?exitcode\s*: -(\d+)", report, flags=re.DOTALL)
-        if match is not None and int(match[2]) != signal.SIGTERM:  # which is how torchrun ends the others
-            message = f"rank {match[1]} was killed by {signal.Signals(int(match[2])).name}"
-            return message + ("; if you did not, the system ran out of memory" if int(match[2]) == signal.SIGKILL else "")
+        match = re.search(r"rank\s*: ([0-9]{1,9})\b.*?exitcode\s*: -([0-9]{1,9})\b", report, flags=re.DOTALL)
+        if match is not None and (number := int(match[2])) != signal.SIGTERM:  # which is how torchrun ends the others
+            message = f"rank {match[1]} was killed by {name_signal(number)}"
+            return message + ("; if you did not, the system ran out of memory" if number == signal.SIGKILL else "")
     return None
+
+
+def name_signal(number: int) -> str:
+    """Name a signal; of real-time ones most have none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def last_lines(log_path: Path, count: int = _LAST_LINES) -> list[str]:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import BinaryIO
 
+from data.secrets import redact
 from pipeline.launch.commands import Command
 from pipeline.launch.environment import stage_environment
 from pipeline.launch.events import Event, EventReader
@@ -24,6 +24,7 @@ from pipeline.launch.node import STOP, pack_environment
 from pipeline.launch.processes import start_watchdog, sweep
 from pipeline.store.disk import writing
 from stages.process.death import die_with_parent
+from stages.process.output import open_log
 from stages.spec import SAME_WISH_S
 
 _POLL_S = 0.05
@@ -60,15 +61,15 @@ def launch(
     events = EventReader(run_dir / "events.jsonl")
     log_path = run_dir / "log.txt"
     commands = make_commands(marker)
-    with log_path.open("ab") as log:
-        attempt_at = log.tell()
-        with writing(log_path):
-            for command in commands:
-                log.write(f"$ {shlex.join(command.argv)}\n".encode(errors="surrogateescape"))
-            log.flush()
+    attempt_at = _begin_log(log_path, commands)
+
+    def note(message: str) -> None:
+        on_event({"event": "note", "message": message})
+
+    with open_log(log_path, note) as log:
         environment, left_out = stage_environment(marker, offline=offline)
         if left_out:
-            on_event({"event": "note", "message": f"ignored in the environment, which another launcher left there: {', '.join(left_out)}"})
+            note(f"ignored in the environment, which another launcher left there: {', '.join(left_out)}")
         watchdog, pipe = start_watchdog(marker)
         try:
             ends, received, error = _run_to_end(commands, environment, log, events, on_event)
@@ -81,8 +82,17 @@ def launch(
     return received
 
 
+def _begin_log(path: Path, commands: Sequence[Command]) -> int:
+    """Write into the log what is started; returns where that begins, in bytes."""
+    with writing(path), path.open("ab") as log:
+        begin = log.tell()
+        lines = "".join(f"$ {shlex.join(command.argv)}\n" for command in commands)
+        log.write(redact(lines).encode(errors="surrogateescape"))
+    return begin
+
+
 def _run_to_end(
-    commands: Sequence[Command], environment: Mapping[str, str], log: BinaryIO, events: EventReader, on_event: Callable[[Event], None]
+    commands: Sequence[Command], environment: Mapping[str, str], log: int, events: EventReader, on_event: Callable[[Event], None]
 ) -> tuple[list[End], int | None, Event | None]:
     """Start, follow and reap the processes; returns (how each ended, signal passed on, first error event since the last start)."""
     error: Event | None = None
@@ -130,7 +140,7 @@ def _run_to_end(
 class _Process:
     """A launcher of the stage: in a session of its own on this machine, or one on another that is spoken to by a pipe."""
 
-    def __init__(self, command: Command, environment: Mapping[str, str], log: BinaryIO) -> None:
+    def __init__(self, command: Command, environment: Mapping[str, str], log: int) -> None:
         self._remote = command.node is not None
         self._process = subprocess.Popen(
             command.argv,

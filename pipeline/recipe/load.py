@@ -12,13 +12,13 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from data.schema import KINDS
+from data.secrets import holds_environment_secret, holds_secret, names_secret, redact
 from pipeline.errors import ConfigError
 from pipeline.recipe.checks import check_recipe
 from pipeline.recipe.explain import declared_keys, explain, show, suggest_key
 from pipeline.recipe.paths import resolve_paths
 from pipeline.recipe.schema import DEMO_PATTERN, Recipe
 from pipeline.recipe.yaml_lines import Document, Keys, parse_value, read_document
-from pipeline.secrets import hide_secrets, holds_secret, names_secret
 from pipeline.store.disk import expand_home
 from stages.spec import STAGES, StageName
 
@@ -89,7 +89,7 @@ def _apply_override(document: Document, override: str) -> None:
     keys = tuple(key.strip().split("."))
     place = "--set"
     if not equals or not all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", part) for part in keys):
-        found, meant = show(hide_secrets(key)), suggest_key(key)
+        found, meant = show(redact(key)), suggest_key(key)
         hint = f"; did you mean {meant}{'=' if not equals else ''}?" if meant else ", such as `--set ppo.kl_coef=0.1`"
         document.problems.append(f"--set: found the key {found}, needed key=value{hint}")
         return
@@ -115,7 +115,7 @@ def _find_secrets(document: Document) -> Iterator[str]:
     for keys, value in _leaves(document.values, ()):
         if not isinstance(value, str):
             continue
-        if (names_secret(str(keys[-1])) and keys not in declared_keys()) or holds_secret(value):
+        if (names_secret(str(keys[-1])) and keys not in declared_keys()) or holds_secret(value) or holds_environment_secret(value):
             full = ".".join(map(str, keys))
             found = "found a secret, which would be copied into every artifact"
             yield f"{document.place(keys)}: {full}: {found}; leave it away and set the environment (HF_TOKEN)"

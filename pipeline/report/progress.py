@@ -15,6 +15,7 @@ from pipeline.plan import Decision
 from pipeline.report.headline import PROGRESS, RESULT, headline
 from pipeline.run import Outcome
 from pipeline.text import clean, format_duration
+from stages.lines import read_figures
 from stages.spec import StageName
 
 _LINE_EVERY_S = 10.0
@@ -37,8 +38,8 @@ class ProgressView:
 
     def tokens_event(self, event: Event) -> None:
         """Show how far the token ids are."""
-        if event.get("event") == "progress":
-            self._show_count(f"data: {event['step']:,} of {event['total']:,} records are token ids")
+        if event.get("event") == "progress" and (counts := _read_counts(event)):
+            self._show_count(f"data: {counts[0]:,} of {counts[1]:,} records are token ids")
 
     def tokens_made(self, warnings: dict[RecordKind, list[str]]) -> None:
         """Show of which record sets much is lost, and what to do."""
@@ -79,8 +80,8 @@ class ProgressView:
             self._say(f"{self._stage}: on {event.get('device')} in {event.get('precision')}")
         elif kind == "start" and event.get("resumed_step"):
             self._say(f"{self._stage}: goes on from {event.get('unit', 'step')} {event['resumed_step']}")
-        elif kind == "progress":
-            self._show_progress(int(event["step"]), int(event["total"]), event.get("metrics", {}))
+        elif kind == "progress" and (counts := _read_counts(event)):
+            self._show_progress(*counts, read_figures(event.get("metrics")))
 
     def stage_published(self, outcome: Outcome) -> None:
         """Close the bar with what was made."""
@@ -136,3 +137,9 @@ class ProgressView:
         # A reader that went away (`rlhf run | head`) must not end hours of training; rich is quiet from then on.
         with suppress(OSError, SystemExit):
             self._console.print(Text(clean(line), style=style), soft_wrap=True)
+
+
+def _read_counts(event: Event) -> tuple[int, int] | None:
+    """Return how far something is, and of how much; None where the event does not say."""
+    step, total = event.get("step"), event.get("total")
+    return (step, total) if isinstance(step, int) and isinstance(total, int) else None

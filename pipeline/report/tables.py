@@ -1,8 +1,7 @@
 """Plans, artifacts and outcomes -> tables and plain data. Texts of models and files pass `clean`, and never as markup."""
 
-import json
 from collections.abc import Iterable, Sequence
-from itertools import islice
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from pipeline.report.headline import headline, labels_of
 from pipeline.store.artifact import Artifact
 from pipeline.store.store import Store
 from pipeline.text import clean, format_bytes, format_duration, format_number
+from stages.lines import read_line
 from stages.spec import SAMPLES_FILE, STAGES
 
 if TYPE_CHECKING:  # `rlhf ls` needs neither
@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # `rlhf ls` needs neither
     from stages.blocks import TokenSettings
 
 _SAMPLES_SHOWN = 3
-_MAX_SAMPLE_CHARS = 10_000
+_MAX_SAMPLE_BYTES = 100_000
 _ID_CHARS = 12
 
 
@@ -184,13 +184,19 @@ def print_artifact(console: Console, data: dict[str, Any]) -> None:
 
 
 def read_samples(artifact: Artifact, count: int) -> list[dict[str, Any]]:
-    """Read the first samples of an artifact; none where there are none."""
-    try:
-        with (artifact.path / SAMPLES_FILE).open(encoding="utf-8", errors="replace") as stream:
-            lines = list(islice(iter(lambda: stream.readline(_MAX_SAMPLE_CHARS), ""), count))
-        return [json.loads(line) for line in lines]
-    except (OSError, ValueError):
-        return []
+    """Read the first samples of an artifact; none where there are none. A line that is none says so in its place."""
+    samples: list[dict[str, Any]] = []
+    with suppress(OSError), (artifact.path / SAMPLES_FILE).open("rb") as stream:
+        while len(samples) < count and (line := stream.readline(_MAX_SAMPLE_BYTES)):
+            try:
+                if not line.endswith(b"\n") and stream.readline(1):
+                    raise ValueError(f"found more than {_MAX_SAMPLE_BYTES:,} bytes; needed a shorter line")
+                samples.append(read_line(line))
+            except ValueError as error:
+                samples.append({"not shown": f"{SAMPLES_FILE}:{len(samples) + 1}: {error}"})
+                while not line.endswith(b"\n") and (line := stream.readline(_MAX_SAMPLE_BYTES)):
+                    pass
+    return samples
 
 
 def findings_data(inputs: "Inputs", counts: "Counts", tokens: "TokenSettings") -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from stages.lines import to_line
 from stages.process.errors import Interrupted
 from stages.spec import METRICS_FILE, SAME_WISH_S, EventName, StageSpec, append_event
 
@@ -52,7 +53,7 @@ class StageContext:
         """Append one row to metrics.jsonl; kept beside the checkpoints, so that rows survive a resume."""
         if self.is_main:
             with self._metrics_path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps({"step": step, **metrics}) + "\n")
+                stream.write(to_line({"step": step, **metrics}))
 
     def progress(self, phase: str, step: int, total: int, metrics: dict[str, float]) -> None:
         """Report how far the stage is, with the figures of the moment."""

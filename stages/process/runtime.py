@@ -18,6 +18,7 @@ import transformers
 from accelerate.utils import set_seed  # that of transformers imports peft, and with it bitsandbytes
 
 from data.schema import DataError
+from data.secrets import redact_values
 from stages.process.checkpoint import drop_unfinished
 from stages.process.context import StageContext
 from stages.process.disk import describe_refusal, find_refusal
@@ -25,6 +26,7 @@ from stages.process.distributed import join, leave
 from stages.process.engine import choose_engine
 from stages.process.errors import Interrupted, StageError, is_out_of_memory
 from stages.process.machine import settle_precision
+from stages.process.output import redact_streams
 from stages.process.places import clear_leftovers, find_misplacement, find_missing_gpus, needs_launcher
 from stages.rules import find_refusals
 from stages.spec import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, EXIT_USAGE, METRICS_FILE, RESULT_FILE, STAGES, StageResult, read_spec
@@ -32,6 +34,7 @@ from stages.spec import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, EXIT_USAGE, METRICS
 
 def run_stage(name: str, main: Callable[[StageContext], StageResult]) -> NoReturn:
     """Run one stage as a process: `python -P -m stages.<name> SPEC.json`."""
+    redact_streams()
     parser = argparse.ArgumentParser(prog=f"python -P -m stages.{name}", description=f"Run the {name} stage by hand from its spec.")
     parser.add_argument("spec", type=Path, help="StageSpec as JSON; the pipeline writes one per run and prints its path")
     arguments = parser.parse_args()
@@ -109,6 +112,7 @@ def check_rules(context: StageContext) -> None:
 
 
 def leave_result(context: StageContext, result: StageResult) -> None:
+    result = StageResult.model_validate(redact_values(result.model_dump()))  # a judge names its figures
     output_dir = context.spec.output_dir
     if context.spec.checkpoint_dir.joinpath(METRICS_FILE).exists():
         shutil.copyfile(context.spec.checkpoint_dir / METRICS_FILE, output_dir / METRICS_FILE)

@@ -3,7 +3,6 @@
 The judge (a rule, a test suite) is never seen in training; it only tells whether a rising score is real.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from data.tokens import EncodedPromptRecord
+from stages.lines import to_line
 from stages.responses.generation import generate_responses
 from stages.responses.judge import Judge, JudgeError
 
@@ -121,4 +121,4 @@ def write_samples(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write one JSON object per line."""
     with path.open("w", encoding="utf-8") as stream:
         for row in rows:
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+            stream.write(to_line(row, ascii_only=False))
