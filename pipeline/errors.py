@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from stages.spec import EXIT_RESOURCE, EXIT_USAGE
 
-_SHOWN_PROBLEMS = 40
+SHOWN_PROBLEMS = 40
 
 
 class ConfigError(Exception):
@@ -15,7 +15,7 @@ class ConfigError(Exception):
         self.problems = [escape_controls(problem) for problem in problems]
 
     def __str__(self) -> str:
-        shown = self.problems[:_SHOWN_PROBLEMS]
+        shown = self.problems[:SHOWN_PROBLEMS]
         rest = len(self.problems) - len(shown)
         return "\n".join([*shown, f"and {rest} more"] if rest else shown)
 
@@ -59,7 +59,7 @@ class StoppedAfterStage(Exception):
 
 def escape_controls(text: str) -> str:
     """Escape what could break a line or steer a terminal, and bytes in names of files that are no text."""
-    return "".join(char if char.isprintable() else escape_character(char) for char in text)
+    return text if text.isprintable() else "".join(char if char.isprintable() else escape_character(char) for char in text)
 
 
 def escape_character(char: str) -> str:

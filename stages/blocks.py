@@ -1,6 +1,7 @@
 """The settings blocks that stages share: tokens, low-rank adapters, hardware. Closed, documented, checked. Torch-free."""
 
 import re
+import shlex
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -52,7 +53,7 @@ class TokenSettings(Closed):
         for name in value:
             if not name.isidentifier() or name in ("messages", "add_generation_prompt"):
                 raise ValueError(
-                    f"found {name!r}, needed a variable of the chat template that is not set by each call; choose another name"
+                    f"found {name!r:.60}, needed a variable of the chat template that is not set by each call; choose another name"
                 )
         return value
 
@@ -60,7 +61,7 @@ class TokenSettings(Closed):
 class LoRASettings(Closed):
     """Low-rank adapters (Hu et al. 2021) instead of full fine-tuning; the artifact is then an adapter."""
 
-    rank: PositiveInt = Field(16, description="Rank r of the update matrices.")
+    rank: PositiveInt = Field(16, le=65_536, description="Rank r of the update matrices; no model's are wider than the most.")
     alpha: PositiveInt = Field(32, description="Scale: the update is multiplied by alpha / rank.")
     dropout: Fraction = Field(0.0, description="Dropout on the adapter's input during training.")
     target_modules: str | list[str] = Field("all-linear", description="Modules that get an adapter: `all-linear` or a list of names.")
@@ -80,7 +81,7 @@ class LoRASettings(Closed):
         """Refuse text that reads as names; peft would take it for one regular expression."""
         if isinstance(value, str) and value != "all-linear" and re.fullmatch(r"[\w.-]+([,;\s]+[\w.-]+)*", value):
             names = ", ".join(re.split(r"[,;\s]+", value))
-            raise ValueError(f"found the text {value!r}, needed all-linear or a list of names; write [{names}]")
+            raise ValueError(f"found the text {value!r:.60}, needed all-linear or a list of names; write [{names:.200}]")
         return value
 
 
@@ -104,9 +105,9 @@ class HardwareSettings(Closed):
         description="Compile the transformer's layers (torch.compile) for training and scoring: about a minute at the start; what it "
         "brings then depends on the device.",
     )
-    threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads of a stage process; 0 leaves torch's default.")
-    processes: PositiveInt = Field(1, description="Processes on each node (one per GPU).")
-    nodes: PositiveInt = Field(1, description="Machines; they see the same store.")
+    threads: Annotated[int, Field(ge=0, le=4096)] = Field(0, description="CPU threads of a stage process; 0 leaves torch's default.")
+    processes: PositiveInt = Field(1, le=1024, description="Processes on each node (one per GPU).")
+    nodes: PositiveInt = Field(1, le=65_536, description="Machines; they see the same store.")
     engine: Literal["auto", "none", "ddp", "deepspeed"] = Field(
         "auto",
         description="How several processes compute together: `deepspeed` shares out what zero_stage says, `ddp` averages gradients only; "
@@ -137,6 +138,24 @@ class HardwareSettings(Closed):
     deepspeed_config: str | None = Field(
         None, description="Path of a JSON with more of DeepSpeed's settings, laid over those that this block makes."
     )
+
+    @field_validator("remote_shell")
+    @classmethod
+    def _words_are_whole(cls, value: str) -> str:
+        try:
+            shlex.split(value)
+        except ValueError as error:
+            raise ValueError(f"found {value!r:.60}, needed words as a shell splits them ({error}); close the quotes") from None
+        return value
+
+    @field_validator("sbatch")
+    @classmethod
+    def _options_are_lines(cls, value: list[str]) -> list[str]:
+        """Each becomes a line of a batch script, which must not become two."""
+        for option in value:
+            if not option.startswith("-") or not option.isprintable():
+                raise ValueError(f"found {option!r:.60}, needed options of sbatch on one line each; write them such as --time=24:00:00")
+        return value
 
     @property
     def computes_in_bfloat16(self) -> bool:

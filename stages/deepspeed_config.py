@@ -1,5 +1,6 @@
 """The hardware block -> DeepSpeed's configuration. Torch-free."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +19,8 @@ OWNED_KEYS = (
     "bf16",
     "torch_autocast",
 )
+# Where DeepSpeed sends figures, and the package without which it ends the stage.
+_TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "comet": "comet_ml"}
 
 
 def make_deepspeed_config(
@@ -66,7 +69,10 @@ def read_deepspeed_json(path: Path) -> dict[str, Any]:
         OSError: it cannot be read.
         ValueError: it is no JSON object, or says what the recipe decides on.
     """
-    content = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     if not isinstance(content, dict):
         raise ValueError("not a JSON object")
     given = cast("dict[str, Any]", content)
@@ -74,7 +80,14 @@ def read_deepspeed_json(path: Path) -> dict[str, Any]:
     owned = [key for key in OWNED_KEYS if given.get(key, "auto") != "auto" and not _is_auto(given[key])]
     if owned:
         raise ValueError(f"{', '.join(owned)}: the recipe decides on that; take it out")
-    stage = cast("dict[str, Any]", given.get("zero_optimization", {})).get("stage", "auto")
+    for name, package in _TRACKERS.items():
+        block = given.get(name)
+        if isinstance(block, dict) and cast("dict[str, Any]", block).get("enabled") and importlib.util.find_spec(package) is None:
+            raise ValueError(f"{name}.enabled: it needs {package}, which is not installed; install it, or take {name} out")
+    zero = given.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise ValueError(f"zero_optimization = {zero!r:.40}: needed a JSON object; take it out")
+    stage = cast("dict[str, Any]", zero).get("stage", "auto")
     if stage != "auto":
         raise ValueError(f"zero_optimization.stage = {stage}: say hardware.zero_stage: {stage} in the recipe, and take it out here")
     return {key: value for key, value in given.items() if key not in OWNED_KEYS}

@@ -154,7 +154,7 @@ class DataSource(Closed):
     def _columns_are_ours(cls, columns: dict[str, str]) -> dict[str, str]:
         for name in columns:
             if name not in ALL_COLUMNS:
-                near = difflib.get_close_matches(name, ALL_COLUMNS, n=1) or ["prompt"]
+                near = difflib.get_close_matches(name[:100], ALL_COLUMNS, n=1) or ["prompt"]
                 raise ValueError(f"found {name!r:.40}, which no format has; write ours: theirs; did you mean {near[0]}?")
         return columns
 

@@ -43,6 +43,8 @@ _OF_THE_RECIPE = {
     "packing": "sft.packing",
     "eval_packing": "sft.packing",
 }
+_SHOWN_CHARS = 100
+_SUGGESTIONS = 40  # a search for each of thousands takes minutes
 _BATCHES = "each record of an epoch comes once and weighs alike, in the same batches on any number of processes; leave it out"
 _CHECKPOINTS = "a run goes on from its newest whole checkpoint, and its last weights are published; leave it out"
 _FIGURES = "a stage's figures go into metrics.jsonl of its artifact, and nowhere else; leave it out"
@@ -103,10 +105,12 @@ def find_refused_arguments(
         config_class: Its name, for the message.
     """
     owned = owned_arguments(stage)
+    num_unknown = 0
     for name in sorted(arguments):
-        key, value = f"{stage}.trainer_args.{name}", arguments[name]
+        key, value = f"{stage}.trainer_args.{name[:_SHOWN_CHARS]}", arguments[name]
         if name not in known:
-            yield Refusal(key, f"unknown key of TRL's {config_class}{_suggest(name, known)}")
+            num_unknown += 1
+            yield Refusal(key, f"unknown key of TRL's {config_class}{_suggest(name, known) if num_unknown <= _SUGGESTIONS else ''}")
         elif name in owned:
             yield Refusal(key, f"found {value!r:.60}, but {owned[name]}")
         elif name == "use_liger_kernel" and value and importlib.util.find_spec("liger_kernel") is None:
@@ -116,5 +120,5 @@ def find_refused_arguments(
 
 
 def _suggest(name: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(name, sorted(known), n=1)
+    near = difflib.get_close_matches(name[:_SHOWN_CHARS], sorted(known), n=1)
     return f"; did you mean {near[0]}?" if near else "; see its documentation"

@@ -9,21 +9,25 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
+from pipeline.errors import SHOWN_PROBLEMS
 from pipeline.recipe.schema import Recipe
-from pipeline.recipe.yaml_lines import Document, Keys, parse_scalar
+from pipeline.recipe.yaml_lines import Document, Keys, parse_scalar, show_keys
 from stages.trainer_args import recipe_keys
 
+_COMPARED_CHARS = 100  # of a key: to compare long ones takes minutes
 _BOOLEANS = {"yes": "true", "on": "true", "1": "true", "no": "false", "off": "false", "0": "false"}  # YAML 1.1's, and text of them
 
 
 def explain(errors: Sequence[ErrorDetails], document: Document) -> list[str]:
-    """Turn pydantic's errors into our lines, in the order of the file."""
-    lines: dict[str, None] = {}
+    """Turn pydantic's errors into our lines, in the order of the file; those that are too many to be shown come without a suggestion."""
+    found: list[tuple[str, Keys, ErrorDetails]] = []
     for error in errors:
         keys = _known_prefix(error["loc"], document.values) if error["type"] != "missing" else tuple(error["loc"])
-        full = ".".join(map(str, keys)) or "recipe"
-        lines[f"{document.place(keys)}: {full}: {_reason(error, keys, document.values)}"] = None
-    return sorted(lines, key=_natural_order)
+        found.append((f"{document.place(keys)}: {show_keys(keys) or 'recipe'}", keys, error))
+    lines: dict[str, None] = {}
+    for place, keys, error in sorted(found, key=lambda item: _natural_order(item[0])):
+        lines[f"{place}: {_reason(error, keys, document.values) if len(lines) < SHOWN_PROBLEMS else error['msg']}"] = None
+    return list(lines)
 
 
 def _natural_order(line: str) -> tuple[str, int]:
@@ -74,7 +78,7 @@ def _reason(error: ErrorDetails, keys: Keys, values: dict[str, Any]) -> str:
 
 def _remedy(keys: Keys, kind: str, found: object, context: dict[str, Any]) -> str:
     if kind == "literal_error" and isinstance(found, str):
-        near = difflib.get_close_matches(found, re.findall(r"'([^']*)'", str(context.get("expected", ""))), n=1)
+        near = difflib.get_close_matches(found[:_COMPARED_CHARS], re.findall(r"'([^']*)'", str(context.get("expected", ""))), n=1)
         if near:
             return f"; did you mean {near[0]}?"
     if (meant := _guess_meant(kind, found)) is not None:
@@ -110,7 +114,7 @@ def show(value: object) -> str:
 def _suggest(keys: Keys) -> str:
     """Suggest the nearest key of the same block, else the same key in another block, or what TRL's name for it is here."""
     declared = declared_keys()
-    name, block = re.sub(r"[^a-z0-9_]", "_", str(keys[-1]).lower()), tuple(keys[:-1])
+    name, block = re.sub(r"[^a-z0-9_]", "_", str(keys[-1])[:_COMPARED_CHARS].lower()), tuple(keys[:-1])
     siblings = {str(known[-1]): known for known in declared if known[:-1] == block}
     elsewhere = {known[-1]: known for known in declared if known[-1] == name}
     if here := recipe_keys(str(block[0]), name) if block else None:

@@ -6,6 +6,7 @@ the working directory.
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,10 +19,11 @@ from pipeline.recipe.checks import check_recipe
 from pipeline.recipe.explain import declared_keys, explain, show, suggest_key
 from pipeline.recipe.paths import resolve_paths
 from pipeline.recipe.schema import DEMO_PATTERN, Recipe
-from pipeline.recipe.yaml_lines import Document, Keys, parse_value, read_document
+from pipeline.recipe.yaml_lines import Document, Keys, parse_value, read_document, show_keys
 from pipeline.store.disk import expand_home
 from stages.spec import STAGES, StageName
 
+_MAX_WHOLE, _MAX_IN_LIBRARIES = 2**31, 2**63
 _PACKAGED_DIR = Path(__file__).parents[1] / "recipes"
 
 
@@ -32,12 +34,13 @@ def find_recipe(name: str) -> Path:
         ConfigError: there is neither.
     """
     path = expand_home(name)
-    if path.is_file():
-        return path
+    with suppress(OSError):  # a name that is too long, a directory that may not be looked into
+        if path.is_file():
+            return path
     packaged = {path.stem: path for path in sorted(_PACKAGED_DIR.glob("*.yaml"))}
     found = packaged.get(name.removesuffix(".yaml"))
     if found is None:
-        raise ConfigError([f"{name}: found no such recipe, needed a file or one of {', '.join(packaged)}; check the path"])
+        raise ConfigError([f"{name:.200}: found no such recipe, needed a file or one of {', '.join(packaged)}; check the path"])
     return found
 
 
@@ -61,6 +64,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), stages: Iterable[Stag
     problems = [*document.problems, *secrets]
     if document.broken or secrets:  # further messages would show the values
         raise ConfigError(problems)
+    if huge := list(_find_huge(document)):
+        raise ConfigError([*problems, *huge])
     document.values.setdefault("name", _name_after(path))
     _expand_shorthand(document.values)
     if document.values.get("judge") is not None:
@@ -115,10 +120,20 @@ def _find_secrets(document: Document) -> Iterator[str]:
     for keys, value in _leaves(document.values, ()):
         if not isinstance(value, str):
             continue
-        if (names_secret(str(keys[-1])) and keys not in declared_keys()) or holds_secret(value) or holds_environment_secret(value):
-            full = ".".join(map(str, keys))
+        name = str(keys[-1])
+        # `max_tokens_seen` counts some; a variable of the environment may go on after the word, a key does not.
+        is_named = names_secret(name) and names_secret(re.split(r"[_.-]", name)[-1]) and keys not in declared_keys()
+        if is_named or holds_secret(value) or holds_environment_secret(value):
             found = "found a secret, which would be copied into every artifact"
-            yield f"{document.place(keys)}: {full}: {found}; leave it away and set the environment (HF_TOKEN)"
+            yield f"{document.place(keys)}: {show_keys(keys)}: {found}; leave it away and set the environment (HF_TOKEN)"
+
+
+def _find_huge(document: Document) -> Iterator[str]:
+    """A whole number of more than 64 bits fits nothing that the libraries are written in, nor does a setting of ours go above 31."""
+    for keys, value in _leaves(document.values, ()):
+        limit = _MAX_WHOLE if keys in declared_keys() else _MAX_IN_LIBRARIES
+        if isinstance(value, int) and abs(value) >= limit:
+            yield f"{document.place(keys)}: {show_keys(keys)}: found {show(value)}, needed a whole number below {limit:,}; lower it"
 
 
 def _leaves(value: object, keys: Keys) -> Iterator[tuple[Keys, object]]:

@@ -3,13 +3,14 @@
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 from data.schema import KINDS
 from pipeline.errors import escape_controls
 from pipeline.recipe.schema import DEMO_PATTERN
-from pipeline.recipe.yaml_lines import Document, Keys
+from pipeline.recipe.yaml_lines import Document, Keys, show_keys
 from pipeline.store.disk import expand_home, is_utf8
 from stages.blocks import TEMPLATE_KEYWORDS
 
@@ -25,7 +26,7 @@ def resolve_paths(document: Document, recipe_dir: Path) -> Iterator[str]:
     """Make local paths absolute; hub ids and `demo` stay as they are.
 
     Yields:
-        What is wrong with a path that is no UTF-8: no library opens it, and no JSON holds it.
+        What is wrong with a path: it is no UTF-8, which no library opens and no JSON holds, or none that the system takes.
     """
     for keys in (*_LOCAL, *_OTHERS):
         block: dict[str, Any] = document.values
@@ -35,12 +36,20 @@ def resolve_paths(document: Document, recipe_dir: Path) -> Iterator[str]:
         value = block.get(str(keys[-1]))
         if isinstance(value, str) and value:
             base = Path.cwd() if document.place(keys) == "--set" else recipe_dir
-            if keys == _TEMPLATE and not _names_file(value, base):
+            try:
+                if keys == _TEMPLATE and not _names_file(value, base):
+                    continue
+                block[str(keys[-1])] = resolved = _resolve_path(value, base, local=keys in _LOCAL)
+                with suppress(FileNotFoundError, NotADirectoryError, UnicodeEncodeError):
+                    Path(resolved).stat()
+            except (OSError, ValueError, RuntimeError) as error:  # too long, not allowed, a NUL character, links in a circle
+                reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+                found = f"found {value[:60]!r}, which the system refuses ({reason!s:.60}), needed a path; give another"
+                yield f"{document.place(keys)}: {show_keys(keys)}: {found}"
                 continue
-            block[str(keys[-1])] = resolved = _resolve_path(value, base, local=keys in _LOCAL)
             if not is_utf8(resolved):
                 found = f"found {show_path(Path(resolved))}, needed a path in UTF-8, as the libraries open no other; rename it"
-                yield f"{document.place(keys)}: {'.'.join(map(str, keys))}: {found}"
+                yield f"{document.place(keys)}: {show_keys(keys)}: {found}"
 
 
 def _names_file(template: str, base: Path) -> bool:

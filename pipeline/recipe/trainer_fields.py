@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+from functools import cache
 from pathlib import Path
 
 from stages.spec import StageName
@@ -22,6 +23,7 @@ def config_class(stage: StageName) -> str:
     return _SOURCES[stage][0][2]
 
 
+@cache
 def trainer_fields(stage: StageName) -> dict[str, str] | None:
     """Return the fields of a stage's config class, each with its type as written; None where they cannot be read."""
     types: dict[str, str] = {}

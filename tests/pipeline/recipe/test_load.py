@@ -5,6 +5,7 @@ import importlib
 import json
 import re
 import sys
+import time
 
 import pytest
 
@@ -169,7 +170,26 @@ def test_a_secret_on_the_command_line_is_not_repeated(problems, override):
     assert "canary" not in found
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "ghp_canary4711canary47",
+        "AKIACANARY4711CANARY",
+        "glpat-canary4711canary",
+        "xoxb-canary-4711",
+        "eyJjYW5hcnk0NzEx.eyJjYW5hcnk0NzEx.canary",
+        "https://h/x?api_key=canary",
+        "/data/https-canary-0123456789/x.jsonl",
+    ],
+)
+def test_a_recipe_with_a_secret_of_any_shape_or_of_the_environment_is_refused(problems, monkeypatch, value):
+    monkeypatch.setenv("MY_SERVICE_KEY", "https-canary-0123456789")
+    (found,) = problems(MINIMAL.replace("data: demo", f"data:\n  prompts: {value}"))
+    assert found.startswith("recipe.yaml:4: data.prompts.train.path: found a secret") and "canary" not in found
+
+
 def test_keys_that_only_sound_secret_are_fine(load):
+    assert load(MINIMAL + "sft:\n  trainer_args: {include_num_input_tokens_seen: all}\n").sft.trainer_args
     assert load(MINIMAL + "ppo:\n  stop_token: '<end>'\n").ppo.stop_token == "<end>"
 
 
@@ -431,3 +451,59 @@ def test_pretraining_is_checked_as_the_other_stages_are(problems):
         "recipe.yaml:9: pretrain.trainer_args.learn: unknown key of TRL's SFTConfig; see its documentation",
         "recipe.yaml:11: sft.lora: found sft.lora (rank 16) on top of pretrain.lora.merge = false",
     ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("seed: 99999999999999999999", "seed: found 99999999999999999999, needed a whole number below 2,147,483,648; lower it"),
+        ("sft: {batch_size: -99999999999999999999}", "sft.batch_size: found -99999999999999999999, needed a whole number below"),
+        ("ppo: {iterations: 100000000000000000000}", "ppo.iterations: found 100000000000000000000, needed a whole number below"),
+        ("sft: {trainer_args: {dataloader_num_workers: 99999999999999999999}}", "sft.trainer_args.dataloader_num_workers: found 99999"),
+        ("sft: {lora: {rank: 100000000000000000000000}}", "sft.lora.rank: found 100000000000000000000000, needed a whole number below"),
+        ("sft: {lora: {rank: 1000000}}", "sft.lora.rank: found 1000000, needed at most 65536"),
+        ("hardware: {threads: 1000000}", "hardware.threads: found 1000000, needed at most 4096"),
+        ("hardware: {processes: 1000000}", "hardware.processes: found 1000000, needed at most 1024"),
+        ("sft: {learning_rate: 1e400}", 'sft.learning_rate: found "1e400", needed a number'),
+        (f"sft: {{learning_rate: {'9' * 5000}}}", 'sft.learning_rate: found "99999'),
+        ('hardware: {sbatch: ["--time=1\\n"]}', "hardware.sbatch: found '--time=1\\n', needed options of sbatch on one line each"),
+        (f"base_model: {'x' * 300}", "base_model: "),
+        ('judge_directory: "a\\0b"', "judge_directory: found 'a\\x00b', which the system refuses"),
+        (f"store: /tmp/{'x' * 300}", "store: found '/tmp/xxxxx"),
+    ],
+)
+def test_a_value_beyond_all_sense_is_one_line_before_anything_starts(problems, line, message):
+    """S7."""
+    text = MINIMAL.replace("base_model: demo\n", "") if line.startswith("base_model") else MINIMAL
+    (found,) = problems(text + line + "\n")
+    assert re.sub(r"^recipe.yaml:\d: ", "", found).startswith(message) and len(found) < 600 and found.isprintable()
+
+
+@pytest.mark.parametrize("block", ["", "sft:\n", "sft:\n  trainer_args:\n", "tokens:\n  template_args:\n"])
+def test_sixty_thousand_unknown_keys_are_told_quickly_and_not_all(tmp_path, block):
+    depth = "  " * block.count("\n")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(MINIMAL + block + "".join(f"{depth}{'k-' if 'template' in block else 'k'}{i}: 1\n" for i in range(60_000)))
+    begin = time.process_time()
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(path)
+    assert time.process_time() - begin < 10  # 1.2 s where it was written, over a minute before
+    lines = str(caught.value).splitlines()
+    assert len(lines) in (1, 41) and (len(lines) == 1 or lines[-1] == "and 59960 more")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"wandb": {"enabled": true}}', "wandb.enabled: it needs wandb, which is not installed; install it, or take wandb out"),
+        ('{"tensorboard": {"enabled": true}}', "tensorboard.enabled: it needs tensorboard, which is not installed"),
+        ('{"comet": {"enabled": true}}', "comet.enabled: it needs comet_ml, which is not installed"),
+        ('{"zero_optimization": 3}', "zero_optimization = 3: needed a JSON object"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_a_tracker_that_is_not_installed_is_told_before_anything_starts(problems, tmp_path, content, message):
+    """F14: the only one that a recipe can ask for is DeepSpeed's."""
+    (tmp_path / "zero.json").write_text(content)
+    (found,) = problems(MINIMAL + "hardware:\n  deepspeed_config: zero.json\n")
+    assert found.startswith("recipe.yaml:5: hardware.deepspeed_config: found") and message in found
