@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SlurmError
 from stages.blocks import HardwareSettings
 from stages.process.places import needs_launcher
 from stages.spec import StageName
@@ -126,8 +126,14 @@ def _place(host: Host, hosts: list[Host]) -> list[str]:
 
 def _first_of_allocation() -> str:
     """Ask SLURM for the first node of this job."""
-    names = subprocess.run(["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]], capture_output=True, text=True, check=True)
-    return names.stdout.split()[0]
+    command = ["scontrol", "show", "hostnames", os.environ.get("SLURM_JOB_NODELIST", "")]
+    try:
+        names = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True).stdout.split()
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise SlurmError(f"{shlex.join(command)}: {error}; needed the nodes of this job; run inside of one", is_here=True) from error
+    if not names:
+        raise SlurmError(f"{shlex.join(command)}: found no node, needed the nodes of this job; run inside of one", is_here=True)
+    return names[0]
 
 
 def _torchrun(hardware: HardwareSettings) -> list[str]:
@@ -162,7 +168,7 @@ def read_hostfile(path: Path) -> list[Host]:
             continue
         found = _HOST_LINE.fullmatch(text)
         fields = dict(field.split("=", 1) for field in found["fields"].split()) if found else {}
-        if not found or fields.keys() - {"slots", "address"} or not fields.get("slots", "1").isdigit():
+        if not found or fields.keys() - {"slots", "address"} or not re.fullmatch("[0-9]{1,4}", fields.get("slots", "1")):
             raise ConfigError([f"{path}:{number}: found {text!r:.60}, needed a line like: node0 slots=8 address=10.0.0.1"])
         slots = fields.get("slots")
         hosts.append(Host(found["name"], fields.get("address", found["name"]), int(slots) if slots else None))

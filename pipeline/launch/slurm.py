@@ -7,14 +7,16 @@ submitted them leaves, and a job that is preempted, requeued or out of time goes
 """
 
 import hashlib
+import re
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from pipeline.errors import SlurmError
+from pipeline.errors import ConfigError, SlurmError
+from pipeline.store.disk import make_directories, writing
 from stages.blocks import HardwareSettings
 from stages.spec import EXIT_FAILED, EXIT_OK, StageName
 
@@ -56,10 +58,17 @@ def run_by_slurm(
         The exit code of the first job that failed, or 0.
 
     Raises:
+        ConfigError: the store's path is none that a batch script can hold.
         SlurmError: SLURM's commands are not here (exit 2), or refuse (exit 5).
     """
     directory = (store_root / "slurm").resolve()
-    directory.mkdir(parents=True, exist_ok=True)
+    if not str(directory).isprintable() or "\\" in str(directory):
+        found = (
+            f"--store: found {str(store_root)!r}, needed a path without line breaks, control characters and backslashes, which SLURM reads"
+        )
+        raise ConfigError([f"{found} otherwise; choose another store, or run without --slurm"])
+    with writing(directory):
+        make_directories(directory)
     jobs: dict[str, Path] = {}
     before: str | None = None
     for stage in stages:
@@ -70,7 +79,7 @@ def run_by_slurm(
             script = write_script(hardware, stage, directory, output, name, arguments)
             after = [f"--dependency=afterok:{before}", "--kill-on-invalid-dep=yes"] if before else []
             output.unlink(missing_ok=True)
-            job = _call("sbatch", "--parsable", *after, str(script)).strip().split(";")[0]
+            job = read_job("sbatch", _call("sbatch", "--parsable", *after, str(script)).strip().split(";")[0])
             say(f"{stage}: job {job}, script {script}")
         else:
             say(f"{stage}: job {job}, submitted earlier")
@@ -88,7 +97,13 @@ def write_script(hardware: HardwareSettings, stage: StageName, directory: Path, 
 
 def render_script(hardware: HardwareSettings, stage: StageName, output: Path, name: str, arguments: Sequence[str]) -> str:
     """Render a stage's batch script: what the hardware block asks for, then `hardware.sbatch`."""
-    options = [f"--job-name={name}", f"--output={output}", "--open-mode=append", "--requeue", f"--signal=B:USR1@{_SAVE_S}"]
+    options = [
+        f"--job-name={name}",
+        f"--output={_escape(str(output).replace('%', '%%'))}",
+        "--open-mode=append",
+        "--requeue",
+        f"--signal=B:USR1@{_SAVE_S}",
+    ]
     options += [f"--nodes={hardware.nodes}", "--ntasks-per-node=1"]
     options += [f"--cpus-per-task={hardware.threads * hardware.processes}"] if hardware.threads else []
     options += [f"--gpus-per-node={hardware.processes}"] if hardware.device == "cuda" else []
@@ -102,6 +117,11 @@ def render_script(hardware: HardwareSettings, stage: StageName, output: Path, na
     )
 
 
+def _escape(option: str) -> str:
+    """Write a value as sbatch reads it in a script, where quotes, blanks and `#` mean something."""
+    return re.sub(r"[^\w./:=@%+,-]", r"\\\g<0>", option)
+
+
 def _job_name(stage: StageName, store_root: Path, arguments: Sequence[str]) -> str:
     """Name a job by what it does, so that a second call finds it."""
     what = repr((str(store_root.resolve()), list(arguments)))
@@ -111,7 +131,14 @@ def _job_name(stage: StageName, store_root: Path, arguments: Sequence[str]) -> s
 def _find_job(name: str) -> str | None:
     """Find a job of this name that waits or runs."""
     found = _call("squeue", "--noheader", "--name", name, "--format", "%i").split()
-    return found[-1] if found else None
+    return read_job("squeue", found[-1]) if found else None
+
+
+def read_job(command: str, text: str) -> str:
+    """Take a job's number from what a command printed."""
+    if re.fullmatch(r"[0-9]{1,18}", text) is None:
+        raise SlurmError(f"{command}: found {text!r:.60}, needed the number of a job; see what it prints on this machine", is_here=True)
+    return text
 
 
 def _follow(jobs: dict[str, Path], say: Callable[[str], None]) -> int:
@@ -124,20 +151,31 @@ def _follow(jobs: dict[str, Path], say: Callable[[str], None]) -> int:
                 continue
             fields = _describe_job(job)  # before its output is read: when it is over, all of that is there
             read[job] = _print_news(output, read[job], say)
-            state = fields["JobState"]
+            state = fields.get("JobState")
+            if state is None:
+                raise SlurmError(f"scontrol: found no JobState of job {job}, needed its state; see `scontrol show job {job}`", is_here=True)
             if state != states.get(job):
                 say(f"job {job}: {state.lower()}{_why(fields) if state == 'PENDING' else ''}")
             states[job] = state
             if state in _OVER and state != "COMPLETED":
-                code = int(fields.get("ExitCode", "1:0").split(":")[0])
-                return code if code != EXIT_OK else EXIT_FAILED
+                return read_exit_code(fields)
         time.sleep(_POLL_S)
     return EXIT_OK
 
 
 def _describe_job(job: str) -> dict[str, str]:
-    words = _call("scontrol", "--oneliner", "show", "job", job).split()
-    return dict(word.split("=", 1) for word in words if "=" in word)
+    return read_fields(_call("scontrol", "--oneliner", "show", "job", job))
+
+
+def read_fields(text: str) -> dict[str, str]:
+    """Read what scontrol says of a job: words such as `JobState=RUNNING`."""
+    return dict(word.split("=", 1) for word in text.split() if "=" in word)
+
+
+def read_exit_code(fields: Mapping[str, str]) -> int:
+    """Find the exit code of a job that failed: of `ExitCode=3:0`, 3; 1 where it says none."""
+    code = re.match(r"[0-9]{1,3}\b", fields.get("ExitCode", ""))
+    return int(code[0]) if code is not None and EXIT_OK < int(code[0]) < 256 else EXIT_FAILED
 
 
 def _why(fields: dict[str, str]) -> str:
@@ -159,8 +197,8 @@ def _print_news(output: Path, position: int, say: Callable[[str], None]) -> int:
 
 def _call(*command: str) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except FileNotFoundError as error:
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True)
+    except OSError as error:
         message = f"{command[0]}: found no such command, needed SLURM's; run on a login node, or without --slurm"
         raise SlurmError(message, is_here=False) from error
     except subprocess.CalledProcessError as error:
