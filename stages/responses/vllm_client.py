@@ -8,11 +8,13 @@ The server computes by kernels of its own: what it says of the tokens it samples
 """
 
 import json
+import math
 import shutil
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 from accelerate.utils import broadcast_object_list
@@ -29,7 +31,10 @@ from stages.spec import EXIT_RESOURCE
 
 _ANSWER_S = 3600.0
 _NEVER = -100.0  # the lowest bias that the server takes
+_ROUNDING = 1e-3  # by which a log-probability may come out above 0
 _MAX_REQUESTS = 256  # of a rank at once; the server queues what it cannot run
+
+T = TypeVar("T")
 
 
 class VLLMEngine:
@@ -58,8 +63,7 @@ class VLLMEngine:
             limits=httpx2.Limits(max_connections=_MAX_REQUESTS, max_keepalive_connections=_MAX_REQUESTS),
             trust_env=False,  # a proxy is for what lies outside
         )
-        served = self._call("GET", "/v1/models").json()["data"]
-        self._base_name: str = next(model["id"] for model in served if model.get("parent") is None)
+        self._base_name = self._read(self._call("GET", "/v1/models"), read_base_name, "the models that it serves, one of them a base")
         # A server that outlives the run may know the names of an earlier attempt.
         self._run: str = broadcast_object_list([uuid.uuid4().hex[:8]])[0]
         self._num_loads = 0
@@ -89,13 +93,18 @@ class VLLMEngine:
             asked |= {"stop": [sampling.stop_text.text], "include_stop_str_in_output": True}
         if rowless := _list_unused_rows(actor.module.policy):
             asked["logit_bias"] = {str(index): _NEVER for index in rowless}
+        num_rows = find_model(actor.module.policy).config.get_text_config().vocab_size
         place, stride = share
 
         def ask(index: int) -> Response:
             # A request and a seed for each prompt: in one request, all prompts would get the same noise.
             request = {**asked, "prompt": prompts[index], "seed": derive_seed(seed, place + index * stride)}
-            (choice,) = self._call("POST", "/v1/completions", json=request).json()["choices"]
-            return Response(choice["token_ids"], choice["logprobs"]["token_logprobs"])
+            needed = f"one choice with 1 to {sampling.max_new_tokens} token_ids and as many finite token_logprobs"
+            return self._read(
+                self._call("POST", "/v1/completions", json=request),
+                lambda reply: read_response(reply, sampling.max_new_tokens, num_rows),
+                needed,
+            )
 
         with ThreadPoolExecutor(min(len(prompts), _MAX_REQUESTS)) as pool:
             return list(pool.map(ask, range(len(prompts))))
@@ -133,12 +142,23 @@ class VLLMEngine:
     def _forget_prefixes(self) -> None:
         """Have the keys and values of the old weights thrown away."""
         answer = self._call("POST", "/reset_prefix_cache", params={"reset_running_requests": True})
-        if not answer.json()["success"]:
+        if not self._read(answer, lambda reply: bool(reply["success"]), "whether it did"):
             raise StageError(
                 f"vLLM at {self._client.base_url} keeps its prefix cache while others use it; a server of this run alone is needed; "
                 "start it with --no-enable-prefix-caching",
                 EXIT_RESOURCE,
             )
+
+    def _read(self, response: httpx2.Response, read: Callable[[Any], T], needed: str) -> T:
+        """Read an answer, which another program wrote."""
+        try:
+            return read(json.loads(response.content))
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            raise StageError(
+                f"vLLM at {self._client.base_url}: {response.request.url.path}: found {response.text!r:.300}, needed {needed}; "
+                "see its log, and take a version that is tested (pipeline/launch/README.md)",
+                EXIT_RESOURCE,
+            ) from None
 
     def _call(self, method: str, path: str, **arguments: Any) -> httpx2.Response:
         try:
@@ -162,6 +182,40 @@ class VLLMEngine:
                 f"vLLM at {self._client.base_url}: {path}: {response.status_code} {response.text:.500}; {needed}", EXIT_RESOURCE
             )
         return response
+
+
+def read_base_name(reply: Any) -> str:
+    """Find the base among the models that a server says it serves.
+
+    Raises:
+        ValueError, TypeError, LookupError, AttributeError: The reply is another one.
+    """
+    names = [model["id"] for model in reply["data"] if model.get("parent") is None]
+    if not names or not isinstance(names[0], str):
+        raise ValueError("no base model")
+    return names[0]
+
+
+def read_response(reply: Any, max_tokens: int, num_rows: int) -> Response:
+    """Take the response out of a server's reply.
+
+    Args:
+        reply: As JSON.
+        max_tokens: That were asked for.
+        num_rows: Of the embeddings: ids are below.
+
+    Raises:
+        ValueError, TypeError, LookupError, AttributeError: The reply is another one.
+    """
+    (choice,) = reply["choices"]
+    ids, logprobs = choice["token_ids"], choice["logprobs"]["token_logprobs"]
+    if not isinstance(ids, list) or not isinstance(logprobs, list) or not 0 < len(ids) == len(logprobs) <= max_tokens:
+        raise ValueError("token ids and log-probabilities do not fit")
+    if not all(type(index) is int and 0 <= index < num_rows for index in ids):
+        raise ValueError("a token id is none")
+    if not all(type(number) in (int, float) and -math.inf < number <= _ROUNDING for number in logprobs):
+        raise ValueError("a log-probability is none")
+    return Response(ids, [float(number) for number in logprobs])
 
 
 def _list_unused_rows(policy: Any) -> range:

@@ -10,7 +10,7 @@ import pytest
 from stages.blocks import HardwareSettings, LoRASettings, TokenSettings
 from stages.process.context import StageContext
 from stages.process.errors import StageError
-from stages.responses.vllm_client import VLLMEngine
+from stages.responses.vllm_client import VLLMEngine, read_response
 from stages.responses.vllm_server import make_command, open_vllm
 from stages.settings import PPOSettings, RolloutSettings
 from stages.spec import StageSpec
@@ -82,3 +82,59 @@ def test_a_server_that_refuses_is_told_with_what_it_said(make_context, tmp_path,
     finally:
         server.shutdown()
         server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        (b"not json", r"found 'not json', needed the models that it serves"),
+        (b'{"data": []}', "needed the models that it serves, one of them a base"),
+        (b'{"data": [3]}', "needed the models"),
+        (b"[" * 100_000, "needed the models"),
+        (b"\xff", "needed the models"),
+    ],
+)
+def test_an_answer_that_is_no_vllms_is_told_in_one_line(make_context, tmp_path, ranks, reply, said):
+    context, _ = make_context()
+
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(reply)
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Other)
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        with pytest.raises(StageError, match=said) as caught:
+            VLLMEngine(context, ranks, f"http://127.0.0.1:{server.server_port}", "key", tmp_path)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert caught.value.exit_code == 5 and "\n" not in str(caught.value) and len(str(caught.value)) < 700
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {},
+        {"token_ids": [1, 2], "logprobs": None},
+        {"token_ids": [1, 2], "logprobs": {"token_logprobs": [-1.0]}},
+        {"token_ids": [], "logprobs": {"token_logprobs": []}},
+        {"token_ids": [1] * 5, "logprobs": {"token_logprobs": [-1.0] * 5}},
+        {"token_ids": [10], "logprobs": {"token_logprobs": [-1.0]}},
+        {"token_ids": [-1], "logprobs": {"token_logprobs": [-1.0]}},
+        {"token_ids": [True], "logprobs": {"token_logprobs": [-1.0]}},
+        {"token_ids": [1], "logprobs": {"token_logprobs": [float("nan")]}},
+        {"token_ids": [1], "logprobs": {"token_logprobs": [0.5]}},
+        {"token_ids": "12", "logprobs": {"token_logprobs": [-1.0, -1.0]}},
+    ],
+)
+def test_a_response_that_cannot_be_is_refused(choice):
+    with pytest.raises((ValueError, TypeError, LookupError)):
+        read_response({"choices": [choice]}, max_tokens=4, num_rows=10)
+    whole = read_response({"choices": [{"token_ids": [1, 9], "logprobs": {"token_logprobs": [-0.5, 0]}}]}, max_tokens=4, num_rows=10)
+    assert (whole.ids, whole.logprobs) == ([1, 9], [-0.5, 0.0])
