@@ -101,14 +101,14 @@ def _rank_of(message: Columns, path: str) -> float:
     rank = message.get("rank")
     if rank is None:
         return float("inf")
-    if isinstance(rank, bool) or not isinstance(rank, int | float) or rank != rank or rank != int(rank):
+    if isinstance(rank, bool) or not isinstance(rank, int | float) or not -1e300 < rank < 1e300 or rank != int(rank):
         raise FieldError(f"{path}.rank", f"found {describe(rank)}; needed a whole number from 0 (best); correct it")
     return float(rank)
 
 
 def _as_turn(message: Columns, path: str) -> Columns:
     role = message.get("role")
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise FieldError(f"{path}.role", f"found {describe(role)}; needed prompter or assistant; rename it")
     return {"role": ROLES[cast(str, role)], "content": check_text(message.get("text"), f"{path}.text")}
 

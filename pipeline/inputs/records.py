@@ -86,7 +86,7 @@ def read_data(
     sources = {split: source for split, source in (("train", splits.train), ("eval", splits.eval)) if source is not None}
     files = _list_files(sources.values())
     note_path = _note_path(store_root, kind, splits, eval_fraction, skip_bad)
-    noted = None if files is None else _recall(note_path)
+    noted = None if files is None else recall_note(note_path)
     if files is not None and noted is not None and trust_notes and [file.status for file in noted[0]] == [_status(file) for file in files]:
         return noted[1]
     found_files = None if files is None or trust_notes else [_Noted(str(file), _status(file), hash_file(file)[1]) for file in files]
@@ -163,7 +163,8 @@ def _status(file: Path) -> list[int]:
     return [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
-def _recall(note_path: Path) -> tuple[list[_Noted], Reading] | None:
+def recall_note(note_path: Path) -> tuple[list[_Noted], Reading] | None:
+    """Read what was found in files; None where nothing is noted, or the note is damaged."""
     try:
         seal, _, note = note_path.read_text(encoding="utf-8").partition("\n")
         if seal != _seal(note):  # it was changed, or is of an earlier version
@@ -174,7 +175,7 @@ def _recall(note_path: Path) -> tuple[list[_Noted], Reading] | None:
         findings = Findings(found["counts"], tuple(found["errors"]), tuple(found["warnings"]))
         skipped = tuple(Problem(**bad) for bad in noted["skipped"])
         return files, Reading(noted["fingerprints"], findings, tuple(noted["told"]), tuple(noted["notable"]), skipped)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
 
 

@@ -546,3 +546,20 @@ def test_a_user_without_a_name_is_named_by_number():
     nameless = {name: value for name, value in os.environ.items() if name not in ("LOGNAME", "USER", "LNAME", "USERNAME")}
     done = subprocess.run([sys.executable, "-P", "-c", program], env=nameless, capture_output=True, text=True, timeout=60)
     assert done.stdout == "user 12345\n"
+
+
+def test_samples_that_are_none_are_shown_as_what_they_are(rlhf, store, publish):
+    lines = [b"[1]", b'{"prompt": "\xff"}', b'{"prompt": "fine", "score": NaN}', b"x" * 200_000, b'{"prompt": "after"}']
+    publish(store, "sft", {"model/model.safetensors": b"x", "samples.jsonl": b"\n".join(lines[:3]) + b"\n"}, metrics={"a": float("nan")})
+    publish(store, "sft", {"model/model.safetensors": b"y", "samples.jsonl": b"\n".join(lines[3:])})
+    done = rlhf("show", "sft@v1", "--json")
+    samples = json.loads(done.stdout, parse_constant=pytest.fail)["samples"]
+    assert [sample.get("not shown") for sample in samples] == [
+        "samples.jsonl:1: found list; needed a JSON object",
+        "samples.jsonl:2: found the byte 0xff, which is not UTF-8; needed a JSON object",
+        None,
+    ]
+    shown = rlhf("show", "sft@v2")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "samples.jsonl:1: found more than 100,000 bytes; needed a shorter line" in shown.stdout and "after" in shown.stdout
+    assert json.loads(rlhf("ls", "--json").stdout, parse_constant=pytest.fail)[0]["metrics"] == {"a": "NaN"}

@@ -1,6 +1,7 @@
 """A stage process starts, speaks, stops and fails as the contract says: every case is a real process."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -12,8 +13,9 @@ import pytest
 
 from stages.blocks import HardwareSettings, TokenSettings
 from stages.process.context import StageContext
+from stages.process.runtime import leave_result
 from stages.settings import SFTSettings
-from stages.spec import RESULT_FILE, StageSpec
+from stages.spec import RESULT_FILE, ModelFacts, StageResult, StageSpec
 
 pytestmark = pytest.mark.slow  # each case starts a process that imports torch
 
@@ -95,6 +97,42 @@ def test_a_finished_stage_leaves_result_and_metrics_and_exits_0(spec, start):
     assert json.loads((spec.output_dir / RESULT_FILE).read_text())["metrics"] == {"eval/loss": 1.0}
     assert json.loads((spec.output_dir / "metrics.jsonl").read_text()) == {"step": 1, "train/loss": 0.5}
     assert events(spec)[-1]["event"] == "end"
+
+
+def test_a_result_with_a_figure_that_is_no_number_is_read_again(spec):
+    """F13: it must not lose a finished training."""
+    facts = ModelFacts(
+        base_model="b",
+        tokenizer_hash="t",
+        chat_template_hash="c",
+        vocab_size=3,
+        pad_token_id=0,
+        eos_token_id=1,
+        form="full",
+        architecture="A",
+    )
+    metrics = {"eval/a": math.nan, "eval/b": math.inf, "eval/c": 0.5}
+    result = StageResult(metrics=metrics, facts=facts, counts={}, world_size=1, device="cpu", precision="float32")
+    spec.output_dir.mkdir()
+    spec.checkpoint_dir.mkdir()
+    context = StageContext(spec)
+    context.write_metrics(1, metrics)
+    leave_result(context, result)
+    read = StageResult.model_validate_json((spec.output_dir / RESULT_FILE).read_text()).metrics
+    assert math.isnan(read["eval/a"]) and read["eval/b"] == math.inf and read["eval/c"] == 0.5
+    for path in (spec.output_dir / RESULT_FILE, spec.output_dir / "metrics.jsonl", spec.events_path):
+        assert '"eval/b"' in path.read_text()
+        json.loads(path.read_text(), parse_constant=pytest.fail)
+
+
+def test_metric_rows_that_are_none_are_told_and_the_others_kept(spec):
+    spec.checkpoint_dir.mkdir()
+    path = spec.checkpoint_dir / "metrics.jsonl"
+    good = [b'{"step": 1, "a": 0.5}', b'{"step": 2, "a": 0.5}']
+    path.write_bytes(b"\n".join([good[0], b'{"step": "\xff"}', b"[]", b"null", b'{"a": 1}', b"[" * 100_000, good[1], b'{"step": 3']))
+    StageContext(spec).rewind_metrics(5)
+    assert path.read_bytes().splitlines() == good
+    assert "damaged" in events(spec)[-1]["message"]
 
 
 @pytest.mark.parametrize(
