@@ -98,9 +98,11 @@ def check_lora(path: str, adapters: Mapping[str, LoRASettings | None], revision:
 
 def _try_adapter(config: PretrainedConfig, lora: LoRASettings, task: Literal["CAUSAL_LM", "SEQ_CLS"]) -> None:
     model = make_miniature(config)
+    ways = find_ways(config)
     if task == "SEQ_CLS":
         model.config.num_labels = 1
         model = find_classifier(config)(model.config)
+    model.ways = ways
     apply_lora(model, lora.model_copy(update={"quantize": None}), task, HardwareSettings.model_validate({"precision": "float32"}))
 
 

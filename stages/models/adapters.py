@@ -48,7 +48,8 @@ def apply_lora(
     A reward model's head is trained and saved in full beside it.
 
     Raises:
-        StageError: peft refuses the target modules, or one of them shares its weight with another module; exit code 2.
+        StageError: peft refuses the target modules, or one of them shares its weight with another module, or would learn nothing; exit
+            code 2.
     """
     from peft import get_peft_model
 
@@ -97,16 +98,27 @@ def make_lora_config(
     revision: str | None = None,
     modules_to_save: list[str] | None = None,
 ) -> Any:
-    """Say in peft's terms what an adapter on a model is; `all-linear` leaves out what peft refuses in some families."""
+    """Say in peft's terms what an adapter on a model is; `all-linear` leaves out where one is refused, or would learn nothing.
+
+    Raises:
+        StageError: It would learn nothing at one of the modules that are named; exit code 2.
+    """
     from peft import LoraConfig
 
+    bypassed: frozenset[str] = model.ways.bypassed
+    if lora.target_modules != "all-linear" and (found := [name for name in lora.target_modules if name.rpartition(".")[2] in bypassed]):
+        raise StageError(
+            f"lora.target_modules: found {', '.join(found)}, whose weights {type(model).__name__} reads without a call of the layer; "
+            "needed: layers that are called, since an adapter elsewhere would learn nothing; leave it out",
+            EXIT_USAGE,
+        )
     return LoraConfig(
         task_type=task,
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
-        exclude_modules=sorted(find_refused_modules(model)) if lora.target_modules == "all-linear" else None,
+        exclude_modules=sorted(find_refused_modules(model) | bypassed) if lora.target_modules == "all-linear" else None,
         modules_to_save=modules_to_save,
         revision=revision,
     )

@@ -6,7 +6,7 @@ Nothing here knows a family by its name. Axes: T tokens of a document, V vocabul
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
 
-from stages.internals import get_attention, silent_transformers
+from stages.internals import Conv1D, get_attention, silent_transformers
 from stages.models.attention import PACKED
 from stages.models.forward import compute_hidden_states
 from stages.models.logits import compute_logits
@@ -36,11 +36,13 @@ class Ways:
         attention: The implementation that `hardware.attention: auto` takes where rows are not packed.
         packed: Whether our attention over packed rows fits.
         own_head: Whether logits are more than the output embeddings make of the last hidden states (a cap, a scale).
+        bypassed: Names of linear layers whose weight is read, if at all, without a call of the layer: an adapter there would learn nothing.
     """
 
     attention: str
     packed: bool
     own_head: bool
+    bypassed: frozenset[str]
 
 
 def ways_of(model: Any) -> Ways:
@@ -130,9 +132,10 @@ def _find_ways(key: ConfigKey) -> Ways:
                 "which computes something else for a document beside a longer one in a padded batch",
                 "a decoder that padding leaves alone",
             )
+        bypassed = _find_bypassed(model)
     _require_gradients(model, row, expected_NH)
     attention = get_attention(model.config)
-    return Ways(attention, _can_pack(model, row, expected_NH), own_head)
+    return Ways(attention, _can_pack(model, row, expected_NH), own_head, bypassed)
 
 
 def _make(config: PretrainedConfig, attention: str | None) -> Any:
@@ -220,6 +223,26 @@ def _find_head(model: Any, plain: list[Tensor]) -> bool:
     raise refuse(
         model.config, "whose logits are not made of the last hidden states alone", "a decoder with an output layer above its backbone"
     )
+
+
+def _find_bypassed(model: Any) -> frozenset[str]:
+    """Name the linear layers of which none is called in a forward, in training or in evaluation."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)}
+    names = frozenset(map(_last_name, layers))
+    return (names - _list_called(model.train(), layers)) | (names - _list_called(model.eval(), layers))
+
+
+def _list_called(model: Any, layers: Mapping[str, torch.nn.Module]) -> set[str]:
+    called: set[str] = set()
+    hooks = [layer.register_forward_hook(lambda *_, name=name: called.add(_last_name(name))) for name, layer in layers.items()]
+    _list_logits(model)
+    for hook in hooks:
+        hook.remove()
+    return called
+
+
+def _last_name(path: str) -> str:
+    return path.rpartition(".")[2]
 
 
 def _require_gradients(model: Any, row: PackedRow, expected_NH: Tensor) -> None:

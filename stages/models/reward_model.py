@@ -69,7 +69,7 @@ def put_head_on(policy: PreTrainedModel) -> Any:
     setattr(model, HEAD, Float32Head(weight))
     model.config = transformer.config  # one config: whoever changes the attention changes both
     model.config.num_labels = 1
-    model.published_settings = twin.published_settings
+    model.published_settings, model.ways = twin.published_settings, twin.ways
     return model.eval()
 
 

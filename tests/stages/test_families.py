@@ -103,6 +103,8 @@ def test_a_family_runs_through_all_stages_with_lora(family, make_run, tmp_path):
     ppo_run = make_run("ppo", {"sft": merged, "rm": rm_run.output / "merged"}, lora=lora)
     check_start(ppo_run)
     check_greedy_answers(ppo_run, ppo_run.output / "merged")
+    for run in (sft_run, rm_run, ppo_run):
+        check_all_adapters_learn(run, tmp_path / "base", tmp_path)
 
 
 @pytest.mark.parametrize("family", REFUSED)
@@ -147,6 +149,18 @@ def plain_loss(model_dir, records_dir):
         total -= logprobs.gather(1, torch.tensor(pair.response_ids)[:, None]).sum().item()
         count += len(pair.response_ids)
     return total / count
+
+
+def check_all_adapters_learn(run, base, records_dir):
+    """No adapter stays as it begins, with B = 0, where plain transformers has a gradient for the weight below it."""
+    adapters = {name: weight for name, weight in load_file(run.model / "adapter_model.safetensors").items() if "lora_B" in name}
+    still = {name.removeprefix("base_model.model.").replace("lora_B.", "") for name, weight in adapters.items() if not weight.any()}
+    assert len(still) < len(adapters)
+    if still:
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        ids = AutoTokenizer.from_pretrained(base)(read(records_dir / "demonstrations.jsonl")[0]["prompt"], return_tensors="pt").input_ids
+        model(ids, labels=ids).loss.backward()
+        assert [name for name in still if (weight := model.get_parameter(name)).grad is not None and weight.grad.any()] == []
 
 
 def check_scores(run, model_dir):

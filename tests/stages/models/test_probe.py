@@ -178,6 +178,17 @@ def test_an_adapter_on_a_weight_that_two_modules_share_is_refused(tmp_path, targ
         check_lora(str(tmp_path), {"sft": None, "rm": LoRASettings(rank=2), "ppo": lora})
 
 
+def test_an_adapter_on_a_layer_that_is_never_called_is_left_out_or_refused(tmp_path):
+    """Mamba reads the weight of dt_proj: what is put around the layer would compute nothing."""
+    save_base("mamba", tmp_path)
+    adapted = apply_lora(load_policy(str(tmp_path), HARDWARE), LoRASettings(rank=2), "CAUSAL_LM", HARDWARE)
+    assert {name.split(".")[-4] for name, _ in adapted.named_parameters() if "lora_B" in name} == {"in_proj", "x_proj"}
+    for names in (["dt_proj"], ["in_proj", "mixer.dt_proj"]):
+        with pytest.raises(StageError, match=rf"^ppo.lora.target_modules: found {names[-1]}, whose weights .*; leave it out$") as caught:
+            check_lora(str(tmp_path), {"ppo": LoRASettings(rank=2, target_modules=names)})
+        assert caught.value.exit_code == EXIT_USAGE
+
+
 def test_an_adapter_on_a_head_of_its_own_is_taken_and_one_that_peft_refuses_is_told_in_one_line(tmp_path):
     save_base("llama", tmp_path, tie_word_embeddings=False)
     check_lora(str(tmp_path), {"sft": LoRASettings(rank=2, target_modules=["q_proj", "lm_head"])})
