@@ -34,7 +34,7 @@ setup: $(STAMP) ## Install everything into .venv
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,qlora]'
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,qlora,s3]'
 	@touch $@
 
 pretrain: $(STAMP) ## Stage 0, continued pre-training, for a recipe that has it

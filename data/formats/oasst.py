@@ -110,7 +110,7 @@ def _as_turn(message: Columns, path: str) -> Columns:
     role = message.get("role")
     if not isinstance(role, str) or role not in ROLES:
         raise FieldError(f"{path}.role", f"found {describe(role)}; needed prompter or assistant; rename it")
-    return {"role": ROLES[cast(str, role)], "content": check_text(message.get("text"), f"{path}.text")}
+    return {"role": ROLES[role], "content": check_text(message.get("text"), f"{path}.text")}
 
 
 def _convert_replies(columns: Columns, kind: RecordKind) -> list[Columns]:
