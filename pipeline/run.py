@@ -23,7 +23,7 @@ from pipeline.rundir import forget_checkpoints, leave_evidence, open_run_directo
 from pipeline.store.artifact import Artifact
 from pipeline.store.disk import free_bytes, writing
 from pipeline.store.manifest import ManifestFields, Parent
-from pipeline.store.parts import require_own_parts, require_places
+from pipeline.store.parts import hold_artifacts, require_own_parts, require_places
 from pipeline.store.provenance import code_state, package_versions
 from pipeline.store.store import Store
 from pipeline.text import clean
@@ -127,8 +127,10 @@ def run_stage(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, 
             for name in ("log.txt", "events.jsonl"):
                 (run_dir / name).unlink(missing_ok=True)
         spec = _make_spec(recipe, inputs, decision, staging.path, run_dir, store.root)
-        with writing(run_dir):
+        with hold_artifacts(store.root), writing(run_dir):
             (run_dir / "spec.json").write_text(spec.model_dump_json(indent=2), encoding="utf-8")
+            (run_dir / "checkpoints").mkdir(exist_ok=True)  # from now on nobody removes what the spec names
+            store.require_there(decision.parents.values())
         view.stage_started(decision, run_dir)
         started_s = time.monotonic()
         try:

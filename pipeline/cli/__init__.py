@@ -29,6 +29,9 @@ app.command("ls")(artifacts.ls_command)
 app.command("show")(artifacts.show_command)
 app.command("verify")(artifacts.verify_command)
 app.command("alias")(artifacts.alias_command)
+app.command("tag", help="The same as alias.")(artifacts.alias_command)
+app.command("gc")(artifacts.gc_command)
+app.command("rm")(artifacts.rm_command)
 
 
 def main() -> NoReturn:

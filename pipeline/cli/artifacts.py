@@ -77,3 +77,40 @@ def alias_command(
     alias = opened.set_alias(artifact.kind, name, artifact.ref, by=user_name())
     before = f" (was {alias.previous})" if alias.previous else ""
     say(make_console(), f"{artifact.kind}@{name} -> {alias.ref}{before}")
+
+
+def gc_command(
+    keep: Annotated[int, typer.Option("--keep", min=1, help="How many of the newest versions of each kind stay.")] = 3,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove them; without this they are shown only.")] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the artifacts that nothing needs: no alias names them, they are not of the newest, nothing that stays was made from them."""
+    from pipeline.store.removal import collect, plan_collection
+    from pipeline.text import format_bytes
+
+    opened = open_store(store)
+    removal = collect(opened, keep) if remove else plan_collection(opened, keep)
+    refs = [artifact.ref for artifact in removal.artifacts]
+    if as_json:
+        print_json({"refs": refs, "bytes": removal.num_bytes, "removed": remove, "damaged": removal.damaged})
+        return
+    terminal = make_console()
+    for ref in refs:
+        say(terminal, f"{'removed' if remove else 'would remove'} {ref}")
+    for ref in removal.damaged:
+        say(terminal, f"{ref}: damaged, stays; `rlhf verify {ref}` says why, `rlhf rm {ref}` removes it")
+    then = "" if remove or not refs else "; `rlhf gc --remove` removes them"
+    say(terminal, f"{len(refs)} artifacts, {format_bytes(removal.num_bytes)}{then}")
+
+
+def rm_command(
+    refs: Annotated[list[str], typer.Argument(metavar="REF...", help="Versions (ppo@v3), and names (ppo@best: the version stays).")],
+    store: StoreOption = None,
+) -> None:
+    """Remove artifacts, or their names; refused where one that stays was made from them, a name is left, or a run goes on from them."""
+    from pipeline.store.removal import remove
+
+    terminal = make_console()
+    for ref in remove(open_store(store), refs):
+        say(terminal, f"removed {ref}")

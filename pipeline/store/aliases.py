@@ -10,9 +10,9 @@ from pydantic import Field, ValidationError
 
 from pipeline.errors import StoreError
 from pipeline.store.directory import naming, open_root
-from pipeline.store.disk import locked, read_bounded, reading, replace_durably, writing
+from pipeline.store.disk import locked, read_bounded, reading, replace_durably, sync_descriptor, writing
 from pipeline.store.manifest import Sha256, VersionRef
-from pipeline.store.refs import check_alias, check_kind, is_alias
+from pipeline.store.refs import check_alias, check_kind, is_alias, is_kind
 from stages.blocks import Closed
 from stages.spec import EXIT_MISSING, EXIT_VERIFICATION
 
@@ -88,6 +88,53 @@ def list_aliases(root: Path, kind: str) -> dict[str, Alias]:
                 with suppress(StoreError, FileNotFoundError):
                     aliases[path.stem] = _parse(path, directory.fd)
     return aliases
+
+
+def list_alias_refs(root: Path) -> list[str]:
+    """List all names that are given, damaged ones too, as refs: `ppo@best`."""
+    refs: list[str] = []
+    with suppress(FileNotFoundError), reading(root / ALIASES_DIR), open_root(root) as store, store.enter(ALIASES_DIR) as top:
+        for kind in sorted(filter(is_kind, [*top.directories(), *top.links()])):
+            with top.enter(kind) as directory:
+                names = sorted(name.removesuffix(".json") for name in directory.names() if name.endswith(".json"))
+            refs += [f"{kind}@{name}" for name in filter(is_alias, names)]
+    return refs
+
+
+def read_all_aliases(root: Path) -> dict[str, Alias]:
+    """Read all aliases of a store by ref; for whoever must not miss one.
+
+    Raises:
+        StoreError: one is damaged (exit 3).
+    """
+    aliases: dict[str, Alias] = {}
+    for ref in list_alias_refs(root):
+        kind, _, name = ref.partition("@")
+        aliases[ref] = read_alias(root, kind, name)
+    return aliases
+
+
+def remove_alias(root: Path, kind: str, name: str) -> None:
+    """Forget a name; its version stays.
+
+    Raises:
+        StoreError: there is no such name (exit 4), or the file system refused (exit 5).
+    """
+    path = _path(root, kind, name)
+    with writing(path), ExitStack() as stack:
+        try:
+            aliases = stack.enter_context(stack.enter_context(open_root(root)).enter(ALIASES_DIR))
+            directory = stack.enter_context(aliases.enter(kind))
+            with naming(aliases.path / _LOCK_FILE):
+                stack.enter_context(locked(_LOCK_FILE, dir_fd=aliases.fd))
+            with naming(path):
+                os.unlink(path.name, dir_fd=directory.fd)
+        except FileNotFoundError:
+            pass
+        else:
+            sync_descriptor(directory.fd)
+            return
+    read_alias(root, kind, name)  # tells which there are
 
 
 def _parse(path: Path, dir_fd: int) -> Alias:

@@ -171,7 +171,7 @@ def _open_regular(path: Path | str, dir_fd: int | None) -> BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
-def take_lock(path: Path | str, *, wait: bool, dir_fd: int | None = None, create: bool = True) -> int | None:
+def take_lock(path: Path | str, *, wait: bool, dir_fd: int | None = None, create: bool = True, shared: bool = False) -> int | None:
     """Lock a file for as long as the returned descriptor is open, also against a process that removes the file meanwhile.
 
     Args:
@@ -179,6 +179,7 @@ def take_lock(path: Path | str, *, wait: bool, dir_fd: int | None = None, create
         wait: Wait for the present owner.
         dir_fd: Open directory that it lies in.
         create: Create it when missing.
+        shared: Hold it with all others who want it so.
 
     Returns:
         The descriptor, or None when another holds the lock and `wait` is False.
@@ -187,7 +188,7 @@ def take_lock(path: Path | str, *, wait: bool, dir_fd: int | None = None, create
     while True:
         descriptor = os.open(path, flags, 0o666, dir_fd=dir_fd)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             os.close(descriptor)
             return None

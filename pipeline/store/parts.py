@@ -4,18 +4,20 @@ The store as a whole may be a link or lie on another device. So may `runs/`, as 
 `artifacts/<kind>/` must be one file system, as artifacts are renamed from the one into the other.
 """
 
+import os
 import re
-from collections.abc import Iterable
-from contextlib import ExitStack, suppress
+from collections.abc import Generator, Iterable
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from pipeline.store.aliases import ALIASES_DIR
-from pipeline.store.directory import open_root
-from pipeline.store.disk import reading, refuse_link, writing
+from pipeline.store.directory import naming, open_root
+from pipeline.store.disk import reading, refuse_link, take_lock, writing
 from pipeline.store.refs import KIND_PATTERN
 from pipeline.store.staging import ARTIFACTS_DIR, STAGING_DIR, require_renames
 
 RUNS_DIR = "runs"
+_LOCK_FILE = ".lock"
 RUN_PATTERN = re.compile(r"(?P<stage>[a-z]+)-(?P<key>[0-9a-f]{16})")
 
 # Those in which each directory of such a name is a part too.
@@ -52,3 +54,17 @@ def require_places(root: Path, kinds: Iterable[str]) -> None:
             store = stack.enter_context(open_root(root, create=True))
             staging = stack.enter_context(store.enter(STAGING_DIR, create=True))
             require_renames(staging, stack.enter_context(store.enter(f"{ARTIFACTS_DIR}/{kind}", create=True)))
+
+
+@contextmanager
+def hold_artifacts(root: Path, *, alone: bool = False) -> Generator[None]:
+    """Keep artifacts from being removed while this process begins to rely on one; or, `alone`, remove some."""
+    with ExitStack() as stack:
+        with writing(root / ARTIFACTS_DIR):
+            store = stack.enter_context(open_root(root, create=True))
+            artifacts = stack.enter_context(store.enter(ARTIFACTS_DIR, create=True))
+            with naming(artifacts.path / _LOCK_FILE):
+                descriptor = take_lock(_LOCK_FILE, wait=True, dir_fd=artifacts.fd, shared=not alone)
+            assert descriptor is not None
+            stack.callback(os.close, descriptor)
+        yield

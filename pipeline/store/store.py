@@ -9,7 +9,7 @@ Order is by version number, never by time stamps. No index: all is read from the
 
 import os
 import stat
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
@@ -19,8 +19,9 @@ from pipeline.store.artifact import Artifact, find_damage, load_artifact
 from pipeline.store.directory import Directory, open_root
 from pipeline.store.disk import reading
 from pipeline.store.manifest import ManifestFields
+from pipeline.store.parts import hold_artifacts
 from pipeline.store.publish import publish_staging
-from pipeline.store.refs import ContentPrefix, Ref, check_kind, is_kind, parse_ref, parse_version_directory, version_directory
+from pipeline.store.refs import ContentPrefix, Ref, check_alias, check_kind, is_kind, parse_ref, parse_version_directory, version_directory
 from pipeline.store.staging import ARTIFACTS_DIR, Staging, open_staging, reap_staging
 from stages.spec import EXIT_MISSING, EXIT_USAGE, EXIT_VERIFICATION
 
@@ -65,11 +66,24 @@ class Store:
         Raises:
             StoreError: bad name or another kind (exit 2), no such artifact (exit 4), or the file system refused (exit 5).
         """
-        artifact = self.get(ref)
-        if artifact.kind != kind:
-            message = f"{artifact.ref} is no {kind}; an alias of {kind} needs one of its versions; see `rlhf ls {kind}`"
+        kind_of_it = self.get(ref).kind
+        if kind_of_it != kind:
+            message = f"{ref} is no {kind}; an alias of {kind} needs one of its versions; see `rlhf ls {kind}`"
             raise StoreError(message, EXIT_USAGE)
-        return write_alias(self.root, kind, name, ref=artifact.ref, content_id=artifact.content_id, by=by)
+        check_alias(name)
+        with hold_artifacts(self.root):
+            artifact = self.get(ref)  # again: now nobody removes it
+            return write_alias(self.root, kind, name, ref=artifact.ref, content_id=artifact.content_id, by=by)
+
+    def require_there(self, artifacts: Iterable[Artifact]) -> None:
+        """Refuse to rely on an artifact that was removed, or replaced by another one of its number, since it was found.
+
+        Raises:
+            StoreError: it was (exit 4).
+        """
+        for artifact in artifacts:
+            if self.get(artifact.ref).content_id != artifact.content_id:
+                raise StoreError(f"{artifact.ref} was removed and its number given again; run again to find what is there", EXIT_MISSING)
 
     # Find
 

@@ -132,6 +132,7 @@ def state_of(directory):
         ["plan", "RECIPE"],
         ["plan", "RECIPE", "--set", "data.eval_fraction=0.5"],  # of which there is no note
         ["plan", "demo"],
+        ["gc", "--keep", "1"],
     ],
 )
 @pytest.mark.slow
@@ -191,6 +192,19 @@ def test_an_alias_names_a_version(made, rlhf):
     assert rlhf("alias", "ppo@v1", "best").stdout == "ppo@best -> ppo@v1\n"
     assert rlhf("show", "ppo@best").stdout.startswith("ppo@v1  ")
     assert "alias best" in rlhf("ls").stdout
+
+
+def test_what_nothing_needs_is_shown_first_and_removed_when_asked(made, rlhf_here, tmp_path):
+    assert rlhf_here("gc").stdout == "0 artifacts, 0 B\n"
+    shutil.copytree(tmp_path / "store/artifacts/ppo/v0001", tmp_path / "store/artifacts/ppo/v0002")
+    assert "ppo@v2: damaged, stays" in rlhf_here("gc", "--keep", "1").stdout  # it names ppo@v1
+    assert rlhf_here("rm", "ppo@v2").stdout == "removed ppo@v2\n"
+    done = rlhf_here("rm", "sft@v1")
+    assert (done.returncode, done.stderr) == (2, "sft@v1: ppo@v1 was made from it; remove that too, or keep this\n")
+    assert rlhf_here("tag", "ppo@v1", "best").stdout == "ppo@best -> ppo@v1\n"
+    assert rlhf_here("rm", "ppo@best", "ppo@v1").stdout == "removed ppo@best\nremoved ppo@v1\n"
+    assert json.loads(rlhf_here("gc", "--json").stdout) == {"refs": [], "bytes": 0, "removed": False, "damaged": []}
+    assert rlhf_here("gc", "--keep", "0").returncode == 2
 
 
 def test_verify_finds_a_flipped_byte(made, rlhf, tmp_path):

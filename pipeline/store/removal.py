@@ -1,0 +1,209 @@
+"""Which artifacts may go, and how one goes: renamed into `.trash/` in one step, then deleted.
+
+roots (aliases, the newest of each kind, what unfinished runs start from) -> their ancestors -> all others may go
+
+Whoever begins to rely on an artifact (an alias, a stage that starts) holds `artifacts/.lock` with others; whoever removes holds it alone.
+"""
+
+import json
+import os
+import re
+import shutil
+import stat
+import uuid
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import StoreError
+from pipeline.store.aliases import list_alias_refs, read_all_aliases, remove_alias
+from pipeline.store.artifact import Artifact
+from pipeline.store.directory import Directory, list_directories, naming, open_root
+from pipeline.store.disk import read_bounded, reading, sync_descriptor, writing
+from pipeline.store.parts import RUNS_DIR, hold_artifacts
+from pipeline.store.refs import Ref, parse_ref, parse_version_directory, version_directory
+from pipeline.store.staging import ARTIFACTS_DIR
+from pipeline.store.store import Store
+from stages.spec import EXIT_USAGE, EXIT_VERIFICATION
+
+TRASH_DIR = ".trash"
+_TRASHED = re.compile(r"[a-z][a-z0-9_-]{0,31}-v[0-9]{4,9}-[0-9a-f]{32}")
+_MODEL_PATH = re.compile(rf"/{ARTIFACTS_DIR}/([a-z][a-z0-9_-]*)/(v[0-9]+)/[a-z]+$")
+_MAX_SPEC_BYTES = 8 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What a collection would remove.
+
+    Args:
+        artifacts: Those that may go, each before what it was made from.
+        damaged: Versions that cannot be read; they stay, as it is not known what they were made from.
+    """
+
+    artifacts: list[Artifact]
+    damaged: list[str]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(entry.size for artifact in self.artifacts for entry in artifact.manifest.files)
+
+
+def plan_collection(store: Store, keep: int) -> Removal:
+    """Find what nothing needs any more; nothing is changed.
+
+    Args:
+        store: The store.
+        keep: How many of the newest versions of each kind stay in any case.
+
+    Raises:
+        StoreError: an alias, or the spec of an unfinished run, is damaged, so that it is not known what it needs (exit 3).
+    """
+    artifacts = {artifact.ref: artifact for artifact in store.list()}
+    kinds = {artifact.kind for artifact in artifacts.values()}
+    needed = {alias.ref for alias in read_all_aliases(store.root).values()} | set(_find_inputs_of_runs(store.root))
+    for kind in kinds:
+        needed |= {artifact.ref for artifact in [found for found in artifacts.values() if found.kind == kind][-keep:]}
+    pending = list(needed)
+    while pending:
+        artifact = artifacts.get(pending.pop())
+        parents = {parent.ref for parent in artifact.manifest.parents} - needed if artifact else set[str]()
+        needed |= parents
+        pending += parents
+    unneeded = [artifact for ref, artifact in artifacts.items() if ref not in needed]
+    return Removal(_children_first(unneeded), [ref for ref in store.refs() if ref not in artifacts])
+
+
+def collect(store: Store, keep: int) -> Removal:
+    """Remove what `plan_collection` finds, and what an earlier removal left in `.trash/`.
+
+    Raises:
+        StoreError: as `plan_collection`; or the file system refused (exit 5).
+    """
+    if not store.refs():
+        return Removal([], [])
+    with hold_artifacts(store.root, alone=True):
+        removal = plan_collection(store, keep)
+        for artifact in removal.artifacts:
+            _remove_version(store.root, artifact.kind, artifact.version)
+        _empty_trash(store.root)
+    return removal
+
+
+def remove(store: Store, names: Sequence[str]) -> list[str]:
+    """Remove versions (`sft@v1`), damaged ones too, and names (`sft@best`, whose version stays); return what is gone.
+
+    Raises:
+        StoreError: what is named is no version and no alias, or is needed by what stays (exit 2), is not there (exit 4), or the file system
+            refused (exit 5). Nothing is removed then but what stood before it.
+    """
+    refs = [_require_explicit(name) for name in names]
+    aliases = {str(ref): (ref.kind, ref.alias) for ref in refs if ref.alias}
+    versions = [ref for ref in refs if ref.version is not None]
+    there = [*store.refs(), *list_alias_refs(store.root)]
+    for ref in refs:
+        if str(ref) not in there:
+            store.get(str(ref))  # tells what there is
+    with hold_artifacts(store.root, alone=True):
+        _require_unneeded(store, {str(ref) for ref in versions}, aliases.keys())
+        for kind, name in aliases.values():
+            remove_alias(store.root, kind, str(name))
+        known = {artifact.ref: artifact for artifact in store.list()}
+        ordered = _children_first([known[str(ref)] for ref in versions if str(ref) in known])
+        damaged = [ref for ref in versions if str(ref) not in known]
+        gone = [Ref(artifact.kind, artifact.version) for artifact in ordered] + damaged
+        for ref in gone:
+            assert ref.version is not None
+            _remove_version(store.root, ref.kind, ref.version)
+        _empty_trash(store.root)
+    return [*aliases, *map(str, gone)]
+
+
+def _require_explicit(name: str) -> Ref:
+    ref = parse_ref(name)
+    if not isinstance(ref, Ref) or (ref.version is None and ref.alias is None):
+        raise StoreError(f"{name}: found no version; needed one, such as sft@v1, or the name of one, such as sft@best", EXIT_USAGE)
+    return ref
+
+
+def _require_unneeded(store: Store, going: Collection[str], aliases_going: Collection[str]) -> None:
+    for artifact in store.list():
+        for parent in artifact.manifest.parents:
+            if parent.ref in going and artifact.ref not in going:
+                raise StoreError(f"{parent.ref}: {artifact.ref} was made from it; remove that too, or keep this", EXIT_USAGE)
+    for name, alias in read_all_aliases(store.root).items():
+        if alias.ref in going and name not in aliases_going:
+            raise StoreError(f"{alias.ref}: {name} names it; remove that name too, or set it anew", EXIT_USAGE)
+    if needed := sorted(set(_find_inputs_of_runs(store.root)) & set(going)):
+        raise StoreError(
+            f"{needed[0]}: a run that is not finished starts from it; let it end, or remove its directory in {RUNS_DIR}/", EXIT_USAGE
+        )
+
+
+def _find_inputs_of_runs(root: Path) -> Iterator[str]:
+    """Yield the artifacts from which runs start that are at work, or were stopped and may go on: those that have checkpoints/."""
+    with suppress(FileNotFoundError), reading(root / RUNS_DIR), open_root(root) as store, store.enter(RUNS_DIR) as runs:
+        for name in runs.directories():
+            with runs.enter(name) as run_dir:
+                if "checkpoints" in run_dir.directories():
+                    yield from _read_inputs(run_dir)
+
+
+def _read_inputs(run_dir: Directory) -> list[str]:
+    try:
+        models = json.loads(read_bounded("spec.json", _MAX_SPEC_BYTES, dir_fd=run_dir.fd))["models"]
+        found = [_MODEL_PATH.search(path) for path in models.values()]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        message = f"{run_dir.path}: the spec of a run that is not finished cannot be read, so it is not known what it starts from"
+        raise StoreError(f"{message}; a readable one is needed; let it run, or remove that directory", EXIT_VERIFICATION) from error
+    versions = [(match[1], parse_version_directory(match[2])) for match in found if match]
+    return [str(Ref(kind, version)) for kind, version in versions if version]
+
+
+def _children_first(artifacts: Sequence[Artifact]) -> list[Artifact]:
+    """Order artifacts so that none comes after what it was made from: a crash in between leaves no child without its parents."""
+    left = {artifact.ref: artifact for artifact in artifacts}
+    ordered: list[Artifact] = []
+    while left:
+        parents = {parent.ref for artifact in left.values() for parent in artifact.manifest.parents}
+        free = [ref for ref in left if ref not in parents] or list(left)  # forged ones may go round in a circle
+        ordered += [left.pop(ref) for ref in free]
+    return ordered
+
+
+def _remove_version(root: Path, kind: str, version: int) -> None:
+    name = version_directory(version)
+    trashed = f"{kind}-{name}-{uuid.uuid4().hex}"
+    with writing(root / ARTIFACTS_DIR / kind / name), ExitStack() as stack:
+        store = stack.enter_context(open_root(root))
+        kind_directory = stack.enter_context(store.enter(f"{ARTIFACTS_DIR}/{kind}"))
+        trash = stack.enter_context(store.enter(TRASH_DIR, create=True))
+        with naming(kind_directory.path / name):
+            status = os.stat(name, dir_fd=kind_directory.fd, follow_symlinks=False)
+            if not stat.S_ISDIR(status.st_mode):  # a link, or a file: that alone goes
+                os.unlink(name, dir_fd=kind_directory.fd)
+                return
+            with kind_directory.enter(name) as directory:
+                os.chmod(directory.fd, 0o700)  # noqa: PTH101  (renaming a directory takes the right to write in it)
+            os.rename(name, trashed, src_dir_fd=kind_directory.fd, dst_dir_fd=trash.fd)
+        sync_descriptor(kind_directory.fd)
+        _delete(trash, trashed)
+
+
+def _empty_trash(root: Path) -> None:
+    with suppress(FileNotFoundError), reading(root / TRASH_DIR), open_root(root) as store, store.enter(TRASH_DIR) as trash:
+        for name in filter(_TRASHED.fullmatch, trash.directories()):
+            _delete(trash, name)
+
+
+def _delete(trash: Directory, name: str) -> None:
+    """Delete a directory in the trash; what cannot be deleted is left to the next removal."""
+    with suppress(OSError):
+        with trash.enter(name) as top:
+            for below in list_directories(top):
+                with top.enter(below) as directory:
+                    os.chmod(directory.fd, 0o700)  # noqa: PTH101
+        shutil.rmtree(name, dir_fd=trash.fd)
