@@ -20,6 +20,7 @@ from pathlib import Path
 
 import httpx2
 
+from data.secrets import redact
 from stages.models.adapters import is_unmerged_adapter
 from stages.models.weights import find_weights
 from stages.process.context import StageContext
@@ -123,6 +124,7 @@ def _start(context: StageContext, settings: PPOSettings, max_tokens: int, key: s
             start_new_session=True,
             preexec_fn=partial(die_with_parent, signal.SIGTERM),
         )
+    stack.callback(_redact_log, log)
     stack.callback(_stop, process)
     address = f"http://{name}:{port}"
     _wait_for(address, process, log)
@@ -150,6 +152,12 @@ def _find_cause(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     causes = (re.search(r"\w+Error: .*", line) for line in lines if " WARNING " not in line)
     return next((cause[0] for cause in causes if cause), lines[-1] if lines else "it said nothing")
+
+
+def _redact_log(log: Path) -> None:
+    """Blot secrets out of the log, once it is whole: by a pipe, the server could not outlive a killed stage to end its engine."""
+    with suppress(OSError):
+        log.write_text(redact(log.read_text(encoding="utf-8", errors="surrogateescape")), encoding="utf-8", errors="surrogateescape")
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:

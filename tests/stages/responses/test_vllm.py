@@ -64,6 +64,15 @@ def test_a_server_that_does_not_come_up_is_told(make_context, ranks, tmp_path, r
     assert not (tmp_path / "rollout").exists()
 
 
+def test_a_secret_that_the_server_prints_does_not_stay_in_its_log(make_context, ranks, tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_TOKEN", "canary-4711-canary")
+    context, settings = make_context(command=[sys.executable, "-c", "import os; raise ValueError('no ' + os.environ['MY_TOKEN'])"])
+    with pytest.raises(StageError), open_vllm(context, ranks, settings, 64):
+        pass
+    log = (tmp_path / "vllm.log").read_text()
+    assert "ValueError: no ***" in log and "canary" not in log
+
+
 def test_a_server_that_refuses_is_told_with_what_it_said(make_context, tmp_path, ranks):
     context, _ = make_context()
 
