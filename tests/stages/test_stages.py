@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,6 +56,19 @@ def test_sft_with_packing_learns_too(make_stage, plain_hardware):
     stage.run()
     losses = [row["eval/loss"] for row in rows_of(stage.spec.output_dir / "metrics.jsonl") if "eval/loss" in row]
     assert losses[-1] < losses[0]
+
+
+def test_a_stage_that_may_skip_bad_lines_leaves_the_weights_of_a_run_without_them(make_stage):
+    clean, bad = (make_stage("sft", tag=tag, rows=16, epochs=1, eval_samples=0) for tag in ("clean", "bad"))
+    path = Path(bad.spec.data["demonstrations"].train.path)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:5], '{"prompt": "x"}', *lines[5:9], "not JSON", *lines[9:]]) + "\n")
+    bad.spec_path.write_text(bad.spec.model_copy(update={"skip_bad": 2}).model_dump_json())
+    clean.run()
+    bad.run()
+    one, two = (load_file(stage.model_dir / "model.safetensors") for stage in (clean, bad))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert bad.result.counts == clean.result.counts
 
 
 def test_rm_centres_demonstrations_and_its_scores_come_out_the_same_without_our_code(make_stage, base_model_dir):
