@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+from transformers.integrations import deepspeed as transformers_deepspeed
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -39,6 +40,7 @@ __all__ = [
     "silent_transformers",
     "skip_inference_kernel",
     "unset_hf_deepspeed_config",
+    "whole_models",
 ]
 
 # peft opens bitsandbytes wherever it is installed, which then misses a kernel that it would download: a line in every log.
@@ -59,6 +61,17 @@ def silent_transformers() -> Generator[None]:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
+
+
+@contextmanager
+def whole_models() -> Generator[None]:
+    """Inside, transformers makes models whole, whatever configuration of DeepSpeed's stands: the arguments of a trainer set one."""
+    standing: Any = transformers_deepspeed._hf_deepspeed_config_weak_ref
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        transformers_deepspeed._hf_deepspeed_config_weak_ref = standing
 
 
 def get_attention(config: Any) -> str:

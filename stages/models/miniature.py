@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from stages.internals import Conv1D
+from stages.internals import Conv1D, whole_models
 from stages.models.quiet import quiet
 
 NUM_WORDS = 64
@@ -23,6 +23,7 @@ _MAX_PARAMETERS = 5 * 10**8
 _GAIN = 3.0  # of a random weight's standard deviation over 1 / √inputs: attention and output logits come to about 10, where caps act
 
 
+@whole_models()
 def make_miniature(config: PretrainedConfig, attention: str | None = None) -> Any:
     """Build a causal language model of the same code as the configured one, without a word or a weight of it.
 
