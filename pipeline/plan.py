@@ -186,12 +186,16 @@ def _config_slice(stage: StageName, recipe: Recipe, inputs: Inputs) -> dict[str,
         "stage_version": STAGES[stage].version,
         "base_model": inputs.base_identity,
         "seed": recipe.seed,
-        **({"judge": recipe.judge} if asks_judge(recipe.settings(stage)) else {}),
+        **(_identify_judge(recipe, inputs) if asks_judge(recipe.settings(stage)) else {}),
         # Of texts every token is learnt, in rows of a length of their own.
         **({"tokens": identify_tokens(recipe)} if stage != "pretrain" else {}),
         "hardware": {"precision": recipe.hardware.precision, "attention": recipe.hardware.attention},
         stage: settings,
     }
+
+
+def _identify_judge(recipe: Recipe, inputs: Inputs) -> dict[str, str | None]:
+    return {"judge": recipe.judge, **({"judge_code": inputs.judge_code} if inputs.judge_code else {})}
 
 
 def identify_tokens(recipe: Recipe) -> dict[str, Any]:
@@ -214,7 +218,7 @@ def _differences(
     manifest = artifacts[-1].manifest
     old, new = dict(flatten(manifest.config)), dict(flatten(config))
     for name in sorted(old.keys() | new.keys()):
-        if old.get(name) != new.get(name):
+        if old.get(name) != new.get(name) and not (name == "judge_code" and old.get("judge") != new.get("judge")):
             yield _describe_change(name, old.get(name), new.get(name))
     old_data, new_data = manifest.data, dict(flatten(data))
     for kind in sorted({name.partition(".")[0] for name in old_data.keys() | new_data.keys() if old_data.get(name) != new_data.get(name)}):
@@ -229,7 +233,10 @@ def _differences(
 
 def _describe_change(name: str, old: Any, new: Any) -> str:
     if name == "base_model":
-        return "the base model changed"
+        both_of_hub = all(str(identity).startswith("hub:") for identity in (old, new))
+        return "the base model changed" + (f" {old} -> {new}" if both_of_hub else "")
+    if name == "judge_code":
+        return "the judge's code changed" if old else "the judge's code counts now, of which the newest artifact says nothing"
     if name == "stage_version":
         return f"the stage's code changed (version {old} -> {new})"
     return f"{name} changed {json.dumps(old)} -> {json.dumps(new)}"

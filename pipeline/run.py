@@ -197,7 +197,7 @@ def _make_spec(recipe: Recipe, inputs: Inputs, decision: Decision, output_dir: P
         tokens=recipe.tokens,
         hardware=recipe.hardware,
         models=models,
-        revision=None if decision.parents else recipe.revision,
+        revision=None if decision.parents else inputs.revision,
         data={kind: inputs.data[kind] for kind in data_inputs(stage, recipe.settings(stage))},
         eval_fraction=recipe.data.eval_fraction,
         skip_bad=recipe.data.skip_bad,

@@ -152,7 +152,7 @@ def _make_spec(recipe: Recipe, inputs: Inputs, directory: Path, work: Path, repo
         sizes |= {f"{kind}.{split}": reading.findings.counts[split] for split in inputs.sources(kind)}
     return TokensSpec(
         base_model=inputs.base_model,
-        revision=recipe.revision,
+        revision=inputs.revision,
         tokens=recipe.tokens,
         data={kind: splits for kind, splits in inputs.data.items() if kind != _NOT_MADE},
         fingerprints=inputs.source_fingerprints(),

@@ -135,6 +135,7 @@ def parse_checkpoint(name: str) -> int | None:
 
 
 MODEL_DIR, MERGED_DIR, METRICS_FILE, SAMPLES_FILE, RESULT_FILE = "model", "merged", "metrics.jsonl", "samples.jsonl", "result.json"
+ADAPTER_CONFIG = "adapter_config.json"  # peft's, in model/: names the base
 
 
 class DataSource(Closed):

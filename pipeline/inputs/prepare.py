@@ -8,17 +8,30 @@ from typing import cast
 from data.schema import KINDS, DataError, Problem, RecordKind
 from pipeline.inputs.base_model import identify_model
 from pipeline.inputs.demo import demo_seeds, locate, locate_splits, make_demo
+from pipeline.inputs.judge_code import identify_judge
 from pipeline.inputs.records import Reading, Told, read_data
+from pipeline.recipe.base_files import pin_revision
 from pipeline.recipe.schema import Recipe
 from stages.spec import DataSplits, StageName, data_inputs
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a recipe's stages start from, read and checked once."""
+    """What a recipe's stages start from, read and checked once.
+
+    Args:
+        base_model: Its directory, or hub id.
+        revision: Of a hub's model: the commit, where it can be told.
+        base_identity: See `identify_model`.
+        judge_code: See `identify_judge`.
+        data: Sources, by kind.
+        readings: What was found in them.
+    """
 
     base_model: str
+    revision: str | None
     base_identity: str
+    judge_code: str | None
     data: dict[RecordKind, DataSplits]
     readings: dict[RecordKind, Reading]
 
@@ -94,4 +107,6 @@ def prepare(
     if problems:
         raise DataError(problems)
     base_model = locate(recipe.base_model, store_root)
-    return Inputs(base_model, identify_model(base_model, recipe.revision), data, readings)
+    revision = pin_revision(base_model, recipe.revision)
+    judge_code = identify_judge(recipe.judge, recipe.judge_directory) if recipe.judge else None
+    return Inputs(base_model, revision, identify_model(base_model, revision), judge_code, data, readings)

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from data.schema import KINDS
+from pipeline.errors import ConfigError, StoreError
+from pipeline.recipe.base_files import list_weights
 from pipeline.recipe.explain import show
 from pipeline.recipe.paths import find_absence, hint_path, show_path
 from pipeline.recipe.schema import DEMO_PATTERN, Recipe
@@ -71,7 +73,15 @@ def _check_base_model(recipe: Recipe, problem: ProblemAt) -> Iterator[str]:
         yield problem("base_model", f"found no config.json in {show_path(path)}, needed one; give a directory that from_pretrained opens")
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         yield problem("base_model", f"found no tokenizer.json in {show_path(path)}, needed the tokenizer beside the model; copy it there")
-    if not any(path.glob("*.safetensors")):
+    try:
+        weights = list_weights(str(path))
+    except ConfigError as error:
+        yield from (problem("base_model", line) for line in error.problems)
+        return
+    except StoreError as error:
+        yield problem("base_model", error.message)
+        return
+    if not weights:
         pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for file in path.glob(pattern))
         found = f"only pickled weights ({', '.join(pickles[:3])}), which can run code" if pickles else "no weights"
         yield problem("base_model", f"found {found} in {show_path(path)}, needed *.safetensors; convert with save_pretrained")

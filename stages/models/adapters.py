@@ -15,9 +15,7 @@ from stages.models.partition import gathered
 from stages.models.precision import freeze
 from stages.models.quantization import quantize_layers
 from stages.process.errors import StageError
-from stages.spec import EXIT_USAGE, EXIT_VERIFICATION, MERGED_DIR
-
-ADAPTER_CONFIG = "adapter_config.json"
+from stages.spec import ADAPTER_CONFIG, EXIT_USAGE, EXIT_VERIFICATION, MERGED_DIR
 
 
 def share_weights(model: Any) -> Any:

@@ -9,12 +9,12 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from data.template_check import require_special_tokens, require_template
 from data.turns import begins_with_prompt, find_openings
 from stages.blocks import TokenSettings
-from stages.models.adapters import ADAPTER_CONFIG, is_unmerged_adapter
+from stages.models.adapters import is_unmerged_adapter
 from stages.models.chat_template import bake, choose_template, find_pinned_day
 from stages.models.special_tokens import count_tokens, ensure_end_token, require_rows, settle_end_token, settle_pad_token
 from stages.models.weights import open_pretrained
 from stages.process.errors import StageError
-from stages.spec import EXIT_VERIFICATION
+from stages.spec import ADAPTER_CONFIG, EXIT_VERIFICATION
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:

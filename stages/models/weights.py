@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from stages.blocks import HardwareSettings
 from stages.internals import get_piece, is_partitioned
 from stages.models import precision
-from stages.models.adapters import ADAPTER_CONFIG, is_unmerged_adapter, merge_adapter
+from stages.models.adapters import is_unmerged_adapter, merge_adapter
 from stages.models.classifier import find_classifier
 from stages.models.head import HEAD, Float32Head
 from stages.models.norms import fuse_norms
@@ -22,7 +22,7 @@ from stages.models.probe import Ways, enable_packing, find_ways
 from stages.models.quiet import quiet
 from stages.process.engine import Engine
 from stages.process.errors import StageError
-from stages.spec import EXIT_MISSING, EXIT_USAGE, EXIT_VERIFICATION, MERGED_DIR
+from stages.spec import ADAPTER_CONFIG, EXIT_MISSING, EXIT_USAGE, EXIT_VERIFICATION, MERGED_DIR
 
 
 def open_pretrained(auto_class: Any, path: str, **arguments: Any) -> Any:

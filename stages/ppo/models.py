@@ -23,7 +23,6 @@ import torch
 from stages.blocks import HardwareSettings, LoRASettings
 from stages.models import precision
 from stages.models.adapters import (
-    ADAPTER_CONFIG,
     apply_lora,
     find_backbone,
     find_model,
@@ -43,7 +42,7 @@ from stages.process.engine import choose_engine
 from stages.process.errors import StageError
 from stages.responses.generation import note_decoding
 from stages.settings import PPOSettings
-from stages.spec import EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR
+from stages.spec import ADAPTER_CONFIG, EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR
 
 _CRITIC = "critic"  # the name of the critic's adapter, beside the reward model's
 

@@ -156,6 +156,54 @@ def test_a_judge_reruns_the_stages_that_ask_it_and_not_the_reward_model(planned,
     assert planned("judge=data.demo.rule:judge", *unasked) == dict.fromkeys(STAGES, REUSED)
 
 
+def test_a_judge_of_other_code_reruns_what_asks_it_and_says_so(planned, publish_all, recipe_path):
+    (recipe_path.parent / "verdict.py").write_text("import words\n")
+    (recipe_path.parent / "words.py").write_text("")
+    judge = "judge=verdict:judge"
+    publish_all(judge)
+    assert planned(judge) == dict.fromkeys(STAGES, REUSED)
+    (recipe_path.parent / "words.py").write_text("# other words")
+    reason = ["the judge's code changed"]
+    assert planned(judge) == {"sft": ("run", reason), "rm": ("depends", [DEPENDS_ON_SFT]), "ppo": ("run", reason)}
+    assert planned() == {
+        stage: ("run", ['judge changed "verdict:judge" -> null']) if stage != "rm" else ("depends", [DEPENDS_ON_SFT]) for stage in STAGES
+    }
+    unasked = ["sft.eval_samples=0", "ppo.eval_samples=0"]
+    publish_all(judge, *unasked)
+    (recipe_path.parent / "words.py").write_text("# others again")
+    assert planned(judge, *unasked) == dict.fromkeys(STAGES, REUSED)
+
+
+def test_what_a_base_model_stands_on_reruns_all(planned, publish_all, recipe_path):
+    base = recipe_path.parent / "base"
+    below = shutil.copytree(base, recipe_path.parent / "below")
+    (base / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(below)}))
+    publish_all()
+    assert planned() == dict.fromkeys(STAGES, REUSED)
+    (below / "config.json").write_text('{"changed": 1}')
+    assert planned()["sft"] == ("run", ["the base model changed"])
+
+
+def test_a_hubs_model_that_moved_on_reruns_all_and_stages_read_the_commit_that_counts(
+    planned, publish_all, store, recipe_path, monkeypatch
+):
+    from huggingface_hub import constants
+
+    commits = [f"{number:040x}" for number in (1, 2)]
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(recipe_path.parent / "hub"))
+    refs = recipe_path.parent / "hub" / "models--org--model" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_text(commits[0])
+    overrides = ["base_model=org/model"]
+    publish_all(*overrides)
+    assert planned(*overrides) == dict.fromkeys(STAGES, REUSED)
+    (refs / "main").write_text(commits[1])
+    moved = f"the base model changed hub:org/model@{commits[0]} -> hub:org/model@{commits[1]}"
+    assert planned(*overrides)["sft"] == ("run", [moved])
+    assert planned(*overrides, f"revision={commits[0]}") == dict.fromkeys(STAGES, REUSED)
+    assert prepare(load_recipe(recipe_path, overrides), store.root, STAGES).revision == commits[1]
+
+
 def test_changed_records_rerun_what_reads_them(planned, publish_all, recipe_path):
     publish_all()
     with (recipe_path.parent / "prompts.jsonl").open("a") as stream:

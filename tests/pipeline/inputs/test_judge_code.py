@@ -1,0 +1,56 @@
+"""A judge's code is a part of what is reused: its module, and what that imports beside it."""
+
+import pytest
+
+from pipeline.inputs.judge_code import identify_judge
+
+FILES = {
+    "graders/__init__.py": "",
+    "graders/strict.py": "import json, torch\nfrom . import words\nfrom .deep import rules\nimport helper\n",
+    "graders/words.py": "WORDS = 1\n",
+    "graders/deep/rules.py": "def late():\n    from .. import lazy\n",
+    "graders/lazy.py": "",
+    "helper.py": "import graders.cycle\n",
+    "graders/cycle.py": "import helper\n",
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(files):
+        for name, text in files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+
+    return write
+
+
+def test_a_judge_counts_with_all_that_it_imports_beside_it_and_nothing_else(write, tmp_path):
+    write(FILES | {"unread.py": "", "graders/unread.py": ""})
+    judge, known = "graders.strict:judge", set()
+    for name in [None, *FILES]:
+        if name:
+            write({name: FILES[name] + "# changed\n"})
+        known.add(identify_judge(judge, str(tmp_path)))
+    assert len(known) == 1 + len(FILES) and None not in known
+    write({"unread.py": "1", "graders/unread.py": "1"})
+    assert identify_judge(judge, str(tmp_path)) in known
+
+
+def test_it_is_read_and_never_run(write, tmp_path):
+    write({"judgement.py": f"open({str(tmp_path / 'ran')!r}, 'w')\n", "broken.py": "def (:\n"})
+    assert identify_judge("judgement:judge", str(tmp_path)) != identify_judge("broken:judge", str(tmp_path))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_judge_of_ours_counts_by_the_stages_versions_and_one_that_is_not_there_not_at_all(tmp_path):
+    assert [identify_judge(name, str(tmp_path)) for name in ("data.demo.rule:judge", "nowhere:judge")] == [None, None]
+
+
+def test_a_judge_on_pythonpath_goes_before_one_in_the_directory_as_in_the_stage(write, tmp_path, monkeypatch):
+    write({"one/verdict.py": "1", "two/verdict.py": "2"})
+    alone = identify_judge("verdict:judge", str(tmp_path / "one"))
+    assert identify_judge("verdict:judge", str(tmp_path / "two")) != alone
+    monkeypatch.syspath_prepend(tmp_path / "one")
+    monkeypatch.syspath_prepend(tmp_path / "scripts")  # where the program itself lies, which stages do not search
+    assert identify_judge("verdict:judge", str(tmp_path / "two")) == alone
