@@ -4,8 +4,6 @@ import re
 from collections.abc import Sequence
 from typing import Any, TypeAlias, cast
 
-from jinja2 import TemplateError
-
 from data.schema import DataError, Message, Problem, first_line
 
 Messages = Sequence[Message]
@@ -13,8 +11,6 @@ Messages = Sequence[Message]
 Tokenizer: TypeAlias = Any
 
 BATCH_SIZE = 4096  # conversations per tokenizer call: enough for its threads, little memory
-# A template refuses by raising (roles do not alternate); transformers refuses a control token that plain text turns into.
-REFUSALS = (TemplateError, ValueError)
 # An answer goes through the same code as a prompt, with a template that writes its text and nothing else.
 ANSWER_TEMPLATE = "{{ messages[0]['content'] }}"
 
@@ -34,7 +30,7 @@ def _shows_tools(tokenizer: Tokenizer) -> bool:
     messages = [{"role": role, "content": word if role == "tool" else "Q0"} for role in ("user", "assistant", "tool")]
     try:
         return word in tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except REFUSALS:
+    except Exception:
         return True
 
 
@@ -61,7 +57,9 @@ def _encode_chats(tokenizer: Tokenizer, chats: Sequence[Messages], field: str, o
             batch = rows[start : start + BATCH_SIZE]
             try:
                 encoded.update(zip(batch, _encode_batch(tokenizer, [chats[i] for i in batch], sanitize, options), strict=True))
-            except REFUSALS:
+            except MemoryError:
+                raise  # see data.watched
+            except Exception:  # a template refuses by raising (roles do not alternate), transformers a control token that text turns into
                 problems += _find_refused(tokenizer, {i: chats[i] for i in batch}, field, sanitize, options)
     if problems:
         raise DataError(problems)
@@ -81,7 +79,9 @@ def _find_refused(tokenizer: Tokenizer, chats: dict[int, Messages], field: str, 
     for i, chat in chats.items():
         try:
             _encode_batch(tokenizer, [chat], sanitize, options)
-        except REFUSALS as error:
+        except MemoryError:
+            raise
+        except Exception as error:
             message = f"refused by the chat template or tokenizer ({first_line(error)}); needed messages as they want them; change them"
             problems.append(Problem(f"record {i + 1}", field, message))
     return problems

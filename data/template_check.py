@@ -1,18 +1,15 @@
-"""What the token stream rests on, tried before anything is encoded: special tokens, and a chat template under a limit of time and size.
+"""What the token stream rests on, tried before anything is encoded: special tokens, and a chat template under limits of time and size.
 
-A template comes with a model from anywhere. It runs in transformers' sandbox, which limits what it reaches but not how long it runs.
+A template comes with a model from anywhere. It runs in transformers' sandbox, which limits what it reaches but not how long it runs: that
+`data.watched` does.
 """
 
-import contextlib
-import signal
-import threading
-from collections.abc import Generator
-from types import FrameType
+from collections.abc import Callable
 
 from data.chat import Tokenizer, encode_answers
 from data.schema import DataError, Problem, first_line
+from data.watched import ITEM_SECONDS, Unfinished, work_one_by_one
 
-MAX_TEMPLATE_SECONDS = 10
 MAX_TEMPLATE_CHARACTERS = 100_000
 
 
@@ -39,27 +36,50 @@ def require_special_tokens(tokenizer: Tokenizer) -> None:
         raise DataError([Problem(name, field, message) for field, message in faults])
 
 
-def require_template(tokenizer: Tokenizer) -> None:
-    """Check that the chat template renders a user's message, in time and at a sane length.
+def require_ends(tokenizer: Tokenizer, trial: Callable[[], object]) -> None:
+    """Try what asks a template or a tokenizer in a child process, so that it may be done here: of the same, the same comes.
 
     Raises:
-        DataError: It does not.
+        DataError: It takes too much time or memory; or the trial raises one.
     """
-    if faults := _try_template(tokenizer):
-        raise DataError([Problem(str(tokenizer.name_or_path or "tokenizer"), field, message) for field, message in faults])
+
+    def attempt(_: None) -> None:
+        try:
+            trial()
+        except (MemoryError, DataError):
+            raise
+        except Exception:  # raised again here
+            return
+
+    try:
+        list(work_one_by_one([None], attempt, lambda _: ITEM_SECONDS))
+    except Unfinished as error:
+        raise DataError([Problem(str(tokenizer.name_or_path or "tokenizer"), *_describe_endless(error))]) from None
+
+
+def _describe_endless(error: Unfinished) -> tuple[str, str]:
+    return "chat_template", f"with a message of one word, it or the tokenizer {error}; needed ones that end; replace them"
 
 
 def _try_template(tokenizer: Tokenizer) -> list[tuple[str, str]]:
+    def render(_: None) -> list[str]:
+        return [_render(tokenizer, word) for word in ("Hello", "Goodbye")]
+
     try:
-        with time_limit():
-            text: str = tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], add_generation_prompt=True, tokenize=False)
-    except TimeoutError:
-        return [("chat_template", f"did not end in {MAX_TEMPLATE_SECONDS} s; needed a template that ends; replace it")]
+        ((hello, goodbye),) = work_one_by_one([None], render, lambda _: ITEM_SECONDS)
+    except Unfinished as error:
+        return [_describe_endless(error)]
     except Exception as error:  # whatever a template raises is its own fault
         return [("chat_template", f"cannot render a user's message ({first_line(error)}); needed one that can; replace it")]
-    if len(text) > MAX_TEMPLATE_CHARACTERS:
-        return [("chat_template", f"wrote {len(text):,} characters for one word; needed a template without floods; replace it")]
+    if len(hello) > MAX_TEMPLATE_CHARACTERS:
+        return [("chat_template", f"wrote {len(hello):,} characters for one word; needed a template without floods; replace it")]
+    if hello == goodbye:
+        return [("chat_template", "wrote the same for Hello and Goodbye; needed a template that writes the user's message; replace it")]
     return []
+
+
+def _render(tokenizer: Tokenizer, word: str) -> str:
+    return tokenizer.apply_chat_template([{"role": "user", "content": word}], add_generation_prompt=True, tokenize=False)
 
 
 def _try_end_token(tokenizer: Tokenizer) -> list[tuple[str, str]]:
@@ -71,22 +91,3 @@ def _try_end_token(tokenizer: Tokenizer) -> list[tuple[str, str]]:
         found = f"{tokenizer.eos_token!r} typed in a text becomes the end token's id"
         return [("eos_token", f"{found}; needed a special token that no text turns into; set another eos_token")]
     return []
-
-
-@contextlib.contextmanager
-def time_limit() -> Generator[None]:
-    """Raise TimeoutError in the main thread after `MAX_TEMPLATE_SECONDS`; in another thread there is no limit."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise TimeoutError
-
-    handler = signal.signal(signal.SIGALRM, stop)
-    timer = signal.setitimer(signal.ITIMER_REAL, MAX_TEMPLATE_SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, *timer)
-        signal.signal(signal.SIGALRM, handler)

@@ -1,32 +1,30 @@
 """Records -> a directory with their token ids, made by all cores, whole or not at all.
 
-records -> chunks -> worker processes: encode -> batches, in order -> draft -> directory
+records -> chunks -> worker processes under limits: encode -> batches, in order -> draft -> directory
 
     tokens.arrow   the rows; see `data.token_file`
     made.json      of which content they are, and a checksum: a damaged file is noticed, and made again
 """
 
 import json
-import multiprocessing
 import os
 import re
 import shutil
 import zlib
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from importlib import import_module
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from data.alike import Marks, find_alike, mark_prompts
 from data.drafts import make_draft
 from data.fingerprint import Fingerprint
 from data.schema import Conversation, DataError, Problem
 from data.token_file import TokenFile, make_batch, make_schema
 from data.tokens import EncodedRecord
+from data.watched import Unfinished, work_in_children
 
 TOKENS_FILE, MADE_FILE = "tokens.arrow", "made.json"
 CHUNK_RECORDS = 512
@@ -38,28 +36,34 @@ Encode = Callable[[Sequence[Conversation]], list[EncodedRecord]]
 
 
 def make_tokens(
-    directory: Path, records: Iterable[Placed], encode: Encode, *, expected: str, workers: int, progress: Callable[[int], None]
+    directory: Path,
+    records: Callable[[], Iterable[Placed]],
+    encode: Encode,
+    *,
+    expected: str,
+    workers: int,
+    progress: Callable[[int], None],
 ) -> bool:
     """Encode a record set into a directory, which then is there as a whole; one that another process made meanwhile is as good.
 
     Args:
         directory: Is made, or made anew.
-        records: In order.
+        records: Reads them, in order.
         encode: Encodes some records, in any of the worker processes.
         expected: The fingerprint of the records.
-        workers: Processes to share the work; 1: this one alone.
+        workers: Processes to share the work.
         progress: Is told how many records are done.
 
     Returns:
         Whether they were the expected records; of others nothing is left.
 
     Raises:
-        DataError: Records cannot be read or encoded; each is named by its place.
+        DataError: Records cannot be read or encoded, or different prompts become the same; each is named by its place.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     with make_draft(directory, stale_s=_STALE_DRAFT_S) as draft:
         content = Fingerprint()
-        num_records = _write(draft / TOKENS_FILE, _noting(records, content), encode, workers, progress)
+        num_records = _write(draft / TOKENS_FILE, records, content, encode, workers, progress)
         if content.text != expected:
             return False
         made = {"fingerprint": content.text, "records": num_records, "crc32": _checksum(draft / TOKENS_FILE)}
@@ -87,45 +91,38 @@ def open_tokens(directory: Path) -> TokenFile:
     return TokenFile(directory / TOKENS_FILE)
 
 
+def _write(
+    path: Path, records: Callable[[], Iterable[Placed]], content: Fingerprint, encode: Encode, workers: int, progress: Callable[[int], None]
+) -> int:
+    arrow: Any = import_module("pyarrow")
+    num_records = 0
+    problems: list[Problem] = []
+    marks: list[Marks] = []
+    chunks = _split(_noting(records(), content))
+    with arrow.OSFile(str(path), "wb") as sink, arrow.ipc.new_file(sink, make_schema()) as writer:
+        try:
+            for found in work_in_children(chunks, lambda chunk: _encode_chunk(chunk, encode), _count_characters, workers=workers):
+                if isinstance(found, DataError):
+                    problems += found.problems
+                    continue
+                batch: Any = arrow.ipc.read_record_batch(arrow.py_buffer(found[0]), make_schema())
+                writer.write_batch(batch)
+                marks.append(found[1])
+                num_records += batch.num_rows
+                progress(num_records)
+        except Unfinished as error:
+            problems.append(_describe_endless(error))
+    if problems:
+        raise DataError(problems)
+    if alike := find_alike(marks):
+        raise DataError(list(_describe_alike(alike, records)))
+    return num_records
+
+
 def _noting(records: Iterable[Placed], content: Fingerprint) -> Iterator[Placed]:
     for where, record in records:
         content.add(record)
         yield where, record
-
-
-def _write(path: Path, records: Iterator[Placed], encode: Encode, workers: int, progress: Callable[[int], None]) -> int:
-    arrow: Any = import_module("pyarrow")
-    num_records = 0
-    problems: list[Problem] = []
-    with arrow.OSFile(str(path), "wb") as sink, arrow.ipc.new_file(sink, make_schema()) as writer:
-        for found in _encode_chunks(records, encode, workers):
-            if isinstance(found, DataError):
-                problems += found.problems
-                continue
-            batch: Any = arrow.ipc.read_record_batch(arrow.py_buffer(found), make_schema())
-            writer.write_batch(batch)
-            num_records += batch.num_rows
-            progress(num_records)
-    if problems:
-        raise DataError(problems)
-    return num_records
-
-
-def _encode_chunks(records: Iterator[Placed], encode: Encode, workers: int) -> Iterator[bytes | DataError]:
-    """Yield the batch of each chunk, in order; no more chunks are waiting than keep the workers at work."""
-    chunks = _split(records)
-    first = list(islice(chunks, 2))
-    if workers == 1 or len(first) < 2:
-        yield from (_encode_chunk(chunk, encode) for chunk in chain(first, chunks))
-        return
-    waiting: deque[Future[bytes | DataError]] = deque()
-    with _worker_pool(encode, workers) as pool:
-        for chunk in chain(first, chunks):
-            waiting.append(pool.submit(_encode_in_worker, chunk))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def _split(records: Iterator[Placed]) -> Iterator[list[Placed]]:
@@ -133,12 +130,13 @@ def _split(records: Iterator[Placed]) -> Iterator[list[Placed]]:
         yield chunk
 
 
-def _encode_chunk(chunk: Sequence[Placed], encode: Encode) -> bytes | DataError:
+def _encode_chunk(chunk: Sequence[Placed], encode: Encode) -> tuple[bytes, Marks] | DataError:
     records = [record for _, record in chunk]
     try:
-        return make_batch(records, encode(records)).serialize().to_pybytes()
+        encoded = encode(records)
     except DataError as error:
         return DataError([_place(problem, chunk) for problem in error.problems])
+    return make_batch(records, encoded).serialize().to_pybytes(), mark_prompts(records, encoded)
 
 
 def _place(problem: Problem, chunk: Sequence[Placed]) -> Problem:
@@ -147,22 +145,23 @@ def _place(problem: Problem, chunk: Sequence[Placed]) -> Problem:
     return replace(problem, where=chunk[int(number[1]) - 1][0]) if number else problem
 
 
-_worker_encode: Encode  # of a worker process, which inherits it: a tokenizer takes long to send
+def _count_characters(placed: Placed) -> int:
+    _, record = placed
+    return sum(len(message.content) for message in record.prompt) + sum(map(len, record.answers))
 
 
-@contextmanager
-def _worker_pool(encode: Encode, workers: int) -> Generator[ProcessPoolExecutor]:
-    global _worker_encode
-    _worker_encode = encode
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+def _describe_endless(error: Unfinished) -> Problem:
+    what = f"found {_count_characters(error.item):,} characters, of which rendering and tokenising {error}"
+    return Problem(error.item[0], "", f"{what}; needed a chat template and a tokenizer that end; mend the line, or take another template")
 
 
-def _encode_in_worker(chunk: Sequence[Placed]) -> bytes | DataError:
-    return _encode_chunk(chunk, _worker_encode)
+def _describe_alike(alike: list[tuple[int, int]], records: Callable[[], Iterable[Placed]]) -> Iterator[Problem]:
+    """Name pairs of records, given by their numbers, by their lines."""
+    wanted = {number for pair in alike for number in pair}
+    places = {number: where for number, (where, _) in enumerate(records()) if number in wanted}
+    for first, second in alike:
+        found = f"found another prompt than {places[first]}, of which chat template and tokenizer make the same"
+        yield Problem(places[second], "", f"{found}; needed a template that writes what they differ in; take another, or drop one line")
 
 
 def _checksum(path: Path) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from data.chat import Tokenizer
-from data.template_check import time_limit
+from data.watched import limited_memory
 
 # Words that no template holds, and that no template changes: they are trimmed already, and name no tool and no thought.
 _QUESTION, _ANSWER, _NEXT_QUESTION = "Q0question", "Q0answer", "Q0more"
@@ -79,7 +79,7 @@ def _message(role: str, content: str) -> dict[str, str]:
 
 
 def _render(tokenizer: Tokenizer, messages: list[dict[str, str]], **options: Any) -> str:
-    with time_limit():
+    with limited_memory():
         return tokenizer.apply_chat_template(messages, tokenize=False, **options)
 
 

@@ -113,8 +113,8 @@ def asks_judge(settings: StageSettings) -> bool:
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_VERIFICATION, EXIT_MISSING, EXIT_RESOURCE = 0, 1, 2, 3, 4, 5
 EXIT_SIGINT, EXIT_SIGTERM = 130, 143
 
-# Raised by hand when the code makes other token ids of the same records.
-TOKENS_VERSION = 1
+# Raised by hand when the code makes other token ids of the same records, or refuses others.
+TOKENS_VERSION = 2
 
 # SLURM signals every process of a job, and a launcher passes its own signal on: SIGTERMs within so many seconds are one wish to stop.
 SAME_WISH_S = 1.0

@@ -132,7 +132,7 @@ class _Store:
             return directory
         is_expected = make_tokens(
             directory,
-            cast(Iterator[Placed], stream_records(source, kind, report_on(source), self._skip_bad)),
+            lambda: cast(Iterator[Placed], stream_records(source, kind, report_on(source), self._skip_bad)),
             lambda chunk: encode_records(self._tokenizer, chunk, self._limits),
             expected=fingerprint,
             workers=self._workers,

@@ -18,7 +18,7 @@ TORCH_FREE_STAGES = {
     "stages.rules",
     "stages.trainer_args",
     "stages.lines",
-    "stages.process.death",
+    "data.death",
     "stages.process.output",
     "stages.process.places",
 }

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from data.death import die_with_parent
 from data.secrets import redact
 from pipeline.launch.commands import Command
 from pipeline.launch.environment import stage_environment
@@ -23,7 +24,6 @@ from pipeline.launch.failure import End, describe_failure
 from pipeline.launch.node import STOP, pack_environment
 from pipeline.launch.processes import start_watchdog, sweep
 from pipeline.store.disk import writing
-from stages.process.death import die_with_parent
 from stages.process.output import open_log
 from stages.spec import SAME_WISH_S
 

@@ -13,8 +13,8 @@ import sys
 import threading
 from collections.abc import Mapping
 
+from data.death import die_with_parent
 from pipeline.launch.processes import MARKER, sweep
-from stages.process.death import die_with_parent
 from stages.process.places import clear_leftovers
 
 STOP = b"stop\n"

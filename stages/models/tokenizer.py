@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from data.template_check import require_special_tokens, require_template
+from data.template_check import require_ends, require_special_tokens
 from data.turns import begins_with_prompt, find_openings
 from stages.blocks import TokenSettings
 from stages.models.adapters import is_unmerged_adapter
@@ -55,12 +55,16 @@ def settle_tokenizer(path: str, tokens: TokenSettings, revision: str | None = No
         DataError: The chat template does not render, or text turns into the end token.
     """
     tokenizer = open_pretrained(AutoTokenizer, path, revision=revision)
+    require_ends(tokenizer, lambda: _settle(tokenizer, path, tokens, revision))
+    return tokenizer, _settle(tokenizer, path, tokens, revision)
+
+
+def _settle(tokenizer: Any, path: str, tokens: TokenSettings, revision: str | None) -> str:
     tokens_before = tokenizer.get_vocab()
     config = _read_config(path, revision).get_text_config()
     ensure_end_token(tokenizer, config)
     template, what = choose_template(tokenizer, tokens.chat_template, tools="tools" in tokens.template_args)
     tokenizer.chat_template = bake(template, tokens.template_args)
-    require_template(tokenizer)
     why_end = settle_end_token(tokenizer, tokens.end_token)
     why_pad = settle_pad_token(tokenizer, config.vocab_size)
     rowless = require_rows(tokenizer, tokens_before, config.vocab_size)
@@ -70,7 +74,7 @@ def settle_tokenizer(path: str, tokens: TokenSettings, revision: str | None = No
         f"end token: {tokenizer.eos_token} ({why_end})",
         f"pad token: {tokenizer.pad_token} ({why_pad})",
     ]
-    return tokenizer, "; ".join([*parts, *_describe_oddities(tokenizer, rowless)])
+    return "; ".join([*parts, *_describe_oddities(tokenizer, rowless)])
 
 
 def align_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

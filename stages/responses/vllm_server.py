@@ -20,11 +20,11 @@ from pathlib import Path
 
 import httpx2
 
+from data.death import die_with_parent
 from data.secrets import redact
 from stages.models.adapters import is_unmerged_adapter
 from stages.models.weights import find_weights
 from stages.process.context import StageContext
-from stages.process.death import die_with_parent
 from stages.process.distributed import decide_in_main
 from stages.process.errors import StageError
 from stages.process.ranks import Ranks

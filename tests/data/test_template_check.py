@@ -2,7 +2,8 @@ import pytest
 
 from data import template_check
 from data.schema import DataError
-from data.template_check import require_special_tokens
+from data.template_check import require_ends, require_special_tokens
+from data.turns import begins_with_prompt
 
 GOOD_TEMPLATE = "{% for m in messages %}[U]{{ m['content'] }}{% endfor %}[A]"
 
@@ -47,11 +48,36 @@ def test_template_that_reaches_out_or_fails_is_refused(tokenizer_of, template):
     assert faults_of(tokenizer_of(template))[0].startswith("chat_template: cannot render a user's message (")
 
 
-def test_template_that_never_ends_is_stopped(tokenizer_of, monkeypatch):
-    monkeypatch.setattr(template_check, "MAX_TEMPLATE_SECONDS", 0.2)
-    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
-    assert faults_of(tokenizer_of(loop))[0].startswith("chat_template: did not end in 0.2 s")
+ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.fixture
+def short_limits(monkeypatch):
+    monkeypatch.setattr(template_check, "ITEM_SECONDS", 0.5)
+
+
+@pytest.mark.parametrize(
+    "template", [ENDLESS, "{{ 9 ** (9 ** 9) }}"]
+)  # the second in native code, where no timer of Python's comes through
+def test_template_that_never_ends_is_stopped(tokenizer_of, short_limits, template):
+    needed = "with a message of one word, it or the tokenizer took more than 0.5 s; needed ones that end; replace them"
+    assert faults_of(tokenizer_of(template)) == [f"chat_template: {needed}"]
+
+
+def test_template_that_wants_all_memory_is_stopped(tokenizer_of):
+    assert "took more than 2 GiB of memory" in faults_of(tokenizer_of("{{ 'a' * 4000000000 }}"))[0]
 
 
 def test_template_that_floods_is_refused(tokenizer_of):
     assert faults_of(tokenizer_of("{{ 'a' * 200000 }}"))[0].startswith("chat_template: wrote 200,000 characters for one word")
+
+
+def test_template_that_leaves_the_message_out_is_refused(tokenizer_of):
+    assert faults_of(tokenizer_of("{{ 'Hello' }}"))[0].startswith("chat_template: wrote the same for Hello and Goodbye; ")
+
+
+def test_what_never_ends_with_an_answer_is_found_before_it_is_asked_here(tokenizer_of, short_limits):
+    tokenizer = tokenizer_of("{% if messages | length > 1 %}" + ENDLESS + "{% endif %}" + GOOD_TEMPLATE)
+    with pytest.raises(DataError, match=r"chat_template: with a message of one word, it or the tokenizer took more than 0\.5 s"):
+        require_ends(tokenizer, lambda: begins_with_prompt(tokenizer))
+    require_ends(tokenizer, lambda: 1 / 0)  # raised again where it is done

@@ -1,8 +1,11 @@
 """Texts -> ids and pieces: what comes before and after, and that no token is lost."""
 
 import pytest
+from tokenizers import Regex
+from tokenizers.pre_tokenizers import Split
 
-from data.schema import Text
+from data import watched
+from data.schema import DataError, Text
 from data.texts import encode_documents, split_documents
 
 
@@ -38,6 +41,23 @@ def test_the_text_of_a_control_token_stays_text_and_is_counted(tokenizer):
     assert [ids.count(tokenizer.eos_token_id) for ids in documents] == [1, 1]
     assert tokenizer.decode(documents[0][:-1]) == "one<|end|>two"
     assert counts["texts_with_control_tokens"] == 1
+
+
+@pytest.mark.parametrize(
+    ("pattern", "length", "why"),
+    [
+        ("(a|aa)+b", 60, r"broke off \(Onig: Regex search error: retry-limit-in-match over\)"),  # 1.6 times as long for each letter
+        ("a+b", 90_000, r"took more than 0\.5 s"),  # the square of the length
+    ],
+)
+def test_a_text_at_which_a_tokenizer_never_ends_is_told_and_not_waited_for(tokenizer_of, monkeypatch, pattern, length, why):
+    monkeypatch.setattr(watched, "ITEM_SECONDS", 0.5)
+    monkeypatch.setattr(watched, "CHUNK_SECONDS", 0.5)
+    tokenizer = tokenizer_of(None)
+    tokenizer.backend_tokenizer.pre_tokenizer = Split(Regex(pattern), "isolated")
+    assert len(encode_documents(tokenizer, texts("aaab", "aaa"))[0]) == 2
+    with pytest.raises(DataError, match=rf"^text 2 \('aaaaa.*found {length:,} characters, of which tokenising {why}; needed"):
+        encode_documents(tokenizer, texts("aaab", "a" * length, "b"))
 
 
 def test_a_long_document_is_split_into_pieces_that_share_one_token():

@@ -4,10 +4,12 @@ import os
 import pickle
 import time
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from data import watched
 from data.fingerprint import fingerprint
 from data.schema import Comparison, DataError, Demonstration, Message, Problem, Prompt
 from data.token_file import TokenRows, read_pair, read_prompt
@@ -40,8 +42,8 @@ def make(tmp_path):
     """make(records, encode=spell) -> the file that they became."""
 
     def make(records, encode=spell, told=lambda count: None, name="tokens"):
-        placed = ((f"file.jsonl:{number}", record) for number, record in enumerate(records, start=1))
-        assert make_tokens(tmp_path / name, placed, encode, expected=fingerprint(records), workers=1, progress=told)
+        placed = [(f"file.jsonl:{number}", record) for number, record in enumerate(records, start=1)]
+        assert make_tokens(tmp_path / name, lambda: placed, encode, expected=fingerprint(records), workers=1, progress=told)
         return open_tokens(tmp_path / name)
 
     return make
@@ -151,11 +153,35 @@ def test_a_refused_record_is_named_by_its_line_and_nothing_is_left(tmp_path):
             raise DataError([Problem(f"record {i}", "prompt", "refused") for i in found])
         return spell(chunk)
 
-    placed = ((f"file.jsonl:{2 * i}", Prompt(user(f"{i}"))) for i in range(2000))
+    placed = [(f"file.jsonl:{2 * i}", Prompt(user(f"{i}"))) for i in range(2000)]
     with pytest.raises(DataError) as caught:
-        make_tokens(tmp_path / "tokens", placed, refuse, expected="", workers=1, progress=lambda count: None)
+        make_tokens(tmp_path / "tokens", lambda: placed, refuse, expected="", workers=1, progress=lambda count: None)
     assert str(caught.value) == "file.jsonl:6: prompt: refused\nfile.jsonl:1200: prompt: refused"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_record_that_never_ends_and_prompts_that_become_the_same_are_named_by_their_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr(watched, "ITEM_SECONDS", 0.5)
+    monkeypatch.setattr(watched, "CHUNK_SECONDS", 0.5)
+
+    def make(encode):
+        placed = [(f"file.jsonl:{i}", Prompt(user(f"{i}"))) for i in range(1500)]
+        with pytest.raises(DataError) as caught:
+            make_tokens(tmp_path / "tokens", lambda: placed, encode, expected="", workers=2, progress=lambda count: None)
+        assert list(tmp_path.iterdir()) == []
+        return str(caught.value).splitlines()
+
+    def hang(chunk):
+        while any(record.prompt[0].content == "700" for record in chunk):
+            pass
+        return spell(chunk)
+
+    (line,) = make(hang)
+    assert line.startswith("file.jsonl:700: found 3 characters, of which rendering and tokenising took more than 0.5 s; needed a chat")
+    first, *_ = lines = make(lambda chunk: [replace(item, prompt_ids=item.prompt_ids[:3]) for item in spell(chunk)])
+    found = "found another prompt than file.jsonl:100, of which chat template and tokenizer make the same"
+    assert first.startswith(f"file.jsonl:1000: {found}; needed ")
+    assert len(lines) == 20
 
 
 def test_what_a_killed_maker_left_is_removed_later(make, tmp_path):

@@ -1,6 +1,5 @@
 import pytest
 
-from data import template_check
 from data.schema import Comparison, Demonstration, Message
 from data.tokens import encode_comparisons, encode_demonstrations, encode_records, encode_response
 from data.turns import begins_with_prompt, drop_opening, find_end_token, find_openings
@@ -29,12 +28,6 @@ THINK = SIMPLE.replace("{% endif %}", "<think>\n{% endif %}")
 )
 def test_the_end_token_is_what_stands_behind_an_answer(tokenizer_of, template, end):
     assert find_end_token(tokenizer_of(template)) == end
-
-
-def test_asking_a_template_that_never_ends_is_stopped(tokenizer_of, monkeypatch):
-    monkeypatch.setattr(template_check, "MAX_TEMPLATE_SECONDS", 0.2)
-    loop = "{% if messages | length > 1 %}{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{% endif %}"
-    assert find_end_token(tokenizer_of(loop + SIMPLE)) is None
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from data import watched
 from data.fingerprint import fingerprint
 from data.load import load_records
 from data.schema import DataError
@@ -171,3 +172,61 @@ def test_what_the_template_refuses_is_told_of_all_kinds_with_its_line(tmp_path, 
         "prompts.jsonl:5",
     ]
     assert all("refused here" in problem.message for problem in caught.value.problems)
+
+
+BRANCHES = {
+    "loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "floods": "{{ 'a' * messages[0]['content'] | length * 400000000 }}",
+    "folds": "{{ ('a' * 4000000000) | length }}",
+    "raises": "{{ 1 / 0 }}",
+}
+
+
+@pytest.fixture
+def make_hostile(tmp_path, base_model_dir, monkeypatch):
+    """A function: the lines of what is told of records, prompts by kind, under a template that begins with this."""
+    monkeypatch.setattr(watched, "ITEM_SECONDS", 0.5)
+    monkeypatch.setattr(watched, "CHUNK_SECONDS", 0.5)
+
+    def make(beginning, **prompts):
+        base = shutil.copytree(base_model_dir, tmp_path / "base", dirs_exist_ok=True)
+        template = (base_model_dir / "chat_template.jinja").read_text()
+        (base / "chat_template.jinja").write_text(
+            beginning.replace("TEMPLATE", template) if "TEMPLATE" in beginning else beginning + template
+        )
+        sources = {kind: tmp_path / f"{kind}.jsonl" for kind in prompts}
+        for kind, texts in prompts.items():
+            rows = [{"prompt": text, "completions": ["x", "y"], "ranks": [1, 2], "completion": "b"} for text in texts]
+            columns = {"prompts": ["prompt"], "demonstrations": ["prompt", "completion"], "comparisons": ["prompt", "completions", "ranks"]}
+            sources[kind].write_text("".join(json.dumps({name: row[name] for name in columns[kind]}) + "\n" for row in rows))
+        with pytest.raises(DataError) as caught:
+            make_all(make_spec(tmp_path / "work", base, sources))
+        return [problem.replace(f"{tmp_path}/", "") for problem in map(str, caught.value.problems)]
+
+    return make
+
+
+@pytest.mark.parametrize("what", BRANCHES)
+def test_a_template_that_fails_at_one_record_of_many_is_told_with_that_records_line(make_hostile, what):
+    """Tried with one word, these templates are blameless (faults.md S3)."""
+    texts = [f"question {i}" for i in range(5)]
+    beginning = "{% if 'bad' in messages[0]['content'] %}" + BRANCHES[what] + "{% endif %}"
+    (line,) = make_hostile(beginning, comparisons=[*texts[:3], "a bad one", *texts[3:]])
+    assert line.startswith("comparisons.jsonl:4: ")
+    said = {
+        "loops": "took more than 0.5 s; needed",
+        "floods": "took more than 2 GiB of memory; needed",
+        "folds": "took more than 2 GiB of memory; needed",
+        "raises": "division by zero",
+    }
+    assert said[what] in line
+
+
+def test_different_prompts_that_a_template_makes_the_same_are_told_with_both_lines(make_hostile):
+    hidden = "{% if 'secret' in messages[0]['content'] %}hidden{% else %}TEMPLATE{% endif %}"
+    texts = ["one", "first secret", "two", "second secret", "third secret", "second  Secret "]
+    lines = make_hostile(hidden, demonstrations=texts, prompts=texts)
+    same = "found another prompt than {0}.jsonl:2, of which chat template and tokenizer make the same; needed a template"
+    assert [line[: line.index(" that writes")] for line in lines] == [
+        f"{kind}.jsonl:4: {same.format(kind)}" for kind in ("demonstrations", "prompts")
+    ]
