@@ -9,8 +9,7 @@ from pydantic import ValidationError
 
 from data.schema import RecordKind
 from data.secrets import redact_values
-from pipeline.errors import ResourceError, StoppedAfterStage
-from pipeline.inputs.base_model import count_parameters
+from pipeline.errors import StoppedAfterStage
 from pipeline.inputs.prepare import Inputs, prepare
 from pipeline.judge import try_judge
 from pipeline.launch.commands import Command, commands_by_hand, stage_commands
@@ -21,7 +20,7 @@ from pipeline.plan import Decision, Selection, decide, flatten, missing_artifact
 from pipeline.recipe.schema import Recipe
 from pipeline.rundir import forget_checkpoints, leave_evidence, open_run_directory, remove_checkpoints, require_utf8
 from pipeline.store.artifact import Artifact
-from pipeline.store.disk import free_bytes, writing
+from pipeline.store.disk import writing
 from pipeline.store.manifest import ManifestFields, Parent
 from pipeline.store.parts import hold_artifacts, require_own_parts, require_places
 from pipeline.store.provenance import code_state, package_versions
@@ -40,9 +39,6 @@ from stages.spec import (
     asks_judge,
     data_inputs,
 )
-
-# float32 weights (4), gradients are not kept; a checkpoint holds weights and two Adam moments (12); two checkpoints are kept.
-_OUTPUT_BYTES, _CHECKPOINT_BYTES, _CHECKPOINTS = 4, 12, 2
 
 
 class View(Protocol):
@@ -120,7 +116,6 @@ def run_stage(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, 
         store.require_verified(parent.ref)
     with open_run_directory(store.root, decision, private=recipe.private) as directory, store.staging(decision.stage) as staging:
         run_dir = directory.path
-        _require_disk(recipe, inputs, decision.stage, store.root)
         if fresh:
             remove_checkpoints(directory)
         if not (run_dir / "checkpoints").exists():  # a new run, not an unfinished one
@@ -216,22 +211,6 @@ def _model_directory(artifact: Artifact) -> Path:
     """Prefer the merged model: it opens by itself, and another adapter can be trained on it."""
     merged = artifact.path / MERGED_DIR
     return merged if merged.is_dir() else artifact.model_path
-
-
-def _require_disk(recipe: Recipe, inputs: Inputs, stage: StageName, root: Path) -> None:
-    """Refuse to begin what the disk cannot hold; hub models of unknown size pass."""
-    parameters = count_parameters(inputs.base_model)
-    if parameters is None or not STAGES[stage].leaves_model:
-        return
-    num_models = 2 if stage == "ppo" else 1  # policy and critic
-    trained = 0.05 if recipe.settings(stage).lora else 1.0
-    need = int(parameters * (_OUTPUT_BYTES + num_models * trained * _CHECKPOINT_BYTES * _CHECKPOINTS))
-    free = free_bytes(root)
-    if free < need:
-        raise ResourceError(
-            f"{root}: found {free:,} bytes free, needed about {need:,} for the {stage} stage's checkpoints and output; "
-            "free space, or choose another store"
-        )
 
 
 def _read_result(stage: StageName, staging: Path, run_dir: Path) -> StageResult:

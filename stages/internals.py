@@ -26,6 +26,7 @@ __all__ = [
     "HfDeepSpeedConfig",
     "SequenceClassifierOutput",
     "allow_recompiles",
+    "count_elements",
     "find_refused_modules",
     "get_attention",
     "get_piece",
@@ -114,6 +115,14 @@ def is_partitioned(parameter: torch.Tensor) -> bool:
 def get_piece(parameter: Any) -> torch.Tensor:
     """Get this rank's piece of a weight that is shared out."""
     return parameter.ds_tensor
+
+
+def count_elements(parameter: Any) -> int:
+    """Count the numbers of a tensor: also of one that is shared out over the ranks, or held in 4 bits."""
+    if is_partitioned(parameter):
+        return parameter.ds_numel
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else state.shape.numel()
 
 
 def is_gathered(parameter: Any) -> bool:

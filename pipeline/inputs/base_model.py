@@ -1,4 +1,4 @@
-"""What a base model is: the part of a cache key that stands for all bytes that loading reads, and its size for the estimate of disk space.
+"""What a base model is: the part of a cache key that stands for all bytes that loading reads.
 
 directory   its own files, by the names that from_pretrained looks for
             the weights that an index or config.json names further down
@@ -7,12 +7,10 @@ hub id      the commit that its revision names at this moment, which the stages 
 """
 
 import hashlib
-import json
-import struct
 from pathlib import Path
 
 from pipeline.errors import StoreError
-from pipeline.recipe.base_files import MAX_JSON_BYTES, find_below, list_weights, name_weights
+from pipeline.recipe.base_files import find_below, name_weights
 from pipeline.store.disk import hash_file
 from stages.spec import EXIT_MISSING, EXIT_RESOURCE
 
@@ -56,26 +54,3 @@ def _hash(path: Path) -> str:
     except (OSError, ValueError) as error:
         found = getattr(error, "strerror", None) or error
         raise StoreError(f"{path}: {found}; a file that can be read needed; change its mode or owner", EXIT_RESOURCE) from error
-
-
-def count_parameters(model: str) -> int | None:
-    """Count the weights of a model directory from its safetensors headers; None where that cannot be told."""
-    total = 0
-    for path in list_weights(model):
-        try:
-            with path.open("rb") as stream:
-                (length,) = struct.unpack("<Q", stream.read(8))
-                if length > MAX_JSON_BYTES:
-                    return None
-                header: dict[str, dict[str, list[int]]] = json.loads(stream.read(length))
-            total += sum(_product(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-        except (OSError, ValueError, KeyError, struct.error):
-            return None
-    return total or None
-
-
-def _product(shape: list[int]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size

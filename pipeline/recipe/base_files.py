@@ -9,7 +9,7 @@ from typing import Any, cast
 from pipeline.errors import ConfigError, StoreError, escape_controls
 from stages.spec import ADAPTER_CONFIG, EXIT_MISSING, EXIT_RESOURCE, MERGED_DIR
 
-MAX_JSON_BYTES = 100_000_000
+_MAX_JSON_BYTES = 100_000_000
 _INDEX = ".safetensors.index.json"
 
 
@@ -141,8 +141,8 @@ def _require_inside(name: object, where: str) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ValueError(f"more than {MAX_JSON_BYTES:,} bytes")
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise ValueError(f"more than {_MAX_JSON_BYTES:,} bytes")
         content: object = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError(f"a {type(content).__name__}")

@@ -18,6 +18,7 @@ from stages.family import check_lora
 from stages.models.adapters import require_adapter_base
 from stages.models.handoff import check_handoff, read_facts
 from stages.models.save import save_model
+from stages.models.sizes import measure_published, measure_tokenizer, measure_trained
 from stages.models.tokenizer import load_tokenizer
 from stages.ppo.heldout import HeldOut
 from stages.ppo.models import load_models
@@ -28,6 +29,7 @@ from stages.process.distributed import require_world_size
 from stages.process.engine import choose_engine
 from stages.process.errors import Interrupted, StageError
 from stages.process.ranks import Ranks
+from stages.process.room import require_room
 from stages.responses.engine import RolloutEngine, Sampling
 from stages.responses.judge import load_judge
 from stages.responses.judging import write_samples
@@ -38,6 +40,8 @@ from stages.splits import load_splits
 from stages.tokens import load_tokens
 
 _EVENTS_PER_S = 4
+_ROW_BYTES = 1500  # of a row of figures
+_SMALL_FILES, _RANK_STATE = 16 * 1024, 6 * 1024  # of a checkpoint: state.pt, COMPLETE.json; a rank's generators
 
 
 def main(context: StageContext) -> StageResult:
@@ -117,6 +121,7 @@ def _resume_or_start(context: StageContext, trainer: PPOTrainer, held_out: HeldO
     """Load the newest complete checkpoint, or evaluate the SFT policy; returns (figures at the start, last metrics)."""
     found = find_checkpoint(context)
     saved = trainer.load(found[0]) if found else None
+    _require_room(context, trainer, held_out.tokenizer)
     # The row of the last iteration is written once its evaluation is done: never kept from an earlier attempt.
     context.rewind_metrics(min(trainer.iteration, trainer.settings.iterations - 1) if saved else -1)
     context.event("start", stage="ppo", unit="iteration", total=trainer.settings.iterations, resumed_step=trainer.iteration)
@@ -125,6 +130,22 @@ def _resume_or_start(context: StageContext, trainer: PPOTrainer, held_out: HeldO
     start_figures, _ = held_out.answer("sampled")
     context.write_metrics(0, start_figures)
     return start_figures, {}
+
+
+def _require_room(context: StageContext, trainer: PPOTrainer, tokenizer: Any) -> None:
+    settings = trainer.settings
+    tokenizer_bytes = measure_tokenizer(tokenizer, context.spec.output_dir)
+    copies = 4 if choose_engine(context).name == "deepspeed" else 3  # weights, two moments; DeepSpeed's weights in full precision
+    checkpoint = _SMALL_FILES + context.world_size * _RANK_STATE
+    checkpoint += measure_trained(trainer.actor.module, copies + bool(trainer.average)) + measure_trained(trainer.critic.module, copies)
+    require_room(
+        context,
+        checkpoint,
+        measure_published(trainer.policy, tokenizer_bytes, merge=bool(settings.lora and settings.lora.merge)),
+        saves=settings.iterations // settings.save_every - trainer.iteration // settings.save_every,
+        rows=_ROW_BYTES * (settings.iterations // settings.log_every + settings.iterations // settings.eval_every),
+        rows_in_checkpoints=False,
+    )
 
 
 def _save(context: StageContext, trainer: PPOTrainer, more: dict[str, Any]) -> None:

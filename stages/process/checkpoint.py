@@ -147,10 +147,9 @@ def drop_unfinished(directory: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def measure_newest(directory: Path) -> int:
-    """Add up the bytes of the newest checkpoint that is marked complete; 0 where there is none."""
-    newest = next((path for _, path in _list_checkpoints(directory) if _is_marked(path)), None)
-    return sum(file.stat().st_size for file in newest.rglob("*") if file.is_file()) if newest else 0
+def count_complete(directory: Path) -> int:
+    """Count the checkpoints that are marked complete."""
+    return sum(_is_marked(path) for _, path in _list_checkpoints(directory))
 
 
 def _list_checkpoints(directory: Path) -> list[tuple[int, Path]]:

@@ -26,6 +26,7 @@ class StageContext:
         self.rank = int(os.environ.get("RANK", "0"))
         self.is_main = self.rank == 0
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.planned_bytes: dict[Path, int] = {}  # of a checkpoint, of the output: where they lie -> how much; see stages.process.room
         self._stop_signal: int | None = None
         self._stop_s = 0.0
         self._stopping_at_step_end = False

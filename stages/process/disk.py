@@ -6,14 +6,12 @@ import re
 import shutil
 from pathlib import Path
 
-from stages.process.checkpoint import measure_newest
-from stages.spec import StageSpec
+from stages.process.context import StageContext
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (*_FULL, errno.EACCES, errno.EPERM, errno.EROFS)
 # torch's writer of zip files knows of the error only that what it wrote did not arrive; its reader has another fault.
 _TORCH_WRITER = re.compile(r"PytorchStreamWriter failed|inline_container\.cc(?!.*Reader)|iostream error", re.DOTALL)
-_COPIES = 3  # of the weights in a checkpoint: themselves, and Adam's two moments
 
 
 def find_refusal(error: BaseException | None) -> int | None:
@@ -34,20 +32,15 @@ def find_refusal(error: BaseException | None) -> int | None:
     return None
 
 
-def describe_refusal(spec: StageSpec, error: BaseException, number: int) -> str:
+def describe_refusal(context: StageContext, error: BaseException, number: int) -> str:
     """Say which path the file system refused, and for a full one how much was needed and is free."""
     named = error.filename if isinstance(error, OSError) and isinstance(error.filename, str) else None
-    path = Path(named) if named else spec.checkpoint_dir
+    path = Path(named) if named else context.spec.checkpoint_dir
     if number not in _FULL:
         return f"{path}: {os.strerror(number)}; write permission needed; change its mode or owner, or choose another store"
     free = shutil.disk_usage(next(place for place in (path, *path.absolute().parents) if place.exists())).free
-    need = measure_newest(spec.checkpoint_dir) or _COPIES * _measure_weights(spec)
-    needed = f", needed about {need:,} for a checkpoint" if need else ""
+    need = next((size for place, size in context.planned_bytes.items() if path.is_relative_to(place)), 0)
+    what = "the output" if path.is_relative_to(context.spec.output_dir) else "a checkpoint"
+    needed = f", needed about {need:,} for {what}" if need else ""
     todo = "free space or choose another store; the same command goes on from the last whole checkpoint"
     return f"{path}: {os.strerror(number)}; found {free:,} bytes free{needed}; {todo}"
-
-
-def _measure_weights(spec: StageSpec) -> int:
-    """Add up the weights that the stage starts from; 0 where they lie on a hub."""
-    files = [file for model in spec.models.values() if Path(model).is_absolute() for file in Path(model).glob("*.safetensors")]
-    return sum(file.stat().st_size for file in files)

@@ -70,7 +70,7 @@ def _run(context: StageContext, main: Callable[[StageContext], StageResult]) -> 
         return _fail(context, str(error), EXIT_USAGE)
     except Exception as error:
         if (number := find_refusal(error)) is not None:
-            message = describe_refusal(context.spec, error, number)
+            message = describe_refusal(context, error, number)
             if context.is_main:
                 drop_unfinished(context.spec.checkpoint_dir)
             return _fail(context, message, EXIT_RESOURCE)

@@ -14,6 +14,9 @@ from transformers import TrainerCallback
 from trl.trainer.reward_trainer import RewardTrainer
 from trl.trainer.sft_trainer import SFTTrainer
 
+from stages.models.adapters import find_model
+from stages.models.sizes import measure_published, measure_tokenizer, measure_trained, measure_weights
+from stages.models.special_tokens import has_grown
 from stages.models.weights import count_broken_weights
 from stages.process.checkpoint import describe_layout, find_checkpoint, mark_complete, prune
 from stages.process.context import StageContext, uses_gpu
@@ -21,11 +24,15 @@ from stages.process.distributed import require_world_size
 from stages.process.engine import choose_engine
 from stages.process.errors import StageError
 from stages.process.ranks import Ranks
+from stages.process.room import require_room
 from stages.settings import PretrainSettings, RMSettings, SFTSettings
 from stages.spec import EXIT_USAGE, StageName, checkpoint_name
 from stages.trainer_args import find_refused_arguments
 
 _EVENTS_PER_S = 4
+_ROW_BYTES = 300  # of a row of figures
+_SMALL_FILES, _RANK_STATE = 40 * 1024, 16 * 1024  # of a checkpoint: configurations, arguments, COMPLETE.json; a rank's generators
+_MOMENTS = {"sgd": 1, "ademamix": 3}  # how often an optimizer holds what learns; others twice at most
 _DEFAULTS = {"optim": "adamw_torch_fused"}  # over which a user's trainer_args go
 
 
@@ -57,6 +64,22 @@ class StageCallback(TrainerCallback):
         self.context = context
         self.latest: dict[str, float] = {}
         self.last_event_s = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, processing_class: Any = None, **_: Any) -> None:
+        settings = self.context.spec.settings
+        model = getattr(model, "module", model)
+        tokenizer = measure_tokenizer(processing_class, self.context.spec.output_dir)
+        zero = choose_engine(self.context).name == "deepspeed"
+        states = measure_trained(model, 4 if zero else _MOMENTS.get(str(getattr(args.optim, "value", args.optim)), 2))
+        merge = bool(settings.lora and (settings.lora.merge or has_grown(find_model(model))))
+        require_room(
+            self.context,
+            measure_weights(model) + states + tokenizer + _SMALL_FILES + self.context.world_size * _RANK_STATE,
+            measure_published(model, tokenizer, merge=merge),
+            saves=math.ceil(state.max_steps / args.save_steps) - state.global_step // args.save_steps,
+            rows=_ROW_BYTES * math.ceil(state.max_steps / args.logging_steps),
+            rows_in_checkpoints=True,
+        )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         row = {_our_name(key): float(value) for key, value in (logs or {}).items() if isinstance(value, int | float)}

@@ -239,14 +239,6 @@ def test_two_orchestrators_do_not_run_the_same_stage(bring_up, store, monkeypatc
     assert caught.value.exit_code == 5
 
 
-def test_a_disk_that_is_too_small_is_told_before_training(bring_up, store, monkeypatch):
-    monkeypatch.setattr("pipeline.run.free_bytes", lambda path: 10)
-    with pytest.raises(ResourceError, match=r"found 10 bytes free, needed about 112 for the sft stage") as caught:
-        bring_up()
-    assert caught.value.exit_code == 5
-    assert not list(store.root.glob("runs/*/spec.json"))
-
-
 def test_a_damaged_parent_is_refused_and_named(bring_up, store):
     bring_up(run=("sft",))
     path = store.get("sft").model_path / "model.safetensors"

@@ -1,0 +1,53 @@
+"""Room on the disk for all that a stage will write, asked for before it trains.
+
+While a checkpoint is written, the two before it are kept: three at once, or two and the output.
+"""
+
+import shutil
+
+from stages.process.checkpoint import count_complete, drop_unfinished
+from stages.process.context import StageContext
+from stages.process.distributed import decide_in_main
+from stages.process.errors import StageError
+from stages.spec import EXIT_RESOURCE
+
+_KEPT = 2
+_RECORDS = 32 * 1024  # of the run: events, log, result
+
+
+def require_room(context: StageContext, checkpoint: int, output: int, *, saves: int, rows: int, rows_in_checkpoints: bool) -> None:
+    """Refuse to train where the disk cannot hold the checkpoints and the output; every rank calls it.
+
+    Args:
+        context: Of the stage.
+        checkpoint: Bytes of a checkpoint, without rows of figures.
+        output: Bytes of what is published.
+        saves: How many checkpoints are still to come.
+        rows: Bytes of all rows of figures, which the output holds too.
+        rows_in_checkpoints: Whether checkpoints hold them as well.
+
+    Raises:
+        StageError: It cannot; exit code 5.
+    """
+    checkpoint += rows if rows_in_checkpoints else 0
+    output += rows
+    context.planned_bytes = {context.spec.checkpoint_dir: checkpoint, context.spec.output_dir: output}
+
+    def check() -> None:
+        directory, output_dir = context.spec.checkpoint_dir, context.spec.output_dir
+        drop_unfinished(directory)
+        kept = count_complete(directory)
+        most = max(min(kept + saves, _KEPT + 1) - kept, 0) * checkpoint
+        at_end = max(min(kept + saves, _KEPT) - kept, 0) * checkpoint
+        if directory.stat().st_dev == output_dir.stat().st_dev:
+            needs = {directory: max(most, at_end + output) + rows + _RECORDS}
+        else:
+            needs = {directory: most + rows + _RECORDS, output_dir: output}
+        for path, need in needs.items():
+            free = shutil.disk_usage(path).free
+            if free < need:
+                parts = f"checkpoints of {checkpoint:,} each, up to {_KEPT + 1} at once, and an output of {output:,}"
+                found = f"found {free:,} bytes free, needed {need:,}"
+                raise StageError(f"{path}: {found} for {parts}; free space, or choose another store", EXIT_RESOURCE)
+
+    decide_in_main(context, check)
