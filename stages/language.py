@@ -16,7 +16,7 @@ from stages.models.policy import load_policy
 from stages.models.precision import autocast
 from stages.models.special_tokens import grow_embeddings
 from stages.models.tokenizer import align_special_tokens
-from stages.process.context import StageContext
+from stages.process.context import StageContext, Told
 from stages.process.engine import choose_engine
 from stages.process.errors import StageError
 from stages.settings import PretrainSettings, SFTSettings
@@ -57,7 +57,7 @@ def measure_loss(context: StageContext, model: Any, held_out: Sequence[EncodedPa
     Raises:
         StageError: it is not finite.
     """
-    loss = heldout_loss(model, held_out or train[:_FEW])
+    loss = heldout_loss(model, held_out or train[:_FEW], context.tells("held-out loss"))
     of_chance = math.log(model.config.get_text_config().vocab_size)
     remedy = f"lower {context.spec.stage}.learning_rate"
     if not math.isfinite(loss):
@@ -68,7 +68,7 @@ def measure_loss(context: StageContext, model: Any, held_out: Sequence[EncodedPa
 
 
 @torch.no_grad()
-def heldout_loss(model: Any, pairs: Sequence[EncodedPair]) -> float:
+def heldout_loss(model: Any, pairs: Sequence[EncodedPair], told: Told = lambda done, total: None) -> float:
     """Mean negative log-likelihood per held-out response token, in nats; every token weighs alike, whatever its batch."""
     model.eval()
     device = next(model.parameters()).device
@@ -86,4 +86,5 @@ def heldout_loss(model: Any, pairs: Sequence[EncodedPair]) -> float:
                 logprobs_K, _ = compute_token_logprobs(model, row, predictors_K, 1.0, all_rows=True)
             total -= logprobs_K.double().sum().item()
             num_tokens += len(predictors_K)
+        told(run.stop, len(pairs))
     return total / num_tokens

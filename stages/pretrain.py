@@ -71,6 +71,7 @@ def main(context: StageContext) -> StageResult:
             _continue_held_out(context, settings, model, tokenizer, held_out_documents[: settings.eval_samples])
         facts = read_facts(model, tokenizer, spec.models["base"])
         if context.is_main:
+            context.progress("saving", 0, 0)
             save_model(model, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
     if held_out:
         context.write_metrics(last_step, metrics)
@@ -106,6 +107,7 @@ def _continue_held_out(context: StageContext, settings: PretrainSettings, model:
             max_new_tokens=min(half, _CONTINUATION_TOKENS),
             seed=context.spec.seed,
             greedy=way == "greedy",
+            told=context.tells(f"held-out texts, {way}"),
         )
         rows += [
             {"way": way, "prompt": response_text(tokenizer, ids), "response": answer.text, "finished": answer.finished}

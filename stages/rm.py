@@ -65,7 +65,8 @@ def main(context: StageContext) -> StageResult:
 
     with whole_model(trainer) as model:
         ranked = held_out or [comparisons[place] for place in draw_sample(len(comparisons), _SAMPLED_COMPARISONS, spec.seed)]
-        logits = score_rankings(model, [(item.prompt_ids, item.responses) for item in ranked])  # not calibrated yet
+        told = context.tells("held-out comparisons")
+        logits = score_rankings(model, [(item.prompt_ids, item.responses) for item in ranked], told)  # not calibrated yet
         calibration = calibrate(context, settings, model, tokenizer, logits)
         find_model(model).calibration = calibration
 
@@ -79,6 +80,7 @@ def main(context: StageContext) -> StageResult:
                 write_samples(spec.output_dir / SAMPLES_FILE, _sample_rows(tokenizer, held_out, calibration.apply(logits)))
         facts = read_facts(model, tokenizer, spec.models["sft"])
         if context.is_main:
+            context.progress("saving", 0, 0)
             save_model(model, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
     if held_out:
         context.write_metrics(last_step, {name: metrics[name] for name in ("eval/loss", "eval/accuracy")})
@@ -94,7 +96,8 @@ def calibrate(context: StageContext, settings: RMSettings, model: Any, tokenizer
     demonstrations, _ = load_tokens(context, tokenizer, "demonstrations")
     pairs = demonstrations.pairs
     sample = [pairs[place] for place in draw_sample(len(pairs), _CALIBRATION_DEMONSTRATIONS, context.spec.seed)]
-    demonstrations_N = score_rankings(model, [(pair.prompt_ids, [pair.response_ids]) for pair in sample])
+    told = context.tells("scores of demonstrations")
+    demonstrations_N = score_rankings(model, [(pair.prompt_ids, [pair.response_ids]) for pair in sample], told)
     if not torch.isfinite(torch.cat([demonstrations_N, ranked_N])).all():
         raise StageError("the reward model's scores are not finite; finite ones are needed; lower rm.learning_rate")
     calibration, remark = choose_calibration(

@@ -56,6 +56,7 @@ def main(context: StageContext) -> StageResult:
             metrics |= _answer_held_out(context, model, tokenizer, judge, held_out_demonstrations.prompts[: settings.eval_samples])
         facts = read_facts(model, tokenizer, spec.models["base"])
         if context.is_main:
+            context.progress("saving", 0, 0)
             # An adapter's base on the disk lacks the row that was made for the pad token.
             save_model(
                 model, tokenizer, spec.output_dir, merge=bool(settings.lora and (settings.lora.merge or has_grown(find_model(model))))
@@ -86,6 +87,7 @@ def _answer_held_out(
             max_new_tokens=spec.tokens.max_response_tokens,
             seed=spec.seed,
             greedy=way == "greedy",
+            told=context.tells(f"held-out answers, {way}"),
         )
         verdicts, failure = judge_answers(judge if context.is_main else None, prompts, answers)
         if failure:

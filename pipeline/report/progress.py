@@ -29,7 +29,8 @@ class ProgressView:
         self._stage: StageName = "sft"
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self._first: tuple[float, int] | None = None
+        self._phase = ""
+        self._first: tuple[float, int] | None = None  # when the phase was first told of, and how far it was
         self._last_line_s = 0.0
 
     def reading(self, kind: str, count: int) -> None:
@@ -64,7 +65,7 @@ class ProgressView:
 
     def stage_started(self, decision: Decision, run_dir: Path) -> None:
         """Show why a stage runs, and begin its bar."""
-        self._stage, self._first, self._last_line_s = decision.stage, None, time.monotonic()
+        self._stage, self._phase, self._first, self._last_line_s = decision.stage, "", None, time.monotonic()
         self._say(f"{decision.stage}: runs, because {decision.why}", "bold")
         if not self._console.is_terminal:
             self._say(f"{decision.stage}: log {run_dir / 'log.txt'}")
@@ -81,7 +82,7 @@ class ProgressView:
         elif kind == "start" and event.get("resumed_step"):
             self._say(f"{self._stage}: goes on from {event.get('unit', 'step')} {event['resumed_step']}")
         elif kind == "progress" and (counts := _read_counts(event)):
-            self._show_progress(*counts, read_figures(event.get("metrics")))
+            self._show_progress(str(event.get("phase", "")), *counts, read_figures(event.get("metrics")))
 
     def stage_published(self, outcome: Outcome) -> None:
         """Close the bar with what was made."""
@@ -94,17 +95,19 @@ class ProgressView:
         """Close the bar; the error is told by whoever catches it."""
         self._close_bar()
 
-    def _show_progress(self, step: int, total: int, metrics: dict[str, float]) -> None:
+    def _show_progress(self, phase: str, step: int, total: int, metrics: dict[str, float]) -> None:
         now = time.monotonic()
-        if self._first is None:
-            self._first = (now, step)
+        if self._first is None or phase != self._phase:
+            self._phase, self._first = phase, (now, step)
         started_s, first_step = self._first
-        left = "finishing" if step >= total else ""
+        left = ""
         if first_step < step < total:
             left = format_duration((now - started_s) / (step - first_step) * (total - step)) + " left"
-        state = ", ".join(filter(None, (f"{step}/{total}", headline(PROGRESS[self._stage], metrics), left)))
+        what = "" if phase == "train" else f"{phase} "
+        count = f"{step}/{total}" if total else ""
+        state = ", ".join(filter(None, (f"{what}{count}".strip(), headline(PROGRESS[self._stage], metrics), left)))
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=step, total=total, state=state)
+            self._progress.update(self._task, completed=step if total else 1, total=total or 1, state=state)
             self._progress.refresh()
         elif now - self._last_line_s >= _LINE_EVERY_S:
             self._last_line_s = now

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from data.tokens import EncodedPromptRecord
 from stages.ppo.trainer import PPOTrainer
+from stages.process.context import Told
 from stages.responses.judge import Judge
 from stages.responses.judging import Answer, judge_answers, report_answers, response_text
 from stages.responses.kl import estimate_kl_k1
@@ -35,7 +36,7 @@ class HeldOut:
         self.seed = seed
         self.note = note
 
-    def answer(self, way: Way) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    def answer(self, way: Way, told: Told = lambda done, total: None) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Answer the held-out prompts, and where the policy's weights are averaged, with the average too, under `ema_<way>`.
 
         Returns:
@@ -44,12 +45,14 @@ class HeldOut:
         """
         if not self.prompts:
             return {}, []
+        told(0, len(self.prompts))
         figures, rows = self._answer(way, way)
         average = self.trainer.average
         if average is not None and self.trainer.iteration > 0:  # before the first step both are one
             with average.in_use():
                 more_figures, more_rows = self._answer(way, f"ema_{way}")
             figures, rows = figures | more_figures, rows + more_rows
+        told(len(self.prompts), len(self.prompts))
         return figures, rows
 
     def _answer(self, way: Way, label: str) -> tuple[dict[str, float], list[dict[str, Any]]]:

@@ -3,7 +3,6 @@
 prompts -> token ids -> iterations (trainer.py), with evaluations on fixed held-out prompts -> model/, samples.jsonl
 """
 
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -39,7 +38,6 @@ from stages.spec import EXIT_USAGE, SAMPLES_FILE, StageResult
 from stages.splits import load_splits
 from stages.tokens import load_tokens
 
-_EVENTS_PER_S = 4
 _ROW_BYTES = 1500  # of a row of figures
 _SMALL_FILES, _RANK_STATE = 16 * 1024, 6 * 1024  # of a checkpoint: state.pt, COMPLETE.json; a rank's generators
 
@@ -71,7 +69,7 @@ def main(context: StageContext) -> StageResult:
         metrics = train(context, trainer, held_out)
         samples: list[dict[str, Any]] = []
         for way in ("sampled", "greedy"):
-            figures, rows = held_out.answer(way)
+            figures, rows = held_out.answer(way, context.tells(f"held-out answers, {way}"))
             metrics |= figures
             samples += rows
     if settings.ema_decay is not None:
@@ -82,6 +80,7 @@ def main(context: StageContext) -> StageResult:
     # An adapter is saved without its base, so nobody needs to hold that whole.
     with trainer.actor.whole_weights(frozen=facts.form == "full"), trainer.average.in_use() if trainer.average else nullcontext():
         if context.is_main:
+            context.progress("saving", 0, 0)
             write_samples(spec.output_dir / SAMPLES_FILE, samples)
             save_model(trainer.policy, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
     return StageResult(metrics=metrics, facts=facts, counts=counts, **describe_machine(context))
@@ -95,7 +94,7 @@ def train(context: StageContext, trainer: PPOTrainer, held_out: HeldOut) -> dict
     """
     settings = trainer.settings
     start_figures, metrics = _resume_or_start(context, trainer, held_out)
-    stop, last_event_s = False, 0.0
+    stop = False
     with context.stops_at_step_end():
         while trainer.iteration < settings.iterations and not stop:
             metrics = trainer.step()
@@ -105,9 +104,7 @@ def train(context: StageContext, trainer: PPOTrainer, held_out: HeldOut) -> dict
                 metrics |= held_out.answer("sampled")[0]
             if (evaluate or step % settings.log_every == 0) and not last:
                 context.write_metrics(step, metrics)
-            if time.monotonic() - last_event_s >= 1 / _EVENTS_PER_S or last:
-                context.progress("train", step, settings.iterations, metrics)
-                last_event_s = time.monotonic()
+            context.progress("train", step, settings.iterations, metrics)
             # A signal may reach one rank only: all stop together.
             stop = bool(trainer.ranks.sum(torch.tensor(int(context.stop_requested), device=trainer.ranks.device)))
             if stop or step % settings.save_every == 0:
@@ -127,7 +124,7 @@ def _resume_or_start(context: StageContext, trainer: PPOTrainer, held_out: HeldO
     context.event("start", stage="ppo", unit="iteration", total=trainer.settings.iterations, resumed_step=trainer.iteration)
     if saved:
         return saved["start_figures"], saved["metrics"]
-    start_figures, _ = held_out.answer("sampled")
+    start_figures, _ = held_out.answer("sampled", context.tells("held-out answers of the SFT model"))
     context.write_metrics(0, start_figures)
     return start_figures, {}
 

@@ -1,11 +1,12 @@
 """What a stage uses of the process around it: its spec, its voice (events, metrics), the wish to stop, and its device."""
 
+import functools
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -16,6 +17,11 @@ import torch
 from stages.lines import to_line
 from stages.process.errors import Interrupted
 from stages.spec import METRICS_FILE, SAME_WISH_S, EventName, StageSpec, append_event
+
+# Hears how much is done, and of how much.
+Told = Callable[[int, int], None]
+
+_EVENTS_PER_S = 4
 
 
 class StageContext:
@@ -30,6 +36,7 @@ class StageContext:
         self._stop_signal: int | None = None
         self._stop_s = 0.0
         self._stopping_at_step_end = False
+        self._phase, self._progress_s = "", 0.0  # of the last progress that was told
         self._metrics_path = spec.checkpoint_dir / METRICS_FILE
 
     @property
@@ -56,9 +63,23 @@ class StageContext:
             with self._metrics_path.open("a", encoding="utf-8") as stream:
                 stream.write(to_line({"step": step, **metrics}))
 
-    def progress(self, phase: str, step: int, total: int, metrics: dict[str, float]) -> None:
-        """Report how far the stage is, with the figures of the moment."""
-        self.event("progress", phase=phase, step=step, total=total, metrics=metrics)
+    def progress(self, phase: str, step: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
+        """Report how far a phase of the stage is, with the figures of the moment: its first and last step, and a few a second between.
+
+        Args:
+            phase: `train`, or in a few words what the stage is doing else.
+            step: how much of it is done.
+            total: how much there is.
+            metrics: to show beside it.
+        """
+        now = time.monotonic()
+        if phase != self._phase or step >= total or now - self._progress_s >= 1 / _EVENTS_PER_S:
+            self._phase, self._progress_s = phase, now
+            self.event("progress", phase=phase, step=step, total=total, metrics=dict(metrics or {}))
+
+    def tells(self, phase: str) -> Told:
+        """Return what reports how far a phase is: of (done, total)."""
+        return functools.partial(self.progress, phase)
 
     def rewind_metrics(self, step: int) -> None:
         """Drop the metric rows after `step`: the resumed run writes them again."""

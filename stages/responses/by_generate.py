@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from stages.models.logprobs import get_num_tokens
+from stages.process.context import Told
 from stages.responses.sampling import Response, sample_tokens
 
 
@@ -26,6 +27,7 @@ def answer_by_generate(
     temperature: float,
     greedy: bool,
     max_rows: int,
+    told: Told | None = None,
     *,
     use_cache: bool,
 ) -> list[Response]:
@@ -61,6 +63,8 @@ def answer_by_generate(
                 stopping_criteria=StoppingCriteriaList([_Ended(sampler, stops)] if stops else []),
             )
             responses |= dict(zip(group, sampler.read(has_ended), strict=True))
+            if told:
+                told(len(responses), len(prompts))
     return [responses[index] for index in range(len(prompts))]
 
 

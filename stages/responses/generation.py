@@ -22,7 +22,7 @@ from stages.models.logprobs import compute_logprobs
 from stages.models.miniature import make_miniature
 from stages.models.precision import autocast
 from stages.models.probe import ConfigKey, attempt, refuse
-from stages.process.context import StageContext
+from stages.process.context import StageContext, Told
 from stages.responses.by_generate import answer_by_generate
 from stages.responses.rows import Rows
 from stages.responses.sampling import Response
@@ -54,6 +54,7 @@ def generate_responses(
     max_rows: int,
     share: tuple[int, int] = (0, 1),
     stops: Callable[[Sequence[int]], bool] | None = None,
+    told: Told | None = None,
 ) -> list[Response]:
     """Answer each prompt; a response ends with its first stop token, or has `max_new_tokens` tokens without one.
 
@@ -72,6 +73,7 @@ def generate_responses(
         max_rows: prompts decoded at once, at least 1.
         share: (r, n): these prompts are every n-th of a longer list, from the r-th on, and get the answers that they would get there.
         stops: says of the ids of a response so far whether it ends here, stop token or not.
+        told: hears how many responses are done.
 
     Returns:
         One response per prompt, in order.
@@ -92,7 +94,7 @@ def generate_responses(
     try:
         # The precision is entered once, so that weights are cast once.
         with autocast(find_backbone(model), next(model.parameters()).device), eagerly(model):
-            return _decode(decoding, model, prompts, uniforms_NS, frozenset(stop_token_ids), stops, temperature, greedy, max_rows)
+            return _decode(decoding, model, prompts, uniforms_NS, frozenset(stop_token_ids), stops, temperature, greedy, max_rows, told)
     finally:
         model.train(was_training)
 
@@ -153,7 +155,7 @@ def _list_decodings(config: Any) -> list[Decoding]:
 
 def _agrees_with_forwards(model: Any, decoding: Decoding) -> bool:
     uniforms_NS = torch.rand(len(_TRIED_PROMPTS), _TRIED_TOKENS, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    responses = _decode(decoding, model, _TRIED_PROMPTS, uniforms_NS, frozenset({0}), None, 1.0, False, 3)
+    responses = _decode(decoding, model, _TRIED_PROMPTS, uniforms_NS, frozenset({0}), None, 1.0, False, 3, None)
     for prompt, response in zip(_TRIED_PROMPTS, responses, strict=True):
         text_T = torch.tensor(prompt + response.ids)
         logits_TV = model(input_ids=text_T[None], use_cache=False).logits[0]

@@ -11,6 +11,7 @@ from typing import Any
 
 from data.tokens import EncodedPromptRecord
 from stages.lines import to_line
+from stages.process.context import Told
 from stages.responses.generation import generate_responses
 from stages.responses.judge import Judge, JudgeError
 
@@ -35,6 +36,7 @@ def answer_prompts(
     temperature: float = 1.0,
     greedy: bool = False,
     batch_size: int = 64,
+    told: Told | None = None,
 ) -> list[Answer]:
     """Answer prompts from a fixed seed, leaving the training's random state and the model's mode untouched."""
     stop = tokenizer.eos_token_id if stop_token_id is None else stop_token_id
@@ -47,6 +49,7 @@ def answer_prompts(
         greedy=greedy,
         seed=seed,
         max_rows=batch_size,
+        told=told,
     )
     return [Answer(response.ids, response_text(tokenizer, response.ids), response.ids[-1] == stop) for response in responses]
 

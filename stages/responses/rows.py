@@ -14,6 +14,7 @@ from torch import Tensor
 from stages.models.adapters import find_model
 from stages.models.forward import takes_positions
 from stages.models.logprobs import get_num_tokens
+from stages.process.context import Told
 from stages.responses.kv_cache import KVCache
 from stages.responses.sampling import Response, sample_tokens
 
@@ -36,6 +37,7 @@ class Rows:
         temperature: float,
         greedy: bool,
         max_rows: int,
+        told: Told | None,
         additive_mask: bool,
     ) -> None:
         self.model = model
@@ -50,6 +52,7 @@ class Rows:
         self.temperature = temperature
         self.greedy = greedy
         self.max_rows = max_rows
+        self.told = told
         self.responses = [Response([], []) for _ in prompts]
         self.cache = KVCache(min(max_rows, len(prompts)))
         self.indices: list[int] = []  # prompt of each row
@@ -74,6 +77,8 @@ class Rows:
                 self.drop_finished()
             if self.num_alive:
                 self.decode()
+            if self.told:
+                self.told(len(self.prompts) - len(waiting) - self.num_alive, len(self.prompts))
         return self.responses
 
     @property

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from stages.models.packing import PackedRow, list_documents, pack, split_by_tokens
 from stages.models.reward_model import compute_scores
+from stages.process.context import Told
 from stages.responses.rollout import Rollout
 
 _RANKING_BATCH, _RANKING_TOKENS = 32, 16_384  # of a forward: prompts with all their answers, and their tokens
@@ -47,7 +48,7 @@ def score_rollout(scorer: Any, rollout: Rollout, micro_batches: list[Tensor]) ->
 
 
 @torch.no_grad()
-def score_rankings(model: Any, rankings: Sequence[tuple[list[int], Sequence[list[int]]]]) -> Tensor:
+def score_rankings(model: Any, rankings: Sequence[tuple[list[int], Sequence[list[int]]]], told: Told = lambda done, total: None) -> Tensor:
     """Score the responses of (prompt ids, responses) with the model's current calibration; float32 on the CPU, all in one axis."""
     model.eval()
     device = next(model.parameters()).device
@@ -56,4 +57,5 @@ def score_rankings(model: Any, rankings: Sequence[tuple[list[int], Sequence[list
     for run in split_by_tokens(lengths, _RANKING_TOKENS, _RANKING_BATCH):
         row = pack(*list_documents(rankings[run]), device)
         scores.append(compute_scores(model, row)[row.parents_D >= 0].cpu())
+        told(run.stop, len(rankings))
     return torch.cat(scores)

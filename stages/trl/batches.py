@@ -13,6 +13,7 @@ from torch import Tensor
 from trl.trainer.reward_trainer import RewardTrainer
 from trl.trainer.sft_trainer import SFTTrainer
 
+from stages.process.context import Told
 from stages.process.ranks import Ranks
 
 Batch = dict[str, Tensor]
@@ -55,14 +56,15 @@ def draw_step(trainer: Trainer, batches: Iterable[Batch], num_batches: int, keep
 
 
 @torch.no_grad()
-def evaluate_records(trainer: Trainer, batches: Any, prefix: str, keep: Keep, weigh: Weigh) -> Evaluation:
+def evaluate_records(trainer: Trainer, batches: Any, prefix: str, keep: Keep, weigh: Weigh, told: Told) -> Evaluation:
     """Compute the mean loss of held-out records, over all ranks, each record once; the trainer's `compute_loss` takes further figures."""
     model: Any = trainer.model
     model.eval()
     ranks = Ranks(trainer.accelerator)
     num_records = len(batches.dataset)
     total, weight = torch.zeros((2,), dtype=torch.float64, device=ranks.device)
-    for batch in _without_repeats(trainer, batches, num_records, trainer.args.eval_batch_size, keep):
+    for done, batch in enumerate(_without_repeats(trainer, batches, num_records, trainer.args.eval_batch_size, keep), start=1):
+        told(done, len(batches))
         batch_weight = weigh(batch)
         loss: Any = trainer.compute_loss(model, batch)
         # A batch of repeated records alone has no loss, which may read as not-a-number; it must not hide a loss that is one.

@@ -14,7 +14,7 @@ from stages.models.adapters import find_model
 from stages.models.forward import make_inputs
 from stages.models.head import HEAD
 from stages.models.packing import PackedRow, lay_out, list_documents
-from stages.process.context import StageContext
+from stages.process.context import StageContext, Told
 from stages.process.ranks import Ranks
 from stages.ranking import Pairs, make_pairs, pair_accuracy, ranking_loss
 from stages.settings import RMSettings
@@ -42,6 +42,7 @@ def make_ranking_trainer(
         processing_class=tokenizer,
         data_collator=collate_comparisons,
         callbacks=[StageCallback(context)],
+        told=context.tells("evaluation"),
     )
 
 
@@ -76,8 +77,9 @@ class RankingTrainer(RewardTrainer):
 
     loss_is_scaled_for_ga = True  # by `num_items_in_batch`, the comparisons of the whole batch
 
-    def __init__(self, **arguments: Any) -> None:
+    def __init__(self, *, told: Told, **arguments: Any) -> None:
         super().__init__(**arguments)
+        self.told = told
         self._sums = {"train": torch.zeros(4), "eval": torch.zeros(4)}  # see `_measure`; since the last row of metrics
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
@@ -87,7 +89,7 @@ class RankingTrainer(RewardTrainer):
         return draw_step(self, epoch_iterator, num_batches, keep_comparisons, weigh_comparisons)
 
     def evaluation_loop(self, dataloader: Any, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> Any:
-        return evaluate_records(self, dataloader, metric_key_prefix, keep_comparisons, weigh_comparisons)
+        return evaluate_records(self, dataloader, metric_key_prefix, keep_comparisons, weigh_comparisons, self.told)
 
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         pairs: Pairs = make_pairs(inputs["ranks"], inputs["prompts"])

@@ -19,7 +19,7 @@ from stages.models.adapters import find_model
 from stages.models.forward import is_packed, make_inputs
 from stages.models.logprobs import compute_logprobs
 from stages.models.packing import lay_out
-from stages.process.context import StageContext
+from stages.process.context import StageContext, Told
 from stages.process.errors import StageError
 from stages.settings import PretrainSettings, SFTSettings
 from stages.spec import EXIT_USAGE
@@ -88,6 +88,7 @@ def make_language_trainer(
         processing_class=tokenizer,
         data_collator=collate_demonstrations if ours else None,
         callbacks=[StageCallback(context)],
+        told=context.tells("evaluation"),
     )
 
 
@@ -166,15 +167,16 @@ class EvenSFTTrainer(SFTTrainer):
 
     loss_is_scaled_for_ga = True  # by `num_items_in_batch`, the response tokens of the whole batch
 
-    def __init__(self, **arguments: Any) -> None:
+    def __init__(self, *, told: Told, **arguments: Any) -> None:
         super().__init__(**arguments)
+        self.told = told
         self.data_collator = partial(_collate_with_lengths, self.data_collator)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         return draw_step(self, epoch_iterator, num_batches, keep_demonstrations, weigh_demonstrations)
 
     def evaluation_loop(self, dataloader: Any, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> Any:
-        return evaluate_records(self, dataloader, metric_key_prefix, keep_demonstrations, weigh_demonstrations)
+        return evaluate_records(self, dataloader, metric_key_prefix, keep_demonstrations, weigh_demonstrations, self.told)
 
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         for_model = {name: tensor for name, tensor in inputs.items() if name != _ROW_LENGTHS}

@@ -4,7 +4,6 @@ Nothing outside of this package touches TRL.
 """
 
 import math
-import time
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ from stages.settings import PretrainSettings, RMSettings, SFTSettings
 from stages.spec import EXIT_USAGE, StageName, checkpoint_name
 from stages.trainer_args import find_refused_arguments
 
-_EVENTS_PER_S = 4
 _ROW_BYTES = 300  # of a row of figures
 _SMALL_FILES, _RANK_STATE = 40 * 1024, 16 * 1024  # of a checkpoint: configurations, arguments, COMPLETE.json; a rank's generators
 _MOMENTS = {"sgd": 1, "ademamix": 3}  # how often an optimizer holds what learns; others twice at most
@@ -63,7 +61,6 @@ class StageCallback(TrainerCallback):
     def __init__(self, context: StageContext) -> None:
         self.context = context
         self.latest: dict[str, float] = {}
-        self.last_event_s = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, processing_class: Any = None, **_: Any) -> None:
         settings = self.context.spec.settings
@@ -92,10 +89,7 @@ class StageCallback(TrainerCallback):
         self.context.write_metrics(state.global_step, row)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        now = time.monotonic()
-        if now - self.last_event_s >= 1 / _EVENTS_PER_S or state.global_step == state.max_steps:
-            self.context.progress("train", state.global_step, state.max_steps, self.latest)
-            self.last_event_s = now
+        self.context.progress("train", state.global_step, state.max_steps, self.latest)
         if self.context.stop_requested:
             control.should_save = control.should_training_stop = True
         self._leave_last_evaluation(state, control)

@@ -29,11 +29,20 @@ def unmerged_sft(make_stage_in, tmp_path_factory):
     return stage.model_dir
 
 
+def phases_of(stage):
+    """What a stage said that it was doing, in the order in which it first did; each phase that has a length was told to its end."""
+    told = [row for row in rows_of(stage.spec.events_path) if row["event"] == "progress"]
+    last = {row["phase"]: row for row in told}
+    assert all(row["step"] == row["total"] for row in last.values())
+    return list(last)
+
+
 def test_sft_lowers_the_held_out_loss_and_its_model_opens_without_our_code(make_stage, base_model_dir):
     stage = make_stage("sft", rows=400, epochs=3, batch_size=16, micro_batch_size=16, learning_rate=3e-3, save_every=1000)
     stage.run()
     losses = [row["eval/loss"] for row in rows_of(stage.spec.output_dir / "metrics.jsonl") if "eval/loss" in row]
     assert losses[-1] < losses[0] - 0.2 and stage.result.metrics["eval/loss"] < math.log(822) / 3
+    assert phases_of(stage) == ["train", "evaluation", "held-out loss", "held-out answers, sampled", "held-out answers, greedy", "saving"]
 
     model = AutoModelForCausalLM.from_pretrained(stage.model_dir, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(stage.model_dir)
@@ -76,6 +85,7 @@ def test_rm_centres_demonstrations_and_its_scores_come_out_the_same_without_our_
     stage.run()
     model = AutoModelForSequenceClassification.from_pretrained(stage.model_dir, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(stage.model_dir)
+    assert phases_of(stage)[-3:] == ["held-out comparisons", "scores of demonstrations", "saving"]
     facts = stage.result.facts
 
     def score(prompt, response):
