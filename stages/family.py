@@ -19,6 +19,7 @@ from stages.models.probe import Ways, attempt, find_ways
 from stages.models.weights import find_base, open_pretrained
 from stages.process.errors import StageError
 from stages.responses.generation import Decoding, decide_decoding
+from stages.spec import EXIT_USAGE
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,21 @@ def find_family(path: str, revision: str | None = None) -> Family:
     Raises:
         StageError: its family cannot go through all stages; exit code 2. Its configuration cannot be opened; exit code 4.
     """
-    return describe_family(_open_config(path, revision))
+    config = _open_config(path, revision)
+    _refuse_quantized(path, config)
+    return describe_family(config)
+
+
+def _refuse_quantized(path: str, config: PretrainedConfig) -> None:
+    """Refuse weights that lie on the disk in few bits: they cannot learn, nor take a merged adapter."""
+    block: Any = getattr(config, "quantization_config", None)
+    if block:
+        method = block.get("quant_method", "some method") if isinstance(block, dict) else getattr(block, "quant_method", "some method")
+        raise StageError(
+            f"base_model: found weights that are quantized ({getattr(method, 'value', method)}) in {path}; needed ordinary ones; take the "
+            "model that they were made of, and set lora.quantize: nf4 in the stages where it shall be held in 4 bits",
+            EXIT_USAGE,
+        )
 
 
 def describe_family(config: PretrainedConfig) -> Family:

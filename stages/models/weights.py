@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from stages.blocks import HardwareSettings
 from stages.internals import get_piece, is_partitioned
@@ -26,15 +26,24 @@ from stages.spec import ADAPTER_CONFIG, EXIT_MISSING, EXIT_USAGE, EXIT_VERIFICAT
 
 
 def open_pretrained(auto_class: Any, path: str, **arguments: Any) -> Any:
-    """Have a class of transformers open a directory, or a hub id.
+    """Have a class of transformers open a directory, or a hub id; Python code that lies there is never run.
 
     Raises:
-        StageError: it cannot; exit code 4.
+        StageError: it cannot (exit code 4), or only by code of its own (exit code 2).
     """
+    if auto_class in (AutoConfig, AutoModelForCausalLM, AutoTokenizer):
+        arguments["trust_remote_code"] = False  # without a word they would ask the terminal
     try:
         return auto_class.from_pretrained(path, **arguments)
     except (OSError, ValueError) as error:
-        raise StageError(f"{path} cannot be opened by {auto_class.__name__}.from_pretrained: {error}", EXIT_MISSING) from error
+        said = " ".join(str(error).split())
+        if "trust_remote_code" in said:
+            raise StageError(
+                f"base_model: found Python code in {path} that opening it would run (`auto_map`); needed a model and a tokenizer that "
+                "transformers opens by its own code; take another base model",
+                EXIT_USAGE,
+            ) from error
+        raise StageError(f"{path} cannot be opened by {auto_class.__name__}.from_pretrained: {said:.400}", EXIT_MISSING) from error
 
 
 def load_weights(

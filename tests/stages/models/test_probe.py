@@ -213,3 +213,42 @@ def test_responses_by_generate_do_not_depend_on_the_batch_and_their_logprobs_are
         expected = logprobs.gather(1, torch.tensor(response.ids)[:, None])[:, 0]
         torch.testing.assert_close(torch.tensor(response.logprobs), expected, atol=1e-5, rtol=1e-5)
         assert all(token not in range(60) for token in response.ids[:-1])
+
+
+def change_config(directory, **values):
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "fp8", "mxfp4"])
+def test_quantized_weights_are_refused_in_one_line(tmp_path, method):
+    save_base("llama", tmp_path)
+    change_config(tmp_path, quantization_config={"quant_method": method, "bits": 4})
+    with pytest.raises(
+        StageError, match=rf"^base_model: found weights that are quantized \({method}\) in .*; take the model that"
+    ) as caught:
+        find_family(str(tmp_path))
+    assert caught.value.exit_code == EXIT_USAGE and "\n" not in str(caught.value)
+
+
+def test_code_that_lies_beside_a_model_is_never_run_and_never_asked_about(tmp_path, capfd):
+    save_base("llama", tmp_path)
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\n")
+    change_config(tmp_path, auto_map={"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Config"})
+    find_family(str(tmp_path))  # of a family that transformers knows
+    load_policy(str(tmp_path), HARDWARE)
+    change_config(tmp_path, model_type="chatglm")
+    with pytest.raises(
+        StageError, match=r"^base_model: found Python code in .* that opening it would run \(`auto_map`\); needed"
+    ) as caught:
+        find_family(str(tmp_path))
+    assert caught.value.exit_code == EXIT_USAGE and "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists() and "[y/N]" not in "".join(capfd.readouterr())
+
+
+def test_a_configuration_that_cannot_be_read_is_told_in_one_line(tmp_path):
+    save_base("llama", tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": ')
+    with pytest.raises(StageError, match=rf"^{tmp_path} cannot be opened by AutoConfig.from_pretrained: ") as caught:
+        find_family(str(tmp_path))
+    assert "\n" not in str(caught.value)
