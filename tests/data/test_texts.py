@@ -43,6 +43,7 @@ def test_the_text_of_a_control_token_stays_text_and_is_counted(tokenizer):
     assert counts["texts_with_control_tokens"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pattern", "length", "why"),
     [

@@ -50,6 +50,7 @@ def test_the_item_that_goes_over_its_limit_is_named(bad, why):
     assert found == ["A", "B", "C"]
 
 
+@pytest.mark.slow
 def test_a_chunk_that_takes_long_is_no_fault_of_its_items():
     def spin(chunk):
         until = time.process_time() + 0.3 * len(chunk)

@@ -206,6 +206,7 @@ def make_hostile(tmp_path, base_model_dir, monkeypatch):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", BRANCHES)
 def test_a_template_that_fails_at_one_record_of_many_is_told_with_that_records_line(make_hostile, what):
     """Tried with one word, these templates are blameless (faults.md S3)."""
