@@ -1,6 +1,8 @@
 """For each stage: reuse, or launch and publish."""
 
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +20,7 @@ from pipeline.launch.failure import StageFailed
 from pipeline.launch.launch import launch
 from pipeline.plan import Decision, Selection, decide, flatten, missing_artifact
 from pipeline.recipe.schema import Recipe
-from pipeline.rundir import forget_checkpoints, leave_evidence, open_run_directory, remove_checkpoints, require_utf8
+from pipeline.rundir import HeldRun, forget_checkpoints, leave_evidence, open_run_directory, remove_checkpoints, require_utf8
 from pipeline.store.artifact import Artifact
 from pipeline.store.disk import writing
 from pipeline.store.manifest import ManifestFields, Parent
@@ -49,6 +51,7 @@ class View(Protocol):
     def tokens_event(self, event: Event) -> None: ...
     def tokens_made(self, warnings: dict[RecordKind, list[str]]) -> None: ...
     def stage_reused(self, decision: Decision) -> None: ...
+    def stage_waits(self, stage: StageName, holder: str, waited_s: float, events: Sequence[Event]) -> None: ...
     def stage_started(self, decision: Decision, run_dir: Path) -> None: ...
     def stage_event(self, event: Event) -> None: ...
     def stage_published(self, outcome: "Outcome") -> None: ...
@@ -65,7 +68,7 @@ class Outcome:
     duration_s: float
 
 
-def run(recipe: Recipe, store: Store, selection: Selection, view: View) -> list[Outcome]:
+def run(recipe: Recipe, store: Store, selection: Selection, view: View, *, wait: bool = True) -> list[Outcome]:
     """Bring all selected stages up to date.
 
     Args:
@@ -73,6 +76,7 @@ def run(recipe: Recipe, store: Store, selection: Selection, view: View) -> list[
         store: Where artifacts are found and published.
         selection: Stages that may run; earlier ones must be there.
         view: Is told what happens.
+        wait: For another process that runs a stage with the same inputs, to reuse what it makes; else refuse.
 
     Returns:
         One outcome per selected stage.
@@ -103,21 +107,46 @@ def run(recipe: Recipe, store: Store, selection: Selection, view: View) -> list[
                 try_judge(recipe, inputs, [stage for stage in selection.run if stage in recipe.stages])
                 counts = make_tokens(recipe, inputs, store.root, view.tokens_event)
                 view.tokens_made(warn_of_losses(counts, recipe.tokens))
-            outcome = run_stage(recipe, inputs, decision, store, view, fresh=selection.force)
+            outcome = run_stage(recipe, inputs, decision, store, view, fresh=selection.force, wait=wait)
         artifacts[stage] = outcome.artifact
         if selected:
             outcomes.append(outcome)
     return outcomes
 
 
-def run_stage(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, view: View, *, fresh: bool = False) -> Outcome:
-    """Run one stage in a process of its own, or go on with its unfinished run, and publish what it leaves."""
-    for parent in decision.parents.values():
-        store.require_verified(parent.ref)
-    with open_run_directory(store.root, decision, private=recipe.private) as directory, store.staging(decision.stage) as staging:
-        run_dir = directory.path
+def run_stage(
+    recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, view: View, *, fresh: bool = False, wait: bool = True
+) -> Outcome:
+    """Run one stage, or go on with its unfinished run, and publish what it leaves; or reuse what another process made of it meanwhile."""
+    stage = decision.stage
+
+    def told(holder: str, waited_s: float, events: list[Event]) -> None:
+        view.stage_waits(stage, holder, waited_s, events)
+
+    with ExitStack() as stack:
+        try:
+            run_directory = open_run_directory(store.root, decision, private=recipe.private, told=told if wait else None)
+            held = stack.enter_context(run_directory)
+        except BaseException:
+            view.stage_failed(stage)
+            raise
+        if not fresh:  # again, as another process may have published it, or left other checkpoints, since it was decided
+            decision = decide(stage, recipe, inputs, decision.parents, store)
+        if decision.artifact is not None:
+            remove_checkpoints(held.directory)
+            view.stage_reused(decision)
+            return Outcome(stage, decision.artifact, True, 0.0)
+        for parent in decision.parents.values():
+            store.require_verified(parent.ref)
+        return _make(recipe, inputs, decision, store, view, held, fresh=fresh)
+
+
+def _make(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, view: View, held: HeldRun, *, fresh: bool) -> Outcome:
+    """Launch a stage in the run directory that is held, and publish what it leaves."""
+    run_dir = held.directory.path
+    with store.staging(decision.stage) as staging:
         if fresh:
-            remove_checkpoints(directory)
+            remove_checkpoints(held.directory)
         if not (run_dir / "checkpoints").exists():  # a new run, not an unfinished one
             for name in ("log.txt", "events.jsonl"):
                 (run_dir / name).unlink(missing_ok=True)
@@ -133,7 +162,7 @@ def run_stage(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, 
             def make_commands(marker: str) -> list[Command]:
                 return stage_commands(decision.stage, run_dir / "spec.json", recipe.hardware, marker)
 
-            received = launch(decision.stage, make_commands, run_dir, view.stage_event, offline=inputs.local)
+            received = launch(decision.stage, make_commands, run_dir, view.stage_event, offline=inputs.local, held=[held.lock])
             duration_s = time.monotonic() - started_s
             fields = _manifest_fields(
                 recipe, inputs, decision, _read_result(decision.stage, staging.path, run_dir), duration_s, run_dir.name
@@ -145,7 +174,7 @@ def run_stage(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, 
             raise
         view.stage_published(outcome)
         # Only now: a run that is killed before this line finds its checkpoints again.
-        remove_checkpoints(directory)
+        remove_checkpoints(held.directory)
     if received is not None:
         raise StoppedAfterStage(received)
     return outcome
@@ -169,8 +198,8 @@ def prepare_by_hand(recipe: Recipe, store: Store, stage: StageName) -> tuple[Pat
     for earlier in selection.needed(recipe):
         decision = decide(earlier, recipe, inputs, artifacts, store, force=earlier == stage)
         if earlier == stage:
-            with open_run_directory(store.root, decision, private=recipe.private) as directory, writing(directory.path):
-                run_dir = directory.path
+            with open_run_directory(store.root, decision, private=recipe.private) as held, writing(held.directory.path):
+                run_dir = held.directory.path
                 spec = _make_spec(recipe, inputs, decision, run_dir / "output", run_dir, store.root)
                 (run_dir / "spec.json").write_text(spec.model_dump_json(indent=2), encoding="utf-8")
                 return run_dir, commands_by_hand(stage, run_dir / "spec.json", recipe.hardware)

@@ -14,14 +14,16 @@ import os
 import shutil
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from data.schema import Problem
 from data.secrets import redact, redact_values
-from pipeline.errors import ConfigError, ResourceError
+from pipeline.errors import ConfigError
 from pipeline.plan import Decision, name_run
 from pipeline.recipe.schema import Recipe
-from pipeline.store.directory import Directory, naming, open_root
+from pipeline.runlock import LOCK_FILE, ToldOfWait, take_run_lock
+from pipeline.store.directory import Directory, open_root
 from pipeline.store.disk import is_utf8, reading, refuse_link, take_lock, writing
 from pipeline.store.parts import RUNS_DIR
 from stages.lines import to_line
@@ -45,12 +47,26 @@ def require_utf8(root: Path) -> None:
         raise ConfigError([f"--store: found {root.absolute()}, needed a path in UTF-8, as the libraries open no other; rename it"])
 
 
+@dataclass(frozen=True)
+class HeldRun:
+    """A run's directory, and the descriptor by which this process has it for itself."""
+
+    directory: Directory
+    lock: int
+
+
 @contextmanager
-def open_run_directory(root: Path, decision: Decision, *, private: bool = False) -> Generator[Directory]:
+def open_run_directory(root: Path, decision: Decision, *, private: bool = False, told: ToldOfWait | None = None) -> Generator[HeldRun]:
     """Open the run directory for one orchestrator at a time, and for its owner only if it is `private`.
 
+    Args:
+        root: Of the store.
+        decision: Names the run.
+        private: Let nobody else read it.
+        told: Called while another orchestrator runs this stage; None: do not wait for it.
+
     Raises:
-        ResourceError: It cannot be written, something in it is a link, or another orchestrator runs this stage.
+        ResourceError: It cannot be written, something in it is a link, or another orchestrator runs this stage and nobody waits.
     """
     run_dir = root / RUNS_DIR / run_id(decision)
     with ExitStack() as stack:
@@ -58,19 +74,11 @@ def open_run_directory(root: Path, decision: Decision, *, private: bool = False)
             store = stack.enter_context(open_root(root, create=True))
             directory = stack.enter_context(store.enter(f"{RUNS_DIR}/{run_dir.name}", create=True))
             _require_plain(directory)
-            with naming(run_dir / "lock"):
-                lock = take_lock("lock", wait=False, dir_fd=directory.fd)
-            if lock is None:
-                holder = (run_dir / "lock").read_text(encoding="utf-8", errors="replace").strip()[:80] or "another process"
-                raise ResourceError(
-                    f"{run_dir}: {holder} is running this stage with the same inputs; wait for it, then run again to reuse it"
-                )
+            lock = take_run_lock(directory, told)
             stack.callback(os.close, lock)
             if private:  # it may be there from a run that was not
                 os.chmod(directory.fd, 0o700)  # noqa: PTH101
-            os.ftruncate(lock, 0)
-            os.write(lock, f"process {os.getpid()}\n".encode())
-        yield directory
+        yield HeldRun(directory, lock)
 
 
 def _require_plain(directory: Directory) -> None:
@@ -96,7 +104,7 @@ def forget_checkpoints(root: Path, decision: Decision) -> None:
     with suppress(FileNotFoundError), reading(root / below), open_root(root) as store, store.enter(below) as directory:
         if "checkpoints" in directory.directories():
             with suppress(OSError):  # it may not be ours to write
-                lock = take_lock("lock", wait=False, dir_fd=directory.fd)
+                lock = take_lock(LOCK_FILE, wait=False, dir_fd=directory.fd)
                 if lock is not None:
                     remove_checkpoints(directory)
                     os.close(lock)

@@ -26,6 +26,14 @@ FromOption = Annotated[str | None, typer.Option("--from", metavar="STAGE", help=
 UntilOption = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")]
 SlurmOption = Annotated[bool, typer.Option("--slurm", help="Submit a SLURM job for each stage and follow them.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Make new artifacts even where one can be reused.")]
+WaitOption = Annotated[
+    bool,
+    typer.Option(
+        "--wait/--no-wait",
+        help="Where another process runs a stage with the same inputs: wait and reuse what it makes, going on from its last checkpoint if "
+        "it dies; or end with exit code 5.",
+    ),
+]
 PrivateOption = Annotated[
     bool,
     typer.Option(

@@ -17,6 +17,7 @@ from pipeline.cli.options import (
     SlurmOption,
     StoreOption,
     UntilOption,
+    WaitOption,
     absolute_recipe,
     make_console,
     open_recipe,
@@ -37,6 +38,7 @@ def run_command(
     until: UntilOption = None,
     force: ForceOption = False,
     slurm: SlurmOption = False,
+    wait: WaitOption = True,
     private: PrivateOption = False,
     overrides: SetOption = [],
     store: StoreOption = None,
@@ -57,9 +59,10 @@ def run_command(
         root = opened.root
         arguments = [absolute_recipe(recipe), "--store", str(root.resolve()), *(word for pair in overrides for word in ("--set", pair))]
         arguments += ["--force"] if force else []
+        arguments += [] if wait else ["--no-wait"]
         stages: list[StageName] = [stage for stage in selection.run if stage in resolved.stages]
         raise typer.Exit(run_by_slurm(resolved.hardware, root, stages, arguments, lambda line: say(terminal, line)))
-    outcomes = run(resolved, opened, selection, ProgressView(terminal))
+    outcomes = run(resolved, opened, selection, ProgressView(terminal), wait=wait)
     print_summary(terminal, outcomes)
 
 

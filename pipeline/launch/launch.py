@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -39,6 +39,7 @@ def launch(
     on_event: Callable[[Event], None],
     *,
     offline: bool = True,
+    held: Collection[int] = (),
 ) -> int | None:
     """Run a stage to its end.
 
@@ -50,6 +51,7 @@ def launch(
         run_dir: Gets `log.txt`; `events.jsonl` is read there.
         on_event: Called with each new event.
         offline: Forbid the Hugging Face libraries to ask the network.
+        held: Descriptors whose locks outlive this process, if it is killed, until all that it started is gone.
 
     Returns:
         The signal number that came while the stage ran to its end all the same, else None.
@@ -70,7 +72,7 @@ def launch(
         environment, left_out = stage_environment(marker, offline=offline)
         if left_out:
             note(f"ignored in the environment, which another launcher left there: {', '.join(left_out)}")
-        watchdog, pipe = start_watchdog(marker)
+        watchdog, pipe = start_watchdog(marker, held)
         try:
             ends, received, error = _run_to_end(commands, environment, log, events, on_event)
         finally:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,8 +18,12 @@ MARKER = "RLHF_STAGE_RUN"
 _SWEEP_LIMIT_S = 5.0
 
 
-def start_watchdog(marker: str) -> tuple[subprocess.Popen[bytes], int]:
+def start_watchdog(marker: str, held: Collection[int] = ()) -> tuple[subprocess.Popen[bytes], int]:
     """Start the process that sweeps when we are killed.
+
+    Args:
+        marker: Of the processes that it kills.
+        held: Descriptors that it keeps open until it has swept, for their locks.
 
     Returns:
         The watchdog, and the descriptor of the pipe that keeps it quiet: it sweeps when the pipe closes, and always then.
@@ -31,6 +36,7 @@ def start_watchdog(marker: str) -> tuple[subprocess.Popen[bytes], int]:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            pass_fds=tuple(held),
         )
     finally:
         os.close(read_end)

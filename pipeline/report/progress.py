@@ -1,6 +1,7 @@
 """A run as it happens: one bar per stage on a terminal, plain lines elsewhere."""
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from stages.lines import read_figures
 from stages.spec import StageName
 
 _LINE_EVERY_S = 10.0
+_WAITING_LINE_EVERY_S = 60.0
 
 
 class ProgressView:
@@ -32,6 +34,8 @@ class ProgressView:
         self._phase = ""
         self._first: tuple[float, int] | None = None  # when the phase was first told of, and how far it was
         self._last_line_s = 0.0
+        self._waits_for = ""
+        self._place = ""
 
     def reading(self, kind: str, count: int) -> None:
         """Show that records are being read, where that takes long."""
@@ -61,10 +65,32 @@ class ProgressView:
     def stage_reused(self, decision: Decision) -> None:
         """Show that nothing has to be done."""
         assert decision.artifact is not None
+        self._close_bar()
         self._say(f"{decision.stage}: reused {decision.artifact.ref}, nothing it depends on changed", "green")
+
+    def stage_waits(self, stage: StageName, holder: str, waited_s: float, events: Sequence[Event]) -> None:
+        """Show, once, for whom a stage waits, and then that it still does and how far that one is."""
+        for event in events:
+            if event.get("event") == "progress" and (counts := _read_counts(event)):
+                self._place = f"it is at {counts[0]}/{counts[1]}"
+        if holder != self._waits_for:
+            self._close_bar()
+            self._say(f"{stage}: waits for {holder}, which runs it with the same inputs", "bold")
+            self._waits_for, self._place, self._last_line_s = holder, "", time.monotonic()
+            if self._console.is_terminal:
+                self._open_bar(stage, "waits")
+        state = ", ".join(filter(None, (f"has waited {format_duration(waited_s)}", self._place)))
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, state=state)
+            self._progress.refresh()
+        elif time.monotonic() - self._last_line_s >= _WAITING_LINE_EVERY_S:
+            self._last_line_s = time.monotonic()
+            self._say(f"{stage}: {state}")
 
     def stage_started(self, decision: Decision, run_dir: Path) -> None:
         """Show why a stage runs, and begin its bar."""
+        self._close_bar()
+        self._waits_for = ""
         self._stage, self._phase, self._first, self._last_line_s = decision.stage, "", None, time.monotonic()
         self._say(f"{decision.stage}: runs, because {decision.why}", "bold")
         if not self._console.is_terminal:

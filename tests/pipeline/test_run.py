@@ -1,7 +1,6 @@
 """A run: reuse, launch, publish, resume. The stages are small programs that obey the contract (fake_stage.py)."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from pipeline.launch.failure import StageFailed
 from pipeline.plan import Selection
 from pipeline.recipe.load import load_recipe
 from pipeline.run import run
-from pipeline.store.disk import take_lock
 from pipeline.store.store import Store
 
 STAGES = ("sft", "rm", "ppo")
@@ -221,22 +219,6 @@ def test_checkpoints_of_a_run_that_was_killed_after_publishing_are_removed(bring
     (run_dir / "checkpoints").mkdir()
     bring_up(run=("sft",))
     assert not (run_dir / "checkpoints").exists()
-
-
-def test_two_orchestrators_do_not_run_the_same_stage(bring_up, store, monkeypatch):
-    monkeypatch.setenv("FAKE_SFT", "fail:1")
-    with pytest.raises(StageFailed):
-        bring_up(run=("sft",))
-    (run_dir,) = store.root.glob("runs/sft-*")
-    lock = take_lock(run_dir / "lock", wait=False)
-    try:
-        with pytest.raises(
-            ResourceError, match=rf"process {os.getpid()} is running this stage with the same inputs; wait for it"
-        ) as caught:
-            bring_up(run=("sft",))
-    finally:
-        os.close(lock)
-    assert caught.value.exit_code == 5
 
 
 def test_a_damaged_parent_is_refused_and_named(bring_up, store):

@@ -1,0 +1,101 @@
+"""Equal runs at once: one trains, the others wait and reuse it; of one that is killed another takes over. Real processes."""
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pipeline.report.progress import ProgressView
+from pipeline.store.disk import take_lock
+from pipeline.store.store import Store
+from tests.waiting import wait_until
+
+RLHF = [sys.executable, "-P", "-m", "pipeline.cli"]
+
+
+@pytest.fixture
+def start(recipe_path, fake_stages, tmp_path):
+    """A function that starts `rlhf run --only sft` with an SFT that behaves in some way; all that still run are killed at the end."""
+    started = []
+
+    def start(behaviour, *arguments):
+        command = [*RLHF, "run", recipe_path, "--only", "sft", "--store", tmp_path / "store", *arguments]
+        environment = {**os.environ, "FAKE_SFT": behaviour}
+        started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.slow
+def test_of_four_equal_runs_at_once_one_trains_and_the_others_reuse_it(start, tmp_path):
+    processes = [start("steps") for _ in range(4)]
+    told = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, told
+    assert sum("sft: published sft@v1" in out for out, _ in told) == 1
+    assert sum("sft: reused sft@v1" in out for out, _ in told) == 3
+    store = Store(tmp_path / "store")
+    assert store.refs() == ["sft@v1"]
+    assert (store.get("sft").path / "log.txt").read_text().count("from step") == 1
+
+
+@pytest.mark.slow
+def test_whoever_waits_says_for_whom_and_takes_over_from_the_last_checkpoint_of_one_that_is_killed(start, tmp_path):
+    holder = start("child")
+    wait_until(lambda: list(tmp_path.glob("store/runs/sft-*/checkpoints/waiting")), 60)
+    (run_dir,) = tmp_path.glob("store/runs/sft-*")
+    (run_dir / "checkpoints" / "step").write_text("15")
+    heir, leaver, hasty = start("steps"), start("steps"), start("steps", "--no-wait")
+    _, told = hasty.communicate(timeout=60)
+    assert hasty.returncode == 5
+    who = rf"process {holder.pid} of \S+ on \S+ \(since [-0-9]{{10}} [:0-9]{{8}} UTC\)"
+    assert re.fullmatch(rf"{re.escape(str(run_dir))}: {who} runs this stage with the same inputs; .* leave --no-wait away to .*\n", told)
+    lines = [process.stdout.readline() for process in (heir, leaver)]
+    assert all(re.fullmatch(rf"sft: waits for {who}, which runs it with the same inputs\n", line) for line in lines), lines
+
+    asked_s = time.monotonic()
+    leaver.send_signal(signal.SIGINT)
+    _, told = leaver.communicate(timeout=10)
+    assert (leaver.returncode, told) == (130, "")
+    assert time.monotonic() - asked_s < 3
+
+    worker = int(re.search(r"worker (\d+)", (run_dir / "log.txt").read_text())[1])
+    holder.kill()
+    lock = take_lock(run_dir / "lock", wait=True)  # or the heir has it first
+    assert not Path(f"/proc/{worker}").exists() or b"sleep" not in Path(f"/proc/{worker}/cmdline").read_bytes()
+    os.close(lock)
+    out, told = heir.communicate(timeout=60)
+    assert heir.returncode == 0, told
+    assert "sft: goes on from step 15\n" in out
+    assert "sft: published sft@v1" in out
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_a_wait_gives_a_sign_of_life_with_how_far_the_other_is(monkeypatch, is_terminal):
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    view = ProgressView(Console(file=out, force_terminal=is_terminal, width=80, highlight=False))
+    for waited in range(125):
+        now[0] += 1
+        view.stage_waits("sft", "process 7 of ann on node3", waited, [{"event": "progress", "step": waited, "total": 900}])
+    view.stage_failed("sft")
+    lines = out.getvalue().splitlines()
+    if is_terminal:
+        assert "has waited 2:04, it is at 124/900" in out.getvalue()
+    else:
+        assert lines == [
+            "sft: waits for process 7 of ann on node3, which runs it with the same inputs",
+            "sft: has waited 1:00, it is at 60/900",
+            "sft: has waited 2:00, it is at 120/900",
+        ]
