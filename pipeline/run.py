@@ -16,11 +16,12 @@ from pipeline.inputs.prepare import Inputs, prepare
 from pipeline.judge import try_judge
 from pipeline.launch.commands import Command, commands_by_hand, stage_commands
 from pipeline.launch.events import Event
-from pipeline.launch.failure import StageFailed
+from pipeline.launch.failure import StageFailed, last_lines
 from pipeline.launch.launch import launch
 from pipeline.plan import Decision, Selection, decide, flatten, missing_artifact
 from pipeline.recipe.schema import Recipe
 from pipeline.rundir import HeldRun, forget_checkpoints, leave_evidence, open_run_directory, remove_checkpoints, require_utf8
+from pipeline.runrecord import Attempt, record_attempt
 from pipeline.store.artifact import Artifact
 from pipeline.store.disk import writing
 from pipeline.store.manifest import ManifestFields, Parent
@@ -136,15 +137,23 @@ def run_stage(
             remove_checkpoints(held.directory)
             view.stage_reused(decision)
             return Outcome(stage, decision.artifact, True, 0.0)
+        if held.failed is not None:  # the same again would fail in the same way, once for each that waits
+            raise _failed_elsewhere(stage, held.failed, held.directory.path / "log.txt")
         for parent in decision.parents.values():
             store.require_verified(parent.ref)
         return _make(recipe, inputs, decision, store, view, held, fresh=fresh)
 
 
+def _failed_elsewhere(stage: StageName, attempt: Attempt, log_path: Path) -> StageFailed:
+    who = f"process {attempt.process} of {attempt.user} on {attempt.host}, for which this waited, failed"
+    message = f"{stage}: {who}: {attempt.reason.removeprefix(f'{stage}: ')}; mend that, or run again to try it once more"
+    return StageFailed(message, attempt.exit_code or EXIT_FAILED, last_lines(log_path), log_path)
+
+
 def _make(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, view: View, held: HeldRun, *, fresh: bool) -> Outcome:
     """Launch a stage in the run directory that is held, and publish what it leaves."""
     run_dir = held.directory.path
-    with store.staging(decision.stage) as staging:
+    with record_attempt(held.directory) as record_published, store.staging(decision.stage) as staging:
         if fresh:
             remove_checkpoints(held.directory)
         if not (run_dir / "checkpoints").exists():  # a new run, not an unfinished one
@@ -172,6 +181,7 @@ def _make(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, view
         except BaseException:
             view.stage_failed(decision.stage)
             raise
+        record_published(outcome.artifact.ref)
         view.stage_published(outcome)
         # Only now: a run that is killed before this line finds its checkpoints again.
         remove_checkpoints(held.directory)

@@ -23,6 +23,7 @@ from pipeline.errors import ConfigError
 from pipeline.plan import Decision, name_run
 from pipeline.recipe.schema import Recipe
 from pipeline.runlock import LOCK_FILE, ToldOfWait, take_run_lock
+from pipeline.runrecord import Attempt
 from pipeline.store.directory import Directory, open_root
 from pipeline.store.disk import is_utf8, reading, refuse_link, take_lock, writing
 from pipeline.store.parts import RUNS_DIR
@@ -49,10 +50,17 @@ def require_utf8(root: Path) -> None:
 
 @dataclass(frozen=True)
 class HeldRun:
-    """A run's directory, and the descriptor by which this process has it for itself."""
+    """A run's directory, for this process alone.
+
+    Args:
+        directory: The directory.
+        lock: The descriptor that holds its lock.
+        failed: The attempt of another process for which this one waited, and which failed.
+    """
 
     directory: Directory
     lock: int
+    failed: Attempt | None
 
 
 @contextmanager
@@ -74,11 +82,11 @@ def open_run_directory(root: Path, decision: Decision, *, private: bool = False,
             store = stack.enter_context(open_root(root, create=True))
             directory = stack.enter_context(store.enter(f"{RUNS_DIR}/{run_dir.name}", create=True))
             _require_plain(directory)
-            lock = take_run_lock(directory, told)
+            lock, failed = take_run_lock(directory, told)
             stack.callback(os.close, lock)
             if private:  # it may be there from a run that was not
                 os.chmod(directory.fd, 0o700)  # noqa: PTH101
-        yield HeldRun(directory, lock)
+        yield HeldRun(directory, lock, failed)
 
 
 def _require_plain(directory: Directory) -> None:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 from pipeline.errors import ResourceError
 from pipeline.launch.events import Event, EventReader
+from pipeline.runrecord import Attempt, read_record
 from pipeline.store.aliases import user_name
 from pipeline.store.directory import Directory, naming
 from pipeline.store.disk import read_bounded, take_lock
@@ -25,7 +26,7 @@ _MAX_HOLDER_BYTES = 1000
 ToldOfWait = Callable[[str, float, list[Event]], None]
 
 
-def take_run_lock(run_dir: Directory, told: ToldOfWait | None) -> int:
+def take_run_lock(run_dir: Directory, told: ToldOfWait | None) -> tuple[int, Attempt | None]:
     """Lock a run's directory and write there who has it.
 
     Args:
@@ -33,11 +34,12 @@ def take_run_lock(run_dir: Directory, told: ToldOfWait | None) -> int:
         told: Called again and again while another process has the lock; None: do not wait for it.
 
     Returns:
-        The descriptor that holds the lock.
+        The descriptor that holds the lock; and the attempt of whoever we waited for, where it failed.
 
     Raises:
         ResourceError: another process has it, and nobody waits (exit 5).
     """
+    before, has_waited = None, False
     started_s, events = time.monotonic(), EventReader(run_dir.path / "events.jsonl")
     while (lock := _try_lock(run_dir)) is None:
         # Not at the first try: somebody may look at the lock just now, or have no time yet to say who it is.
@@ -48,9 +50,12 @@ def take_run_lock(run_dir: Directory, told: ToldOfWait | None) -> int:
         if told is None:
             needed = "one run at a time is needed; leave --no-wait away to wait for it and reuse what it makes"
             raise ResourceError(f"{run_dir.path}: {holder} runs this stage with the same inputs; {needed}")
+        before, has_waited = before if has_waited else _read_attempt(run_dir), True
         told(holder, time.monotonic() - started_s, events.read())
     _write_holder(lock)
-    return lock
+    after = _read_attempt(run_dir)
+    has_failed = has_waited and after is not None and after.outcome == "failed" and after != before
+    return lock, after if has_failed else None
 
 
 def read_holder(run_dir: Directory) -> str:
@@ -60,6 +65,13 @@ def read_holder(run_dir: Directory) -> str:
         if line:
             return line
     return "another process"
+
+
+def _read_attempt(run_dir: Directory) -> Attempt | None:
+    with suppress(OSError, ValueError):
+        record = read_record(run_dir)
+        return record.last if record else None
+    return None
 
 
 def _try_lock(run_dir: Directory) -> int | None:

@@ -53,11 +53,18 @@ def _find_checkpoints(root: Path, stage: StageName) -> Iterator[tuple[str, int]]
     """Find the stage's runs that have a complete checkpoint: (name, step of the newest)."""
     with suppress(FileNotFoundError), reading(root), open_root(root) as store, store.enter(RUNS_DIR) as runs:
         for name in runs.directories():
-            with suppress(OSError), runs.enter(f"{name}/checkpoints") as checkpoints:
-                steps = [step for entry in checkpoints.directories() if (step := parse_checkpoint(entry)) is not None]
-                complete = [step for step in steps if _is_file(f"{checkpoint_name(step)}/{COMPLETE_FILE}", checkpoints)]
-                if name.startswith(f"{stage}-") and complete and _is_file("../spec.json", checkpoints):
-                    yield name, max(complete)
+            with suppress(OSError), runs.enter(name) as run_dir:
+                step = newest_checkpoint(run_dir)
+                if name.startswith(f"{stage}-") and step is not None and _is_file("spec.json", run_dir):
+                    yield name, step
+
+
+def newest_checkpoint(run_dir: Directory) -> int | None:
+    """Find the step of a run's newest complete checkpoint."""
+    with suppress(FileNotFoundError), run_dir.enter("checkpoints") as checkpoints:
+        steps = [step for entry in checkpoints.directories() if (step := parse_checkpoint(entry)) is not None]
+        return max((step for step in steps if _is_file(f"{checkpoint_name(step)}/{COMPLETE_FILE}", checkpoints)), default=None)
+    return None
 
 
 def _is_file(path: str, directory: Directory) -> bool:

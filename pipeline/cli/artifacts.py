@@ -64,6 +64,19 @@ def verify_command(
         raise typer.Exit(EXIT_VERIFICATION)
 
 
+def runs_command(store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """List the runs, the newest first: when, how long, how it ended and why, what it published or which checkpoint it goes on from."""
+    from pipeline.report.runs import print_runs
+    from pipeline.runlist import list_runs
+
+    opened = open_store(store)
+    rows = list_runs(opened)
+    if as_json:
+        print_json(rows)
+    else:
+        print_runs(make_console(), rows, opened.root)
+
+
 def alias_command(
     ref: Annotated[str, typer.Argument(help="The artifact.")],
     name: Annotated[str, typer.Argument(help="Its new name: ppo@NAME.")],

@@ -1,6 +1,7 @@
 """A stage program that obeys the contract and trains nothing. FAKE_SFT, FAKE_RM, FAKE_PPO say how it behaves:
 
-ok (default), steps (a second of work, a checkpoint per step), fail:<code>, crash, die, no-result, no-model, wait, stubborn, child, same,
+ok (default), steps (a second of work, a checkpoint per step), fail:<code>, slow-fail:<code> (once checkpoints/waiting is removed),
+crash, die, no-result, no-model, wait, stubborn, child, same,
 print-secret
 """
 
@@ -38,7 +39,11 @@ print(f"\x1b[31mfake {stage}\x1b[0m from step {first_step}", flush=True)
 say("start", stage=stage, unit="step", resumed_step=first_step)
 say("note", message="a note\x1b[2J")
 
-if behaviour == "fail":
+if behaviour == "slow-fail":
+    (checkpoints / "waiting").touch()
+    while (checkpoints / "waiting").exists():
+        time.sleep(0.05)
+if behaviour in ("fail", "slow-fail"):
     print("\n".join(f"line {i}" for i in range(40)))
     say("error", message="the loss is nan\x1b[2J", exit_code=int(detail))
     sys.exit(int(detail))

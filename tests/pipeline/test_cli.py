@@ -133,6 +133,7 @@ def state_of(directory):
         ["plan", "RECIPE", "--set", "data.eval_fraction=0.5"],  # of which there is no note
         ["plan", "demo"],
         ["gc", "--keep", "1"],
+        ["runs"],
     ],
 )
 @pytest.mark.slow
@@ -438,7 +439,7 @@ def test_a_reader_that_goes_away_does_not_end_a_training(recipe_path, fake_stage
     assert (store / "artifacts/ppo/v0001/manifest.json").exists()
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["ls"], ["plan"], ["plan", "RECIPE"], ["show", "ppo"], ["verify"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["ls"], ["plan"], ["plan", "RECIPE"], ["show", "ppo"], ["verify"], ["runs"]])
 @pytest.mark.slow
 def test_reading_commands_import_no_torch(made, tmp_path, recipe_path, arguments):
     arguments = [str(recipe_path) if word == "RECIPE" else word for word in arguments]

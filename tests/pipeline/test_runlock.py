@@ -80,6 +80,21 @@ def test_whoever_waits_says_for_whom_and_takes_over_from_the_last_checkpoint_of_
     assert "sft: published sft@v1" in out
 
 
+@pytest.mark.slow
+def test_whoever_waits_for_one_that_fails_ends_with_its_reason_and_does_not_fail_again(start, tmp_path):
+    holder = start("slow-fail:3")
+    wait_until(lambda: list(tmp_path.glob("store/runs/sft-*/checkpoints/waiting")), 60)
+    waiters = [start("ok"), start("ok")]
+    assert all("waits for" in process.stdout.readline() for process in waiters)
+    for path in tmp_path.glob("store/runs/sft-*/checkpoints/waiting"):
+        path.unlink()
+    told = [process.communicate(timeout=60)[1] for process in (holder, *waiters)]
+    assert [process.returncode for process in (holder, *waiters)] == [3, 3, 3]
+    assert all(f"sft: process {holder.pid} of " in text and "for which this waited, failed: the loss is nan; " in text for text in told[1:])
+    assert Store(tmp_path / "store").refs() == []
+    assert start("ok").wait(60) == 0
+
+
 @pytest.mark.parametrize("is_terminal", [False, True])
 def test_a_wait_gives_a_sign_of_life_with_how_far_the_other_is(monkeypatch, is_terminal):
     now = [1000.0]
