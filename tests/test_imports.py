@@ -21,6 +21,16 @@ TORCH_FREE_STAGES = {
     "data.death",
     "stages.process.output",
     "stages.process.places",
+    "stages.statistics.best_of_n",
+    "stages.statistics.bootstrap",
+    "stages.statistics.comparison",
+    "stages.statistics.frontier",
+    "stages.statistics.intervals",
+    "stages.statistics.kl",
+    "stages.statistics.length_control",
+    "stages.statistics.overoptimisation",
+    "stages.statistics.reward_card",
+    "stages.statistics.variety",
 }
 PURE_MATHS = {"stages.ppo.advantages", "stages.ppo.losses", "stages.responses.kl"}
 
