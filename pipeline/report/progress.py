@@ -31,7 +31,7 @@ class ProgressView:
         self._stage: StageName = "sft"
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self._phase = ""
+        self._phase: str = ""
         self._first: tuple[float, int] | None = None  # when the phase was first told of, and how far it was
         self._last_line_s = 0.0
         self._waits_for = ""
