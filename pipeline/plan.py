@@ -211,7 +211,7 @@ def _differences(
     stage: StageName, config: dict[str, Any], data: dict[str, dict[str, str]], parents: Mapping[str, Artifact | None], store: Store
 ) -> Iterator[str]:
     """Say how the inputs differ from those of the newest artifact; of a parent that is None only whether there was one."""
-    artifacts = store.list(stage)
+    artifacts = [artifact for artifact in store.list(stage) if artifact.manifest.imported is None]  # others were made otherwise
     if not artifacts:
         yield "no artifact yet"
         return

@@ -33,6 +33,8 @@ app.command("alias")(artifacts.alias_command)
 app.command("tag", help="The same as alias.")(artifacts.alias_command)
 app.command("gc")(artifacts.gc_command)
 app.command("rm")(artifacts.rm_command)
+app.command("import")(artifacts.import_command)
+app.command("export")(artifacts.export_command)
 
 
 def main() -> NoReturn:

@@ -1,10 +1,11 @@
-"""The commands that work on the store: list, show, verify and name artifacts."""
+"""The commands that work on the store: list, show, verify, name, remove, import and export artifacts; list runs."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import STAGE_NAMES, JsonOption, StoreOption, make_console, open_store, print_json, say
+from pipeline.cli.options import STAGE_NAMES, JsonOption, StoreOption, make_console, open_store, parse_stage, print_json, say
 from pipeline.errors import StoreError
 from stages.spec import EXIT_MISSING, EXIT_VERIFICATION
 
@@ -127,3 +128,41 @@ def rm_command(
     terminal = make_console()
     for ref in remove(open_store(store), refs):
         say(terminal, f"removed {ref}")
+
+
+def import_command(
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A model as save_pretrained writes it, or an artifact's directory with its manifest.")
+    ],
+    kind: Annotated[
+        str | None, typer.Option("--kind", metavar="KIND", help=f"{STAGE_NAMES}; default: rm where its config has a score head, else sft.")
+    ] = None,
+    store: StoreOption = None,
+) -> None:
+    """Publish a copy of a directory from elsewhere, marked as imported; safetensors only. No run reuses it by itself."""
+    from pipeline.store.disk import expand_home
+    from pipeline.store.importing import import_directory
+    from pipeline.store.parts import require_own_parts
+
+    name, opened = parse_stage(kind), open_store(store)
+    require_own_parts(opened.root)
+    imported = import_directory(opened, expand_home(directory), name)
+    terminal = make_console()
+    for note in imported.notes:
+        say(terminal, f"note: {note}")
+    say(terminal, f"imported {imported.artifact.ref}: {imported.artifact.path}")
+
+
+def export_command(
+    ref: Annotated[str, typer.Argument(help="The artifact.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new directory, or an empty one.")],
+    merged: Annotated[bool, typer.Option("--merged", help="The merged model, where there is one, in place of the adapter.")] = False,
+    store: StoreOption = None,
+) -> None:
+    """Copy an artifact's model with its tokenizer into a plain directory, with a README.md of where it is from; every byte is verified."""
+    from pipeline.store.disk import expand_home
+    from pipeline.store.exporting import export_artifact
+
+    target = expand_home(directory).absolute()
+    artifact = export_artifact(open_store(store), ref, target, merged=merged)
+    say(make_console(), f"exported {artifact.ref}: {target}")

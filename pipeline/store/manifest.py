@@ -72,6 +72,17 @@ class CodeState(Closed):
     dirty: bool = Field(False, description="Whether files differed from that commit.")
 
 
+class Imported(Closed):
+    """Where an artifact came from that no stage of this store made."""
+
+    path: str = Field(description="The directory that was imported.")
+    by: str = Field(description="Who imported it.")
+    at: str = Field(description="ISO 8601, UTC.")
+    ref: str | None = Field(default=None, description="Its name in the store that it came from, where it had a manifest.")
+    content_id: Sha256 | None = Field(default=None, description="Its content id there.")
+    created_utc: str | None = Field(default=None, description="When it was published there.")
+
+
 class ManifestFields(Closed):
     """What the publisher knows of an artifact; the store adds the rest."""
 
@@ -90,6 +101,7 @@ class ManifestFields(Closed):
     counts: dict[str, int] = Field(default_factory=dict, description="Records read, used, cut and dropped.")
     duration_s: float | None = Field(None, ge=0, allow_inf_nan=False, description="Seconds of the stage run, by the monotonic clock.")
     run_id: str | None = Field(None, description="Run that made it, a directory under `runs/`.")
+    imported: Imported | None = Field(default=None, description="Where it came from; not written where a stage made it.")
 
 
 class Manifest(ManifestFields):
@@ -128,7 +140,8 @@ def compute_content_id(files: Iterable[FileEntry]) -> str:
 
 def render_manifest(manifest: Manifest) -> bytes:
     """Write a manifest as JSON whose first line holds the sha256 of the rest, so that no later change goes unseen."""
-    body = manifest.model_dump_json(indent=1).encode().removeprefix(b"{\n") + b"\n"
+    absent = {"imported"} if manifest.imported is None else None  # so that earlier versions read it
+    body = manifest.model_dump_json(indent=1, exclude=absent).encode().removeprefix(b"{\n") + b"\n"
     return b'{"manifest_sha256": "%s",\n' % hashlib.sha256(body).hexdigest().encode() + body
 
 

@@ -1,0 +1,206 @@
+"""Directories from elsewhere become artifacts that say so; artifacts become plain directories."""
+
+import json
+import os
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from pipeline.errors import StoreError
+from pipeline.store.exporting import export_artifact
+from pipeline.store.importing import import_directory
+from pipeline.store.removal import plan_collection
+from pipeline.store.store import Store
+
+WEIGHTS = save({"w": np.arange(4, dtype=np.float32)})
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A plain model directory."""
+    directory = tmp_path / "model"
+    directory.mkdir()
+    (directory / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    (directory / "model.safetensors").write_bytes(WEIGHTS)
+    (directory / "tokenizer.json").write_text("{}")
+    return directory
+
+
+def test_a_plain_model_becomes_an_artifact_that_says_where_it_came_from(store, model):
+    (model / ".git").mkdir()
+    (model / ".git" / "HEAD").write_text("x")
+    imported = import_directory(store, model, None)
+    manifest = store.get("sft").manifest
+    assert imported.notes == ["left out: .git"]
+    assert store.verify("sft") == []
+    assert {entry.path for entry in manifest.files} == {f"model/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")}
+    assert (manifest.imported.path, manifest.imported.ref, manifest.cache_key, manifest.parents) == (str(model), None, None, [])
+
+
+@pytest.mark.parametrize(
+    ("given", "architecture", "kind"), [(None, "LlamaForSequenceClassification", "rm"), ("ppo", "LlamaForCausalLM", "ppo")]
+)
+def test_the_kind_is_what_is_asked_for_or_what_the_model_is(store, model, given, architecture, kind):
+    (model / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    assert import_directory(store, model, given).artifact.ref == f"{kind}@v1"
+
+
+def test_s1_what_is_no_whole_model_in_safetensors_is_refused_before_anything_is_written(store, model, tmp_path):
+    def refuse(name, content, told):
+        path = model / name
+        before = path.read_bytes() if path.exists() else None
+        path.write_bytes(content)
+        with pytest.raises(StoreError, match=told) as caught:
+            import_directory(store, model, None)
+        assert caught.value.exit_code == 3
+        assert store.refs() == []
+        path.unlink() if before is None else path.write_bytes(before)
+
+    refuse("training_args.bin", pickle.dumps({}), r"'training_args\.bin': a pickle can run code")
+    refuse("model.safetensors", WEIGHTS[:-1], r"model\.safetensors: .*; weights in safetensors are needed")
+    refuse("model.safetensors", pickle.dumps({}), r"model\.safetensors: .*; weights in safetensors are needed")
+    refuse("config.json", b"[1]", r"config\.json: no JSON object")
+    refuse("model.safetensors.index.json", b'{"weight_map": {"w": "../x", "v": 3}}', r"index\.json: names \.\./x, which is not there")
+    refuse("model.safetensors.index.json", b'{"weight_map": [[]]}' + b"[" * 100_000, r"index\.json: .*; a JSON object is needed")
+    refuse("manifest.json", b"{}", r"manifest\.json: .*an intact manifest is needed")
+    (model / "model.safetensors").unlink()
+    with pytest.raises(StoreError, match=r"found no weights in \*\.safetensors"):
+        import_directory(store, model, None)
+    (model / "config.json").unlink()
+    with pytest.raises(StoreError, match=r"found no config\.json"):
+        import_directory(store, model, None)
+    with pytest.raises(StoreError, match="not there") as caught:
+        import_directory(store, tmp_path / "nothing", None)
+    assert caught.value.exit_code == 4
+    assert not list(store.root.glob(".staging/*"))
+
+
+def test_s4_links_are_followed_as_a_hubs_cache_makes_them_and_no_others(store, tmp_path, model):
+    blobs, snapshot = tmp_path / "hub/blobs", tmp_path / "hub/snapshots/abc"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for path in model.iterdir():
+        path.rename(blobs / f"{path.name}-hash")
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}-hash")
+    artifact = import_directory(store, snapshot, None).artifact
+    assert (artifact.model_path / "model.safetensors").read_bytes() == WEIGHTS
+    assert not (artifact.model_path / "model.safetensors").is_symlink()
+    (tmp_path / "secret").write_text("x")
+    (snapshot / "note.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(StoreError, match=r"'note\.txt': a link to .*secret, outside of the model"):
+        import_directory(store, snapshot, None)
+    (snapshot / "note.txt").unlink()
+    os.mkfifo(snapshot / "pipe")
+    with pytest.raises(StoreError, match="'pipe': pipes"):
+        import_directory(store, snapshot, None)
+    assert store.refs() == ["sft@v1"]
+
+
+def test_an_artifact_from_another_store_keeps_what_its_manifest_says_and_the_parents_that_are_here(store, tmp_path, publish):
+    elsewhere = Store(tmp_path / "elsewhere")
+    parent = publish(elsewhere, metrics={"eval/loss": 1.5})
+    named = {"ref": parent.ref, "content_id": parent.content_id}
+    child = publish(elsewhere, "rm", files={"model/a": b"1", "log.txt": b"said"}, parents=[named], cache_key="k", seed=3, run_id="rm-x")
+    publish(store, files={"model/other": b"other"})  # so that numbers differ
+
+    first = import_directory(store, child.path, None)
+    assert first.artifact.manifest.parents == []
+    assert "made from sft@v1" in first.notes[0]
+    assert import_directory(store, parent.path, "sft").artifact.ref == "sft@v2"
+    second = import_directory(store, child.path, None)
+    manifest = second.artifact.manifest
+    assert second.notes == []
+    assert [(found.ref, found.content_id) for found in manifest.parents] == [("sft@v2", parent.content_id)]
+    assert (manifest.imported.ref, manifest.imported.content_id) == ("rm@v1", child.content_id)
+    assert (second.artifact.content_id, manifest.seed, manifest.cache_key, manifest.run_id) == (child.content_id, 3, None, None)
+    assert store.get("sft@v2").manifest.metrics == {"eval/loss": 1.5}
+    assert all(store.verify(ref) == [] for ref in store.refs())
+    with pytest.raises(StoreError, match="found kind rm, needed sft"):
+        import_directory(store, child.path, "sft")
+    assert plan_collection(store, 1).damaged == []
+
+
+def test_f6_an_artifact_that_is_not_as_its_manifest_says_is_refused_and_nothing_is_published(store, tmp_path, publish):
+    child = publish(Store(tmp_path / "elsewhere"), "rm", files={"model/a": b"1", "log.txt": b"said"})
+    copy = tmp_path / "copy"
+    for change, told in (
+        (lambda: (copy / "log.txt").write_text("sait"), r"log\.txt: not as its manifest says"),
+        (lambda: (copy / "log.txt").unlink(), r"log\.txt"),
+        (lambda: (copy / "model/b").write_text("1"), r"model/b: not a file of its manifest"),
+        (lambda: ((copy / "log.txt").unlink(), (copy / "log.txt").symlink_to("/etc/passwd")), r"log\.txt: not a file of its manifest"),
+    ):
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(child.path, copy)
+        for path in (copy, *copy.rglob("*")):
+            path.chmod(0o755)
+        change()
+        with pytest.raises(StoreError, match=told):
+            import_directory(store, copy, None)
+        assert store.refs() == []
+        assert not list(store.root.glob(".staging/*"))
+
+
+def test_a_manifest_of_what_a_stage_made_is_read_by_earlier_versions(store, publish):
+    assert b"imported" not in (publish(store).path / "manifest.json").read_bytes()
+
+
+def test_an_export_is_the_model_and_a_page_of_where_it_is_from(store, tmp_path, publish):
+    parent = publish(store)
+    named = {"ref": parent.ref, "content_id": parent.content_id}
+    facts = {"base_model": "/home/ann/base`\n# x", "form": "adapter", "architecture": "Llama", "score_bias": 0.5}
+    files = {"model/adapter.safetensors": b"1", "model/README.md": b"its own", "merged/model.safetensors": b"2", "log.txt": b"said"}
+    artifact = publish(
+        store, "rm", files=files, parents=[named], facts=facts, metrics={"eval/accuracy": 0.75}, data={"comparisons": "c0ffee"}
+    )
+    target = tmp_path / "new" / "exported"
+    assert export_artifact(store, "rm", target, merged=False).ref == "rm@v1"
+    assert {path.name: path.read_bytes() for path in target.iterdir() if path.name != "README.md"} == {
+        "adapter.safetensors": b"1",
+        "README.original.md": b"its own",
+    }
+    page = (target / "README.md").read_text()
+    for line in (
+        "# rm@v1",
+        "- base model: `base' # x`",
+        "- `eval/accuracy`: 0.75",
+        "- data `comparisons`: `c0ffee`",
+        f"- `sft@v1`, content id `{parent.content_id}`",
+    ):
+        assert line in page.splitlines()
+    assert "/home/ann" not in page
+    assert artifact.content_id in page
+    (tmp_path / "empty").mkdir()
+    export_artifact(store, "rm", tmp_path / "empty", merged=True)
+    assert (tmp_path / "empty" / "model.safetensors").read_bytes() == b"2"
+    assert os.access(tmp_path / "empty" / "model.safetensors", os.W_OK)
+
+
+def test_an_export_replaces_nothing_and_leaves_nothing_half(store, tmp_path, publish):
+    artifact = publish(store)
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "thesis.tex").write_text("precious")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for directory in (full, full / "thesis.tex", tmp_path / "link"):
+        with pytest.raises(StoreError, match="already there; a new or an empty directory is needed") as caught:
+            export_artifact(store, "sft", directory, merged=False)
+        assert caught.value.exit_code == 2
+    with pytest.raises(StoreError, match="found no merged/"):
+        export_artifact(store, "sft", tmp_path / "new", merged=True)
+    path = artifact.model_path / "model.safetensors"
+    path.chmod(0o644)
+    path.write_bytes(bytes(len(path.read_bytes())))
+    with pytest.raises(StoreError, match="is damaged") as caught:
+        export_artifact(store, "sft", tmp_path / "new", merged=False)
+    assert caught.value.exit_code == 3
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["full", "link", "store"]
+
+
+def test_an_exported_model_comes_back_as_the_same_content(store, tmp_path, model):
+    content = import_directory(store, model, None).artifact.content_id
+    export_artifact(store, "sft", tmp_path / "out", merged=False)
+    (tmp_path / "out" / "README.md").unlink()
+    assert import_directory(store, tmp_path / "out", None).artifact.content_id == content
