@@ -3,6 +3,7 @@
 config.json -> miniature -> how it computes, how it is decoded, what its reward model is, where LoRA goes; or a refusal in one line
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -105,7 +106,11 @@ def check_lora(path: str, adapters: Mapping[str, LoRASettings | None], revision:
         if lora is None:
             continue
         try:
-            with torch.random.fork_rng(devices=[]):  # an adapter is drawn; the stage's own must be what it would be
+            # What peft and transformers warn of is refused, or no matter of this recipe's.
+            with (
+                warnings.catch_warnings(action="ignore"),
+                torch.random.fork_rng(devices=[]),
+            ):  # an adapter is drawn; the stage's own must be what it would be
                 _try_adapter(config, lora, "SEQ_CLS" if stage == "rm" else "CAUSAL_LM")
         except StageError as error:
             raise StageError(f"{stage}.{error}", error.exit_code) from error

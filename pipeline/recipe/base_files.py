@@ -39,6 +39,22 @@ def list_weights(model: str) -> list[Path]:
     return list(_list_weights(model, ()))
 
 
+def find_damage(path: Path) -> str | None:
+    """Say what is wrong with a safetensors file that was cut or overwritten; None: its length is what its header says."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        try:
+            header: dict[str, Any] = json.loads(stream.read(length)) if length <= min(size, _MAX_JSON_BYTES) else {}
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            needed = 8 + length + max(ends, default=0)
+        except (ValueError, RecursionError, AttributeError, LookupError, TypeError):
+            ends, needed = [], 0
+    if not ends:
+        return f"found {size:,} bytes that are no safetensors file"
+    return None if size == needed else f"found {size:,} bytes, needed {needed:,}"
+
+
 def _list_weights(model: str, above: tuple[str, ...]) -> Iterator[Path]:
     directory = Path(model)
     if not directory.is_absolute():

@@ -7,7 +7,7 @@ from typing import Any
 
 from data.schema import KINDS
 from pipeline.errors import ConfigError, StoreError
-from pipeline.recipe.base_files import list_weights
+from pipeline.recipe.base_files import find_damage, list_weights
 from pipeline.recipe.explain import show
 from pipeline.recipe.paths import find_absence, hint_path, show_path
 from pipeline.recipe.schema import DEMO_PATTERN, Recipe
@@ -85,6 +85,9 @@ def _check_base_model(recipe: Recipe, problem: ProblemAt) -> Iterator[str]:
         pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for file in path.glob(pattern))
         found = f"only pickled weights ({', '.join(pickles[:3])}), which can run code" if pickles else "no weights"
         yield problem("base_model", f"found {found} in {show_path(path)}, needed *.safetensors; convert with save_pretrained")
+    for file in weights:
+        if damage := find_damage(file):
+            yield problem("base_model", f"{show_path(file)}: {damage}; it was cut or changed: get it once more")
 
 
 def _check_data(recipe: Recipe, stages: tuple[StageName, ...], problem: ProblemAt) -> Iterator[str]:

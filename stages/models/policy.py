@@ -18,7 +18,8 @@ def load_policy(path: str, hardware: HardwareSettings, revision: str | None = No
     """
     model = load_weights("CAUSAL_LM", path, hardware, engine=engine, revision=revision)
     # A base model's repetition penalty, top-k or temperature must never leak into rollouts or evaluations.
+    config = model.config.get_text_config()
     model.generation_config = GenerationConfig(
-        bos_token_id=model.config.bos_token_id, eos_token_id=model.config.eos_token_id, pad_token_id=model.config.pad_token_id
+        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
     )
     return model

@@ -82,8 +82,8 @@ def align_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
 
     Embedding rows behind the last token stand for nothing (Pythia's and Qwen's tables are rounded up): they are not sampled.
     """
-    model.config.pad_token_id = tokenizer.pad_token_id
-    model.config.eos_token_id = tokenizer.eos_token_id
+    for config in (model.config, model.config.get_text_config()):  # one and the same, but where other parts than text have settings too
+        config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
     if model.can_generate():
         model.generation_config.pad_token_id = tokenizer.pad_token_id
         model.generation_config.eos_token_id = tokenizer.eos_token_id

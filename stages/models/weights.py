@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from stages.blocks import HardwareSettings
@@ -29,12 +30,16 @@ def open_pretrained(auto_class: Any, path: str, **arguments: Any) -> Any:
     """Have a class of transformers open a directory, or a hub id; Python code that lies there is never run.
 
     Raises:
-        StageError: it cannot (exit code 4), or only by code of its own (exit code 2).
+        StageError: it cannot (exit code 4), or only by code of its own (exit code 2), or its weights are damaged (exit code 3).
     """
     if auto_class in (AutoConfig, AutoModelForCausalLM, AutoTokenizer):
         arguments["trust_remote_code"] = False  # without a word they would ask the terminal
     try:
         return auto_class.from_pretrained(path, **arguments)
+    except SafetensorError as error:
+        raise StageError(
+            f"{path}: found weights that are cut or damaged ({error}); needed whole ones; get them anew", EXIT_VERIFICATION
+        ) from error
     except (OSError, ValueError) as error:
         said = " ".join(str(error).split())
         if "trust_remote_code" in said:

@@ -147,6 +147,25 @@ def test_pickled_weights_are_refused(recipe_path):
 
 
 @pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (lambda whole: whole[:-5], "84 bytes, needed 89"),
+        (lambda whole: whole[:20], "20 bytes that are no safetensors file"),
+        (lambda whole: b"", "0 bytes that are no safetensors file"),
+        (lambda whole: whole + b"x", "90 bytes, needed 89"),
+        (lambda whole: b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "55 bytes that are no safetensors file"),
+    ],
+)
+def test_weights_that_were_cut_are_told_before_anything_runs(recipe_path, content, found):
+    path = recipe_path.parent / "base" / "model.safetensors"
+    path.write_bytes(content(path.read_bytes()))
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(recipe_path)
+    (line,) = caught.value.problems
+    assert line == f'{recipe_path}:2: base_model: "{path}": found {found}; it was cut or changed: get it once more'
+
+
+@pytest.mark.parametrize(
     "line",
     [
         "sft:\n  trainer_args: {hub_token: canary-4711}\n",
