@@ -6,18 +6,24 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.options import STAGE_NAMES, JsonOption, StoreOption, make_console, open_store, parse_stage, print_json, say
+from pipeline.cli.remotes import list_remote
 from pipeline.errors import StoreError
 from stages.spec import EXIT_MISSING, EXIT_VERIFICATION
 
 
 def ls_command(
-    kind: Annotated[str | None, typer.Argument(metavar="KIND", help=f"{STAGE_NAMES}; all when left out.")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(metavar="[KIND|URL]", help=f"{STAGE_NAMES}; all when left out. Or the address of a store elsewhere.")
+    ] = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the artifacts."""
+    """List the artifacts, here or at an address (s3://, gs://, hf://, file://)."""
     from pipeline.report.tables import list_data, print_list
 
+    if kind is not None and "://" in kind:
+        list_remote(kind, as_json)
+        return
     opened = open_store(store)
     rows = list_data(opened, kind)
     if as_json:

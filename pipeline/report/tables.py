@@ -12,16 +12,18 @@ from rich.text import Text
 from pipeline.errors import StoreError
 from pipeline.report.headline import headline, labels_of
 from pipeline.store.artifact import Artifact
+from pipeline.store.manifest import Manifest
 from pipeline.store.store import Store
 from pipeline.text import clean, format_bytes, format_duration, format_number
 from stages.lines import read_line
-from stages.spec import SAMPLES_FILE, STAGES
+from stages.spec import EXIT_MISSING, EXIT_RESOURCE, SAMPLES_FILE, STAGES
 
 if TYPE_CHECKING:  # `rlhf ls` needs neither
     from data.schema import RecordKind
     from pipeline.inputs.prepare import Inputs
     from pipeline.plan import Decision
     from pipeline.run import Outcome
+    from pipeline.store.remotes import Remote
     from pipeline.tokens import Counts
     from stages.blocks import TokenSettings
 
@@ -101,23 +103,39 @@ def list_data(store: Store, kind: str | None) -> list[dict[str, Any]]:
         except StoreError as error:
             rows.append({"ref": ref, "damaged": error.message})
             continue
-        manifest = artifact.manifest
-        rows.append(
-            {
-                "ref": ref,
-                "content_id": artifact.content_id,
-                "created_utc": manifest.created_utc,
-                "size": sum(entry.size for entry in manifest.files),
-                "parents": [parent.ref for parent in manifest.parents],
-                "aliases": [name for name, alias in names.get(artifact.kind, {}).items() if alias.ref == ref],
-                "metrics": manifest.metrics,
-                "path": str(artifact.path),
-            }
-        )
+        named = [name for name, alias in names.get(artifact.kind, {}).items() if alias.ref == ref]
+        rows.append(_list_row(ref, artifact.manifest, named, str(artifact.path)))
     return rows
 
 
-def print_list(console: Console, rows: Sequence[dict[str, Any]], root: Path) -> None:
+def list_remote_data(remote: "Remote") -> list[dict[str, Any]]:
+    """Return all artifacts of a store elsewhere as plain data; those without an intact manifest marked, as a push may have been stopped."""
+    rows: list[dict[str, Any]] = []
+    for ref in remote.refs():
+        try:
+            rows.append(_list_row(str(ref), remote.read_manifest(ref)[0], [], remote.address(ref)))
+        except StoreError as error:
+            if error.exit_code == EXIT_RESOURCE:
+                raise
+            incomplete = "no manifest: a push goes on, or was stopped" if error.exit_code == EXIT_MISSING else error.message
+            rows.append({"ref": str(ref), "damaged": incomplete})
+    return rows
+
+
+def _list_row(ref: str, manifest: Manifest, aliases: list[str], path: str) -> dict[str, Any]:
+    return {
+        "ref": ref,
+        "content_id": manifest.content_id,
+        "created_utc": manifest.created_utc,
+        "size": sum(entry.size for entry in manifest.files),
+        "parents": [parent.ref for parent in manifest.parents],
+        "aliases": aliases,
+        "metrics": manifest.metrics,
+        "path": path,
+    }
+
+
+def print_list(console: Console, rows: Sequence[dict[str, Any]], root: Path | str) -> None:
     """Print artifacts, one a line."""
     if not rows:
         console.print(Text(clean(f"no artifacts in {root}; `rlhf run` makes some")), soft_wrap=True)

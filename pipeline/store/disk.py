@@ -140,7 +140,7 @@ def read_bounded(path: Path | str, max_bytes: int, *, dir_fd: int | None = None)
         OSError: it cannot be read.
         ValueError: it is no regular file, or too large.
     """
-    with _open_regular(path, dir_fd) as stream:
+    with open_regular(path, dir_fd) as stream:
         content = stream.read(max_bytes + 1)
     if len(content) > max_bytes:
         raise ValueError(f"more than {max_bytes} bytes")
@@ -154,7 +154,7 @@ def hash_file(path: Path | str, *, dir_fd: int | None = None, publish_mode: int 
         OSError: it cannot be read.
         ValueError: it is no regular file.
     """
-    with _open_regular(path, dir_fd) as stream:
+    with open_regular(path, dir_fd) as stream:
         if publish_mode is not None:
             with suppress(OSError):  # a file system without modes: nothing relies on them
                 os.chmod(stream.fileno(), publish_mode)  # noqa: PTH101
@@ -163,7 +163,13 @@ def hash_file(path: Path | str, *, dir_fd: int | None = None, publish_mode: int 
         return stream.tell(), digest.hexdigest()
 
 
-def _open_regular(path: Path | str, dir_fd: int | None) -> BufferedReader:
+def open_regular(path: Path | str, dir_fd: int | None) -> BufferedReader:
+    """Open a regular file to read, never following a link or waiting on a pipe.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no regular file.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)

@@ -22,6 +22,8 @@ SCHEMA_VERSION = 1
 # 100 files take about 20 kB; what is larger than this was not written by us.
 MAX_MANIFEST_BYTES = 8 * 1024 * 1024
 
+MAX_NAME_BYTES, MAX_PATH_BYTES = 255, 2048
+
 # Formats that run code when they are opened.
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 
@@ -123,6 +125,20 @@ class Manifest(ManifestFields):
         if len({entry.path for entry in files}) != len(files):
             raise ValueError("a path stands twice")
         return files
+
+
+def check_layout(files: Iterable[FileEntry]) -> None:
+    """Refuse files that no directory can hold together.
+
+    Raises:
+        ValueError: a name is too long, or a path is a file and a directory.
+    """
+    paths = {entry.path for entry in files}
+    for path in sorted(paths):
+        if any(len(part.encode()) > MAX_NAME_BYTES for part in path.split("/")) or len(path.encode()) > MAX_PATH_BYTES:
+            raise ValueError(f"{path[:80]!r}: a name of more than {MAX_NAME_BYTES} bytes, or a path of more than {MAX_PATH_BYTES}")
+        if above := paths.intersection(str(parent) for parent in PurePosixPath(path).parents):
+            raise ValueError(f"{min(above)[:80]!r} is a file and a directory")
 
 
 def compute_content_id(files: Iterable[FileEntry]) -> str:

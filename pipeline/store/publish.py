@@ -6,9 +6,11 @@ staging -> refuse -> fsync + sha256 each file -> manifest -> fsync directories -
 import errno
 import os
 import stat
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from pipeline.errors import StoreError
@@ -47,14 +49,41 @@ def publish_staging(root: Path, staging: Staging, fields: ManifestFields) -> Man
         ResourceError: the file system refused (exit 5).
     """
     check_kind(staging.kind)
+    with _open_places(root, staging) as (place, kind_directory):
+        return _publish(place, staging.path.name, kind_directory, partial(_claim_version, place, staging.path.name, kind_directory, fields))
+
+
+def publish_copy(root: Path, staging: Staging, manifest: Manifest, content: bytes) -> None:
+    """Turn a staging directory into the version that a manifest from elsewhere names, byte for byte.
+
+    Args:
+        root: Of the store.
+        staging: Holds the artifact's files; gone afterwards.
+        manifest: Parsed.
+        content: The manifest's own bytes.
+
+    Raises:
+        StoreError: a file differs from the manifest, or the version is taken (exit 3).
+        ResourceError: the file system refused (exit 5).
+    """
+    check_kind(manifest.kind)
+    with _open_places(root, staging) as (place, kind_directory):
+        with place.enter(staging.path.name) as directory, suppress(FileNotFoundError):
+            os.unlink(MANIFEST_FILE, dir_fd=directory.fd)  # of a process that was killed before the rename
+        _publish(
+            place, staging.path.name, kind_directory, partial(_claim_same, place, staging.path.name, kind_directory, manifest, content)
+        )
+
+
+@contextmanager
+def _open_places(root: Path, staging: Staging) -> Generator[tuple[Directory, Directory]]:
     with writing(staging.path), ExitStack() as stack:
         store = stack.enter_context(open_root(root))
         place = stack.enter_context(store.enter(STAGING_DIR))
-        kind_directory = stack.enter_context(store.enter(f"{ARTIFACTS_DIR}/{staging.kind}", create=True))
-        return _publish(place, staging.path.name, kind_directory, fields)
+        yield place, stack.enter_context(store.enter(f"{ARTIFACTS_DIR}/{staging.kind}", create=True))
 
 
-def _publish(staging_place: Directory, name: str, kind_directory: Directory, fields: ManifestFields) -> Manifest:
+def _publish(staging_place: Directory, name: str, kind_directory: Directory, claim: Callable[[list[FileEntry]], Manifest]) -> Manifest:
     with staging_place.enter(name) as staging:
         # Made with the umask of whoever runs this, as not all of its files are: libraries write weights that only their owner may read.
         mode = stat.S_IMODE(os.fstat(staging.fd).st_mode)
@@ -62,7 +91,7 @@ def _publish(staging_place: Directory, name: str, kind_directory: Directory, fie
         for below in sorted(list_directories(staging), reverse=True):
             with staging.enter(below) as directory:
                 sync_descriptor(directory.fd)
-        manifest = _claim_version(staging_place, name, kind_directory, fields, files)
+        manifest = claim(files)
         sync_descriptor(kind_directory.fd)
         # Only now, as renaming a directory takes the right to write in it.
         make_read_only(staging, mode & _ENTERABLE)
@@ -122,14 +151,33 @@ def _claim_version(
         )
         content = render_manifest(manifest)
         parse_manifest(content)  # never publish what cannot be read
-        with staging_place.enter(name) as staging:
-            write_durably(MANIFEST_FILE, content, dir_fd=staging.fd, mode=_READABLE)
-            sync_descriptor(staging.fd)
-        try:
-            os.rename(name, version_directory(version), src_dir_fd=staging_place.fd, dst_dir_fd=kind_directory.fd)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise
-            version += 1
-        else:
+        if _rename(staging_place, name, kind_directory, version, content):
             return manifest
+        version += 1
+
+
+def _claim_same(
+    staging_place: Directory, name: str, kind_directory: Directory, manifest: Manifest, content: bytes, files: list[FileEntry]
+) -> Manifest:
+    found, needed = ({entry.path: entry for entry in entries} for entries in (files, manifest.files))
+    if differing := sorted(path for path in found.keys() | needed.keys() if found.get(path) != needed.get(path)):
+        message = f"{staging_place.path / name / differing[0]}: not what the manifest of {manifest.kind}@v{manifest.version} says"
+        raise StoreError(f"{message}; its very bytes needed; pull again", EXIT_VERIFICATION)
+    if not _rename(staging_place, name, kind_directory, manifest.version, content):
+        place = kind_directory.path / version_directory(manifest.version)
+        raise StoreError(f"{place}: already there; a free version number needed; pull into another --store", EXIT_VERIFICATION)
+    return manifest
+
+
+def _rename(staging_place: Directory, name: str, kind_directory: Directory, version: int, content: bytes) -> bool:
+    """Write the manifest and rename staging to a version; False where that is taken."""
+    with staging_place.enter(name) as staging:
+        write_durably(MANIFEST_FILE, content, dir_fd=staging.fd, mode=_READABLE)
+        sync_descriptor(staging.fd)
+    try:
+        os.rename(name, version_directory(version), src_dir_fd=staging_place.fd, dst_dir_fd=kind_directory.fd)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        return False
+    return True

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pipeline.store.directory import Directory, naming, open_root
@@ -33,13 +34,19 @@ class Staging:
 
 
 @contextmanager
-def open_staging(root: Path, kind: str) -> Generator[Staging]:
+def open_staging(root: Path, kind: str, key: str | None = None) -> Generator[Staging]:
     """Create a locked staging directory, from which its kind's place can be reached; what is there at the end of the block is removed.
+
+    Args:
+        root: Of the store.
+        kind: Of what will be written.
+        key: 32 hexadecimal digits that name what will be written: it begins with what an earlier block with this key left that failed
+            or was killed, and nobody has reaped. Others with this key wait.
 
     Raises:
         ResourceError: it cannot be created, or nothing could be published from it (exit 5).
     """
-    name = f"{kind}-{uuid.uuid4().hex}"
+    name = f"{kind}-{key or uuid.uuid4().hex}"
     path = root / STAGING_DIR / name
     with ExitStack() as stack:
         with writing(path):
@@ -50,8 +57,9 @@ def open_staging(root: Path, kind: str) -> Generator[Staging]:
             with naming(path):
                 lock = take_lock(name + _LOCK_SUFFIX, wait=True, dir_fd=place.fd)
                 assert lock is not None
-                stack.callback(_discard, place, name, lock)
-                os.mkdir(name, dir_fd=place.fd)
+                stack.push(partial(_leave, place, name, lock, key is not None))
+                with suppress(*[FileExistsError] if key else []):
+                    os.mkdir(name, dir_fd=place.fd)
         yield Staging(kind, path)
 
 
@@ -84,6 +92,13 @@ def reap_staging(root: Path) -> list[str]:
                     _discard(place, name, lock)
                     reaped.append(name)
     return reaped
+
+
+def _leave(place: Directory, name: str, lock: int, keep_failed: bool, error_type: type[BaseException] | None, *_: object) -> None:
+    if keep_failed and error_type is not None:
+        os.close(lock)
+    else:
+        _discard(place, name, lock)
 
 
 def _discard(place: Directory, name: str, lock: int) -> None:

@@ -42,14 +42,16 @@ class Store:
         """Remove what dead writers left in staging; returns its names. For commands that write; those that read leave all as it is."""
         return reap_staging(self.root)
 
-    def staging(self, kind: str) -> AbstractContextManager[Staging]:
+    def staging(self, kind: str, key: str | None = None) -> AbstractContextManager[Staging]:
         """Open a directory to write an artifact in; it is locked while the block runs, and removed at its end unless published.
+
+        With a key, a block that failed leaves it to the next one with the same key.
 
         Raises:
             StoreError: the kind is no safe name (exit 2), or the file system refused (exit 5).
         """
         check_kind(kind)
-        return open_staging(self.root, kind)
+        return open_staging(self.root, kind, key)
 
     def publish(self, staging: Staging, fields: ManifestFields) -> Artifact:
         """Make a staging directory the next version of its kind; when this returns, the artifact is durable.
