@@ -48,6 +48,7 @@ def _push_version(store: Store, remote: Remote, manifest: Manifest, view: View) 
         return False
     missing = _list_missing(remote, ref, manifest, by_size=there is not None)
     if there is not None and not missing:
+        remote.remove(remote.claim_path(ref))  # where that failed after the manifest was written
         return False
     store.require_verified(str(ref))
     if there is None and not _claim(remote, ref, manifest, content):
