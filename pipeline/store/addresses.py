@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 from data.secrets import redact
 from pipeline.errors import StoreError
-from pipeline.store.remotes import HUB, Remote, asking
+from pipeline.store.asking import asking
+from pipeline.store.remotes import HUB, Remote
 from stages.spec import EXIT_USAGE
 
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}

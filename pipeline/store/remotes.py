@@ -16,15 +16,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, cast
 
-from data.secrets import redact
-from pipeline.errors import ResourceError, StoreError
+from pipeline.errors import StoreError
+from pipeline.store.asking import CHUNK_BYTES, asking, first_line, name_tag
 from pipeline.store.disk import make_directories, open_regular, sync_directory
 from pipeline.store.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, FileEntry, Manifest, check_layout, compute_content_id, parse_manifest
 from pipeline.store.refs import Ref, is_kind, parse_version_directory, version_directory
 from pipeline.store.staging import ARTIFACTS_DIR, STAGING_DIR
 from stages.spec import EXIT_MISSING, EXIT_VERIFICATION
 
-CHUNK_BYTES = 4 * 1024 * 1024
 HUB = "hf"
 
 
@@ -97,7 +96,7 @@ class Remote:
             if compute_content_id(manifest.files) != manifest.content_id:
                 raise ValueError("its content_id does not follow from its files")
         except ValueError as error:
-            found = f"{self.shown}: manifest of {ref}: {_first_line(error)}"
+            found = f"{self.shown}: manifest of {ref}: {first_line(error)}"
             raise StoreError(f"{found}; an intact one needed; nothing was taken; push the artifact elsewhere", EXIT_VERIFICATION) from error
         return manifest
 
@@ -238,39 +237,8 @@ class Remote:
             yield
 
 
-@contextmanager
-def asking(place: str) -> Generator[None]:
-    """Turn what a file system's library raises into one line: each has errors of its own, and they quote addresses.
-
-    Raises:
-        StoreError: a file is not there (exit 4), or the remote did not do what it was asked (exit 5).
-    """
-    try:
-        yield
-    except StoreError:
-        raise
-    except FileNotFoundError as error:
-        raise StoreError(
-            f"{place}: not there; the address of a store needed; check it, and that its bucket exists", EXIT_MISSING
-        ) from error
-    except Exception as error:
-        todo = "check address, network and credentials, then give the same command again: it goes on where it stopped"
-        raise ResourceError(f"{place}: {_first_line(error)}; a remote that answers and permits this needed; {todo}") from error
-
-
 def _make_callback(told: Callable[[int], None]) -> Any:
     """Make what fsspec tells how many bytes it has sent."""
     callback = import_module("fsspec.callbacks").Callback()
     callback.relative_update = lambda inc=1: told(inc)
     return callback
-
-
-def name_tag(ref: Ref) -> str:
-    """Name the tag of a version on the Hub: ppo-v0001."""
-    assert ref.version is not None
-    return f"{ref.kind}-{version_directory(ref.version)}"
-
-
-def _first_line(error: Exception) -> str:
-    first = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return redact(first.strip().split("\n", 1)[0][:300]) or type(error).__name__

@@ -6,8 +6,9 @@ from threading import Lock
 
 from fsspec.implementations.memory import MemoryFileSystem
 
+from pipeline.store.asking import CHUNK_BYTES
 from pipeline.store.manifest import MANIFEST_FILE, Parent, parse_manifest
-from pipeline.store.remotes import CHUNK_BYTES, Remote
+from pipeline.store.remotes import Remote
 
 
 def publish_chain(store, publish, seed=b""):
