@@ -6,13 +6,13 @@ makes those of all record sets of a recipe before its first stage runs, by all c
 """
 
 import argparse
-import errno
 import hashlib
 import json
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -32,6 +32,7 @@ from stages.lines import to_line
 from stages.models.handoff import identify_tokenizer
 from stages.models.tokenizer import settle_tokenizer
 from stages.process.context import StageContext
+from stages.process.disk import describe_path, find_refusal
 from stages.process.distributed import decide_in_main
 from stages.process.errors import StageError
 from stages.process.output import redact_streams
@@ -197,6 +198,17 @@ def main() -> int:
     parser.add_argument("spec", type=Path, help="TokensSpec as JSON; the pipeline writes it")
     spec = TokensSpec.model_validate_json(parser.parse_args().spec.read_text(encoding="utf-8"))
     try:
+        return _make_report(spec)
+    except OSError as error:
+        number = find_refusal(error)
+        if number is None:
+            traceback.print_exc()
+            return _fail(spec, f"{error.filename or spec.tokens_dir}: {error.strerror or error}", EXIT_FAILED)
+        return _fail(spec, describe_path(Path(error.filename or spec.tokens_dir), number), EXIT_RESOURCE)
+
+
+def _make_report(spec: TokensSpec) -> int:
+    try:
         spec.report_path.write_text(json.dumps(make_all(spec)), encoding="utf-8")
         return EXIT_OK
     except DataError as error:
@@ -204,16 +216,12 @@ def main() -> int:
         return _fail(spec, str(error), EXIT_USAGE)
     except StageError as error:
         return _fail(spec, str(error), error.exit_code)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
-        if not full:
-            traceback.print_exc()
-        return _fail(spec, f"{error.filename or spec.tokens_dir}: {error.strerror or error}", EXIT_RESOURCE if full else EXIT_FAILED)
 
 
 def _fail(spec: TokensSpec, message: str, exit_code: int) -> int:
     print(f"error: {message}", file=sys.stderr)
-    append_event(spec.events_path, "error", message=message, exit_code=exit_code)
+    with suppress(OSError):  # a full disk: the exit code and this line still tell
+        append_event(spec.events_path, "error", message=message, exit_code=exit_code)
     return exit_code
 
 

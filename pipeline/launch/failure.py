@@ -76,8 +76,19 @@ def describe_failure(
             lower = {str(name): f": lower {row.memory_keys}" for name, row in STAGES.items()}.get(stage, "")
             message += f"; if you did not, the system ran out of memory{lower}"
     else:
-        message, code = f"ended with exit code {exit_code}", exit_code
+        message, code = _find_said(log_path, attempt_at) or f"ended with exit code {exit_code}", exit_code
     return StageFailed(f"{stage}: {message}", code if code in _KNOWN_EXITS else EXIT_FAILED, last_lines(log_path), log_path)
+
+
+def _find_said(log_path: Path, attempt_at: int) -> str | None:
+    """Find the error that a stage printed and could not tell as an event, as on a full disk; the log may hold other attempts' before it."""
+    try:
+        if log_path.stat().st_size <= attempt_at:
+            return None
+    except OSError:
+        return None
+    said = [line.removeprefix("error: ") for line in last_lines(log_path, 2) if line.startswith("error: ")]
+    return said[-1] if said else None
 
 
 def find_killed_rank(log_path: Path, attempt_at: int) -> str | None:

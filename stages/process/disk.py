@@ -33,14 +33,18 @@ def find_refusal(error: BaseException | None) -> int | None:
 
 
 def describe_refusal(context: StageContext, error: BaseException, number: int) -> str:
-    """Say which path the file system refused, and for a full one how much was needed and is free."""
+    """Say which path the file system refused a stage, and for a full one how much was needed and is free."""
     named = error.filename if isinstance(error, OSError) and isinstance(error.filename, str) else None
     path = Path(named) if named else context.spec.checkpoint_dir
-    if number not in _FULL:
-        return f"{path}: {os.strerror(number)}; write permission needed; change its mode or owner, or choose another store"
-    free = shutil.disk_usage(next(place for place in (path, *path.absolute().parents) if place.exists())).free
     need = next((size for place, size in context.planned_bytes.items() if path.is_relative_to(place)), 0)
     what = "the output" if path.is_relative_to(context.spec.output_dir) else "a checkpoint"
     needed = f", needed about {need:,} for {what}" if need else ""
-    todo = "free space or choose another store; the same command goes on from the last whole checkpoint"
-    return f"{path}: {os.strerror(number)}; found {free:,} bytes free{needed}; {todo}"
+    return describe_path(path, number, needed, "; the same command goes on from the last whole checkpoint")
+
+
+def describe_path(path: Path, number: int, needed: str = ", needed more", then: str = "") -> str:
+    """Say that the file system refused a path, and for a full one how much is free."""
+    if number not in _FULL:
+        return f"{path}: {os.strerror(number)}; write permission needed; change its mode or owner, or choose another store"
+    free = shutil.disk_usage(next(place for place in (path, *path.absolute().parents) if place.exists())).free
+    return f"{path}: {os.strerror(number)}; found {free:,} bytes free{needed}; free space or choose another store{then}"
