@@ -35,6 +35,14 @@ FAMILIES = {
     "gemma": ("gemma", _NEW | {"head_dim": 8}),
     "gemma2": ("gemma2", _NEW | {"head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8}),
     "gemma3": ("gemma3_text", _NEW | {"head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8}),
+    "gemma3-with images": (
+        "gemma3",
+        {
+            "text_config": _NEW | {"head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8},
+            "vision_config": _OLD | {"image_size": 28, "patch_size": 14},
+            "mm_tokens_per_image": 4,
+        },
+    ),
     "gemma3n": (
         "gemma3n_text",
         _NEW
@@ -139,6 +147,8 @@ def make_config(family, vocab_size=288, **changes):
     ids = {"vocab_size": vocab_size, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1}
     if model_type == "gemma3n_text":
         ids["vocab_size_per_layer_input"] = vocab_size
+    if "text_config" in sizes:
+        return AutoConfig.for_model(model_type, **sizes | {"text_config": sizes["text_config"] | ids | changes})
     return AutoConfig.for_model(model_type, **sizes | ids | changes)
 
 
