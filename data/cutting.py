@@ -38,7 +38,7 @@ def cut_prompt(tokenizer: Tokenizer, prompt: Messages, max_tokens: int) -> list[
         shorter = _cut_tokens(tokenizer, text, len(ids) - max_tokens)
         if not shorter:
             needed = "needed room for the chat template and a few words; raise it"
-            raise DataError([Problem("", "max_prompt_tokens", f"found {max_tokens}, too short for a prompt; {needed}")])
+            raise DataError([Problem("", "tokens.max_prompt_tokens", f"found {max_tokens}, too short for a prompt; {needed}")])
         messages[longest] = replace(messages[longest], content=shorter)
     return ids
 

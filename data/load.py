@@ -123,8 +123,18 @@ def _is_usable(record: Record) -> bool:
     return not isinstance(record, Comparison) or record.has_pair
 
 
-def too_few(where: str, kind: str, num_records: int) -> Problem:
-    """Say that nothing can be held out of a record set, whose prompts are fewer than two or have no usable answer."""
+def too_few(where: str, kind: str, num_records: int, num_unusable: int = 0) -> Problem:
+    """Say that nothing can be held out of a record set, whose prompts are fewer than two or have no usable answer.
+
+    Args:
+        where: The source.
+        kind: Of the records.
+        num_records: All of them.
+        num_unusable: Those of which no answer is within the limits, or all tie.
+    """
     what = "texts that can be used, and no single one of several lines" if kind == "texts" else "prompts that can be used"
     found = f"found fewer than two {what}, among {num_records} records"
+    if num_unusable:
+        ties = "tie, or " if kind == "comparisons" else ""
+        found += f", of which {num_unusable} {ties}are longer than tokens.max_response_tokens"
     return Problem(where, f"data.{kind}.eval", f"{found}; needed one to train on and one to hold out; add records, or give an eval file")

@@ -108,7 +108,7 @@ def split_tokens(kind: RecordKind, file: TokenFile, places: Places, eval_fractio
     if held_out is None:
         held_out = hold_out(places, file.used, sources, eval_fraction)
     if held_out is None:
-        raise DataError([too_few(where, kind, len(file))])
+        raise DataError([too_few(where, kind, len(file), int((~file.used).sum()))])
     return TokenSet(kind, file, np.flatnonzero(~held_out)), TokenSet(kind, file, np.flatnonzero(held_out))
 
 

@@ -96,7 +96,7 @@ def test_control_token_text_is_cut_like_any_other(tokenizer):
 
 
 def test_limit_below_the_template_is_an_error(tokenizer):
-    with pytest.raises(DataError, match="max_prompt_tokens: found 2, too short for a prompt; needed room"):
+    with pytest.raises(DataError, match=r"^tokens\.max_prompt_tokens: found 2, too short for a prompt; needed room"):
         encode_prompt(tokenizer, [Message("user", "where is my order?")], 2)
 
 
