@@ -62,7 +62,21 @@ def apply_lora(
             f"lora.target_modules: found {lora.target_modules} for {type(model).__name__}, which peft refuses: {said}", EXIT_USAGE
         ) from error
     refuse_tied_targets(adapted)
+    _refuse_bypassed_targets(adapted)
     return adapted
+
+
+def _refuse_bypassed_targets(model: Any) -> None:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    bypassed: frozenset[str] = find_model(model).ways.bypassed
+    targets = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    if found := sorted(targets & bypassed):
+        raise StageError(
+            f"lora.target_modules: found {', '.join(found)}, whose weights {type(find_model(model)).__name__} reads without a call of the "
+            "layer; needed: layers that are called, since an adapter elsewhere would learn nothing; leave it out",
+            EXIT_USAGE,
+        )
 
 
 def refuse_tied_targets(model: Any) -> None:
@@ -96,20 +110,10 @@ def make_lora_config(
     revision: str | None = None,
     modules_to_save: list[str] | None = None,
 ) -> Any:
-    """Say in peft's terms what an adapter on a model is; `all-linear` leaves out where one is refused, or would learn nothing.
-
-    Raises:
-        StageError: It would learn nothing at one of the modules that are named; exit code 2.
-    """
+    """Say in peft's terms what an adapter on a model is; `all-linear` leaves out where one is refused, or would learn nothing."""
     from peft import LoraConfig
 
     bypassed: frozenset[str] = model.ways.bypassed
-    if lora.target_modules != "all-linear" and (found := [name for name in lora.target_modules if name.rpartition(".")[2] in bypassed]):
-        raise StageError(
-            f"lora.target_modules: found {', '.join(found)}, whose weights {type(model).__name__} reads without a call of the layer; "
-            "needed: layers that are called, since an adapter elsewhere would learn nothing; leave it out",
-            EXIT_USAGE,
-        )
     return LoraConfig(
         task_type=task,
         r=lora.rank,
