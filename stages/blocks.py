@@ -81,7 +81,8 @@ class LoRASettings(Closed):
         """Refuse text that reads as names; peft would take it for one regular expression."""
         if isinstance(value, str) and value != "all-linear" and re.fullmatch(r"[\w.-]+([,;\s]+[\w.-]+)*", value):
             names = ", ".join(re.split(r"[,;\s]+", value))
-            raise ValueError(f"found the text {value!r:.60}, needed all-linear or a list of names; write [{names:.200}]")
+            meant = "all-linear" if value.lower() in ("all", "all_linear", "linear") else f"[{names:.200}]"
+            raise ValueError(f"found the text {value!r:.60}, needed all-linear or a list of names; write {meant}")
         return value
 
 

@@ -368,6 +368,7 @@ def test_the_schema_describes_every_key_and_allows_the_shorthands():
         ("sft.num_train_epochs=2", "sft.num_train_epochs: unknown key; did you mean sft.epochs?"),
         ("rm.lr=2", "rm.lr: unknown key; did you mean rm.learning_rate?"),
         ("sft.lora.target_modules=q_proj,v_proj", "needed all-linear or a list of names; write [q_proj, v_proj]"),
+        ("sft.lora.target_modules=all", "needed all-linear or a list of names; write all-linear"),
         ("sft.lora.target_modules=q_proj", "needed all-linear or a list of names; write [q_proj]"),
         ("hardware.sbatch=--partition=gpu,--time=30", "needed a list; write [--partition=gpu, --time=30]"),
         ('sft.learning_rate="1e-5"', 'sft.learning_rate: found "1e-5", needed a number; write 1e-5 without quotes'),
