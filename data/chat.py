@@ -58,7 +58,7 @@ def _encode_chats(tokenizer: Tokenizer, chats: Sequence[Messages], field: str, o
             try:
                 encoded.update(zip(batch, _encode_batch(tokenizer, [chats[i] for i in batch], sanitize, options), strict=True))
             except MemoryError:
-                raise  # see data.watched
+                raise  # see data.system.watched
             except Exception:  # a template refuses by raising (roles do not alternate), transformers a control token that text turns into
                 problems += _find_refused(tokenizer, {i: chats[i] for i in batch}, field, sanitize, options)
     if problems:

@@ -1,14 +1,14 @@
 """What the token stream rests on, tried before anything is encoded: special tokens, and a chat template under limits of time and size.
 
 A template comes with a model from anywhere. It runs in transformers' sandbox, which limits what it reaches but not how long it runs: that
-`data.watched` does.
+`data.system.watched` does.
 """
 
 from collections.abc import Callable
 
 from data.chat import Tokenizer, encode_answers
 from data.schema import DataError, Problem, first_line
-from data.watched import ITEM_SECONDS, Unfinished, work_one_by_one
+from data.system.watched import ITEM_SECONDS, Unfinished, work_one_by_one
 
 MAX_TEMPLATE_CHARACTERS = 100_000
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from data import chat
 from data.chat import Tokenizer
 from data.schema import DataError, Problem, Text
+from data.system.watched import Unfinished, work_in_children
 from data.tokens import Counts, EncodedPair
-from data.watched import Unfinished, work_in_children
 
 _CHUNK = 512
 

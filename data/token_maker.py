@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from data.alike import Marks, find_alike, mark_prompts
-from data.drafts import make_draft
 from data.fingerprint import Fingerprint
 from data.schema import Conversation, DataError, Problem
+from data.system.drafts import make_draft
+from data.system.watched import Unfinished, work_in_children
 from data.token_file import TokenFile, make_batch, make_schema
 from data.tokens import EncodedRecord
-from data.watched import Unfinished, work_in_children
 
 TOKENS_FILE, MADE_FILE = "tokens.arrow", "made.json"
 CHUNK_RECORDS = 512

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from data.chat import Tokenizer
-from data.watched import limited_memory
+from data.system.watched import limited_memory
 
 # Words that no template holds, and that no template changes: they are trimmed already, and name no tool and no thought.
 _QUESTION, _ANSWER, _NEXT_QUESTION = "Q0question", "Q0answer", "Q0more"

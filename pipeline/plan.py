@@ -14,10 +14,10 @@ from pipeline.errors import StoreError
 from pipeline.inputs.demo import demo_directory, demo_seeds
 from pipeline.inputs.prepare import Inputs, prepare
 from pipeline.recipe.schema import Recipe
+from pipeline.runs.unfinished import describe_unfinished
 from pipeline.store.artifact import Artifact
 from pipeline.store.disk import hash_file
 from pipeline.store.store import Store
-from pipeline.unfinished import describe_unfinished
 from stages.spec import EXIT_MISSING, STAGES, StageName, asks_judge, with_ancestors
 
 # Settings that change how a stage runs but not what it makes, and those of `ppo.rollout`. In between, PPO evaluates without touching
@@ -74,6 +74,12 @@ class Decision:
     unfinished: str = ""
 
     @property
+    def run_name(self) -> str:
+        """Name of its run: by the cache key, so that an unfinished run of the same inputs is found again."""
+        assert self.key is not None
+        return _name_run(self.stage, self.key)
+
+    @property
     def why(self) -> str:
         """The reasons on one line; of many, the first."""
         more = len(self.reasons) - _REASONS_SHOWN
@@ -106,7 +112,7 @@ def decide(
         reasons = ["--force was given"]
     else:
         reasons = list(_differences(stage, config, data, own_parents, store)) or ["no artifact has these inputs yet"]
-    unfinished = "" if force else describe_unfinished(store.root, stage, name_run(stage, key), config[stage])
+    unfinished = "" if force else describe_unfinished(store.root, stage, _name_run(stage, key), config[stage])
     return Decision(stage, "run", None, reasons, key, config, own_parents, unfinished)
 
 
@@ -162,11 +168,6 @@ def _decide_waiting(stage: StageName, waiting: Sequence[str], recipe: Recipe, in
     return Decision(
         stage, "depends", reasons=[f"{' and '.join(waiting)} will run; it is reused if the same weights come out"], config=config
     )
-
-
-def name_run(stage: StageName, key: str) -> str:
-    """Name a stage's run by its cache key."""
-    return f"{stage}-{key[:_KEY_CHARS]}"
 
 
 def hash_inputs(stage: StageName, config: Mapping[str, Any], data: Mapping[str, Any], content: Mapping[str, str]) -> str:
@@ -249,3 +250,7 @@ def flatten(block: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from flatten(cast("dict[str, Any]", value), f"{prefix}{name}.")
         else:
             yield prefix + name, value
+
+
+def _name_run(stage: StageName, key: str) -> str:
+    return f"{stage}-{key[:_KEY_CHARS]}"

@@ -20,12 +20,12 @@ from pipeline.launch.failure import StageFailed, last_lines
 from pipeline.launch.launch import launch
 from pipeline.plan import Decision, Selection, decide, flatten, missing_artifact
 from pipeline.recipe.schema import Recipe
-from pipeline.rundir import HeldRun, forget_checkpoints, leave_evidence, open_run_directory, remove_checkpoints, require_utf8
-from pipeline.runrecord import Attempt, record_attempt
+from pipeline.runs.directory import HeldRun, forget_checkpoints, leave_evidence, open_run_directory, remove_checkpoints
+from pipeline.runs.record import Attempt, record_attempt
 from pipeline.store.artifact import Artifact
 from pipeline.store.disk import writing
 from pipeline.store.manifest import ManifestFields, Parent
-from pipeline.store.parts import hold_artifacts, require_own_parts, require_places
+from pipeline.store.parts import hold_artifacts, require_places
 from pipeline.store.provenance import code_state, package_versions
 from pipeline.store.store import Store
 from pipeline.text import clean
@@ -74,7 +74,7 @@ def run(recipe: Recipe, store: Store, selection: Selection, view: View, *, wait:
 
     Args:
         recipe: Resolved recipe.
-        store: Where artifacts are found and published.
+        store: Where artifacts are found and published; its parts are its own (`pipeline.store.parts.require_own_parts`).
         selection: Stages that may run; earlier ones must be there.
         view: Is told what happens.
         wait: For another process that runs a stage with the same inputs, to reuse what it makes; else refuse.
@@ -85,8 +85,6 @@ def run(recipe: Recipe, store: Store, selection: Selection, view: View, *, wait:
     Raises:
         DataError, StoreError, StageFailed, StoppedAfterStage: With their exit codes.
     """
-    require_utf8(store.root)
-    require_own_parts(store.root)
     store.reap()
     inputs = prepare(recipe, store.root, selection.needed(recipe), told=view.reading)
     view.inputs_read(inputs)
@@ -99,7 +97,7 @@ def run(recipe: Recipe, store: Store, selection: Selection, view: View, *, wait:
         if decision.artifact is None and not selected:
             raise missing_artifact(decision, selection)
         if decision.artifact is not None:
-            forget_checkpoints(store.root, decision)
+            forget_checkpoints(store.root, decision.run_name)
             outcome = Outcome(stage, decision.artifact, True, 0.0)
             view.stage_reused(decision)
         else:
@@ -126,7 +124,7 @@ def run_stage(
 
     with ExitStack() as stack:
         try:
-            run_directory = open_run_directory(store.root, decision, private=recipe.private, told=told if wait else None)
+            run_directory = open_run_directory(store.root, decision.run_name, private=recipe.private, told=told if wait else None)
             held = stack.enter_context(run_directory)
         except BaseException:
             view.stage_failed(stage)
@@ -199,8 +197,6 @@ def prepare_by_hand(recipe: Recipe, store: Store, stage: StageName) -> tuple[Pat
     Raises:
         StoreError: a stage before it has no artifact.
     """
-    require_utf8(store.root)
-    require_own_parts(store.root)
     selection = Selection((stage,))
     inputs = prepare(recipe, store.root, selection.needed(recipe))
     make_tokens(recipe, inputs, store.root, lambda event: None)
@@ -208,7 +204,7 @@ def prepare_by_hand(recipe: Recipe, store: Store, stage: StageName) -> tuple[Pat
     for earlier in selection.needed(recipe):
         decision = decide(earlier, recipe, inputs, artifacts, store, force=earlier == stage)
         if earlier == stage:
-            with open_run_directory(store.root, decision, private=recipe.private) as held, writing(held.directory.path):
+            with open_run_directory(store.root, decision.run_name, private=recipe.private) as held, writing(held.directory.path):
                 run_dir = held.directory.path
                 spec = _make_spec(recipe, inputs, decision, run_dir / "output", run_dir, store.root)
                 (run_dir / "spec.json").write_text(spec.model_dump_json(indent=2), encoding="utf-8")

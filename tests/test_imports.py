@@ -18,7 +18,7 @@ TORCH_FREE_STAGES = {
     "stages.rules",
     "stages.trainer_args",
     "stages.lines",
-    "data.death",
+    "data.system.death",
     "stages.process.output",
     "stages.process.places",
     "stages.statistics.best_of_n",

@@ -117,7 +117,9 @@ def tree_of(page):
     for line in tree.splitlines():
         indent, name = re.match(r"( *)(\S+)", line).groups()
         parents = [*parents[: len(indent) // 2], name]
-        paths.add("".join(parents))
+        path = "".join(parents)
+        assert path not in paths, "twice in the tree"
+        paths.add(path)
     paths = {path for path in paths if path.startswith(PACKAGES)}
     return {path for path in paths if path.endswith("/")}, {path for path in paths if not path.endswith("/")}
 

@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import STAGE_NAMES, JsonOption, StoreOption, make_console, open_store, parse_stage, print_json, say
+from pipeline.cli.options import (
+    STAGE_NAMES,
+    JsonOption,
+    StoreOption,
+    make_console,
+    open_store,
+    open_store_to_write,
+    parse_stage,
+    print_json,
+    say,
+)
 from pipeline.cli.remotes import list_remote
 from pipeline.errors import StoreError
 from stages.spec import EXIT_MISSING, EXIT_VERIFICATION
@@ -74,7 +84,7 @@ def verify_command(
 def runs_command(store: StoreOption = None, as_json: JsonOption = False) -> None:
     """List the runs, the newest first: when, how long, how it ended and why, what it published or which checkpoint it goes on from."""
     from pipeline.report.runs import print_runs
-    from pipeline.runlist import list_runs
+    from pipeline.runs.listing import list_runs
 
     opened = open_store(store)
     rows = list_runs(opened)
@@ -148,11 +158,8 @@ def import_command(
     """Publish a copy of a directory from elsewhere, marked as imported; safetensors only. No run reuses it by itself."""
     from pipeline.store.disk import expand_home
     from pipeline.store.importing import import_directory
-    from pipeline.store.parts import require_own_parts
 
-    name, opened = parse_stage(kind), open_store(store)
-    require_own_parts(opened.root)
-    imported = import_directory(opened, expand_home(directory), name)
+    imported = import_directory(open_store_to_write(store), expand_home(directory), parse_stage(kind))
     terminal = make_console()
     for note in imported.notes:
         say(terminal, f"note: {note}")

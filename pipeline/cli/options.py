@@ -60,6 +60,14 @@ def select_stages(only: str | None, from_stage: str | None, until: str | None, f
     return Selection(run, force)
 
 
+def open_selected(
+    recipe: str, overrides: list[str], only: str | None, from_stage: str | None, until: str | None, force: bool
+) -> "tuple[Recipe, Selection]":
+    """Load a recipe, and say which of its stages may run."""
+    selection = select_stages(only, from_stage, until, force)
+    return open_recipe(recipe, overrides, with_ancestors(selection.run), only, from_stage, until), selection
+
+
 def parse_stage(name: str | None) -> StageName | None:
     """Read a stage's name as it was typed."""
     if name is None:
@@ -106,20 +114,19 @@ def open_store(given: Path | None, recipe: "Recipe | None" = None) -> "Store":
     return Store(root)
 
 
-def open_store_to_write(given: Path | None, recipe: "Recipe") -> "Store":
+def open_store_to_write(given: Path | None, recipe: "Recipe | None" = None) -> "Store":
     """Open a store in which a command will write, as privately as the recipe wants it.
 
     Raises:
         ConfigError: The libraries could not open it.
         ResourceError: A part of it is a link.
     """
-    from pipeline.rundir import require_utf8
-    from pipeline.store.parts import require_own_parts
+    from pipeline.store.parts import require_own_parts, require_utf8
 
     store = open_store(given, recipe)
     require_utf8(store.root)
     require_own_parts(store.root)
-    if recipe.private:
+    if recipe and recipe.private:
         os.umask(0o077)
     return store
 

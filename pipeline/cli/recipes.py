@@ -21,12 +21,12 @@ from pipeline.cli.options import (
     absolute_recipe,
     make_console,
     open_recipe,
+    open_selected,
     open_store,
     open_store_to_write,
     parse_stage,
     print_json,
     say,
-    select_stages,
 )
 from stages.spec import STAGES, StageName, with_ancestors
 
@@ -48,9 +48,8 @@ def run_command(
     from pipeline.report.tables import print_summary
     from pipeline.run import run
 
-    selection = select_stages(only, from_stage, until, force)
     overrides = [*overrides, "private=true"] if private else overrides
-    resolved = open_recipe(recipe, overrides, with_ancestors(selection.run), only, from_stage, until)
+    resolved, selection = open_selected(recipe, overrides, only, from_stage, until, force)
     opened = open_store_to_write(store, resolved)
     terminal = make_console()
     if slurm:
@@ -80,8 +79,7 @@ def plan_command(
     from pipeline.plan import plan
     from pipeline.report.tables import plan_data, print_plan
 
-    selection = select_stages(only, from_stage, until, force)
-    resolved = open_recipe(recipe, overrides, with_ancestors(selection.run), only, from_stage, until)
+    resolved, selection = open_selected(recipe, overrides, only, from_stage, until, force)
     decisions = plan(resolved, open_store(store, resolved), selection)
     if as_json:
         print_json(plan_data(decisions))

@@ -1,12 +1,19 @@
 """The commands that bring artifacts to a store elsewhere, and from there. Their libraries are imported when they run."""
 
-from typing import Annotated
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.cli.options import JsonOption, StoreOption, make_console, open_store, print_json, say
 from pipeline.errors import StoreError
 from stages.spec import EXIT_MISSING
+
+if TYPE_CHECKING:
+    from pipeline.remotes.remote import Remote
+    from pipeline.remotes.transfers import View
+    from pipeline.store.store import Store
 
 UrlArgument = Annotated[
     str, typer.Argument(metavar="URL", help="s3://BUCKET/PATH, gs://BUCKET/PATH, file:///DIR, or hf://OWNER/NAME for the Hugging Face Hub.")
@@ -20,14 +27,9 @@ def push_command(
     as_json: JsonOption = False,
 ) -> None:
     """Bring an artifact and all that it was made from to a store elsewhere; one that was stopped goes on."""
-    from pipeline.report.transfer import TransferView
-    from pipeline.store.addresses import open_remote
-    from pipeline.store.push import push
+    from pipeline.remotes.push import push
 
-    opened, remote = open_store(store), open_remote(url)
-    with TransferView(make_console(err=True)) as view:
-        pushed = push(opened, ref, remote, view)
-    _tell(pushed, "pushed", f"there already, at {remote.shown}", as_json)
+    _move(push, ref, url, store, as_json, "pushed", "there already")
 
 
 def pull_command(
@@ -37,20 +39,15 @@ def pull_command(
     as_json: JsonOption = False,
 ) -> None:
     """Bring an artifact and all that it was made from from a store elsewhere; every byte is verified, one that was stopped goes on."""
-    from pipeline.report.transfer import TransferView
-    from pipeline.store.addresses import open_remote
-    from pipeline.store.pull import pull
+    from pipeline.remotes.pull import pull
 
-    opened, remote = open_store(store), open_remote(url)
-    with TransferView(make_console(err=True)) as view:
-        pulled = pull(opened, ref, remote, view)
-    _tell(pulled, "pulled, verified", "here already, verified", as_json)
+    _move(pull, ref, url, store, as_json, "pulled, verified", "here already, verified")
 
 
 def list_remote(url: str, as_json: bool) -> None:
     """List the artifacts of a store elsewhere."""
+    from pipeline.remotes.addresses import open_remote
     from pipeline.report.tables import list_remote_data, print_list
-    from pipeline.store.addresses import open_remote
 
     remote = open_remote(url)
     rows = list_remote_data(remote)
@@ -62,10 +59,18 @@ def list_remote(url: str, as_json: bool) -> None:
         raise StoreError(f"{remote.shown}: no artifacts; a store with some needed; `rlhf push REF {remote.shown}` makes one", EXIT_MISSING)
 
 
-def _tell(moved: dict[str, bool], done: str, kept: str, as_json: bool) -> None:
+def _move(
+    move: Callable[["Store", str, "Remote", "View"], dict[str, bool]], ref: str, url: str, store: Path | None, as_json: bool, *words: str
+) -> None:
+    """Push or pull, and say of each version which of the two words holds: it was moved, or it was there."""
+    from pipeline.remotes.addresses import open_remote
+    from pipeline.report.transfer import TransferView
+
+    with TransferView(make_console(err=True)) as view:
+        moved = move(open_store(store), ref, open_remote(url), view)
     if as_json:
         print_json(moved)
         return
     terminal = make_console()
-    for ref, was_moved in moved.items():
-        say(terminal, f"{ref}: {done if was_moved else kept}")
+    for version, was_moved in moved.items():
+        say(terminal, f"{version}: {words[0] if was_moved else words[1]}")

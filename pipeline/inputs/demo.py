@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from data.demo import DEMO_VERSION
-from data.drafts import make_draft
+from data.system.drafts import make_draft
 from pipeline.errors import StoreError
 from pipeline.recipe.schema import DEMO_PATTERN, Recipe
 from pipeline.store.directory import list_tree, open_root

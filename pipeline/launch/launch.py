@@ -15,8 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from data.death import die_with_parent
 from data.secrets import redact
+from data.system.death import die_with_parent
 from pipeline.launch.commands import Command
 from pipeline.launch.environment import stage_environment
 from pipeline.launch.events import Event, EventReader

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Mapping
 
-from data.death import die_with_parent
+from data.system.death import die_with_parent
 from pipeline.launch.processes import MARKER, sweep
 from stages.process.places import clear_leftovers
 

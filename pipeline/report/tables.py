@@ -22,8 +22,8 @@ if TYPE_CHECKING:  # `rlhf ls` needs neither
     from data.schema import RecordKind
     from pipeline.inputs.prepare import Inputs
     from pipeline.plan import Decision
+    from pipeline.remotes.remote import Remote
     from pipeline.run import Outcome
-    from pipeline.store.remotes import Remote
     from pipeline.tokens import Counts
     from stages.blocks import TokenSettings
 
@@ -110,8 +110,10 @@ def list_data(store: Store, kind: str | None) -> list[dict[str, Any]]:
 
 def list_remote_data(remote: "Remote") -> list[dict[str, Any]]:
     """Return all artifacts of a store elsewhere as plain data; those without an intact manifest marked, as a push may have been stopped."""
+    from pipeline.remotes.listing import list_refs
+
     rows: list[dict[str, Any]] = []
-    for ref in remote.refs():
+    for ref in list_refs(remote):
         try:
             rows.append(_list_row(str(ref), remote.read_manifest(ref)[0], [], remote.address(ref)))
         except StoreError as error:

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.drafts import make_draft
+from data.system.drafts import make_draft
 from pipeline.errors import StoreError
 from pipeline.store.artifact import Artifact
 from pipeline.store.disk import hash_file, make_directories, sync_directory, writing

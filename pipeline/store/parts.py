@@ -10,9 +10,10 @@ from collections.abc import Generator, Iterable
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from pipeline.errors import ConfigError
 from pipeline.store.aliases import ALIASES_DIR
 from pipeline.store.directory import naming, open_root
-from pipeline.store.disk import reading, refuse_link, take_lock, writing
+from pipeline.store.disk import is_utf8, reading, refuse_link, take_lock, writing
 from pipeline.store.refs import KIND_PATTERN
 from pipeline.store.staging import ARTIFACTS_DIR, STAGING_DIR, require_renames
 
@@ -54,6 +55,16 @@ def require_places(root: Path, kinds: Iterable[str]) -> None:
             store = stack.enter_context(open_root(root, create=True))
             staging = stack.enter_context(store.enter(STAGING_DIR, create=True))
             require_renames(staging, stack.enter_context(store.enter(f"{ARTIFACTS_DIR}/{kind}", create=True)))
+
+
+def require_utf8(root: Path) -> None:
+    """Refuse a store that the libraries cannot open.
+
+    Raises:
+        ConfigError: Its path is no UTF-8.
+    """
+    if not is_utf8(root.absolute()):
+        raise ConfigError([f"--store: found {root.absolute()}, needed a path in UTF-8, as the libraries open no other; rename it"])
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from stages.process.engine import choose_engine
 from stages.process.errors import StageError
 from stages.spec import COMPLETE_FILE, EXIT_RESOURCE, EXIT_USAGE, checkpoint_name, parse_checkpoint
 
+KEPT = 2  # complete checkpoints: the newest, and the one before it, in case that is damaged
 WHOLE = "whole"  # the layout that any number of processes can go on from
 _MAX_MARKER_BYTES = 8 * 1024 * 1024
 
@@ -48,7 +49,7 @@ def save_checkpoint(
     layout: str = WHOLE,
     is_main: bool = True,
     wait_for_everyone: Callable[[], None] = lambda: None,
-    keep: int = 2,
+    keep: int = KEPT,
 ) -> Path:
     """Write a checkpoint of `step` below `directory`, mark it complete, and drop all but the newest `keep`; every rank calls it.
 
@@ -130,7 +131,7 @@ def latest_complete(directory: Path, *, layout: str = WHOLE, warn: Callable[[str
     return None
 
 
-def prune(directory: Path, *, keep: int = 2) -> None:
+def prune(directory: Path, *, keep: int = KEPT) -> None:
     """Delete all but the newest `keep` checkpoints that are marked complete, and unfinished ones older than those."""
     found = _list_checkpoints(directory)
     marked = [step for step, path in found if _is_marked(path)]

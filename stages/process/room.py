@@ -5,13 +5,12 @@ While a checkpoint is written, the two before it are kept: three at once, or two
 
 import shutil
 
-from stages.process.checkpoint import count_complete, drop_unfinished
+from stages.process.checkpoint import KEPT, count_complete, drop_unfinished
 from stages.process.context import StageContext
 from stages.process.distributed import decide_in_main
 from stages.process.errors import StageError
 from stages.spec import EXIT_RESOURCE
 
-_KEPT = 2
 _RECORDS = 32 * 1024  # of the run: events, log, result
 
 
@@ -37,8 +36,8 @@ def require_room(context: StageContext, checkpoint: int, output: int, *, saves: 
         directory, output_dir = context.spec.checkpoint_dir, context.spec.output_dir
         drop_unfinished(directory)
         kept = count_complete(directory)
-        most = max(min(kept + saves, _KEPT + 1) - kept, 0) * checkpoint
-        at_end = max(min(kept + saves, _KEPT) - kept, 0) * checkpoint
+        most = max(min(kept + saves, KEPT + 1) - kept, 0) * checkpoint
+        at_end = max(min(kept + saves, KEPT) - kept, 0) * checkpoint
         if directory.stat().st_dev == output_dir.stat().st_dev:
             needs = {directory: max(most, at_end + output) + rows + _RECORDS}
         else:
@@ -46,7 +45,7 @@ def require_room(context: StageContext, checkpoint: int, output: int, *, saves: 
         for path, need in needs.items():
             free = shutil.disk_usage(path).free
             if free < need:
-                parts = f"checkpoints of {checkpoint:,} each, up to {_KEPT + 1} at once, and an output of {output:,}"
+                parts = f"checkpoints of {checkpoint:,} each, up to {KEPT + 1} at once, and an output of {output:,}"
                 found = f"found {free:,} bytes free, needed {need:,}"
                 raise StageError(f"{path}: {found} for {parts}; free space, or choose another store", EXIT_RESOURCE)
 

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import httpx2
 
-from data.death import die_with_parent
 from data.secrets import redact
+from data.system.death import die_with_parent
 from stages.models.adapters import is_unmerged_adapter
 from stages.models.weights import find_weights
 from stages.process.context import StageContext

@@ -4,8 +4,8 @@ import pytest
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import Split
 
-from data import watched
 from data.schema import DataError, Text
+from data.system import watched
 from data.texts import encode_documents, split_documents
 
 

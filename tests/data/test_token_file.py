@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data import watched
 from data.fingerprint import fingerprint
 from data.schema import Comparison, DataError, Demonstration, Message, Problem, Prompt
+from data.system import watched
 from data.token_file import TokenRows, read_pair, read_prompt
 from data.token_maker import CHUNK_RECORDS, MADE_FILE, TOKENS_FILE, is_whole, make_tokens, open_tokens
 from data.token_split import TokenSet, load_places, split_tokens, take_all

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from data import watched
 from data.fingerprint import fingerprint
 from data.load import load_records
 from data.schema import DataError
+from data.system import watched
 from data.token_maker import TOKENS_FILE
 from data.tokens import encode_comparisons, encode_demonstrations
 from stages.blocks import TokenSettings

@@ -21,7 +21,7 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
-from data.death import die_with_parent
+from data.system.death import die_with_parent
 
 MAX_REQUEST = 1 << 20
 _CLONE_NEWNET = 0x40000000

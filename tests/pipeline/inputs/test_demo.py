@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data.demo import DEMO_VERSION
-from data.drafts import make_draft
+from data.system.drafts import make_draft
 from pipeline.errors import StoreError
 from pipeline.inputs.demo import demo_directory, demo_seeds, locate, make_demo
 from pipeline.recipe.load import load_recipe

@@ -6,13 +6,13 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline.runlock import LOCK_FILE
-from pipeline.runrecord import Attempt, read_record
+from pipeline.runs.lock import LOCK_FILE
+from pipeline.runs.record import Attempt, read_record
+from pipeline.runs.unfinished import newest_checkpoint
 from pipeline.store.directory import Directory, open_root
 from pipeline.store.disk import is_locked, reading
 from pipeline.store.parts import RUN_PATTERN, RUNS_DIR
 from pipeline.store.store import Store
-from pipeline.unfinished import newest_checkpoint
 
 
 def list_runs(store: Store) -> list[dict[str, Any]]:

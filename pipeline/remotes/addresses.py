@@ -8,8 +8,9 @@ from urllib.parse import urlsplit
 
 from data.secrets import redact
 from pipeline.errors import StoreError
-from pipeline.store.asking import asking
-from pipeline.store.remotes import HUB, Remote
+from pipeline.remotes.errors import asking
+from pipeline.remotes.hub import open_files
+from pipeline.remotes.remote import HUB, Remote
 from stages.spec import EXIT_USAGE
 
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
@@ -33,8 +34,6 @@ def open_remote(url: str) -> Remote:
     if protocol == HUB:
         if not _HUB_NAME.fullmatch(rest.rstrip("/")):
             raise StoreError(f"{shown!r:.200}: no repository of the Hub; needed hf://OWNER/NAME; write it so", EXIT_USAGE)
-        from pipeline.store.hub import open_files
-
         return Remote(shown, protocol, open_files(), rest.rstrip("/"))
     if ".." in rest.split("/") or not rest.strip("/") or (protocol == "file" and not rest.startswith("/")):
         raise StoreError(f"{shown!r:.200}: no place for a store; needed a whole path without `..`; write it so", EXIT_USAGE)

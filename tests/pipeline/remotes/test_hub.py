@@ -5,14 +5,15 @@ import io
 from types import SimpleNamespace
 
 import pytest
+from tests.pipeline.remotes.remote_parts import View, publish_chain
 
 from pipeline.errors import StoreError
-from pipeline.store import hub
-from pipeline.store.pull import pull
-from pipeline.store.push import push
-from pipeline.store.remotes import Remote
+from pipeline.remotes import hub
+from pipeline.remotes.listing import list_refs
+from pipeline.remotes.pull import pull
+from pipeline.remotes.push import push
+from pipeline.remotes.remote import Remote
 from pipeline.store.store import Store
-from tests.pipeline.store.remote_parts import View, publish_chain
 
 CHAIN = ["sft@v1", "rm@v1", "ppo@v1"]
 
@@ -137,7 +138,7 @@ def test_data_comes_first_then_the_manifest_then_the_tag_and_a_pull_goes_by_the_
     fake._commit({})
     assert pull(other, "ppo", remote, View()) == dict.fromkeys(CHAIN, True)
     assert all(other.verify(ref) == [] for ref in CHAIN)
-    assert [str(ref) for ref in remote.refs()] == ["ppo@v1", "rm@v1", "sft@v1"]
+    assert [str(ref) for ref in list_refs(remote)] == ["ppo@v1", "rm@v1", "sft@v1"]
 
 
 def test_f10_a_push_to_the_hub_that_fails_at_any_call_leaves_no_tag_without_its_data_and_the_next_one_finishes(
@@ -183,7 +184,7 @@ def test_of_two_who_push_another_content_at_once_the_tag_holds_one_of_them_whole
 
 
 def test_a_repository_that_is_not_there_holds_nothing(other, fake, remote):
-    assert remote.refs() == []
+    assert list_refs(remote) == []
     with pytest.raises(StoreError) as raised:
         pull(other, "sft", remote, View())
     assert raised.value.exit_code == 4

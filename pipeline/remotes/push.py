@@ -8,14 +8,15 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.errors import ResourceError, StoreError
+from pipeline.remotes.hub import commit_version
+from pipeline.remotes.remote import HUB, Remote
+from pipeline.remotes.transfers import ID_CHARS, View, in_parallel, order_parents_first
 from pipeline.store.directory import open_root
 from pipeline.store.disk import read_bounded
 from pipeline.store.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, FileEntry, Manifest, parse_manifest
 from pipeline.store.refs import Ref, version_directory
-from pipeline.store.remotes import HUB, Remote
 from pipeline.store.staging import ARTIFACTS_DIR
 from pipeline.store.store import Store
-from pipeline.store.transfers import ID_CHARS, View, in_parallel, order_parents_first
 from stages.spec import EXIT_VERIFICATION
 
 
@@ -38,8 +39,6 @@ def _push_version(store: Store, remote: Remote, manifest: Manifest, view: View) 
     ref = Ref(manifest.kind, manifest.version)
     content, directory = _read_own(store, ref)
     if remote.protocol == HUB:
-        from pipeline.store.hub import commit_version
-
         view.started(f"push {ref}", 0)
         compare = partial(_is_same, remote, ref, manifest, content)
         return commit_version(remote, ref, manifest, content, directory, compare, partial(store.require_verified, str(ref)))

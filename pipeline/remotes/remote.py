@@ -1,4 +1,4 @@
-"""A store at another place: s3://, gs:// and file:// by fsspec, the Hugging Face Hub by its own client (`pipeline.store.hub`).
+"""A store at another place: s3://, gs:// and file:// by fsspec, the Hugging Face Hub by its own client (`pipeline.remotes.hub`).
 
     <url>/artifacts/<kind>/v0001/   the store's own layout: data files first, manifest.json last
     <url>/.staging/                 claims of versions that are being pushed, and drafts of files
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from pipeline.errors import StoreError
-from pipeline.store.asking import CHUNK_BYTES, asking, first_line, name_tag
+from pipeline.remotes.errors import CHUNK_BYTES, asking, first_line, name_tag
 from pipeline.store.disk import make_directories, open_regular, sync_directory
 from pipeline.store.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, FileEntry, Manifest, check_layout, compute_content_id, parse_manifest
 from pipeline.store.refs import Ref, is_kind, parse_version_directory, version_directory
@@ -55,17 +55,11 @@ class Remote:
         """Name the directory of a version for messages."""
         return self.shown + self.place(ref).removeprefix(self.root)
 
-    def refs(self, kind: str | None = None) -> list[Ref]:
-        """List the versions that have a directory, or on the Hub a tag, by kind, then version."""
-        if self.protocol == HUB:
-            from pipeline.store.hub import list_tags
-
-            found = list_tags(self)
-        else:
-            kinds = [kind] if kind else self._names(f"{self.root}/{ARTIFACTS_DIR}")
-            names = [(name, version) for name in filter(is_kind, kinds) for version in self._names(f"{self.root}/{ARTIFACTS_DIR}/{name}")]
-            found = [Ref(name, version) for name, directory in names if (version := parse_version_directory(directory))]
-        return sorted((ref for ref in found if kind in (None, ref.kind)), key=lambda ref: (ref.kind, ref.version or 0))
+    def versions(self, kind: str | None = None) -> list[Ref]:
+        """List the versions that have a directory, in no order; see `pipeline.remotes.listing`."""
+        kinds = [kind] if kind else self._names(f"{self.root}/{ARTIFACTS_DIR}")
+        names = [(name, version) for name in filter(is_kind, kinds) for version in self._names(f"{self.root}/{ARTIFACTS_DIR}/{name}")]
+        return [Ref(name, version) for name, directory in names if (version := parse_version_directory(directory))]
 
     def find_manifest(self, ref: Ref) -> bytes | None:
         """Read the bytes of a version's manifest; None where it has none, which means that it is not there yet."""

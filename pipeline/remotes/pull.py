@@ -10,16 +10,17 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from pipeline.errors import ResourceError, StoreError
+from pipeline.remotes.listing import list_refs
+from pipeline.remotes.remote import Remote
+from pipeline.remotes.transfers import ID_CHARS, View, in_parallel, order_parents_first
 from pipeline.store.directory import Directory, list_tree, open_root
 from pipeline.store.disk import free_bytes, hash_file, writing
 from pipeline.store.manifest import FileEntry, Manifest
 from pipeline.store.parts import hold_artifacts, require_own_parts
 from pipeline.store.publish import publish_copy
 from pipeline.store.refs import ContentPrefix, Ref, parse_ref
-from pipeline.store.remotes import Remote
 from pipeline.store.staging import STAGING_DIR
 from pipeline.store.store import Store
-from pipeline.store.transfers import ID_CHARS, View, in_parallel, order_parents_first
 from stages.spec import EXIT_MISSING, EXIT_RESOURCE, EXIT_USAGE, EXIT_VERIFICATION
 
 _MAX_ANCESTORS = 1000
@@ -68,7 +69,7 @@ def _resolve(remote: Remote, text: str) -> Ref:
     """Find the version at a remote that a ref means there."""
     wanted = parse_ref(text)
     if isinstance(wanted, ContentPrefix):
-        for ref in reversed(remote.refs()):
+        for ref in reversed(list_refs(remote)):
             manifest = find_content(remote, ref)
             if isinstance(manifest, Manifest) and manifest.content_id.startswith(wanted.digits):
                 return ref
@@ -77,7 +78,7 @@ def _resolve(remote: Remote, text: str) -> Ref:
     elif wanted.alias is not None:
         raise StoreError(f"{wanted}: names are of each store, none is at a remote; needed kind@v3; `rlhf ls {remote.shown}`", EXIT_USAGE)
     else:
-        for ref in reversed(remote.refs(wanted.kind)):
+        for ref in reversed(list_refs(remote, wanted.kind)):
             if isinstance(find_content(remote, ref), Manifest):
                 return ref
     raise StoreError(f"no artifact {wanted} in {remote.shown}; `rlhf ls {remote.shown}` shows what there is", EXIT_MISSING)

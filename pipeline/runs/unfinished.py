@@ -1,6 +1,6 @@
 """Runs of a stage that were stopped before their end: the one that goes on, and those of other inputs, which are left as they are.
 
-A run's directory is `runs/<stage>-<key>/`; see pipeline.rundir.
+A run's directory is `runs/<stage>-<key>/`; see pipeline.runs.directory.
 """
 
 import json

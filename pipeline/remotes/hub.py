@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pipeline.errors import ResourceError
-from pipeline.store.asking import CHUNK_BYTES, asking, name_tag
+from pipeline.remotes.errors import CHUNK_BYTES, asking, name_tag
+from pipeline.remotes.remote import Remote
 from pipeline.store.manifest import MANIFEST_FILE, FileEntry, Manifest
 from pipeline.store.refs import Ref, is_kind, parse_version_directory, version_directory
 from pipeline.store.staging import ARTIFACTS_DIR
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
-
-    from pipeline.store.remotes import Remote
 
 _TAG = re.compile(r"(.+)-(v[0-9]{4,9})")
 _ATTEMPTS = 5
@@ -41,7 +40,7 @@ def open_api() -> "HfApi":
     return HfApi()
 
 
-def list_tags(remote: "Remote") -> list[Ref]:
+def list_tags(remote: Remote) -> list[Ref]:
     """List the versions that have a tag; a repository that is not there has none."""
     with asking(remote.shown):
         try:
@@ -55,7 +54,7 @@ def list_tags(remote: "Remote") -> list[Ref]:
 
 
 def commit_version(
-    remote: "Remote",
+    remote: Remote,
     ref: Ref,
     manifest: Manifest,
     content: bytes,
@@ -120,7 +119,7 @@ def _commit_manifest(api: "HfApi", repository: str, path: str, content: bytes, h
         return None
 
 
-def _tag(api: "HfApi", remote: "Remote", ref: Ref, oid: str, is_same: Callable[[bytes], bool]) -> bool:
+def _tag(api: "HfApi", remote: Remote, ref: Ref, oid: str, is_same: Callable[[bytes], bool]) -> bool:
     try:
         api.create_tag(remote.root, tag=name_tag(ref), revision=oid)
     except Exception as error:

@@ -19,33 +19,15 @@ from pathlib import Path
 
 from data.schema import Problem
 from data.secrets import redact, redact_values
-from pipeline.errors import ConfigError
-from pipeline.plan import Decision, name_run
 from pipeline.recipe.schema import Recipe
-from pipeline.runlock import LOCK_FILE, ToldOfWait, take_run_lock
-from pipeline.runrecord import Attempt
+from pipeline.runs.lock import LOCK_FILE, ToldOfWait, take_run_lock
+from pipeline.runs.record import Attempt
 from pipeline.store.directory import Directory, open_root
-from pipeline.store.disk import is_utf8, reading, refuse_link, take_lock, writing
+from pipeline.store.disk import reading, refuse_link, take_lock, writing
 from pipeline.store.parts import RUNS_DIR
 from stages.lines import to_line
 
 SKIPPED_FILE = "skipped.jsonl"
-
-
-def run_id(decision: Decision) -> str:
-    """Name the run of a stage by its cache key, so that an unfinished run of the same inputs is found again."""
-    assert decision.key is not None
-    return name_run(decision.stage, decision.key)
-
-
-def require_utf8(root: Path) -> None:
-    """Refuse a store that the libraries cannot open.
-
-    Raises:
-        ConfigError: Its path is no UTF-8.
-    """
-    if not is_utf8(root.absolute()):
-        raise ConfigError([f"--store: found {root.absolute()}, needed a path in UTF-8, as the libraries open no other; rename it"])
 
 
 @dataclass(frozen=True)
@@ -64,23 +46,23 @@ class HeldRun:
 
 
 @contextmanager
-def open_run_directory(root: Path, decision: Decision, *, private: bool = False, told: ToldOfWait | None = None) -> Generator[HeldRun]:
+def open_run_directory(root: Path, name: str, *, private: bool = False, told: ToldOfWait | None = None) -> Generator[HeldRun]:
     """Open the run directory for one orchestrator at a time, and for its owner only if it is `private`.
 
     Args:
         root: Of the store.
-        decision: Names the run.
+        name: Of the run; an unfinished one of this name is found again.
         private: Let nobody else read it.
         told: Called while another orchestrator runs this stage; None: do not wait for it.
 
     Raises:
         ResourceError: It cannot be written, something in it is a link, or another orchestrator runs this stage and nobody waits.
     """
-    run_dir = root / RUNS_DIR / run_id(decision)
+    run_dir = root / RUNS_DIR / name
     with ExitStack() as stack:
         with writing(run_dir):
             store = stack.enter_context(open_root(root, create=True))
-            directory = stack.enter_context(store.enter(f"{RUNS_DIR}/{run_dir.name}", create=True))
+            directory = stack.enter_context(store.enter(f"{RUNS_DIR}/{name}", create=True))
             _require_plain(directory)
             lock, failed = take_run_lock(directory, told)
             stack.callback(os.close, lock)
@@ -102,13 +84,13 @@ def remove_checkpoints(run_dir: Directory) -> None:
     shutil.rmtree("checkpoints", ignore_errors=True, dir_fd=run_dir.fd)
 
 
-def forget_checkpoints(root: Path, decision: Decision) -> None:
+def forget_checkpoints(root: Path, name: str) -> None:
     """Remove what a run left that was killed between publishing and tidying up.
 
     Raises:
         ResourceError: Its directory is a link.
     """
-    below = f"{RUNS_DIR}/{run_id(decision)}"
+    below = f"{RUNS_DIR}/{name}"
     with suppress(FileNotFoundError), reading(root / below), open_root(root) as store, store.enter(below) as directory:
         if "checkpoints" in directory.directories():
             with suppress(OSError):  # it may not be ours to write

@@ -8,15 +8,16 @@ import sys
 from itertools import count
 
 import pytest
+from tests.pipeline.remotes.remote_parts import View, find_broken, memory_remote, publish_chain
 
 from pipeline.errors import ResourceError, StoreError
-from pipeline.store.addresses import open_remote
+from pipeline.remotes.addresses import open_remote
+from pipeline.remotes.listing import list_refs
+from pipeline.remotes.pull import pull
+from pipeline.remotes.push import push
 from pipeline.store.manifest import FileEntry, Manifest, compute_content_id, render_manifest
-from pipeline.store.pull import pull
-from pipeline.store.push import push
 from pipeline.store.refs import Ref
 from pipeline.store.store import Store
-from tests.pipeline.store.remote_parts import View, find_broken, memory_remote, publish_chain
 
 CHAIN = ["sft@v1", "rm@v1", "ppo@v1"]
 
@@ -46,7 +47,7 @@ def test_f10_a_push_that_fails_at_any_call_leaves_no_manifest_without_its_data_a
         files.fail_at = None
         assert list(push(store, "ppo", remote, View())) == CHAIN
         assert find_broken(files) == []
-        assert [str(ref) for ref in remote.refs()] == ["ppo@v1", "rm@v1", "sft@v1"]
+        assert [str(ref) for ref in list_refs(remote)] == ["ppo@v1", "rm@v1", "sft@v1"]
         assert all(path.startswith("/remote/artifacts/") for path in files.store), "a claim is left"
     assert n > 30  # 3 artifacts, each with 4 files, a claim and a manifest
 

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from data import watched
-from data.watched import Unfinished, work_in_children, work_one_by_one
+from data.system import watched
+from data.system.watched import Unfinished, work_in_children, work_one_by_one
 
 
 @pytest.fixture(autouse=True)

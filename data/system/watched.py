@@ -21,8 +21,8 @@ from pathlib import Path
 from time import process_time
 from typing import Any, TypeVar
 
-from data.death import die_with_parent
 from data.schema import first_line
+from data.system.death import die_with_parent
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

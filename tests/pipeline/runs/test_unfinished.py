@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.plan import Selection, plan
 from pipeline.recipe.load import load_recipe
-from pipeline.unfinished import describe_unfinished
+from pipeline.runs.unfinished import describe_unfinished
 
 SETTINGS = {"epochs": 2.0, "batch_size": 8, "learning_rate": 1e-3, "seed_of_it": None}
 

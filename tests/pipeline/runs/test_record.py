@@ -10,8 +10,8 @@ from rich.console import Console
 
 from pipeline.launch.failure import StageFailed
 from pipeline.report.runs import print_runs
-from pipeline.runlist import list_runs
-from pipeline.runrecord import read_record, record_attempt
+from pipeline.runs.listing import list_runs
+from pipeline.runs.record import read_record, record_attempt
 from pipeline.store.directory import open_root
 from pipeline.store.disk import take_lock
 from pipeline.store.store import Store

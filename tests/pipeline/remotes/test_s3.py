@@ -11,14 +11,15 @@ import urllib.request
 from itertools import count
 
 import pytest
+from tests.pipeline.remotes.remote_parts import View, publish_chain
 
 from pipeline.errors import StoreError
-from pipeline.store.addresses import open_remote
-from pipeline.store.pull import pull
-from pipeline.store.push import push
+from pipeline.remotes.addresses import open_remote
+from pipeline.remotes.listing import list_refs
+from pipeline.remotes.pull import pull
+from pipeline.remotes.push import push
 from pipeline.store.refs import Ref
 from pipeline.store.store import Store
-from tests.pipeline.store.remote_parts import View, publish_chain
 
 pytest.importorskip("moto")
 NUMBERS = count(1)
@@ -60,7 +61,7 @@ def test_artifacts_go_to_s3_and_back_and_what_is_there_is_told_by_its_hash(store
     remote = open_remote(f"{bucket}/team/rlhf")
     assert push(store, "ppo", remote, View()) == dict.fromkeys(CHAIN, True)
     assert push(store, "ppo", remote, View()) == dict.fromkeys(CHAIN, False)
-    assert [str(ref) for ref in remote.refs()] == ["ppo@v1", "rm@v1", "sft@v1"]
+    assert [str(ref) for ref in list_refs(remote)] == ["ppo@v1", "rm@v1", "sft@v1"]
     place = remote.place(Ref("sft", 1))
     remote.files.rm_file(f"{place}/manifest.json")
     remote.files.pipe_file(f"{place}/metrics.jsonl", b"xxx")  # of the right size, without its hash

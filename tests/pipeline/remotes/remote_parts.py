@@ -6,9 +6,9 @@ from threading import Lock
 
 from fsspec.implementations.memory import MemoryFileSystem
 
-from pipeline.store.asking import CHUNK_BYTES
+from pipeline.remotes.errors import CHUNK_BYTES
+from pipeline.remotes.remote import Remote
 from pipeline.store.manifest import MANIFEST_FILE, Parent, parse_manifest
-from pipeline.store.remotes import Remote
 
 
 def publish_chain(store, publish, seed=b""):

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from pipeline.errors import ResourceError
 from pipeline.launch.events import Event, EventReader
-from pipeline.runrecord import Attempt, read_record
+from pipeline.runs.record import Attempt, read_record
 from pipeline.store.aliases import user_name
 from pipeline.store.directory import Directory, naming
 from pipeline.store.disk import read_bounded, take_lock
