@@ -5,7 +5,6 @@ import io
 from types import SimpleNamespace
 
 import pytest
-from tests.pipeline.remotes.remote_parts import View, publish_chain
 
 from pipeline.errors import StoreError
 from pipeline.remotes import hub
@@ -14,6 +13,7 @@ from pipeline.remotes.pull import pull
 from pipeline.remotes.push import push
 from pipeline.remotes.remote import Remote
 from pipeline.store.store import Store
+from tests.pipeline.remotes.remote_parts import View, publish_chain
 
 CHAIN = ["sft@v1", "rm@v1", "ppo@v1"]
 

@@ -8,7 +8,6 @@ import sys
 from itertools import count
 
 import pytest
-from tests.pipeline.remotes.remote_parts import View, find_broken, memory_remote, publish_chain
 
 from pipeline.errors import ResourceError, StoreError
 from pipeline.remotes.addresses import open_remote
@@ -18,6 +17,7 @@ from pipeline.remotes.push import push
 from pipeline.store.manifest import FileEntry, Manifest, compute_content_id, render_manifest
 from pipeline.store.refs import Ref
 from pipeline.store.store import Store
+from tests.pipeline.remotes.remote_parts import View, find_broken, memory_remote, publish_chain
 
 CHAIN = ["sft@v1", "rm@v1", "ppo@v1"]
 

@@ -11,7 +11,6 @@ import urllib.request
 from itertools import count
 
 import pytest
-from tests.pipeline.remotes.remote_parts import View, publish_chain
 
 from pipeline.errors import StoreError
 from pipeline.remotes.addresses import open_remote
@@ -20,6 +19,7 @@ from pipeline.remotes.pull import pull
 from pipeline.remotes.push import push
 from pipeline.store.refs import Ref
 from pipeline.store.store import Store
+from tests.pipeline.remotes.remote_parts import View, publish_chain
 
 pytest.importorskip("moto")
 NUMBERS = count(1)
