@@ -13,7 +13,7 @@ from stages.statistics.intervals import Floats
 def weigh_ranks(num_samples: int, n: int) -> Floats:
     """Compute with which probability the i-th smallest of m samples is the best of n of them, drawn without replacement.
 
-        w_i = C(i − 1, n − 1) / C(m, n),   i = 1 .. m   (WebGPT 2021, arXiv 2112.09332, appendix I)
+        w_i = C(i − 1, n − 1) / C(m, n),   i = 1 .. m   (WebGPT 2021, arXiv 2112.09332)
 
     Example: m = 4, n = 2: 0, 1/6, 2/6, 3/6.
     """

@@ -1,7 +1,7 @@
 """Scored samples of the SFT model -> the highest score that any policy can have at a KL from it.
 
 The best policy under a KL penalty b is π ∝ π_ref · exp(r / b), so samples of π_ref, weighted, tell its score and its KL without
-training it (Monteiro Paes et al. 2026, arXiv 2605.07105). Axes: P prompts, M samples of each.
+training it (arXiv 2605.07105). Axes: P prompts, M samples of each.
 """
 
 import math
