@@ -21,6 +21,7 @@ TORCH_FREE_STAGES = {
     "data.system.death",
     "stages.process.output",
     "stages.process.places",
+    "stages.statistics.agreement",
     "stages.statistics.best_of_n",
     "stages.statistics.bootstrap",
     "stages.statistics.comparison",

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import typer
 
-from pipeline.cli import artifacts, recipes, remotes
+from pipeline.cli import artifacts, ranking, recipes, remotes
 from pipeline.launch.environment import QUIET
 from pipeline.terminal import prepare_terminal
 from stages.spec import EXIT_FAILED, EXIT_OK
@@ -35,6 +35,8 @@ app.command("gc")(artifacts.gc_command)
 app.command("rm")(artifacts.rm_command)
 app.command("import")(artifacts.import_command)
 app.command("export")(artifacts.export_command)
+app.command("rank")(ranking.rank_command)
+app.command("rankings")(ranking.rankings_command)
 app.command("push")(remotes.push_command)
 app.command("pull")(remotes.pull_command)
 

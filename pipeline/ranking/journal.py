@@ -1,0 +1,140 @@
+"""What annotators have said: a file of lines that only grows, each on the disk before the annotator sees the next item.
+
+A line is a `Judgement`, or an `Undo` of one. Several processes may write: each line is written whole under a lock. A line that a killed
+writer left torn is the last one, and is closed off before the next is written.
+"""
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from pipeline.errors import StoreError
+from pipeline.store.disk import writing
+from stages.blocks import Closed
+from stages.lines import to_line
+from stages.spec import EXIT_USAGE
+
+Outcome = Literal["ranked", "cannot say", "skipped"]
+
+
+class Judgement(Closed):
+    """What one annotator said of one answer set, once."""
+
+    kind: Literal["judgement"] = "judgement"
+    id: str = Field(pattern=r"^[0-9a-f]{32}$", description="Made by the page: the same one sent twice counts once.")
+    item: str = Field(max_length=64, description="`AnswerSet.id`.")
+    annotator: str = Field(min_length=1, max_length=100)
+    order: tuple[int, ...] = Field(max_length=9, description="The answers in the order in which they were shown.")
+    outcome: Outcome
+    ranks: tuple[int, ...] | None = Field(None, description="Of the answers in the file's order: 1 is best, equal ones are ties.")
+    partial: bool = Field(False, description="Answers that were not named share the last rank: the rest is worse.")
+    grade: Annotated[int, Field(ge=1, le=7)] | None = Field(None, description="Of the best answer, 7 is best.")
+    flags: dict[str, tuple[int, ...]] = Field(default_factory=dict, description="Flag -> the answers that have it.")
+    reason: str = Field("", max_length=1000, description="Why it was skipped.")
+    note: str = Field("", max_length=10_000)
+    seconds: float = Field(0.0, ge=0, le=1e6, description="For which the page was looked at.")
+    repeat: bool = Field(False, description="The annotator has ranked it before: for agreement with oneself.")
+    time: float
+
+
+class Undo(Closed):
+    """Takes a judgement back."""
+
+    kind: Literal["undo"] = "undo"
+    id: str
+    annotator: str
+    time: float
+
+
+_LINE: TypeAdapter[Judgement | Undo] = TypeAdapter(Annotated[Judgement | Undo, Field(discriminator="kind")])
+
+
+class Journal:
+    """A journal that is open to be read on and added to.
+
+    Args:
+        path: The file; made at the first line.
+
+    Raises:
+        StoreError: It holds a line that is none of a journal.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.judgements: dict[str, Judgement] = {}  # that stand, by id, as they came
+        self._read_to, self._line = 0, 0
+        self.read()
+
+    def read(self) -> list[Judgement | Undo]:
+        """Read what others have added since; a line that is not whole yet stays for the next time."""
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as stream:
+            stream.seek(self._read_to)
+            added = list(self._take(stream.read()))
+        return added
+
+    def add(self, line: Judgement | Undo, refuse: Callable[[], bool] = lambda: False) -> bool:
+        """Write a line to the disk.
+
+        Args:
+            line: What to write.
+            refuse: Asked once all that others have written is known, and nobody else can write.
+
+        Returns:
+            False where it was refused, stands there already, or takes back what does not stand.
+
+        Raises:
+            ResourceError: The disk is full, or may not be written to.
+        """
+        with writing(self.path):
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                self.read()  # so that of two tabs one wins
+                if (line.id in self.judgements) == isinstance(line, Judgement) or refuse():
+                    return False
+                size = os.fstat(descriptor).st_size
+                torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+                content = to_line(line.model_dump(exclude_defaults=True) | {"kind": line.kind}).encode()
+                _write_whole(descriptor, b"\n" * torn + content, size)
+            finally:
+                os.close(descriptor)
+        self.read()
+        return True
+
+    def _take(self, data: bytes) -> Iterator[Judgement | Undo]:
+        whole, newline, _ = data.rpartition(b"\n")
+        self._read_to += len(whole) + len(newline)
+        for content in whole.split(b"\n") if newline else ():
+            self._line += 1
+            if not content.strip():
+                continue
+            try:
+                line = _LINE.validate_json(content)
+            except ValidationError as error:
+                where, what = f"{self.path}:{self._line}", error.errors()[0]
+                if what["type"] == "json_invalid" and "EOF" in what["msg"]:  # its writer was killed
+                    continue
+                raise StoreError(f"{where}: found no judgement ({what['msg']}); needed lines of a journal; mend it", EXIT_USAGE) from error
+            if isinstance(line, Judgement):
+                self.judgements[line.id] = line
+            else:
+                self.judgements.pop(line.id, None)
+            yield line
+
+
+def _write_whole(descriptor: int, content: bytes, size: int) -> None:
+    """Append and flush to the disk; where not all of it went in, nothing stays."""
+    try:
+        written = os.write(descriptor, content)
+        if written < len(content):
+            os.write(descriptor, content[written:])
+        os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, size)
+        raise

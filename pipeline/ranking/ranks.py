@@ -1,0 +1,34 @@
+"""What an annotator put in order -> ranks of the answers."""
+
+from collections.abc import Sequence
+
+
+def rank_levels(levels: Sequence[Sequence[int]], order: Sequence[int]) -> tuple[tuple[int, ...], bool]:
+    """Turn levels, best first, into ranks; answers that are in no level are worse than all that are.
+
+    Example: three answers shown in the order 2, 0, 1, levels [[1], [0]]: the second shown (answer 0) is best, then the first (answer 2),
+    then the third (answer 1): ranks (1, 3, 2), and that was partial.
+
+    Args:
+        levels: Places as shown, from 0; those in one level are ties.
+        order: Answer at each place.
+
+    Returns:
+        (ranks by answer, whether the rest was left to be worse).
+
+    Raises:
+        ValueError: An answer is not there, or stands twice; or no answer is named.
+    """
+    named = [place for level in levels for place in level]
+    if not named or len(set(named)) < len(named) or not set(named) <= set(range(len(order))):
+        raise ValueError(f"found the places {named} of {len(order)} answers; needed each at most once, and at least one")
+    ranks = [0] * len(order)
+    rank = 1
+    for level in levels:
+        for place in level:
+            ranks[order[place]] = rank
+        rank += len(level)
+    rest = [answer for answer in order if not ranks[answer]]
+    for answer in rest:
+        ranks[answer] = rank
+    return tuple(ranks), len(rest) > 1

@@ -1,0 +1,103 @@
+"""Answer sets, who ranks them and the journal, as one thing that several people at once may ask what comes next.
+
+A set that somebody looks at is theirs for a quarter of an hour: nobody else is given it, unless everybody ranks it.
+"""
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from data.answers import AnswerSet
+from pipeline.ranking.assignment import Assignment, Queue, choose_overlap
+from pipeline.ranking.journal import Journal, Judgement, Undo
+
+HELD_S = 900.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the one who asks for rankings sets."""
+
+    flags: tuple[str, ...] = ("harmful", "wrong", "off-topic")
+    guidelines: str = ""
+    overlap: float = 0.1  # share of the sets that everybody ranks
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an annotator is."""
+
+    done: int
+    left: int
+
+
+@dataclass
+class Study:
+    """What is ranked, by whom.
+
+    Args:
+        answers: By id.
+        journal: What has been said.
+        settings: Of the study.
+    """
+
+    answers: Mapping[str, AnswerSet]
+    journal: Journal
+    settings: Settings = field(default_factory=Settings)
+
+    def __post_init__(self) -> None:
+        self._lock = threading.RLock()
+        self._sizes = {item: len(answers.completions) for item, answers in self.answers.items()}
+        self._overlap = choose_overlap(self.settings.seed, self._sizes, self.settings.overlap)
+        self._queues: dict[str, Queue] = {}
+        self._held: dict[str, tuple[str, float]] = {}  # set -> who looks at it, until when
+
+    def next(self, annotator: str) -> Assignment | None:
+        """Choose what an annotator sees, and hold it for them; the same until it is judged."""
+        with self._lock:
+            self.journal.read()
+            assignment = self._queue(annotator).next(self.own(annotator), self._taken(annotator))
+            if assignment is not None:
+                self._held[assignment.item] = (annotator, time.monotonic() + HELD_S)
+            return assignment
+
+    def judge(self, judgement: Judgement) -> bool:
+        """Write a judgement; false where this annotator has judged that set already, in another tab or by sending it twice."""
+        with self._lock:
+
+            def is_there() -> bool:
+                same = (each for each in self.own(judgement.annotator) if each.item == judgement.item)
+                return any(each.repeat == judgement.repeat for each in same)
+
+            return self.journal.add(judgement, refuse=is_there)
+
+    def undo(self, annotator: str) -> Judgement | None:
+        """Take an annotator's last judgement back; returns it, None where there is none."""
+        with self._lock:
+            self.journal.read()
+            own = self.own(annotator)
+            if not own or not self.journal.add(Undo(id=own[-1].id, annotator=annotator, time=time.time())):
+                return None
+            return own[-1]
+
+    def own(self, annotator: str) -> list[Judgement]:
+        """List an annotator's judgements that stand, as they came."""
+        return [judgement for judgement in self.journal.judgements.values() if judgement.annotator == annotator]
+
+    def progress(self, annotator: str) -> Progress:
+        """Count what an annotator has done and has left."""
+        with self._lock:
+            own = self.own(annotator)
+            return Progress(len(own), self._queue(annotator).count_left(own, self._taken(annotator)))
+
+    def _queue(self, annotator: str) -> Queue:
+        if annotator not in self._queues:
+            self._queues[annotator] = Queue(self.settings.seed, annotator, self._sizes, self._overlap)
+        return self._queues[annotator]
+
+    def _taken(self, annotator: str) -> set[str]:
+        judged = {judgement.item for judgement in self.journal.judgements.values() if judgement.annotator != annotator}
+        now = time.monotonic()
+        return judged | {item for item, (holder, until) in self._held.items() if holder != annotator and until > now}

@@ -1,0 +1,143 @@
+"""The page in a real browser: by keyboard, by mouse, on a telephone; what models say is text."""
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def open_page(browser):
+    """open_page(link, width): a page whose console and requests are kept."""
+    contexts = []
+
+    def open_page(link, width=1280):
+        context = browser.new_context(viewport={"width": width, "height": 800})
+        contexts.append(context)
+        page = context.new_page()
+        page.heard, page.asked = [], []
+        page.on("console", lambda message: page.heard.append(message.text))
+        page.on("pageerror", lambda error: page.heard.append(str(error)))
+        page.on("dialog", lambda dialog: page.heard.append(dialog.message) or dialog.dismiss())
+        page.on("request", lambda request: page.asked.append(request.url))
+        page.goto(link)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def shown(page):
+    return page.locator("main").get_attribute("data-item")
+
+
+def send(page, act):
+    """Do what sends a judgement, and wait for the next set."""
+    before = page.locator("header p").inner_text()
+    act()
+    page.wait_for_function("before => document.querySelector('header p')?.innerText !== before", arg=before)
+
+
+def test_a_dozen_sets_by_keyboard_alone_three_strokes_an_answer_at_most(serve, open_page, read_journal):
+    page = open_page(serve(12).links["ann"])
+    strokes = 0
+    while page.locator("main[data-item]").count():
+        send(page, lambda: [page.keyboard.press(key) for key in ("2", "=", "3", "Enter")])
+        strokes += 4
+    lines = read_journal()
+    assert len({line["item"] for line in lines}) == 12 and strokes / (3 * len(lines)) <= 3
+    for line in lines:
+        assert [line["ranks"][answer] for answer in line["order"]] == [3, 1, 1]
+    assert sum(line.get("repeat", False) for line in lines) == 1
+    assert page.heard == []
+    assert all(url.startswith(("http://127.0.0.1:", "data:")) for url in page.asked)
+
+
+def test_by_mouse_by_dragging_and_on_a_telephone(serve, open_page, read_journal):
+    links = serve(4).links
+    page = open_page(links["ann"])
+    page.locator(".put").nth(2).click()
+    page.locator("#rest .chip").first.click()
+    page.locator("#tie").click()
+    page.locator(".put").nth(1).click()
+    send(page, page.locator("#send").click)
+    page.locator(".answer h3").nth(1).drag_to(page.locator("#levels .gap").first)
+    page.locator("#rest .chip").first.drag_to(page.locator("#levels .gap").first)
+    page.locator("#rest .chip").first.drag_to(page.locator("#levels [data-level='1']"))
+    send(page, page.locator("#send").click)
+    small = open_page(links["ben"], width=360)
+    assert small.evaluate("document.documentElement.scrollWidth") <= 360
+    small.locator(".put").first.click()
+    small.locator("[name=flag]").first.check()
+    small.locator("[name=grade]").nth(6).check()
+    small.locator("#note").fill("short")
+    send(small, small.locator("#send").click)
+    first, second, third = read_journal()
+    assert [first["ranks"][answer] for answer in first["order"]] == [2, 2, 1]
+    assert [second["ranks"][answer] for answer in second["order"]] == [1, 2, 2]
+    assert [third["ranks"][answer] for answer in third["order"]] == [1, 2, 2] and third["partial"]
+    assert (third["grade"], third["note"], third["flags"]) == (7, "short", {"harmful": [third["order"][0]]})
+    assert page.heard == small.heard == []
+
+
+def test_a_reload_or_a_server_that_is_gone_loses_nothing(serve, open_page, read_journal):
+    server = serve(4)
+    page = open_page(server.links["ann"])
+    item = shown(page)
+    page.keyboard.press("3")
+    page.locator("#note").fill("half done")
+    page.reload()
+    assert page.locator("#levels .chip").all_inner_texts() == ["3"] and page.locator("#note").input_value() == "half done"
+    server.process.kill()
+    server.process.wait()
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelector('#problem').textContent.includes('does not answer')")
+    assert page.locator("#levels .chip").all_inner_texts() == ["3"]
+    again = serve(4, "--port", server.port)
+    page.goto(again.links["ann"])
+    assert shown(page) == item and page.locator("#levels .chip").all_inner_texts() == ["3"]
+    send(page, lambda: page.keyboard.press("Enter"))
+    assert [(line["item"], line["note"]) for line in read_journal()] == [(item, "half done")]
+
+
+def test_two_tabs_and_two_people_say_nothing_twice(serve, open_page, read_journal):
+    links = serve(4).links
+    one, ben = open_page(links["ann"]), open_page(links["ben"])
+    other = one.context.new_page()
+    other.goto(links["ann"])
+    assert shown(one) == shown(other) != shown(ben)
+    for page, key in ((one, "1"), (other, "2"), (ben, "3")):
+        page.keyboard.press(key)
+        send(page, lambda page=page: page.keyboard.press("Enter"))
+    lines = read_journal()
+    assert len(lines) == 2 and {line["annotator"] for line in lines} == {"ann", "ben"}
+    assert shown(one) == shown(other) or (one.reload() is not None and shown(one) == shown(other))
+
+
+def test_skip_needs_a_reason_cannot_say_none_and_undo_brings_it_back(serve, open_page, read_journal):
+    page = open_page(serve(4).links["ann"])
+    item = shown(page)
+    page.keyboard.press("s")
+    page.keyboard.type("not my field")
+    send(page, page.locator("#skip").click)
+    send(page, lambda: page.keyboard.press("c"))
+    send(page, lambda: page.keyboard.press("u"))
+    send(page, lambda: page.keyboard.press("u"))
+    assert shown(page) == item
+    assert [(line.get("outcome"), line.get("reason")) for line in read_journal()[:2]] == [("skipped", "not my field"), ("cannot say", None)]
+
+
+def test_hostile_answers_are_text_and_nothing_is_hard_to_reach(serve, open_page):
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = open_page(serve(3, "--flag", "<b>bad</b>").links["ann"])
+    text = page.locator(".answers").inner_text()
+    assert "<script>alert(1)</script>" in text and "<b>bad</b>" in text and page.locator("pre code").inner_text() == "x = 1\n"
+    assert page.locator(".answers script, .answers img, .answers b").count() == 0
+    assert page.locator(".unfold:visible").count() == 1 and page.evaluate("document.documentElement.scrollWidth") <= 1280
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        page.keyboard.press("1")
+        found = Axe().run(page).response["violations"]
+        assert [(each["id"], each["nodes"][0]["html"]) for each in found if each["impact"] in ("serious", "critical")] == []
+    assert page.heard == []
