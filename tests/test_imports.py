@@ -22,6 +22,7 @@ TORCH_FREE_STAGES = {
     "stages.process.output",
     "stages.process.places",
     "stages.statistics.agreement",
+    "stages.evaluate.results",
     "stages.statistics.best_of_n",
     "stages.statistics.bootstrap",
     "stages.statistics.comparison",

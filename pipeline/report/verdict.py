@@ -1,0 +1,227 @@
+"""What was measured -> one sentence with its numbers, and whether it is good news. The report and the terminal say the same.
+
+Pure functions of an evaluation; of what an artifact's manifest has, where there is none; of why a stage failed.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.report.scales import format_value
+from stages.evaluate.results import Comparison, Evaluation, OverOptimisation
+from stages.statistics.bootstrap import Estimate
+from stages.statistics.intervals import wilson_interval
+
+News = Literal["good", "bad", "open"]  # open: nothing can tell, or no difference is visible
+_MUST_BE_FINITE = ("eval/", "train/", "loss/", "objective/scores", "objective/kl")
+_NAMED = 3  # figures that are listed by name
+_EVALUATE = "`rlhf run --until evaluate` measures it"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One sentence, and whether it is good news."""
+
+    sentence: str
+    news: News
+
+
+def tell_evaluation(evaluation: Evaluation) -> Verdict:
+    """Say of an evaluation whether the last model is better than the one before it, and whether it fools the reward model."""
+    if evaluation.prompts == 0:
+        return Verdict("Nothing can be said: there are no held-out prompts; give some (`data.prompts` with an eval source)", "open")
+    if not evaluation.comparisons:
+        why = f": {evaluation.missing[0]}" if evaluation.missing else ""
+        return Verdict(f"Nothing was compared on {count(evaluation.prompts, 'held-out prompt')}{why}", "open")
+    main = evaluation.comparisons[0]
+    curve = evaluation.over_optimisation
+    if curve is not None and curve.over_optimised and (told := _tell_over_optimised(curve, main, evaluation)):
+        return Verdict(told, "bad")
+    return _tell_comparison(main, evaluation)
+
+
+def tell_artifact(kind: str, metrics: Mapping[str, float], counts: Mapping[str, int], held_out_answers: int | None = None) -> Verdict:
+    """Say of an artifact what its stage measured, where no evaluation compares it with others.
+
+    Args:
+        kind: Of the artifact.
+        metrics: Its final figures.
+        counts: Its counts of records.
+        held_out_answers: How many held-out prompts were answered, where that is known (`eval_samples`).
+    """
+    if diverged := sorted(name for name, value in metrics.items() if name.startswith(_MUST_BE_FINITE) and not math.isfinite(value)):
+        more = f" and {len(diverged) - _NAMED} more" if len(diverged) > _NAMED else ""
+        what = f"{', '.join(diverged[:_NAMED])}{more} {'is not a number' if len(diverged) == 1 else 'are not numbers'}"
+        return Verdict(
+            f"{_start(name_model(kind))} diverged: {what}; nothing can be said of it; try a lower learning rate, look at its data", "bad"
+        )
+    if kind == "rm" and "eval/accuracy" in metrics:
+        return _tell_accuracy(metrics["eval/accuracy"], counts.get("held_out_comparisons_used", 0))
+    if kind == "ppo" and (told := _tell_ppo(metrics, counts, held_out_answers)):
+        return Verdict(told, "open")
+    if "eval/loss" in metrics:
+        records = next((f" on {count(counts[name], word)}" for name, word in _HELD_OUT.items() if name in counts), "")
+        loss = f"{_start(name_model(kind))} has a held-out loss of {format_value(metrics['eval/loss'])}{records}"
+        return Verdict(f"{loss}; a loss alone does not say how good its answers are; {_EVALUATE}", "open")
+    return Verdict(f"Nothing was measured of {name_model(kind)} on held-out data; {_EVALUATE}", "open")
+
+
+def tell_failure(stage: str, reason: str) -> Verdict:
+    """Say that a stage ended without an artifact, and why."""
+    return Verdict(
+        f"{_start(name_model(stage))} did not end well: {reason or 'its log says why'}; what stands here is what was there before", "bad"
+    )
+
+
+def name_model(name: str) -> str:
+    """Name a model or a kind of artifact in a sentence: ppo-20 -> PPO at iteration 20."""
+    stem, dash, iteration = name.partition("-")
+    named = {"base": "the base model", "pretrain": "the pre-trained model", "sft": "SFT", "rm": "the reward model", "ppo": "PPO"}
+    return named.get(stem, stem) + (f" at iteration {iteration}" if dash else "")
+
+
+def count(number: int, one: str) -> str:
+    """Count in words: 1 prompt, 2,000 prompts."""
+    return f"{number:,} {one}{'' if number == 1 else 's'}"
+
+
+def write_share(share: float) -> str:
+    """Write a share in percent, with a decimal where it would read as none or all: 84 %, 99.6 %."""
+    percent = 100 * share
+    return f"{percent:.1f} %" if 0 < percent < 1 or 99 < percent < 100 else f"{percent:.0f} %"
+
+
+def write_estimate(estimate: Estimate, *, share: bool = False, signed: bool = False) -> str:
+    """Write a figure with its interval: `0.899 (0.81 to 0.98)`; without where nothing shows one."""
+
+    def write(value: float) -> str:
+        return write_share(value) if share else _write_short(value)
+
+    plus = "+" if signed and estimate.value > 0 else ""
+    interval = "no interval" if estimate.low is None or estimate.high is None else f"{write(estimate.low)} to {write(estimate.high)}"
+    return f"{plus}{write(estimate.value)} ({interval})"
+
+
+_HELD_OUT = {
+    "held_out_demonstrations_used": "held-out demonstration",
+    "held_out_comparisons_used": "held-out comparison",
+    "held_out_texts_used": "held-out text",
+    "held_out_prompts": "held-out prompt",
+}
+
+
+def _tell_comparison(main: Comparison, evaluation: Evaluation) -> Verdict:
+    won, a, b = main.win_rate.estimate, name_model(main.a), name_model(main.b)
+    wins = f"{b} wins {write_share(won.value)} of {count(won.num_clusters, 'held-out prompt')} over {a} by {_name_scorer(main)}"
+    if won.low is None or won.high is None:
+        return Verdict(
+            _start(f"{wins}, of which one alone shows nothing; some 200 show a difference of 10 points; give more held-out prompts"), "open"
+        )
+    wins += f" (95 % interval {write_share(won.low)} to {write_share(won.high)})"
+    if won.low <= 0.5 <= won.high:
+        return Verdict(f"No visible difference between {b} and {a}: {wins}; {_tell_power(main)}", "open")
+    difference = f", {write_estimate(main.difference.estimate, signed=True)} {_unit(main, evaluation)}" if main.difference else ""
+    if main.by == "score":
+        doubt = "there is no judge, so nothing can tell whether it is better or fools that model; name one (`judge: module:function`)"
+        return Verdict(_start(f"{wins}{difference}; {doubt}"), "open" if won.value > 0.5 else "bad")
+    if won.value < 0.5:
+        fooled = _find_score(evaluation, main)
+        also = (
+            f"; the reward model scores it higher, {write_estimate(fooled, signed=True)}: it is fooled"
+            if fooled is not None and (fooled.low or 0.0) > 0
+            else ""
+        )
+        return Verdict(_start(f"{b} is worse than {a}: {wins}{difference}{also}"), "bad")
+    level = main.length_controlled
+    if level is not None and level.low is not None and level.low <= 0.5:
+        return Verdict(
+            _start(f"{wins}{difference}, but at equal length {write_estimate(level, share=True)}: its length may be what wins"), "open"
+        )
+    return Verdict(_start(f"{b} is better than {a}: {wins}{difference}"), "good")
+
+
+def _tell_over_optimised(curve: OverOptimisation, main: Comparison, evaluation: Evaluation) -> str:
+    """Say where the judge turned while the score went on; nothing where the curve does not have that point."""
+    best = next((point for point in curve.curve if point.iteration == curve.stop_iteration), None)
+    if best is None or best.judge is None:
+        return ""
+    last, unit = curve.curve[-1], evaluation.judge_unit
+    fell = f"fell to {write_estimate(last.judge)}" if last.judge is not None else "fell"
+    where = f"it should have stopped at iteration {best.iteration} (KL {_write_short(best.kl)} nats, at the end {_write_short(last.kl)})"
+    if best.iteration == 0:
+        where = "it should not have begun: raise ppo.kl_coef, look at what the reward model cannot see"
+    judged = f"the judge was highest at iteration {best.iteration} with {write_estimate(best.judge)} {unit} and {fell}"
+    scored = f"the reward model's score went from {_write_short(best.score.value)} to {_write_short(last.score.value)}"
+    published = f"{write_estimate(main.win_rate.estimate, share=True)} over {name_model(main.a)} by {_name_scorer(main)}"
+    return f"PPO over-optimised: {judged}, while {scored}; {where}; what is published wins {published}"
+
+
+def _tell_power(main: Comparison) -> str:
+    """Say the smallest difference that so many prompts can show."""
+    prompts, needed = main.win_rate.estimate.num_clusters, 0.5 + main.win_rate.smallest_difference
+    if needed >= 1:
+        return f"{count(prompts, 'prompt')} can hardly show any; some 200 show a win rate of 60 %; give more"
+    return f"{count(prompts, 'prompt')} can show a win rate of {write_share(needed)} or more, or {write_share(1 - needed)} or less"
+
+
+def _tell_accuracy(accuracy: float, comparisons: int) -> Verdict:
+    """Say the accuracy with Wilson's interval for as many pairs as there are comparisons: pairs of one comparison go together."""
+    right = f"the reward model prefers the better answer in {write_share(accuracy)} of held-out pairs"
+    if comparisons < 2:
+        return Verdict(
+            _start(f"{right}, of {count(comparisons, 'comparison')}: that shows nothing; give more held-out comparisons"), "open"
+        )
+    low, high = wilson_interval(min(max(accuracy, 0.0), 1.0) * comparisons, comparisons)
+    right += f" (95 % interval at most {write_share(low)} to {write_share(high)}, {count(comparisons, 'comparison')})"
+    if low <= 0.5 <= high:
+        return Verdict(_start(f"{right}, which may be a coin's 50 %: PPO would learn noise from it"), "open")
+    if high < 0.5:
+        return Verdict(_start(f"{right}: worse than a coin; are the ranks the other way round?"), "bad")
+    return Verdict(_start(right), "good")
+
+
+def _tell_ppo(metrics: Mapping[str, float], counts: Mapping[str, int], answered: int | None) -> str:
+    """Say how score and judge moved on held-out prompts; nothing where neither was measured at the start and the end."""
+    told: list[str] = []
+    for name, label in (("score", "its score"), ("judge_score", "the judge")):
+        start, end = metrics.get(f"eval/start/{name}"), metrics.get(f"eval/sampled/{name}")
+        if start is not None and end is not None:
+            told.append(f"{label} went from {_write_short(start)} to {_write_short(end)}")
+    if not told:
+        return ""
+    prompts = min(filter(None, (answered, counts.get("held_out_prompts"))), default=0)
+    on = f" on {count(prompts, 'held-out prompt')}" if prompts else ""
+    kl = f" at KL {_write_short(metrics['eval/sampled/kl'])} nats" if "eval/sampled/kl" in metrics else ""
+    judged = (
+        ""
+        if "eval/sampled/judge_score" in metrics
+        else "no judge has seen its answers, so nothing can tell whether it fools the reward model; "
+    )
+    return f"PPO: {' and '.join(told)}{on}{kl}; {judged}without an interval this may be chance; {_EVALUATE}"
+
+
+def _find_score(evaluation: Evaluation, main: Comparison) -> Estimate | None:
+    """Find by how much the reward model prefers b to a, of the same answers."""
+    for other in evaluation.comparisons:
+        if other.by == "score" and (other.a, other.b, other.way) == (main.a, main.b, main.way) and other.difference is not None:
+            return other.difference.estimate
+    return None
+
+
+def _name_scorer(main: Comparison) -> str:
+    return "the judge" if main.by == "judge" else "the reward model that it learnt from"
+
+
+def _unit(main: Comparison, evaluation: Evaluation) -> str:
+    return evaluation.judge_unit if main.by == "judge" else "in score"
+
+
+def _write_short(value: float) -> str:
+    """Write a number with three digits: 0.899, 45.4, 1,234."""
+    text = f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.3g}"
+    return text.replace("-", "−", 1)
+
+
+def _start(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
