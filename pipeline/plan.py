@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from pipeline.errors import StoreError
 from pipeline.inputs.demo import demo_directory, demo_seeds
@@ -16,6 +16,7 @@ from pipeline.inputs.prepare import Inputs, prepare
 from pipeline.recipe.schema import Recipe
 from pipeline.runs.unfinished import describe_unfinished
 from pipeline.store.artifact import Artifact
+from pipeline.store.compare import changed_leaves, describe_change, flatten
 from pipeline.store.disk import hash_file
 from pipeline.store.store import Store
 from stages.spec import EXIT_MISSING, STAGES, StageName, asks_judge, with_ancestors
@@ -217,10 +218,7 @@ def _differences(
         yield "no artifact yet"
         return
     manifest = artifacts[-1].manifest
-    old, new = dict(flatten(manifest.config)), dict(flatten(config))
-    for name in sorted(old.keys() | new.keys()):
-        if old.get(name) != new.get(name) and not (name == "judge_code" and old.get("judge") != new.get("judge")):
-            yield _describe_change(name, old.get(name), new.get(name))
+    yield from (describe_change(*change) for change in changed_leaves(manifest.config, config))
     old_data, new_data = manifest.data, dict(flatten(data))
     for kind in sorted({name.partition(".")[0] for name in old_data.keys() | new_data.keys() if old_data.get(name) != new_data.get(name)}):
         yield f"data.{kind} changed"
@@ -230,26 +228,6 @@ def _differences(
         if before is None or (parent is not None and before.content_id != parent.content_id):
             yield f"{kind} changed {before.ref if before else 'none'} -> {parent.ref if parent else 'a new one'}"
     yield from (f"{kind} changed {before.ref} -> none" for kind, before in old_parents.items() if kind not in parents)
-
-
-def _describe_change(name: str, old: Any, new: Any) -> str:
-    if name == "base_model":
-        both_of_hub = all(str(identity).startswith("hub:") for identity in (old, new))
-        return "the base model changed" + (f" {old} -> {new}" if both_of_hub else "")
-    if name == "judge_code":
-        return "the judge's code changed" if old else "the judge's code counts now, of which the newest artifact says nothing"
-    if name == "stage_version":
-        return f"the stage's code changed (version {old} -> {new})"
-    return f"{name} changed {json.dumps(old)} -> {json.dumps(new)}"
-
-
-def flatten(block: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of nested blocks with dotted names; an empty block has none."""
-    for name, value in block.items():
-        if isinstance(value, dict):
-            yield from flatten(cast("dict[str, Any]", value), f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def _name_run(stage: StageName, key: str) -> str:

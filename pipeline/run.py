@@ -18,11 +18,12 @@ from pipeline.launch.commands import Command, commands_by_hand, stage_commands
 from pipeline.launch.events import Event
 from pipeline.launch.failure import StageFailed, last_lines
 from pipeline.launch.launch import launch
-from pipeline.plan import Decision, Selection, decide, flatten, missing_artifact
+from pipeline.plan import Decision, Selection, decide, missing_artifact
 from pipeline.recipe.schema import Recipe
 from pipeline.runs.directory import HeldRun, forget_checkpoints, leave_evidence, open_run_directory, remove_checkpoints
 from pipeline.runs.record import Attempt, record_attempt
 from pipeline.store.artifact import Artifact
+from pipeline.store.compare import flatten
 from pipeline.store.disk import writing
 from pipeline.store.manifest import ManifestFields, Parent
 from pipeline.store.parts import hold_artifacts, require_places

@@ -11,8 +11,9 @@ from data.schema import DataError
 from pipeline.errors import StoreError
 from pipeline.inputs import records
 from pipeline.inputs.prepare import prepare
-from pipeline.plan import Selection, decide, flatten, plan
+from pipeline.plan import Selection, decide, plan
 from pipeline.recipe.load import load_recipe
+from pipeline.store.compare import flatten
 from pipeline.store.manifest import Parent
 from stages import spec
 

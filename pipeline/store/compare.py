@@ -1,0 +1,162 @@
+"""Two artifacts, or two lines of ancestors -> what changed between them (configuration, data, code) and what that did to the figures."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from pipeline.store.manifest import Manifest
+from stages.spec import STAGES
+
+Part = Literal["config", "data", "parent", "code", "package", "machine"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that differs; None on the side that does not have it."""
+
+    part: Part
+    name: str
+    old: Any
+    new: Any
+
+    @property
+    def words(self) -> str:
+        """The change as a phrase: `ppo.kl_coef changed 0.05 -> 0.0`."""
+        if self.part == "config":
+            return describe_change(self.name, self.old, self.new)
+        if self.part == "data":
+            return f"data.{self.name} changed"
+        return f"{self.name} changed {_say(self.old)} -> {_say(self.new)}"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A final figure on both sides; None where it was not measured."""
+
+    name: str
+    old: float | None
+    new: float | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How two artifacts of a kind differ. A side that is not there is None, and then nothing else is said of it.
+
+    Args:
+        kind: Of both; of the one that there is.
+        old: Ref of the first.
+        new: Ref of the second.
+        same_content: Every byte that counts is equal.
+        changes: What they were made from and with.
+        figures: Final figures of either.
+        counts: Records read, used, cut and dropped, as far as they differ.
+    """
+
+    kind: str
+    old: str | None
+    new: str | None
+    same_content: bool = False
+    changes: tuple[Change, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    counts: tuple[Figure, ...] = ()
+
+
+def compare_manifests(old: Manifest, new: Manifest) -> Difference:
+    """Compare two artifacts; of different kinds as well, as SFT with PPO."""
+    changes = [Change("config", name, *values) for name, *values in changed_leaves(old.config, new.config)]
+    changes += [Change("data", name, *values) for name, *values in _changed(old.data, new.data)]
+    changes += [Change("parent", name, *values) for name, *values in _changed(_name_parents(old), _name_parents(new))]
+    changes += [Change("code", name, *values) for name, *values in _changed(_name_code(old), _name_code(new))]
+    changes += [Change("package", name, *values) for name, *values in _changed(old.packages, new.packages)]
+    changes += [Change("machine", name, *values) for name, *values in _changed(_name_machine(old), _name_machine(new))]
+    names = list(dict.fromkeys([*old.metrics, *new.metrics]))
+    return Difference(
+        new.kind,
+        _name(old),
+        _name(new),
+        old.content_id == new.content_id,
+        tuple(changes),
+        tuple(Figure(name, old.metrics.get(name), new.metrics.get(name)) for name in names),
+        tuple(Figure(*row) for row in _changed(old.counts, new.counts)),
+    )
+
+
+def compare_lines(old: Sequence[Manifest], new: Sequence[Manifest]) -> list[Difference]:
+    """Compare two artifacts with their ancestors, kind by kind, oldest first, so that a change is found where it was made.
+
+    Args:
+        old: The first artifact, then its ancestors, nearest first.
+        new: The second one and its.
+    """
+    if old[0].kind != new[0].kind:
+        return [compare_manifests(old[0], new[0])]
+    by_kind = [{manifest.kind: manifest for manifest in reversed(line)} for line in (old, new)]
+    differences: list[Difference] = []
+    for kind in sorted({*by_kind[0], *by_kind[1]}, key=_place):
+        first, second = by_kind[0].get(kind), by_kind[1].get(kind)
+        if first is not None and second is not None:
+            differences.append(compare_manifests(first, second))
+        else:
+            differences.append(Difference(kind, _name(first), _name(second)))
+    return differences
+
+
+def changed_leaves(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the leaves of nested blocks that differ, by name; of a judge that changed its code is not told as well."""
+    before, after = dict(flatten(old)), dict(flatten(new))
+    for name, *values in _changed(before, after):
+        if not (name == "judge_code" and before.get("judge") != after.get("judge")):
+            yield name, *values
+
+
+def describe_change(name: str, old: Any, new: Any) -> str:
+    """Say how a leaf of the configuration changed."""
+    if name == "base_model":
+        both_of_hub = all(str(identity).startswith("hub:") for identity in (old, new))
+        return "the base model changed" + (f" {old} -> {new}" if both_of_hub else "")
+    if name == "judge_code":
+        return "the judge's code changed" if old else "the judge's code counts now, of which the newest artifact says nothing"
+    if name == "stage_version":
+        return f"the stage's code changed (version {old} -> {new})"
+    return f"{name} changed {json.dumps(old)} -> {json.dumps(new)}"
+
+
+def flatten(block: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the leaves of nested blocks with dotted names; an empty block has none."""
+    for name, value in block.items():
+        if isinstance(value, dict):
+            yield from flatten(cast("dict[str, Any]", value), f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    return [(name, old.get(name), new.get(name)) for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+
+
+def _name_parents(manifest: Manifest) -> dict[str, str]:
+    """Name the parents by kind; equal content under another number is no change."""
+    return {parent.ref.partition("@")[0]: f"{parent.content_id[:12]}" for parent in manifest.parents}
+
+
+def _name_code(manifest: Manifest) -> dict[str, str]:
+    commit = (manifest.code.commit or "no git checkout")[:15]
+    return {"code": commit + (" with changes" if manifest.code.dirty else "")}
+
+
+def _name_machine(manifest: Manifest) -> dict[str, Any]:
+    return {"device": manifest.device, "precision": manifest.precision, "processes": manifest.world_size}
+
+
+def _name(manifest: Manifest | None) -> str | None:
+    return None if manifest is None else f"{manifest.kind}@v{manifest.version}"
+
+
+def _place(kind: str) -> tuple[int, str]:
+    """Where a kind stands in the order of stages; kinds of no stage come last."""
+    return next((place for place, stage in enumerate(STAGES) if stage == kind), len(STAGES)), kind
+
+
+def _say(value: Any) -> str:
+    return "none" if value is None else str(value)
