@@ -276,6 +276,7 @@ def _manifest_fields(
         precision=result.precision,
         world_size=result.world_size,
         metrics=redact_values(result.metrics),
+        intervals=redact_values(result.intervals),
         facts=redact_values(result.facts.model_dump(mode="json")),
         counts=redact_values(result.counts),
         duration_s=duration_s,

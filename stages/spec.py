@@ -240,6 +240,14 @@ class ModelFacts(Closed):
     score_scale: float | None = Field(None, description="Reward model: see score_bias; 1 unless rm.scale_scores.")
 
 
+class Interval(Closed):
+    """Between which values a held-out figure lies, 95 %, and how much it was measured on."""
+
+    low: float
+    high: float
+    n: int = Field(gt=0, description="Prompts, or records where there are no prompts: what was resampled.")
+
+
 class StageResult(Closed):
     """What a stage says of itself when it is done."""
 
@@ -247,6 +255,7 @@ class StageResult(Closed):
     model_config = ConfigDict(ser_json_inf_nan="strings")
 
     metrics: dict[str, float] = Field(description="Final figures; held-out ones begin with `eval/`.")
+    intervals: dict[str, Interval] = Field(default_factory=dict, description="Of held-out figures, where they are known.")
     facts: ModelFacts
     counts: dict[str, int] = Field(description="Records read, used, cut and dropped.")
     world_size: int

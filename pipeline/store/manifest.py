@@ -15,7 +15,7 @@ from pipeline.errors import StoreError
 from pipeline.store.directory import Directory
 from pipeline.store.disk import read_bounded
 from stages.blocks import Closed
-from stages.spec import EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR
+from stages.spec import EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR, Interval
 
 MANIFEST_FILE = "manifest.json"
 SCHEMA_VERSION = 1
@@ -99,6 +99,9 @@ class ManifestFields(Closed):
     precision: str | None = Field(None, description="What was computed in: float32 or bfloat16; null in artifacts of earlier versions.")
     world_size: int = Field(1, gt=0, description="Processes of the stage.")
     metrics: dict[str, float] = Field(default_factory=dict, description="Final figures.")
+    intervals: dict[str, Interval] = Field(
+        default_factory=dict, description="Of held-out figures, where they are known; not written where none is."
+    )
     facts: dict[str, Any] = Field(default_factory=dict, description="Hand-off facts that the next stage must find unchanged.")
     counts: dict[str, int] = Field(default_factory=dict, description="Records read, used, cut and dropped.")
     duration_s: float | None = Field(None, ge=0, allow_inf_nan=False, description="Seconds of the stage run, by the monotonic clock.")
@@ -156,7 +159,8 @@ def compute_content_id(files: Iterable[FileEntry]) -> str:
 
 def render_manifest(manifest: Manifest) -> bytes:
     """Write a manifest as JSON whose first line holds the sha256 of the rest, so that no later change goes unseen."""
-    absent = {"imported"} if manifest.imported is None else None  # so that earlier versions read it
+    optional = {"imported": manifest.imported, "intervals": manifest.intervals}
+    absent = {name for name, value in optional.items() if not value}  # so that earlier versions read it
     body = manifest.model_dump_json(indent=1, exclude=absent).encode().removeprefix(b"{\n") + b"\n"
     return b'{"manifest_sha256": "%s",\n' % hashlib.sha256(body).hexdigest().encode() + body
 
