@@ -1,0 +1,159 @@
+"""Ref -> all that the store knows of it: the artifacts that it stands on, the newest evaluation of them, runs that failed since.
+
+What is gone, damaged or unreadable is told in `problems`, and the page is made of the rest. Texts come without secrets.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from data.secrets import redact, redact_values
+from pipeline.errors import StoreError
+from pipeline.runs.listing import list_runs
+from pipeline.store.artifact import Artifact
+from pipeline.store.disk import read_bounded
+from pipeline.store.store import Store
+from stages.evaluate.results import EVALUATION_FILE, Evaluation
+from stages.spec import EXIT_MISSING, STAGES
+
+EVALUATION_KIND = "evaluation"
+_MAX_EVALUATION_BYTES = 32 * 1024 * 1024
+_UNFINISHED = ("failed", "killed", "stopped")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a report is made of.
+
+    Args:
+        subject: What the report was asked for; None where there are failed runs alone.
+        tested: The artifact of the evaluation that stands on it, or the subject itself; None where there is no evaluation.
+        evaluation: What that found.
+        line: All artifacts that both stand on and they themselves, oldest first.
+        failures: Runs of its stages that ended without an artifact and began after it was made, newest first.
+        problems: What could not be read, a line each.
+    """
+
+    subject: Artifact | None
+    tested: Artifact | None
+    evaluation: Evaluation | None
+    line: tuple[Artifact, ...]
+    failures: tuple[dict[str, Any], ...] = ()
+    problems: tuple[str, ...] = ()
+
+    def find(self, kind: str) -> Artifact | None:
+        """Return the artifact of a kind that the subject stands on, or it itself."""
+        return next((artifact for artifact in reversed(self.line) if artifact.kind == kind), None)
+
+
+def find_newest(store: Store) -> Artifact | None:
+    """Find the newest artifact of the last stage that left one; None in a store without any.
+
+    An evaluation is taken by what it stands on: after a newer PPO it says nothing of that one.
+    """
+    for stage, row in reversed(STAGES.items()):
+        if row.leaves_model and (artifacts := store.list(stage)):
+            return artifacts[-1]
+    found = store.list()
+    return found[-1] if found else None
+
+
+def gather(store: Store, subject: Artifact | None) -> Evidence:
+    """Read what stands in a store of an artifact.
+
+    Raises:
+        StoreError: there is neither an artifact nor a run that failed (exit 4), or the file system refused (exit 5).
+    """
+    problems: list[str] = []
+    failures = _find_failures(store, subject)
+    if subject is None:
+        if not failures:
+            raise StoreError(f"no artifacts in {store.root}; one is needed; `rlhf run` makes some", EXIT_MISSING)
+        return Evidence(None, None, None, (), failures)
+    tested = subject if subject.kind == EVALUATION_KIND else _find_evaluation(store, subject)
+    line = _walk(store, tested or subject, problems)
+    if all(artifact.ref != subject.ref for artifact in line):
+        line.append(subject)
+    evaluation = None if tested is None else _read_evaluation(tested, problems)
+    clean = tuple(_without_secrets(artifact) for artifact in line)
+    named = {artifact.ref: artifact for artifact in clean}
+    return Evidence(named[subject.ref], named[tested.ref] if tested else None, evaluation, clean, failures, tuple(map(redact, problems)))
+
+
+def _find_evaluation(store: Store, subject: Artifact) -> Artifact | None:
+    """Find the newest evaluation that was made from an artifact: of its own content, whatever its number."""
+    for artifact in reversed(store.list(EVALUATION_KIND)):
+        if any(parent.content_id == subject.content_id for parent in artifact.manifest.parents):
+            return artifact
+    return None
+
+
+def _walk(store: Store, start: Artifact, problems: list[str]) -> list[Artifact]:
+    """List an artifact and its ancestors, oldest first, each once; one that is gone or damaged is told."""
+    found: dict[str, Artifact] = {}
+    waiting = [start]
+    while waiting:
+        artifact = waiting.pop()
+        if artifact.ref in found:
+            continue
+        found[artifact.ref] = artifact
+        for named in artifact.manifest.parents:
+            try:
+                parent = store.get(named.ref)
+            except StoreError as error:
+                problems.append(f"{artifact.ref} was made from {named.ref}, which cannot be read: {error.message}")
+                continue
+            if parent.content_id == named.content_id:
+                waiting.append(parent)
+            else:
+                problems.append(f"{artifact.ref} was made from another {named.ref} than the one that is there now")
+    return sorted(found.values(), key=_place)
+
+
+def _place(artifact: Artifact) -> tuple[int, str, int]:
+    kinds = [*STAGES, EVALUATION_KIND]
+    return kinds.index(artifact.kind) if artifact.kind in kinds else -1, artifact.kind, artifact.version
+
+
+def _read_evaluation(artifact: Artifact, problems: list[str]) -> Evaluation | None:
+    try:
+        found = Evaluation.model_validate_json(read_bounded(artifact.path / EVALUATION_FILE, _MAX_EVALUATION_BYTES))
+    except (OSError, ValidationError, ValueError) as error:
+        reason = (
+            error.strerror if isinstance(error, OSError) else f"{error.errors()[0]['msg']}" if isinstance(error, ValidationError) else error
+        )
+        problems.append(f"{artifact.ref}: {EVALUATION_FILE}: {reason}; evaluate again with this version")
+        return None
+    plain = found.model_dump()
+    redacted = redact_values(plain)
+    return found if redacted is plain else Evaluation.model_validate(redacted)
+
+
+def _without_secrets(artifact: Artifact) -> Artifact:
+    """Blot secrets out of the free texts of a manifest."""
+    manifest = artifact.manifest
+    names = ("data", "config", "packages", "device", "metrics", "facts", "counts")
+    plain = {name: getattr(manifest, name) for name in names}
+    redacted = redact_values(plain)
+    return artifact if redacted is plain else Artifact(artifact.path, manifest.model_copy(update=redacted))
+
+
+def _find_failures(store: Store, subject: Artifact | None) -> tuple[dict[str, Any], ...]:
+    """List the runs that ended without an artifact since the subject was made, of the stages that follow or make it, one for each stage."""
+    after = _stages_after(subject.kind if subject else None)
+    since = subject.manifest.created_utc if subject else ""
+    failures: dict[str, dict[str, Any]] = {}
+    settled: set[str] = set()
+    for row in list_runs(store):  # newest first
+        if row["outcome"] == "published":
+            settled.add(row["stage"])
+        elif row["outcome"] in _UNFINISHED and row["stage"] in after and row["stage"] not in settled and row["start"][:19] >= since[:19]:
+            failures.setdefault(row["stage"], row)
+    return tuple(redact_values(list(failures.values())))
+
+
+def _stages_after(kind: str | None) -> Sequence[str]:
+    stages = list(STAGES)
+    return stages[stages.index(kind) :] if kind in stages else [] if kind == EVALUATION_KIND else stages

@@ -1,0 +1,162 @@
+"""Manifests and notes -> what the data lost on its way, which settings differ from the defaults, with what and how long it was made."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from pydantic import ValidationError
+
+from data.secrets import redact_values
+from pipeline.inputs.records import NOTES_DIR, Reading, recall_note
+from pipeline.report.markup import table
+from pipeline.report.page.blocks import Section, Table
+from pipeline.report.page.curves import Curves
+from pipeline.report.verdict import count
+from pipeline.store.artifact import Artifact
+from pipeline.store.compare import flatten
+from pipeline.text import format_bytes, format_duration
+from stages.blocks import Closed, HardwareSettings, TokenSettings
+from stages.spec import STAGES
+
+_HELD_OUT = "held_out_"
+_MUCH_LOST = 0.05
+_LOST = ("prompts_cut", "responses_dropped", "comparisons_without_pair")
+_LINES_SHOWN = 200
+
+
+def summarize_data(line: Sequence[Artifact], store_root: Path) -> Section:
+    """Say of each stage how many records it had, and what was cut, dropped, doubled or contradictory."""
+    cells = [cell for artifact in line for cell in _count_rows(artifact)]
+    caption = "Records, and what of them was cut, dropped or left out"
+    tables = [Table(caption, Markup(table(caption, ("", "records", "training", "held-out"), cells)))] if cells else []
+    readings = _find_readings(line, store_root)
+    caption = "What the checks found in the sources"
+    found = [
+        (kind, name.replace("_", " "), f"{number:,}")
+        for kind, reading in readings.items()
+        for name, number in reading.findings.counts.items()
+    ]
+    more = [Table(caption, Markup(table(caption, ("records", "what", "count"), found)))] if found else []
+    for title, lines in (
+        ("How the sources were read", [(kind, text) for kind, reading in readings.items() for text in reading.told]),
+        ("Bad lines that were skipped", [(kind, str(bad)) for kind, reading in readings.items() for bad in reading.skipped]),
+    ):
+        if lines:
+            shown = f"{title}, the first {_LINES_SHOWN} of {len(lines):,}" if len(lines) > _LINES_SHOWN else title
+            cells = redact_values([list(pair) for pair in lines[:_LINES_SHOWN]])
+            more.append(Table(shown, Markup(table(shown, ("records", ""), cells)), folded=True))
+    warnings = list(_tell_losses(line))
+    warnings += redact_values([f"{kind}: {text}" for kind, reading in readings.items() for text in reading.findings.warnings])
+    texts = [] if tables else ["No artifact says how many records it had."]
+    return Section("data", "Data", texts=texts, warnings=warnings, tables=[*tables, *more])
+
+
+def list_settings(line: Sequence[Artifact]) -> Section:
+    """List the settings of each stage that differ from the defaults."""
+    cells = [(artifact.ref, *row) for artifact in line for row in _differing(artifact)]
+    caption = "Setting, its value, and the default"
+    shown = [Table(caption, Markup(table(caption, ("", "setting", "value", "default"), cells)))] if cells else []
+    return Section("settings", "Settings that differ from the defaults", texts=[] if cells else ["None does."], tables=shown)
+
+
+def tell_making(line: Sequence[Artifact], curves: Mapping[str, Curves]) -> Section:
+    """Say when, how long, on what and with which versions each artifact was made."""
+    head = ("", "made (UTC)", "time", "tokens", "peak memory", "device", "precision", "processes", "size", "code", "content id")
+    cells = [
+        (
+            artifact.ref,
+            artifact.manifest.created_utc[:16].replace("T", " "),
+            "–" if artifact.manifest.duration_s is None else format_duration(artifact.manifest.duration_s),
+            _count_tokens(artifact, curves.get(artifact.ref)),
+            _peak_memory(artifact),
+            artifact.manifest.device or "–",
+            artifact.manifest.precision or "–",
+            str(artifact.manifest.world_size),
+            format_bytes(sum(entry.size for entry in artifact.manifest.files)),
+            f"{(artifact.manifest.code.commit or 'no git checkout')[:15]}{' with changes' if artifact.manifest.code.dirty else ''}",
+            artifact.content_id[:12],
+        )
+        for artifact in line
+    ]
+    caption = "How each artifact was made"
+    tables = [Table(caption, Markup(table(caption, head, cells)))]
+    names = sorted({name for artifact in line for name in artifact.manifest.packages})
+    caption = "Versions"
+    rows = [(name, *(artifact.manifest.packages.get(name, "–") for artifact in line)) for name in names]
+    versions = Table(caption, Markup(table(caption, ("package", *(artifact.ref for artifact in line)), rows)), folded=True)
+    return Section("making", "Versions, times, tokens, memory", tables=[*tables, versions] if names else tables)
+
+
+def _count_rows(artifact: Artifact) -> Iterator[tuple[str, ...]]:
+    """Yield the counts of a stage, training beside held-out."""
+    counts = artifact.manifest.counts
+    for name in dict.fromkeys(name.removeprefix(_HELD_OUT) for name in counts):
+        both = (counts.get(name), counts.get(_HELD_OUT + name))
+        yield artifact.ref, name.replace("_", " "), *("–" if number is None else f"{number:,}" for number in both)
+
+
+def _tell_losses(line: Iterable[Artifact]) -> Iterator[str]:
+    """Warn where more than 5 % of the records of a stage were cut or dropped."""
+    for artifact in line:
+        counts = artifact.manifest.counts
+        total = max((counts.get(kind, 0) for kind in ("demonstrations", "comparisons", "prompts", "texts")), default=0)
+        for name in _LOST:
+            if total and counts.get(name, 0) > _MUCH_LOST * total:
+                share = 100 * counts[name] / total
+                what = f"{name.replace('_', ' ')}: {counts[name]:,} of {count(total, 'record')} ({share:.0f} %)"
+                yield f"{artifact.ref}: {what}; raise tokens.max_prompt_tokens or max_response_tokens, or look at the data"
+
+
+def _find_readings(line: Iterable[Artifact], store_root: Path) -> dict[str, Reading]:
+    """Find the notes of the sources that the artifacts were made from, by their fingerprints."""
+    wanted: dict[str, dict[str, str]] = {}
+    for artifact in line:
+        for name, fingerprint in artifact.manifest.data.items():
+            kind, _, split = name.partition(".")
+            wanted.setdefault(kind, {})[split] = fingerprint
+    readings: dict[str, Reading] = {}
+    for kind, fingerprints in wanted.items():
+        for note in islice((store_root / NOTES_DIR).glob(f"{kind}-*.json"), 1000):
+            noted = recall_note(note)
+            if noted is not None and noted[1].fingerprints == fingerprints:
+                readings[kind] = noted[1]
+                break
+    return readings
+
+
+def _differing(artifact: Artifact) -> Iterator[tuple[str, str, str]]:
+    config = artifact.manifest.config
+    blocks: list[tuple[str, type[Closed]]] = [("tokens", TokenSettings), ("hardware", HardwareSettings)]
+    blocks += [(name, row.settings) for name, row in STAGES.items()]
+    for name, settings in blocks:
+        block = config.get(name)
+        if not isinstance(block, dict):
+            continue
+        try:
+            defaults = dict(flatten(settings.model_validate({}).model_dump(mode="json")))
+        except ValidationError:
+            continue
+        given: dict[str, Any] = dict(flatten(block))  # pyright: ignore[reportUnknownArgumentType]
+        for key, value in given.items():
+            if value != defaults.get(key):
+                yield f"{name}.{key}", _write_value(value), _write_value(defaults.get(key))
+
+
+def _write_value(value: Any) -> str:
+    return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def _count_tokens(artifact: Artifact, curves: Curves | None) -> str:
+    """Count the tokens of a stage: told at its end, or those of every iteration."""
+    if (total := artifact.manifest.metrics.get("total_tokens")) is not None:
+        return f"{total:,.0f}"
+    points = curves.points.get("tokens", []) if curves else []
+    return f"{sum(value for _, value in points):,.0f}" if points else "not recorded"
+
+
+def _peak_memory(artifact: Artifact) -> str:
+    peak = artifact.manifest.metrics.get("peak_memory_bytes")
+    return "not recorded" if peak is None else format_bytes(int(peak))
