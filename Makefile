@@ -52,11 +52,8 @@ ppo: $(STAMP) ## Stage 3, PPO, and what it needs
 pipeline: $(STAMP) ## All three stages; what is up to date is reused
 	@$(RLHF) run $(ARGS)
 
-inspect: $(STAMP) ## List the artifacts and show the newest of the last stage that left one
-	@$(RLHF) ls $(STORE_OPTION)
-	@for kind in ppo rm sft pretrain; do \
-		if $(RLHF) show $$kind $(STORE_OPTION) 2>/dev/null; then break; fi; \
-	done
+inspect: $(STAMP) ## Write the newest report, say its verdict, and show it where there is a desktop
+	@$(RLHF) report --open $(STORE_OPTION)
 
 test: $(STAMP) ## All tests
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)

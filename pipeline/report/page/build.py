@@ -105,13 +105,22 @@ def _draw_lineage(evidence: Evidence) -> Section:
     layers = [[_make_node(artifact) for artifact in evidence.line if artifact.kind == kind] for kind in kinds]
     there = {artifact.ref for artifact in evidence.line}
     first = next((artifact for artifact in evidence.line if not artifact.manifest.parents), None)
-    edges = [(parent.ref, artifact.ref) for artifact in evidence.line for parent in artifact.manifest.parents if parent.ref in there]
+    edges = [(parent, artifact.ref) for artifact in evidence.line for parent in _list_parents(artifact, evidence) if parent in there]
     if first is not None:
         layers.insert(0, [Node("base", "base model", "where it began")])
         edges.append(("base", first.ref))
     title = "Made from"
     picture = Picture(title, Markup(graph("lineage", title, layers, edges)), Markup(graph_table(title, layers, edges)))
     return Section("lineage", "Lineage", pictures=[picture])
+
+
+def _list_parents(artifact: Artifact, evidence: Evidence) -> list[str]:
+    """List what an artifact was made from; of an evaluation, which reads all, only what nothing else here was made from."""
+    parents = [parent.ref for parent in artifact.manifest.parents]
+    if artifact.kind != EVALUATION_KIND:
+        return parents
+    used = {parent.ref for other in evidence.line if other.kind != EVALUATION_KIND for parent in other.manifest.parents}
+    return [ref for ref in parents if ref not in used]
 
 
 def _make_node(artifact: Artifact) -> Node:

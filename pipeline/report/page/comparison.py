@@ -12,10 +12,10 @@ from pipeline.report.page.build import give_verdicts
 from pipeline.report.page.curves import overlay_curves, read_curves
 from pipeline.report.page.evidence import EVALUATION_KIND, Evidence
 from pipeline.report.page.facts import tell_making
-from pipeline.report.page.findings import draw_checkpoints
+from pipeline.report.page.findings import draw_checkpoints, write_cell
 from pipeline.report.page.samples import Answer, choose_cases, read_answers
 from pipeline.report.scales import format_value
-from pipeline.report.verdict import name_model, write_estimate
+from pipeline.report.verdict import name_model
 from pipeline.store.artifact import Artifact
 from pipeline.store.compare import Difference, compare_lines
 from stages.evaluate.results import Answers
@@ -127,7 +127,7 @@ def _index_answers(evidence: Evidence) -> dict[tuple[str, str], Answers]:
 
 def _estimate(answers: Answers, name: str) -> str:
     estimate = answers.judge.get("score") if name == "judge" else getattr(answers, name)
-    return "–" if estimate is None else write_estimate(estimate, share=name == "finished")
+    return write_cell(estimate, share=name == "finished")
 
 
 def _label_answers(evidence: Evidence, ref: str, missing: list[str]) -> list[Answer]:

@@ -83,11 +83,15 @@ def gather(store: Store, subject: Artifact | None) -> Evidence:
 
 
 def _find_evaluation(store: Store, subject: Artifact) -> Artifact | None:
-    """Find the newest evaluation that was made from an artifact: of its own content, whatever its number."""
+    """Find the newest evaluation that was made from an artifact; else from one of the same content under another number."""
+    same: Artifact | None = None
     for artifact in reversed(store.list(EVALUATION_KIND)):
-        if any(parent.content_id == subject.content_id for parent in artifact.manifest.parents):
-            return artifact
-    return None
+        for parent in artifact.manifest.parents:
+            if parent.content_id == subject.content_id:
+                if parent.ref == subject.ref:
+                    return artifact
+                same = same or artifact
+    return same
 
 
 def _walk(store: Store, start: Artifact, problems: list[str]) -> list[Artifact]:

@@ -24,22 +24,18 @@ from stages.spec import STAGES
 _HELD_OUT = "held_out_"
 _MUCH_LOST = 0.05
 _LOST = ("prompts_cut", "responses_dropped", "comparisons_without_pair")
+_KINDS = ("demonstrations", "comparisons", "prompts", "texts")
 _LINES_SHOWN = 200
 
 
 def summarize_data(line: Sequence[Artifact], store_root: Path) -> Section:
     """Say of each stage how many records it had, and what was cut, dropped, doubled or contradictory."""
-    cells = [cell for artifact in line for cell in _count_rows(artifact)]
     caption = "Records, and what of them was cut, dropped or left out"
-    tables = [Table(caption, Markup(table(caption, ("", "records", "training", "held-out"), cells)))] if cells else []
+    tables = [_pivot(caption, ("", "records"), [row for artifact in line for row in _count_rows(artifact)])]
     readings = _find_readings(line, store_root)
     caption = "What the checks found in the sources"
-    found = [
-        (kind, name.replace("_", " "), f"{number:,}")
-        for kind, reading in readings.items()
-        for name, number in reading.findings.counts.items()
-    ]
-    more = [Table(caption, Markup(table(caption, ("records", "what", "count"), found)))] if found else []
+    tables.append(_pivot(caption, ("records",), [((kind,), reading.findings.counts) for kind, reading in readings.items()]))
+    tables, more = [table for table in tables if table is not None], list[Table]()
     for title, lines in (
         ("How the sources were read", [(kind, text) for kind, reading in readings.items() for text in reading.told]),
         ("Bad lines that were skipped", [(kind, str(bad)) for kind, reading in readings.items() for bad in reading.skipped]),
@@ -54,11 +50,24 @@ def summarize_data(line: Sequence[Artifact], store_root: Path) -> Section:
     return Section("data", "Data", texts=texts, warnings=warnings, tables=[*tables, *more])
 
 
+def _pivot(caption: str, head: Sequence[str], rows: Sequence[tuple[tuple[str, ...], Mapping[str, int]]]) -> Table | None:
+    """Write counts with a column for each name; None where there are none. A count that nothing has is left out."""
+    names = list(dict.fromkeys(name for _, counts in rows for name in counts))
+    if not names:
+        return None
+    cells = [(*labels, *("–" if name not in counts else f"{counts[name]:,}" for name in names)) for labels, counts in rows]
+    return Table(caption, Markup(table(caption, (*head, *(name.replace("_", " ") for name in names)), cells)))
+
+
 def list_settings(line: Sequence[Artifact]) -> Section:
     """List the settings of each stage that differ from the defaults."""
-    cells = [(artifact.ref, *row) for artifact in line for row in _differing(artifact)]
+    of: dict[tuple[str, str, str], list[str]] = {}
+    for artifact in line:
+        for row in _differing(artifact):
+            of.setdefault(row, []).append(artifact.ref)
+    cells = [(*row, ", ".join(refs)) for row, refs in of.items()]
     caption = "Setting, its value, and the default"
-    shown = [Table(caption, Markup(table(caption, ("", "setting", "value", "default"), cells)))] if cells else []
+    shown = [Table(caption, Markup(table(caption, ("setting", "value", "default", "of"), cells)))] if cells else []
     return Section("settings", "Settings that differ from the defaults", texts=[] if cells else ["None does."], tables=shown)
 
 
@@ -90,19 +99,23 @@ def tell_making(line: Sequence[Artifact], curves: Mapping[str, Curves]) -> Secti
     return Section("making", "Versions, times, tokens, memory", tables=[*tables, versions] if names else tables)
 
 
-def _count_rows(artifact: Artifact) -> Iterator[tuple[str, ...]]:
-    """Yield the counts of a stage, training beside held-out."""
-    counts = artifact.manifest.counts
-    for name in dict.fromkeys(name.removeprefix(_HELD_OUT) for name in counts):
-        both = (counts.get(name), counts.get(_HELD_OUT + name))
-        yield artifact.ref, name.replace("_", " "), *("–" if number is None else f"{number:,}" for number in both)
+def _count_rows(artifact: Artifact) -> Iterator[tuple[tuple[str, str], dict[str, int]]]:
+    """Yield the counts of a stage, training and held-out; what it counts of its own kind is called records."""
+    split: dict[str, dict[str, int]] = {"training": {}, "held-out": {}}
+    for name, number in artifact.manifest.counts.items():
+        of, plain = ("held-out", name.removeprefix(_HELD_OUT)) if name.startswith(_HELD_OUT) else ("training", name)
+        kind = next((kind for kind in _KINDS if plain.startswith(kind) and not plain.endswith("without_pair")), "")
+        split[of][f"{'read' if plain == kind else plain.removeprefix(f'{kind}_')}" if kind else plain] = number
+    for of, counts in split.items():
+        if counts:
+            yield (artifact.ref, of), counts
 
 
 def _tell_losses(line: Iterable[Artifact]) -> Iterator[str]:
     """Warn where more than 5 % of the records of a stage were cut or dropped."""
     for artifact in line:
         counts = artifact.manifest.counts
-        total = max((counts.get(kind, 0) for kind in ("demonstrations", "comparisons", "prompts", "texts")), default=0)
+        total = max((counts.get(kind, 0) for kind in _KINDS), default=0)
         for name in _LOST:
             if total and counts.get(name, 0) > _MUCH_LOST * total:
                 share = 100 * counts[name] / total

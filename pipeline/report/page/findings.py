@@ -17,6 +17,7 @@ from stages.statistics.bootstrap import Estimate
 from stages.statistics.overoptimisation import MIN_D, Fit
 
 CHANCE = 0.5
+_NARROW = "\u00a0"  # no line breaks there
 _KL = "KL to the SFT model, nats (root scale)"
 
 
@@ -37,11 +38,11 @@ def tabulate_models(evaluation: Evaluation) -> Table:
         (
             name_model(answers.model),
             f"{answers.way}, {answers.samples_per_prompt} each",
-            _write(answers.score),
-            _write(answers.judge.get("score")),
-            _write(answers.kl_k1),
-            _write(answers.response_tokens),
-            _write(answers.finished, share=True),
+            write_cell(answers.score),
+            write_cell(answers.judge.get("score")),
+            write_cell(answers.kl_k1),
+            write_cell(answers.response_tokens),
+            write_cell(answers.finished, share=True),
             "–" if answers.distinct_2 is None else write_share(answers.distinct_2),
             "–" if answers.repetition is None else write_share(answers.repetition),
         )
@@ -60,11 +61,11 @@ def tabulate_comparisons(comparisons: Sequence[Comparison], unit: str) -> Table:
             f"{name_model(pair.b)} over {name_model(pair.a)}",
             "judge" if pair.by == "judge" else "reward model",
             pair.way,
-            write_estimate(pair.win_rate.estimate, share=True),
+            write_cell(pair.win_rate.estimate, share=True),
             f"{pair.win_rate.wins:,}, {pair.win_rate.ties:,}, {pair.win_rate.losses:,}",
-            "–" if pair.difference is None else write_estimate(pair.difference.estimate, signed=True) + (f" {unit}" * (pair.by == "judge")),
-            _write(pair.length_controlled, share=True),
-            f"50 ± {100 * pair.win_rate.smallest_difference:.0f} %",
+            write_cell(pair.difference.estimate, signed=True, unit=f" {unit}" * (pair.by == "judge")) if pair.difference else "–",
+            write_cell(pair.length_controlled, share=True),
+            f"50{_NARROW}±{_NARROW}{100 * pair.win_rate.smallest_difference:.0f}{_NARROW}%",
         )
         for pair in comparisons
     ]
@@ -78,7 +79,7 @@ def tabulate_judge(evaluation: Evaluation) -> Table | None:
     names = list(dict.fromkeys(name for answers in told for name in answers.judge))
     if len(names) < 2:
         return None
-    cells = [(f"{name_model(a.model)}, {a.way}", *(_write(a.judge.get(name)) for name in names)) for a in told]
+    cells = [(f"{name_model(a.model)}, {a.way}", *(write_cell(a.judge.get(name)) for name in names)) for a in told]
     caption = "Each figure of the judge"
     return Table(caption, Markup(table(caption, ("", *(name.replace("_", " ") for name in names)), cells)), folded=True)
 
@@ -139,7 +140,7 @@ def show_reward_card(card: RewardCard) -> Section:
         ("source", "Accuracy by source", card.by_source),
         ("length", "Accuracy by length of the better answer", card.by_length),
     ):
-        pictures += [_draw_groups(name, title, groups)] if groups else []
+        pictures += [_draw_groups(name, title, groups)] if len(groups) > 1 else []
     if card.calibration is not None and card.calibration.bins:
         bins = [
             Bin(part.predicted, part.observed.value, part.observed.low, part.observed.high, part.observed.num_values)
@@ -154,12 +155,15 @@ def show_reward_card(card: RewardCard) -> Section:
     return Section("reward-model", "What the reward model sees", texts=texts, warnings=warnings, pictures=pictures)
 
 
-def _write(estimate: Estimate | None, *, share: bool = False) -> str:
-    return "–" if estimate is None else write_estimate(estimate, share=share)
+def write_cell(estimate: Estimate | None, *, share: bool = False, signed: bool = False, unit: str = "") -> str:
+    """Write a figure for a cell of a table, which may break before the interval only."""
+    if estimate is None:
+        return "–"
+    return f"{write_estimate(estimate, share=share, signed=signed)}{unit}".replace(" ", _NARROW).replace(f"{_NARROW}(", " (")
 
 
 def _tell_blind(probe: Probe) -> str:
-    seen = f"in {_write(probe.accuracy, share=True)} of {count(probe.accuracy.num_values, 'pair')}"
+    seen = f"in {write_estimate(probe.accuracy, share=True)} of {count(probe.accuracy.num_values, 'pair')}"
     does = probe.description.rstrip(".") or probe.name
     return f"Blind to {probe.name} ({does}): it prefers the answer without {seen}, so PPO is free to make that mistake."
 
@@ -181,10 +185,10 @@ def _curve_series(found: OverOptimisation, *, judged: bool) -> list[Series]:
     best = [(math.sqrt(point.kl_bound), estimate) for point in found.best_of_n if (estimate := point.judge if judged else point.score)]
     series += [Series("best of n, at most here", [(d, e.value) for d, e in best], line=False, dots=True)] if best else []
     stop = next((point for point in found.curve if point.iteration == found.stop_iteration), None)
-    if judged and stop is not None and stop.judge is not None:
-        series.append(
-            Series(f"stop: iteration {stop.iteration}", [(math.sqrt(max(stop.kl, 0.0)), stop.judge.value)], line=False, dots=True)
-        )
+    if stop is not None and stop is not found.curve[-1] and curve:
+        heights = [value for line in series for _, value in line.points]
+        d = math.sqrt(max(stop.kl, 0.0))
+        series.append(Series(f"stop: iteration {stop.iteration}", [(d, min(heights)), (d, max(heights))]))
     return series
 
 
@@ -200,11 +204,11 @@ def _trace_fit(fit: Fit, start: float, most: float) -> list[tuple[float, float]]
 
 def _curve_table(title: str, found: OverOptimisation, *, judged: bool) -> Markup:
     cells = [
-        (f"PPO at iteration {point.iteration}", format_value(point.kl), _write(point.judge if judged else point.score))
+        (f"PPO at iteration {point.iteration}", format_value(point.kl), write_cell(point.judge if judged else point.score))
         for point in found.curve
     ]
     cells += [
-        (f"best of {point.n}", f"at most {format_value(point.kl_bound)}", _write(point.judge if judged else point.score))
+        (f"best of {point.n}", f"at most {format_value(point.kl_bound)}", write_cell(point.judge if judged else point.score))
         for point in found.best_of_n
     ]
     frontier = () if judged else found.frontier[:: max(1, len(found.frontier) // 12)]
@@ -214,29 +218,37 @@ def _curve_table(title: str, found: OverOptimisation, *, judged: bool) -> Markup
 
 def _tell_curve(found: OverOptimisation) -> list[str]:
     told: list[str] = []
+    last = found.curve[-1]
     if found.share_of_frontier is not None:
         told.append(f"PPO reached {100 * found.share_of_frontier:.0f} % of the score possible at this KL.")
+    elif found.frontier and last.kl > found.frontier[-1].kl:
+        told.append(
+            f"PPO's KL of {_round(last.kl)} nats lies beyond what samples of SFT can show, so no share of what is possible is given."
+        )
     if found.stop_iteration is None:
         told.append(
             "No judge has seen these answers, so nothing can tell where to stop: a rising score alone looks the same when it fools."
         )
     elif found.over_optimised is not None:
-        last = found.curve[-1].iteration if found.curve else found.stop_iteration
         if found.over_optimised:
             told.append(f"The judge is highest at iteration {found.stop_iteration} and falls behind by more than chance afterwards.")
-        elif found.stop_iteration < last:
+        elif found.stop_iteration < last.iteration:
             told.append(f"The judge is highest at iteration {found.stop_iteration}; what comes after is not worse by more than chance.")
         else:
             told.append("The judge was still at its highest at the end: no over-optimisation is visible.")
     if (fit := found.judge_fit) is not None and fit.peak is not None:
         where = "beyond what was seen, a guess" if fit.beyond else "within what was seen"
-        told.append(f"Gao's curve of the judge peaks at a KL of {format_value(float(f'{fit.peak**2:.3g}'))} nats, {where}.")
+        told.append(f"Gao's curve of the judge peaks at a KL of {_round(fit.peak**2)} nats, {where}.")
     if found.frontier:
         told.append(
-            f"The line of what is possible ends at a KL of {format_value(float(f'{found.frontier[-1].kl:.3g}'))} nats, where fewer than 4 "
+            f"The line of what is possible ends at a KL of {_round(found.frontier[-1].kl)} nats, where fewer than 4 "
             "effective samples are left. Best of n stands at the bound of its KL: it lies there or to the left."
         )
     return told
+
+
+def _round(value: float) -> str:
+    return format_value(float(f"{value:.3g}"))
 
 
 def _draw_groups(name: str, title: str, groups: Sequence[Group]) -> Picture:
@@ -252,7 +264,14 @@ def _draw_probes(probes: Sequence[Probe]) -> Picture:
     title, x = "Which single edits it sees", Axis("share of pairs", [(0.0, "0"), (0.5, "0.5"), (1.0, "1")])
     head = ("edit", "what it does", "seen in", "margin of the score", "pairs", "")
     cells = [
-        (p.name, p.description, _write(p.accuracy, share=True), _write(p.margin), f"{p.accuracy.num_values:,}", "blind" if p.blind else "")
+        (
+            p.name,
+            p.description,
+            write_cell(p.accuracy, share=True),
+            write_cell(p.margin),
+            f"{p.accuracy.num_values:,}",
+            "blind" if p.blind else "",
+        )
         for p in ordered
     ]
     note = "An answer beside a copy with one edit; the line is chance. Blind: the interval does not lie above it."

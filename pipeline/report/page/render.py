@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from pipeline.report.page.blocks import Page
 _HERE = Path(__file__).parent
 _STYLES = (_HERE.parent / "report.css", _HERE / "page.css")
 _TEMPLATE = "page.html.j2"
+_CODE = re.compile(r"`([^`]+)`")
+_PERCENT = re.compile(r"(?<=\d) %")
 _NEWS = {"good": "Good news", "bad": "Look into this", "open": "Not decided"}
 
 
@@ -22,7 +25,14 @@ def render(page: Page) -> str:
     style = "".join(path.read_text(encoding="utf-8") for path in _STYLES)
     environment = Environment(loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, finalize=_show)
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    return environment.get_template(_TEMPLATE).render(page=page, style=Markup(style), style_hash=Markup(digest), news=_NEWS)
+    return environment.get_template(_TEMPLATE).render(
+        page=page, words=_mark_code, style=Markup(style), style_hash=Markup(digest), news=_NEWS
+    )
+
+
+def _mark_code(sentence: str) -> Markup:
+    """Set what stands between backticks of a sentence of ours as code, and keep a number and its % on one line."""
+    return Markup(_PERCENT.sub("\u00a0%", _CODE.sub(r"<code>\1</code>", show(sentence))))
 
 
 def _show(value: Any) -> Any:

@@ -138,8 +138,8 @@ def choose_cases(answers: Sequence[Answer], order: Sequence[str] = ()) -> list[G
         _by_disagreement(chosen),
     )
     ranked, scorer = _by_worth(chosen)
-    worst = take("Worst", f"The lowest {scorer} of {last}.", ranked)
-    best = take("Best", f"The highest {scorer} of {last}.", reversed(ranked))
+    worst = take("Worst", f"The answers of {last} that the {scorer} puts lowest.", ranked)
+    best = take("Best", f"The answers of {last} that the {scorer} puts highest.", reversed(ranked))
     shuffled = Random(0).sample(chosen, len(chosen))
     return worst + best + take("Random", f"Drawn from all {len(chosen):,} answers of {last}.", shuffled) + doubted
 
@@ -165,7 +165,7 @@ def _place(model: str) -> tuple[int, str]:
 
 def _by_worth(answers: Sequence[Answer]) -> tuple[list[Answer], str]:
     """Sort answers from the worst on, by the judge or else by the score; says by which."""
-    for scorer, value in (("judge", _judge_of), ("score", _score_of)):
+    for scorer, value in (("judge", _judge_of), ("reward model", _score_of)):
         valued = [(value(answer), answer) for answer in answers]
         known = [(number, answer) for number, answer in valued if number is not None]
         if known:
