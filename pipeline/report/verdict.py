@@ -114,7 +114,7 @@ _HELD_OUT = {
 def _tell_comparison(main: Comparison, evaluation: Evaluation) -> Verdict:
     won, a, b = main.win_rate.estimate, name_model(main.a), name_model(main.b)
     wins = f"{b} wins {write_share(won.value)} of {count(won.num_clusters, 'held-out prompt')} over {a} by {_name_scorer(main)}"
-    if won.low is None or won.high is None:
+    if won.low is None or won.high is None or won.num_clusters < 2:
         return Verdict(
             _start(f"{wins}, of which one alone shows nothing; some 200 show a difference of 10 points; give more held-out prompts"), "open"
         )

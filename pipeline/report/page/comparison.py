@@ -21,6 +21,7 @@ from pipeline.store.compare import Difference, compare_lines
 from stages.evaluate.results import Answers
 
 _PARTS = {"config": "setting", "data": "data", "parent": "made from", "code": "code", "package": "version", "machine": "machine"}
+_FIGURES = {"score": "score", "judge": "judge", "kl_k1": "KL, nats", "response_tokens": "length, tokens", "finished": "finished"}
 
 
 def compare_page(old: Evidence, new: Evidence) -> Page:
@@ -92,9 +93,9 @@ def _show_effects(both: Sequence[Evidence], differences: Sequence[Difference]) -
     head = ("", "figure", *(f"{evidence.subject.ref}" for evidence in both if evidence.subject))
     if shared:
         cells = [
-            (f"{name_model(key[0])}, {key[1]}", name, *(_estimate(answers[key], name) for answers in found))
+            (f"{name_model(key[0])}, {key[1]}", label, *(_estimate(answers[key], name) for answers in found))
             for key in shared
-            for name in ("score", "judge", "kl_k1", "response_tokens", "finished")
+            for name, label in _FIGURES.items()
         ]
         caption = "Held-out answers, with 95 % intervals"
         tables.append(Table(caption, Markup(table(caption, head, [cell for cell in cells if cell[2:] != ("–", "–")]))))

@@ -209,7 +209,7 @@ def _say(answer: Answer, name: str) -> Said:
     figures = [f"{label} {format_value(value)}" for label, value in (("score", answer.score), ("judge", answer.judge)) if value is not None]
     figures += ["cut at its longest length"] if answer.finished is False else []
     response, cut = _cut(answer.response)
-    return Said(name[:1].upper() + name[1:], response, tuple(figures), cut)
+    return Said(name if "@" in name else name[:1].upper() + name[1:], response, tuple(figures), cut)
 
 
 def _cut(text: str) -> tuple[str, int]:

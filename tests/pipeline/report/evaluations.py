@@ -200,7 +200,7 @@ def _trace(said, policies, num_prompts, samples, judge):
         frontier=tuple(point for point in frontier if math.isfinite(point.penalty)),
         share_of_frontier=share_of_frontier(frontier, last.kl, last.score.value),
         stop_iteration=top.iteration if top else None,
-        over_optimised=last.judge.high < top.judge.low if top else None,
+        over_optimised=last.judge.high < top.judge.low if top and num_prompts > 1 else None,
     )
 
 
@@ -239,3 +239,67 @@ def _make_card(seed):
             probe("empty", "leaves nothing", 1.0, 2.2),
         ),
     )
+
+
+def publish_line(store, publish, *, counts=None, ppo_metrics=None, metric_rows=None, answers=(), ppo_config=None):
+    """Publish sft, rm on it, and ppo on both, with rows of metrics and samples; returns the three."""
+    sft = publish(
+        store,
+        "sft",
+        _files(
+            "sft",
+            [{"step": 10 * i, "train/loss": 6 / i, "train/grad_norm": 1.0} for i in range(1, 30)] + [{"step": 290, "eval/loss": 0.33}],
+        ),
+        config={"seed": 11, "tokens": {"max_prompt_tokens": 96}, "sft": {"epochs": 5.0, "learning_rate": 0.003}},
+        counts=counts or {"demonstrations": 2000, "demonstrations_used": 1800, "responses_dropped": 200, "held_out_demonstrations": 200},
+        metrics={"eval/loss": 0.33},
+        packages={"torch": "2.13.0"},
+        duration_s=48.8,
+        device="cpu (1 threads)",
+        precision="float32",
+    )
+    parents = [Parent(ref=sft.ref, content_id=sft.content_id)]
+    rm = publish(
+        store,
+        "rm",
+        _files("rm", [{"step": 20 * i, "train/loss": 0.7, "train/accuracy": 0.6 + i / 100} for i in range(1, 26)], _rankings()),
+        parents=parents,
+        metrics={"eval/accuracy": 0.81},
+        counts=counts or {"comparisons": 8000, "held_out_comparisons": 1000, "held_out_comparisons_used": 1000},
+        duration_s=83.0,
+    )
+    parents.append(Parent(ref=rm.ref, content_id=rm.content_id))
+    ppo = publish(
+        store,
+        "ppo",
+        _files("ppo", list(_ppo_rows()) if metric_rows is None else metric_rows, answers),
+        parents=parents,
+        config={"ppo": ppo_config or {"kl_coef": 0.05, "iterations": 60, "eval_samples": 200}},
+        metrics=ppo_metrics or {"eval/start/score": -0.2, "eval/sampled/score": 0.9, "eval/sampled/kl": 3.9},
+        counts=counts or {"prompts": 1500, "held_out_prompts": 200},
+        duration_s=71.0,
+    )
+    return sft, rm, ppo
+
+
+def _files(kind, rows, samples=()):
+    return {
+        "model/config.json": b"{}",
+        "model/model.safetensors": kind.encode() + str(len(rows)).encode() * 8,
+        "metrics.jsonl": rows if isinstance(rows, bytes) else "".join(map(to_line, rows)).encode(),
+        "samples.jsonl": samples if isinstance(samples, bytes) else "".join(map(to_line, samples)).encode(),
+    }
+
+
+def _rankings():
+    return [
+        {"prompt": f"question {i}", "response": f"answer {rank} to {i}", "rank": rank, "score": 1.0 - rank}
+        for i in range(9)
+        for rank in (1, 2, 3)
+    ]
+
+
+def _ppo_rows():
+    for i in range(1, 61):
+        row = {"step": i, "objective/reward_model_scores": i / 60, "objective/kl": i / 15, "response_length": 25 + i / 8}
+        yield row | {"eos_rate": 1.0, "policy/entropy_avg": 0.3 - i / 400, "kl_coef": 0.05, "tokens": 2000.0, "lr": 5e-4}
