@@ -1,10 +1,12 @@
-"""What this machine has instructions for, and so what `hardware.precision: auto` is.
+"""What this machine has instructions for, and so what `hardware.precision: auto` is; and how much of its memory a process took.
 
 The processor states it; no timing decides: the same machine always makes the same model.
 """
 
 import json
 import os
+import resource
+import sys
 from contextlib import suppress
 
 import torch
@@ -69,3 +71,11 @@ def cpu_has_bfloat16() -> bool:
     isa = (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "DEFAULT").upper()
     kernels = os.environ.get("ATEN_CPU_CAPABILITY", "").lower()
     return any(name in isa for name in _ISAS_WITH_BFLOAT16) and kernels not in ("default", "avx2")
+
+
+def measure_peak_memory() -> int:
+    """Read the most bytes that this process has held at once: of its GPU, where it used one, else of main memory."""
+    if torch.cuda.is_available() and (held := torch.cuda.max_memory_reserved()) > 0:
+        return held
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

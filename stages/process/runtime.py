@@ -25,7 +25,7 @@ from stages.process.disk import describe_refusal, find_refusal
 from stages.process.distributed import join, leave
 from stages.process.engine import choose_engine
 from stages.process.errors import Interrupted, StageError, is_out_of_memory
-from stages.process.machine import settle_precision
+from stages.process.machine import measure_peak_memory, settle_precision
 from stages.process.output import redact_streams
 from stages.process.places import clear_leftovers, find_misplacement, find_missing_gpus, needs_launcher
 from stages.rules import find_refusals
@@ -113,6 +113,7 @@ def check_rules(context: StageContext) -> None:
 
 def leave_result(context: StageContext, result: StageResult) -> None:
     result = StageResult.model_validate(redact_values(result.model_dump()))  # a judge names its figures
+    result = result.model_copy(update={"metrics": result.metrics | {"peak_memory_bytes": float(measure_peak_memory())}})
     output_dir = context.spec.output_dir
     if context.spec.checkpoint_dir.joinpath(METRICS_FILE).exists():
         shutil.copyfile(context.spec.checkpoint_dir / METRICS_FILE, output_dir / METRICS_FILE)
