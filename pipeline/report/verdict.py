@@ -77,8 +77,7 @@ def tell_failure(stage: str, reason: str) -> Verdict:
 def name_model(name: str) -> str:
     """Name a model or a kind of artifact in a sentence: ppo-20 -> PPO at iteration 20."""
     stem, dash, iteration = name.partition("-")
-    named = {"base": "the base model", "pretrain": "the pre-trained model", "sft": "SFT", "rm": "the reward model", "ppo": "PPO"}
-    return named.get(stem, stem) + (f" at iteration {iteration}" if dash else "")
+    return _MODELS.get(stem, stem) + (f" at iteration {iteration}" if dash else "")
 
 
 def count(number: int, one: str) -> str:
@@ -103,6 +102,15 @@ def write_estimate(estimate: Estimate, *, share: bool = False, signed: bool = Fa
     return f"{plus}{write(estimate.value)} ({interval})"
 
 
+_MODELS = {
+    "base": "the base model",
+    "pretrain": "the pre-trained model",
+    "sft": "SFT",
+    "rm": "the reward model",
+    "ppo": "PPO",
+    "evaluate": "the evaluation",
+    "evaluation": "the evaluation",
+}
 _HELD_OUT = {
     "held_out_demonstrations_used": "held-out demonstration",
     "held_out_comparisons_used": "held-out comparison",

@@ -1,16 +1,16 @@
 """metrics.jsonl of a stage -> its curves as pictures. 100,000 rows take a second; rows that are none are counted and told."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 
 from markupsafe import Markup
 
 from pipeline.report.charts import Axis, Series, line_table
 from pipeline.report.page.blocks import Picture
-from pipeline.report.scales import Point, is_drawable
+from pipeline.report.scales import LARGEST, Point
 from pipeline.report.svg import line_chart
 from pipeline.store.disk import open_regular
 from stages.lines import read_line
@@ -70,6 +70,7 @@ def read_curves(directory: Path, kind: str) -> Curves:
     points: dict[str, list[Point]] = {}
     bad: list[str] = []
     rows, num_bad, not_finite = 0, 0, dict[str, int]()
+    last, in_order = -math.inf, True
     try:
         stream = open_regular(directory / METRICS_FILE, None)
     except (OSError, ValueError) as error:
@@ -85,18 +86,21 @@ def read_curves(directory: Path, kind: str) -> Curves:
                 bad += [str(number)] if num_bad <= _SHOWN_BAD else []
                 continue
             rows += 1
+            last, in_order = step, in_order and last <= step
             for name in wanted & row.keys():
                 value = row[name]
                 value = _NAMES.get(value, value) if isinstance(value, str) else value
                 if isinstance(value, int | float) and not isinstance(value, bool):
                     points.setdefault(name, []).append((step, value))
-                    if not is_drawable(value):
+                    if not abs(value) < LARGEST:  # also where it is not a number
                         not_finite[name] = not_finite.get(name, 0) + 1
     problems = [f"{METRICS_FILE}: {name} is not finite in {count:,} of {rows:,} rows" for name, count in sorted(not_finite.items())]
     if num_bad:
         places = ", ".join(bad) + (" and others" if num_bad > _SHOWN_BAD else "")
         problems.append(f"{METRICS_FILE}: {num_bad:,} lines are no rows of figures and are left out: line {places}")
-    return Curves({name: _by_step(found) for name, found in points.items()}, tuple(problems), rows)
+    if not in_order:  # after a restart; of a step that was logged twice both stay
+        points = {name: sorted(found, key=lambda point: point[0]) for name, found in points.items()}
+    return Curves(points, tuple(problems), rows)
 
 
 def draw_curves(prefix: str, kind: str, curves: Curves) -> list[Picture]:
@@ -140,8 +144,3 @@ def _make_series(names: Mapping[str, str], points: Mapping[str, Sequence[Point]]
 
 def _is_constant(points: Sequence[Point]) -> bool:
     return len({value for _, value in points}) <= 1
-
-
-def _by_step(points: list[Point]) -> list[Point]:
-    """Sort by step; of a step that was logged twice, as after a restart, both stay."""
-    return points if all(first[0] <= second[0] for first, second in pairwise(points)) else sorted(points, key=lambda point: point[0])

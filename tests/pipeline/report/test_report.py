@@ -13,10 +13,14 @@ from pipeline.cli import app
 from pipeline.errors import ResourceError, StoreError
 from pipeline.report.page.build import build_page
 from pipeline.report.page.evidence import find_newest, gather
+from pipeline.report.page.findings import show_over_optimisation
 from pipeline.report.page.render import render
 from pipeline.report.page.samples import Answer, choose_cases
 from pipeline.report.page.write import has_desktop, write_report
+from stages.evaluate.results import CurvePoint, Evaluation, OverOptimisation
 from stages.spec import EXIT_MISSING
+from stages.statistics.bootstrap import Estimate
+from stages.statistics.frontier import FrontierPoint
 from tests.pipeline.report.evaluations import FOOLED, publish_evaluation, publish_line, simulate
 
 
@@ -68,6 +72,17 @@ def test_the_blind_spots_of_the_reward_model_come_before_all_else(store, evaluat
     assert {text.split(" (")[0] for text in section.warnings} == {"Blind to manners", "Blind to day", "Blind to name"}
     first = section.pictures[0].svg
     assert first.index("blind: ") < first.index("repeat")
+
+
+def test_the_share_of_what_is_possible_is_said_where_samples_of_sft_show_it():
+    points = [CurvePoint(iteration=i, kl=kl, score=Estimate(score, None, None, 4, 4)) for i, kl, score in ((0, 0.0, 0.0), (20, 0.5, 0.6))]
+    frontier = (FrontierPoint(1.0, 0.6, 1.1, 5.0),)
+    reached = OverOptimisation(curve=tuple(points), frontier=frontier, share_of_frontier=0.624)
+    texts = show_over_optimisation(reached, Evaluation(prompts=4)).texts
+    assert texts[0] == "PPO reached 62 % of the score possible at this KL."
+    beyond = OverOptimisation(curve=(points[0], points[1].model_copy(update={"kl": 9.0})), frontier=frontier)
+    texts = show_over_optimisation(beyond, Evaluation(prompts=4)).texts
+    assert texts[0] == "PPO's KL of 9 nats lies beyond what samples of SFT can show, so no share of what is possible is given."
 
 
 def test_a_run_that_fooled_the_reward_model_says_so_and_where_to_stop(store, publish):
