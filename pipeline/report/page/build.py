@@ -12,7 +12,7 @@ from pipeline.report.markup import table
 from pipeline.report.page.blocks import Banner, Page, Picture, Section, Table
 from pipeline.report.page.curves import Curves, draw_curves, read_curves
 from pipeline.report.page.evidence import EVALUATION_KIND, Evidence
-from pipeline.report.page.facts import list_settings, summarize_data, tell_making
+from pipeline.report.page.facts import list_notes, list_settings, list_warnings, summarize_data, tell_making
 from pipeline.report.page.findings import show_over_optimisation, show_reward_card, tabulate_comparisons, tabulate_judge, tabulate_models
 from pipeline.report.page.samples import choose_cases, choose_rankings, read_answers
 from pipeline.report.scales import format_value
@@ -159,7 +159,16 @@ def _show_curves(artifact: Artifact, curves: Curves, missing: list[str]) -> Sect
     pictures = draw_curves(artifact.ref.replace("@", "-"), artifact.kind, curves)
     name = _NAMES.get(artifact.kind, artifact.kind)
     texts = [f"From {curves.rows:,} rows of metrics."] if pictures else ["There is no curve of it."]
-    return Section(f"curves-{artifact.ref.replace('@', '-')}", f"Curves: {name} {artifact.ref}", texts=texts, pictures=pictures)
+    manifest, place = artifact.manifest.model_dump(mode="json"), artifact.ref.replace("@", "-")
+    notes = list_notes(manifest)
+    return Section(
+        f"curves-{place}",
+        f"Curves: {name} {artifact.ref}",
+        texts=texts,
+        warnings=list_warnings(manifest),
+        pictures=pictures,
+        more=[notes] if notes else [],
+    )
 
 
 def _tell_missing(evidence: Evidence) -> list[str]:

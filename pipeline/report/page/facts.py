@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 from pydantic import ValidationError
 
-from data.secrets import redact_values
+from data.secrets import redact, redact_values
 from pipeline.inputs.records import NOTES_DIR, Reading, recall_note
 from pipeline.report.markup import table
 from pipeline.report.page.blocks import Section, Table
@@ -57,6 +57,27 @@ def _pivot(caption: str, head: Sequence[str], rows: Sequence[tuple[tuple[str, ..
         return None
     cells = [(*labels, *("–" if name not in counts else f"{counts[name]:,}" for name in names)) for labels, counts in rows]
     return Table(caption, Markup(table(caption, (*head, *(name.replace("_", " ") for name in names)), cells)))
+
+
+def list_warnings(manifest: Mapping[str, Any]) -> list[str]:
+    """Write what a stage warned of while it ran, with the steps at which it held.
+
+    Args:
+        manifest: As JSON has it; those of earlier versions have no warnings.
+    """
+    told: list[str] = []
+    for warning in manifest.get("warnings") or ():
+        first, last = warning.get("first_step"), warning.get("last_step")
+        steps = "" if first is None else f"at step {first}: " if last in (None, first) else f"from step {first} to {last}: "
+        told.append(redact(f"{steps}{warning['message']}"))
+    return told
+
+
+def list_notes(manifest: Mapping[str, Any]) -> Table | None:
+    """Write what else a stage told while it ran, folded away."""
+    notes = [(str(place), redact(note)) for place, note in enumerate(manifest.get("notes") or (), start=1)]
+    caption = "What the stage told while it ran"
+    return Table(caption, Markup(table(caption, ("", "note"), notes[:_LINES_SHOWN])), folded=True) if notes else None
 
 
 def list_settings(line: Sequence[Artifact]) -> Section:

@@ -13,6 +13,7 @@ from pipeline.cli import app
 from pipeline.errors import ResourceError, StoreError
 from pipeline.report.page.build import build_page
 from pipeline.report.page.evidence import find_newest, gather
+from pipeline.report.page.facts import list_notes, list_warnings
 from pipeline.report.page.findings import show_over_optimisation
 from pipeline.report.page.render import render
 from pipeline.report.page.samples import Answer, choose_cases
@@ -187,6 +188,21 @@ def test_what_was_cut_and_dropped_is_told_and_much_of_it_warned_of(store, publis
     data = next(section for section in page_of(store, "ppo").sections if section.id == "data")
     assert any("responses dropped: 200 of 2,000 records (10 %)" in text for text in data.warnings)
     assert '<th scope="row">sft@v1</th><td>training</td><td>2,000</td><td>1,800</td><td>200</td>' in data.tables[0].html
+
+
+def test_warnings_of_a_stage_are_told_with_their_steps_and_notes_stand_below():
+    warnings = [
+        {"name": "kl", "message": "KL 12 is over its target; raise ppo.kl_coef", "first_step": 25, "last_step": 60},
+        {"name": "entropy", "message": "entropy fell", "first_step": 7, "last_step": 7},
+        {"name": "chance", "message": "accuracy is near chance", "first_step": None, "last_step": None},
+    ]
+    assert list_warnings({"warnings": warnings}) == [
+        "from step 25 to 60: KL 12 is over its target; raise ppo.kl_coef",
+        "at step 7: entropy fell",
+        "accuracy is near chance",
+    ]
+    assert list_warnings({}) == [] and list_notes({"notes": []}) is None
+    assert "<td>a note &lt;b&gt;</td>" in list_notes({"notes": ["a note <b>"]}).html
 
 
 def test_settings_are_listed_where_they_differ_from_the_defaults(store, publish):
