@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import typer
 
-from pipeline.cli import artifacts, ranking, recipes, remotes, reports
+from pipeline.cli import artifacts, ranking, reading, recipes, remotes, reports
 from pipeline.launch.environment import QUIET
 from pipeline.terminal import prepare_terminal
 from stages.spec import EXIT_FAILED, EXIT_OK
@@ -28,6 +28,7 @@ app.command("launch-command")(recipes.launch_command_command)
 app.command("ls")(artifacts.ls_command)
 app.command("show")(artifacts.show_command)
 app.command("report")(reports.report_command)
+app.command("samples")(reading.samples_command)
 app.command("verify")(artifacts.verify_command)
 app.command("runs")(artifacts.runs_command)
 app.command("alias")(artifacts.alias_command)

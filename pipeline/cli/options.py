@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline.recipe.schema import Recipe
     from pipeline.store.store import Store
 
+RefArgument = Annotated[str, typer.Argument(metavar="REF", help="ppo, ppo@v3, ppo@ALIAS or the beginning of a content id.")]
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a packaged one.")]
 SetOption = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as ppo.kl_coef=0.1; repeatable.")]
 StoreOption = Annotated[Path | None, typer.Option("--store", envvar="RLHF_STORE", help="Directory of artifacts and runs.")]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 import stages
+from pipeline.cli import main
+from pipeline.launch.environment import QUIET
 from pipeline.store.manifest import ManifestFields
 from pipeline.store.store import Store
 
@@ -35,6 +38,31 @@ def publish():
             return store.publish(staging, ManifestFields(**fields))
 
     return publish
+
+
+@pytest.fixture
+def rlhf_here(tmp_path, monkeypatch, capsys):
+    """A function: arguments -> how the command ended, in this process, which starts no other unless a stage runs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RLHF_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+
+    def rlhf_here(*arguments):
+        with monkeypatch.context() as patch:
+            for name in QUIET:
+                patch.setenv(name, "1")  # to have it undone
+            patch.setattr(sys, "argv", ["rlhf", *map(str, arguments)])
+            umask = os.umask(0o022)
+            os.umask(umask)
+            try:
+                with pytest.raises(SystemExit) as ended:
+                    main()
+            finally:
+                os.umask(umask)
+        told = capsys.readouterr()
+        return SimpleNamespace(returncode=ended.value.code or 0, stdout=told.out, stderr=told.err)
+
+    return rlhf_here
 
 
 @pytest.fixture

@@ -7,12 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import pytest
-
-from pipeline.cli import main
-from pipeline.launch.environment import QUIET
 
 RLHF = [sys.executable, "-P", "-m", "pipeline.cli"]
 
@@ -32,31 +28,6 @@ def rlhf(tmp_path):
         )
 
     return rlhf
-
-
-@pytest.fixture
-def rlhf_here(tmp_path, monkeypatch, capsys):
-    """The same in this process, which starts no other unless a stage runs."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("RLHF_STORE", str(tmp_path / "store"))
-    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
-
-    def rlhf_here(*arguments):
-        with monkeypatch.context() as patch:
-            for name in QUIET:
-                patch.setenv(name, "1")  # to have it undone
-            patch.setattr(sys, "argv", ["rlhf", *map(str, arguments)])
-            umask = os.umask(0o022)
-            os.umask(umask)
-            try:
-                with pytest.raises(SystemExit) as ended:
-                    main()
-            finally:
-                os.umask(umask)
-        told = capsys.readouterr()
-        return SimpleNamespace(returncode=ended.value.code or 0, stdout=told.out, stderr=told.err)
-
-    return rlhf_here
 
 
 @pytest.fixture

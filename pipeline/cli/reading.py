@@ -1,0 +1,50 @@
+"""The commands that look at what a stage made: its answers, its ancestors, what differs between two."""
+
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.options import JsonOption, RefArgument, StoreOption, make_console, open_store, print_json
+
+
+def samples_command(
+    ref: RefArgument,
+    worst: Annotated[bool, typer.Option("--worst", help="Those with the lowest figure first.")] = False,
+    best: Annotated[bool, typer.Option("--best", help="Those with the highest figure first.")] = False,
+    draw: Annotated[bool, typer.Option("--random", help="Drawn anew each time.")] = False,
+    text: Annotated[
+        str | None, typer.Option("--grep", metavar="TEXT", help="Only where the prompt or the answer holds this text, in either case.")
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            "--by",
+            metavar="FIGURE",
+            help="What --worst and --best go by: judge, score, kl, length, or any figure of the file; default: judge where there "
+            "is one, else score.",
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option("--n", "-n", min=1, help="How many.")] = 5,
+    model: Annotated[str | None, typer.Option("--model", help="Only of this model of an evaluation: base, sft, ppo.")] = None,
+    way: Annotated[str | None, typer.Option("--way", help="Only answers of this way: sampled, greedy.")] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show an artifact's answers to held-out prompts.
+
+    Example: rlhf samples ppo --worst --by score -n 3
+    """
+    from pipeline.report.samples import Order, Wanted, find_samples, print_samples, samples_data
+
+    orders: list[Order] = [*(["worst"] if worst else []), *(["best"] if best else []), *(["random"] if draw else [])]
+    if len(orders) > 1:
+        raise typer.BadParameter(f"found --{' and --'.join(orders)}; needed one of them")
+    if by is not None and orders not in (["worst"], ["best"]):
+        raise typer.BadParameter("--by says what --worst and --best go by; give one of them with it")
+    artifact = open_store(store).get(ref)
+    wanted = Wanted(count, orders[0] if orders else "first", by, text, model, way)
+    found = find_samples(artifact, wanted)
+    if as_json:
+        print_json({"ref": artifact.ref, **samples_data(found)})
+    else:
+        print_samples(make_console(), artifact.ref, wanted, found)
