@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.options import JsonOption, RefArgument, StoreOption, make_console, open_store, print_json
+from stages.spec import EXIT_VERIFICATION
 
 
 def samples_command(
@@ -48,3 +49,40 @@ def samples_command(
         print_json({"ref": artifact.ref, **samples_data(found)})
     else:
         print_samples(make_console(), artifact.ref, wanted, found)
+
+
+def lineage_command(ref: RefArgument, store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """Show what an artifact was made from, as a tree: artifacts, data, base model. Exit code 3 when something of it is missing.
+
+    Example: rlhf lineage ppo@best
+    """
+    from pipeline.report.lineage import find_problems, lineage_data, print_lineage
+
+    opened = open_store(store)
+    tree = lineage_data(opened, opened.get(ref))
+    if as_json:
+        print_json(tree)
+    else:
+        print_lineage(make_console(), tree)
+    if find_problems(tree):
+        raise typer.Exit(EXIT_VERIFICATION)
+
+
+def diff_command(
+    before: Annotated[str, typer.Argument(metavar="A", help="The artifact before: ppo@v1, sft, ...")],
+    after: Annotated[str, typer.Argument(metavar="B", help="The artifact after.")],
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what differs between two artifacts, ancestors included: settings, data, code, packages, and what that did to the figures.
+
+    Example: rlhf diff ppo@v1 ppo@v2
+    """
+    from pipeline.report.differences import diff_data, print_diff
+
+    opened = open_store(store)
+    data = diff_data(opened, opened.get(before), opened.get(after))
+    if as_json:
+        print_json(data)
+    else:
+        print_diff(make_console(), data)

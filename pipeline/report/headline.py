@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from pipeline.text import format_number
-from stages.spec import StageName
+from stages.spec import Interval, StageName
 
 # While a stage runs, and of what it made: metric key -> label.
 PROGRESS: dict[StageName, dict[str, str]] = {
@@ -33,6 +33,23 @@ def labels_of(kind: str) -> Mapping[str, str]:
     return {str(stage): labels for stage, labels in RESULT.items()}.get(kind, {})
 
 
-def headline(labels: Mapping[str, str], metrics: Mapping[str, float]) -> str:
-    """Write the figures that are there: `loss 0.41, held-out loss 0.38`."""
-    return ", ".join(f"{label} {format_number(metrics[key])}" for key, label in labels.items() if key in metrics)
+def headline(labels: Mapping[str, str], metrics: Mapping[str, float], intervals: Mapping[str, Interval] | None = None) -> str:
+    """Write the figures that are there: `held-out loss 0.38 (0.35 to 0.41), judge (sampled) 45.5 (38.2 to 52.8), n 64`.
+
+    Args:
+        labels: Which figures, and what they are called.
+        metrics: The figures.
+        intervals: 95 % intervals of those that have one. How many prompts they stand on is said once where it is the same number.
+    """
+    known = intervals or {}
+    shown = [key for key in labels if key in metrics]
+    counts = {known[key].n for key in shown if key in known}
+    each = [f"{labels[key]} {write_figure(metrics[key], known.get(key), with_n=len(counts) > 1)}" for key in shown]
+    return ", ".join([*each, *([f"n {counts.pop():,}"] if len(counts) == 1 else [])])
+
+
+def write_figure(value: float, interval: Interval | None, *, with_n: bool = False) -> str:
+    """Write a figure with its 95 % interval where it is known: `83.43 (80.1 to 86.6)`."""
+    if interval is None:
+        return format_number(value)
+    return f"{format_number(value)} ({interval.low:.3g} to {interval.high:.3g}{f', n {interval.n:,}' if with_n else ''})"

@@ -113,7 +113,7 @@ class ProgressView:
     def stage_published(self, outcome: Outcome) -> None:
         """Close the bar with what was made."""
         self._close_bar()
-        figures = headline(RESULT[outcome.stage], outcome.artifact.manifest.metrics)
+        figures = headline(RESULT[outcome.stage], outcome.artifact.manifest.metrics, outcome.artifact.manifest.intervals)
         published = f"{outcome.stage}: published {outcome.artifact.ref} after {format_duration(outcome.duration_s)}"
         self._say(", ".join(filter(None, (published, figures))), "green")
 

@@ -1,6 +1,6 @@
 """Plans, artifacts and outcomes -> tables and plain data. Texts of models and files pass `clean`, and never as markup."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from pipeline.store.manifest import Manifest
 from pipeline.store.store import Store
 from pipeline.text import clean, format_bytes, format_duration, format_number
 from stages.lines import read_line
-from stages.spec import EXIT_MISSING, EXIT_RESOURCE, SAMPLES_FILE, STAGES
+from stages.spec import EXIT_MISSING, EXIT_RESOURCE, SAMPLES_FILE, STAGES, Interval
 
 if TYPE_CHECKING:  # `rlhf ls` needs neither
     from data.schema import RecordKind
@@ -133,6 +133,7 @@ def _list_row(ref: str, manifest: Manifest, aliases: list[str], path: str) -> di
         "parents": [parent.ref for parent in manifest.parents],
         "aliases": aliases,
         "metrics": manifest.metrics,
+        "intervals": {name: interval.model_dump() for name, interval in manifest.intervals.items()},
         "path": path,
     }
 
@@ -155,7 +156,7 @@ def print_list(console: Console, rows: Sequence[dict[str, Any]], root: Path | st
                 row["created_utc"][:16].replace("T", " "),
                 format_bytes(row["size"]),
                 names,
-                headline(labels_of(row["ref"].partition("@")[0]), row["metrics"]),
+                headline(labels_of(row["ref"].partition("@")[0]), row["metrics"], read_intervals(row["intervals"])),
             )
         )
     print_table(console, ("artifact", "content", "made (UTC)", "size", "from", "figures"), cells)
@@ -260,5 +261,10 @@ def print_findings(console: Console, data: dict[str, Any]) -> None:
             console.print(Text(clean(f"  warning: {warning}"), style="yellow"), soft_wrap=True)
 
 
+def read_intervals(data: Mapping[str, Mapping[str, Any]]) -> dict[str, Interval]:
+    """Read intervals from plain data."""
+    return {name: Interval.model_validate(interval) for name, interval in data.items()}
+
+
 def _figures(artifact: Artifact) -> str:
-    return headline(labels_of(artifact.kind), artifact.manifest.metrics)
+    return headline(labels_of(artifact.kind), artifact.manifest.metrics, artifact.manifest.intervals)

@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from pipeline.store.manifest import Parent
+from stages.spec import Interval
+
 ESCAPE = "\x1b]0;owned\x07\x1b[31m"
 
 
@@ -120,3 +123,101 @@ def test_lines_that_are_no_samples_are_told_and_the_others_shown(rlhf_here, answ
     assert "a good" in result.stdout
     assert "samples.jsonl:2: found no JSON" in result.stdout
     assert "samples.jsonl:4:" in result.stdout
+
+
+def make_line(publish, store, rate=1e-5, kl_coef=0.05, score=0.5, low=0.4):
+    """SFT, a reward model and PPO, each made from those before it."""
+
+    def name(artifact):
+        return Parent(ref=artifact.ref, content_id=artifact.content_id)
+
+    sft = publish(
+        store,
+        "sft",
+        {"model/config.json": b"{}", "model/weights": str(rate).encode()},
+        config={"seed": 1, "base_model": "sha256:" + "b" * 64, "sft": {"learning_rate": rate}},
+        data={"demonstrations.train": "sha256:" + "d" * 64},
+        facts={"base_model": "models/base"},
+    )
+    rm = publish(store, "rm", {"model/config.json": b"{}", "model/weights": sft.content_id.encode()}, parents=[name(sft)])
+    interval = Interval(low=low, high=score + score - low, n=20)
+    return publish(
+        store,
+        "ppo",
+        {"model/config.json": b"{}", "model/weights": f"{kl_coef} {sft.content_id}".encode()},
+        config={"seed": 1, "ppo": {"kl_coef": kl_coef}},
+        parents=[name(sft), name(rm)],
+        metrics={"eval/sampled/score": score, "time/update_s": score},
+        intervals={"eval/sampled/score": interval},
+    )
+
+
+def test_lineage_is_a_tree_of_artifacts_data_and_base_model_in_which_each_has_its_branches_once(rlhf_here, publish, store):
+    ppo = make_line(publish, store)
+    shown = rlhf_here("lineage", "ppo")
+    assert shown.returncode == 0, shown.stderr
+    begun = ["ppo@v1", "├─ sft@v1", "│  ├─ demonstrations.train", "│  └─ base model", "└─ rm@v1", "   └─ sft@v1"]
+    assert all(line.startswith(f"{begin}  ") for line, begin in zip(shown.stdout.splitlines(), begun, strict=True))
+    assert "bbbbbbbbbbbb  models/base" in shown.stdout
+    assert shown.stdout.splitlines()[-1].endswith("(above)")
+    tree = json.loads(rlhf_here("lineage", "ppo", "--json").stdout)
+    assert tree["content_id"] == ppo.content_id
+    assert tree["parents"][0]["base_model"] == {"name": "models/base", "identity": "sha256:" + "b" * 64}
+    assert tree["parents"][1]["parents"] == [{"ref": "sft@v1", "content_id": tree["parents"][0]["content_id"], "above": True}]
+
+
+def test_an_ancestor_that_is_gone_is_told_in_its_place(rlhf_here, publish, store):
+    make_line(publish, store)
+    (store.root / "artifacts" / "rm").rename(store.root / "gone")
+    shown = rlhf_here("lineage", "ppo")
+    assert shown.returncode == 3
+    assert "└─ rm@v1" in shown.stdout and "damaged: no artifact rm@v1" in shown.stdout
+    assert "demonstrations.train" in shown.stdout
+
+
+def test_diff_tells_what_changed_where_it_was_made_and_what_that_did(rlhf_here, publish, store):
+    make_line(publish, store)
+    make_line(publish, store, rate=2e-5, kl_coef=0.1, score=0.75, low=0.7)
+    result = rlhf_here("diff", "ppo@v1", "ppo@v2")
+    assert result.returncode == 0, result.stderr
+    shown = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert "setting sft.learning_rate changed 1e-05 -> 2e-05" in shown
+    assert "setting ppo.kl_coef changed 0.05 -> 0.1" in shown
+    assert "sampled/score 0.5 (0.4 to 0.6) 0.75 (0.7 to 0.8) +0.25 apart" in shown
+    assert "time/update_s" not in result.stdout  # how long it took is no figure of what it made
+    data = json.loads(rlhf_here("diff", "ppo@v1", "ppo@v2", "--json").stdout)
+    assert [found["kind"] for found in data["differences"]] == ["sft", "rm", "ppo"]
+    (figure,) = data["differences"][-1]["figures"]
+    assert (figure["difference"], figure["new_interval"]) == (0.25, {"low": 0.7, "high": 0.8, "n": 20})
+
+
+def test_diff_of_an_artifact_with_itself_says_that_nothing_differs(rlhf_here, publish, store):
+    make_line(publish, store)
+    shown = rlhf_here("diff", "ppo", "ppo@v1").stdout
+    assert "ppo@v1, the same weights" in shown
+    assert "held-out figures: the same" in shown
+    assert "the same: sft, rm" in shown
+
+
+def test_diff_of_two_kinds_compares_what_both_have(rlhf_here, publish, store):
+    make_line(publish, store)
+    shown = rlhf_here("diff", "sft", "ppo").stdout
+    assert "of two kinds" in shown
+    assert "kl_coef" not in shown and "learning_rate" not in shown
+    assert "held-out figures: none" in shown
+
+
+def test_diff_without_an_ancestor_compares_the_artifacts_alone_and_says_so(rlhf_here, publish, store):
+    make_line(publish, store)
+    make_line(publish, store, kl_coef=0.1)
+    (store.root / "artifacts" / "sft").rename(store.root / "gone")
+    result = rlhf_here("diff", "ppo@v1", "ppo@v2")
+    assert result.returncode == 0
+    assert "the ancestors of ppo@v1 are not compared" in result.stdout
+    assert "ppo.kl_coef changed 0.05 -> 0.1" in result.stdout
+
+
+def test_a_list_shows_a_held_out_figure_with_its_interval_and_how_many_prompts_it_stands_on(rlhf_here, publish, store):
+    make_line(publish, store)
+    assert "score 0.5 (0.4 to 0.6), n 20" in rlhf_here("ls").stdout
+    assert json.loads(rlhf_here("ls", "ppo", "--json").stdout)[0]["intervals"] == {"eval/sampled/score": {"low": 0.4, "high": 0.6, "n": 20}}
