@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from data.tokens import EncodedPair
+from stages.intervals import find_interval
 from stages.models.adapters import apply_lora, find_backbone, require_adapter_base
 from stages.models.compiling import compile_layers
 from stages.models.forward import note_padding
@@ -20,6 +21,7 @@ from stages.process.context import StageContext, Told
 from stages.process.engine import choose_engine
 from stages.process.errors import StageError
 from stages.settings import PretrainSettings, SFTSettings
+from stages.spec import Interval
 
 _FEW = 32
 _EVAL_TOKENS = 4096  # of a row in evaluation
@@ -49,30 +51,42 @@ def load_learner(context: StageContext, settings: PretrainSettings | SFTSettings
     return model
 
 
-def measure_loss(context: StageContext, model: Any, held_out: Sequence[EncodedPair], train: Sequence[EncodedPair]) -> float:
-    """Measure the trained model's held-out loss; where nothing is held out, that of a few training pairs.
+def measure_loss(
+    context: StageContext, model: Any, held_out: Sequence[EncodedPair], train: Sequence[EncodedPair]
+) -> tuple[float, Interval | None]:
+    """Measure the trained model's held-out loss with its interval; where nothing is held out, that of a few training pairs.
 
     A loss above that of a model which knows nothing is noted.
 
     Raises:
         StageError: it is not finite.
     """
-    loss = heldout_loss(model, held_out or train[:_FEW], context.tells("held-out loss"))
+    pairs = held_out or train[:_FEW]
+    sums, counts = heldout_losses(model, pairs, context.tells("held-out loss"))
+    loss = sum(sums) / sum(counts)
     of_chance = math.log(model.config.get_text_config().vocab_size)
     remedy = f"lower {context.spec.stage}.learning_rate"
     if not math.isfinite(loss):
         raise StageError(f"the trained model's loss is {loss}; a finite one is needed; {remedy}")
     if loss > of_chance:
         context.note(f"the loss {loss:.3g} is above {of_chance:.3g}, that of a model which knows nothing; {remedy}")
-    return loss
+    means = [total / max(count, 1) for total, count in zip(sums, counts, strict=True)]
+    return loss, find_interval(means, [tuple(pair.prompt_ids) for pair in pairs], weights=counts)
+
+
+def heldout_loss(model: Any, pairs: Sequence[EncodedPair]) -> float:
+    """Mean negative log-likelihood per held-out response token, in nats; every token weighs alike, whatever its batch."""
+    sums, counts = heldout_losses(model, pairs)
+    return sum(sums) / sum(counts)
 
 
 @torch.no_grad()
-def heldout_loss(model: Any, pairs: Sequence[EncodedPair], told: Told = lambda done, total: None) -> float:
-    """Mean negative log-likelihood per held-out response token, in nats; every token weighs alike, whatever its batch."""
+def heldout_losses(model: Any, pairs: Sequence[EncodedPair], told: Told = lambda done, total: None) -> tuple[list[float], list[int]]:
+    """Compute for each pair the negative log-likelihood of its response tokens, in nats, and how many they are."""
     model.eval()
     device = next(model.parameters()).device
-    total, num_tokens = 0.0, 0
+    sums: list[float] = []
+    counts: list[int] = []
     for run in split_by_tokens((len(pair.prompt_ids) + len(pair.response_ids) for pair in pairs), _EVAL_TOKENS):
         batch = pairs[run]
         row = pack([pair.prompt_ids + pair.response_ids for pair in batch], device=device)
@@ -81,10 +95,12 @@ def heldout_loss(model: Any, pairs: Sequence[EncodedPair], told: Told = lambda d
             # Nothing precedes a document's first token, so nothing can predict it.
             is_target_N[start + max(len(pair.prompt_ids), 1) : start + len(pair.prompt_ids) + len(pair.response_ids)] = True
         predictors_K = is_target_N.nonzero()[:, 0].to(device) - 1
+        targets = [len(pair.response_ids) - (not pair.prompt_ids and bool(pair.response_ids)) for pair in batch]
+        logprobs_K = torch.zeros(0)
         if len(predictors_K):
             with autocast(find_backbone(model), device):
                 logprobs_K, _ = compute_token_logprobs(model, row, predictors_K, 1.0, all_rows=True)
-            total -= logprobs_K.double().sum().item()
-            num_tokens += len(predictors_K)
+        sums += [-part.sum().item() for part in logprobs_K.double().cpu().split(targets)]
+        counts += targets
         told(run.stop, len(pairs))
-    return total / num_tokens
+    return sums, counts

@@ -65,7 +65,7 @@ def main(context: StageContext) -> StageResult:
     quiet(find_model(model))  # TRL has switched a mixture's routers on
     with whole_model(trainer) as model:
         metrics: dict[str, float] = {}
-        loss = measure_loss(context, model, held_out, pieces)
+        loss, _ = measure_loss(context, model, held_out, pieces)  # pieces of one text are not independent: no interval of theirs
         if held_out:
             metrics = {"eval/loss": loss, "eval/perplexity": math.exp(loss)}
             _continue_held_out(context, settings, model, tokenizer, held_out_documents[: settings.eval_samples])

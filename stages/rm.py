@@ -12,6 +12,7 @@ from torch import Tensor
 
 from data.tokens import EncodedComparison
 from stages.family import check_lora
+from stages.intervals import find_interval
 from stages.models.adapters import apply_lora, find_model, require_adapter_base
 from stages.models.calibration import Calibration, choose_calibration
 from stages.models.compiling import compile_layers
@@ -29,7 +30,7 @@ from stages.ranking import calibration_error, correlation, make_pairs, pair_accu
 from stages.responses.judging import response_text, write_samples
 from stages.responses.scores import score_rankings
 from stages.settings import RMSettings
-from stages.spec import SAMPLES_FILE, StageResult
+from stages.spec import SAMPLES_FILE, Interval, StageResult
 from stages.tokens import load_tokens
 from stages.trl.gathering import whole_model
 from stages.trl.rm import make_ranking_trainer
@@ -71,8 +72,12 @@ def main(context: StageContext) -> StageResult:
         find_model(model).calibration = calibration
 
         metrics = {"score_bias": calibration.bias, "score_scale": calibration.scale}
+        intervals: dict[str, Interval] = {}
         if held_out:
-            metrics |= report_ranking(logits, held_out)  # the loss was trained on logits: a pair's probability is that of their difference
+            figures, intervals = report_ranking(
+                logits, held_out
+            )  # the loss was trained on logits: a pair's probability is that of their difference
+            metrics |= figures
             if (loss := metrics["eval/loss"]) > math.log(2):
                 known = "that of a reward model which knows nothing"
                 context.note(f"the held-out loss {loss:.3g} is above {math.log(2):.3g}, {known}; lower rm.learning_rate or rm.epochs")
@@ -84,7 +89,7 @@ def main(context: StageContext) -> StageResult:
             save_model(model, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
     if held_out:
         context.write_metrics(last_step, {name: metrics[name] for name in ("eval/loss", "eval/accuracy")})
-    return StageResult(metrics=metrics, facts=facts, counts=counts, **describe_machine(context))
+    return StageResult(metrics=metrics, intervals=intervals, facts=facts, counts=counts, **describe_machine(context))
 
 
 def calibrate(context: StageContext, settings: RMSettings, model: Any, tokenizer: Any, ranked_N: Tensor) -> Calibration:
@@ -119,8 +124,12 @@ def draw_sample(count: int, at_most: int, seed: int) -> list[int]:
     return torch.randperm(count, generator=generator)[:at_most].sort().values.tolist()
 
 
-def report_ranking(scores_N: Tensor, comparisons: Sequence[EncodedComparison]) -> dict[str, float]:
-    """Held-out figures: loss, pair accuracy (overall, by rank distance, by source), calibration, correlation with length."""
+def report_ranking(scores_N: Tensor, comparisons: Sequence[EncodedComparison]) -> tuple[dict[str, float], dict[str, Interval]]:
+    """Held-out figures: loss, pair accuracy (overall, by rank distance, by source), calibration, correlation with length.
+
+    Returns:
+        (figures, intervals of the accuracies).
+    """
     ranks_N = torch.tensor([rank for item in comparisons for rank in item.ranks])
     prompts_N = torch.tensor([index for index, item in enumerate(comparisons) for _ in item.responses])
     lengths_N = torch.tensor([len(response) for item in comparisons for response in item.responses])
@@ -133,14 +142,20 @@ def report_ranking(scores_N: Tensor, comparisons: Sequence[EncodedComparison]) -
         "eval/length_correlation": correlation(scores_N, lengths_N.float()),
         "eval/pairs": float(len(accuracy_Q)),
     }
-    for distance in pairs.distance_Q.unique().tolist():
-        metrics[f"eval/accuracy_rank_distance_{distance}"] = accuracy_Q[pairs.distance_Q == distance].mean().item()
+    groups = {"": torch.ones_like(accuracy_Q, dtype=torch.bool)}
+    groups |= {f"_rank_distance_{distance}": pairs.distance_Q == distance for distance in pairs.distance_Q.unique().tolist()}
     sources = sorted({item.source for item in comparisons} - {""})
     for source in sources:
-        from_source_Q = torch.tensor([comparisons[int(prompts_N[index])].source == source for index in pairs.better_Q])
-        if from_source_Q.any():
-            metrics[f"eval/accuracy_source_{source}"] = accuracy_Q[from_source_Q].mean().item()
-    return metrics
+        groups[f"_source_{source}"] = torch.tensor([comparisons[int(prompts_N[index])].source == source for index in pairs.better_Q])
+    prompts = [tuple(comparisons[int(prompts_N[index])].prompt_ids) for index in pairs.better_Q]
+    intervals: dict[str, Interval] = {}
+    for name, inside_Q in groups.items():
+        if inside_Q.any():
+            metrics[f"eval/accuracy{name}"] = accuracy_Q[inside_Q].mean().item()
+            inside = inside_Q.nonzero()[:, 0].tolist()
+            if interval := find_interval(accuracy_Q[inside_Q].tolist(), [prompts[place] for place in inside]):
+                intervals[f"eval/accuracy{name}"] = interval
+    return metrics, intervals
 
 
 def _sample_rows(tokenizer: Any, comparisons: Sequence[EncodedComparison], scores: Tensor) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from data.tokens import EncodedPromptRecord
 from stages.family import check_base
+from stages.intervals import find_answer_intervals
 from stages.language import load_learner, measure_loss
 from stages.models.adapters import find_model
 from stages.models.handoff import read_facts
@@ -21,7 +22,7 @@ from stages.responses.generation import note_decoding
 from stages.responses.judge import Judge, load_judge
 from stages.responses.judging import answer_prompts, judge_answers, report_answers, write_samples
 from stages.settings import SFTSettings
-from stages.spec import SAMPLES_FILE, StageResult
+from stages.spec import SAMPLES_FILE, Interval, StageResult
 from stages.tokens import load_tokens
 from stages.trl.gathering import whole_model
 from stages.trl.sft import make_sft_trainer
@@ -50,10 +51,13 @@ def main(context: StageContext) -> StageResult:
     quiet(find_model(model))  # TRL has switched a mixture's routers on
     with whole_model(trainer) as model:
         metrics: dict[str, float] = {}
-        loss = measure_loss(context, model, held_out, pairs)
+        intervals: dict[str, Interval] = {}
+        loss, interval = measure_loss(context, model, held_out, pairs)
         if held_out:
             metrics["eval/loss"] = loss
-            metrics |= _answer_held_out(context, model, tokenizer, judge, held_out_demonstrations.prompts[: settings.eval_samples])
+            figures, rows = _answer_held_out(context, model, tokenizer, judge, held_out_demonstrations.prompts[: settings.eval_samples])
+            metrics |= figures
+            intervals = ({"eval/loss": interval} if interval else {}) | find_answer_intervals(rows)
         facts = read_facts(model, tokenizer, spec.models["base"])
         if context.is_main:
             context.progress("saving", 0, 0)
@@ -63,7 +67,7 @@ def main(context: StageContext) -> StageResult:
             )
     if held_out:
         context.write_metrics(last_step, {"eval/loss": metrics["eval/loss"]})
-    return StageResult(metrics=metrics, facts=facts, counts=counts, **describe_machine(context))
+    return StageResult(metrics=metrics, intervals=intervals, facts=facts, counts=counts, **describe_machine(context))
 
 
 def _answer_held_out(
@@ -72,11 +76,11 @@ def _answer_held_out(
     tokenizer: Any,
     judge: Judge | None,
     prompts: Sequence[EncodedPromptRecord],
-) -> dict[str, float]:
-    """Answer held-out prompts, sampled and greedy; write samples.jsonl; return the averages."""
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Answer held-out prompts, sampled and greedy; write samples.jsonl; return the averages and the rows."""
     spec = context.spec
     if not prompts:
-        return {}
+        return {}, []
     rows: list[dict[str, Any]] = []
     metrics: dict[str, float] = {}
     for way in ("sampled", "greedy"):
@@ -98,7 +102,7 @@ def _answer_held_out(
         rows += listed
     if context.is_main:
         write_samples(spec.output_dir / SAMPLES_FILE, rows)
-    return metrics
+    return metrics, rows
 
 
 if __name__ == "__main__":

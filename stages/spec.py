@@ -18,8 +18,8 @@
       result.json    S, last: a `StageResult`                  P: manifest
 
     metrics.jsonl   a row per logged step: step, and figures under train/ and eval/; PPO: objective/, policy/, val/, rollout/ and more
-    samples.jsonl   SFT, PPO: way (sampled, greedy; PPO with an average: ema_...), prompt, response, finished, judge_<figure>; pretrain
-                    the same without a judge, its prompt the beginning of a text;
+    samples.jsonl   SFT, PPO: way (sampled, greedy; PPO with an average: ema_...), prompt, response, finished, response_tokens,
+                    judge_<figure>; pretrain the same without the last two, its prompt the beginning of a text;
                     PPO: score, kl too. RM: prompt, response, rank, score
     events.jsonl    event, time, and by event: see `append_event`
 

@@ -14,6 +14,7 @@ from data.texts import encode_documents, split_documents
 from data.token_split import TokenSet
 from data.tokens import EncodedPair
 from stages.family import check_lora
+from stages.intervals import find_answer_intervals
 from stages.models.adapters import require_adapter_base
 from stages.models.handoff import check_handoff, read_facts
 from stages.models.save import save_model
@@ -83,7 +84,13 @@ def main(context: StageContext) -> StageResult:
             context.progress("saving", 0, 0)
             write_samples(spec.output_dir / SAMPLES_FILE, samples)
             save_model(trainer.policy, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
-    return StageResult(metrics=metrics, facts=facts, counts=counts, **describe_machine(context))
+    return StageResult(
+        metrics=metrics,
+        intervals=find_answer_intervals(samples) if context.is_main else {},
+        facts=facts,
+        counts=counts,
+        **describe_machine(context),
+    )
 
 
 def train(context: StageContext, trainer: PPOTrainer, held_out: HeldOut) -> dict[str, float]:

@@ -113,6 +113,7 @@ def report_answers(
             "response": answer.text,
             **figure,
             "finished": answer.finished,
+            "response_tokens": len(answer.ids),
             **{f"judge_{key}": value for key, value in verdict.items()},
         }
         for prompt, answer, verdict, figure in zip(prompts, answers, verdicts, figures, strict=True)

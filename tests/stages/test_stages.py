@@ -56,6 +56,7 @@ def test_sft_lowers_the_held_out_loss_and_its_model_opens_without_our_code(make_
             total -= logprobs[position - 1, ids[position]].item()
             tokens += 1
     assert stage.result.metrics["eval/loss"] == pytest.approx(total / tokens, abs=1e-4)
+    assert_intervals_hold(stage.result, {"eval/loss", "eval/sampled/response_tokens"})
 
 
 def test_sft_with_packing_learns_too(make_stage, plain_hardware):
@@ -102,6 +103,7 @@ def test_rm_centres_demonstrations_and_its_scores_come_out_the_same_without_our_
     spread = torch.tensor(demonstrations)
     assert spread.mean().item() == pytest.approx(0.0, abs=1e-3) and spread.std().item() == pytest.approx(1.0, abs=1e-3)
     assert {"eval/accuracy", "eval/calibration_error", "eval/length_correlation"} <= set(stage.result.metrics)
+    assert_intervals_hold(stage.result, {"eval/accuracy", "eval/accuracy_rank_distance_1"})
     assert stage.result.counts["comparisons"] == 64
 
 
@@ -188,3 +190,11 @@ def test_a_loss_that_is_not_a_number_is_named_and_nothing_is_left(make_stage, ba
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1 and "the loss is nan at step 1" in output and "lower sft.learning_rate" in output
     assert not (stage.spec.output_dir / "result.json").exists()
+
+
+def assert_intervals_hold(result, names):
+    """Each of these figures lies in an interval of some width, which says on how many prompts it stands."""
+    for name in names:
+        interval = result.intervals[name]
+        assert interval.low < result.metrics[name] < interval.high, name
+        assert interval.n > 1, name

@@ -43,6 +43,10 @@ def test_score_and_kl_are_told_together_from_the_sft_policy_to_the_end(run):
     samples = [json.loads(line) for line in (spec.output_dir / "samples.jsonl").read_text().splitlines()]
     assert {row["way"] for row in samples} == {"sampled", "greedy"}
     assert {"prompt", "response", "score", "kl", "finished", "judge_score"} <= samples[0].keys()
+    for name in ("eval/sampled/score", "eval/sampled/kl", "eval/greedy/score"):
+        interval = result.intervals[name]
+        assert interval.low < result.metrics[name] < interval.high
+        assert interval.n == len({row["prompt"] for row in samples})
 
 
 @pytest.mark.slow

@@ -1,0 +1,51 @@
+"""Held-out figures -> their 95 % intervals, as a result holds them.
+
+What belongs to one prompt is drawn together, since it is not independent.
+"""
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from stages.spec import Interval
+from stages.statistics.bootstrap import estimate_mean, estimate_share
+
+_DRAWS = 2000
+_NO_FIGURES = ("way", "prompt", "response", "rank")
+
+
+def find_interval(values: Sequence[float], prompts: Sequence[Hashable], *, weights: Sequence[int] | None = None) -> Interval | None:
+    """Find the interval of a mean by resampling prompts.
+
+    Args:
+        values: One for each record.
+        prompts: Which prompt each belongs to.
+        weights: How often each value counts in the mean, such as tokens of a record; 1 each by default.
+
+    Returns:
+        None where nothing shows a spread: one prompt alone, equal values that are no shares, or values that are not finite.
+    """
+    places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+    if len(places) < 2 or not all(map(math.isfinite, values)):
+        return None
+    counts_N = np.array(weights if weights is not None else [1] * len(values))
+    values_N = np.repeat(np.array(values, dtype=np.float64), counts_N)
+    clusters_N = np.repeat(np.array([places[prompt] for prompt in prompts], dtype=np.int64), counts_N)
+    estimate = (estimate_share if set(values) <= {0.0, 0.5, 1.0} else estimate_mean)(values_N, clusters_N, draws=_DRAWS)
+    if estimate.low is None or estimate.high is None or estimate.high - estimate.low <= 1e-12 * max(1.0, abs(estimate.value)):
+        return None
+    return Interval(low=estimate.low, high=estimate.high, n=estimate.num_clusters)
+
+
+def find_answer_intervals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Interval]:
+    """Find the intervals of what `report_answers` averages, from the rows that it lists: `eval/<way>/<figure>` -> interval."""
+    found: dict[str, Interval] = {}
+    for way in dict.fromkeys(str(row["way"]) for row in rows):
+        answered = [row for row in rows if row["way"] == way]
+        for name in answered[0].keys() - set(_NO_FIGURES):
+            interval = find_interval([float(row[name]) for row in answered], [row["prompt"] for row in answered])
+            if interval is not None:
+                found[f"eval/{way}/{name}"] = interval
+    return found
