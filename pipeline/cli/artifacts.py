@@ -1,4 +1,4 @@
-"""The commands that work on the store: list, show, verify, name, remove, import and export artifacts; list runs."""
+"""The commands that work on the store: list, verify, name, remove, import and export artifacts; list runs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -40,22 +40,6 @@ def ls_command(
         print_json(rows)
     else:
         print_list(make_console(), rows, opened.root)
-
-
-def show_command(
-    ref: Annotated[str, typer.Argument(help="ppo, ppo@v3, ppo@ALIAS or the beginning of a content id.")],
-    store: StoreOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Show one artifact: manifest, metrics, lineage, samples."""
-    from pipeline.report.tables import print_artifact, show_data
-
-    opened = open_store(store)
-    data = show_data(opened, opened.get(ref))
-    if as_json:
-        print_json(data)
-    else:
-        print_artifact(make_console(), data)
 
 
 def verify_command(

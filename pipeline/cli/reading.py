@@ -8,6 +8,29 @@ from pipeline.cli.options import JsonOption, RefArgument, StoreOption, make_cons
 from stages.spec import EXIT_VERIFICATION
 
 
+def show_command(
+    ref: RefArgument,
+    everything: Annotated[bool, typer.Option("--all", help="The whole manifest: every figure, count, setting's hash and fact.")] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one artifact: the verdict, the figures that matter, how they went, three answers, what it was made from.
+
+    Example: rlhf show ppo
+    """
+    from pipeline.report.show import page_data, print_page
+    from pipeline.report.tables import print_artifact, show_data
+
+    opened = open_store(store)
+    artifact = opened.get(ref)
+    if as_json:
+        print_json(show_data(opened, artifact) | page_data(opened, artifact))
+    elif everything:
+        print_artifact(make_console(), show_data(opened, artifact))
+    else:
+        print_page(make_console(), artifact, page_data(opened, artifact))
+
+
 def samples_command(
     ref: RefArgument,
     worst: Annotated[bool, typer.Option("--worst", help="Those with the lowest figure first.")] = False,

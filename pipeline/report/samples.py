@@ -215,3 +215,37 @@ def _require_known(ref: str, wanted: Wanted, by: str | None, known: dict[str, di
 
 def _list(names: Sequence[str] | dict[str, None]) -> str:
     return ", ".join(names) or "none are there"
+
+
+def pick_three(artifact: Artifact, model: str | None = None) -> list[tuple[str, dict[str, Any]]]:
+    """Pick the worst answer, the best one and one between, the same each time; the first three where nothing tells them apart.
+
+    Args:
+        artifact: Whose answers.
+        model: Of an evaluation: only of this one, where it has answers.
+
+    Raises:
+        StoreError: it has none (exit 4).
+    """
+    generator, count = random.Random(0), 0
+    first: list[dict[str, Any]] = []
+    ends: dict[str, tuple[float, dict[str, Any]]] = {}
+    between: dict[str, Any] = {}
+    for row in read_samples(artifact, []):
+        if model is not None and row.get("model") != model:
+            continue
+        first += [row] if len(first) < 3 else []
+        value = read_figure(row, "judge_score" if "judge_score" in row else "score")
+        if value is None:
+            continue
+        count += 1
+        if "worst" not in ends or value < ends["worst"][0]:
+            ends["worst"] = value, row
+        if "best" not in ends or value > ends["best"][0]:
+            ends["best"] = value, row
+        if generator.random() * count < 1:
+            between = row
+    if len({id(row) for _, row in ends.values()}) < 2:
+        return [("", row) for row in first]
+    chosen = [("worst", ends["worst"][1]), ("best", ends["best"][1])]
+    return [*chosen, *([("at random", between)] if all(row is not between for _, row in chosen) else [])]

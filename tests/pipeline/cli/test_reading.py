@@ -1,6 +1,7 @@
 """The commands that look at what a stage made."""
 
 import json
+import re
 
 import pytest
 
@@ -221,3 +222,71 @@ def test_a_list_shows_a_held_out_figure_with_its_interval_and_how_many_prompts_i
     make_line(publish, store)
     assert "score 0.5 (0.4 to 0.6), n 20" in rlhf_here("ls").stdout
     assert json.loads(rlhf_here("ls", "ppo", "--json").stdout)[0]["intervals"] == {"eval/sampled/score": {"low": 0.4, "high": 0.6, "n": 20}}
+
+
+def test_show_is_a_page_of_verdict_figures_curves_answers_and_lineage(rlhf_here, publish, store):
+    sft = publish(store, "sft", metrics={"eval/sampled/judge_score": 40.0, "eval/loss": 0.5})
+    curve = [{"step": step, "objective/kl": step / 10} for step in range(50)]
+    publish(
+        store,
+        "ppo",
+        {"model/config.json": b"{}", "samples.jsonl": write_rows(make_rows()), "metrics.jsonl": write_rows(curve)},
+        parents=[Parent(ref=sft.ref, content_id=sft.content_id)],
+        metrics={
+            "eval/start/score": -0.25,
+            "eval/sampled/score": 0.5,
+            "eval/sampled/kl": 4.0,
+            "eval/greedy/judge_score": 90.0,
+            "eval/sampled/judge_score": 83.0,
+        },
+        intervals={"eval/sampled/score": Interval(low=0.4, high=0.6, n=20)},
+        counts={"held_out_prompts": 20},
+    )
+    result = rlhf_here("show", "ppo")
+    assert result.returncode == 0, result.stderr
+    shown = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert any(line.startswith("PPO") for line in shown)  # the verdict
+    assert "score (sampled) 0.5 0.4 to 0.6 20 +0.75 from the start" in shown
+    assert "judge (sampled) 83 +43 from sft@v1" in shown
+    assert any(re.fullmatch("KL ▁+▂+▃+▄+▅+▆+▇+█+ 0 -> 4.9", line) for line in shown)
+    assert "worst, greedy, score 7, judge 0, KL 1.5" in shown
+    assert "best, sampled, score 0, judge 70, KL 1.5" in shown
+    assert any(line.startswith("└─ sft@v1") for line in shown)
+    assert "\x1b" not in result.stdout and "\x07" not in result.stdout
+
+
+def test_show_in_json_holds_the_manifest_and_the_page(rlhf_here, publish, store):
+    make_line(publish, store)
+    data = json.loads(rlhf_here("show", "ppo", "--json").stdout)
+    assert {"manifest", "lineage", "samples", "verdicts", "figures", "curves", "tree"} <= data.keys()
+    assert data["figures"][0] == {
+        "name": "eval/sampled/score",
+        "label": "score (sampled)",
+        "value": 0.5,
+        "interval": {"low": 0.4, "high": 0.6, "n": 20},
+        "before": None,
+        "before_of": None,
+    }
+
+
+def test_show_all_prints_the_whole_manifest(rlhf_here, publish, store):
+    publish(store, "sft", counts={"demonstrations": 7}, facts={"pad_token_id": 3}, metrics={"time/total": 2.0})
+    shown = rlhf_here("show", "sft", "--all").stdout
+    assert all(text in shown for text in ("Counts", "demonstrations", "Hand-off facts", "pad_token_id", "time/total"))
+
+
+@pytest.mark.parametrize("metrics", [{}, {"eval/loss": float("nan")}, {"eval/loss": 0.25}])
+def test_show_of_an_artifact_with_little_in_it_is_a_page_all_the_same(rlhf_here, publish, store, metrics):
+    publish(store, "sft", {"model/config.json": b"{}", "metrics.jsonl": b"no json\n[1]\n", "samples.jsonl": b"torn"}, metrics=metrics)
+    for kind in ("sft", "else"):
+        publish(store, kind)
+        result = rlhf_here("show", f"{kind}@v1")
+        assert result.returncode == 0, result.stderr
+        assert f"{kind}@v1" in result.stdout
+
+
+def test_show_tells_of_an_ancestor_that_is_gone_and_shows_the_rest(rlhf_here, publish, store):
+    make_line(publish, store)
+    (store.root / "artifacts" / "rm").rename(store.root / "gone")
+    result = rlhf_here("show", "ppo")
+    assert "rm@v1" in result.stdout and "score (sampled)" in result.stdout

@@ -1,0 +1,221 @@
+"""An artifact -> a page for a terminal: the verdict, the figures that matter, how they went, three answers, what it was made from."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from pipeline.errors import StoreError
+from pipeline.report.headline import write_figure
+from pipeline.report.lineage import find_problems, lineage_data, print_lineage
+from pipeline.report.page.build import give_verdicts
+from pipeline.report.page.evidence import EVALUATION_KIND, Evidence, gather
+from pipeline.report.samples import pick_three, print_indented, print_sample
+from pipeline.report.sparkline import ASCII_BLOCKS, BLOCKS, draw_sparkline, read_series
+from pipeline.report.tables import print_table
+from pipeline.report.verdict import News, write_estimate, write_share
+from pipeline.store.artifact import Artifact
+from pipeline.store.manifest import Manifest
+from pipeline.store.store import Store
+from pipeline.text import clean, format_duration, format_number
+from stages.evaluate.results import Evaluation
+from stages.spec import Interval
+
+_ANSWERS = ("eval/sampled/", "eval/greedy/")  # figures that mean the same of each model that answers
+_SHOWN, _CURVES, _SPARKLINE = 6, 6, 40
+_STYLES: dict[News, str] = {"good": "bold green", "bad": "bold red", "open": "bold yellow"}
+
+# kind -> metric -> label: the first six that were measured are shown.
+_FIGURES: dict[str, dict[str, str]] = {
+    "pretrain": {"eval/loss": "held-out loss", "eval/perplexity": "held-out perplexity"},
+    "sft": {
+        "eval/loss": "held-out loss",
+        "eval/sampled/judge_score": "judge (sampled)",
+        "eval/greedy/judge_score": "judge (greedy)",
+        "eval/sampled/response_tokens": "tokens (sampled)",
+        "eval/sampled/finished": "finished (sampled)",
+        "eval/greedy/response_tokens": "tokens (greedy)",
+    },
+    "rm": {
+        "eval/accuracy": "held-out accuracy",
+        "eval/accuracy_rank_distance_1": "of neighbouring ranks",
+        "eval/calibration_error": "calibration error",
+        "eval/loss": "held-out loss",
+        "eval/length_correlation": "correlation with length",
+        "eval/pairs": "held-out pairs",
+    },
+    "ppo": {
+        "eval/ema_sampled/score": "score (average)",
+        "eval/ema_sampled/judge_score": "judge (average)",
+        "eval/sampled/score": "score (sampled)",
+        "eval/sampled/kl": "KL (sampled)",
+        "eval/sampled/judge_score": "judge (sampled)",
+        "eval/greedy/judge_score": "judge (greedy)",
+        "eval/sampled/response_tokens": "tokens (sampled)",
+        "eval/sampled/finished": "finished (sampled)",
+        "eval/greedy/score": "score (greedy)",
+    },
+}
+# The same of curves.
+_SERIES: dict[str, dict[str, str]] = {
+    "pretrain": {"train/loss": "loss", "eval/loss": "held-out loss", "train/grad_norm": "gradient norm"},
+    "sft": {"train/loss": "loss", "eval/loss": "held-out loss", "train/grad_norm": "gradient norm", "train/learning_rate": "learning rate"},
+    "rm": {"train/loss": "loss", "train/accuracy": "accuracy", "eval/accuracy": "held-out accuracy", "train/grad_norm": "gradient norm"},
+    "ppo": {
+        "objective/reward_model_scores": "score",
+        "objective/kl": "KL",
+        "eval/sampled/judge_score": "held-out judge",
+        "response_length": "response tokens",
+        "policy/entropy_avg": "entropy",
+        "val/explained_variance": "critic explains",
+    },
+}
+
+
+def page_data(store: Store, artifact: Artifact) -> dict[str, Any]:
+    """Return what the page shows as plain data."""
+    evidence = gather(store, artifact)
+    tree = lineage_data(store, artifact)
+    return {
+        "verdicts": [{"of": of, "sentence": verdict.sentence, "news": verdict.news} for of, verdict in give_verdicts(evidence)],
+        "figures": list_figures(artifact.manifest, _find_parents(evidence, artifact)),
+        "evaluation": _list_answers(evidence.evaluation) if evidence.evaluation else [],
+        "evaluated_by": evidence.tested.ref if evidence.tested else None,
+        "curves": _read_curves(artifact),
+        "three_samples": _pick(artifact),
+        "tree": tree,
+        "problems": list(dict.fromkeys([*evidence.problems, *find_problems(tree)])),
+    }
+
+
+def list_figures(manifest: Manifest, parents: Sequence[Manifest]) -> list[dict[str, Any]]:
+    """List the figures that matter, each with what it was before: at the start of PPO, else that of a parent which has it too."""
+    rows: list[dict[str, Any]] = []
+    for name, label in _FIGURES.get(manifest.kind, {}).items():
+        if name not in manifest.metrics or len(rows) == _SHOWN:
+            continue
+        before, of = manifest.metrics.get(f"eval/start/{name.rpartition('/')[2]}") if "sampled/" in name else None, "the start"
+        for parent in parents if before is None else ():
+            if name in parent.metrics and name.startswith(_ANSWERS):
+                before, of = parent.metrics[name], f"{parent.kind}@v{parent.version}"
+                break
+        rows.append(
+            {
+                "name": name,
+                "label": label,
+                "value": manifest.metrics[name],
+                "interval": manifest.intervals[name].model_dump() if name in manifest.intervals else None,
+                "before": before,
+                "before_of": of if before is not None else None,
+            }
+        )
+    return rows
+
+
+def print_page(console: Console, artifact: Artifact, data: dict[str, Any]) -> None:
+    """Print the page."""
+    manifest = artifact.manifest
+    made = f"made {manifest.created_utc[:16].replace('T', ' ')} UTC"
+    made += f" in {format_duration(manifest.duration_s)}" if manifest.duration_s is not None else ""
+    made += f" on {manifest.device}" if manifest.device else ""
+    console.print(Text.assemble((artifact.ref, "bold"), clean(f"  {artifact.content_id[:12]}  {made}")), soft_wrap=True)
+    for verdict in data["verdicts"]:
+        console.print()
+        print_indented(console, Text(clean(verdict["sentence"]), style=_STYLES[verdict["news"]]), "")
+    for problem in data["problems"]:
+        print_indented(console, Text(clean(problem), style="red"), "")
+    _print_figures(console, artifact.ref, data["figures"])
+    _print_evaluation(console, data)
+    _print_curves(console, data["curves"])
+    for title, row in data["three_samples"]:
+        console.print()
+        print_sample(console, row, title)
+    console.print()
+    print_lineage(console, data["tree"])
+    console.print()
+    console.print(Text(clean(str(artifact.path))), soft_wrap=True)
+    console.print(Text(f"everything: rlhf show {artifact.ref} --all   more answers: rlhf samples {artifact.ref}"), soft_wrap=True)
+
+
+def _find_parents(evidence: Evidence, artifact: Artifact) -> list[Manifest]:
+    refs = [parent.ref for parent in artifact.manifest.parents]
+    return [each.manifest for each in evidence.line if each.ref in refs]
+
+
+def _list_answers(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """List what each model that was evaluated says, sampled, with its figures in words."""
+
+    def write(estimate: Any, *, share: bool = False) -> str:
+        return "" if estimate is None else write_estimate(estimate, share=share)
+
+    return [
+        {
+            "model": answers.model,
+            "score": write(answers.score),
+            "judge": write(answers.judge.get("score")),
+            "KL": write(answers.kl_k1),
+            "tokens": format_number(answers.response_tokens.value),
+            "finished": write_share(answers.finished.value),
+        }
+        for answers in evaluation.answers
+        if answers.way == "sampled"
+    ]
+
+
+def _read_curves(artifact: Artifact) -> list[dict[str, Any]]:
+    wanted = _SERIES.get(artifact.kind, {})
+    with suppress(OSError, ValueError):
+        series = read_series(artifact.path)
+        return [{"name": name, "label": label, "values": series[name]} for name, label in wanted.items() if len(series.get(name, ())) > 1][
+            :_CURVES
+        ]
+    return []
+
+
+def _pick(artifact: Artifact) -> list[tuple[str, dict[str, Any]]]:
+    with suppress(StoreError):
+        return pick_three(artifact, "ppo" if artifact.kind == EVALUATION_KIND else None)
+    return []
+
+
+def _print_figures(console: Console, ref: str, figures: Sequence[Mapping[str, Any]]) -> None:
+    if not figures:
+        return
+    intervals = [Interval.model_validate(figure["interval"]) if figure["interval"] else None for figure in figures]
+    rows: list[Sequence[str]] = []
+    for figure, interval in zip(figures, intervals, strict=True):
+        change = "" if figure["before"] is None else f"{figure['value'] - figure['before']:+.3g} from {figure['before_of']}"
+        written = write_figure(figure["value"], None)
+        bounds = f"{interval.low:.3g} to {interval.high:.3g}" if interval else ""
+        rows.append((figure["label"], written, bounds, f"{interval.n:,}" if interval else "", change))
+    console.print()
+    titles = ("held-out figure", ref, "95 %", "n", "change")
+    shown = [place for place in range(len(titles)) if any(row[place] for row in rows)]
+    print_table(console, [titles[place] for place in shown], [[row[place] for place in shown] for row in rows])
+    if not any(intervals):
+        console.print(Text("no intervals are known of these, as an earlier version made them or nothing varies"), soft_wrap=True)
+
+
+def _print_evaluation(console: Console, data: dict[str, Any]) -> None:
+    rows = data["evaluation"]
+    if not rows:
+        return
+    columns = [name for name in rows[0] if any(row[name] for row in rows)]
+    console.print()
+    console.print(Text(clean(f"Evaluated by {data['evaluated_by']}, sampled"), style="bold"), soft_wrap=True)
+    print_table(console, columns, [[row[name] for name in columns] for row in rows])
+
+
+def _print_curves(console: Console, curves: Sequence[Mapping[str, Any]]) -> None:
+    if not curves:
+        return
+    blocks = BLOCKS if (console.encoding or "").lower().startswith("utf") else ASCII_BLOCKS
+    width = max(len(curve["label"]) for curve in curves)
+    console.print()
+    for curve in curves:
+        values = curve["values"]
+        drawn = draw_sparkline(values, _SPARKLINE, blocks)
+        ends = f"{format_number(values[0])} -> {format_number(values[-1])}"
+        console.print(Text(clean(f"{curve['label']:<{width}}  {drawn:<{_SPARKLINE}}  {ends}")), soft_wrap=True)
