@@ -1,5 +1,6 @@
 """The commands that look at what a stage made: its answers, its ancestors, what differs between two."""
 
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
@@ -109,3 +110,31 @@ def diff_command(
         print_json(data)
     else:
         print_diff(make_console(), data)
+
+
+def watch_command(
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="[STAGE|RUN]", help="A stage, or a run by the beginning of its name; the one that runs when left out."),
+    ] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Watch a stage that runs, from another terminal or another machine; ends with it, and with its exit code.
+
+    Example: rlhf watch ppo
+    """
+    from pipeline.report.watch import WatchView, place_data
+    from pipeline.runs.watching import find_run, follow, read_exit_code
+    from stages.lines import to_line
+
+    opened = open_store(store)
+    last = find_run(opened, run)
+    with nullcontext() if as_json else WatchView(make_console(), last) as view:
+        for events, place, row in follow(opened, last["run"]):
+            last = row
+            if view is None:
+                print(to_line(place_data(events, place, row)), end="", flush=True)
+            else:
+                view.show(events, place, row)
+    raise typer.Exit(read_exit_code(last))

@@ -10,16 +10,18 @@ Event = dict[str, Any]
 
 
 class EventReader:
-    """Reads the events that are appended from now on; a torn last line waits for its end."""
+    """Reads the events that are appended from now on, or all of them; a torn last line waits for its end."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, from_start: bool = False) -> None:
         self._path = path
-        self._offset = path.stat().st_size if path.exists() else 0
+        self._offset = path.stat().st_size if path.exists() and not from_start else 0
 
     def read(self) -> list[Event]:
         """Return the events since the last call."""
         try:
             with self._path.open("rb") as stream:
+                if stream.seek(0, 2) < self._offset:  # another run of these inputs has begun a new file
+                    self._offset = 0
                 stream.seek(self._offset)
                 whole, newline, _ = stream.read().rpartition(b"\n")
         except FileNotFoundError:

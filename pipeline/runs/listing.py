@@ -6,6 +6,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
+from pipeline.errors import StoreError
 from pipeline.runs.lock import LOCK_FILE
 from pipeline.runs.record import Attempt, read_record
 from pipeline.runs.unfinished import newest_checkpoint
@@ -13,6 +14,7 @@ from pipeline.store.directory import Directory, open_root
 from pipeline.store.disk import is_locked, reading
 from pipeline.store.parts import RUN_PATTERN, RUNS_DIR
 from pipeline.store.store import Store
+from stages.spec import EXIT_MISSING
 
 
 def list_runs(store: Store) -> list[dict[str, Any]]:
@@ -32,6 +34,19 @@ def list_runs(store: Store) -> list[dict[str, Any]]:
             except OSError as error:
                 rows.append(_row(name, outcome="unreadable", reason=error.strerror or str(error)))
     return sorted(rows, key=lambda row: (row["start"], row["run"]), reverse=True)
+
+
+def describe_run(store: Store, name: str) -> dict[str, Any]:
+    """Return one run, as `list_runs` does.
+
+    Raises:
+        StoreError: it is not there any more (exit 4), or cannot be read (exit 5).
+    """
+    try:
+        with reading(store.root), open_root(store.root) as root, root.enter(f"{RUNS_DIR}/{name}") as run_dir:
+            return _describe(run_dir, store)
+    except FileNotFoundError as error:
+        raise StoreError(f"{store.root / RUNS_DIR / name}: it is gone; `rlhf runs` lists what there is", EXIT_MISSING) from error
 
 
 def _describe(run_dir: Directory, store: Store) -> dict[str, Any]:
