@@ -17,6 +17,7 @@ TORCH_FREE_STAGES = {
     "stages.deepspeed_config",
     "stages.rules",
     "stages.trainer_args",
+    "stages.intervals",
     "stages.lines",
     "data.system.death",
     "stages.process.output",

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import typer
 
-from pipeline.cli import artifacts, ranking, reading, recipes, remotes, reports
+from pipeline.cli import artifacts, chatting, ranking, reading, recipes, remotes, reports
 from pipeline.launch.environment import QUIET
 from pipeline.terminal import prepare_terminal
 from stages.spec import EXIT_FAILED, EXIT_OK
@@ -33,6 +33,8 @@ app.command("samples")(reading.samples_command)
 app.command("lineage")(reading.lineage_command)
 app.command("diff")(reading.diff_command)
 app.command("verify")(artifacts.verify_command)
+app.command("chat")(chatting.chat_command)
+app.command("score")(chatting.score_command)
 app.command("watch")(reading.watch_command)
 app.command("runs")(artifacts.runs_command)
 app.command("alias")(artifacts.alias_command)

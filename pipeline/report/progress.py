@@ -168,6 +168,38 @@ class ProgressView:
             self._console.print(Text(clean(line), style=style), soft_wrap=True)
 
 
+class CountView:
+    """Shows how much of something is done: a bar on a terminal, a line now and then elsewhere; what is quick leaves no trace."""
+
+    def __init__(self, console: Console, name: str) -> None:
+        self._console, self._name = console, name
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._last_line_s = time.monotonic()
+
+    def __enter__(self) -> "CountView":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def told(self, done: int, total: int) -> None:
+        """Show that so much of it is done."""
+        if self._console.is_terminal:
+            if self._progress is None:
+                columns = (TextColumn("{task.description}"), BarColumn(30), TextColumn("{task.completed}/{task.total}"))
+                self._progress = Progress(*columns, console=self._console, auto_refresh=False, transient=True)
+                self._progress.start()
+                self._task = self._progress.add_task(self._name, total=total)
+            assert self._task is not None
+            self._progress.update(self._task, completed=done)
+            self._progress.refresh()
+        elif time.monotonic() - self._last_line_s >= _LINE_EVERY_S:
+            self._last_line_s = time.monotonic()
+            self._console.print(Text(clean(f"{self._name}: {done:,} of {total:,}")), soft_wrap=True)
+
+
 def _read_counts(event: Event) -> tuple[int, int] | None:
     """Return how far something is, and of how much; None where the event does not say."""
     step, total = event.get("step"), event.get("total")

@@ -16,7 +16,7 @@ from pipeline.store.directory import Directory, list_tree
 from pipeline.store.disk import hash_file
 from pipeline.store.manifest import MANIFEST_FILE, FileEntry, Manifest, compute_content_id, read_manifest
 from pipeline.store.refs import version_directory
-from stages.spec import EXIT_VERIFICATION, MODEL_DIR
+from stages.spec import EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,12 @@ class Artifact:
     @property
     def model_path(self) -> Path:
         return self.path / MODEL_DIR
+
+    @property
+    def opened_path(self) -> Path:
+        """The model that opens by itself: the merged one where there is one."""
+        merged = self.path / MERGED_DIR
+        return merged if merged.is_dir() else self.model_path
 
 
 def load_artifact(kind_directory: Directory, version: int) -> Artifact:

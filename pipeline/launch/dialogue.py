@@ -1,0 +1,99 @@
+"""A program of `stages` that is asked by lines of JSON and answers by such: started like a stage, ended with whoever asks."""
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import IO, Any
+
+from data.secrets import redact
+from data.system.death import die_with_parent
+from pipeline.errors import StoreError
+from pipeline.launch.environment import stage_environment
+from pipeline.text import clean
+from stages.lines import read_line
+from stages.spec import EXIT_FAILED
+
+_END_S = 5.0
+
+
+class Dialogue:
+    """A running program; a context manager that ends it.
+
+    Args:
+        module: Such as `stages.chat`.
+        questions: A file with all that it is asked; None: it is asked by `ask`.
+    """
+
+    def __init__(self, module: str, questions: IO[bytes] | None = None) -> None:
+        self._module = module
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  (what it prints apart from answers; closed at the end)
+        environment, _ = stage_environment("", offline=True)
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", module],
+            stdin=subprocess.PIPE if questions is None else questions,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for us: it is passed on where it is meant for the program
+            preexec_fn=die_with_parent,
+        )
+
+    def __enter__(self) -> "Dialogue":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):
+            if self._process.stdin is not None:
+                self._process.stdin.close()
+        try:
+            self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self._said.close()
+
+    def ask(self, **question: Any) -> None:
+        """Ask something.
+
+        Raises:
+            StoreError: the program has ended.
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(question).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise self._failure() from error
+
+    def hear(self) -> Iterator[Mapping[str, Any]]:
+        """Yield what it answers, as it comes, until it ends.
+
+        Raises:
+            StoreError: it cannot go on, with its exit code.
+        """
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            told = read_line(line)
+            if "error" in told:
+                raise StoreError(str(told["error"]), int(told.get("exit_code") or EXIT_FAILED))
+            yield told
+        if self._process.wait() != 0:
+            raise self._failure()
+
+    def interrupt(self) -> None:
+        """Have it end the answer that it is giving."""
+        self._process.send_signal(signal.SIGINT)
+
+    def _failure(self) -> StoreError:
+        code = self._process.wait()
+        self._said.seek(0)
+        lines = [line for line in self._said.read().decode("utf-8", "replace").splitlines() if line.strip()]
+        last = f": {clean(redact(lines[-1]))[:500]}" if lines else ""
+        why = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return StoreError(f"{self._module} ended with {why}{last}; less memory may help: one model alone, a smaller file", EXIT_FAILED)
