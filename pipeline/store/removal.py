@@ -87,7 +87,7 @@ def collect(store: Store, keep: int) -> Removal:
         removal = plan_collection(store, keep)
         for artifact in removal.artifacts:
             _remove_version(store.root, artifact.kind, artifact.version)
-        _empty_trash(store.root)
+        empty_trash(store.root)
     return removal
 
 
@@ -116,7 +116,7 @@ def remove(store: Store, names: Sequence[str]) -> list[str]:
         for ref in gone:
             assert ref.version is not None
             _remove_version(store.root, ref.kind, ref.version)
-        _empty_trash(store.root)
+        empty_trash(store.root)
     return [*aliases, *map(str, gone)]
 
 
@@ -193,7 +193,15 @@ def _remove_version(root: Path, kind: str, version: int) -> None:
         _delete(trash, trashed)
 
 
-def _empty_trash(root: Path) -> None:
+def list_trash(root: Path) -> list[str]:
+    """List what removals that were killed left in `.trash/`."""
+    with suppress(FileNotFoundError), reading(root / TRASH_DIR), open_root(root) as store, store.enter(TRASH_DIR) as trash:
+        return sorted(filter(_TRASHED.fullmatch, trash.directories()))
+    return []
+
+
+def empty_trash(root: Path) -> None:
+    """Delete what removals that were killed left in `.trash/`; `artifacts/.lock` is held alone."""
     with suppress(FileNotFoundError), reading(root / TRASH_DIR), open_root(root) as store, store.enter(TRASH_DIR) as trash:
         for name in filter(_TRASHED.fullmatch, trash.directories()):
             _delete(trash, name)

@@ -21,7 +21,7 @@ from pipeline.store.disk import reading, take_lock, writing
 
 ARTIFACTS_DIR = "artifacts"
 STAGING_DIR = ".staging"
-_LOCK_SUFFIX = ".lock"
+LOCK_SUFFIX = ".lock"
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}-[0-9a-f]{32}")
 
 
@@ -55,7 +55,7 @@ def open_staging(root: Path, kind: str, key: str | None = None) -> Generator[Sta
             with store.enter(f"{ARTIFACTS_DIR}/{kind}", create=True) as kind_directory:
                 require_renames(place, kind_directory)
             with naming(path):
-                lock = take_lock(name + _LOCK_SUFFIX, wait=True, dir_fd=place.fd)
+                lock = take_lock(name + LOCK_SUFFIX, wait=True, dir_fd=place.fd)
                 assert lock is not None
                 stack.push(partial(_leave, place, name, lock, key is not None))
                 with suppress(*[FileExistsError] if key else []):
@@ -76,18 +76,27 @@ def require_renames(source: Directory, target: Directory) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target.path))
 
 
-def reap_staging(root: Path) -> list[str]:
-    """Remove the staging directories whose owners are dead; return their names. A store that is read-only stays as it is.
+def is_staging(name: str) -> bool:
+    """Tell whether a name in `.staging/` is that of an artifact that is being written."""
+    return bool(_NAME.fullmatch(name))
+
+
+def reap_staging(root: Path, only: str | None = None) -> list[str]:
+    """Remove the staging directories whose owners are dead, or `only` that of this name; return their names.
+
+    A store that is read-only stays as it is.
 
     Raises:
         ResourceError: `.staging` is a link, or cannot be read (exit 5).
     """
     reaped: list[str] = []
     with suppress(FileNotFoundError), reading(root), open_root(root) as store, store.enter(STAGING_DIR) as place:
-        names = {name.removesuffix(_LOCK_SUFFIX) for name in place.names()}
-        for name in sorted(filter(_NAME.fullmatch, names)):
+        names = {name.removesuffix(LOCK_SUFFIX) for name in place.names()}
+        for name in sorted(filter(is_staging, names)):
+            if only not in (None, name):
+                continue
             with suppress(OSError):  # without a lock file, it is not ours; or we may not write here
-                lock = take_lock(name + _LOCK_SUFFIX, wait=False, dir_fd=place.fd, create=False)
+                lock = take_lock(name + LOCK_SUFFIX, wait=False, dir_fd=place.fd, create=False)
                 if lock is not None:
                     _discard(place, name, lock)
                     reaped.append(name)
@@ -109,6 +118,6 @@ def _discard(place: Directory, name: str, lock: int) -> None:
             os.stat(name, dir_fd=place.fd, follow_symlinks=False)
         except FileNotFoundError:
             with suppress(OSError):
-                os.unlink(name + _LOCK_SUFFIX, dir_fd=place.fd)
+                os.unlink(name + LOCK_SUFFIX, dir_fd=place.fd)
     finally:
         os.close(lock)

@@ -1,0 +1,54 @@
+"""The command that looks over a store: what is broken, left over or unfinished."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.cli.options import JsonOption, StoreOption, make_console, open_store, print_json, say
+from pipeline.errors import StoreError
+from stages.spec import EXIT_MISSING, EXIT_VERIFICATION
+
+if TYPE_CHECKING:
+    from pipeline.doctor import Finding
+
+
+def doctor_command(
+    mend: Annotated[
+        bool, typer.Option("--mend", help="Remove leftovers and names that mean nothing; says what it did. Artifacts stay.")
+    ] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Look over a store: broken artifacts and names, leftovers, runs without artifact; exit code 3 when something is to do."""
+    from pipeline.doctor import examine
+
+    opened = open_store(store)
+    if not opened.root.is_dir():
+        raise StoreError(f"{opened.root}: no such directory; a store is needed; give another --store", EXIT_MISSING)
+    findings = examine(opened)
+    rows = [_mend(finding) if mend and finding.mend else _row(finding) for finding in findings]
+    left = [row for row in rows if row["level"] != "unfinished" and not row["mended"]]
+    if as_json:
+        print_json(rows)
+    else:
+        terminal = make_console()
+        for row in rows:
+            say(terminal, ": ".join(filter(None, (row["level"], row["place"], row["message"], row["mended"] or row["to_mend"]))))
+        todo = sum(bool(row["to_mend"]) for row in left)
+        then = f"; `rlhf doctor --mend` mends {todo} of them" if todo and not mend else ""
+        say(terminal, f"{len(left)} things to do{then}" if left else "nothing to do")
+    if left:
+        raise typer.Exit(EXIT_VERIFICATION)
+
+
+def _row(finding: "Finding", mended: str = "", error: str = "") -> dict[str, Any]:
+    to_mend = "" if finding.mend is None or mended else (f"not mended: {error}" if error else "--mend puts it right")
+    return {"level": finding.level, "place": finding.place, "message": finding.message, "mended": mended, "to_mend": to_mend}
+
+
+def _mend(finding: "Finding") -> dict[str, Any]:
+    assert finding.mend is not None
+    try:
+        return _row(finding, mended=f"mended: {finding.mended}" if finding.mend() else "mended: it was gone already")
+    except StoreError as error:
+        return _row(finding, error=error.message)
