@@ -22,6 +22,7 @@ from pipeline.runs.lock import LOCK_FILE
 from pipeline.store.aliases import list_alias_refs, read_alias, remove_alias
 from pipeline.store.directory import open_root
 from pipeline.store.disk import is_locked, reading, take_lock, writing
+from pipeline.store.ledger import LEDGER_FILE, open_ledger
 from pipeline.store.manifest import MANIFEST_FILE
 from pipeline.store.parts import RUNS_DIR, hold_artifacts, require_own_parts
 from pipeline.store.refs import version_directory
@@ -68,8 +69,28 @@ def examine(store: Store) -> list[Finding]:
         require_own_parts(store.root)
     except StoreError as error:
         return [Finding("broken", "", error.message)]
-    looks = (_find_bad_artifacts, _find_bad_aliases, _find_in_staging, _find_trash, _find_in_tokens, _find_in_runs)
+    looks = (_find_in_ledger, _find_bad_artifacts, _find_bad_aliases, _find_in_staging, _find_trash, _find_in_tokens, _find_in_runs)
     return [finding for look in looks for finding in look(store)]
+
+
+def _find_in_ledger(store: Store) -> Iterator[Finding]:
+    try:
+        lost = store.find_lost()
+    except StoreError as error:
+        yield Finding("broken", LEDGER_FILE, error.message)
+        return
+    for ref, entry in lost.items():
+        found = f"it {entry}, and is gone without `rlhf rm`; restore it"
+        yield Finding("broken", ref, found, partial(_note_removal, store, ref), "noted in the ledger that it is gone")
+
+
+def _note_removal(store: Store, ref: str) -> bool:
+    with hold_artifacts(store.root, alone=True):
+        if ref not in store.find_lost():
+            return False
+        with open_ledger(store.root) as append:
+            append("remove", ref, found_gone=True)
+    return True
 
 
 def _find_bad_artifacts(store: Store) -> Iterator[Finding]:

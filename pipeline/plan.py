@@ -112,7 +112,12 @@ def decide(
     if found:
         reasons = ["--force was given"]
     else:
-        reasons = list(_differences(stage, config, data, own_parents, store)) or ["no artifact has these inputs yet"]
+        lost = [
+            f"{ref}, which had these inputs, is gone without `rlhf rm`"
+            for ref, entry in store.find_lost().items()
+            if entry.cache_key == key
+        ]
+        reasons = lost or list(_differences(stage, config, data, own_parents, store)) or ["no artifact has these inputs yet"]
     unfinished = "" if force else describe_unfinished(store.root, stage, _name_run(stage, key), config[stage])
     return Decision(stage, "run", None, reasons, key, config, own_parents, unfinished)
 

@@ -50,10 +50,12 @@ def verify_command(
     """Compare every byte with the manifest; exit code 3 when something differs, 4 when there is nothing to verify."""
     opened = open_store(store)
     refs = opened.refs() if ref is None else [ref]
-    if not refs:
+    lost = opened.find_lost() if ref is None else {}
+    if not refs and not lost:
         found = "no artifacts" if opened.root.is_dir() else "no such directory"
         raise StoreError(f"{opened.root}: {found}; a store with some is needed; give another --store, or `rlhf run` first", EXIT_MISSING)
     problems = {name: opened.verify(name) for name in refs}
+    problems |= {name: [f"it {entry}, and is gone without `rlhf rm`; restore it, or `rlhf doctor --mend`"] for name, entry in lost.items()}
     if as_json:
         print_json(problems)
     else:

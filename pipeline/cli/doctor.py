@@ -16,15 +16,22 @@ def doctor_command(
     mend: Annotated[
         bool, typer.Option("--mend", help="Remove leftovers and names that mean nothing; says what it did. Artifacts stay.")
     ] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Begin the ledger anew with the versions that are there; the old one is kept.")
+    ] = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Look over a store: broken artifacts and names, leftovers, runs without artifact; exit code 3 when something is to do."""
     from pipeline.doctor import examine
+    from pipeline.store.ledger import begin_anew
 
     opened = open_store(store)
     if not opened.root.is_dir():
         raise StoreError(f"{opened.root}: no such directory; a store is needed; give another --store", EXIT_MISSING)
+    if trust:
+        aside = begin_anew(opened.root)
+        say(make_console(err=True), f"the ledger begins anew with what is there; {f'before it: {aside}' if aside else 'there was none'}")
     findings = examine(opened)
     rows = [_mend(finding) if mend and finding.mend else _row(finding) for finding in findings]
     left = [row for row in rows if row["level"] != "unfinished" and not row["mended"]]

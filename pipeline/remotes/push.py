@@ -4,6 +4,8 @@ claim the version -> data files -> manifest: of two pushers one gets the claim, 
 that was killed goes on by the same command: files that are there with the right hash are not sent again.
 """
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +15,8 @@ from pipeline.remotes.remote import HUB, Remote
 from pipeline.remotes.transfers import ID_CHARS, View, in_parallel, order_parents_first
 from pipeline.store.directory import open_root
 from pipeline.store.disk import read_bounded
-from pipeline.store.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, FileEntry, Manifest, parse_manifest
+from pipeline.store.ledger import describe_version, open_ledger, tell_state
+from pipeline.store.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, FileEntry, Manifest, parse_manifest, parse_sealed
 from pipeline.store.refs import Ref, version_directory
 from pipeline.store.staging import ARTIFACTS_DIR
 from pipeline.store.store import Store
@@ -56,10 +59,25 @@ def _push_version(store: Store, remote: Remote, manifest: Manifest, view: View) 
     in_parallel(lambda entry, moved: remote.put(directory / entry.path, ref, entry, moved), missing, view)
     if lost := _list_missing(remote, ref, manifest, by_size=True):
         raise ResourceError(f"{remote.shown}: {ref}: {lost[0].path} went away while the rest was sent; its place needed; push again")
-    if not remote.create(f"{remote.place(ref)}/{MANIFEST_FILE}", content):
-        _is_same(remote, ref, manifest, content, remote.find_manifest(ref) or b"")
+    with _note_in_ledger(remote, manifest, content):
+        if not remote.create(f"{remote.place(ref)}/{MANIFEST_FILE}", content):
+            _is_same(remote, ref, manifest, content, remote.find_manifest(ref) or b"")
     remote.remove(remote.claim_path(ref))
     return True
+
+
+@contextmanager
+def _note_in_ledger(remote: Remote, manifest: Manifest, content: bytes) -> Generator[None]:
+    """Write in the ledger of a store that is used here too (file://) what is pushed there; a mere copy of a store has none."""
+    root = Path(remote.root)
+    if remote.protocol != "file" or not tell_state(root):
+        yield
+        return
+    line = (f"{manifest.kind}@v{manifest.version}", parse_sealed(content)[1])
+    with open_ledger(root) as append:
+        append("claim", *line, **describe_version(manifest))
+        yield
+        append("push", *line, **describe_version(manifest))
 
 
 def _is_same(remote: Remote, ref: Ref, manifest: Manifest, content: bytes, there: bytes) -> bool:

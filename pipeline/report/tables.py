@@ -105,6 +105,9 @@ def list_data(store: Store, kind: str | None) -> list[dict[str, Any]]:
             continue
         named = [name for name, alias in names.get(artifact.kind, {}).items() if alias.ref == ref]
         rows.append(_list_row(ref, artifact.manifest, named, str(artifact.path)))
+    with suppress(StoreError):  # of a ledger that was changed by hand, each row tells
+        lost = {ref: entry for ref, entry in store.find_lost().items() if kind in (None, ref.partition("@")[0])}
+        rows += [{"ref": ref, "damaged": f"it {entry}, and is gone without `rlhf rm`"} for ref, entry in lost.items()]
     return rows
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from pipeline.errors import StoreError
 from pipeline.store.directory import Directory, list_tree
 from pipeline.store.disk import hash_file
-from pipeline.store.manifest import MANIFEST_FILE, FileEntry, Manifest, compute_content_id, read_manifest
+from pipeline.store.manifest import MANIFEST_FILE, FileEntry, Manifest, compute_content_id, read_sealed_manifest
 from pipeline.store.refs import version_directory
 from stages.spec import EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR
 
@@ -25,6 +25,7 @@ class Artifact:
 
     path: Path
     manifest: Manifest
+    seal: str  # of its manifest
 
     @property
     def kind(self) -> str:
@@ -99,11 +100,11 @@ def _enter_version(kind_directory: Directory, version: int) -> Generator[Directo
 
 
 def _load_manifest(directory: Directory, kind: str, version: int) -> Artifact:
-    manifest = read_manifest(directory)
+    manifest, seal = read_sealed_manifest(directory)
     if (manifest.kind, manifest.version) != (kind, version):
         found = f"{directory.path / MANIFEST_FILE}: it names {manifest.kind}@v{manifest.version}"
         raise StoreError(f"{found}; its directory needs {kind}@v{version}; undo the copy or rename", EXIT_VERIFICATION)
-    return Artifact(directory.path, manifest)
+    return Artifact(directory.path, manifest, seal)
 
 
 def _compare_sizes(top: Directory, entries: Iterable[FileEntry]) -> Iterator[str]:

@@ -166,7 +166,12 @@ def render_manifest(manifest: Manifest) -> bytes:
 
 
 def parse_manifest(content: bytes) -> Manifest:
-    """Read a manifest and check its seal.
+    """Read a manifest and check its seal; see `parse_sealed`."""
+    return parse_sealed(content)[0]
+
+
+def parse_sealed(content: bytes) -> tuple[Manifest, str]:
+    """Read a manifest, check its seal, and return both: the seal stands for all that the manifest says.
 
     Raises:
         ValueError: it is too large, altered, or does not parse.
@@ -177,18 +182,23 @@ def parse_manifest(content: bytes) -> Manifest:
     body = content[seal.end() :] if seal else b""
     if seal is None or hashlib.sha256(body).hexdigest() != seal[1].decode():
         raise ValueError("its first line does not hold the sha256 of the rest, so it was altered after publishing")
-    return Manifest.model_validate_json(b"{" + body)
+    return Manifest.model_validate_json(b"{" + body), seal[1].decode()
 
 
 def read_manifest(directory: Directory) -> Manifest:
-    """Read and check the manifest of an artifact's directory; its files are not looked at.
+    """Read and check the manifest of an artifact's directory; see `read_sealed_manifest`."""
+    return read_sealed_manifest(directory)[0]
+
+
+def read_sealed_manifest(directory: Directory) -> tuple[Manifest, str]:
+    """Read and check the manifest of an artifact's directory, and its seal; its files are not looked at.
 
     Raises:
         StoreError: it is missing, too large, altered, or does not parse (exit 3).
     """
     path = directory.path / MANIFEST_FILE
     try:
-        return parse_manifest(read_bounded(MANIFEST_FILE, MAX_MANIFEST_BYTES, dir_fd=directory.fd))
+        return parse_sealed(read_bounded(MANIFEST_FILE, MAX_MANIFEST_BYTES, dir_fd=directory.fd))
     except ValidationError as error:
         raise StoreError(f"{path}: {_first_problem(error)}", EXIT_VERIFICATION) from error
     except (OSError, ValueError) as error:

@@ -16,6 +16,7 @@ from pathlib import Path
 from pipeline.errors import StoreError
 from pipeline.store.directory import Directory, list_directories, list_tree, open_root
 from pipeline.store.disk import hash_file, sync_descriptor, write_durably, writing
+from pipeline.store.ledger import Append, describe_version, open_ledger
 from pipeline.store.manifest import (
     MANIFEST_FILE,
     FileEntry,
@@ -23,7 +24,7 @@ from pipeline.store.manifest import (
     ManifestFields,
     check_file_name,
     compute_content_id,
-    parse_manifest,
+    parse_sealed,
     render_manifest,
 )
 from pipeline.store.refs import check_kind, parse_version_directory, version_directory
@@ -33,7 +34,7 @@ from stages.spec import EXIT_VERIFICATION
 _READABLE, _ENTERABLE = 0o444, 0o555
 
 
-def publish_staging(root: Path, staging: Staging, fields: ManifestFields) -> Manifest:
+def publish_staging(root: Path, staging: Staging, fields: ManifestFields) -> tuple[Manifest, str]:
     """Turn a staging directory into the next version of its kind; nothing is copied.
 
     Args:
@@ -42,7 +43,7 @@ def publish_staging(root: Path, staging: Staging, fields: ManifestFields) -> Man
         fields: What the publisher knows.
 
     Returns:
-        The manifest as published; by then it is durable.
+        The manifest as published, and its seal; by then it is durable, and stands in the ledger.
 
     Raises:
         StoreError: a file is refused, or nothing is there (exit 3).
@@ -50,7 +51,8 @@ def publish_staging(root: Path, staging: Staging, fields: ManifestFields) -> Man
     """
     check_kind(staging.kind)
     with _open_places(root, staging) as (place, kind_directory):
-        return _publish(place, staging.path.name, kind_directory, partial(_claim_version, place, staging.path.name, kind_directory, fields))
+        claim = partial(_claim_version, root, place, staging.path.name, kind_directory, fields)
+        return _publish(place, staging.path.name, kind_directory, claim)
 
 
 def publish_copy(root: Path, staging: Staging, manifest: Manifest, content: bytes) -> None:
@@ -70,9 +72,7 @@ def publish_copy(root: Path, staging: Staging, manifest: Manifest, content: byte
     with _open_places(root, staging) as (place, kind_directory):
         with place.enter(staging.path.name) as directory, suppress(FileNotFoundError):
             os.unlink(MANIFEST_FILE, dir_fd=directory.fd)  # of a process that was killed before the rename
-        _publish(
-            place, staging.path.name, kind_directory, partial(_claim_same, place, staging.path.name, kind_directory, manifest, content)
-        )
+        _publish(place, staging.path.name, kind_directory, partial(_claim_same, root, place, staging.path.name, kind_directory, content))
 
 
 @contextmanager
@@ -83,7 +83,10 @@ def _open_places(root: Path, staging: Staging) -> Generator[tuple[Directory, Dir
         yield place, stack.enter_context(store.enter(f"{ARTIFACTS_DIR}/{staging.kind}", create=True))
 
 
-def _publish(staging_place: Directory, name: str, kind_directory: Directory, claim: Callable[[list[FileEntry]], Manifest]) -> Manifest:
+_Claim = Callable[[list[FileEntry]], tuple[Manifest, str]]
+
+
+def _publish(staging_place: Directory, name: str, kind_directory: Directory, claim: _Claim) -> tuple[Manifest, str]:
     with staging_place.enter(name) as staging:
         # Made with the umask of whoever runs this, as not all of its files are: libraries write weights that only their owner may read.
         mode = stat.S_IMODE(os.fstat(staging.fd).st_mode)
@@ -91,11 +94,10 @@ def _publish(staging_place: Directory, name: str, kind_directory: Directory, cla
         for below in sorted(list_directories(staging), reverse=True):
             with staging.enter(below) as directory:
                 sync_descriptor(directory.fd)
-        manifest = claim(files)
-        sync_descriptor(kind_directory.fd)
+        published = claim(files)
         # Only now, as renaming a directory takes the right to write in it.
         make_read_only(staging, mode & _ENTERABLE)
-    return manifest
+    return published
 
 
 def make_read_only(top: Directory, mode: int) -> None:
@@ -136,48 +138,59 @@ def _seal_files(staging: Directory, paths: list[str], mode: int) -> list[FileEnt
 
 
 def _claim_version(
-    staging_place: Directory, name: str, kind_directory: Directory, fields: ManifestFields, files: list[FileEntry]
-) -> Manifest:
+    root: Path, staging_place: Directory, name: str, kind_directory: Directory, fields: ManifestFields, files: list[FileEntry]
+) -> tuple[Manifest, str]:
     """Rename staging to the next free version: renaming onto a version that exists fails, so the rename is the claim."""
-    version = 1 + max((parse_version_directory(entry) or 0 for entry in kind_directory.names()), default=0)
-    while True:
-        manifest = Manifest(
-            **dict(fields),
-            kind=kind_directory.path.name,
-            version=version,
-            content_id=compute_content_id(files),
-            created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
-            files=files,
-        )
-        content = render_manifest(manifest)
-        parse_manifest(content)  # never publish what cannot be read
-        if _rename(staging_place, name, kind_directory, version, content):
-            return manifest
-        version += 1
+    with open_ledger(root) as append:
+        version = 1 + max((parse_version_directory(entry) or 0 for entry in kind_directory.names()), default=0)
+        while True:
+            manifest = Manifest(
+                **dict(fields),
+                kind=kind_directory.path.name,
+                version=version,
+                content_id=compute_content_id(files),
+                created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+                files=files,
+            )
+            content = render_manifest(manifest)
+            seal = parse_sealed(content)[1]  # never publish what cannot be read
+            if _rename(append, staging_place, name, kind_directory, manifest, content, "import" if fields.imported else "publish"):
+                return manifest, seal
+            version += 1
 
 
 def _claim_same(
-    staging_place: Directory, name: str, kind_directory: Directory, manifest: Manifest, content: bytes, files: list[FileEntry]
-) -> Manifest:
+    root: Path, staging_place: Directory, name: str, kind_directory: Directory, content: bytes, files: list[FileEntry]
+) -> tuple[Manifest, str]:
+    manifest, seal = parse_sealed(content)
     found, needed = ({entry.path: entry for entry in entries} for entries in (files, manifest.files))
     if differing := sorted(path for path in found.keys() | needed.keys() if found.get(path) != needed.get(path)):
         message = f"{staging_place.path / name / differing[0]}: not what the manifest of {manifest.kind}@v{manifest.version} says"
         raise StoreError(f"{message}; its very bytes needed; pull again", EXIT_VERIFICATION)
-    if not _rename(staging_place, name, kind_directory, manifest.version, content):
+    with open_ledger(root) as append:
+        is_renamed = _rename(append, staging_place, name, kind_directory, manifest, content, "pull")
+    if not is_renamed:
         place = kind_directory.path / version_directory(manifest.version)
         raise StoreError(f"{place}: already there; a free version number needed; pull into another --store", EXIT_VERIFICATION)
-    return manifest
+    return manifest, seal
 
 
-def _rename(staging_place: Directory, name: str, kind_directory: Directory, version: int, content: bytes) -> bool:
-    """Write the manifest and rename staging to a version; False where that is taken."""
+def _rename(
+    append: Append, staging_place: Directory, name: str, kind_directory: Directory, manifest: Manifest, content: bytes, event: str
+) -> bool:
+    """Write the manifest and rename staging to its version, with a line in the ledger before and after; False where that is taken."""
+    ref, seal, more = f"{manifest.kind}@v{manifest.version}", parse_sealed(content)[1], describe_version(manifest)
+    append("claim", ref, seal, **more)
     with staging_place.enter(name) as staging:
         write_durably(MANIFEST_FILE, content, dir_fd=staging.fd, mode=_READABLE)
         sync_descriptor(staging.fd)
     try:
-        os.rename(name, version_directory(version), src_dir_fd=staging_place.fd, dst_dir_fd=kind_directory.fd)
+        os.rename(name, version_directory(manifest.version), src_dir_fd=staging_place.fd, dst_dir_fd=kind_directory.fd)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
         return False
+    sync_descriptor(kind_directory.fd)
+    with suppress(OSError):  # a disk that is full now: the claim stands for it
+        append(event, ref, seal, **more)
     return True

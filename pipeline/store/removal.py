@@ -21,6 +21,7 @@ from pipeline.store.aliases import list_alias_refs, read_all_aliases, remove_ali
 from pipeline.store.artifact import Artifact
 from pipeline.store.directory import Directory, list_directories, naming, open_root
 from pipeline.store.disk import read_bounded, reading, sync_descriptor, writing
+from pipeline.store.ledger import open_ledger
 from pipeline.store.parts import RUNS_DIR, hold_artifacts
 from pipeline.store.refs import Ref, parse_ref, parse_version_directory, version_directory
 from pipeline.store.staging import ARTIFACTS_DIR
@@ -175,6 +176,8 @@ def _children_first(artifacts: Sequence[Artifact]) -> list[Artifact]:
 
 
 def _remove_version(root: Path, kind: str, version: int) -> None:
+    with open_ledger(root) as append:  # the line first: a crash after it leaves a version of which nothing is missed
+        append("remove", str(Ref(kind, version)))
     name = version_directory(version)
     trashed = f"{kind}-{name}-{uuid.uuid4().hex}"
     with writing(root / ARTIFACTS_DIR / kind / name), ExitStack() as stack:

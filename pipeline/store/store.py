@@ -18,6 +18,7 @@ from pipeline.store.aliases import Alias, list_aliases, read_alias, write_alias
 from pipeline.store.artifact import Artifact, find_damage, load_artifact
 from pipeline.store.directory import Directory, open_root
 from pipeline.store.disk import reading
+from pipeline.store.ledger import Entry, Ledger, read_ledger, tell_state
 from pipeline.store.manifest import ManifestFields
 from pipeline.store.parts import hold_artifacts
 from pipeline.store.publish import publish_staging
@@ -35,6 +36,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
+        self._ledger: tuple[tuple[int, ...], Ledger | None] = ((), None)  # as it was read last
 
     # Write
 
@@ -59,8 +61,8 @@ class Store:
         Raises:
             StoreError: a file is refused (exit 3), or the file system refused (exit 5). Nothing is published then.
         """
-        manifest = publish_staging(self.root, staging, fields)
-        return Artifact(self._kind_path(staging.kind) / version_directory(manifest.version), manifest)
+        manifest, seal = publish_staging(self.root, staging, fields)
+        return Artifact(self._kind_path(staging.kind) / version_directory(manifest.version), manifest, seal)
 
     def set_alias(self, kind: str, name: str, ref: str, by: str) -> Alias:
         """Point an alias to an artifact of its kind.
@@ -90,17 +92,17 @@ class Store:
     # Find
 
     def get(self, ref: str) -> Artifact:
-        """Find an artifact and check its manifest and sizes.
+        """Find an artifact and check its manifest and sizes, and that it is the one that was published.
 
         Raises:
-            StoreError: not a ref, or an ambiguous prefix (exit 2), no such artifact (exit 4), or it is damaged (exit 3).
+            StoreError: not a ref, or an ambiguous prefix (exit 2), no such artifact (exit 4), or it is damaged or forged (exit 3).
         """
         wanted = parse_ref(ref)
         if isinstance(wanted, ContentPrefix):
             return self._get_by_content(wanted)
         if wanted.version is not None:
             with self._open_version(wanted.kind, wanted.version) as kind_directory:
-                return load_artifact(kind_directory, wanted.version)
+                return self._require_listed(load_artifact(kind_directory, wanted.version))
         if wanted.alias is None:
             return self._get_latest(wanted.kind)
         alias = read_alias(self.root, wanted.kind, wanted.alias)
@@ -118,8 +120,29 @@ class Store:
         return [str(Ref(name, version)) for name in kinds for version in self._versions(name)]
 
     def find_by_cache_key(self, kind: str, key: str) -> Artifact | None:
-        """Find the newest artifact of a kind that was made from the same inputs."""
-        return next((artifact for artifact in reversed(self.list(kind)) if artifact.manifest.cache_key == key), None)
+        """Find the newest artifact of a kind that was made from the same inputs.
+
+        Raises:
+            StoreError: it is not the one that was published (exit 3).
+        """
+        found = next((artifact for artifact in reversed(self.list(kind)) if artifact.manifest.cache_key == key), None)
+        return self._require_listed(found) if found else None
+
+    def find_lost(self) -> dict[str, Entry]:
+        """Find the versions that were published and are gone without `rlhf rm`: ref -> the ledger's last word on each.
+
+        Raises:
+            StoreError: the ledger was changed by hand (exit 3).
+        """
+        ledger = self._read_ledger()
+        if ledger is None:
+            return {}
+        if ledger.problem:
+            raise StoreError(ledger.problem, EXIT_VERIFICATION)
+        there = set(self.refs())
+        gone = [ref for ref in ledger.standing() if ref not in there]
+        now = self._read_ledger() if gone else None  # again: one that is removed as it should be has its line before it goes
+        return {ref: entry for ref, entry in now.standing().items() if ref in gone} if now else {}
 
     def aliases(self, kind: str) -> dict[str, Alias]:
         """Read the aliases of a kind by name."""
@@ -183,6 +206,20 @@ class Store:
             raise StoreError(f"{ref} is damaged: " + " | ".join(problems[:5]), EXIT_VERIFICATION)
         return self.get(ref)
 
+    def _require_listed(self, artifact: Artifact) -> Artifact:
+        """Refuse a version that is not the one that was published; the ledger is read after the manifest, as its line was there first."""
+        ledger = self._read_ledger()
+        if ledger and (accusation := ledger.accuse(artifact.ref, artifact.seal)):
+            todo = "" if ledger.problem else f"; `rlhf rm {artifact.ref}`"
+            raise StoreError(f"{artifact.path}: {accusation}{todo}", EXIT_VERIFICATION)
+        return artifact
+
+    def _read_ledger(self) -> Ledger | None:
+        state = tell_state(self.root)
+        if state != self._ledger[0]:
+            self._ledger = state, read_ledger(self.root)
+        return self._ledger[1]
+
     def _kind_path(self, kind: str) -> Path:
         return self.root / ARTIFACTS_DIR / kind
 
@@ -211,7 +248,9 @@ class Store:
                 yield kind_directory
                 return
         known = ", ".join(f"v{known}" for known in self._versions(kind)[-5:]) or "none"
-        raise StoreError(f"no artifact {kind}@v{version} in {self.root}; newest there: {known}; see `rlhf ls`", EXIT_MISSING)
+        ledger, ref = self._read_ledger(), f"{kind}@v{version}"
+        lost = f" (it {entry}, and is gone without `rlhf rm`)" if ledger and (entry := ledger.standing().get(ref)) else ""
+        raise StoreError(f"no artifact {ref} in {self.root}{lost}; newest there: {known}; see `rlhf ls`", EXIT_MISSING)
 
     def _kinds(self) -> list[str]:
         """List the kinds that have a directory, in order."""
@@ -232,7 +271,7 @@ class Store:
             with self._open_kind(kind) as kind_directory:
                 for version in reversed(versions):
                     with suppress(StoreError):
-                        return load_artifact(kind_directory, version)
+                        return self._require_listed(load_artifact(kind_directory, version))
         raise StoreError(f"no artifact of kind {kind} in {self.root}; one is needed; run its stage first", EXIT_MISSING)
 
     def _get_by_content(self, prefix: ContentPrefix) -> Artifact:
@@ -242,7 +281,7 @@ class Store:
         if len({(artifact.kind, artifact.content_id) for artifact in matches}) > 1:
             refs = ", ".join(artifact.ref for artifact in matches[:5])
             raise StoreError(f"{prefix} is ambiguous: {refs}; one content is needed; give more characters or a ref", EXIT_USAGE)
-        return matches[-1]
+        return self._require_listed(matches[-1])
 
     def _parents(self, child: Artifact) -> list[Artifact]:
         parents: list[Artifact] = []

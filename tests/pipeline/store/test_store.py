@@ -77,10 +77,13 @@ def test_every_file_and_directory_is_durable_before_the_rename_and_the_name_afte
     monkeypatch.setattr(os, "rename", lambda old, new, **kwargs: (log.append("rename"), rename(old, new, **kwargs)))
     artifact = publish(store, files={"model/a": b"1", "model/deep/b": b"2", "c": b"3"})
     before, after = log[: log.index("rename")], log[log.index("rename") + 1 :]
+    ledger = store.root / "ledger.jsonl"
+    assert before.count(ledger) == 1  # the claim
+    before.remove(ledger)
     staging = before[0].relative_to(store.root / ".staging").parts[0]
     synced = {str(path.relative_to(store.root / ".staging" / staging)) for path in before}
     assert synced == {"model/a", "model/deep/b", "c", "manifest.json", "model", "model/deep", "."}
-    assert after == [artifact.path.parent]
+    assert after == [artifact.path.parent, ledger]
 
 
 def test_versions_count_up_per_kind_and_sort_by_number(store, publish):
@@ -213,6 +216,7 @@ def test_an_ambiguous_content_prefix_is_refused(store, publish):
         path = artifact.path / "manifest.json"
         path.chmod(0o644)
         path.write_bytes(render_manifest(artifact.manifest.model_copy(update={"content_id": content_id})))
+    (store.root / "ledger.jsonl").unlink()  # which knows the real ones
     error = refusal_of(store.get, "abcdef")
     assert error.exit_code == 2 and "sft@v1, sft@v2" in error.message
     assert store.get("abcdef0").ref == "sft@v1"
@@ -315,7 +319,7 @@ def test_a_long_and_wide_lineage_reads_each_manifest_once_for_each_child(store, 
     opened.clear()
     assert len(store.lineage(last.ref)) == 100
     # 100 have their predecessor as parent, 99 of them the first one too; and the artifact itself.
-    assert [path.name for path in opened] == ["manifest.json"] * 200
+    assert sorted(path.name for path in opened) == ["ledger.jsonl", *["manifest.json"] * 200]
 
 
 def test_listing_opens_one_small_file_for_each_artifact(store, publish, monkeypatch, opened):
