@@ -44,10 +44,14 @@ def ls_command(
 
 def verify_command(
     ref: Annotated[str | None, typer.Argument(help="One artifact; all when left out.")] = None,
+    signed: Annotated[bool, typer.Option("--signed", help="Its signature too, which must be by the key.")] = False,
+    key: Annotated[Path | None, typer.Option("--key", metavar="FILE", help="Public key in PEM, for --signed.")] = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare every byte with the manifest; exit code 3 when something differs, 4 when there is nothing to verify."""
+    if signed != (key is not None):
+        raise typer.BadParameter("--signed and --key FILE belong together: by whose key it must be signed")
     opened = open_store(store)
     refs = opened.refs() if ref is None else [ref]
     lost = opened.find_lost() if ref is None else {}
@@ -55,13 +59,18 @@ def verify_command(
         found = "no artifacts" if opened.root.is_dir() else "no such directory"
         raise StoreError(f"{opened.root}: {found}; a store with some is needed; give another --store, or `rlhf run` first", EXIT_MISSING)
     problems = {name: opened.verify(name) for name in refs}
+    if key is not None:
+        from pipeline.store.disk import expand_home
+        from pipeline.store.signing import find_signature_problems
+
+        problems = {name: found or find_signature_problems(opened.get(name), expand_home(key)) for name, found in problems.items()}
     problems |= {name: [f"it {entry}, and is gone without `rlhf rm`; restore it, or `rlhf doctor --mend`"] for name, entry in lost.items()}
     if as_json:
         print_json(problems)
     else:
         terminal = make_console()
         for name, found in problems.items():
-            for line in found or ["intact"]:
+            for line in found or ["intact, signed by that key" if signed else "intact"]:
                 say(terminal, f"{name}: {line}")
     if any(problems.values()):
         raise typer.Exit(EXIT_VERIFICATION)

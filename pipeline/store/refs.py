@@ -8,6 +8,7 @@ from stages.spec import EXIT_USAGE
 
 LATEST = "latest"
 MIN_PREFIX_CHARS = 6
+SIGNATURE_SUFFIX = ".sig.json"  # v0003.sig.json, beside v0003/
 
 # Names become directory and file names, so the patterns leave no way to `..`, `/`, a leading `-` or control characters.
 KIND_PATTERN = re.compile(r"[a-z][a-z0-9_-]{0,31}")

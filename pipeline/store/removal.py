@@ -23,7 +23,7 @@ from pipeline.store.directory import Directory, list_directories, naming, open_r
 from pipeline.store.disk import read_bounded, reading, sync_descriptor, writing
 from pipeline.store.ledger import open_ledger
 from pipeline.store.parts import RUNS_DIR, hold_artifacts
-from pipeline.store.refs import Ref, parse_ref, parse_version_directory, version_directory
+from pipeline.store.refs import SIGNATURE_SUFFIX, Ref, parse_ref, parse_version_directory, version_directory
 from pipeline.store.staging import ARTIFACTS_DIR
 from pipeline.store.store import Store
 from stages.spec import EXIT_USAGE, EXIT_VERIFICATION
@@ -191,6 +191,8 @@ def _remove_version(root: Path, kind: str, version: int) -> None:
                 return
             with kind_directory.enter(name) as directory:
                 os.chmod(directory.fd, 0o700)  # noqa: PTH101  (renaming a directory takes the right to write in it)
+            with suppress(FileNotFoundError):
+                os.unlink(f"{name}{SIGNATURE_SUFFIX}", dir_fd=kind_directory.fd)
             os.rename(name, trashed, src_dir_fd=kind_directory.fd, dst_dir_fd=trash.fd)
         sync_descriptor(kind_directory.fd)
         _delete(trash, trashed)
