@@ -51,5 +51,23 @@ def warn_of_shortfall(kind: RecordKind, counts: Mapping[str, int], limits: Limit
     return warnings
 
 
+def warn_of_dropped_answers(kind: RecordKind, counts: Mapping[str, int], answers: int, limits: Limits) -> list[str]:
+    """Say where more than 5 % of the answers of comparisons are dropped for their length, though the comparisons are left.
+
+    Those that are dropped are the longest, so a reward model does not learn what a long answer is worth.
+
+    Args:
+        kind: Of the records.
+        counts: As `data.tokens.count_records` makes them.
+        answers: That all records have.
+        limits: The length limits.
+    """
+    dropped = counts.get("responses_dropped", 0)
+    if kind != "comparisons" or not dropped > TOLERATED * answers:
+        return []
+    found = f"{dropped:,} of {answers:,} answers ({dropped / answers:.0%}) are longer than {limits[1]} tokens and dropped"
+    return [f"{found}: what a long answer is worth is not learnt; raise tokens.max_response_tokens"]
+
+
 def _count(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'s' * (number != 1)}"

@@ -279,6 +279,8 @@ def _manifest_fields(
         intervals=redact_values(result.intervals),
         facts=redact_values(result.facts.model_dump(mode="json")),
         counts=redact_values(result.counts),
+        warnings=result.warnings,
+        notes=result.notes,
         duration_s=duration_s,
         run_id=run_name,
     )

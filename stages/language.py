@@ -56,7 +56,7 @@ def measure_loss(
 ) -> tuple[float, Interval | None]:
     """Measure the trained model's held-out loss with its interval; where nothing is held out, that of a few training pairs.
 
-    A loss above that of a model which knows nothing is noted.
+    A loss above that of a model which knows nothing is warned of.
 
     Raises:
         StageError: it is not finite.
@@ -69,7 +69,7 @@ def measure_loss(
     if not math.isfinite(loss):
         raise StageError(f"the trained model's loss is {loss}; a finite one is needed; {remedy}")
     if loss > of_chance:
-        context.note(f"the loss {loss:.3g} is above {of_chance:.3g}, that of a model which knows nothing; {remedy}")
+        context.warn("loss", f"the loss {loss:.3g} is above {of_chance:.3g}, that of a model which knows nothing; {remedy}")
     means = [total / max(count, 1) for total, count in zip(sums, counts, strict=True)]
     return loss, find_interval(means, [tuple(pair.prompt_ids) for pair in pairs], weights=counts)
 

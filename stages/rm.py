@@ -35,6 +35,7 @@ from stages.tokens import load_tokens
 from stages.trl.gathering import whole_model
 from stages.trl.rm import make_ranking_trainer
 from stages.trl.training import train
+from stages.warnings.rm import find_chance, find_too_good
 
 _CALIBRATION_DEMONSTRATIONS = 1000  # enough for a standard error of 0.03 standard deviations
 _SAMPLED_COMPARISONS = 100
@@ -80,7 +81,12 @@ def main(context: StageContext) -> StageResult:
             metrics |= figures
             if (loss := metrics["eval/loss"]) > math.log(2):
                 known = "that of a reward model which knows nothing"
-                context.note(f"the held-out loss {loss:.3g} is above {math.log(2):.3g}, {known}; lower rm.learning_rate or rm.epochs")
+                context.warn(
+                    "loss", f"the held-out loss {loss:.3g} is above {math.log(2):.3g}, {known}; lower rm.learning_rate or rm.epochs"
+                )
+            accuracy, interval = metrics["eval/accuracy"], intervals.get("eval/accuracy")
+            context.warn("chance", find_chance(accuracy, interval))
+            context.warn("too_good", find_too_good(accuracy, interval))
             if context.is_main:
                 write_samples(spec.output_dir / SAMPLES_FILE, _sample_rows(tokenizer, held_out, calibration.apply(logits)))
         facts = read_facts(model, tokenizer, spec.models["sft"])

@@ -248,6 +248,15 @@ class Interval(Closed):
     n: int = Field(gt=0, description="Prompts, or records where there are no prompts: what was resampled.")
 
 
+class StageWarning(Closed):
+    """What the figures of a stage are known to mean; told once, when it is first found."""
+
+    name: str = Field(max_length=40, description="Of the rule that found it: at most one of each.")
+    message: str = Field(description="Found, what it means, what to try; as of `last_step`.")
+    first_step: int | None = Field(default=None, description="Step (PPO: iteration) at which it was first found; None: of the whole stage.")
+    last_step: int | None = Field(default=None, description="The last step at which it held: before the stage's last one, it ended.")
+
+
 class StageResult(Closed):
     """What a stage says of itself when it is done."""
 
@@ -258,6 +267,8 @@ class StageResult(Closed):
     intervals: dict[str, Interval] = Field(default_factory=dict, description="Of held-out figures, where they are known.")
     facts: ModelFacts
     counts: dict[str, int] = Field(description="Records read, used, cut and dropped.")
+    warnings: list[StageWarning] = Field(default_factory=list[StageWarning], description="Filled in at the end of the process.")
+    notes: list[str] = Field(default_factory=list[str], description="What else was told; filled in likewise.")
     world_size: int
     device: str
     precision: Precision = Field(description="What was computed in; with `hardware.precision: auto` the machine decides.")
@@ -268,7 +279,7 @@ def read_spec(path: Path) -> StageSpec:
     return StageSpec.model_validate_json(path.read_text(encoding="utf-8"))
 
 
-EventName = Literal["machine", "start", "progress", "checkpoint", "note", "error", "end"]
+EventName = Literal["machine", "start", "progress", "checkpoint", "note", "warning", "error", "end"]
 
 
 def append_event(path: Path, event: EventName, **fields: Any) -> None:
@@ -281,7 +292,8 @@ def append_event(path: Path, event: EventName, **fields: Any) -> None:
             start       stage, unit, resumed_step; PPO: total  once more after a restart by the launcher
             progress    phase, step, total, metrics
             checkpoint  step
-            note        message                                a warning that the user should see
+            note        message                                what the user should know
+            warning     those of `StageWarning`                what figures mean; each once, see stages/warnings
             error       message, exit_code                     of any process, not the main one alone
             end         metrics
 

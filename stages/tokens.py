@@ -22,7 +22,7 @@ from data.fingerprint import Fingerprint
 from data.load import stream_records
 from data.reading import report_on
 from data.schema import DataError, Problem, RecordKind
-from data.shortfall import describe_shortfall
+from data.shortfall import describe_shortfall, warn_of_dropped_answers, warn_of_shortfall
 from data.token_maker import Placed, count_workers, is_whole, make_tokens, open_tokens
 from data.token_split import TokenSet, load_places, split_tokens, take_all
 from data.tokens import encode_records, refuse_none_left
@@ -78,7 +78,10 @@ def load_tokens(context: StageContext, tokenizer: Any, kind: RecordKind) -> Side
     sides = open_sides(decide_in_main(context, make), kind, splits, limits, spec.eval_fraction, spec.seed)
     for side, source, which in zip(sides, (splits.train, splits.eval or splits.train), ("", "held-out: "), strict=True):
         _note_repeated_openings(context, tokenizer, side, source)
-        if told := describe_shortfall(kind, side.counts(), limits):
+        counts = side.counts()
+        losses = warn_of_shortfall(kind, counts, limits) + warn_of_dropped_answers(kind, counts, side.count_answers(), limits)
+        context.warn(f"{which}{kind} lost", f"{which}{'; '.join(losses)}" if losses else None)
+        if not losses and (told := describe_shortfall(kind, counts, limits)):
             context.note(which + told)
     return sides
 

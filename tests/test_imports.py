@@ -34,6 +34,10 @@ TORCH_FREE_STAGES = {
     "stages.statistics.overoptimisation",
     "stages.statistics.reward_card",
     "stages.statistics.variety",
+    "stages.warnings.ppo",
+    "stages.warnings.rm",
+    "stages.warnings.told",
+    "stages.warnings.watch",
 }
 PURE_MATHS = {"stages.ppo.advantages", "stages.ppo.losses", "stages.responses.kl"}
 

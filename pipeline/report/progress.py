@@ -103,6 +103,8 @@ class ProgressView:
         kind = event.get("event")
         if kind == "note":
             self._say(f"{self._stage}: note: {event.get('message', '')}", "yellow")
+        elif kind == "warning":
+            self._say(f"{self._stage}: warning: {event.get('message', '')}", "bold yellow")
         elif kind == "machine":
             self._say(f"{self._stage}: on {event.get('device')} in {event.get('precision')}")
         elif kind == "start" and event.get("resumed_step"):

@@ -15,7 +15,7 @@ from pipeline.errors import StoreError
 from pipeline.store.directory import Directory
 from pipeline.store.disk import read_bounded
 from stages.blocks import Closed
-from stages.spec import EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR, Interval
+from stages.spec import EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR, Interval, StageWarning
 
 MANIFEST_FILE = "manifest.json"
 SCHEMA_VERSION = 1
@@ -104,6 +104,10 @@ class ManifestFields(Closed):
     )
     facts: dict[str, Any] = Field(default_factory=dict, description="Hand-off facts that the next stage must find unchanged.")
     counts: dict[str, int] = Field(default_factory=dict, description="Records read, used, cut and dropped.")
+    warnings: list[StageWarning] = Field(
+        default_factory=list[StageWarning], description="What its figures are known to mean; not written where there is none."
+    )
+    notes: list[str] = Field(default_factory=list[str], description="What else the stage told; not written where there is nothing.")
     duration_s: float | None = Field(None, ge=0, allow_inf_nan=False, description="Seconds of the stage run, by the monotonic clock.")
     run_id: str | None = Field(None, description="Run that made it, a directory under `runs/`.")
     imported: Imported | None = Field(default=None, description="Where it came from; not written where a stage made it.")
@@ -159,7 +163,7 @@ def compute_content_id(files: Iterable[FileEntry]) -> str:
 
 def render_manifest(manifest: Manifest) -> bytes:
     """Write a manifest as JSON whose first line holds the sha256 of the rest, so that no later change goes unseen."""
-    optional = {"imported": manifest.imported, "intervals": manifest.intervals}
+    optional = {"imported": manifest.imported, "intervals": manifest.intervals, "warnings": manifest.warnings, "notes": manifest.notes}
     absent = {name for name, value in optional.items() if not value}  # so that earlier versions read it
     body = manifest.model_dump_json(indent=1, exclude=absent).encode().removeprefix(b"{\n") + b"\n"
     return b'{"manifest_sha256": "%s",\n' % hashlib.sha256(body).hexdigest().encode() + body

@@ -11,11 +11,10 @@ from stages.ppo.advantages import SumOverRanks
 from stages.ppo.update import UpdateStats
 from stages.process.errors import StageError
 from stages.spec import EXIT_VERIFICATION
+from stages.warnings.ppo import MAX_OWN_GAP, MAX_OWN_GAP_BFLOAT16
 
 # Mean |log π_old − log μ| of a token, in nats. Kernels and bfloat16 make a hundredth of one; other weights make several.
 _MAX_LOGPROB_GAP = 0.3
-# The same of our own engine: one forward twice, in batches of another shape. Rounding alone makes 1e-6 in float32 and 1e-2 in bfloat16.
-_MAX_OWN_GAP, _MAX_OWN_GAP_BFLOAT16 = 1e-3, 0.1
 
 
 def require_finite_scores(scores_B: Tensor, iteration: int, sum_over_ranks: SumOverRanks) -> None:
@@ -67,7 +66,7 @@ def require_same_numbers(logprob_gap: float, computes_in_bfloat16: bool) -> None
     Raises:
         StageError: with the gap; exit code 3.
     """
-    limit = _MAX_OWN_GAP_BFLOAT16 if computes_in_bfloat16 else _MAX_OWN_GAP
+    limit = MAX_OWN_GAP_BFLOAT16 if computes_in_bfloat16 else MAX_OWN_GAP
     if not logprob_gap <= limit:
         raise StageError(
             f"iteration 1: found sampled tokens whose log-probabilities are {logprob_gap:.2g} nats a token away from those that the update "

@@ -3,7 +3,9 @@
 Score and KL are always shown together: a rising score at a rising KL is how over-optimisation looks.
 """
 
+import math
 from collections.abc import Callable
+from statistics import stdev
 from typing import Any, Literal
 
 from data.tokens import EncodedPromptRecord
@@ -41,7 +43,8 @@ class HeldOut:
 
         Returns:
             (figures, sample rows): `eval/<way>/score` (the reward model's, untouched by clip, scale and the rule for unfinished
-            responses), `eval/<way>/kl` (summed over a response), `.../finished`, `.../response_tokens`, `.../judge_<figure>`.
+            responses), `eval/<way>/kl` (summed over a response), `.../finished`, `.../response_tokens`, `.../judge_<figure>`; and the
+            standard errors `.../score_se`, `.../finished_se`, `.../judge_score_se`.
         """
         if not self.prompts:
             return {}, []
@@ -77,4 +80,13 @@ class HeldOut:
             self.judge, verdicts = None, [{} for _ in answers]
         known = [{"score": score, "kl": kl} for score, kl in zip(scores, kls, strict=True)]
         answered = ranks.gather(list(zip(prompts, answers, verdicts, known, strict=True)))[: len(self.prompts)]
-        return report_answers(label, *zip(*answered, strict=True))
+        figures_of_all, rows = report_answers(label, *zip(*answered, strict=True))
+        return figures_of_all | _standard_errors(label, rows), rows
+
+
+def _standard_errors(label: str, rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Say how much of an average over prompts is chance: s / √n of score, judge and finished share, as `eval/<way>/<figure>_se`."""
+    if len(rows) < 2:
+        return {}
+    names = [name for name in ("score", "finished", "judge_score") if name in rows[0]]
+    return {f"eval/{label}/{name}_se": stdev(float(row[name]) for row in rows) / math.sqrt(len(rows)) for name in names}

@@ -14,9 +14,13 @@ from typing import Any
 
 import torch
 
-from stages.lines import to_line
+from stages.lines import read_figures, to_line
 from stages.process.errors import Interrupted
-from stages.spec import METRICS_FILE, SAME_WISH_S, EventName, StageSpec, append_event
+from stages.settings import PPOSettings
+from stages.spec import METRICS_FILE, SAME_WISH_S, EventName, StageSpec, StageWarning, append_event
+from stages.warnings.ppo import make_rules
+from stages.warnings.told import read_told
+from stages.warnings.watch import Watch
 
 # Hears how much is done, and of how much.
 Told = Callable[[int, int], None]
@@ -38,6 +42,8 @@ class StageContext:
         self._stopping_at_step_end = False
         self._phase, self._progress_s = "", 0.0  # of the last progress that was told
         self._metrics_path = spec.checkpoint_dir / METRICS_FILE
+        self._watch: Watch | None = None
+        self._warnings: list[StageWarning] = []  # those that rows of figures do not show
 
     @property
     def own_directory(self) -> Path:
@@ -46,7 +52,7 @@ class StageContext:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
-    def event(self, name: EventName, **fields: Any) -> None:
+    def event(self, name: EventName, /, **fields: Any) -> None:
         """Append one event; only the main process speaks, but for an error, which may be of one rank alone."""
         if self.is_main or name == "error":
             append_event(self.spec.events_path, name, **fields)
@@ -57,11 +63,43 @@ class StageContext:
             print(f"note: {message}", file=sys.stderr, flush=True)
         self.event("note", message=message)
 
+    def warn(self, name: str, message: str | None) -> None:
+        """Keep a warning about the stage as a whole for its result, and tell it unless an earlier attempt did; None: there is none."""
+        if message is not None and self.is_main:
+            self._warnings.append(StageWarning(name=name, message=message))
+            self._tell(self._warnings[-1])
+
+    @property
+    def warnings(self) -> list[StageWarning]:
+        """All that was warned of."""
+        return self._warnings + (self._watch.found if self._watch else [])
+
+    @functools.cached_property
+    def _told(self) -> set[str]:
+        """Names of the warnings that were told, by an earlier attempt too."""
+        return {warning.name for warning in read_told(self.spec.events_path).warnings}
+
+    def _tell(self, warning: StageWarning) -> None:
+        if warning.name not in self._told:
+            self._told.add(warning.name)
+            print(f"warning: {warning.message}", file=sys.stderr, flush=True)
+            self.event("warning", **warning.model_dump())
+
     def write_metrics(self, step: int, metrics: dict[str, float]) -> None:
-        """Append one row to metrics.jsonl; kept beside the checkpoints, so that rows survive a resume."""
+        """Append one row to metrics.jsonl, kept beside the checkpoints, so that rows survive a resume; and tell what it warns of."""
         if self.is_main:
+            row = {"step": step, **metrics}
             with self._metrics_path.open("a", encoding="utf-8") as stream:
-                stream.write(to_line({"step": step, **metrics}))
+                stream.write(to_line(row))
+            self._watch = self._watch or self._make_watch()
+            for warning in self._watch.take(row):
+                self._tell(warning)
+
+    def _make_watch(self) -> Watch:
+        settings = self.spec.settings
+        if not isinstance(settings, PPOSettings):  # of the other stages no row means anything by itself
+            return Watch({})
+        return Watch(make_rules(settings, computes_in_bfloat16=self.spec.hardware.computes_in_bfloat16))
 
     def progress(self, phase: str, step: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
         """Report how far a phase of the stage is, with the figures of the moment: its first and last step, and a few a second between.
@@ -87,11 +125,14 @@ class StageContext:
             return
         kept: list[bytes] = []
         num_damaged = 0
+        self._watch = self._make_watch()
         whole, _, _torn = self._metrics_path.read_bytes().rpartition(b"\n")  # of a killed process the last line may be torn
         for line in whole.split(b"\n") if whole else []:
             try:
-                if json.loads(line)["step"] <= step:
+                row = json.loads(line)
+                if row["step"] <= step:
                     kept.append(line)
+                    self._watch.take(read_figures(row))
             except (ValueError, TypeError, KeyError, RecursionError):
                 num_damaged += 1
         if num_damaged:

@@ -30,6 +30,7 @@ from stages.process.output import redact_streams
 from stages.process.places import clear_leftovers, find_misplacement, find_missing_gpus, needs_launcher
 from stages.rules import find_refusals
 from stages.spec import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, EXIT_USAGE, METRICS_FILE, RESULT_FILE, STAGES, StageResult, read_spec
+from stages.warnings.told import read_told
 
 
 def run_stage(name: str, main: Callable[[StageContext], StageResult]) -> NoReturn:
@@ -112,7 +113,8 @@ def check_rules(context: StageContext) -> None:
 
 
 def leave_result(context: StageContext, result: StageResult) -> None:
-    result = StageResult.model_validate(redact_values(result.model_dump()))  # a judge names its figures
+    told = {"warnings": context.warnings, "notes": read_told(context.spec.events_path).notes}
+    result = StageResult.model_validate(redact_values(result.model_copy(update=told).model_dump()))  # a judge names its figures
     result = result.model_copy(update={"metrics": result.metrics | {"peak_memory_bytes": float(measure_peak_memory())}})
     output_dir = context.spec.output_dir
     if context.spec.checkpoint_dir.joinpath(METRICS_FILE).exists():

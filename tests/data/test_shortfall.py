@@ -1,6 +1,6 @@
 """What is dropped and cut, in words."""
 
-from data.shortfall import describe_shortfall, warn_of_shortfall
+from data.shortfall import describe_shortfall, warn_of_dropped_answers, warn_of_shortfall
 
 LIMITS = (64, 24)
 
@@ -37,3 +37,14 @@ def test_five_percent_are_tolerated():
     assert warn_of_shortfall("prompts", counts, LIMITS) == [
         "6 prompts of 100 (6%) are cut to 64 tokens; raise tokens.max_prompt_tokens or shorten them"
     ]
+
+
+def test_long_answers_that_are_dropped_warn_though_their_comparisons_are_left():
+    counts = {"comparisons": 20, "comparisons_used": 20, "prompts_cut": 0, "responses_dropped": 4, "comparisons_without_pair": 0}
+    assert warn_of_shortfall("comparisons", counts, LIMITS) == []
+    assert warn_of_dropped_answers("comparisons", counts, 80, LIMITS) == []  # 5 % are tolerated
+    assert warn_of_dropped_answers("comparisons", counts, 79, LIMITS) == [
+        "4 of 79 answers (5%) are longer than 24 tokens and dropped: what a long answer is worth is not learnt; raise "
+        "tokens.max_response_tokens"
+    ]
+    assert warn_of_dropped_answers("demonstrations", counts, 79, LIMITS) == []  # told as demonstrations that are left out

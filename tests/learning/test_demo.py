@@ -51,3 +51,7 @@ def test_ppo_stays_near_the_sft_model(store):
     metrics = store.get("ppo").manifest.metrics
     assert metrics["eval/start/kl"] == 0.0
     assert 2 <= metrics["eval/sampled/kl"] <= 9
+
+
+def test_a_healthy_run_warns_of_nothing(store):
+    assert {artifact.kind: artifact.manifest.warnings for artifact in store.list()} == {"sft": [], "rm": [], "ppo": []}

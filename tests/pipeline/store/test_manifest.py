@@ -18,6 +18,7 @@ from pipeline.store.manifest import (
     parse_manifest,
     render_manifest,
 )
+from stages.spec import StageWarning
 
 
 def entry(path, content=b"x"):
@@ -52,9 +53,15 @@ def test_a_manifest_survives_writing_and_reading():
 def test_a_manifest_is_plain_json_and_closed():
     content = json.loads(render_manifest(make_manifest()))
     assert content["schema_version"] == 1
-    assert set(content) == {"manifest_sha256", *Manifest.model_fields} - {"imported", "intervals"}
+    assert set(content) == {"manifest_sha256", *Manifest.model_fields} - {"imported", "intervals", "warnings", "notes"}
     with pytest.raises(ValidationError, match="extra"):
         ManifestFields(metric={"a": 1.0})
+
+
+def test_warnings_and_notes_are_kept_and_leave_no_trace_where_there_are_none():
+    manifest = make_manifest(warnings=[StageWarning(name="kl", message="far", first_step=3, last_step=9)], notes=["a note"])
+    assert parse_manifest(render_manifest(manifest)) == manifest
+    assert b"warnings" not in render_manifest(make_manifest())  # so that earlier versions read it
 
 
 def test_metrics_that_are_no_numbers_survive_as_json():
