@@ -4,7 +4,7 @@ What is gone, damaged or unreadable is told in `problems`, and the page is made 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -141,7 +141,7 @@ def _without_secrets(artifact: Artifact) -> Artifact:
     names = ("data", "config", "packages", "device", "metrics", "facts", "counts")
     plain = {name: getattr(manifest, name) for name in names}
     redacted = redact_values(plain)
-    return artifact if redacted is plain else Artifact(artifact.path, manifest.model_copy(update=redacted))
+    return artifact if redacted is plain else replace(artifact, manifest=manifest.model_copy(update=redacted))
 
 
 def _find_failures(store: Store, subject: Artifact | None) -> tuple[dict[str, Any], ...]:
