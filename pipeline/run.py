@@ -31,6 +31,7 @@ from pipeline.store.provenance import code_state, package_versions
 from pipeline.store.store import Store
 from pipeline.text import clean
 from pipeline.tokens import TOKENS_DIR, Counts, make_tokens, warn_of_losses
+from pipeline.tracking import find_missing_trackers, tracked
 from stages.spec import (
     EXIT_FAILED,
     MERGED_DIR,
@@ -48,6 +49,7 @@ from stages.spec import (
 class View(Protocol):
     """Who watches a run."""
 
+    def note(self, message: str) -> None: ...
     def reading(self, kind: str, count: int) -> None: ...
     def inputs_read(self, inputs: Inputs) -> None: ...
     def tokens_event(self, event: Event) -> None: ...
@@ -104,6 +106,8 @@ def run(recipe: Recipe, store: Store, selection: Selection, view: View, *, wait:
         else:
             if counts is None:  # before the first of the stages trains: all that they will train on, their judge, and where they go
                 require_places(store.root, [stage for stage in selection.run if stage in recipe.stages])
+                for message in find_missing_trackers(recipe):
+                    view.note(message)
                 try_judge(recipe, inputs, [stage for stage in selection.run if stage in recipe.stages])
                 counts = make_tokens(recipe, inputs, store.root, view.tokens_event)
                 view.tokens_made(warn_of_losses(counts, recipe.tokens))
@@ -156,7 +160,7 @@ def _make(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, view
         if fresh:
             remove_checkpoints(held.directory)
         if not (run_dir / "checkpoints").exists():  # a new run, not an unfinished one
-            for name in ("log.txt", "events.jsonl"):
+            for name in ("log.txt", "events.jsonl", *(f"{tracker}.json" for tracker in recipe.tracking)):
                 (run_dir / name).unlink(missing_ok=True)
         spec = _make_spec(recipe, inputs, decision, staging.path, run_dir, store.root)
         with hold_artifacts(store.root), writing(run_dir):
@@ -170,7 +174,18 @@ def _make(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, view
             def make_commands(marker: str) -> list[Command]:
                 return stage_commands(decision.stage, run_dir / "spec.json", recipe.hardware, marker)
 
-            received = launch(decision.stage, make_commands, run_dir, view.stage_event, offline=inputs.local, held=[held.lock])
+            heard: list[object] = []
+
+            def hear(event: Event) -> None:
+                heard.append(event.get("message"))
+                view.stage_event(event)
+
+            def tell_once(message: str) -> None:
+                if message not in heard:
+                    hear({"event": "note", "message": message})
+
+            with tracked(recipe, spec, decision.config, run_dir, store.root, tell_once):
+                received = launch(decision.stage, make_commands, run_dir, hear, offline=inputs.local, held=[held.lock])
             duration_s = time.monotonic() - started_s
             fields = _manifest_fields(
                 recipe, inputs, decision, _read_result(decision.stage, staging.path, run_dir), duration_s, run_dir.name

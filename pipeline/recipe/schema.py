@@ -9,7 +9,7 @@ from pydantic import Field, PrivateAttr
 from pipeline.recipe.yaml_lines import Document
 from stages.blocks import Closed, HardwareSettings, TokenSettings
 from stages.settings import PPOSettings, PretrainSettings, RMSettings, SFTSettings, StageSettings
-from stages.spec import STAGES, DataSplits, StageName
+from stages.spec import STAGES, DataSplits, StageName, Tracker
 
 DEMO_PATTERN = re.compile(r"demo(?:@(?P<seed>[0-9]{1,9}))?(?::(?P<kind>demonstrations|comparisons|prompts)\.(?P<split>train|eval))?")
 
@@ -61,6 +61,11 @@ class Recipe(Closed):
     )
     judge_directory: str | None = Field(
         None, description="Directory in which judge's module may lie; default: the recipe's (for a packaged recipe, the working directory)."
+    )
+    tracking: list[Tracker] = Field(
+        default_factory=list[Tracker],
+        description="Where the rows of metrics.jsonl go too: tensorboard, trackio, mlflow, wandb; each needs `pip install 'rlhf[<name>]'`. "
+        "They change nothing of what is made.",
     )
     private: bool = Field(
         False,

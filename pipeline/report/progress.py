@@ -37,6 +37,11 @@ class ProgressView:
         self._waits_for = ""
         self._place = ""
 
+    def note(self, message: str) -> None:
+        """Show what the user should know before anything runs."""
+        self._close_bar()
+        self._say(message, "yellow")
+
     def reading(self, kind: str, count: int) -> None:
         """Show that records are being read, where that takes long."""
         self._show_count(f"{kind}: {count:,} records read")

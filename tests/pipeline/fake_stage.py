@@ -67,6 +67,8 @@ for step in range(first_step + 1, total + 1):
     draft.write_text(str(step))
     draft.replace(progress)
     say("progress", phase="train", step=step, total=total, metrics={"train/loss": 1 / step})
+    with (checkpoints / "metrics.jsonl").open("a") as stream:
+        stream.write(json.dumps({"step": step, "train/loss": 1 / step}) + "\n")
 
 if behaviour == "print-secret":
     print("token:", os.environ["MY_TOKEN"])

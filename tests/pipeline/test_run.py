@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from pipeline.plan import Selection
 from pipeline.recipe.load import load_recipe
 from pipeline.run import run
 from pipeline.store.store import Store
+from stages.warnings.told import read_told
 
 STAGES = ("sft", "rm", "ppo")
 
@@ -28,6 +30,9 @@ class Recorder:
 
     def tokens_event(self, event):
         raise AssertionError("nothing is made here")
+
+    def note(self, message):
+        self.told.append(message)
 
     def tokens_made(self, warnings):
         assert not any(warnings.values())
@@ -358,3 +363,31 @@ def test_f12_a_place_where_the_last_stage_cannot_publish_is_told_before_the_firs
     with pytest.raises(ResourceError, match="artifacts/ppo: no directory"):
         bring_up()
     assert not list(store.root.glob("runs/*/spec.json"))
+
+
+@pytest.mark.slow
+def test_a_tracker_follows_a_stage_and_is_no_reason_to_run_again(bring_up, store):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    bring_up("tracking=[tensorboard]", run=("sft",))
+    (run_dir,) = (store.root / "tracking" / "tensorboard" / "mine").iterdir()
+    assert run_dir.name.startswith("sft-")
+    events = event_accumulator.EventAccumulator(str(run_dir))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 1.0), (2, 0.5)]
+    assert [(event.step, event.value) for event in events.Scalars("eval/loss")] == [(2, 0.5)]  # a figure of the result
+    assert bring_up(run=("sft",)) == ["read", "sft reused sft@v1"]
+
+
+@pytest.mark.slow
+def test_a_tracker_that_fails_or_is_not_there_is_told_once_and_stops_nothing(bring_up, store, monkeypatch):
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://nowhere")
+    monkeypatch.setitem(sys.modules, "trackio", None)  # as if it were not installed
+    told = bring_up("tracking=[mlflow, trackio]", run=("sft",))
+    missing = "--set: tracking: trackio is not installed, so it gets no rows; pip install 'rlhf[trackio]'"
+    assert told[:3] == ["read", missing, "sft started: no artifact yet"]
+    assert told[-1] == "sft published sft@v1"
+    (failed,) = [
+        note for note in read_told(store.root / "runs" / store.get("sft").manifest.run_id / "events.jsonl").notes if "mlflow" in note
+    ]
+    assert failed.startswith("tracking: mlflow failed (") and "gets no more rows; the stage goes on" in failed
