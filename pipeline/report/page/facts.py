@@ -26,6 +26,7 @@ _MUCH_LOST = 0.05
 _LOST = ("prompts_cut", "responses_dropped", "comparisons_without_pair")
 _KINDS = ("demonstrations", "comparisons", "prompts", "texts")
 _LINES_SHOWN = 200
+_LONGEST = 200
 
 
 def summarize_data(line: Sequence[Artifact], store_root: Path) -> Section:
@@ -56,7 +57,7 @@ def _pivot(caption: str, head: Sequence[str], rows: Sequence[tuple[tuple[str, ..
     if not names:
         return None
     cells = [(*labels, *("–" if name not in counts else f"{counts[name]:,}" for name in names)) for labels, counts in rows]
-    return Table(caption, Markup(table(caption, (*head, *(name.replace("_", " ") for name in names)), cells)))
+    return Table(caption, Markup(table(caption, (*head, *(_shorten(name.replace("_", " ")) for name in names)), cells)))
 
 
 def list_warnings(manifest: Mapping[str, Any]) -> list[str]:
@@ -180,7 +181,12 @@ def _differing(artifact: Artifact) -> Iterator[tuple[str, str, str]]:
 
 
 def _write_value(value: Any) -> str:
-    return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
+    return _shorten("none" if value is None else value if isinstance(value, str) else json.dumps(value))
+
+
+def _shorten(text: str) -> str:
+    """Cut what no setting or count of ours is as long as; the manifest has it whole."""
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… ({len(text):,} characters)"
 
 
 def _count_tokens(artifact: Artifact, curves: Curves | None) -> str:

@@ -115,8 +115,9 @@ def test_hostile_texts_are_shown_as_text_wherever_they_come_from(store, publish,
         page.evaluate("getComputedStyle(Array.from(document.querySelectorAll('.said')).find(p => p.textContent.startsWith('ש'))).direction")
         == "rtl"
     )
-    assert page.get_by_text("96,000 more characters are not shown").first.is_visible()
+    assert page.get_by_text("96,000 characters are left out").first.is_visible()
     assert overflow(page) <= 0
+    assert page.evaluate("document.documentElement.scrollHeight") < 60_000
 
 
 def test_the_page_of_two_refs_shows_what_changed_and_what_it_did(store, publish, evaluated, gain, visit):
