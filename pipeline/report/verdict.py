@@ -80,15 +80,21 @@ def name_model(name: str) -> str:
     return _MODELS.get(stem, stem) + (f" at iteration {iteration}" if dash else "")
 
 
+def place_model(name: str) -> tuple[int, str]:
+    """Where a model stands among others: as they came about."""
+    models = list(_MODELS)
+    return models.index(name) if name in models else -1, name
+
+
 def count(number: int, one: str) -> str:
     """Count in words: 1 prompt, 2,000 prompts."""
     return f"{number:,} {one}{'' if number == 1 else 's'}"
 
 
 def write_share(share: float) -> str:
-    """Write a share in percent, with a decimal where it would read as none or all: 84 %, 99.6 %."""
-    percent = 100 * share
-    return f"{percent:.1f} %" if 0 < percent < 1 or 99 < percent < 100 else f"{percent:.0f} %"
+    """Write a share in percent, with a decimal near none and all: 84 %, 99.6 %, 100 %."""
+    percent, shown = 100 * share, round(100 * share, 1)
+    return f"{shown:.1f} %" if 0 < shown < 1 or 99 < shown < 100 else f"{percent:.0f} %"
 
 
 def write_estimate(estimate: Estimate, *, share: bool = False, signed: bool = False) -> str:

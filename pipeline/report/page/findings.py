@@ -11,8 +11,8 @@ from pipeline.report.markup import table
 from pipeline.report.page.blocks import Picture, Section, Table
 from pipeline.report.scales import choose_ticks, format_value
 from pipeline.report.svg import bar_chart, line_chart, reliability_chart
-from pipeline.report.verdict import count, name_model, write_estimate, write_share
-from stages.evaluate.results import Comparison, Evaluation, Group, OverOptimisation, Probe, RewardCard
+from pipeline.report.verdict import count, name_model, place_model, write_estimate, write_share
+from stages.evaluate.results import Answers, Comparison, Evaluation, Group, OverOptimisation, Probe, RewardCard
 from stages.statistics.bootstrap import Estimate
 from stages.statistics.overoptimisation import MIN_D, Fit
 
@@ -46,8 +46,7 @@ def tabulate_models(evaluation: Evaluation) -> Table:
             "–" if answers.distinct_2 is None else write_share(answers.distinct_2),
             "–" if answers.repetition is None else write_share(answers.repetition),
         )
-        for answers in evaluation.answers
-        if "-" not in answers.model  # checkpoints stand in the curve
+        for answers in _order(evaluation.answers)
     ]
     caption = f"Answers to {count(evaluation.prompts, 'held-out prompt')}; in brackets 95 % intervals, by resampling prompts"
     return Table(caption, Markup(table(caption, head, cells)))
@@ -75,7 +74,7 @@ def tabulate_comparisons(comparisons: Sequence[Comparison], unit: str) -> Table:
 
 def tabulate_judge(evaluation: Evaluation) -> Table | None:
     """Write every figure of the judge for each model, where it has more than a score."""
-    told = [answers for answers in evaluation.answers if "-" not in answers.model and answers.judge]
+    told = [answers for answers in _order(evaluation.answers) if answers.judge]
     names = list(dict.fromkeys(name for answers in told for name in answers.judge))
     if len(names) < 2:
         return None
@@ -155,6 +154,12 @@ def show_reward_card(card: RewardCard) -> Section:
     return Section("reward-model", "What the reward model sees", texts=texts, warnings=warnings, pictures=pictures)
 
 
+def _order(answers: Iterable[Answers]) -> list[Answers]:
+    """Sort answers as their models came about, without the checkpoints, which stand in the curve."""
+    kept = [found for found in answers if "-" not in found.model]
+    return sorted(kept, key=lambda found: (place_model(found.model), found.way != "sampled"))
+
+
 def write_cell(estimate: Estimate | None, *, share: bool = False, signed: bool = False, unit: str = "") -> str:
     """Write a figure for a cell of a table, which may break before the interval only."""
     if estimate is None:
@@ -171,7 +176,7 @@ def _tell_blind(probe: Probe) -> str:
 def _root_ticks(most: float) -> list[tuple[float, str]]:
     """Choose round KLs and their places on a root scale; few near 0, where they would touch."""
     return [(0.0, "0")] + [
-        (root, format_value(float(f"{root * root:.2g}"))) for root, _ in choose_ticks(0.0, math.sqrt(most) or 1.0) if root > 0
+        (root, format_value(float(f"{root * root:.3g}"))) for root, _ in choose_ticks(0.0, math.sqrt(most) or 1.0) if root > 0
     ]
 
 
@@ -181,7 +186,7 @@ def _curve_series(found: OverOptimisation, *, judged: bool) -> list[Series]:
     series = [Series("PPO checkpoints", [(d, e.value) for d, e in curve], _band(curve), dots=True)]
     fit = found.judge_fit if judged else found.score_fit
     if fit is not None and curve:
-        series.append(Series("Gao's curve, fitted", _trace_fit(fit, curve[0][1].value, max(d for d, _ in curve))))
+        series.append(Series("Gao's curve, fitted", _trace_fit(fit, curve[0][1].value, [d for d, _ in curve if d >= MIN_D])))
     best = [(math.sqrt(point.kl_bound), estimate) for point in found.best_of_n if (estimate := point.judge if judged else point.score)]
     series += [Series("best of n, at most here", [(d, e.value) for d, e in best], line=False, dots=True)] if best else []
     stop = next((point for point in found.curve if point.iteration == found.stop_iteration), None)
@@ -196,9 +201,10 @@ def _band(curve: Iterable[tuple[float, Estimate]]) -> list[tuple[float, float, f
     return [(d, e.low, e.high) for d, e in curve if e.low is not None and e.high is not None]
 
 
-def _trace_fit(fit: Fit, start: float, most: float) -> list[tuple[float, float]]:
-    """Trace start + d (a − b log d) from where it was fitted on."""
-    places = [MIN_D + (most - MIN_D) * step / 40 for step in range(41)] if most > MIN_D else []
+def _trace_fit(fit: Fit, start: float, seen: Sequence[float]) -> list[tuple[float, float]]:
+    """Trace start + d (a − b log d) from the first to the last d that it was fitted to."""
+    low, high = min(seen, default=1.0), max(seen, default=1.0)
+    places = [low + (high - low) * step / 40 for step in range(41)] if high > low else []
     return [(d, start + d * (fit.a - fit.b * math.log(d))) for d in places]
 
 

@@ -13,7 +13,7 @@ from statistics import fmean, pstdev
 from data.secrets import redact
 from pipeline.report.page.blocks import Case, Group, Said
 from pipeline.report.scales import format_value
-from pipeline.report.verdict import name_model
+from pipeline.report.verdict import name_model, place_model
 from pipeline.store.disk import open_regular
 from stages.lines import read_line
 from stages.spec import SAMPLES_FILE
@@ -21,7 +21,6 @@ from stages.spec import SAMPLES_FILE
 _MAX_LINE_BYTES = 8_000_000
 _CASES = 3  # of each group
 _SHOWN_CHARS = 4_000
-_ORDER = ("base", "pretrain", "sft", "ppo")
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def choose_cases(answers: Sequence[Answer], order: Sequence[str] = ()) -> list[G
         order: The models to show; default: base, SFT, PPO, as far as they are there.
     """
     rows = [answer for answer in answers if answer.way in ("sampled", "")] or list(answers)
-    names = sorted({answer.model for answer in rows}, key=_place)
+    names = sorted({answer.model for answer in rows}, key=place_model)
     models = list(order) or [name for name in names if "-" not in name] or names  # checkpoints have their curve
     if not models:
         return []
@@ -157,10 +156,6 @@ def choose_rankings(answers: Sequence[Answer]) -> list[Group]:
         cases.append(Case(*_cut(prompt), tuple(said)))
     note = f"Drawn from {len(by_prompt):,} held-out comparisons; the highest score of the reward model comes first."
     return [Group("What the reward model prefers", note, tuple(cases))] if cases else []
-
-
-def _place(model: str) -> tuple[int, str]:
-    return _ORDER.index(model) if model in _ORDER else -1, model
 
 
 def _by_worth(answers: Sequence[Answer]) -> tuple[list[Answer], str]:

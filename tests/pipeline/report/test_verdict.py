@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from pipeline.report.verdict import tell_artifact, tell_evaluation, tell_failure
+from pipeline.report.verdict import tell_artifact, tell_evaluation, tell_failure, write_share
 from stages.evaluate.results import Comparison, CurvePoint, Evaluation, OverOptimisation
 from stages.statistics.bootstrap import Estimate
 from stages.statistics.comparison import MeanDifference, WinRate
@@ -163,6 +163,14 @@ def test_artifacts_of_which_nothing_was_measured_say_so():
         "sft", {"eval/loss": 0.32779}, {"held_out_demonstrations_used": 200}
     ).sentence.replace("  ", " ")
     assert tell_artifact("adapter-of-mine", {}, {}).news == "open"
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [(0.842, "84 %"), (0.996, "99.6 %"), (0.9997, "100 %"), (1.0, "100 %"), (0.0004, "0 %"), (0.004, "0.4 %"), (0.0, "0 %")],
+)
+def test_shares_near_none_and_all_have_a_decimal(share, words):
+    assert write_share(share) == words
 
 
 def test_a_failed_stage_is_told_with_its_reason():
