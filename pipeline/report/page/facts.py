@@ -32,7 +32,7 @@ _LONGEST = 200
 def summarize_data(line: Sequence[Artifact], store_root: Path) -> Section:
     """Say of each stage how many records it had, and what was cut, dropped, doubled or contradictory."""
     caption = "Records, and what of them was cut, dropped or left out"
-    tables = [_pivot(caption, ("", "records"), [row for artifact in line for row in _count_rows(artifact)])]
+    tables = [_pivot(caption, ("", "records"), [row for artifact in line if artifact.kind in STAGES for row in _count_rows(artifact)])]
     readings = _find_readings(line, store_root)
     caption = "What the checks found in the sources"
     tables.append(_pivot(caption, ("records",), [((kind,), reading.findings.counts) for kind, reading in readings.items()]))
