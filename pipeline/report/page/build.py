@@ -159,13 +159,12 @@ def _show_curves(artifact: Artifact, curves: Curves, missing: list[str]) -> Sect
     pictures = draw_curves(artifact.ref.replace("@", "-"), artifact.kind, curves)
     name = _NAMES.get(artifact.kind, artifact.kind)
     texts = [f"From {curves.rows:,} rows of metrics."] if pictures else ["There is no curve of it."]
-    manifest, place = artifact.manifest.model_dump(mode="json"), artifact.ref.replace("@", "-")
-    notes = list_notes(manifest)
+    place, notes = artifact.ref.replace("@", "-"), list_notes(artifact.manifest.notes)
     return Section(
         f"curves-{place}",
         f"Curves: {name} {artifact.ref}",
         texts=texts,
-        warnings=list_warnings(manifest),
+        warnings=list_warnings(artifact.manifest.warnings),
         pictures=pictures,
         more=[notes] if notes else [],
     )

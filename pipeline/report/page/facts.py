@@ -19,7 +19,7 @@ from pipeline.store.artifact import Artifact
 from pipeline.store.compare import flatten
 from pipeline.text import format_bytes, format_duration
 from stages.blocks import Closed, HardwareSettings, TokenSettings
-from stages.spec import STAGES
+from stages.spec import STAGES, StageWarning
 
 _HELD_OUT = "held_out_"
 _MUCH_LOST = 0.05
@@ -60,24 +60,21 @@ def _pivot(caption: str, head: Sequence[str], rows: Sequence[tuple[tuple[str, ..
     return Table(caption, Markup(table(caption, (*head, *(_shorten(name.replace("_", " ")) for name in names)), cells)))
 
 
-def list_warnings(manifest: Mapping[str, Any]) -> list[str]:
-    """Write what a stage warned of while it ran, with the steps at which it held.
-
-    Args:
-        manifest: As JSON has it; those of earlier versions have no warnings.
-    """
+def list_warnings(warnings: Iterable[StageWarning]) -> list[str]:
+    """Write what a stage warned of while it ran, with the steps at which it held."""
     told: list[str] = []
-    for warning in manifest.get("warnings") or ():
-        first, last = warning.get("first_step"), warning.get("last_step")
+    for warning in warnings:
+        first, last = warning.first_step, warning.last_step
         steps = "" if first is None else f"at step {first}: " if last in (None, first) else f"from step {first} to {last}: "
-        told.append(redact(f"{steps}{warning['message']}"))
+        told.append(redact(f"{steps}{warning.message}"))
     return told
 
 
-def list_notes(manifest: Mapping[str, Any]) -> Table | None:
+def list_notes(told: Sequence[str]) -> Table | None:
     """Write what else a stage told while it ran, folded away."""
-    notes = [(str(place), redact(note)) for place, note in enumerate(manifest.get("notes") or (), start=1)]
+    notes = [(str(place), redact(note)) for place, note in enumerate(told, start=1)]
     caption = "What the stage told while it ran"
+    caption += f", the first {_LINES_SHOWN} of {len(notes):,}" if len(notes) > _LINES_SHOWN else ""
     return Table(caption, Markup(table(caption, ("", "note"), notes[:_LINES_SHOWN])), folded=True) if notes else None
 
 

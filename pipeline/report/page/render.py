@@ -16,6 +16,7 @@ _HERE = Path(__file__).parent
 _STYLES = (_HERE.parent / "report.css", _HERE / "page.css")
 _TEMPLATE = "page.html.j2"
 _CODE = re.compile(r"`([^`]+)`")
+_LONGEST = 2_000  # characters of a sentence
 _PERCENT = re.compile(r"(?<=\d) %")
 _NEWS = {"good": "Good news", "bad": "Look into this", "open": "Not decided"}
 
@@ -32,7 +33,7 @@ def render(page: Page) -> str:
 
 def _mark_code(sentence: str) -> Markup:
     """Set what stands between backticks of a sentence of ours as code, and keep a number and its % on one line."""
-    return Markup(_PERCENT.sub("\u00a0%", _CODE.sub(r"<code>\1</code>", show(sentence))))
+    return Markup(_PERCENT.sub("\u00a0%", _CODE.sub(r"<code>\1</code>", show(sentence, _LONGEST))))
 
 
 def _show(value: Any) -> Any:

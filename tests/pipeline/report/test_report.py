@@ -19,7 +19,7 @@ from pipeline.report.page.render import render
 from pipeline.report.page.samples import Answer, choose_cases
 from pipeline.report.page.write import has_desktop, write_report
 from stages.evaluate.results import CurvePoint, Evaluation, OverOptimisation
-from stages.spec import EXIT_MISSING
+from stages.spec import EXIT_MISSING, StageWarning
 from stages.statistics.bootstrap import Estimate
 from stages.statistics.frontier import FrontierPoint
 from tests.pipeline.report.evaluations import FOOLED, publish_evaluation, publish_line, simulate
@@ -192,17 +192,17 @@ def test_what_was_cut_and_dropped_is_told_and_much_of_it_warned_of(store, publis
 
 def test_warnings_of_a_stage_are_told_with_their_steps_and_notes_stand_below():
     warnings = [
-        {"name": "kl", "message": "KL 12 is over its target; raise ppo.kl_coef", "first_step": 25, "last_step": 60},
-        {"name": "entropy", "message": "entropy fell", "first_step": 7, "last_step": 7},
-        {"name": "chance", "message": "accuracy is near chance", "first_step": None, "last_step": None},
+        StageWarning(name="kl", message="KL 12 is over its target; raise ppo.kl_coef", first_step=25, last_step=60),
+        StageWarning(name="entropy", message="entropy fell", first_step=7, last_step=7),
+        StageWarning(name="chance", message="accuracy is near chance"),
     ]
-    assert list_warnings({"warnings": warnings}) == [
+    assert list_warnings(warnings) == [
         "from step 25 to 60: KL 12 is over its target; raise ppo.kl_coef",
         "at step 7: entropy fell",
         "accuracy is near chance",
     ]
-    assert list_warnings({}) == [] and list_notes({"notes": []}) is None
-    assert "<td>a note &lt;b&gt;</td>" in list_notes({"notes": ["a note <b>"]}).html
+    assert list_notes([]) is None
+    assert "<td>a note &lt;b&gt;</td>" in list_notes(["a note <b>"]).html
 
 
 def test_settings_are_listed_where_they_differ_from_the_defaults(store, publish):
