@@ -9,8 +9,8 @@ from pipeline.cli.options import JsonOption, StoreOption, make_console, open_sto
 
 
 def report_command(
-    ref: Annotated[str | None, typer.Argument(metavar="[REF]", help="An artifact, such as ppo@v3; default: the newest.")] = None,
-    other: Annotated[str | None, typer.Argument(metavar="[REF]", help="A second one: what changed between them, and what it did.")] = None,
+    ref: Annotated[str | None, typer.Argument(metavar="REF", help="An artifact, such as ppo@v3; default: the newest.")] = None,
+    other: Annotated[str | None, typer.Argument(metavar="REF2", help="A second one: what changed between them, and what it did.")] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="PATH", help="A directory, or a file that ends in .html; default: STORE/reports."),
