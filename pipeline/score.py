@@ -10,12 +10,12 @@ from typing import IO, Any
 from data.fields import FieldError, as_list, as_object
 from data.records import parse_row
 from data.schema import DataError, Demonstration, Problem
+from pipeline.errors import StoreError
 from pipeline.launch.dialogue import Dialogue
 from pipeline.store.artifact import Artifact
-from pipeline.store.disk import reading
 from stages.intervals import find_interval
 from stages.lines import read_line
-from stages.spec import Interval
+from stages.spec import EXIT_MISSING, Interval
 
 PRECISION = "float32"  # of artifacts of earlier versions, which do not say
 
@@ -113,7 +113,9 @@ def open_answers(path: Path) -> IO[bytes]:
     """Open a file of answers.
 
     Raises:
-        ResourceError: it cannot be read.
+        StoreError: it cannot be read (exit 4).
     """
-    with reading(path):
+    try:
         return path.open("rb")
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}; a readable file of answers is needed; give one", EXIT_MISSING) from error

@@ -184,14 +184,15 @@ def score_command(
     else:
         with open_answers(expand_home(file)) as stream:
             answers = read_answers(stream, file)
-    with CountView(make_console(err=True), f"{model.ref} scores answers") as view:
-        scored = score(model, answers, view.told)
-    lines = [to_line(row, ascii_only=False) for row in scored.rows]
-    if out is None:
-        sys.stdout.writelines(lines)
-    else:
-        with writing(out), expand_home(out).open("w", encoding="utf-8") as target:
-            target.writelines(lines)
+    with ExitStack() as stack:
+        target = sys.stdout
+        if out is not None:  # before the work: it may not be writable
+            stack.enter_context(writing(out))
+            target = stack.enter_context(expand_home(out).open("w", encoding="utf-8"))
+        with CountView(make_console(err=True), f"{model.ref} scores answers") as view:
+            scored = score(model, answers, view.told)
+        lines = [to_line(row, ascii_only=False) for row in scored.rows]
+        target.writelines(lines)
     for problem in scored.problems:
         print(problem, file=sys.stderr)
     if scored.mean is not None:
