@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pipeline.errors import StoreError
+from pipeline.report.tables import print_indented
 from pipeline.store.artifact import Artifact
 from pipeline.text import clean, format_number
 from stages.lines import read_line
@@ -148,13 +149,6 @@ def print_sample(console: Console, row: dict[str, Any], title: str = "") -> None
         text = clean(str(row.get(name, "")))
         shown = text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}... ({len(text):,} characters; --json has them all)"
         print_indented(console, Text(shown, style=style), f"  {mark} ")
-
-
-def print_indented(console: Console, text: Text, mark: str) -> None:
-    """Print text behind a mark, on a terminal wrapped under it; elsewhere as one line."""
-    lines = text.wrap(console, max(20, console.width - len(mark))) if console.is_terminal else [text]
-    for place, line in enumerate(lines):
-        console.print(Text.assemble(mark if place == 0 else " " * len(mark), line), soft_wrap=True)
 
 
 def describe_sample(row: dict[str, Any]) -> str:

@@ -12,9 +12,9 @@ from pipeline.report.headline import write_figure
 from pipeline.report.lineage import find_problems, lineage_data, print_lineage
 from pipeline.report.page.build import give_verdicts
 from pipeline.report.page.evidence import EVALUATION_KIND, Evidence, gather
-from pipeline.report.samples import pick_three, print_indented, print_sample
+from pipeline.report.samples import pick_three, print_sample
 from pipeline.report.sparkline import ASCII_BLOCKS, BLOCKS, draw_sparkline, read_series
-from pipeline.report.tables import print_table
+from pipeline.report.tables import print_indented, print_table
 from pipeline.report.verdict import News, write_estimate, write_share
 from pipeline.store.artifact import Artifact
 from pipeline.store.manifest import Manifest

@@ -42,6 +42,27 @@ def print_table(console: Console, columns: Sequence[str], rows: Iterable[Sequenc
     console.print(table)
 
 
+def print_figures_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of which the last cell is long: below the others where the terminal is too narrow for both."""
+    cells = [[clean(cell) for cell in row] for row in [columns, *rows]]
+    widths = [max(len(row[place]) for row in cells) for place in range(len(columns))]
+    if not console.is_terminal or sum(widths) + 2 * len(widths) <= console.width:
+        print_table(console, columns, rows)
+        return
+    for number, row in enumerate(cells):
+        line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row[:-1], widths, strict=False))
+        console.print(Text(line.rstrip(), style="" if number else "bold"), soft_wrap=True)
+        if row[-1] and number:
+            print_indented(console, Text(row[-1]), "    ")
+
+
+def print_indented(console: Console, text: Text, mark: str) -> None:
+    """Print text behind a mark, on a terminal wrapped under it; elsewhere as one line."""
+    lines = text.wrap(console, max(20, console.width - len(mark))) if console.is_terminal else [text]
+    for place, line in enumerate(lines):
+        console.print(Text.assemble(mark if place == 0 else " " * len(mark), line), soft_wrap=True)
+
+
 def print_plan(console: Console, decisions: "Sequence[Decision]") -> None:
     """Print what will happen to each stage, and why."""
     width = max(4, *(len(decision.stage) for decision in decisions))
@@ -76,7 +97,7 @@ def print_summary(console: Console, outcomes: "Sequence[Outcome]") -> None:
         )
         for outcome in outcomes
     ]
-    print_table(console, ("stage", "artifact", "", "time", "figures"), rows)
+    print_figures_table(console, ("stage", "artifact", "", "time", "figures"), rows)
     console.print()
     for outcome in outcomes:
         console.print(Text(clean(f"{outcome.artifact.ref}: {outcome.artifact.path}")), soft_wrap=True)
@@ -162,7 +183,7 @@ def print_list(console: Console, rows: Sequence[dict[str, Any]], root: Path | st
                 headline(labels_of(row["ref"].partition("@")[0]), row["metrics"], read_intervals(row["intervals"])),
             )
         )
-    print_table(console, ("artifact", "content", "made (UTC)", "size", "from", "figures"), cells)
+    print_figures_table(console, ("artifact", "content", "made (UTC)", "size", "from", "figures"), cells)
 
 
 def show_data(store: Store, artifact: Artifact) -> dict[str, Any]:
