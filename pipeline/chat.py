@@ -189,6 +189,8 @@ def obey(chat: Chat, line: str, save: Callable[[str], str]) -> str:
             return f"found {rest!r:.40}, needed a number from 0 (the likeliest answer) to 100, such as /temperature 0.7"
         chat.temperature = wanted
         return f"temperature {wanted:g}"
+    if name == "help":
+        return COMMANDS
     if name == "save":
         return save(rest)
     return f"no command /{name[:40]}; there are {COMMANDS}"

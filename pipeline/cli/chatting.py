@@ -107,6 +107,8 @@ def _talk(chat: "Chat", program: "Dialogue", view: "ChatView", *, by_hand: bool,
         if not message.strip():
             continue
         if not ready:
+            if by_hand:
+                view.say("opening the models", "dim")
             ready = any(heard.get("ready") for heard in _first(program))
         view.begin()
         with _answers_end_by_interrupt(program):

@@ -15,13 +15,14 @@ from pipeline.report.page.evidence import EVALUATION_KIND, Evidence, gather
 from pipeline.report.samples import pick_three, print_sample
 from pipeline.report.sparkline import ASCII_BLOCKS, BLOCKS, draw_sparkline, read_series
 from pipeline.report.tables import print_indented, print_table
-from pipeline.report.verdict import News, write_estimate, write_share
+from pipeline.report.verdict import News, write_share
 from pipeline.store.artifact import Artifact
 from pipeline.store.manifest import Manifest
 from pipeline.store.store import Store
 from pipeline.text import clean, format_duration, format_number
 from stages.evaluate.results import Evaluation
 from stages.spec import Interval
+from stages.statistics.bootstrap import Estimate
 
 _ANSWERS = ("eval/sampled/", "eval/greedy/")  # figures that mean the same of each model that answers
 _SHOWN, _CURVES, _SPARKLINE = 6, 6, 40
@@ -147,21 +148,26 @@ def _find_parents(evidence: Evidence, artifact: Artifact) -> list[Manifest]:
 def _list_answers(evaluation: Evaluation) -> list[dict[str, Any]]:
     """List what each model that was evaluated says, sampled, with its figures in words."""
 
-    def write(estimate: Any, *, share: bool = False) -> str:
-        return "" if estimate is None else write_estimate(estimate, share=share)
-
     return [
         {
             "model": answers.model,
-            "score": write(answers.score),
-            "judge": write(answers.judge.get("score")),
-            "KL": write(answers.kl_k1),
+            "score": _write_estimate(answers.score),
+            "judge": _write_estimate(answers.judge.get("score")),
+            "KL": _write_estimate(answers.kl_k1),
             "tokens": format_number(answers.response_tokens.value),
             "finished": write_share(answers.finished.value),
         }
         for answers in evaluation.answers
         if answers.way == "sampled"
     ]
+
+
+def _write_estimate(estimate: Estimate | None) -> str:
+    """Write a figure with its interval, whose ends have two digits: three of them stand on 80 columns."""
+    if estimate is None:
+        return ""
+    ends = [f"{end:.0f}" if abs(end) >= 100 else f"{end:.2g}" for end in (estimate.low, estimate.high) if end is not None]
+    return f"{estimate.value:.3g}" + (f" ({ends[0]} to {ends[1]})" if len(ends) == 2 else "")
 
 
 def _read_curves(artifact: Artifact) -> list[dict[str, Any]]:
@@ -199,10 +205,10 @@ def _print_figures(console: Console, ref: str, figures: Sequence[Mapping[str, An
 
 
 def _print_evaluation(console: Console, data: dict[str, Any]) -> None:
-    rows = data["evaluation"]
+    rows = [row for row in data["evaluation"] if "-" not in row["model"]]  # checkpoints that were kept are the report's
     if not rows:
         return
-    columns = [name for name in rows[0] if any(row[name] for row in rows)]
+    columns = [name for name in rows[0] if any(row[name] for row in rows) and {row[name] for row in rows} != {"100 %"}]
     console.print()
     console.print(Text(clean(f"Evaluated by {data['evaluated_by']}, sampled"), style="bold"), soft_wrap=True)
     print_table(console, columns, [[row[name] for name in columns] for row in rows])

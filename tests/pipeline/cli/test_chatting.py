@@ -168,6 +168,7 @@ def test_commands_change_what_the_model_reads_next(tmp_path):
     assert obey(chat, "/temperature 0.5", str) == "temperature 0.5" and chat.temperature == 0.5
     for wrong in ("hot", "-1", "nan", ""):
         assert "needed a number" in obey(chat, f"/temperature {wrong}", str) and chat.temperature == 0.5
+    assert obey(chat, "/help", str).startswith("/undo, /system TEXT")
     assert obey(chat, "/reset", str) == "begun anew" and obey(chat, "/undo", str) == "nothing to take back"
     assert save_chat(chat, tmp_path / "nothing") == "nothing was said yet; nothing is saved"
     assert not (tmp_path / "nothing").exists()

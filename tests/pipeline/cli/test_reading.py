@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.store.manifest import Parent
 from stages.spec import Interval
+from tests.pipeline.report.evaluations import publish_evaluation, publish_line, simulate
 
 ESCAPE = "\x1b]0;owned\x07\x1b[31m"
 
@@ -290,3 +291,34 @@ def test_show_tells_of_an_ancestor_that_is_gone_and_shows_the_rest(rlhf_here, pu
     (store.root / "artifacts" / "rm").rename(store.root / "gone")
     result = rlhf_here("show", "ppo")
     assert "rm@v1" in result.stdout and "score (sampled)" in result.stdout
+
+
+@pytest.fixture
+def evaluated(publish, store):
+    """SFT, a reward model, PPO and an evaluation of them."""
+    evaluation, rows = simulate(num_prompts=24, samples=2)
+    return publish_evaluation(store, publish, evaluation, rows, publish_line(store, publish))
+
+
+@pytest.mark.parametrize("ref", ["evaluation", "ppo"])
+def test_an_evaluation_and_what_was_evaluated_show_the_verdict_and_each_model_with_intervals(rlhf_here, evaluated, ref):
+    shown = rlhf_here("show", ref)
+    assert shown.returncode == 0, shown.stderr
+    lines = [" ".join(line.split()) for line in shown.stdout.splitlines()]
+    assert any(line.startswith("PPO is better than SFT: PPO wins") and "24 held-out prompts" in line for line in lines)
+    assert "Evaluated by evaluation@v1, sampled" in lines
+    (sft,) = [line for line in lines if line.startswith("sft ") and " to " in line]
+    assert sft.count(" to ") >= 2  # score and judge
+    assert any(line.startswith("model score judge KL tokens") for line in lines)
+
+
+def test_samples_of_an_evaluation_are_chosen_by_model_and_way(rlhf_here, evaluated):
+    found = json.loads(rlhf_here("samples", "evaluation", "--model", "sft", "--way", "sampled", "--best", "-n", "3", "--json").stdout)
+    assert {(row["model"], row["way"]) for row in found["samples"]} == {("sft", "sampled")}
+    assert found["by"] == "judge_score" and found["matching"] < found["total"]
+    assert "needed one of: base, sft" in rlhf_here("samples", "evaluation", "--model", "rm").stderr
+
+
+def test_the_lineage_of_an_evaluation_holds_all_that_it_compared(rlhf_here, evaluated):
+    shown = rlhf_here("lineage", "evaluation").stdout
+    assert [ref in shown for ref in ("evaluation@v1", "ppo@v1", "rm@v1", "sft@v1")] == [True] * 4
