@@ -9,11 +9,14 @@ from data.holdout import find_places, hold_out, split_text
 from data.reading import SourceReport, iter_records, report_on
 from data.rows import SourceLike
 from data.schema import Comparison, DataError, Demonstration, Message, Problem, Prompt, Record, RecordKind, Text
+from data.treatment import Treat
 
 AnyRecord = TypeVar("AnyRecord", Demonstration, Comparison, Prompt, Text, Record)
 
 
-def load_records(source: SourceLike, kind: RecordKind, skip_bad: int = 0, reports: list[SourceReport] | None = None) -> list[Record]:
+def load_records(
+    source: SourceLike, kind: RecordKind, skip_bad: int = 0, reports: list[SourceReport] | None = None, treat: Treat | None = None
+) -> list[Record]:
     """Read all records of one source, in order.
 
     Args:
@@ -22,9 +25,10 @@ def load_records(source: SourceLike, kind: RecordKind, skip_bad: int = 0, report
         kind: What each row must give.
         skip_bad: Most bad lines to skip.
         reports: Gets the report on the source.
+        treat: What is done to each record, see `data.treatment`.
 
     Returns:
-        At least one record.
+        At least one record, unless all were forgotten.
 
     Raises:
         DataError: The source cannot be read, is empty, or has more bad rows; all bad rows are in it.
@@ -32,15 +36,19 @@ def load_records(source: SourceLike, kind: RecordKind, skip_bad: int = 0, report
     report = report_on(source)
     if reports is not None:
         reports.append(report)
-    return [record for _, record in stream_records(source, kind, report, skip_bad)]
+    return [record for _, record in stream_records(source, kind, report, skip_bad, treat)]
 
 
-def stream_records(source: SourceLike, kind: RecordKind, report: SourceReport, skip_bad: int = 0) -> Iterator[tuple[str, Record]]:
+def stream_records(
+    source: SourceLike, kind: RecordKind, report: SourceReport, skip_bad: int = 0, treat: Treat | None = None
+) -> Iterator[tuple[str, Record]]:
     """Yield the records of one source, in order, each with its place (`file:line`); otherwise as `load_records`."""
     is_empty = True
-    for record in iter_records(source, kind, report, skip_bad):
+    for where, record in iter_records(source, kind, report, skip_bad):
         is_empty = False
-        yield record
+        treated = record if treat is None else treat(record, report.counts)
+        if treated is not None:
+            yield where, treated
     if is_empty:
         raise DataError([Problem(source.path, "", f"found no rows; needed at least one of {kind}; check the export")])
 
@@ -54,6 +62,7 @@ def load_and_split(
     seed: int,
     skip_bad: int = 0,
     reports: list[SourceReport] | None = None,
+    treat: Treat | None = None,
 ) -> tuple[list[Record], list[Record]]:
     """Load the training and held-out records of one kind, as the cache key counts them and the stages train on them.
 
@@ -65,14 +74,15 @@ def load_and_split(
         seed: Another seed holds out other prompts.
         skip_bad: Most bad lines to skip, of each source.
         reports: Gets the report on each source.
+        treat: What is done to each record, see `data.treatment`.
 
     Raises:
         DataError: As `load_records` and `split_records`.
     """
-    records = load_records(train, kind, skip_bad, reports)
+    records = load_records(train, kind, skip_bad, reports, treat)
     if held_out is None:
         return split_records(records, eval_fraction, seed, where=train.path, kind=kind)
-    return records, load_records(held_out, kind, skip_bad, reports)
+    return records, load_records(held_out, kind, skip_bad, reports, treat)
 
 
 def split_records(

@@ -90,6 +90,16 @@ def holds_secret(text: str) -> bool:
     return any(pattern.search(text) for hints, pattern, _ in _SHAPES if any(hint in text for hint in hints))
 
 
+def blot_shapes(text: str, placeholder: str) -> tuple[str, int]:
+    """Put a placeholder for secrets of a known shape; returns how many there were."""
+    count = 0
+    for hints, pattern, blot in _SHAPES:
+        if any(hint in text for hint in hints):
+            text, found = pattern.subn(blot.replace(BLOT, placeholder), text)
+            count += found
+    return text, count
+
+
 def holds_environment_secret(text: str, environment: Mapping[str, str] = os.environ) -> bool:
     """Tell whether a text holds a secret of the environment that is no ordinary word and not short."""
     values = [value for value in _secret_values(environment) if len(value) >= _ALONE_CHARS and not value.isalpha()]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from data.load import stream_records
 from data.reading import report_on
 from data.schema import Demonstration, RecordKind, Text
+from data.treatment import Treat, make_treatment
 from pipeline.errors import ConfigError
 from pipeline.inputs.prepare import Inputs
 from pipeline.launch.environment import stage_environment
@@ -29,7 +30,8 @@ def try_judge(recipe: Recipe, inputs: Inputs, stages: Sequence[StageName]) -> No
     asking = [stage for stage in stages if asks_judge(recipe.settings(stage))]
     if recipe.judge is None or not asking:
         return
-    samples = [_take_sample(inputs, kind, recipe.data.skip_bad) for stage, kind in _JUDGED.items() if stage in asking]
+    treat = make_treatment(recipe.data.redact, inputs.forgotten)
+    samples = [_take_sample(inputs, kind, recipe.data.skip_bad, treat) for stage, kind in _JUDGED.items() if stage in asking]
     command = [sys.executable, "-P", "-m", "stages.responses.judge", recipe.judge, recipe.judge_directory or ""]
     environment, _ = stage_environment("", offline=inputs.local)
     try:
@@ -48,9 +50,9 @@ def _refusal(recipe: Recipe, message: str) -> ConfigError:
     return ConfigError([f"{recipe.place('judge')}: {message}"])
 
 
-def _take_sample(inputs: Inputs, kind: RecordKind, skip_bad: int) -> tuple[str, str]:
+def _take_sample(inputs: Inputs, kind: RecordKind, skip_bad: int, treat: Treat | None) -> tuple[str, str]:
     """Take the first record that may be held out: its prompt, and its answer where it has one."""
     source = inputs.data[kind].eval or inputs.data[kind].train
-    _, record = next(stream_records(source, kind, report_on(source), skip_bad))
+    _, record = next(stream_records(source, kind, report_on(source), skip_bad, treat))
     assert not isinstance(record, Text), "neither of the kinds that are judged"
     return record.prompt[-1].content, record.completion if isinstance(record, Demonstration) else _ANSWER

@@ -118,6 +118,10 @@ def decide(
             if entry.cache_key == key
         ]
         reasons = lost or list(_differences(stage, config, data, own_parents, store)) or ["no artifact has these inputs yet"]
+    if not found:
+        same = [artifact for artifact in store.list(stage) if artifact.manifest.cache_key == key]
+        newest = same[-1:] or store.list(stage)[-1:]
+        reasons = [f"{each.ref} is withdrawn: {why}" for each in newest if (why := store.find_withdrawal(each))] + reasons
     unfinished = "" if force else describe_unfinished(store.root, stage, _name_run(stage, key), config[stage])
     return Decision(stage, "run", None, reasons, key, config, own_parents, unfinished)
 

@@ -19,6 +19,8 @@ from pipeline.launch.events import Event
 from pipeline.launch.failure import StageFailed, last_lines
 from pipeline.launch.launch import launch
 from pipeline.plan import Decision, Selection, decide, missing_artifact
+from pipeline.privacy.forget import withdraw_if_forgotten
+from pipeline.privacy.samples import tame_samples
 from pipeline.recipe.schema import Recipe
 from pipeline.runs.directory import HeldRun, forget_checkpoints, leave_evidence, open_run_directory, remove_checkpoints
 from pipeline.runs.record import Attempt, record_attempt
@@ -190,11 +192,13 @@ def _make(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, view
             fields = _manifest_fields(
                 recipe, inputs, decision, _read_result(decision.stage, staging.path, run_dir), duration_s, run_dir.name
             )
+            tame_samples(staging.path, recipe.data.samples, recipe.data.redact)
             leave_evidence(recipe, inputs.skipped(decision.stage, recipe), staging.path, run_dir)
             outcome = Outcome(decision.stage, store.publish(staging, fields), False, duration_s)
         except BaseException:
             view.stage_failed(decision.stage)
             raise
+        withdraw_if_forgotten(store, outcome.artifact)  # of what was forgotten while it learnt from it
         record_published(outcome.artifact.ref)
         view.stage_published(outcome)
         # Only now: a run that is killed before this line finds its checkpoints again.
@@ -247,6 +251,8 @@ def _make_spec(recipe: Recipe, inputs: Inputs, decision: Decision, output_dir: P
         data={kind: inputs.data[kind] for kind in data_inputs(stage, recipe.settings(stage))},
         eval_fraction=recipe.data.eval_fraction,
         skip_bad=recipe.data.skip_bad,
+        redact=tuple(recipe.data.redact),
+        forgotten=inputs.forgotten,
         judge=recipe.judge if asks_judge(recipe.settings(stage)) else None,
         judge_directory=Path(recipe.judge_directory) if recipe.judge_directory else None,
         seed=recipe.seed,
@@ -293,7 +299,7 @@ def _manifest_fields(
         metrics=redact_values(result.metrics),
         intervals=redact_values(result.intervals),
         facts=redact_values(result.facts.model_dump(mode="json")),
-        counts=redact_values(result.counts),
+        counts=redact_values(result.counts) | inputs.treated(decision.stage, recipe),
         warnings=result.warnings,
         notes=result.notes,
         duration_s=duration_s,

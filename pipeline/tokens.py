@@ -157,6 +157,8 @@ def _make_spec(recipe: Recipe, inputs: Inputs, directory: Path, work: Path, repo
         data={kind: splits for kind, splits in inputs.data.items() if kind != _NOT_MADE},
         fingerprints=inputs.source_fingerprints(),
         skip_bad=recipe.data.skip_bad,
+        redact=tuple(recipe.data.redact),
+        forgotten=inputs.forgotten,
         records=sizes,
         eval_fraction=recipe.data.eval_fraction,
         seed=recipe.seed,

@@ -38,6 +38,7 @@ from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from data.formats.format import FormatName
 from data.formats.table import ALL_COLUMNS
+from data.redact import RedactKind
 from data.schema import RecordKind
 from stages.blocks import Closed, HardwareSettings, LoRASettings, TokenSettings
 from stages.lines import to_line
@@ -181,6 +182,8 @@ class StageSpec(Closed):
         0.05, gt=0, lt=1, description="Share of conversations held out where a kind has no eval source, 2,000 records at most."
     )
     skip_bad: int = Field(0, ge=0, description="Most bad lines to skip, of each source.")
+    redact: tuple[RedactKind, ...] = Field((), description="Personal details that are blotted out of each record.")
+    forgotten: Path | None = Field(None, description="The store's records/, where records were forgotten: they are left out.")
     judge: str | None = Field(
         None, description="`module:function` that judges held-out answers, where `asks_judge`; never seen in training."
     )
@@ -211,6 +214,8 @@ class TokensSpec(Closed):
     data: dict[RecordKind, DataSplits]
     fingerprints: dict[str, dict[str, str]] = Field(description="Record kind -> split -> content hash of that source.")
     skip_bad: int
+    redact: tuple[RedactKind, ...] = Field((), description="As in `StageSpec`.")
+    forgotten: Path | None = Field(None, description="As in `StageSpec`.")
     records: dict[str, int] = Field(description="`<kind>.<split>` -> how many records that source has.")
     eval_fraction: float
     seed: int

@@ -4,6 +4,7 @@ from typing import Any
 
 from data.load import load_and_split
 from data.schema import RecordKind
+from data.treatment import make_treatment
 from stages.process.errors import StageError
 from stages.spec import EXIT_USAGE, StageSpec
 
@@ -17,7 +18,13 @@ def load_splits(spec: StageSpec, kind: RecordKind) -> tuple[list[Any], list[Any]
     """
     splits = spec.data[kind]
     train, held_out = load_and_split(
-        splits.train, splits.eval, kind, eval_fraction=spec.eval_fraction, seed=spec.seed, skip_bad=spec.skip_bad
+        splits.train,
+        splits.eval,
+        kind,
+        eval_fraction=spec.eval_fraction,
+        seed=spec.seed,
+        skip_bad=spec.skip_bad,
+        treat=make_treatment(spec.redact, spec.forgotten),
     )
     if not train:
         raise StageError(f"{splits.train.path}: no {kind} to train on; at least one is needed", EXIT_USAGE)

@@ -21,11 +21,12 @@ from typing import Any, cast
 from data.fingerprint import Fingerprint
 from data.load import stream_records
 from data.reading import report_on
-from data.schema import DataError, Problem, RecordKind
+from data.schema import DataError, Problem, Record, RecordKind
 from data.shortfall import describe_shortfall, warn_of_dropped_answers, warn_of_shortfall
 from data.token_maker import Placed, count_workers, is_whole, make_tokens, open_tokens
 from data.token_split import TokenSet, load_places, split_tokens, take_all
 from data.tokens import encode_records, refuse_none_left
+from data.treatment import Treat, make_treatment
 from data.turns import find_openings
 from stages.ahead import check_lengths, check_model
 from stages.lines import to_line
@@ -63,7 +64,8 @@ def load_tokens(context: StageContext, tokenizer: Any, kind: RecordKind) -> Side
     """
     spec = context.spec
     splits, limits = spec.data[kind], (spec.tokens.max_prompt_tokens, spec.tokens.max_response_tokens)
-    store = _Store(tokenizer, limits, spec.tokens_dir or spec.checkpoint_dir / "tokens", spec.skip_bad, workers=1)
+    treat = make_treatment(spec.redact, spec.forgotten)
+    store = _Store(tokenizer, limits, spec.tokens_dir or spec.checkpoint_dir / "tokens", spec.skip_bad, treat, workers=1)
 
     def make() -> list[Path]:
         made = [
@@ -90,7 +92,8 @@ def _note_repeated_openings(context: StageContext, tokenizer: Any, side: TokenSe
     """Tell the user of answers that begin with what the prompt ends with: the token stream does not write it twice."""
     if count := side.count_repeated():
         ending = find_openings(tokenizer)[-1]
-        records = stream_records(source, side.kind, report_on(source), context.spec.skip_bad)
+        treat = make_treatment(context.spec.redact, context.spec.forgotten)
+        records = stream_records(source, side.kind, report_on(source), context.spec.skip_bad, treat)
         place = next((place for place, _ in islice(records, side.first_repeated(), None)), source.path)
         context.note(
             f"{place}: {count} of {side.count_answers()} answers, the first here, begin with {ending!r}, "
@@ -116,7 +119,8 @@ def open_sides(
 class _Store:
     """The directory of token files, and what they are made with."""
 
-    def __init__(self, tokenizer: Any, limits: tuple[int, int], directory: Path, skip_bad: int, workers: int) -> None:
+    def __init__(self, tokenizer: Any, limits: tuple[int, int], directory: Path, skip_bad: int, treat: Treat | None, workers: int) -> None:
+        self._treat = treat
         self._tokenizer, self._limits, self._directory, self._skip_bad, self._workers = tokenizer, limits, directory, skip_bad, workers
         self._identity = [TOKENS_VERSION, identify_tokenizer(tokenizer), *limits]
 
@@ -136,7 +140,7 @@ class _Store:
             return directory
         is_expected = make_tokens(
             directory,
-            lambda: cast(Iterator[Placed], stream_records(source, kind, report_on(source), self._skip_bad)),
+            lambda: cast(Iterator[Placed], self._stream(source, kind)),
             lambda chunk: encode_records(self._tokenizer, chunk, self._limits),
             expected=fingerprint,
             workers=self._workers,
@@ -146,9 +150,12 @@ class _Store:
             raise DataError([Problem(source.path, "", "changed while this ran; needed the records that were checked; run it again")])
         return directory
 
+    def _stream(self, source: DataSource, kind: RecordKind) -> Iterator[tuple[str, Record]]:
+        return stream_records(source, kind, report_on(source), self._skip_bad, self._treat)
+
     def _read_fingerprint(self, source: DataSource, kind: RecordKind) -> str:
         content = Fingerprint()
-        for _, record in stream_records(source, kind, report_on(source), self._skip_bad):
+        for _, record in self._stream(source, kind):
             content.add(record)
         return content.text
 
@@ -162,7 +169,7 @@ def make_all(spec: TokensSpec) -> dict[str, Any]:
     limits = (spec.tokens.max_prompt_tokens, spec.tokens.max_response_tokens)
     tokenizer, _ = settle_tokenizer(spec.base_model, spec.tokens, spec.revision)
     check_model(spec, tokenizer)
-    store = _Store(tokenizer, limits, spec.tokens_dir, spec.skip_bad, count_workers())
+    store = _Store(tokenizer, limits, spec.tokens_dir, spec.skip_bad, make_treatment(spec.redact, spec.forgotten), count_workers())
     total, done = sum(spec.records.values()), 0
     last_event_s = 0.0
     problems: list[Problem] = []

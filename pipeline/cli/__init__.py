@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import typer
 
-from pipeline.cli import artifacts, chatting, doctor, ranking, reading, recipes, remotes, reports, trust
+from pipeline.cli import artifacts, chatting, doctor, ranking, reading, recipes, records, remotes, reports, trust
 from pipeline.launch.environment import QUIET
 from pipeline.terminal import prepare_terminal
 from stages.spec import EXIT_FAILED, EXIT_OK
@@ -48,6 +48,8 @@ app.command("rankings")(ranking.rankings_command)
 app.command("doctor")(doctor.doctor_command)
 app.command("sign")(trust.sign_command)
 app.command("sbom")(trust.sbom_command)
+app.command("trace")(records.trace_command)
+app.command("forget")(records.forget_command)
 app.command("push")(remotes.push_command)
 app.command("pull")(remotes.pull_command)
 

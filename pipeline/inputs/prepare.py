@@ -10,6 +10,7 @@ from pipeline.inputs.base_model import identify_model
 from pipeline.inputs.demo import demo_seeds, locate, locate_splits, make_demo
 from pipeline.inputs.judge_code import identify_judge
 from pipeline.inputs.records import Reading, Told, read_data
+from pipeline.privacy.lists import find_forgotten
 from pipeline.recipe.base_files import pin_revision
 from pipeline.recipe.schema import Recipe
 from stages.spec import DataSplits, StageName, data_inputs
@@ -26,6 +27,7 @@ class Inputs:
         judge_code: See `identify_judge`.
         data: Sources, by kind.
         readings: What was found in them.
+        forgotten: The store's `records/`, where something was forgotten.
     """
 
     base_model: str
@@ -34,6 +36,7 @@ class Inputs:
     judge_code: str | None
     data: dict[RecordKind, DataSplits]
     readings: dict[RecordKind, Reading]
+    forgotten: Path | None = None
 
     def fingerprints(self, stage: StageName, recipe: Recipe) -> dict[str, dict[str, str]]:
         """Return the content hashes of what a stage reads: kind -> split -> hash."""
@@ -42,6 +45,11 @@ class Inputs:
     def skipped(self, stage: StageName, recipe: Recipe) -> list[Problem]:
         """Return the bad lines that were skipped of what a stage reads."""
         return [bad for kind in data_inputs(stage, recipe.settings(stage)) for bad in self.readings[kind].skipped]
+
+    def treated(self, stage: StageName, recipe: Recipe) -> dict[str, int]:
+        """Count, over what a stage reads, the records that were left out as forgotten, and what was blotted out."""
+        readings = [self.readings[kind].treated for kind in data_inputs(stage, recipe.settings(stage))]
+        return {name: sum(found.get(name, 0) for found in readings) for name in dict.fromkeys(name for found in readings for name in found)}
 
     def sources(self, kind: RecordKind) -> list[str]:
         """Return the splits of a kind that have a source of their own."""
@@ -96,6 +104,7 @@ def prepare(
                 data[kind],
                 recipe.data.eval_fraction,
                 skip_bad=recipe.data.skip_bad,
+                redact=recipe.data.redact,
                 store_root=store_root,
                 trust_notes=trust_notes,
                 keep_note=keep_notes,
@@ -109,4 +118,4 @@ def prepare(
     base_model = locate(recipe.base_model, store_root)
     revision = pin_revision(base_model, recipe.revision)
     judge_code = identify_judge(recipe.judge, recipe.judge_directory) if recipe.judge else None
-    return Inputs(base_model, revision, identify_model(base_model, revision), judge_code, data, readings)
+    return Inputs(base_model, revision, identify_model(base_model, revision), judge_code, data, readings, find_forgotten(store_root))

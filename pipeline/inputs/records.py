@@ -6,17 +6,22 @@ it where their size, times and inode are as noted.
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data.fingerprint import Fingerprint
 from data.load import stream_records
 from data.reading import SourceReport, report_on
+from data.redact import COUNTED, RedactKind
 from data.schema import DataError, Problem, RecordKind
+from data.treatment import FORGOTTEN, make_treatment
 from data.validate import Checker, Findings
+from pipeline.errors import ResourceError
+from pipeline.privacy.lists import find_forgotten, list_path, name_forgotten, open_secret, write_list
 from pipeline.store.disk import hash_file
 from stages.lines import to_line
 from stages.spec import DataSource, DataSplits
@@ -25,6 +30,7 @@ NOTES_DIR = "notes"
 # Raised by hand when the code reads other records, or finds something else, in the same files.
 _NOTES_VERSION = 2
 _TELL_EVERY = 1000  # records
+_TREATED = (FORGOTTEN, *COUNTED.values())
 
 Told = Callable[[str, int], None]  # kind, records read so far
 
@@ -39,6 +45,7 @@ class Reading:
         told: A line for each source: its format, and what of it was joined, left out or skipped.
         notable: Those lines that say more than that a source is in our own columns.
         skipped: The bad lines that were skipped.
+        treated: How many records were left out as forgotten, and what was blotted out of the others.
     """
 
     fingerprints: dict[str, str]
@@ -46,6 +53,7 @@ class Reading:
     told: tuple[str, ...] = ()
     notable: tuple[str, ...] = ()
     skipped: tuple[Problem, ...] = ()
+    treated: dict[str, int] = field(default_factory=dict[str, int])
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,7 @@ def read_data(
     eval_fraction: float,
     *,
     skip_bad: int = 0,
+    redact: Sequence[RedactKind] = (),
     store_root: Path,
     trust_notes: bool = False,
     keep_note: bool = True,
@@ -75,7 +84,8 @@ def read_data(
         splits: The sources.
         eval_fraction: Share to hold out, where the held-out records have no source.
         skip_bad: Most bad lines to skip, of each source.
-        store_root: Where notes are kept.
+        redact: Personal details to blot out.
+        store_root: Where notes are kept, and what of the records was learnt from (`pipeline.privacy`).
         trust_notes: Take a note without reading a file whose size, times and inode are as noted.
         keep_note: Note what was found.
         told: Hears now and then how many records are read.
@@ -85,15 +95,18 @@ def read_data(
     """
     sources = {split: source for split, source in (("train", splits.train), ("eval", splits.eval)) if source is not None}
     files = _list_files(sources.values())
-    note_path = _note_path(store_root, kind, splits, eval_fraction, skip_bad)
+    note_path = _note_path(store_root, kind, splits, eval_fraction, skip_bad, redact)
     noted = None if files is None else recall_note(note_path)
     if files is not None and noted is not None and trust_notes and [file.status for file in noted[0]] == [_status(file) for file in files]:
         return noted[1]
     found_files = None if files is None or trust_notes else [_Noted(str(file), _status(file), hash_file(file)[1]) for file in files]
-    if found_files and noted and [(file.path, file.sha256) for file in found_files] == [(file.path, file.sha256) for file in noted[0]]:
+    same_files = (
+        found_files and noted and [(file.path, file.sha256) for file in found_files] == [(file.path, file.sha256) for file in noted[0]]
+    )
+    if same_files and noted and (not keep_note or _are_listed(store_root, kind, sources, noted[1])):
         reading = noted[1]
     else:
-        reading = _read(kind, sources, eval_fraction, skip_bad, told)
+        reading = _read(kind, sources, eval_fraction, skip_bad, redact, store_root, told, keep_lists=keep_note)
     if (
         keep_note
         and found_files is not None
@@ -108,7 +121,24 @@ def read_data(
     return reading
 
 
-def _read(kind: RecordKind, sources: dict[str, DataSource], eval_fraction: float, skip_bad: int, told: Told) -> Reading:
+def _are_listed(store_root: Path, kind: str, sources: Iterable[str], reading: Reading) -> bool:
+    """Whether it is known which records these sets hold: a store of an earlier version has no lists."""
+    paths = [list_path(store_root, kind, reading.fingerprints[split]) for split in sources]
+    return all(path is not None and path.exists() for path in paths)
+
+
+def _read(
+    kind: RecordKind,
+    sources: dict[str, DataSource],
+    eval_fraction: float,
+    skip_bad: int,
+    redact: Sequence[RedactKind],
+    store_root: Path,
+    told: Told,
+    *,
+    keep_lists: bool,
+) -> Reading:
+    secret = _find_secret(store_root, keep_lists)
     checker = Checker()
     fingerprints: dict[str, str] = {}
     reports: list[SourceReport] = []
@@ -116,10 +146,15 @@ def _read(kind: RecordKind, sources: dict[str, DataSource], eval_fraction: float
     count = 0
     for split, source in sources.items():
         checker.begin(split)
-        content = Fingerprint()
+        content, digests = Fingerprint(), bytearray()
+
+        def collect(found: list[bytes], digests: bytearray = digests) -> None:
+            digests.extend(b"".join(found))
+
+        treat = make_treatment(redact, find_forgotten(store_root), secret=secret, collect=collect if secret else None)
         try:
             reports.append(report_on(source))
-            for _, record in stream_records(source, kind, reports[-1], skip_bad):
+            for _, record in stream_records(source, kind, reports[-1], skip_bad, treat):
                 checker.add(split, record)
                 content.add(record)
                 count += 1
@@ -128,6 +163,9 @@ def _read(kind: RecordKind, sources: dict[str, DataSource], eval_fraction: float
         except DataError as error:
             problems += error.problems
         fingerprints[split] = content.text
+        if secret is not None and not problems:
+            with suppress(OSError):  # a read-only store: the next run reads again
+                write_list(store_root, kind, content.text, digests, secret)
     if problems:
         raise DataError(problems)
     # Which records are held out follows from these, the seed and the length limits, and all that is in the cache key.
@@ -138,7 +176,18 @@ def _read(kind: RecordKind, sources: dict[str, DataSource], eval_fraction: float
         tuple(report.line() for report in reports),
         tuple(report.line() for report in reports if not report.is_plain),
         tuple(bad for report in reports for bad in report.skipped),
+        dict(sum((report.counts for report in reports), Counter[str]()) & Counter(dict.fromkeys(_TREATED, 2**62))),
     )
+
+
+def _find_secret(store_root: Path, keep_lists: bool) -> bytes | None:
+    """Return what records are hashed with, where a list of them is to be kept."""
+    if not keep_lists:
+        return None
+    try:
+        return open_secret(store_root)
+    except ResourceError:  # a read-only store: the next run reads again
+        return None
 
 
 def _list_files(sources: Any) -> list[Path] | None:
@@ -174,7 +223,9 @@ def recall_note(note_path: Path) -> tuple[list[_Noted], Reading] | None:
         files = [_Noted(**file) for file in noted["files"]]
         findings = Findings(found["counts"], tuple(found["errors"]), tuple(found["warnings"]))
         skipped = tuple(Problem(**bad) for bad in noted["skipped"])
-        return files, Reading(noted["fingerprints"], findings, tuple(noted["told"]), tuple(noted["notable"]), skipped)
+        return files, Reading(
+            noted["fingerprints"], findings, tuple(noted["told"]), tuple(noted["notable"]), skipped, noted.get("treated", {})
+        )
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
 
@@ -183,8 +234,10 @@ def _seal(note: str) -> str:
     return hashlib.sha256(note.encode()).hexdigest()
 
 
-def _note_path(store_root: Path, kind: str, splits: DataSplits, eval_fraction: float, skip_bad: int) -> Path:
+def _note_path(store_root: Path, kind: str, splits: DataSplits, eval_fraction: float, skip_bad: int, redact: Sequence[str]) -> Path:
     """Name the note after all that it depends on, but for the files."""
     described: list[Any] = [_NOTES_VERSION, kind, splits.model_dump(mode="json"), skip_bad, None if splits.eval else eval_fraction]
+    if (forgotten := name_forgotten(store_root)) or redact:
+        described += [sorted(redact), forgotten]
     digest = hashlib.sha256(json.dumps(described).encode()).hexdigest()
     return store_root / NOTES_DIR / f"{kind}-{digest[:32]}.json"

@@ -2,10 +2,11 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from pydantic import Field, PrivateAttr
 
+from data.redact import RedactKind
 from pipeline.recipe.yaml_lines import Document
 from stages.blocks import Closed, HardwareSettings, TokenSettings
 from stages.settings import PPOSettings, PretrainSettings, RMSettings, SFTSettings, StageSettings
@@ -32,6 +33,16 @@ class RecipeData(Closed):
         0.05, gt=0, lt=1, description="Share of conversations held out where a kind has no eval source, 2,000 records at most."
     )
     skip_bad: int = Field(0, ge=0, description="Most bad lines to skip, of each source; each one skipped is named in the artifact.")
+    redact: list[RedactKind] = Field(
+        default_factory=list[RedactKind],
+        description="Personal details that are blotted out of every record before tokens are made of it: email, phone, card (with its "
+        "check digit), ip, key (tokens and keys of known shapes). Names and streets are not found.",
+    )
+    samples: Literal["on", "off", "redacted"] = Field(
+        "on",
+        description="Whether samples.jsonl, which holds held-out prompts and answers, is published: as it is, not at all, or with the "
+        "details of data.redact (without it, all kinds) blotted out.",
+    )
 
 
 class Recipe(Closed):

@@ -14,8 +14,8 @@ from pipeline.remotes.hub import commit_version
 from pipeline.remotes.remote import HUB, Remote
 from pipeline.remotes.transfers import ID_CHARS, View, in_parallel, order_parents_first
 from pipeline.store.directory import open_root
-from pipeline.store.disk import read_bounded
-from pipeline.store.ledger import describe_version, open_ledger, tell_state
+from pipeline.store.disk import read_bounded, tell_state
+from pipeline.store.ledger import LEDGER_FILE, describe_version, open_ledger
 from pipeline.store.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, FileEntry, Manifest, parse_manifest, parse_sealed
 from pipeline.store.refs import Ref, version_directory
 from pipeline.store.staging import ARTIFACTS_DIR
@@ -70,7 +70,7 @@ def _push_version(store: Store, remote: Remote, manifest: Manifest, view: View) 
 def _note_in_ledger(remote: Remote, manifest: Manifest, content: bytes) -> Generator[None]:
     """Write in the ledger of a store that is used here too (file://) what is pushed there; a mere copy of a store has none."""
     root = Path(remote.root)
-    if remote.protocol != "file" or not tell_state(root):
+    if remote.protocol != "file" or not tell_state(root, LEDGER_FILE):
         yield
         return
     line = (f"{manifest.kind}@v{manifest.version}", parse_sealed(content)[1])

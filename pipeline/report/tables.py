@@ -125,7 +125,7 @@ def list_data(store: Store, kind: str | None) -> list[dict[str, Any]]:
             rows.append({"ref": ref, "damaged": error.message})
             continue
         named = [name for name, alias in names.get(artifact.kind, {}).items() if alias.ref == ref]
-        rows.append(_list_row(ref, artifact.manifest, named, str(artifact.path)))
+        rows.append(_list_row(ref, artifact.manifest, named, str(artifact.path)) | {"withdrawn": store.find_withdrawal(artifact)})
     with suppress(StoreError):  # of a ledger that was changed by hand, each row tells
         lost = {ref: entry for ref, entry in store.find_lost().items() if kind in (None, ref.partition("@")[0])}
         rows += [{"ref": ref, "damaged": f"it {entry}, and is gone without `rlhf rm`"} for ref, entry in lost.items()]
@@ -172,7 +172,9 @@ def print_list(console: Console, rows: Sequence[dict[str, Any]], root: Path | st
         if "damaged" in row:
             cells.append((row["ref"], "damaged", "", "", "", row["damaged"]))
             continue
-        names = ", ".join([*row["parents"], *(f"alias {name}" for name in row["aliases"])])
+        names = ", ".join(
+            [*(["withdrawn"] if row.get("withdrawn") else []), *row["parents"], *(f"alias {name}" for name in row["aliases"])]
+        )
         cells.append(
             (
                 row["ref"],
@@ -193,6 +195,7 @@ def show_data(store: Store, artifact: Artifact) -> dict[str, Any]:
         "path": str(artifact.path),
         "lineage": [{"ref": parent.ref, "content_id": parent.content_id} for parent in store.lineage(artifact.ref)],
         "manifest": artifact.manifest.model_dump(mode="json"),
+        "withdrawn": store.find_withdrawal(artifact),
         "samples": read_samples(artifact, _SAMPLES_SHOWN),
     }
 
@@ -217,6 +220,7 @@ def print_artifact(console: Console, data: dict[str, Any]) -> None:
         ("code", f"{(code['commit'] or 'no git checkout')[:_ID_CHARS]}{' with changes' if code['dirty'] else ''}"),
         ("size", format_bytes(sum(entry["size"] for entry in manifest["files"]))),
         ("run", manifest["run_id"] or ""),
+        *([("withdrawn", data["withdrawn"])] if data["withdrawn"] else []),
     ]
     section("Made", made)
     section("Lineage", [(parent["ref"], parent["content_id"]) for parent in data["lineage"]] or [("none", "made from the base model")])

@@ -147,6 +147,14 @@ def read_bounded(path: Path | str, max_bytes: int, *, dir_fd: int | None = None)
     return content
 
 
+def tell_state(root: Path, name: str) -> tuple[int, ...]:
+    """Return what tells one state of a file from another: inode, size and time; nothing where there is none."""
+    with suppress(OSError):
+        status = (root / name).lstat()
+        return status.st_ino, status.st_size, status.st_mtime_ns
+    return ()
+
+
 def hash_file(path: Path | str, *, dir_fd: int | None = None, publish_mode: int | None = None) -> tuple[int, str]:
     """Return size and sha256 of a regular file; with `publish_mode`, give it this mode and make it durable first.
 

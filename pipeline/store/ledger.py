@@ -114,14 +114,6 @@ def read_ledger(root: Path) -> Ledger | None:
     return None
 
 
-def tell_state(root: Path) -> tuple[int, ...]:
-    """Return what tells one state of the ledger from another: inode, size and time; nothing where there is none."""
-    with suppress(OSError):
-        status = (root / LEDGER_FILE).lstat()
-        return status.st_ino, status.st_size, status.st_mtime_ns
-    return ()
-
-
 _RESTORE = "restore it from a copy, or take what is there as it is: `rlhf doctor --trust`"
 
 

@@ -62,10 +62,11 @@ def plan_collection(store: Store, keep: int) -> Removal:
         StoreError: an alias, or the spec of an unfinished run, is damaged, so that it is not known what it needs (exit 3).
     """
     artifacts = {artifact.ref: artifact for artifact in store.list()}
+    kept = [artifact for artifact in artifacts.values() if not store.find_withdrawal(artifact)]
     kinds = {artifact.kind for artifact in artifacts.values()}
     needed = {alias.ref for alias in read_all_aliases(store.root).values()} | set(_find_inputs_of_runs(store.root))
     for kind in kinds:
-        needed |= {artifact.ref for artifact in [found for found in artifacts.values() if found.kind == kind][-keep:]}
+        needed |= {artifact.ref for artifact in [found for found in kept if found.kind == kind][-keep:]}
     pending = list(needed)
     while pending:
         artifact = artifacts.get(pending.pop())

@@ -17,13 +17,14 @@ from pipeline.errors import StoreError
 from pipeline.store.aliases import Alias, list_aliases, read_alias, write_alias
 from pipeline.store.artifact import Artifact, find_damage, load_artifact
 from pipeline.store.directory import Directory, open_root
-from pipeline.store.disk import reading
-from pipeline.store.ledger import Entry, Ledger, read_ledger, tell_state
+from pipeline.store.disk import reading, tell_state
+from pipeline.store.ledger import LEDGER_FILE, Entry, Ledger, read_ledger
 from pipeline.store.manifest import ManifestFields
 from pipeline.store.parts import hold_artifacts
 from pipeline.store.publish import publish_staging
 from pipeline.store.refs import ContentPrefix, Ref, check_alias, check_kind, is_kind, parse_ref, parse_version_directory, version_directory
 from pipeline.store.staging import ARTIFACTS_DIR, Staging, open_staging, reap_staging
+from pipeline.store.withdrawn import WITHDRAWN_FILE, Withdrawal, read_withdrawn
 from stages.spec import EXIT_MISSING, EXIT_USAGE, EXIT_VERIFICATION
 
 
@@ -37,6 +38,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
         self._ledger: tuple[tuple[int, ...], Ledger | None] = ((), None)  # as it was read last
+        self._withdrawn: tuple[tuple[int, ...], dict[str, Withdrawal]] = ((), {})
 
     # Write
 
@@ -120,13 +122,22 @@ class Store:
         return [str(Ref(name, version)) for name in kinds for version in self._versions(name)]
 
     def find_by_cache_key(self, kind: str, key: str) -> Artifact | None:
-        """Find the newest artifact of a kind that was made from the same inputs.
+        """Find the newest artifact of a kind that was made from the same inputs, and is not withdrawn.
 
         Raises:
             StoreError: it is not the one that was published (exit 3).
         """
-        found = next((artifact for artifact in reversed(self.list(kind)) if artifact.manifest.cache_key == key), None)
+        same = [artifact for artifact in reversed(self.list(kind)) if artifact.manifest.cache_key == key]
+        found = next((artifact for artifact in same if not self.find_withdrawal(artifact)), None)
         return self._require_listed(found) if found else None
+
+    def find_withdrawal(self, artifact: Artifact) -> str:
+        """Say why an artifact is withdrawn; empty where it is not."""
+        state = tell_state(self.root, WITHDRAWN_FILE)
+        if state != self._withdrawn[0]:
+            self._withdrawn = state, read_withdrawn(self.root)
+        found = self._withdrawn[1].get(artifact.ref)
+        return found.reason if found and found.seal == artifact.seal else ""
 
     def find_lost(self) -> dict[str, Entry]:
         """Find the versions that were published and are gone without `rlhf rm`: ref -> the ledger's last word on each.
@@ -196,15 +207,18 @@ class Store:
         return problems
 
     def require_verified(self, ref: str) -> Artifact:
-        """Find an artifact and check every byte of it, as a stage's input must be.
+        """Find an artifact and check every byte of it, as a stage's input must be, and what goes to others.
 
         Raises:
-            StoreError: as `get`; or damaged, naming the file (exit 3).
+            StoreError: as `get`; or damaged, naming the file, or withdrawn (exit 3).
         """
         problems = self.verify(ref)
         if problems:
             raise StoreError(f"{ref} is damaged: " + " | ".join(problems[:5]), EXIT_VERIFICATION)
-        return self.get(ref)
+        artifact = self.get(ref)
+        if reason := self.find_withdrawal(artifact):
+            raise StoreError(f"{ref} is withdrawn: {reason}; one without them is needed; `rlhf run` makes it", EXIT_VERIFICATION)
+        return artifact
 
     def _require_listed(self, artifact: Artifact) -> Artifact:
         """Refuse a version that is not the one that was published; the ledger is read after the manifest, as its line was there first."""
@@ -215,7 +229,7 @@ class Store:
         return artifact
 
     def _read_ledger(self) -> Ledger | None:
-        state = tell_state(self.root)
+        state = tell_state(self.root, LEDGER_FILE)
         if state != self._ledger[0]:
             self._ledger = state, read_ledger(self.root)
         return self._ledger[1]

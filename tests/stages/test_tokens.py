@@ -4,20 +4,24 @@ import json
 import shutil
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 from data.fingerprint import fingerprint
+from data.identity import FORGOTTEN_FILE, SECRET_FILE, Forgotten, ask_for, make_secret, render_forgotten
 from data.load import load_records
-from data.schema import DataError
+from data.schema import DataError, Demonstration, Message, Prompt
 from data.system import watched
-from data.token_maker import TOKENS_FILE
+from data.token_maker import TOKENS_FILE, open_tokens
+from data.token_split import take_all
 from data.tokens import encode_comparisons, encode_demonstrations
 from stages.blocks import TokenSettings
 from stages.models.tokenizer import load_tokenizer
 from stages.process.context import StageContext
-from stages.spec import DataSource, DataSplits, TokensSpec
+from stages.spec import DataSource, DataSplits, StageSpec, TokensSpec
+from stages.splits import load_splits
 from stages.tokens import load_tokens, make_all, open_sides
 
 LIMITS = (96, 40)
@@ -231,3 +235,25 @@ def test_different_prompts_that_a_template_makes_the_same_are_told_with_both_lin
     assert [line[: line.index(" that writes")] for line in lines] == [
         f"{kind}.jsonl:4: {same.format(kind)}" for kind in ("demonstrations", "prompts")
     ]
+
+
+def test_stages_learn_from_records_as_the_pipeline_reads_them_without_what_was_forgotten_and_blotted_out(
+    tmp_path, base_model_dir, tokenizer
+):
+    rows = [{"prompt": f"Where is order {i}? I am a{i}@example.com", "completion": f"On its way, {i}."} for i in range(12)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "records").mkdir()
+    secret = make_secret()
+    (tmp_path / "records" / SECRET_FILE).write_bytes(secret)
+    asked = ask_for(Prompt((Message("user", rows[3]["prompt"]),)), secret)
+    (tmp_path / "records" / FORGOTTEN_FILE).write_bytes(render_forgotten(Forgotten(secret, frozenset(asked))))
+    expected = [
+        Demonstration((Message("user", f"Where is order {i}? I am [email]"),), row["completion"]) for i, row in enumerate(rows) if i != 3
+    ]
+    spec = make_spec(tmp_path / "work", base_model_dir, {"demonstrations": tmp_path / "mine.jsonl"})
+    treated = {"redact": ("email",), "forgotten": tmp_path / "records"}
+    spec = spec.model_copy(update=treated | {"fingerprints": {"demonstrations": {"train": fingerprint(expected)}}})
+    (directory,) = make_all(spec)["directories"]
+    assert list(take_all("demonstrations", open_tokens(Path(directory))).pairs) == encode_demonstrations(tokenizer, expected, LIMITS)[0]
+    stage_spec = StageSpec.model_construct(data=spec.data, eval_fraction=0.1, seed=3, skip_bad=0, **treated)
+    assert sorted(chain(*load_splits(stage_spec, "demonstrations")), key=str) == sorted(expected, key=str)

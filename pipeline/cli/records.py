@@ -1,0 +1,78 @@
+"""The commands that follow people's records: which artifacts learnt from one, and forgetting it."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.cli.options import JsonOption, StoreOption, make_console, open_store, open_store_to_write, print_json, say
+
+if TYPE_CHECKING:
+    from pipeline.privacy.trace import Trace
+
+RecordArgument = Annotated[
+    str, typer.Argument(metavar="RECORD|FILE", help="A file of records, one as a JSON object, or a text: a prompt, or a document.")
+]
+
+
+def trace_command(record: RecordArgument, store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """Say which artifacts learnt from a record, directly or through those that they were made from."""
+    from pipeline.privacy.lists import find_secret
+    from pipeline.privacy.trace import hash_asked, read_asked, trace
+
+    opened = open_store(store)
+    asked = read_asked(record)
+    secret = find_secret(opened.root) or b""  # without one nothing is listed, and all is unknown
+    rows = [_describe(found) for found in trace(opened, hash_asked(asked, secret), secret)]
+    if as_json:
+        print_json(rows)
+        return
+    terminal = make_console()
+    _say_traces(rows, terminal)
+
+
+def forget_command(
+    record: RecordArgument,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Leave records out of all that learns from now on, and withdraw what learnt from them and all that stands on it. Sources stay."""
+    from pipeline.privacy.forget import forget
+    from pipeline.privacy.lists import open_secret
+    from pipeline.privacy.trace import hash_asked, read_asked
+
+    opened = open_store_to_write(store)
+    asked = read_asked(record)
+    secret = open_secret(opened.root)
+    done = forget(opened, hash_asked(asked, secret), secret)
+    rows = [_describe(found) for found in done.traces]
+    kinds = list(dict.fromkeys(found.artifact.kind for found in done.traces if found.learnt))
+    if as_json:
+        print_json({"new": done.num_new, "artifacts": rows, "tokens": done.tokens, "runs": done.runs, "retrain": kinds})
+        return
+    terminal = make_console()
+    _say_traces(rows, terminal, then=": withdrawn")
+    for name in done.tokens:
+        say(terminal, f"tokens/{name}: removed, made anew without them")
+    for name in done.runs:
+        say(terminal, f"runs/{name}: an unfinished run that learns from them; nobody goes on with it; remove its directory")
+    again = f"to retrain: {', '.join(kinds)}, by `rlhf run` with their recipe; `rlhf gc --remove` then takes what is withdrawn"
+    say(terminal, again if kinds else "nothing is to be retrained")
+    say(terminal, f"{done.num_new} new hashes on the list of what is left out from now on, in this store; the sources stay as they are")
+
+
+def _describe(found: "Trace") -> dict[str, Any]:
+    return {"ref": found.artifact.ref, "learnt": found.learnt, "sets": found.sets, "through": found.through, "unknown": found.unknown}
+
+
+def _say_traces(rows: list[dict[str, Any]], terminal: Any, then: str = "") -> None:
+    for row in rows:
+        if row["learnt"]:
+            direct = [f"learnt from {name}" for name in row["sets"]]
+            through = [f"stands on {', '.join(row['through'])}"] if row["through"] else []
+            say(terminal, f"{row['ref']}: {'; '.join([*direct, *through])}{then}")
+    for row in rows:
+        if row["unknown"]:
+            todo = "trace it in the store that made it, or read its data once more with `rlhf check-data`"
+            say(terminal, f"{row['ref']}: not known of {', '.join(row['unknown'])}, of which no list is kept here; {todo}")
+    if not any(row["learnt"] for row in rows):
+        say(terminal, "no artifact here is known to have learnt from it")
