@@ -1,5 +1,6 @@
 """What tests of several packages share: a tiny base model with a real tokenizer, built once per run."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -59,3 +60,9 @@ def pytest_collection_modifyitems(items):
     """Begin with the files that take minutes: at the end one worker would be left alone with them."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish():
+    """Leave imports out of garbage collection: with torch in memory each one takes half a second, and trainers ask for many."""
+    gc.collect()
+    gc.freeze()

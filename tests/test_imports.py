@@ -1,6 +1,7 @@
 """The import rules between the packages, read from the import statements."""
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -46,19 +47,26 @@ def modules_of(package):
     return sorted((ROOT / package).rglob("*.py"))
 
 
+@functools.cache
+def nodes_of(path):
+    """All parts of a file's syntax tree."""
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+@functools.cache
 def imports_of(path, *, top_level_only=False):
     """Names of the modules that a file imports; not those under TYPE_CHECKING."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = nodes_of(path)
     skipped = {
         id(inner)
-        for node in ast.walk(tree)
+        for node in nodes
         if (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
         or (top_level_only and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
         for statement in node.body
         for inner in ast.walk(statement)
     }
     names = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         if id(node) in skipped:
             continue
         if isinstance(node, ast.Import):
@@ -68,7 +76,7 @@ def imports_of(path, *, top_level_only=False):
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: relative import; write the whole name"
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names
+    return frozenset(names)
 
 
 def packages_of(names):
@@ -138,7 +146,7 @@ def test_only_one_module_touches_private_parts_of_the_libraries():
     for path in modules_of("stages"):
         if path == ROOT / "stages" / "internals.py":
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes_of(path):
             if isinstance(node, ast.Attribute):
                 private = node.attr.startswith(("_", "ds_")) and not node.attr.startswith("__")
                 ours = isinstance(node.value, ast.Name) and (node.value.id == "self" or (node.value.id, node.attr) == ("os", "_exit"))

@@ -9,6 +9,7 @@ killed. What runs is the same program in a process of its own; only the imports 
 """
 
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -98,6 +99,7 @@ def run(request, descriptors, connection):
         connection.detach()
         os.setsid()
         die_with_parent()
+        Path("/proc/self/comm").write_text(request["module"] or Path(request["argv"][0]).name)  # its command line stays the server's
         network = Path(f"/proc/{request['pid']}/ns/net")  # a node of a test is a network namespace
         if not network.samefile("/proc/self/ns/net"):
             with network.open("rb") as namespace:
@@ -132,4 +134,6 @@ def run(request, descriptors, connection):
 if __name__ == "__main__":
     for module in ("datasets", "peft", "torch.distributed.run", "trl", "stages.ppo.stage", "stages.trl.sft", "stages.trl.rm"):
         importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # a collection in a child would copy every page of what was imported: half a second each
     serve(sys.argv[1])
