@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from pipeline.store.store import Store
 from tests.waiting import wait_until
 
 LIMIT_S = 60.0  # from a fault to the end of the run
-EPOCHS = "sft.epochs=16"  # 96 steps, a checkpoint every second
+EPOCHS = "sft.epochs=10"  # 60 steps, a checkpoint every second
 _numbers = itertools.count()
 
 
@@ -54,13 +55,21 @@ class Nodes:
 
 
 @pytest.fixture
-def nodes(tmp_path):
-    try:
-        made = Nodes(tmp_path)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"network namespaces are not allowed here: {getattr(error, 'stderr', error)}")
-    yield made
-    made.remove()
+def make_nodes():
+    """make_nodes(directory of the hostfile): two nodes that are gone after the test."""
+    made = []
+
+    def make(directory):
+        directory.mkdir(exist_ok=True)
+        try:
+            made.append(Nodes(directory))
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"network namespaces are not allowed here: {getattr(error, 'stderr', error)}")
+        return made[-1]
+
+    yield make
+    for nodes in made:
+        nodes.remove()
 
 
 def content_ids(pipeline):
@@ -69,10 +78,10 @@ def content_ids(pipeline):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_two_nodes_leave_the_artifacts_of_one(make_pipeline, nodes, tmp_path):
+def test_two_nodes_leave_the_artifacts_of_one(make_pipeline, make_nodes, tmp_path):
     one = make_pipeline(tmp_path / "one", "--set", "hardware.processes=2", "--set", "hardware.engine=deepspeed", warm=True)
     one.run()
-    two = make_pipeline(tmp_path / "two", *nodes.options, GLOO_SOCKET_IFNAME="eth0")
+    two = make_pipeline(tmp_path / "two", *make_nodes(tmp_path).options, warm=True, GLOO_SOCKET_IFNAME="eth0")
     two.run()
     assert content_ids(two) == content_ids(one) and len(content_ids(one)) == 3
     assert {artifact.manifest.world_size for artifact in Store(two.store_root).list()} == {2}
@@ -89,14 +98,19 @@ def find_workers(pids, part):
     return found
 
 
+def find_rank(nodes):
+    """The second rank: the process that torchrun started there, and the one that runs the stage for it (see tests/warm)."""
+    (started,) = [pid for pid in find_workers(nodes.processes(1), b"stages.sft") if b"torch.distributed.run" not in _words(pid)]
+    return started, next(pid for pid in nodes.processes(1) if Path(f"/proc/{pid}/comm").read_text() == "stages.sft\n")
+
+
 def kill_rank(nodes, _process):
-    (worker,) = [pid for pid in find_workers(nodes.processes(1), b"stages.sft") if b"torch.distributed.run" not in _words(pid)]
-    os.kill(worker, signal.SIGKILL)
+    os.kill(find_rank(nodes)[0], signal.SIGKILL)
 
 
 def freeze_rank(nodes, _process):
-    (worker,) = [pid for pid in find_workers(nodes.processes(1), b"stages.sft") if b"torch.distributed.run" not in _words(pid)]
-    os.kill(worker, signal.SIGSTOP)
+    for pid in find_rank(nodes):
+        os.kill(pid, signal.SIGSTOP)
 
 
 def kill_node(nodes, _process):
@@ -121,23 +135,46 @@ def _words(pid):
     return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
 
 
+# Two runs at once, each of which waits for a silence while the other one works.
 FAULTS = (
-    (kill_rank, 1, "rank 1 was killed by SIGKILL"),
-    (freeze_rank, 1, "rank 1 has not been heard of for 30 s"),
-    (kill_node, 1, "its launcher was killed by SIGKILL, or the node is gone"),
-    (kill_launcher, 1, "its launcher was killed by SIGKILL, or the node is gone"),
-    (cut_network, 1, "has not been heard of for 30 s"),
-    (terminate, 143, "the same command goes on from the last checkpoint"),
+    (
+        (freeze_rank, 1, "rank 1 has not been heard of for 30 s"),
+        (kill_rank, 1, "rank 1 was killed by SIGKILL"),
+        (terminate, 143, "the same command goes on from the last checkpoint"),
+    ),
+    (
+        (kill_node, 1, "its launcher was killed by SIGKILL, or the node is gone"),
+        (kill_launcher, 1, "its launcher was killed by SIGKILL, or the node is gone"),
+        (cut_network, 1, "has not been heard of for 30 s"),
+    ),
 )
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_each_fault_ends_the_run_within_a_minute_and_the_next_run_goes_on(make_pipeline, nodes, tmp_path):
-    """One run, hit by one fault after the other, finishes in the end."""
-    pipeline = make_pipeline(tmp_path / "run", *nodes.options, "--until", "sft", "--set", EPOCHS, GLOO_SOCKET_IFNAME="eth0")
+def test_each_fault_ends_the_run_within_a_minute_and_the_next_run_goes_on(make_pipeline, make_nodes, tmp_path):
+    """A run, hit by one fault after the other, finishes in the end; that last start of the second one imports all anew on both nodes."""
+
+    def make(number, **start):
+        options = ("--until", "sft", "--set", EPOCHS)
+        return make_pipeline(tmp_path / f"run-{number}", *nodes[number].options, *options, GLOO_SOCKET_IFNAME="eth0", **start)
+
+    nodes = [make_nodes(tmp_path / f"run-{number}") for number in range(2)]
+    hit = [make(number, warm=True) for number in range(2)]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        list(pool.map(hit_by_faults, hit, nodes, FAULTS))
+    hit[0].run()
+    make(1).run()
+    for pipeline, faults in zip(hit, FAULTS, strict=True):
+        (resumed,) = pipeline.resumed_steps().values()
+        assert len(resumed) == len(faults) + 1 and resumed == sorted(set(resumed))
+        assert Store(pipeline.store_root).verify("sft@v1") == []
+
+
+def hit_by_faults(pipeline, nodes, faults):
+    """Start it, and let a fault end it once it has saved something new, for each of the faults."""
     try:
-        for fault, exit_code, said in FAULTS:
+        for fault, exit_code, said in faults:
             saved, told = pipeline.saved_steps(), len(pipeline.output_path.read_text()) if pipeline.output_path.exists() else 0
             process = pipeline.start()
 
@@ -155,9 +192,5 @@ def test_each_fault_ends_the_run_within_a_minute_and_the_next_run_goes_on(make_p
             assert said in output() and "Traceback" not in output().split("error:")[-1], output()
             wait_until(lambda: not pipeline.processes() + nodes.processes(0) + nodes.processes(1), 5)
             ip("-n", nodes.names[1], "link", "set", "eth0", "up")
-        pipeline.run()
     finally:
         pipeline.kill_all()
-    (resumed,) = pipeline.resumed_steps().values()
-    assert len(resumed) == len(FAULTS) + 1 and resumed == sorted(set(resumed))
-    assert Store(pipeline.store_root).verify("sft@v1") == []
