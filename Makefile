@@ -23,7 +23,7 @@ ARGS   = '$(RECIPE)' $(foreach word,$(SET),--set '$(word)') $(STORE_OPTION)
 STORE_OPTION = $(if $(STORE),--store '$(STORE)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pretrain sft rm ppo pipeline inspect test test-slurm test-vllm check bench clean
+.PHONY: help setup pretrain sft rm ppo pipeline inspect test test-slurm test-vllm check check-style check-types check-tests bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -67,9 +67,17 @@ test-vllm: $(STAMP) ## PPO with a vLLM server, which it installs into build/vllm
 	RLHF_TEST_VLLM=$(CURDIR)/build/vllm/bin/vllm $(VENV)/bin/python -m pytest tests/end_to_end/vllm
 
 check: $(STAMP) ## Format, lint, types and the fast tests
+	@$(MAKE) --no-print-directory --jobs --keep-going --output-sync=target check-style check-types check-tests
+
+# At once: the type checker keeps one core at work, and the tests wait now and then.
+check-style:
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
+
+check-types:
 	$(VENV)/bin/pyright
+
+check-tests:
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS) -m "not slow"
 
 bench: $(STAMP) ## Measure speed and memory against TRL, into tests/bench/results/

@@ -132,7 +132,8 @@ def run(request, descriptors, connection):
 
 
 if __name__ == "__main__":
-    for module in ("datasets", "peft", "torch.distributed.run", "trl", "stages.ppo.stage", "stages.trl.sft", "stages.trl.rm"):
+    os.environ["DS_ACCELERATOR"] = "cpu"  # which DeepSpeed reads when it is imported; a stage sets it as well
+    for module in ("datasets", "deepspeed", "peft", "torch.distributed.run", "trl", "stages.ppo.stage", "stages.trl.sft", "stages.trl.rm"):
         importlib.import_module(module)
     gc.collect()
     gc.freeze()  # a collection in a child would copy every page of what was imported: half a second each

@@ -8,6 +8,8 @@ import textwrap
 
 import pytest
 
+pytestmark = pytest.mark.slow  # only slow tests start stages, and the server itself takes ten seconds
+
 
 @pytest.fixture
 def start(tmp_path, warm_start):

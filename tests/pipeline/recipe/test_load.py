@@ -500,16 +500,16 @@ def test_a_value_beyond_all_sense_is_one_line_before_anything_starts(problems, l
 
 
 @pytest.mark.parametrize("block", ["", "sft:\n", "sft:\n  trainer_args:\n", "tokens:\n  template_args:\n"])
-def test_sixty_thousand_unknown_keys_are_told_quickly_and_not_all(tmp_path, block):
+def test_twenty_thousand_unknown_keys_are_told_quickly_and_not_all(tmp_path, block):
     depth = "  " * block.count("\n")
     path = tmp_path / "recipe.yaml"
-    path.write_text(MINIMAL + block + "".join(f"{depth}{'k-' if 'template' in block else 'k'}{i}: 1\n" for i in range(60_000)))
+    path.write_text(MINIMAL + block + "".join(f"{depth}{'k-' if 'template' in block else 'k'}{i}: 1\n" for i in range(20_000)))
     begin = time.process_time()
     with pytest.raises(ConfigError) as caught:
         load_recipe(path)
-    assert time.process_time() - begin < 10  # 1.2 s where it was written, over a minute before
+    assert time.process_time() - begin < 3  # 0.4 s where it was written, over 7 s before
     lines = str(caught.value).splitlines()
-    assert len(lines) in (1, 41) and (len(lines) == 1 or lines[-1] == "and 59960 more")
+    assert len(lines) in (1, 41) and (len(lines) == 1 or lines[-1] == "and 19960 more")
 
 
 @pytest.mark.parametrize(
