@@ -1,6 +1,6 @@
 # The front door. Every target sets up .venv first, when pyproject.toml or constraints.txt changed, and not otherwise.
 #
-#   make pipeline                            all three stages on the embedded demo
+#   make pipeline                            all stages on the embedded demo
 #   make ppo RECIPE=mine.yaml                another recipe: a file, or a name under pipeline/recipes/
 #   make rm SET="rm.epochs=2 seed=3"         override keys, separated by spaces
 #   make pipeline STORE=/big/disk            another store
@@ -23,7 +23,7 @@ ARGS   = '$(RECIPE)' $(foreach word,$(SET),--set '$(word)') $(STORE_OPTION)
 STORE_OPTION = $(if $(STORE),--store '$(STORE)')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pretrain sft rm ppo pipeline inspect test test-slurm test-vllm check check-style check-types check-tests bench clean
+.PHONY: help setup pretrain sft rm ppo evaluate pipeline inspect test test-slurm test-vllm check check-style check-types check-tests bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -49,7 +49,10 @@ rm: $(STAMP) ## Stage 2, the reward model, and what it needs
 ppo: $(STAMP) ## Stage 3, PPO, and what it needs
 	@$(RLHF) run --until ppo $(ARGS)
 
-pipeline: $(STAMP) ## All three stages; what is up to date is reused
+evaluate: $(STAMP) ## Stage 4, what base, SFT and PPO say to held-out prompts, and what it needs
+	@$(RLHF) run --until evaluate $(ARGS)
+
+pipeline: $(STAMP) ## All stages; what is up to date is reused
 	@$(RLHF) run $(ARGS)
 
 inspect: $(STAMP) ## Write the newest report, say its verdict, and show it where there is a desktop

@@ -17,7 +17,8 @@ from pipeline.text import clean
 from stages.spec import EXIT_OK, StageName, asks_judge
 
 _LIMIT_S = 300.0  # a judge may load a model of its own
-_JUDGED: dict[StageName, RecordKind] = {"sft": "demonstrations", "ppo": "prompts"}  # to whose prompts each stage's answers are judged
+# To whose prompts each stage's answers are judged.
+_JUDGED: dict[StageName, RecordKind] = {"sft": "demonstrations", "ppo": "prompts", "evaluate": "prompts"}
 _ANSWER = "I do not know."
 
 
@@ -31,7 +32,8 @@ def try_judge(recipe: Recipe, inputs: Inputs, stages: Sequence[StageName]) -> No
     if recipe.judge is None or not asking:
         return
     treat = make_treatment(recipe.data.redact, inputs.forgotten)
-    samples = [_take_sample(inputs, kind, recipe.data.skip_bad, treat) for stage, kind in _JUDGED.items() if stage in asking]
+    kinds: dict[RecordKind, None] = dict.fromkeys(kind for stage, kind in _JUDGED.items() if stage in asking)
+    samples = [_take_sample(inputs, kind, recipe.data.skip_bad, treat) for kind in kinds]
     command = [sys.executable, "-P", "-m", "stages.responses.judge", recipe.judge, recipe.judge_directory or ""]
     environment, _ = stage_environment("", offline=inputs.local)
     try:

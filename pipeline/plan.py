@@ -28,6 +28,7 @@ _WITHOUT_EFFECT: dict[StageName, tuple[str, ...]] = {
     "sft": ("save_every", "log_every"),
     "rm": ("save_every", "log_every"),
     "ppo": ("save_every", "log_every", "eval_every"),
+    "evaluate": ("batch_size",),
 }
 _WITHOUT_EFFECT_IN_ROLLOUT = ("command", "options", "server")
 _REASONS_SHOWN = 4
@@ -61,7 +62,7 @@ class Decision:
         reasons: Why it runs, each a phrase after "because"; or what it depends on.
         key: Cache key, once all parents are known.
         config: The slice of the configuration that is in the key.
-        parents: Role -> artifact.
+        parents: Stage -> artifact.
         unfinished: What becomes of checkpoints that are left of this stage; empty where there are none.
     """
 
@@ -97,7 +98,7 @@ def decide(
         stage: The stage.
         recipe: Resolved recipe.
         inputs: As `prepare` returns them.
-        parents: Kind -> artifact, at least those that the stage reads.
+        parents: Stage -> artifact, at least those that the stage reads.
         store: Where artifacts are looked up.
         force: Run it even where an artifact has its key.
     """
@@ -106,7 +107,7 @@ def decide(
     data = inputs.fingerprints(stage, recipe)
     content = {kind: parent.content_id for kind, parent in own_parents.items()}
     key = hash_inputs(stage, config, data, content)
-    found = store.find_by_cache_key(stage, key)
+    found = store.find_by_cache_key(STAGES[stage].kind, key)
     if found and not force:
         return Decision(stage, "reuse", found, [], key, config, own_parents)
     if found:
@@ -158,7 +159,7 @@ def plan(recipe: Recipe, store: Store, selection: Selection) -> list[Decision]:
 
 
 def _why_without_demo(stage: StageName, store: Store) -> str:
-    return "the demo that it names is not made yet" if store.list(stage) else "no artifact yet"
+    return "the demo that it names is not made yet" if store.list(STAGES[stage].kind) else "no artifact yet"
 
 
 def missing_artifact(decision: Decision, selection: Selection) -> StoreError:
@@ -193,11 +194,14 @@ def _config_slice(stage: StageName, recipe: Recipe, inputs: Inputs) -> dict[str,
         settings["rollout"] = {name: value for name, value in settings["rollout"].items() if name not in _WITHOUT_EFFECT_IN_ROLLOUT}
         if settings["ptx_data"] == "demonstrations":
             del settings["ptx_data"]  # the default: keys from before there was a choice stay valid
+        if settings["keep_every"] is None:
+            del settings["keep_every"]
     return {
         "stage_version": STAGES[stage].version,
         "base_model": inputs.base_identity,
         "seed": recipe.seed,
         **(_identify_judge(recipe, inputs) if asks_judge(recipe.settings(stage)) else {}),
+        **({"probes_code": inputs.probes_code} if stage == "evaluate" and inputs.probes_code else {}),
         # Of texts every token is learnt, in rows of a length of their own.
         **({"tokens": identify_tokens(recipe)} if stage != "pretrain" else {}),
         "hardware": {"precision": recipe.hardware.precision, "attention": recipe.hardware.attention},
@@ -222,7 +226,9 @@ def _differences(
     stage: StageName, config: dict[str, Any], data: dict[str, dict[str, str]], parents: Mapping[str, Artifact | None], store: Store
 ) -> Iterator[str]:
     """Say how the inputs differ from those of the newest artifact; of a parent that is None only whether there was one."""
-    artifacts = [artifact for artifact in store.list(stage) if artifact.manifest.imported is None]  # others were made otherwise
+    artifacts = [
+        artifact for artifact in store.list(STAGES[stage].kind) if artifact.manifest.imported is None
+    ]  # others were made otherwise
     if not artifacts:
         yield "no artifact yet"
         return
@@ -232,11 +238,12 @@ def _differences(
     for kind in sorted({name.partition(".")[0] for name in old_data.keys() | new_data.keys() if old_data.get(name) != new_data.get(name)}):
         yield f"data.{kind} changed"
     old_parents = {parent.ref.partition("@")[0]: parent for parent in manifest.parents}
-    for kind, parent in parents.items():
+    new_parents = {STAGES[cast("StageName", maker)].kind: parent for maker, parent in parents.items()}
+    for kind, parent in new_parents.items():
         before = old_parents.get(kind)
         if before is None or (parent is not None and before.content_id != parent.content_id):
             yield f"{kind} changed {before.ref if before else 'none'} -> {parent.ref if parent else 'a new one'}"
-    yield from (f"{kind} changed {before.ref} -> none" for kind, before in old_parents.items() if kind not in parents)
+    yield from (f"{kind} changed {before.ref} -> none" for kind, before in old_parents.items() if kind not in new_parents)
 
 
 def _name_run(stage: StageName, key: str) -> str:

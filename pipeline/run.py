@@ -158,7 +158,7 @@ def _failed_elsewhere(stage: StageName, attempt: Attempt, log_path: Path) -> Sta
 def _make(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, view: View, held: HeldRun, *, fresh: bool) -> Outcome:
     """Launch a stage in the run directory that is held, and publish what it leaves."""
     run_dir = held.directory.path
-    with record_attempt(held.directory) as record_published, store.staging(decision.stage) as staging:
+    with record_attempt(held.directory) as record_published, store.staging(STAGES[decision.stage].kind) as staging:
         if fresh:
             remove_checkpoints(held.directory)
         if not (run_dir / "checkpoints").exists():  # a new run, not an unfinished one
@@ -247,7 +247,7 @@ def _make_spec(recipe: Recipe, inputs: Inputs, decision: Decision, output_dir: P
         tokens=recipe.tokens,
         hardware=recipe.hardware,
         models=models,
-        revision=None if decision.parents else inputs.revision,
+        revision=inputs.revision if inputs.base_model in models.values() else None,
         data={kind: inputs.data[kind] for kind in data_inputs(stage, recipe.settings(stage))},
         eval_fraction=recipe.data.eval_fraction,
         skip_bad=recipe.data.skip_bad,
@@ -298,7 +298,7 @@ def _manifest_fields(
         world_size=result.world_size,
         metrics=redact_values(result.metrics),
         intervals=redact_values(result.intervals),
-        facts=redact_values(result.facts.model_dump(mode="json")),
+        facts=redact_values(result.facts.model_dump(mode="json")) if result.facts else {},
         counts=redact_values(result.counts) | inputs.treated(decision.stage, recipe),
         warnings=result.warnings,
         notes=result.notes,

@@ -30,6 +30,7 @@ from pipeline.plan import identify_tokens
 from pipeline.recipe.schema import Recipe
 from pipeline.store.disk import locked, make_directories, writing
 from stages.blocks import TokenSettings
+from stages.settings import EvaluateSettings
 from stages.spec import TOKENS_VERSION, TokensSpec
 
 TOKENS_DIR = "tokens"
@@ -119,7 +120,9 @@ def _identify(recipe: Recipe, inputs: Inputs) -> str:
 def _describe_model(recipe: Recipe) -> dict[str, Any]:
     """Say what of the recipe the base model is checked against."""
     return {
-        "adapters": {stage: recipe.settings(stage).lora for stage in recipe.stages},
+        "adapters": {
+            stage: settings.lora for stage in recipe.stages if not isinstance(settings := recipe.settings(stage), EvaluateSettings)
+        },
         "stop_token": recipe.ppo.stop_token,
         "max_rollout_tokens": recipe.ppo.max_response_tokens or recipe.tokens.max_response_tokens,
     }

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from stages.blocks import HardwareSettings
-from stages.settings import PPOSettings, StageSettings
+from stages.settings import EvaluateSettings, PPOSettings, StageSettings, TrainingSettings
 from stages.spec import StageName
 
 
@@ -39,6 +39,8 @@ def find_refusals(
     zero3 = engine == "deepspeed" and hardware.zero_stage == 3
     if hardware.engine == "none" and num_processes > 1:
         yield Refusal("hardware.engine", f"found none with {num_processes} processes, needed ddp or deepspeed; set it, or processes: 1")
+    if isinstance(settings, EvaluateSettings):
+        return  # it trains nothing: each process answers its share, whatever that is
     names = ("minibatch_size", "ptx_batch_size") if isinstance(settings, PPOSettings) else ("batch_size",)
     for name in names:
         size: int | None = getattr(settings, name)
@@ -52,7 +54,7 @@ def find_refusals(
         yield Refusal("ppo.ema_decay", f"found {settings.ema_decay}, needed {needed}; set hardware.zero_stage: 2, or ema_decay: null")
 
 
-def _find_quantization_refusals(key: str, found: str, settings: StageSettings, *, zero3: bool) -> Iterator[Refusal]:
+def _find_quantization_refusals(key: str, found: str, settings: TrainingSettings, *, zero3: bool) -> Iterator[Refusal]:
     if importlib.util.find_spec("bitsandbytes") is None:
         yield Refusal(key, f"found {found}, needed bitsandbytes, which is not installed; run `make setup` or install it, or set it to null")
     if isinstance(settings, PPOSettings) and settings.rollout.engine == "vllm":

@@ -217,6 +217,11 @@ class PPOSettings(_Optimization):
     eval_every: PositiveInt = Field(50, description="Iterations between evaluations on the fixed held-out prompts.")
     eval_samples: Annotated[int, Field(ge=0)] = Field(64, description="Held-out prompts answered at each evaluation.")
     save_every: PositiveInt = Field(50, description="Iterations between checkpoints.")
+    keep_every: PositiveInt | None = Field(
+        None,
+        description="Keep the model (with lora: the adapter) of each n-th iteration in the artifact, for evaluate: whether it was still "
+        "better, or only better at fooling the reward model. null: none.",
+    )
     log_every: PositiveInt = Field(1, description="Iterations between metric rows.")
 
     @model_validator(mode="after")
@@ -239,4 +244,32 @@ def _check_divides(small_name: str, small: int, large_name: str, large: int) -> 
         raise ValueError(f"{large_name} = {large} is not a multiple of {small_name} = {small}; choose sizes that divide")
 
 
-StageSettings = PretrainSettings | SFTSettings | RMSettings | PPOSettings
+class EvaluateSettings(Closed):
+    """Stage 4, evaluation: what base, SFT and PPO say to fixed held-out prompts, and what the reward model sees of held-out comparisons."""
+
+    prompts: PositiveInt = Field(128, description="Held-out prompts that are answered, the first ones; fewer where there are fewer.")
+    samples: PositiveInt = Field(
+        16, description="Sampled answers of the SFT model to each prompt: the pool for best of n, and for the frontier of what is possible."
+    )
+    policy_samples: PositiveInt = Field(
+        4, description="Sampled answers of every other model to each prompt, and as many of the SFT model's that they are compared with."
+    )
+    max_response_tokens: PositiveInt | None = Field(None, description="Longest response in tokens; default: as in PPO.")
+    temperature: float | None = Field(
+        None, gt=0, description="Sampling temperature; logits are divided by it for all log-probabilities. Default: as in PPO."
+    )
+    stop_token: str | None = Field(None, min_length=1, description="What ends a response, see ppo.stop_token; default: as in PPO.")
+    comparisons: PositiveInt = Field(500, description="Held-out comparisons that the reward model ranks, at most.")
+    probe_prompts: Annotated[int, Field(ge=0)] = Field(
+        100, description="Held-out comparisons whose best answer the probes edit, at most. 0: no probes."
+    )
+    probes: str | None = Field(
+        None,
+        description="`module:function` that edits an answer: (prompt, answer) -> {name: {text, description}} or {name: text}, one flaw in "
+        "each, beside the probes that there are for every task. The module is installed, on PYTHONPATH or beside the recipe.",
+    )
+    batch_size: PositiveInt = Field(64, description="Responses that a process decodes at once.")
+
+
+TrainingSettings = PretrainSettings | SFTSettings | RMSettings | PPOSettings
+StageSettings = TrainingSettings | EvaluateSettings

@@ -13,6 +13,9 @@
                      (LoRA: the adapter)
       merged/        S, only with `lora.merge`: the adapter    the next stages, in place of model/
                      merged into its base
+      kept/<n>/      S, PPO with `ppo.keep_every`: as model/   S: evaluate
+                     was after iteration n
+      evaluation.json S, evaluate: what it found               P: reports
       metrics.jsonl  S, at the end, from checkpoint_dir        people
       samples.jsonl  S, at the end                             P: `rlhf show`
       result.json    S, last: a `StageResult`                  P: manifest
@@ -20,7 +23,8 @@
     metrics.jsonl   a row per logged step: step, and figures under train/ and eval/; PPO: objective/, policy/, val/, rollout/ and more
     samples.jsonl   SFT, PPO: way (sampled, greedy; PPO with an average: ema_...), prompt, response, finished, response_tokens,
                     judge_<figure>; pretrain the same without the last two, its prompt the beginning of a text;
-                    PPO: score, kl too. RM: prompt, response, rank, score
+                    PPO: score, kl too. RM: prompt, response, rank, score.
+                    Evaluate: see stages.evaluate.results
     events.jsonl    event, time, and by event: see `append_event`
 
 A stage knows nothing of versions, caching, aliases or other stages.
@@ -42,9 +46,9 @@ from data.redact import RedactKind
 from data.schema import RecordKind
 from stages.blocks import Closed, HardwareSettings, LoRASettings, TokenSettings
 from stages.lines import to_line
-from stages.settings import PPOSettings, PretrainSettings, RMSettings, SFTSettings, StageSettings
+from stages.settings import EvaluateSettings, PPOSettings, PretrainSettings, RMSettings, SFTSettings, StageSettings
 
-StageName = Literal["pretrain", "sft", "rm", "ppo"]
+StageName = Literal["pretrain", "sft", "rm", "ppo", "evaluate"]
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -53,6 +57,7 @@ class Stage:
     """What the pipeline must know of a stage; a new stage is one more row of `STAGES`, its settings block and its program.
 
     Args:
+        kind: Of the artifact that it makes.
         settings: Class of its block in a recipe.
         models: The models that it reads: role -> the stage that makes it. Where the recipe does not have that stage, or none is named,
             it is the recipe's base model.
@@ -62,7 +67,8 @@ class Stage:
         leaves_model: Whether it leaves a model, and checkpoints of one while it runs.
     """
 
-    settings: type[PretrainSettings] | type[SFTSettings] | type[RMSettings] | type[PPOSettings]
+    kind: str
+    settings: type[StageSettings]
     models: Mapping[str, StageName | None]
     data: tuple[RecordKind, ...]
     version: int
@@ -78,16 +84,33 @@ class Stage:
 # In an order in which each comes after its parents. A recipe has all of them, but `pretrain` only with a block of that name.
 STAGES: dict[StageName, Stage] = {
     "pretrain": Stage(
-        PretrainSettings, models={"base": None}, data=("texts",), version=1, memory_keys="pretrain.micro_batch_size or sequence_length"
+        "pretrain",
+        PretrainSettings,
+        models={"base": None},
+        data=("texts",),
+        version=1,
+        memory_keys="pretrain.micro_batch_size or sequence_length",
     ),
-    "sft": Stage(SFTSettings, models={"base": "pretrain"}, data=("demonstrations",), version=4, memory_keys="sft.micro_batch_size"),
-    "rm": Stage(RMSettings, models={"sft": "sft"}, data=("comparisons", "demonstrations"), version=4, memory_keys="rm.micro_batch_size"),
+    "sft": Stage("sft", SFTSettings, models={"base": "pretrain"}, data=("demonstrations",), version=4, memory_keys="sft.micro_batch_size"),
+    "rm": Stage(
+        "rm", RMSettings, models={"sft": "sft"}, data=("comparisons", "demonstrations"), version=4, memory_keys="rm.micro_batch_size"
+    ),
     "ppo": Stage(
+        "ppo",
         PPOSettings,
         models={"sft": "sft", "rm": "rm"},
         data=("prompts",),
         version=5,
         memory_keys="ppo.max_tokens_per_microbatch or ppo.rollout_micro_batch_size",
+    ),
+    "evaluate": Stage(
+        "evaluation",
+        EvaluateSettings,
+        models={"base": None, "sft": "sft", "rm": "rm", "ppo": "ppo"},
+        data=("prompts", "comparisons"),
+        version=1,
+        memory_keys="evaluate.batch_size",
+        leaves_model=False,
     ),
 }
 
@@ -107,8 +130,8 @@ def data_inputs(stage: StageName, settings: StageSettings) -> tuple[RecordKind, 
 
 
 def asks_judge(settings: StageSettings) -> bool:
-    """Say whether a stage has its answers to held-out prompts judged: those that answer any, until that is a stage of its own."""
-    return isinstance(settings, SFTSettings | PPOSettings) and settings.eval_samples > 0
+    """Say whether a stage has answers to held-out prompts judged."""
+    return isinstance(settings, EvaluateSettings) or (isinstance(settings, SFTSettings | PPOSettings) and settings.eval_samples > 0)
 
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_VERIFICATION, EXIT_MISSING, EXIT_RESOURCE = 0, 1, 2, 3, 4, 5
@@ -136,6 +159,7 @@ def parse_checkpoint(name: str) -> int | None:
 
 
 MODEL_DIR, MERGED_DIR, METRICS_FILE, SAMPLES_FILE, RESULT_FILE = "model", "merged", "metrics.jsonl", "samples.jsonl", "result.json"
+KEPT_DIR = "kept"  # models of PPO's iterations, a directory each
 ADAPTER_CONFIG = "adapter_config.json"  # peft's, in model/: names the base
 
 
@@ -287,7 +311,7 @@ class StageResult(Closed):
 
     metrics: dict[str, float] = Field(description="Final figures; held-out ones begin with `eval/`.")
     intervals: dict[str, Interval] = Field(default_factory=dict, description="Of held-out figures, where they are known.")
-    facts: ModelFacts
+    facts: ModelFacts | None = Field(None, description="Of the model that it leaves.")
     counts: dict[str, int] = Field(description="Records read, used, cut and dropped.")
     warnings: list[StageWarning] = Field(default_factory=list[StageWarning], description="Filled in at the end of the process.")
     notes: list[str] = Field(default_factory=list[str], description="What else was told; filled in likewise.")

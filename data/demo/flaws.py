@@ -60,6 +60,15 @@ def add_flaw(case: Case, answer: str, rng: Random) -> str:
     return answer if flawed is None else flawed
 
 
+def copy_with_each_flaw(case: Case, answer: str, rng: Random) -> dict[str, str]:
+    """Copy an answer once with each flaw that applies to it and changes it: flaw -> copy."""
+    sentences = split_sentences(answer)
+    if not sentences:
+        return {}
+    copies = {flaw: make(case, answer, sentences, rng) for flaw, make in _FLAWS.items() if _applies(flaw, case, answer)}
+    return {flaw: copy for flaw, copy in copies.items() if copy is not None and copy != answer}
+
+
 def _applies(flaw: str, case: Case, answer: str) -> bool:
     if flaw in ("item", "order"):
         return case.item in answer

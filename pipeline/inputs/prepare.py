@@ -25,6 +25,7 @@ class Inputs:
         revision: Of a hub's model: the commit, where it can be told.
         base_identity: See `identify_model`.
         judge_code: See `identify_judge`.
+        probes_code: The same of `evaluate.probes`.
         data: Sources, by kind.
         readings: What was found in them.
         forgotten: The store's `records/`, where something was forgotten.
@@ -34,6 +35,7 @@ class Inputs:
     revision: str | None
     base_identity: str
     judge_code: str | None
+    probes_code: str | None
     data: dict[RecordKind, DataSplits]
     readings: dict[RecordKind, Reading]
     forgotten: Path | None = None
@@ -118,4 +120,7 @@ def prepare(
     base_model = locate(recipe.base_model, store_root)
     revision = pin_revision(base_model, recipe.revision)
     judge_code = identify_judge(recipe.judge, recipe.judge_directory) if recipe.judge else None
-    return Inputs(base_model, revision, identify_model(base_model, revision), judge_code, data, readings, find_forgotten(store_root))
+    probes = recipe.evaluate.probes if recipe.evaluate else None
+    probes_code = identify_judge(probes, recipe.judge_directory) if probes else None
+    identity, forgotten = identify_model(base_model, revision), find_forgotten(store_root)
+    return Inputs(base_model, revision, identity, judge_code, probes_code, data, readings, forgotten)

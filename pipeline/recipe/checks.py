@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from data.schema import KINDS
 from pipeline.errors import ConfigError, StoreError
@@ -15,6 +15,7 @@ from pipeline.recipe.trainer_fields import config_class, trainer_fields
 from pipeline.recipe.yaml_lines import Document
 from stages.deepspeed_config import read_deepspeed_json
 from stages.rules import Refusal, find_refusals
+from stages.settings import TrainingSettings
 from stages.spec import DataSource, StageName, data_inputs
 from stages.trainer_args import find_refused_arguments
 
@@ -39,8 +40,10 @@ def check_recipe(recipe: Recipe, document: Document, stages: tuple[StageName, ..
     yield from _check_hardware(recipe, stages, problem)
     yield from _check_trainer_args(recipe, problem)
     yield from _check_adapters(recipe, stages, problem)
-    if recipe.judge is not None and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", recipe.judge):
-        yield problem("judge", f"found {show(recipe.judge)}, needed module:function, such as data.demo.rule:judge")
+    probes = recipe.evaluate.probes if recipe.evaluate else None
+    for key, name, example in (("judge", recipe.judge, "data.demo.rule:judge"), ("evaluate.probes", probes, "data.demo.probes:edit")):
+        if name is not None and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
+            yield problem(key, f"found {show(name)}, needed module:function, such as {example}")
 
 
 def _check_adapters(recipe: Recipe, stages: tuple[StageName, ...], problem: ProblemAt) -> Iterator[str]:
@@ -49,7 +52,7 @@ def _check_adapters(recipe: Recipe, stages: tuple[StageName, ...], problem: Prob
     for below, stage in on_top:
         if below not in recipe.stages or stage not in stages:
             continue
-        base, lora = recipe.settings(below).lora, recipe.settings(stage).lora
+        base, lora = (cast("TrainingSettings", recipe.settings(name)).lora for name in (below, stage))
         if base and lora and not base.merge:
             yield problem(
                 f"{stage}.lora",

@@ -68,7 +68,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), stages: Iterable[Stag
         raise ConfigError([*problems, *huge])
     document.values.setdefault("name", _name_after(path))
     _expand_shorthand(document.values)
-    if document.values.get("judge") is not None:
+    evaluate: Any = document.values.get("evaluate")
+    if document.values.get("judge") is not None or (isinstance(evaluate, dict) and cast("dict[str, Any]", evaluate).get("probes")):
         beside = Path.cwd() if path.parent == _PACKAGED_DIR else path.absolute().parent
         document.values.setdefault("judge_directory", str(beside))
     if unusable := list(resolve_paths(document, path.absolute().parent)):

@@ -9,7 +9,7 @@ from pydantic import Field, PrivateAttr
 from data.redact import RedactKind
 from pipeline.recipe.yaml_lines import Document
 from stages.blocks import Closed, HardwareSettings, TokenSettings
-from stages.settings import PPOSettings, PretrainSettings, RMSettings, SFTSettings, StageSettings
+from stages.settings import EvaluateSettings, PPOSettings, PretrainSettings, RMSettings, SFTSettings, StageSettings
 from stages.spec import STAGES, DataSplits, StageName, Tracker
 
 DEMO_PATTERN = re.compile(r"demo(?:@(?P<seed>[0-9]{1,9}))?(?::(?P<kind>demonstrations|comparisons|prompts)\.(?P<split>train|eval))?")
@@ -46,7 +46,7 @@ class RecipeData(Closed):
 
 
 class Recipe(Closed):
-    """One whole (pretrain ->) SFT -> RM -> PPO training: base model, data, the stages, hardware."""
+    """One whole (pretrain ->) SFT -> RM -> PPO training, and its evaluation: base model, data, the stages, hardware."""
 
     name: str = Field("recipe", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Name, for people; default: that of the file.")
     seed: int = Field(11, ge=0, lt=2**31, description="Seed of training: data order, initial heads, sampling.")
@@ -62,6 +62,9 @@ class Recipe(Closed):
     sft: SFTSettings = Field(default_factory=lambda: SFTSettings.model_validate({}), description="Stage 1, supervised fine-tuning.")
     rm: RMSettings = Field(default_factory=lambda: RMSettings.model_validate({}), description="Stage 2, the reward model.")
     ppo: PPOSettings = Field(default_factory=lambda: PPOSettings.model_validate({}), description="Stage 3, PPO.")
+    evaluate: EvaluateSettings | None = Field(
+        default_factory=lambda: EvaluateSettings.model_validate({}), description="Stage 4, evaluation. null: no such stage."
+    )
     hardware: HardwareSettings = Field(
         default_factory=lambda: HardwareSettings.model_validate({}), description="Where and in which precision."
     )
@@ -71,7 +74,9 @@ class Recipe(Closed):
         "as {score: 0.7}. The module is installed, on PYTHONPATH or beside the recipe.",
     )
     judge_directory: str | None = Field(
-        None, description="Directory in which judge's module may lie; default: the recipe's (for a packaged recipe, the working directory)."
+        None,
+        description="Directory in which the modules of judge and evaluate.probes may lie; default: the recipe's (for a packaged recipe, "
+        "the working directory).",
     )
     tracking: list[Tracker] = Field(
         default_factory=list[Tracker],
@@ -99,12 +104,16 @@ class Recipe(Closed):
         return document.place(tuple(key.split("."))) if document else "recipe"
 
     def settings(self, stage: StageName) -> StageSettings:
-        """Return the settings block of one stage."""
-        return cast("StageSettings", getattr(self, stage))
+        """Return the settings block of one stage; what evaluation does not set of its answers is as in PPO."""
+        settings = cast("StageSettings", getattr(self, stage))
+        if isinstance(settings, EvaluateSettings):
+            unset = [name for name in ("max_response_tokens", "temperature", "stop_token") if getattr(settings, name) is None]
+            return settings.model_copy(update={name: getattr(self.ppo, name) for name in unset})
+        return settings
 
     @property
     def stages(self) -> tuple[StageName, ...]:
-        """The stages that it has, in order: all, but `pretrain` only with a block of that name."""
+        """The stages that it has, in order: all, but `pretrain` only with a block of that name, and `evaluate` unless that is null."""
         return tuple(stage for stage in STAGES if getattr(self, stage) is not None)
 
     def parents(self, stage: StageName) -> tuple[StageName, ...]:

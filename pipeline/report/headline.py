@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from pipeline.text import format_number
-from stages.spec import Interval, StageName
+from stages.spec import STAGES, Interval, StageName
 
 # While a stage runs, and of what it made: metric key -> label.
 PROGRESS: dict[StageName, dict[str, str]] = {
@@ -11,6 +11,7 @@ PROGRESS: dict[StageName, dict[str, str]] = {
     "sft": {"train/loss": "loss", "eval/loss": "held-out loss"},
     "rm": {"train/loss": "loss", "train/accuracy": "accuracy", "eval/accuracy": "held-out accuracy"},
     "ppo": {"objective/reward_model_scores": "score", "objective/kl": "KL", "eval/sampled/judge_score": "held-out judge"},
+    "evaluate": {},
 }
 RESULT: dict[StageName, dict[str, str]] = {
     "pretrain": {"eval/loss": "held-out loss", "eval/perplexity": "held-out perplexity"},
@@ -25,12 +26,13 @@ RESULT: dict[StageName, dict[str, str]] = {
         "eval/ema_sampled/score": "score of the average",
         "eval/ema_sampled/judge_score": "judge of the average",
     },
+    "evaluate": {},
 }
 
 
 def labels_of(kind: str) -> Mapping[str, str]:
     """Return the figures that tell of an artifact; none where its kind is of no stage."""
-    return {str(stage): labels for stage, labels in RESULT.items()}.get(kind, {})
+    return {STAGES[stage].kind: labels for stage, labels in RESULT.items()}.get(kind, {})
 
 
 def headline(labels: Mapping[str, str], metrics: Mapping[str, float], intervals: Mapping[str, Interval] | None = None) -> str:

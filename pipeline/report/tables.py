@@ -117,7 +117,7 @@ def list_unread(outcomes: "Sequence[Outcome]") -> list[str]:
 def list_data(store: Store, kind: str | None) -> list[dict[str, Any]]:
     """Return all artifacts as plain data, damaged ones marked."""
     rows: list[dict[str, Any]] = []
-    names = {known: store.aliases(known) for known in ([kind] if kind else STAGES)}
+    names = {known: store.aliases(known) for known in ([kind] if kind else [row.kind for row in STAGES.values()])}
     for ref in store.refs(kind):
         try:
             artifact = store.get(ref)

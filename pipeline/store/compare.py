@@ -115,6 +115,8 @@ def describe_change(name: str, old: Any, new: Any) -> str:
     if name == "base_model":
         both_of_hub = all(str(identity).startswith("hub:") for identity in (old, new))
         return "the base model changed" + (f" {old} -> {new}" if both_of_hub else "")
+    if name == "probes_code":
+        return "the probes' code changed"
     if name == "judge_code":
         return "the judge's code changed" if old else "the judge's code counts now, of which the newest artifact says nothing"
     if name == "stage_version":

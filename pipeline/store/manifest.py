@@ -15,7 +15,7 @@ from pipeline.errors import StoreError
 from pipeline.store.directory import Directory
 from pipeline.store.disk import read_bounded
 from stages.blocks import Closed
-from stages.spec import EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR, Interval, StageWarning
+from stages.spec import EXIT_VERIFICATION, KEPT_DIR, MERGED_DIR, MODEL_DIR, Interval, StageWarning
 
 MANIFEST_FILE = "manifest.json"
 SCHEMA_VERSION = 1
@@ -151,10 +151,10 @@ def check_layout(files: Iterable[FileEntry]) -> None:
 def compute_content_id(files: Iterable[FileEntry]) -> str:
     """Hash an artifact's content: equal bytes under equal names give an equal id, whatever the time or host.
 
-    Where the artifact has a model, only `model/` and `merged/` count: logs and timings are evidence, not content.
+    Where the artifact has a model, only `model/`, `merged/` and `kept/` count: logs and timings are evidence, not content.
     """
     entries = sorted(files, key=lambda entry: entry.path)
-    payload = [entry for entry in entries if PurePosixPath(entry.path).parts[0] in (MODEL_DIR, MERGED_DIR)]
+    payload = [entry for entry in entries if PurePosixPath(entry.path).parts[0] in (MODEL_DIR, MERGED_DIR, KEPT_DIR)]
     if not any(entry.path.startswith(f"{MODEL_DIR}/") for entry in payload):
         payload = entries
     lines = "".join(f"{entry.sha256} {entry.size} {entry.path}\n" for entry in payload)

@@ -63,6 +63,7 @@ def compute_token_logprobs(
     with_entropies: bool = False,
     *,
     all_rows: bool = False,
+    targets_K: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Compute what the policy says of each response token, in float32.
 
@@ -70,19 +71,21 @@ def compute_token_logprobs(
 
     Args:
         policy: a causal language model, or an adapter on one.
-        row: prompts and responses, one document each.
+        row: prompts and responses, one document each; or responses that continue a prompt's document.
         predictors_K: index in the row of the token before each response token.
         temperature: divides the logits.
         with_entropies: compute them too.
         all_rows: of the vocabulary, those that stand for no token too (see `get_num_tokens`), as the loss of training has them.
+        targets_K: the response tokens, where they do not follow their predictors in the row.
 
     Returns:
         (logprobs_K, entropies_K of the distribution that each token was drawn from, without a gradient; None where not asked for).
     """
     num_tokens = len(predictors_K)
-    predictors_K = F.pad(predictors_K, (0, count_filling(num_tokens)))  # at the first token of the row: computed and never read
+    filling = (0, count_filling(num_tokens))
+    predictors_K = F.pad(predictors_K, filling)  # at the first token of the row: computed and never read
     hidden_KH = compute_hidden_states(find_backbone(policy), row, predictors_K)
-    targets_K = row.ids_N[predictors_K + 1]
+    targets_K = row.ids_N[predictors_K + 1] if targets_K is None else F.pad(targets_K, filling)
     model = find_model(policy)
     head = functools.partial(compute_logits, model, own_head=ways_of(model).own_head)
     vocab_size = None if all_rows else get_num_tokens(policy)

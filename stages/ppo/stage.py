@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from data.texts import encode_documents, split_documents
 from data.token_split import TokenSet
@@ -21,14 +20,14 @@ from stages.models.save import save_model
 from stages.models.sizes import measure_published, measure_tokenizer, measure_trained
 from stages.models.tokenizer import load_tokenizer
 from stages.ppo.heldout import HeldOut
+from stages.ppo.kept import count_kept, drop_kept_after, keep_model, publish_kept
 from stages.ppo.models import load_models
 from stages.ppo.trainer import PPOTrainer
 from stages.process.checkpoint import describe_layout, find_checkpoint, save_checkpoint
-from stages.process.context import StageContext, describe_machine, uses_gpu
-from stages.process.distributed import require_world_size
+from stages.process.context import StageContext, describe_machine
 from stages.process.engine import choose_engine
 from stages.process.errors import Interrupted, StageError
-from stages.process.ranks import Ranks
+from stages.process.ranks import Ranks, join_ranks
 from stages.process.room import require_room
 from stages.responses.engine import RolloutEngine, Sampling
 from stages.responses.judge import load_judge
@@ -77,11 +76,13 @@ def main(context: StageContext) -> StageResult:
         metrics["published/ema_decay"] = settings.ema_decay  # says that the published model is the average
     context.write_metrics(settings.iterations, metrics)
 
+    metrics["published/iteration"] = float(settings.iterations)
     facts = read_facts(trainer.policy, tokenizer, spec.models["sft"])
     # An adapter is saved without its base, so nobody needs to hold that whole.
     with trainer.actor.whole_weights(frozen=facts.form == "full"), trainer.average.in_use() if trainer.average else nullcontext():
         if context.is_main:
             context.progress("saving", 0, 0)
+            publish_kept(spec.checkpoint_dir, spec.output_dir)
             write_samples(spec.output_dir / SAMPLES_FILE, samples)
             save_model(trainer.policy, tokenizer, spec.output_dir, merge=bool(settings.lora and settings.lora.merge))
     return StageResult(
@@ -112,6 +113,8 @@ def train(context: StageContext, trainer: PPOTrainer, held_out: HeldOut) -> dict
             if (evaluate or step % settings.log_every == 0) and not last:
                 context.write_metrics(step, metrics)
             context.progress("train", step, settings.iterations, metrics)
+            if settings.keep_every and step % settings.keep_every == 0 and not last:
+                keep_model(context, trainer, held_out.tokenizer)
             # A signal may reach one rank only: all stop together.
             stop = bool(trainer.ranks.sum(torch.tensor(int(context.stop_requested), device=trainer.ranks.device)))
             if stop or step % settings.save_every == 0:
@@ -125,6 +128,7 @@ def _resume_or_start(context: StageContext, trainer: PPOTrainer, held_out: HeldO
     """Load the newest complete checkpoint, or evaluate the SFT policy; returns (figures at the start, last metrics)."""
     found = find_checkpoint(context)
     saved = trainer.load(found[0]) if found else None
+    drop_kept_after(context, trainer.iteration)
     _require_room(context, trainer, held_out.tokenizer)
     # The row of the last iteration is written once its evaluation is done: never kept from an earlier attempt.
     context.rewind_metrics(min(trainer.iteration, trainer.settings.iterations - 1) if saved else -1)
@@ -142,6 +146,8 @@ def _require_room(context: StageContext, trainer: PPOTrainer, tokenizer: Any) ->
     copies = 4 if choose_engine(context).name == "deepspeed" else 3  # weights, two moments; DeepSpeed's weights in full precision
     checkpoint = _SMALL_FILES + context.world_size * _RANK_STATE
     checkpoint += measure_trained(trainer.actor.module, copies + bool(trainer.average)) + measure_trained(trainer.critic.module, copies)
+    kept, to_come = count_kept(settings), count_kept(settings) - count_kept(settings, trainer.iteration)
+    kept_bytes = measure_published(trainer.policy, tokenizer_bytes, merge=False)
     require_room(
         context,
         checkpoint,
@@ -149,6 +155,7 @@ def _require_room(context: StageContext, trainer: PPOTrainer, tokenizer: Any) ->
         saves=settings.iterations // settings.save_every - trainer.iteration // settings.save_every,
         rows=_ROW_BYTES * (settings.iterations // settings.log_every + settings.iterations // settings.eval_every),
         rows_in_checkpoints=False,
+        kept=(to_come * kept_bytes, kept * kept_bytes),
     )
 
 
@@ -162,17 +169,6 @@ def _save(context: StageContext, trainer: PPOTrainer, more: dict[str, Any]) -> N
         wait_for_everyone=trainer.ranks.wait,
     )
     context.event("checkpoint", step=trainer.iteration)
-
-
-def join_ranks(context: StageContext) -> Ranks:
-    """Join the ranks.
-
-    Raises:
-        StageError: accelerate sees another number of processes than the launcher started.
-    """
-    accelerator = Accelerator(cpu=not uses_gpu(context))
-    require_world_size(context, accelerator.num_processes)
-    return Ranks(accelerator)
 
 
 def _load_likely(context: StageContext, tokenizer: Any) -> tuple[Sequence[EncodedPair], dict[str, int]]:

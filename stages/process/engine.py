@@ -6,6 +6,7 @@ from typing import Any, Literal
 from stages.blocks import HardwareSettings
 from stages.deepspeed_config import make_deepspeed_config
 from stages.process.context import StageContext, uses_gpu
+from stages.settings import EvaluateSettings
 
 
 @dataclass(frozen=True)
@@ -33,4 +34,5 @@ def choose_engine(context: StageContext) -> Engine:
     hardware, several = context.spec.hardware, context.world_size > 1
     wants_zero = hardware.engine == "deepspeed" or (hardware.engine == "auto" and several and uses_gpu(context))
     name = "deepspeed" if wants_zero and hardware.zero_stage > 0 else "ddp" if several else "none"
-    return Engine(name, hardware, context.spec.settings.max_grad_norm)
+    settings = context.spec.settings
+    return Engine(name, hardware, 1.0 if isinstance(settings, EvaluateSettings) else settings.max_grad_norm)

@@ -7,6 +7,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from stages.process.context import StageContext, uses_gpu
+from stages.process.distributed import require_world_size
+
 
 class Ranks:
     """All processes of the stage, and this one among them; what is called, is called by all."""
@@ -36,3 +39,14 @@ class Ranks:
     def wait(self) -> None:
         """Return when every rank has called it."""
         self.accelerator.wait_for_everyone()
+
+
+def join_ranks(context: StageContext) -> Ranks:
+    """Join the ranks.
+
+    Raises:
+        StageError: accelerate sees another number of processes than the launcher started.
+    """
+    accelerator = Accelerator(cpu=not uses_gpu(context))
+    require_world_size(context, accelerator.num_processes)
+    return Ranks(accelerator)

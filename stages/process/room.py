@@ -14,7 +14,9 @@ from stages.spec import EXIT_RESOURCE
 _RECORDS = 32 * 1024  # of the run: events, log, result
 
 
-def require_room(context: StageContext, checkpoint: int, output: int, *, saves: int, rows: int, rows_in_checkpoints: bool) -> None:
+def require_room(
+    context: StageContext, checkpoint: int, output: int, *, saves: int, rows: int, rows_in_checkpoints: bool, kept: tuple[int, int] = (0, 0)
+) -> None:
     """Refuse to train where the disk cannot hold the checkpoints and the output; every rank calls it.
 
     Args:
@@ -24,6 +26,7 @@ def require_room(context: StageContext, checkpoint: int, output: int, *, saves: 
         saves: How many checkpoints are still to come.
         rows: Bytes of all rows of figures, which the output holds too.
         rows_in_checkpoints: Whether checkpoints hold them as well.
+        kept: Bytes of models that are kept beside the checkpoints: those still to come, and all of them, which the output links to.
 
     Raises:
         StageError: It cannot; exit code 5.
@@ -35,17 +38,18 @@ def require_room(context: StageContext, checkpoint: int, output: int, *, saves: 
     def check() -> None:
         directory, output_dir = context.spec.checkpoint_dir, context.spec.output_dir
         drop_unfinished(directory)
-        kept = count_complete(directory)
-        most = max(min(kept + saves, KEPT + 1) - kept, 0) * checkpoint
-        at_end = max(min(kept + saves, KEPT) - kept, 0) * checkpoint
+        complete = count_complete(directory)
+        most = max(min(complete + saves, KEPT + 1) - complete, 0) * checkpoint
+        at_end = max(min(complete + saves, KEPT) - complete, 0) * checkpoint
         if directory.stat().st_dev == output_dir.stat().st_dev:
-            needs = {directory: max(most, at_end + output) + rows + _RECORDS}
+            needs = {directory: max(most, at_end + output) + kept[0] + rows + _RECORDS}
         else:
-            needs = {directory: most + rows + _RECORDS, output_dir: output}
+            needs = {directory: most + kept[0] + rows + _RECORDS, output_dir: output + kept[1]}
         for path, need in needs.items():
             free = shutil.disk_usage(path).free
             if free < need:
                 parts = f"checkpoints of {checkpoint:,} each, up to {KEPT + 1} at once, and an output of {output:,}"
+                parts += f", and {kept[0]:,} for models that are kept" if kept[0] else ""
                 found = f"found {free:,} bytes free, needed {need:,}"
                 raise StageError(f"{path}: {found} for {parts}; free space, or choose another store", EXIT_RESOURCE)
 

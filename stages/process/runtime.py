@@ -77,7 +77,8 @@ def _run(context: StageContext, main: Callable[[StageContext], StageResult]) -> 
             return _fail(context, message, EXIT_RESOURCE)
         traceback.print_exc()
         out_of_memory = is_out_of_memory(error)
-        advice = f"; lower {STAGES[context.spec.stage].memory_keys}, or set gradient_checkpointing: true" if out_of_memory else ""
+        row = STAGES[context.spec.stage]
+        advice = f"; lower {row.memory_keys}{', or set gradient_checkpointing: true' if row.leaves_model else ''}" if out_of_memory else ""
         return _fail(context, f"{type(error).__name__}: {error}{advice}", EXIT_RESOURCE if out_of_memory else EXIT_FAILED)
 
 

@@ -3,13 +3,21 @@
 Axes: B responses, R response tokens (padded on the right), K all real response tokens.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from stages.models.adapters import find_backbone
+from stages.models.logprobs import compute_token_logprobs
+from stages.models.packing import list_documents, pack, split_by_tokens
+from stages.models.precision import autocast
+from stages.process.context import Told
 from stages.responses.rollout import Rollout
+
+_PROMPTS, _TOKENS = 32, 16_384  # of a forward over prompts with all their responses
 
 
 @torch.no_grad()
@@ -52,3 +60,34 @@ class TokenFigures:
     ref_logprobs_BR: Tensor
     values_BR: Tensor
     entropies_BR: Tensor
+
+
+@torch.no_grad()
+def compute_logprobs_of_answers(
+    policy: Any, answers: Sequence[tuple[list[int], Sequence[list[int]]]], temperature: float, told: Told = lambda done, total: None
+) -> list[Tensor]:
+    """Compute what a policy says of each token of the responses of (prompt ids, responses), each prompt computed once.
+
+    Returns:
+        For each response, in order, its tokens' log-probabilities, float32 on the CPU.
+    """
+    policy.eval()
+    device = next(policy.parameters()).device
+    logprobs: list[Tensor] = []
+    lengths = [len(prompt) + sum(map(len, responses)) for prompt, responses in answers]
+    for run in split_by_tokens(lengths, _TOKENS, _PROMPTS):
+        row = pack(*list_documents(answers[run]), device)
+        starts_D, lengths_D, parents_D = row.starts_D.cpu(), row.lengths_D.cpu(), row.parents_D.cpu()
+        lasts_D = starts_D + lengths_D - 1
+        places = [torch.arange(start, start + length) for start, length in zip(starts_D.tolist(), lengths_D.tolist(), strict=True)]
+        is_response_D = (parents_D >= 0).tolist()
+        responses = [places_k for places_k, is_response in zip(places, is_response_D, strict=True) if is_response]
+        parents = parents_D[parents_D >= 0].tolist()
+        # The first token of a response follows the prompt's last, wherever in the row that is.
+        predictors = [torch.cat([lasts_D[parent][None], places_k[:-1]]) for parent, places_k in zip(parents, responses, strict=True)]
+        predictors_K, targets_K = torch.cat(predictors).to(device), row.ids_N[torch.cat(responses).to(device)]
+        with autocast(find_backbone(policy), device):
+            logprobs_K, _ = compute_token_logprobs(policy, row, predictors_K, temperature, targets_K=targets_K)
+        logprobs += logprobs_K.cpu().split([len(places_k) for places_k in responses])
+        told(run.stop, len(answers))
+    return logprobs

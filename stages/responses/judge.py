@@ -10,7 +10,7 @@ import json
 import math
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class Judge:
             answer = self._function(prompt, response, finished)
             figures = _read_figures(answer)
         except (Exception, SystemExit) as error:
-            raise JudgeError(f"judge: {self.name} raised {_describe(error)}; mend it, or leave judge out of the recipe") from error
+            raise JudgeError(f"judge: {self.name} raised {describe_raised(error)}; mend it, or leave judge out of the recipe") from error
         if figures is None or "score" not in figures:
             raise JudgeError(f"judge: {self.name} returned {answer!r:.80}, {_NEEDED}; mend it, or leave judge out of the recipe")
         if self._figures is not None and list(figures) != self._figures:
@@ -53,17 +53,21 @@ class Judge:
 
 
 def load_judge(name: str | None, directory: Path | None) -> Judge | None:
-    """Import `module:function`.
+    """Import a judge; None: there is none. Otherwise as `load_function`."""
+    return None if name is None else Judge(name, load_function("judge", name, directory))
+
+
+def load_function(key: str, name: str, directory: Path | None) -> Callable[..., Any]:
+    """Import `module:function` of the user's.
 
     Args:
-        name: From where; None: there is no judge.
+        key: Of the recipe, which names it.
+        name: From where.
         directory: Where its module may lie too, after all that is installed or on PYTHONPATH.
 
     Raises:
         StageError: It is not there, or its module cannot be imported (exit 2).
     """
-    if name is None:
-        return None
     if directory is not None and str(directory) not in sys.path:
         sys.path.append(str(directory))
     module_name, _, function_name = name.partition(":")
@@ -71,16 +75,16 @@ def load_judge(name: str | None, directory: Path | None) -> Judge | None:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name not in (module_name, module_name.partition(".")[0]):
-            raise StageError(f"judge: {name}: it needs {error.name}, which is not installed; install it", EXIT_USAGE) from error
+            raise StageError(f"{key}: {name}: it needs {error.name}, which is not installed; install it", EXIT_USAGE) from error
         places = f"installed, on PYTHONPATH{f' or in {directory}' if directory else ''}"
-        raise StageError(f"judge: {name}: found no module {error.name} {places}; put it there, or mend the name", EXIT_USAGE) from error
+        raise StageError(f"{key}: {name}: found no module {error.name} {places}; put it there, or mend the name", EXIT_USAGE) from error
     except (Exception, SystemExit) as error:
-        raise StageError(f"judge: {name}: its module raised {_describe(error)}; mend it", EXIT_USAGE) from error
+        raise StageError(f"{key}: {name}: its module raised {describe_raised(error)}; mend it", EXIT_USAGE) from error
     function = getattr(module, function_name, None)
     if not callable(function):
         found = f"found no function {function_name} in {getattr(module, '__file__', None) or module_name}"
-        raise StageError(f"judge: {name}: {found}; give module:function, in a module that is not called as an installed one", EXIT_USAGE)
-    return Judge(name, function)
+        raise StageError(f"{key}: {name}: {found}; give module:function, in a module that is not called as an installed one", EXIT_USAGE)
+    return function
 
 
 def _read_figures(answer: Any) -> dict[str, float] | None:
@@ -94,7 +98,7 @@ def _read_figures(answer: Any) -> dict[str, float] | None:
     return figures if whole and all(map(math.isfinite, figures.values())) else None
 
 
-def _describe(error: BaseException) -> str:
+def describe_raised(error: BaseException) -> str:
     """Say on one line what was raised, and where in the user's files."""
     text = " ".join(str(error).split())[:200]
     if isinstance(error, SyntaxError):

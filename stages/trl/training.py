@@ -6,7 +6,7 @@ Nothing outside of this package touches TRL.
 import math
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import TrainerCallback
@@ -24,7 +24,7 @@ from stages.process.engine import choose_engine
 from stages.process.errors import StageError
 from stages.process.ranks import Ranks
 from stages.process.room import require_room
-from stages.settings import PretrainSettings, RMSettings, SFTSettings
+from stages.settings import PretrainSettings, RMSettings, SFTSettings, TrainingSettings
 from stages.spec import EXIT_USAGE, StageName, checkpoint_name
 from stages.trainer_args import find_refused_arguments
 
@@ -63,7 +63,7 @@ class StageCallback(TrainerCallback):
         self.latest: dict[str, float] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, processing_class: Any = None, **_: Any) -> None:
-        settings = self.context.spec.settings
+        settings = cast("TrainingSettings", self.context.spec.settings)
         model = getattr(model, "module", model)
         tokenizer = measure_tokenizer(processing_class, self.context.spec.output_dir)
         zero = choose_engine(self.context).name == "deepspeed"
@@ -113,7 +113,7 @@ class StageCallback(TrainerCallback):
 
 
 def _describe_divergence(context: StageContext, found: str) -> str:
-    stage, rate = context.spec.stage, context.spec.settings.learning_rate
+    stage, rate = context.spec.stage, cast("TrainingSettings", context.spec.settings).learning_rate
     other = ", or set hardware.precision: float32" if context.spec.hardware.computes_in_bfloat16 else ""
     return f"{found}; finite ones are needed; lower {stage}.learning_rate (found {rate:g}){other}"
 

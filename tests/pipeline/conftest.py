@@ -122,6 +122,7 @@ def write_project(directory):
         "  comparisons: comparisons.jsonl\n"
         "  prompts: prompts.jsonl\n"
         "  eval_fraction: 0.25\n"
+        "evaluate: null\n"
     )
     return path
 
@@ -133,7 +134,7 @@ def write_fake_stages(directory):
     real = Path(stages.__file__).parent
     (package / "__init__.py").write_text(f"__path__ = [{str(package)!r}, {str(real)!r}]\n")
     program = Path(__file__).with_name("fake_stage.py")
-    for stage in ("pretrain", "sft", "rm", "ppo"):
+    for stage in ("pretrain", "sft", "rm", "ppo", "evaluate"):
         (package / f"{stage}.py").write_text(f"import runpy\nrunpy.run_path({str(program)!r}, run_name='__main__')\n")
     program = Path(__file__).with_name("fake_tokens.py")
     (package / "tokens.py").write_text(f"import runpy\nrunpy.run_path({str(program)!r}, run_name='__main__')\n")

@@ -1,0 +1,119 @@
+"""PPO's models and samples of SFT -> how score and judge move with the KL, what was possible, and where to stop.
+
+Axes: P prompts, M samples of each.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from stages.evaluate.measure import Measured
+from stages.evaluate.results import BestOfN, By, CurvePoint, OverOptimisation
+from stages.statistics.best_of_n import bound_kl, estimate_best_of_n
+from stages.statistics.bootstrap import estimate_mean
+from stages.statistics.comparison import compare_means
+from stages.statistics.frontier import FrontierPoint, share_of_frontier, trace_frontier
+from stages.statistics.intervals import Floats
+from stages.statistics.overoptimisation import Fit, fit_rl
+
+BEST_OF = (1, 4, 16)
+_FRONTIER_POINTS = 60  # in the file: more look like a line already
+
+
+def measure_over_optimisation(measured: dict[str, Measured]) -> OverOptimisation | None:
+    """Measure it from all that was sampled; None where the SFT model has no scores, or no model of PPO has."""
+    sft = measured.get("sft-sampled")
+    steps = sorted(
+        (
+            found
+            for found in measured.values()
+            if found.subject.iteration is not None and found.subject.way == "sampled" and _is_whole(found)
+        ),
+        key=lambda found: found.subject.iteration or 0,
+    )
+    if sft is None or sft.scores_N is None or not steps:
+        return None
+    points = [sft, *steps]
+    curve = tuple(_make_point(found) for found in points)
+    judged = all(found.by("judge") is not None for found in points)
+    scores_PM = sft.scores_N.reshape(-1, sft.answers.samples)
+    frontier = trace_frontier(scores_PM)
+    last = curve[-1]
+    best = max(range(len(curve)), key=lambda place: _value(curve[place], "judge")) if judged else None
+    return OverOptimisation(
+        curve=curve,
+        score_fit=_fit(curve, "score"),
+        judge_fit=_fit(curve, "judge") if judged else None,
+        best_of_n=_list_best_of_n(sft, scores_PM),
+        frontier=_thin(frontier[1:]),
+        share_of_frontier=share_of_frontier(frontier, last.kl, last.score.value),
+        stop_iteration=None if best is None else curve[best].iteration,
+        over_optimised=None if best is None else _fell_behind(points[best], points[-1]),
+    )
+
+
+def _is_whole(found: Measured) -> bool:
+    return found.scores_N is not None and found.k1_N is not None
+
+
+def _make_point(found: Measured) -> CurvePoint:
+    prompts_N, judge_N = found.answers.prompts_N, found.by("judge")
+    assert found.scores_N is not None
+    return CurvePoint(
+        iteration=found.subject.iteration or 0,
+        kl=0.0 if found.k1_N is None or found.subject.model == "sft" else float(found.k1_N.mean()),
+        score=estimate_mean(found.scores_N, prompts_N),
+        judge=estimate_mean(judge_N, prompts_N) if judge_N is not None else None,
+    )
+
+
+def _value(point: CurvePoint, by: By) -> float:
+    estimate = point.score if by == "score" else point.judge
+    assert estimate is not None
+    return estimate.value
+
+
+def _fit(curve: Sequence[CurvePoint], by: By) -> Fit | None:
+    distances = np.array([math.sqrt(max(0.0, point.kl)) for point in curve[1:]])
+    return fit_rl(distances, np.array([_value(point, by) - _value(curve[0], by) for point in curve[1:]]))
+
+
+def _fell_behind(best: Measured, last: Measured) -> bool:
+    """Whether the judge is lower at the end than at its highest, by more than the interval of the paired difference, and the score not."""
+    if best is last:
+        return False
+    samples = min(best.answers.samples, last.answers.samples)
+    of_best, of_last = best.first(samples), last.first(samples)
+    prompts_N = best.answers.prompts_N[of_best]
+
+    def difference(by: By) -> tuple[float, float | None]:
+        before_N, after_N = best.by(by), last.by(by)
+        assert before_N is not None and after_N is not None
+        estimate = compare_means(before_N[of_best], after_N[of_last], prompts_N).estimate
+        return estimate.value, estimate.high
+
+    _, judge_high = difference("judge")
+    return judge_high is not None and judge_high < 0 and difference("score")[0] > 0
+
+
+def _list_best_of_n(sft: Measured, scores_PM: Floats) -> tuple[BestOfN, ...]:
+    judge_N = sft.by("judge")
+    judge_PM = None if judge_N is None else judge_N.reshape(scores_PM.shape)
+    prompts_P = np.arange(len(scores_PM))
+    return tuple(
+        BestOfN(
+            n=n,
+            kl_bound=bound_kl(n),
+            score=estimate_mean(estimate_best_of_n(scores_PM, n), prompts_P),
+            judge=None if judge_PM is None else estimate_mean(estimate_best_of_n(scores_PM, n, judge_PM), prompts_P),
+        )
+        for n in BEST_OF
+        if n <= scores_PM.shape[1]
+    )
+
+
+def _thin(points: Sequence[FrontierPoint]) -> tuple[FrontierPoint, ...]:
+    step = max(1, -(-len(points) // _FRONTIER_POINTS))
+    kept = list(points[::step])
+    return tuple(kept if not points or kept[-1] is points[-1] else [*kept, points[-1]])

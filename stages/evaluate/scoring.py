@@ -1,0 +1,91 @@
+"""Answers -> what is known of each: log-probabilities and KL to the SFT model, the reward model's score, a judge's figures."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.tokens import EncodedPromptRecord
+from stages.evaluate.answers import Answers, Arrays, sum_answers, together
+from stages.process.context import Told
+from stages.process.ranks import Ranks
+from stages.responses.figures import compute_logprobs_of_answers
+from stages.responses.judge import Judge, JudgeError
+from stages.responses.judging import response_text
+from stages.responses.scores import score_rankings
+from stages.statistics.kl import sum_k1, sum_k3
+
+Rankings = Sequence[tuple[list[int], list[list[int]]]]
+
+
+def measure_logprobs(ranks: Ranks, policy: Any, rankings: Rankings, temperature: float, told: Told) -> Any:
+    """Compute log-probabilities of the tokens of all answers, in order, each rank those of every n-th prompt."""
+
+    def work() -> list[list[torch.Tensor]]:
+        own = rankings[ranks.index :: ranks.count]
+        logprobs = iter(compute_logprobs_of_answers(policy, own, temperature, told))
+        return [[next(logprobs) for _ in responses] for _, responses in own]
+
+    return sum_answers([answer for of_prompt in together(ranks, work, len(rankings)) for answer in of_prompt])
+
+
+def sum_kl(answers: Answers, ref_logprobs: Any) -> Arrays:
+    """Sum k1 and k3 over the tokens of each answer; `answers` has the logprobs of the model that said them."""
+    assert answers.logprobs is not None
+    ends_N = answers.lengths_N.cumsum()
+    mask_NR = np.arange(int(answers.lengths_N.max())) < answers.lengths_N[:, None]
+    log_ratios_NR = np.zeros(mask_NR.shape)
+    log_ratios_NR[mask_NR] = answers.logprobs[: ends_N[-1]].astype(np.float64) - ref_logprobs
+    return {"k1_N": sum_k1(log_ratios_NR, mask_NR), "k3_N": sum_k3(log_ratios_NR, mask_NR)}
+
+
+def score_answers(ranks: Ranks, reward_model: Any, rankings: Rankings, told: Told) -> Any:
+    """Ask the reward model for a score of each answer, in order, each rank those of every n-th prompt."""
+
+    def work() -> list[list[float]]:
+        own = rankings[ranks.index :: ranks.count]
+        scores = iter(score_rankings(reward_model, own, told).tolist() if own else [])
+        return [[next(scores) for _ in responses] for _, responses in own]
+
+    found = together(ranks, work, len(rankings))
+    return np.array([score for of_prompt in found for score in of_prompt], dtype=np.float64)
+
+
+def judge_answers(
+    ranks: Ranks, judge: Judge, prompts: Sequence[EncodedPromptRecord], answers: Answers, tokenizer: Any, told: Told
+) -> dict[str, Any]:
+    """Ask a judge for the figures of each answer, each rank those of its share.
+
+    Returns:
+        Figure -> value of each answer.
+
+    Raises:
+        ValueError: The judge failed; on every rank.
+    """
+
+    def work() -> list[dict[str, float]]:
+        places = range(ranks.index, len(answers.ids), ranks.count)
+        found: list[dict[str, float]] = []
+        for place in places:
+            prompt = prompts[place // answers.samples].prompt[-1].content
+            try:
+                found.append(judge.ask(prompt, response_text(tokenizer, answers.ids[place]), bool(answers.finished_N[place])))
+            except JudgeError as error:
+                raise ValueError(str(error)) from error
+            told(len(found), len(places))
+        return found
+
+    verdicts = together(ranks, work, len(answers.ids))
+    return {name: np.array([verdict[name] for verdict in verdicts], dtype=np.float64) for name in verdicts[0]}
+
+
+def pack_verdicts(verdicts: dict[str, Any]) -> Arrays:
+    """Put figures of any names into arrays that can be kept."""
+    return {"names": np.array(json.dumps(list(verdicts))), "values_FN": np.stack(list(verdicts.values()))}
+
+
+def unpack_verdicts(arrays: Arrays) -> dict[str, Any]:
+    """Undo `pack_verdicts`."""
+    return dict(zip(json.loads(str(arrays["names"])), arrays["values_FN"], strict=True))

@@ -1,0 +1,252 @@
+"""Stage 4, evaluation: base, SFT and PPO answer the same held-out prompts, the reward model ranks held-out comparisons -> evaluation.json.
+
+each policy in turn: answers, log-probabilities -> SFT: KL -> the reward model: scores, comparisons, probes -> the judge -> figures
+
+One model is in memory at a time. What fails is told in `missing`, and the rest is published.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+
+from data.schema import RecordKind
+from data.token_file import TokenRows, read_prompt
+from data.token_split import TokenSet
+from data.tokens import EncodedPromptRecord
+from stages.evaluate.answers import Answers, Shelf, sample_answers
+from stages.evaluate.curve import measure_over_optimisation
+from stages.evaluate.measure import Measured, describe_answers, list_comparisons, list_rows
+from stages.evaluate.ranking import rank_held_out
+from stages.evaluate.results import EVALUATION_FILE, Evaluation, RewardCard
+from stages.evaluate.scoring import judge_answers, measure_logprobs, pack_verdicts, score_answers, sum_kl, unpack_verdicts
+from stages.evaluate.subjects import Subject, list_subjects
+from stages.evaluate.summary import summarize
+from stages.models.policy import load_policy
+from stages.models.precision import freeze
+from stages.models.reward_model import load_reward_model
+from stages.models.special_tokens import grow_embeddings
+from stages.models.tokenizer import align_special_tokens, load_tokenizer
+from stages.process.context import StageContext, describe_machine
+from stages.process.errors import StageError
+from stages.process.ranks import Ranks, join_ranks
+from stages.responses.engine import Sampling
+from stages.responses.judge import Judge, load_judge
+from stages.responses.judging import response_text, write_samples
+from stages.responses.stop import find_stop
+from stages.settings import EvaluateSettings
+from stages.spec import SAMPLES_FILE, StageResult
+from stages.tokens import load_tokens
+
+
+def main(context: StageContext) -> StageResult:
+    """Evaluate."""
+    spec, settings = context.spec, context.spec.settings
+    assert isinstance(settings, EvaluateSettings)
+    ranks = join_ranks(context)
+    evaluator = Evaluator(context, ranks, settings)
+    subjects, missing = list_subjects(spec, settings)
+    evaluator.missing += missing
+    held_out, counts = _load_held_out(context, evaluator)
+    prompts = list(held_out["prompts"].prompts[: settings.prompts])
+    context.event("start", stage="evaluate", unit="model", resumed_step=0)
+    if len(prompts) < 2:
+        evaluator.missing.append(f"how sure the figures are: found {len(prompts)} held-out prompts, needed 2; give data.prompts.eval")
+    evaluator.answer(subjects, prompts)
+    measured = evaluator.collect(subjects)
+    card = evaluator.ask_reward_model(measured, prompts, held_out["comparisons"])
+    evaluator.ask_judge(measured, prompts)
+    evaluation = evaluator.conclude(measured, prompts, card)
+    metrics = summarize(evaluation)
+    if context.is_main:
+        context.progress("saving", 0, 0)
+        rows = [row for found in measured.values() for row in list_rows(found, prompts)]
+        write_samples(spec.output_dir / SAMPLES_FILE, rows)
+        (spec.output_dir / EVALUATION_FILE).write_text(evaluation.model_dump_json(indent=1), encoding="utf-8")
+    return StageResult(metrics=metrics, counts=counts | {"prompts": len(prompts)}, **describe_machine(context))
+
+
+class Evaluator:
+    """The steps of an evaluation, which share how answers are sampled, what is kept of them, and what is missing."""
+
+    def __init__(self, context: StageContext, ranks: Ranks, settings: EvaluateSettings) -> None:
+        self.context, self.ranks, self.settings = context, ranks, settings
+        self.spec = context.spec
+        self.tokenizer: Any = load_tokenizer(self.spec.models["sft"])
+        stop_token_id, stop_text = find_stop(settings.stop_token, self.tokenizer)
+        self.sampling = Sampling(
+            max_new_tokens=settings.max_response_tokens or self.spec.tokens.max_response_tokens,
+            temperature=settings.temperature or 1.0,
+            pad_token_id=self.tokenizer.pad_token_id,
+            eos_token_id=self.tokenizer.eos_token_id,
+            stop_token_id=stop_token_id,
+            stop_text=stop_text,
+        )
+        self.shelf = Shelf(context, ranks)
+        self.missing: list[str] = []
+        self.judge: Judge | None = None
+        try:
+            self.judge = load_judge(self.spec.judge, self.spec.judge_directory)
+        except StageError as error:
+            self._miss(f"what the judge says: {error}")
+        if self.spec.judge is None:
+            self._miss("whether the answers are better, or only score higher: no judge is named; give judge: module:function")
+
+    def answer(self, subjects: Sequence[Subject], prompts: Sequence[EncodedPromptRecord]) -> None:
+        """Have each model answer, and say of its own sampled tokens how likely they were; of the others' too, while it is SFT."""
+        if not prompts:
+            return
+        prompt_ids = [prompt.prompt_ids for prompt in prompts]
+        others = [subject for subject in subjects if subject.way == "sampled" and subject.model != "sft"]
+        for name, group in groupby(subjects, key=lambda subject: subject.model):
+            ways = list(group)
+            needed = [f"{subject.name}.answers" for subject in ways]
+            if self.shelf.has(*needed, *([f"{other.name}.kl" for other in others] if name == "sft" else [])):
+                continue
+            try:
+                policy = self._load(ways[0])
+                for subject in ways:
+                    self._sample(subject, policy, prompt_ids)
+                if name == "sft":
+                    for other in others:
+                        self._measure_kl(other, policy, prompt_ids)
+            except (StageError, ValueError) as error:
+                self._miss(f"answers of {name}: {error}")
+            policy = None
+            self._free()
+
+    def collect(self, subjects: Sequence[Subject]) -> dict[str, Measured]:
+        """Read what was said; name -> answers."""
+        found: dict[str, Measured] = {}
+        for subject in subjects:
+            if self.shelf.has(f"{subject.name}.answers"):
+                answers = self.shelf.read_answers(subject.name, subject.samples)
+                texts = [response_text(self.tokenizer, ids) for ids in answers.ids]
+                kl = self.shelf.read(f"{subject.name}.kl") if self.shelf.has(f"{subject.name}.kl") else {}
+                found[subject.name] = Measured(subject, answers, texts, k1_N=kl.get("k1_N"), k3_N=kl.get("k3_N"))
+        return found
+
+    def ask_reward_model(
+        self, measured: dict[str, Measured], prompts: Sequence[EncodedPromptRecord], comparisons: TokenSet
+    ) -> RewardCard | None:
+        """Score all answers, and rank held-out comparisons and what the probes make of their best answers."""
+        reward_model: Any = load_reward_model(self.spec.models["rm"], self.spec.hardware)
+        freeze(reward_model, self.spec.hardware).to(self.ranks.device)
+        prompt_ids = [prompt.prompt_ids for prompt in prompts]
+        for name, found in measured.items():
+            if not self.shelf.has(f"{name}.score"):
+                told = self.context.tells(f"scores of {found.subject.model}, {found.subject.way}")
+                scores_N = score_answers(self.ranks, reward_model, found.answers.by_prompt(prompt_ids), told)
+                self.shelf.keep(f"{name}.score", {"scores_N": scores_N})
+            found.scores_N = self.shelf.read(f"{name}.score")["scores_N"]
+            broken = len(found.scores_N) - int(torch.isfinite(torch.from_numpy(found.scores_N)).sum())
+            if broken:
+                self._miss(f"scores of {name}: {broken} of {len(found.scores_N)} are not finite; train the rm stage with a lower rate")
+                found.scores_N = None
+        used = TokenRows(comparisons.file, comparisons.used, read_prompt)
+        card, missing = rank_held_out(self.context, self.ranks, self.settings, reward_model, self.tokenizer, comparisons.comparisons, used)
+        for line in missing:
+            self._miss(line)
+        self._free()
+        return card
+
+    def ask_judge(self, measured: dict[str, Measured], prompts: Sequence[EncodedPromptRecord]) -> None:
+        """Have all answers judged; a judge that fails is not asked again."""
+        for name, found in measured.items():
+            if self.judge is None:
+                return
+            if not self.shelf.has(f"{name}.judge"):
+                told = self.context.tells(f"judge of {found.subject.model}, {found.subject.way}")
+                try:
+                    verdicts = judge_answers(self.ranks, self.judge, prompts, found.answers, self.tokenizer, told)
+                except ValueError as error:
+                    self._miss(f"what the judge says of {name} and what comes after it: {error}")
+                    self.judge = None
+                    return
+                self.shelf.keep(f"{name}.judge", pack_verdicts(verdicts))
+            found.verdicts = unpack_verdicts(self.shelf.read(f"{name}.judge"))
+
+    def conclude(self, measured: dict[str, Measured], prompts: Sequence[EncodedPromptRecord], card: RewardCard | None) -> Evaluation:
+        """Say what all of it allows to say."""
+        self.context.progress("intervals", 0, 0)
+        if not self.context.is_main:
+            return Evaluation(prompts=len(prompts), judge=self.spec.judge)
+        over_optimisation = measure_over_optimisation(measured)
+        if over_optimisation is None:
+            self._miss("whether PPO over-optimised: the scores of SFT or of PPO are not there")
+        elif over_optimisation.over_optimised is None:
+            self._miss("where PPO should have stopped: without a judge of every model nothing can tell; give judge: module:function")
+        return Evaluation(
+            prompts=len(prompts),
+            judge=self.spec.judge,
+            answers=tuple(describe_answers(found, self.settings.policy_samples) for found in measured.values()),
+            comparisons=list_comparisons(measured),
+            reward_card=card,
+            over_optimisation=over_optimisation,
+            missing=tuple(dict.fromkeys(self.missing)),
+        )
+
+    def _load(self, subject: Subject) -> Any:
+        revision = self.spec.revision if subject.model == "base" else None
+        policy: Any = load_policy(subject.path, self.spec.hardware, revision)
+        if subject.model == "base":
+            grow_embeddings(policy, self.tokenizer)  # it answers in the tokens of the others
+        align_special_tokens(policy, self.tokenizer)
+        return freeze(policy, self.spec.hardware).to(self.ranks.device)
+
+    def _sample(self, subject: Subject, policy: Any, prompts: Sequence[list[int]]) -> None:
+        if self.shelf.has(f"{subject.name}.answers"):
+            return
+        arrays = sample_answers(
+            self.ranks,
+            policy,
+            prompts,
+            subject.samples,
+            self.sampling,
+            greedy=subject.way == "greedy",
+            seed=self.spec.seed,
+            batch_size=self.settings.batch_size,
+            told=self.context.tells(f"answers of {subject.model}, {subject.way}"),
+        )
+        if subject.way == "sampled" and subject.model != "sft":
+            answers = _unpack(arrays, subject.samples)
+            told = self.context.tells(f"log-probabilities of {subject.model}")
+            rankings = answers.by_prompt(prompts)
+            arrays["logprobs"] = measure_logprobs(self.ranks, policy, rankings, self.sampling.temperature, told)
+        self.shelf.keep(f"{subject.name}.answers", arrays)
+
+    def _measure_kl(self, subject: Subject, sft: Any, prompts: Sequence[list[int]]) -> None:
+        if self.shelf.has(f"{subject.name}.kl") or not self.shelf.has(f"{subject.name}.answers"):
+            return
+        answers = self.shelf.read_answers(subject.name, subject.samples)
+        told = self.context.tells(f"KL of {subject.model}")
+        ref_logprobs = measure_logprobs(self.ranks, sft, answers.by_prompt(prompts), self.sampling.temperature, told)
+        self.shelf.keep(f"{subject.name}.kl", sum_kl(answers, ref_logprobs))
+
+    def _miss(self, line: str) -> None:
+        self.missing.append(line)
+        self.context.note(f"not measured: {line}")
+
+    def _free(self) -> None:
+        if self.ranks.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _unpack(arrays: dict[str, Any], samples: int) -> Answers:
+    ids, start = arrays["ids"].tolist(), 0
+    answers: list[list[int]] = []
+    for length in arrays["lengths_N"].tolist():
+        answers.append(ids[start : start + length])
+        start += length
+    return Answers(answers, arrays["finished_N"], samples, arrays.get("logprobs"))
+
+
+def _load_held_out(context: StageContext, evaluator: Evaluator) -> tuple[dict[RecordKind, TokenSet], dict[str, int]]:
+    """Load the held-out records: the same that training kept out."""
+    held_out: dict[RecordKind, TokenSet] = {}
+    counts: dict[str, int] = {}
+    for kind in ("prompts", "comparisons"):
+        _, held_out[kind] = load_tokens(context, evaluator.tokenizer, kind)
+        counts |= {f"held_out_{key}": value for key, value in held_out[kind].counts().items()}
+    return held_out, counts
