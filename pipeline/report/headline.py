@@ -26,7 +26,11 @@ RESULT: dict[StageName, dict[str, str]] = {
         "eval/ema_sampled/score": "score of the average",
         "eval/ema_sampled/judge_score": "judge of the average",
     },
-    "evaluate": {},
+    "evaluate": {
+        "eval/win_rate": "PPO over SFT",
+        "eval/win_rate_by_score": "PPO over SFT by score",
+        "eval/reward_model/blind": "flaws that the reward model does not see",
+    },
 }
 
 

@@ -128,10 +128,12 @@ class Evaluation(Closed):
     judge: str | None = Field(None, description="What the judge is, such as `data.demo.rule:judge`.")
     judge_unit: Annotated[str, Field(max_length=40)] = "points"
     answers: tuple[Answers, ...] = ()
-    comparisons: tuple[Comparison, ...] = Field((), description="PPO over SFT first, by the judge where there is one; then the others.")
+    comparisons: tuple[Comparison, ...] = Field(
+        default=(), description="PPO over SFT first, by the judge where there is one; then the others."
+    )
     reward_card: RewardCard | None = None
     over_optimisation: OverOptimisation | None = None
-    missing: tuple[str, ...] = Field((), description="What could not be measured, why, and what to do: one line each.")
+    missing: tuple[str, ...] = Field(default=(), description="What could not be measured, why, and what to do: one line each.")
 
 
 def read_evaluation(artifact_dir: Path) -> Evaluation:

@@ -58,13 +58,13 @@ def main(context: StageContext) -> StageResult:
     card = evaluator.ask_reward_model(measured, prompts, held_out["comparisons"])
     evaluator.ask_judge(measured, prompts)
     evaluation = evaluator.conclude(measured, prompts, card)
-    metrics = summarize(evaluation)
+    metrics, intervals = summarize(evaluation)
     if context.is_main:
         context.progress("saving", 0, 0)
         rows = [row for found in measured.values() for row in list_rows(found, prompts)]
         write_samples(spec.output_dir / SAMPLES_FILE, rows)
         (spec.output_dir / EVALUATION_FILE).write_text(evaluation.model_dump_json(indent=1), encoding="utf-8")
-    return StageResult(metrics=metrics, counts=counts | {"prompts": len(prompts)}, **describe_machine(context))
+    return StageResult(metrics=metrics, intervals=intervals, counts=counts | {"prompts": len(prompts)}, **describe_machine(context))
 
 
 class Evaluator:
@@ -177,6 +177,10 @@ class Evaluator:
             self._miss("whether PPO over-optimised: the scores of SFT or of PPO are not there")
         elif over_optimisation.over_optimised is None:
             self._miss("where PPO should have stopped: without a judge of every model nothing can tell; give judge: module:function")
+        if over_optimisation is not None and over_optimisation.share_of_frontier is None:
+            seen = over_optimisation.frontier[-1].kl if over_optimisation.frontier else 0.0
+            found = f"PPO's KL is {over_optimisation.curve[-1].kl:.2g}, and samples of SFT show what is possible up to {seen:.2g}"
+            self._miss(f"which share of the possible score PPO reached: {found}; more evaluate.samples show more, but by e to the KL")
         return Evaluation(
             prompts=len(prompts),
             judge=self.spec.judge,

@@ -1,39 +1,40 @@
-"""What was found -> the few figures of the manifest. Torch-free."""
+"""What was found -> the few figures of the manifest, and their intervals. Torch-free."""
 
 from stages.evaluate.results import Evaluation
+from stages.spec import Interval
 from stages.statistics.bootstrap import Estimate
 
 
-def summarize(evaluation: Evaluation) -> dict[str, float]:
-    """Name the figures that lists of artifacts show; all begin with `eval/`, those that are not there are left out."""
-    found: dict[str, float] = {}
+def summarize(evaluation: Evaluation) -> tuple[dict[str, float], dict[str, Interval]]:
+    """Name the figures that lists of artifacts show; all begin with `eval/`, those that are not there are left out.
+
+    Returns:
+        (figures, intervals of those that have one).
+    """
+    figures: dict[str, float] = {}
+    intervals: dict[str, Interval] = {}
 
     def put(name: str, estimate: Estimate | None) -> None:
         if estimate is not None:
-            found[f"eval/{name}"] = estimate.value
-            found[f"eval/{name}/prompts"] = float(estimate.num_clusters)
+            figures[f"eval/{name}"] = estimate.value
             if estimate.low is not None and estimate.high is not None:
-                found[f"eval/{name}/low"], found[f"eval/{name}/high"] = estimate.low, estimate.high
+                intervals[f"eval/{name}"] = Interval(low=estimate.low, high=estimate.high, n=estimate.num_clusters)
 
     first = next((found for found in evaluation.comparisons if (found.a, found.b) == ("sft", "ppo")), None)
     if first is not None:
-        put("win_rate", first.win_rate.estimate)
-        found["eval/win_rate/by_judge"] = float(first.by == "judge")
-        put("win_rate/length_controlled", first.length_controlled)
+        by = "" if first.by == "judge" else "_by_score"
+        put(f"win_rate{by}", first.win_rate.estimate)
+        put(f"win_rate{by}_at_equal_length", first.length_controlled)
     for answers in evaluation.answers:
         if answers.model in ("sft", "ppo") and answers.way == "sampled":
             put(f"{answers.model}/score", answers.score)
             put(f"{answers.model}/kl", answers.kl_k1)
-            put(f"{answers.model}/judge", answers.judge.get("score"))
+            put(f"{answers.model}/judge_score", answers.judge.get("score"))
     if evaluation.reward_card is not None:
         put("reward_model/accuracy", evaluation.reward_card.accuracy)
-        found["eval/reward_model/blind"] = float(sum(probe.blind for probe in evaluation.reward_card.probes))
+        figures["eval/reward_model/blind"] = float(sum(probe.blind for probe in evaluation.reward_card.probes))
     curve = evaluation.over_optimisation
     if curve is not None:
-        flags = {
-            "share_of_frontier": curve.share_of_frontier,
-            "stop_iteration": curve.stop_iteration,
-            "over_optimised": curve.over_optimised,
-        }
-        found |= {f"eval/{name}": float(value) for name, value in flags.items() if value is not None}
-    return found
+        flags = {"share_of_frontier": curve.share_of_frontier, "stop_iteration": curve.stop_iteration, "over_optimised": curve.over_optimised}
+        figures |= {f"eval/{name}": float(value) for name, value in flags.items() if value is not None}
+    return figures, intervals

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from pipeline.store.store import Store
+from stages.evaluate.results import read_evaluation
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -20,8 +21,9 @@ def store(tmp_path_factory):
     return Store(root)
 
 
-def test_three_verified_artifacts_form_one_chain(store):
-    assert [(a.ref, store.verify(a)) for a in store.list()] == [("ppo@v1", []), ("rm@v1", []), ("sft@v1", [])]
+def test_four_verified_artifacts_form_one_chain(store):
+    assert [(a.ref, store.verify(a)) for a in store.list()] == [(f"{kind}@v1", []) for kind in ("evaluation", "ppo", "rm", "sft")]
+    assert {parent.ref for parent in store.get("evaluation").manifest.parents} == {"sft@v1", "rm@v1", "ppo@v1"}
     assert {parent.ref for parent in store.get("ppo").manifest.parents} == {"sft@v1", "rm@v1"}
 
 
@@ -54,4 +56,33 @@ def test_ppo_stays_near_the_sft_model(store):
 
 
 def test_a_healthy_run_warns_of_nothing(store):
-    assert {artifact.kind: artifact.manifest.warnings for artifact in store.list()} == {"sft": [], "rm": [], "ppo": []}
+    assert {artifact.kind: artifact.manifest.warnings for artifact in store.list()} == {"sft": [], "rm": [], "ppo": [], "evaluation": []}
+
+
+def test_the_evaluation_says_that_ppo_is_better_than_sft_and_how_sure_that_is(store):
+    evaluation = read_evaluation(store.get("evaluation").path)
+    first = evaluation.comparisons[0]
+    assert (first.a, first.b, first.way, first.by) == ("sft", "ppo", "sampled", "judge")
+    assert first.win_rate.estimate.value >= 0.75 and first.win_rate.estimate.low > 0.6
+    assert first.length_controlled.low > 0.6
+    assert evaluation.prompts == 128 == first.win_rate.estimate.num_clusters
+    said = {(found.model, found.way) for found in evaluation.answers}
+    assert said >= {(model, way) for model in ("base", "sft", "ppo") for way in ("sampled", "greedy")}
+
+
+def test_the_evaluation_lists_what_the_reward_model_does_not_see(store):
+    card = read_evaluation(store.get("evaluation").path).reward_card
+    probes = {probe.name: probe for probe in card.probes}
+    assert probes["rude"].accuracy.value >= 0.95 and not probes["rude"].blind
+    assert probes["name"].accuracy.value <= 0.8  # this tiny model learns late or never to compare what is copied from the prompt
+    assert any(probe.accuracy.value < 0.8 for probe in card.probes)
+    assert 0.75 <= card.accuracy.low < card.accuracy.high <= 0.87
+
+
+def test_the_evaluation_follows_score_and_judge_through_ppo(store):
+    found = read_evaluation(store.get("evaluation").path).over_optimisation
+    assert [point.iteration for point in found.curve] == [0, 10, 20, 30, 40, 50, 60]
+    assert found.curve[0].kl == 0 and all(2 <= point.kl <= 9 for point in found.curve[1:])
+    assert found.curve[-1].judge.value >= found.curve[0].judge.value + 25
+    assert found.stop_iteration >= 30 and found.over_optimised is False
+    assert [best.n for best in found.best_of_n] == [1, 4, 16]
