@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from stages.blocks import HardwareSettings, LoRASettings, TokenSettings
-from stages.settings import PPOSettings, PretrainSettings, RMSettings, SFTSettings
+from stages.settings import EvaluateSettings, PPOSettings, PretrainSettings, RMSettings, SFTSettings
 from stages.spec import RESULT_FILE, StageResult, StageSpec, data_inputs
 
 SMALL = {
@@ -43,6 +43,9 @@ SMALL = {
         save_every=2,
         eval_every=3,
         eval_samples=4,
+    ),
+    "evaluate": EvaluateSettings(
+        prompts=6, samples=4, policy_samples=2, comparisons=8, probe_prompts=8, max_response_tokens=8, temperature=1.0
     ),
 }
 HARDWARE = HardwareSettings(device="cpu", precision="float32", attention="eager", threads=1)

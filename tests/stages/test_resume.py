@@ -11,7 +11,8 @@ pytestmark = pytest.mark.slow  # real stage processes
 
 
 def weights_hash(stage):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(stage.model_dir.glob("*.safetensors"))}
+    output = stage.spec.output_dir
+    return {str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(output.rglob("*.safetensors"))}
 
 
 def kill_after_checkpoint(stage, number, signal_number):
@@ -41,10 +42,11 @@ def test_kill_9_and_sigterm_then_resume_equal_a_straight_run(make_stage, plain_h
     models = inputs_of(name, base_model_dir, reward_model_dir)
     # Texts are packed into rows where our attention computes them.
     hardware = plain_hardware.model_copy(update={"attention": "auto" if name == "pretrain" else "eager"})
-    straight = make_stage(name, tag="straight", models=models, hardware=hardware)
+    kept = {"keep_every": 1} if name == "ppo" else {}
+    straight = make_stage(name, tag="straight", models=models, hardware=hardware, **kept)
     straight.run()
 
-    killed = make_stage(name, tag="killed", models=models, hardware=hardware)
+    killed = make_stage(name, tag="killed", models=models, hardware=hardware, **kept)
     assert kill_after_checkpoint(killed, 1, signal.SIGKILL) == -signal.SIGKILL
     assert not killed.model_dir.exists(), "killed too late: nothing was left to resume"
     assert kill_after_checkpoint(killed, 2, signal.SIGTERM) == 143
@@ -53,6 +55,7 @@ def test_kill_9_and_sigterm_then_resume_equal_a_straight_run(make_stage, plain_h
     starts = [event["resumed_step"] for event in killed.events() if event["event"] == "start"]
     assert len(starts) == 3 and starts[0] == 0 and 0 < starts[1] <= starts[2]
     assert weights_hash(killed) == weights_hash(straight)
+    assert len(weights_hash(killed)) == (6 if kept else 1)  # of five iterations, and what is published
     rows = [[json.loads(line) for line in (s.spec.output_dir / "metrics.jsonl").read_text().splitlines()] for s in (straight, killed)]
     assert {row["step"] for row in rows[0]} <= {row["step"] for row in rows[1]}, "a metric row was lost"
     figures = [{k: v for k, v in s.result.metrics.items() if not k.startswith("time/")} for s in (straight, killed)]
@@ -61,7 +64,7 @@ def test_kill_9_and_sigterm_then_resume_equal_a_straight_run(make_stage, plain_h
 
 def test_ppo_on_one_backbone_resumes_exactly(make_stage, base_model_dir, reward_adapter_dir):
     stages = [
-        make_stage("ppo", tag=tag, models={"sft": base_model_dir, "rm": reward_adapter_dir}, lora={"rank": 4}, ema_decay=0.9)
+        make_stage("ppo", tag=tag, models={"sft": base_model_dir, "rm": reward_adapter_dir}, lora={"rank": 4}, ema_decay=0.9, keep_every=2)
         for tag in ("straight", "killed")
     ]
     stages[0].run()
@@ -71,6 +74,7 @@ def test_ppo_on_one_backbone_resumes_exactly(make_stage, base_model_dir, reward_
     assert stages[1].events()[-1]["event"] == stages[0].events()[-1]["event"]
     assert any(event["event"] == "start" and event["resumed_step"] > 0 for event in stages[1].events())
     assert weights_hash(stages[1]) == weights_hash(stages[0])
+    assert {name.rpartition("/")[0] for name in weights_hash(stages[1])} == {"model", "kept/2", "kept/4"}
 
 
 def test_a_damaged_newest_checkpoint_costs_one_save_interval_and_no_more(make_stage):

@@ -64,7 +64,7 @@ def watched(disk):
         ("sft", {"save_every": 100}),
         ("rm", {}),
         ("rm", {"lora": LORA}),
-        ("ppo", {}),
+        ("ppo", {"keep_every": 2}),
         ("ppo", {"lora": LORA, "ema_decay": 0.9}),
     ],
 )
