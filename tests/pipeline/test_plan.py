@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -32,7 +33,7 @@ def publish_all(store, publish, recipe_path):
             decision = decide(stage, recipe, inputs, made, store)
             made[stage] = publish(
                 store,
-                stage,
+                spec.STAGES[stage].kind,
                 {"model/model.safetensors": f"{stage} {decision.key}".encode()},
                 cache_key=decision.key,
                 config=decision.config,
@@ -267,7 +268,7 @@ def test_a_needed_stage_that_is_not_selected_has_to_be_there(planned, publish_al
 def test_a_first_plan_of_the_demo_writes_nothing(store, tmp_path):
     (tmp_path / "recipe.yaml").write_text("base_model: demo\ndata: demo\n")
     recipe = load_recipe(tmp_path / "recipe.yaml")
-    assert [decision.why for decision in plan(recipe, store, Selection())] == ["no artifact yet"] * 3
+    assert [decision.why for decision in plan(recipe, store, Selection())] == ["no artifact yet"] * 4
     with pytest.raises(StoreError, match="sft: nothing to reuse"):
         plan(recipe, store, Selection(run=("ppo",)))
     assert not store.root.exists()
@@ -380,3 +381,34 @@ def test_a_stage_of_an_older_version_runs_again_and_says_so(planned, publish_all
     publish_all()
     monkeypatch.setitem(spec.STAGES, "ppo", row)
     assert planned() == {"sft": REUSED, "rm": REUSED, "ppo": ("run", ["the stage's code changed (version 4 -> 5)"])}
+
+
+def test_a_stage_may_make_artifacts_of_another_name(store, planned, publish_all):
+    publish_all("evaluate={}")
+    assert planned("evaluate={}") == dict.fromkeys((*STAGES, "evaluate"), REUSED)
+    assert store.get("evaluation").ref == "evaluation@v1"
+    assert {parent.ref for parent in store.get("evaluation@v1").manifest.parents} == {"sft@v1", "rm@v1", "ppo@v1"}
+    assert planned("evaluate.samples=8")["evaluate"] == ("run", ["evaluate.samples changed 16 -> 8"])
+    assert planned("evaluate.batch_size=8")["evaluate"] == REUSED
+
+
+def test_an_evaluation_reads_what_ppo_kept_and_answers_as_ppo_does(planned, publish_all):
+    publish_all("evaluate={}")
+    changed = planned("evaluate={}", "ppo.keep_every=5")
+    assert changed["ppo"] == ("run", ["ppo.keep_every changed null -> 5"])
+    assert changed["evaluate"] == ("depends", ["ppo will run; it is reused if the same weights come out"])
+    assert planned("evaluate={}", "ppo.temperature=0.5")["evaluate"] == ("run", ["evaluate.temperature changed 1.0 -> 0.5"])
+    assert planned("evaluate.temperature=1.0")["evaluate"] == REUSED
+
+
+def test_a_judge_reruns_the_evaluation(planned, publish_all):
+    publish_all("evaluate={}")
+    changed = planned("evaluate={}", "judge=data.demo.rule:judge", "sft.eval_samples=0", "ppo.eval_samples=0")
+    assert changed["evaluate"] == ("run", ['judge changed null -> "data.demo.rule:judge"'])
+
+
+def test_without_kept_models_ppo_has_the_key_from_before_there_were_any(store, recipe_path):
+    recipe = load_recipe(recipe_path)
+    inputs = prepare(recipe, store.root, recipe.stages)
+    parents = {"sft": SimpleNamespace(content_id="s"), "rm": SimpleNamespace(content_id="r")}
+    assert "keep_every" not in decide("ppo", recipe, inputs, parents, store).config["ppo"]

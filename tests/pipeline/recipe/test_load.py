@@ -447,12 +447,12 @@ def test_a_chat_template_that_is_not_there_and_a_variable_of_each_call_are_told_
 
 def test_a_recipe_has_the_stages_of_its_blocks(load, tmp_path):
     (tmp_path / "texts.txt").write_text("a text")
-    assert load(MINIMAL).stages == ("sft", "rm", "ppo")
-    assert load(MINIMAL + "pretrain:\n").stages == ("sft", "rm", "ppo")
+    assert load(MINIMAL).stages == ("sft", "rm", "ppo", "evaluate")
+    assert load(MINIMAL + "pretrain:\nevaluate:\n").stages == ("sft", "rm", "ppo")
     data = "data: {texts: texts.txt, demonstrations: demo, comparisons: demo, prompts: demo}\n"
     recipe = load("base_model: demo\npretrain: {}\n" + data)
     assert recipe.data.texts.train.path == str(tmp_path / "texts.txt")
-    assert recipe.stages == ("pretrain", "sft", "rm", "ppo")
+    assert recipe.stages == ("pretrain", "sft", "rm", "ppo", "evaluate")
     assert (recipe.parents("sft"), recipe.parents("rm")) == (("pretrain",), ("sft",))
 
 
