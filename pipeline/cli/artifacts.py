@@ -1,7 +1,7 @@
 """The commands that work on the store: list, verify, name, remove, import and export artifacts; list runs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -164,13 +164,21 @@ def import_command(
 def export_command(
     ref: Annotated[str, typer.Argument(help="The artifact.")],
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new directory, or an empty one.")],
-    merged: Annotated[bool, typer.Option("--merged", help="The merged model, where there is one, in place of the adapter.")] = False,
+    merge: Annotated[
+        bool, typer.Option("--merge", "--merged", help="A whole model in place of an adapter: merged/ where it is there, else merged now.")
+    ] = False,
+    dtype: Annotated[
+        Literal["bfloat16", "float16", "float32"] | None, typer.Option("--dtype", help="Write the weights in this precision.")
+    ] = None,
     store: StoreOption = None,
 ) -> None:
-    """Copy an artifact's model with its tokenizer into a plain directory, with a README.md of where it is from; every byte is verified."""
+    """Write a model with its tokenizer and a model card into a plain directory; every byte is verified.
+
+    For example: rlhf export ppo my-policy --merge --dtype bfloat16
+    """
+    from pipeline.export import export
     from pipeline.store.disk import expand_home
-    from pipeline.store.exporting import export_artifact
 
     target = expand_home(directory).absolute()
-    artifact = export_artifact(open_store(store), ref, target, merged=merged)
+    artifact = export(open_store(store), ref, target, merge=merge, dtype=dtype)
     say(make_console(), f"exported {artifact.ref}: {target}")

@@ -37,14 +37,27 @@ def save_model(model: Any, tokenizer: Any, output_dir: Path, *, merge: bool = Fa
     (directory / "README.md").unlink(missing_ok=True)  # peft's empty model card
     if merge:
         shutil.rmtree(output_dir / MERGED_DIR, ignore_errors=True)  # of an attempt that was killed: it would be taken for the model
-        # Onto the base as it lies on the disk: the one in memory may be held in bfloat16 or 4 bits.
-        load = load_policy if model.can_generate() else load_reward_model
-        merged = load(str(directory), HardwareSettings.model_validate({"precision": "float32"}))
-        if merged.can_generate():
-            grow_embeddings(merged, tokenizer)
-        align_special_tokens(merged, tokenizer)
-        with as_published(merged):
-            merged.save_pretrained(output_dir / MERGED_DIR)
-        if calibration:
-            calibration.write(output_dir / MERGED_DIR)
-        tokenizer.save_pretrained(output_dir / MERGED_DIR)
+        save_merged(directory, tokenizer, output_dir / MERGED_DIR, generates=model.can_generate())
+
+
+def save_merged(adapter: Path, tokenizer: Any, directory: Path, *, generates: bool) -> None:
+    """Merge an adapter into its base, and write that model in float32 with its tokenizer.
+
+    Onto the base as it lies on the disk: the one in memory may be held in bfloat16 or 4 bits.
+
+    Args:
+        adapter: Its directory.
+        tokenizer: That lies there.
+        directory: Where to.
+        generates: Whether it is a policy; else a reward model.
+    """
+    load = load_policy if generates else load_reward_model
+    merged = load(str(adapter), HardwareSettings.model_validate({"precision": "float32"}))
+    if generates:
+        grow_embeddings(merged, tokenizer)
+    align_special_tokens(merged, tokenizer)
+    with as_published(merged):
+        merged.save_pretrained(directory)
+    if calibration := find_calibration(merged):
+        calibration.write(directory)
+    tokenizer.save_pretrained(directory)

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save
 
 from pipeline.errors import StoreError
-from pipeline.store.exporting import export_artifact
+from pipeline.export import export
 from pipeline.store.importing import import_directory
 from pipeline.store.removal import plan_collection
 from pipeline.store.store import Store
@@ -156,7 +156,7 @@ def test_an_export_is_the_model_and_a_page_of_where_it_is_from(store, tmp_path, 
         store, "rm", files=files, parents=[named], facts=facts, metrics={"eval/accuracy": 0.75}, data={"comparisons": "c0ffee"}
     )
     target = tmp_path / "new" / "exported"
-    assert export_artifact(store, "rm", target, merged=False).ref == "rm@v1"
+    assert export(store, "rm", target, merge=False).ref == "rm@v1"
     assert {path.name: path.read_bytes() for path in target.iterdir() if path.name != "README.md"} == {
         "adapter.safetensors": b"1",
         "README.original.md": b"its own",
@@ -164,16 +164,15 @@ def test_an_export_is_the_model_and_a_page_of_where_it_is_from(store, tmp_path, 
     page = (target / "README.md").read_text()
     for line in (
         "# rm@v1",
-        "- base model: `base' # x`",
-        "- `eval/accuracy`: 0.75",
-        "- data `comparisons`: `c0ffee`",
+        "| `eval/accuracy` | 0.75 |",
+        "| `comparisons` | `c0ffee` |",
         f"- `sft@v1`, content id `{parent.content_id}`",
     ):
         assert line in page.splitlines()
     assert "/home/ann" not in page
     assert artifact.content_id in page
     (tmp_path / "empty").mkdir()
-    export_artifact(store, "rm", tmp_path / "empty", merged=True)
+    export(store, "rm", tmp_path / "empty", merge=True)
     assert (tmp_path / "empty" / "model.safetensors").read_bytes() == b"2"
     assert os.access(tmp_path / "empty" / "model.safetensors", os.W_OK)
 
@@ -186,21 +185,19 @@ def test_an_export_replaces_nothing_and_leaves_nothing_half(store, tmp_path, pub
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for directory in (full, full / "thesis.tex", tmp_path / "link"):
         with pytest.raises(StoreError, match="already there; a new or an empty directory is needed") as caught:
-            export_artifact(store, "sft", directory, merged=False)
+            export(store, "sft", directory, merge=False)
         assert caught.value.exit_code == 2
-    with pytest.raises(StoreError, match="found no merged/"):
-        export_artifact(store, "sft", tmp_path / "new", merged=True)
     path = artifact.model_path / "model.safetensors"
     path.chmod(0o644)
     path.write_bytes(bytes(len(path.read_bytes())))
     with pytest.raises(StoreError, match="is damaged") as caught:
-        export_artifact(store, "sft", tmp_path / "new", merged=False)
+        export(store, "sft", tmp_path / "new", merge=False)
     assert caught.value.exit_code == 3
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["full", "link", "store"]
 
 
 def test_an_exported_model_comes_back_as_the_same_content(store, tmp_path, model):
     content = import_directory(store, model, None).artifact.content_id
-    export_artifact(store, "sft", tmp_path / "out", merged=False)
+    export(store, "sft", tmp_path / "out", merge=False)
     (tmp_path / "out" / "README.md").unlink()
     assert import_directory(store, tmp_path / "out", None).artifact.content_id == content
