@@ -152,8 +152,11 @@ def _open_adapter(artifact: Artifact) -> Iterator[str]:
 def _list_figures(manifest: Manifest) -> Iterator[str]:
     figures = {name: value for name, value in sorted(manifest.metrics.items()) if name.startswith("eval/")}
     if figures:
-        yield from ("## Held-out figures", "", "| figure | value |", "|---|---|")
-        yield from (f"| {_cell(name)} | {format_number(value)} |" for name, value in figures.items())
+        yield from ("## Held-out figures", "", "| figure | value | 95 % interval | prompts |", "|---|---|---|---|")
+        for name, value in figures.items():
+            known = manifest.intervals.get(name)
+            interval = f"{format_number(known.low)} to {format_number(known.high)} | {known.n:,}" if known else "|"
+            yield f"| {_cell(name)} | {format_number(value)} | {interval} |"
         yield ""
 
 

@@ -22,6 +22,7 @@ def test_the_card_is_one_that_the_hub_reads(store, tmp_path, publish):
         parents=[{"ref": parent.ref, "content_id": parent.content_id}],
         facts={"base_model": "/home/ann/store/sft/model", "architecture": "Llama"},
         metrics=metrics,
+        intervals={"eval/sampled/score": {"low": 0.25, "high": 0.75, "n": 200}},
         warnings=[{"name": "kl", "message": "KL is far"}],
         counts={"prompts": 1500},
     )
@@ -36,6 +37,7 @@ def test_the_card_is_one_that_the_hub_reads(store, tmp_path, publish):
         f"# {artifact.ref}",
         f"- `{parent.ref}`, content id `{parent.content_id}`",
         "- Warned of while it was trained: `KL is far`",
+        "| `eval/sampled/score` | 0.5 | 0.25 to 0.75 | 200 |",
     ):
         assert line in card.content.splitlines()
 
@@ -56,7 +58,7 @@ def test_what_a_user_wrote_stays_text_in_the_card(store, tmp_path, publish):
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.base_model == "x: [y --- # z"
     assert not any(line.startswith(("# z", "# c")) for line in card.content.splitlines())
-    assert "| `eval/judge_a\\|b' # c` | 1 |" in card.content.splitlines()
+    assert "| `eval/judge_a\\|b' # c` | 1 | | |" in card.content.splitlines()
 
 
 @pytest.mark.slow

@@ -164,7 +164,7 @@ def test_an_export_is_the_model_and_a_page_of_where_it_is_from(store, tmp_path, 
     page = (target / "README.md").read_text()
     for line in (
         "# rm@v1",
-        "| `eval/accuracy` | 0.75 |",
+        "| `eval/accuracy` | 0.75 | | |",
         "| `comparisons` | `c0ffee` |",
         f"- `sft@v1`, content id `{parent.content_id}`",
     ):
