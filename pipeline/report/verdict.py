@@ -10,6 +10,7 @@ from typing import Literal
 
 from pipeline.report.scales import format_value
 from stages.evaluate.results import Comparison, Evaluation, OverOptimisation
+from stages.spec import Interval
 from stages.statistics.bootstrap import Estimate
 from stages.statistics.intervals import wilson_interval
 
@@ -41,7 +42,13 @@ def tell_evaluation(evaluation: Evaluation) -> Verdict:
     return _tell_comparison(main, evaluation)
 
 
-def tell_artifact(kind: str, metrics: Mapping[str, float], counts: Mapping[str, int], held_out_answers: int | None = None) -> Verdict:
+def tell_artifact(
+    kind: str,
+    metrics: Mapping[str, float],
+    counts: Mapping[str, int],
+    held_out_answers: int | None = None,
+    intervals: Mapping[str, Interval] | None = None,
+) -> Verdict:
     """Say of an artifact what its stage measured, where no evaluation compares it with others.
 
     Args:
@@ -49,6 +56,7 @@ def tell_artifact(kind: str, metrics: Mapping[str, float], counts: Mapping[str, 
         metrics: Its final figures.
         counts: Its counts of records.
         held_out_answers: How many held-out prompts were answered, where that is known (`eval_samples`).
+        intervals: Of its figures, as far as they are known.
     """
     if diverged := sorted(name for name, value in metrics.items() if name.startswith(_MUST_BE_FINITE) and not math.isfinite(value)):
         more = f" and {len(diverged) - _NAMED} more" if len(diverged) > _NAMED else ""
@@ -57,8 +65,8 @@ def tell_artifact(kind: str, metrics: Mapping[str, float], counts: Mapping[str, 
             f"{_start(name_model(kind))} diverged: {what}; nothing can be said of it; try a lower learning rate, look at its data", "bad"
         )
     if kind == "rm" and "eval/accuracy" in metrics:
-        return _tell_accuracy(metrics["eval/accuracy"], counts.get("held_out_comparisons_used", 0))
-    if kind == "ppo" and (told := _tell_ppo(metrics, counts, held_out_answers)):
+        return _tell_accuracy(metrics["eval/accuracy"], counts.get("held_out_comparisons_used", 0), (intervals or {}).get("eval/accuracy"))
+    if kind == "ppo" and (told := _tell_ppo(metrics, counts, held_out_answers, intervals or {})):
         return Verdict(told, "open")
     if "eval/loss" in metrics:
         records = next((f" on {count(counts[name], word)}" for name, word in _HELD_OUT.items() if name in counts), "")
@@ -179,15 +187,19 @@ def _tell_power(main: Comparison) -> str:
     return f"{count(prompts, 'prompt')} can show a win rate of {write_share(needed)} or more, or {write_share(1 - needed)} or less"
 
 
-def _tell_accuracy(accuracy: float, comparisons: int) -> Verdict:
-    """Say the accuracy with Wilson's interval for as many pairs as there are comparisons: pairs of one comparison go together."""
+def _tell_accuracy(accuracy: float, comparisons: int, interval: Interval | None) -> Verdict:
+    """Say the accuracy; where no interval is known, with Wilson's for as many pairs as comparisons, as pairs of one go together."""
     right = f"the reward model prefers the better answer in {write_share(accuracy)} of held-out pairs"
+    comparisons = comparisons if interval is None else interval.n
     if comparisons < 2:
         return Verdict(
             _start(f"{right}, of {count(comparisons, 'comparison')}: that shows nothing; give more held-out comparisons"), "open"
         )
-    low, high = wilson_interval(min(max(accuracy, 0.0), 1.0) * comparisons, comparisons)
-    right += f" (95 % interval at most {write_share(low)} to {write_share(high)}, {count(comparisons, 'comparison')})"
+    low, high = (
+        wilson_interval(min(max(accuracy, 0.0), 1.0) * comparisons, comparisons) if interval is None else (interval.low, interval.high)
+    )
+    most = "at most " if interval is None else ""
+    right += f" (95 % interval {most}{write_share(low)} to {write_share(high)}, {count(comparisons, 'comparison')})"
     if low <= 0.5 <= high:
         return Verdict(_start(f"{right}, which may be a coin's 50 %: PPO would learn noise from it"), "open")
     if high < 0.5:
@@ -195,24 +207,25 @@ def _tell_accuracy(accuracy: float, comparisons: int) -> Verdict:
     return Verdict(_start(right), "good")
 
 
-def _tell_ppo(metrics: Mapping[str, float], counts: Mapping[str, int], answered: int | None) -> str:
+def _tell_ppo(metrics: Mapping[str, float], counts: Mapping[str, int], answered: int | None, intervals: Mapping[str, Interval]) -> str:
     """Say how score and judge moved on held-out prompts; nothing where neither was measured at the start and the end."""
     told: list[str] = []
+    known = False
     for name, label in (("score", "its score"), ("judge_score", "the judge")):
-        start, end = metrics.get(f"eval/start/{name}"), metrics.get(f"eval/sampled/{name}")
+        start, end, interval = metrics.get(f"eval/start/{name}"), metrics.get(f"eval/sampled/{name}"), intervals.get(f"eval/sampled/{name}")
         if start is not None and end is not None:
-            told.append(f"{label} went from {_write_short(start)} to {_write_short(end)}")
+            known = known or interval is not None
+            bounds = f" ({_write_short(interval.low)} to {_write_short(interval.high)})" if interval else ""
+            told.append(f"{label} went from {_write_short(start)} to {_write_short(end)}{bounds}")
     if not told:
         return ""
     prompts = min(filter(None, (answered, counts.get("held_out_prompts"))), default=0)
     on = f" on {count(prompts, 'held-out prompt')}" if prompts else ""
     kl = f" at KL {_write_short(metrics['eval/sampled/kl'])} nats" if "eval/sampled/kl" in metrics else ""
-    judged = (
-        ""
-        if "eval/sampled/judge_score" in metrics
-        else "no judge has seen its answers, so nothing can tell whether it fools the reward model; "
-    )
-    return f"PPO: {' and '.join(told)}{on}{kl}; {judged}without an interval this may be chance; {_EVALUATE}"
+    unseen = "no judge has seen its answers, so nothing can tell whether it fools the reward model; "
+    judged = "" if "eval/sampled/judge_score" in metrics else unseen
+    doubt = "it was not compared with SFT prompt by prompt" if known else "without an interval this may be chance"
+    return f"PPO: {' and '.join(told)}{on}{kl}; {judged}{doubt}; {_EVALUATE}"
 
 
 def _find_score(evaluation: Evaluation, main: Comparison) -> Estimate | None:

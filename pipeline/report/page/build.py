@@ -35,7 +35,9 @@ def give_verdicts(evidence: Evidence) -> list[tuple[str, Verdict]]:
         block = manifest.config.get(evidence.subject.kind)
         answered = block.get("eval_samples") if isinstance(block, dict) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
         known = answered if isinstance(answered, int) else None
-        verdicts.append((evidence.subject.ref, tell_artifact(evidence.subject.kind, manifest.metrics, manifest.counts, known)))
+        verdicts.append(
+            (evidence.subject.ref, tell_artifact(evidence.subject.kind, manifest.metrics, manifest.counts, known, manifest.intervals))
+        )
     return verdicts
 
 
@@ -181,7 +183,7 @@ def _tell_missing(evidence: Evidence) -> list[str]:
         return told
     if evidence.evaluation is None:
         if (subject := evidence.subject).kind != EVALUATION_KIND:
-            absent = "so there is no interval, no comparison, no probe of the reward model"
+            absent = "so no answers were compared and the reward model was not probed"
             told.append(f"no evaluation stands on {subject.ref}, {absent}; `rlhf run --until evaluate` makes one")
     elif evidence.evaluation.judge is None:
         told.append("no judge: nothing can tell whether PPO fools the reward model; name one in the recipe (`judge: module:function`)")

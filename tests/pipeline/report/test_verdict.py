@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.report.verdict import tell_artifact, tell_evaluation, tell_failure, write_share
 from stages.evaluate.results import Comparison, CurvePoint, Evaluation, OverOptimisation
+from stages.spec import Interval
 from stages.statistics.bootstrap import Estimate
 from stages.statistics.comparison import MeanDifference, WinRate
 
@@ -155,6 +156,18 @@ def test_ppo_without_an_evaluation_claims_nothing():
     assert verdict.news == "open"
     assert verdict.sentence.startswith("PPO: its score went from 0.48 to 1.18 on 8 held-out prompts at KL 0.001 nats; no judge")
     assert "without an interval this may be chance" in verdict.sentence
+
+
+def test_intervals_that_a_manifest_has_are_told():
+    metrics = {"eval/start/score": -0.2, "eval/sampled/score": 0.9, "eval/start/judge_score": 45.4, "eval/sampled/judge_score": 83.4}
+    intervals = {"eval/sampled/judge_score": Interval(low=80.4, high=86.2, n=200)}
+    verdict = tell_artifact("ppo", metrics, {"held_out_prompts": 200}, 200, intervals)
+    assert verdict.news == "open"
+    assert "the judge went from 45.4 to 83.4 (80.4 to 86.2) on 200 held-out prompts; it was not compared with SFT" in verdict.sentence
+    known = {"eval/accuracy": Interval(low=0.79, high=0.83, n=900)}
+    verdict = tell_artifact("rm", {"eval/accuracy": 0.81}, {"held_out_comparisons_used": 1000}, None, known)
+    assert verdict == tell_artifact("rm", {"eval/accuracy": 0.81}, {}, None, known)
+    assert "81 % of held-out pairs (95 % interval 79 % to 83 %, 900 comparisons)" in verdict.sentence
 
 
 def test_artifacts_of_which_nothing_was_measured_say_so():
