@@ -114,7 +114,8 @@ def _print_figures(console: Console, found: dict[str, Any]) -> None:
     ]
     first = list(labels_of(found["kind"]))
     figures = {figure["name"]: figure for figure in found["figures"] if repr(figure["old"]) != repr(figure["new"])}
-    for name in [*(name for name in first if name in figures), *(name for name in figures if name not in first)]:
+    others = sorted((name for name in figures if name not in first), key=lambda name: name.startswith("eval/start/"))
+    for name in [*(name for name in first if name in figures), *others]:
         figure = figures[name]
         before, after = (interval.get(name) for interval in intervals)
         apart = "apart" if before and after and (before.high < after.low or after.high < before.low) else ""
