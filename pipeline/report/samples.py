@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pipeline.errors import StoreError
-from pipeline.report.tables import print_indented
+from pipeline.report.tables import MAX_SAMPLE_BYTES, print_indented
 from pipeline.store.artifact import Artifact
 from pipeline.text import clean, format_number
 from stages.lines import read_line
@@ -23,7 +23,6 @@ from stages.spec import EXIT_MISSING, EXIT_USAGE, SAMPLES_FILE
 
 Order = Literal["first", "worst", "best", "random"]
 
-MAX_SAMPLE_BYTES = 2_000_000
 _SHOWN_CHARS = 2000  # of a prompt or an answer
 _BY = {"judge": "judge_score", "kl": "kl", "length": "response_tokens"}  # what people say -> the row's own name
 _LABELS = {"score": "score", "judge_score": "judge", "kl": "KL", "rank": "rank", "response_tokens": "tokens"}
@@ -211,11 +210,12 @@ def _list(names: Sequence[str] | dict[str, None]) -> str:
     return ", ".join(names) or "none are there"
 
 
-def pick_three(artifact: Artifact, model: str | None = None) -> list[tuple[str, dict[str, Any]]]:
+def pick_three(artifact: Artifact, damaged: list[str], model: str | None = None) -> list[tuple[str, dict[str, Any]]]:
     """Pick the worst answer, the best one and one between, the same each time; the first three where nothing tells them apart.
 
     Args:
         artifact: Whose answers.
+        damaged: Gets a line for each that is none.
         model: Of an evaluation: only of this one, where it has answers.
 
     Raises:
@@ -225,7 +225,7 @@ def pick_three(artifact: Artifact, model: str | None = None) -> list[tuple[str, 
     first: list[dict[str, Any]] = []
     ends: dict[str, tuple[float, dict[str, Any]]] = {}
     between: dict[str, Any] = {}
-    for row in read_samples(artifact, []):
+    for row in read_samples(artifact, damaged):
         if model is not None and row.get("model") != model:
             continue
         first += [row] if len(first) < 3 else []

@@ -25,7 +25,7 @@ from stages.spec import Interval
 from stages.statistics.bootstrap import Estimate
 
 _ANSWERS = ("eval/sampled/", "eval/greedy/")  # figures that mean the same of each model that answers
-_SHOWN, _CURVES, _SPARKLINE = 6, 6, 40
+_SHOWN, _CURVES, _SPARKLINE, _DAMAGED = 6, 6, 40, 3
 _STYLES: dict[News, str] = {"good": "bold green", "bad": "bold red", "open": "bold yellow"}
 
 # kind -> metric -> label: the first six that were measured are shown.
@@ -79,15 +79,18 @@ def page_data(store: Store, artifact: Artifact) -> dict[str, Any]:
     """Return what the page shows as plain data."""
     evidence = gather(store, artifact)
     tree = lineage_data(store, artifact)
+    damaged: list[str] = []
+    samples = _pick(artifact, damaged)
+    unread = [*damaged[:_DAMAGED], *([f"{len(damaged) - _DAMAGED:,} more lines"] if len(damaged) > _DAMAGED else [])]
     return {
         "verdicts": [{"of": of, "sentence": verdict.sentence, "news": verdict.news} for of, verdict in give_verdicts(evidence)],
         "figures": list_figures(artifact.manifest, _find_parents(evidence, artifact)),
         "evaluation": _list_answers(evidence.evaluation) if evidence.evaluation else [],
         "evaluated_by": evidence.tested.ref if evidence.tested else None,
         "curves": _read_curves(artifact),
-        "three_samples": _pick(artifact),
+        "three_samples": samples,
         "tree": tree,
-        "problems": list(dict.fromkeys([*evidence.problems, *find_problems(tree)])),
+        "problems": list(dict.fromkeys([*evidence.problems, *find_problems(tree), *(f"not read: {line}" for line in unread)])),
     }
 
 
@@ -180,9 +183,9 @@ def _read_curves(artifact: Artifact) -> list[dict[str, Any]]:
     return []
 
 
-def _pick(artifact: Artifact) -> list[tuple[str, dict[str, Any]]]:
+def _pick(artifact: Artifact, damaged: list[str]) -> list[tuple[str, dict[str, Any]]]:
     with suppress(StoreError):
-        return pick_three(artifact, "ppo" if artifact.kind == EVALUATION_KIND else None)
+        return pick_three(artifact, damaged, "ppo" if artifact.kind == EVALUATION_KIND else None)
     return []
 
 

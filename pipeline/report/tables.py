@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # `rlhf ls` needs neither
     from stages.blocks import TokenSettings
 
 _SAMPLES_SHOWN = 3
-_MAX_SAMPLE_BYTES = 100_000
+MAX_SAMPLE_BYTES = 2_000_000
 _ID_CHARS = 12
 
 
@@ -236,14 +236,14 @@ def read_samples(artifact: Artifact, count: int) -> list[dict[str, Any]]:
     """Read the first samples of an artifact; none where there are none. A line that is none says so in its place."""
     samples: list[dict[str, Any]] = []
     with suppress(OSError), (artifact.path / SAMPLES_FILE).open("rb") as stream:
-        while len(samples) < count and (line := stream.readline(_MAX_SAMPLE_BYTES)):
+        while len(samples) < count and (line := stream.readline(MAX_SAMPLE_BYTES)):
             try:
                 if not line.endswith(b"\n") and stream.readline(1):
-                    raise ValueError(f"found more than {_MAX_SAMPLE_BYTES:,} bytes; needed a shorter line")
+                    raise ValueError(f"found more than {MAX_SAMPLE_BYTES:,} bytes; needed a shorter line")
                 samples.append(read_line(line))
             except ValueError as error:
                 samples.append({"not shown": f"{SAMPLES_FILE}:{len(samples) + 1}: {error}"})
-                while not line.endswith(b"\n") and (line := stream.readline(_MAX_SAMPLE_BYTES)):
+                while not line.endswith(b"\n") and (line := stream.readline(MAX_SAMPLE_BYTES)):
                     pass
     return samples
 
