@@ -7,6 +7,7 @@
 Written while a set is read for the first time: one pass, nothing is held but the hashes.
 """
 
+import errno
 import hashlib
 import os
 import uuid
@@ -24,6 +25,7 @@ from pipeline.store.parts import RECORDS_DIR
 from stages.spec import EXIT_VERIFICATION
 
 _LIST_SUFFIX = ".list"
+_NO_STORE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 def open_secret(root: Path) -> bytes:
@@ -59,15 +61,17 @@ def find_secret(root: Path) -> bytes | None:
 
 def find_forgotten(root: Path) -> Path | None:
     """Return the store's `records/` where something was forgotten, for `data.treatment`."""
-    directory = root / RECORDS_DIR
-    return directory if (directory / FORGOTTEN_FILE).exists() else None
+    return root / RECORDS_DIR if name_forgotten(root) else None
 
 
 def name_forgotten(root: Path) -> str:
     """Tell one list of what was forgotten from another; empty where nothing was."""
-    with suppress(FileNotFoundError):
+    try:
         return hashlib.sha256((root / RECORDS_DIR / FORGOTTEN_FILE).read_bytes()).hexdigest()
-    return ""
+    except OSError as error:
+        if error.errno in _NO_STORE:  # whoever writes there tells what is wrong with the path
+            return ""
+        raise
 
 
 def list_path(root: Path, kind: str, fingerprint: str) -> Path | None:

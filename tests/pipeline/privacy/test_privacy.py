@@ -70,7 +70,7 @@ def test_a_planted_person_is_traced_in_all_three_forgotten_and_in_none_after_one
     told = rlhf("forget", str(tmp_path / "who.jsonl"))
     assert "to retrain: ppo, rm, sft" in told and all(f"{kind}@v1: " in told for kind in ("sft", "rm", "ppo"))
     assert "sft@v1 is withdrawn: it learnt from demonstrations.train" in rlhf("plan", str(planted))
-    assert "withdrawn" in rlhf("ls") and "withdrawn" in rlhf("show", "ppo@v1")
+    assert "withdrawn" in rlhf("ls") and "withdrawn" in rlhf("show", "ppo@v1", "--all")
     told = rlhf("run", str(planted))
     assert told.count("1 records left out, as they were forgotten") == 3
     assert learnt(rlhf("trace", WHO, "--json")) == {
