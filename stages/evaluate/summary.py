@@ -35,6 +35,10 @@ def summarize(evaluation: Evaluation) -> tuple[dict[str, float], dict[str, Inter
         figures["eval/reward_model/blind"] = float(sum(probe.blind for probe in evaluation.reward_card.probes))
     curve = evaluation.over_optimisation
     if curve is not None:
-        flags = {"share_of_frontier": curve.share_of_frontier, "stop_iteration": curve.stop_iteration, "over_optimised": curve.over_optimised}
+        flags = {
+            "share_of_frontier": curve.share_of_frontier,
+            "stop_iteration": curve.stop_iteration,
+            "over_optimised": curve.over_optimised,
+        }
         figures |= {f"eval/{name}": float(value) for name, value in flags.items() if value is not None}
     return figures, intervals
