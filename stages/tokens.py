@@ -81,7 +81,9 @@ def load_tokens(context: StageContext, tokenizer: Any, kind: RecordKind) -> Side
     for side, source, which in zip(sides, (splits.train, splits.eval or splits.train), ("", "held-out: "), strict=True):
         _note_repeated_openings(context, tokenizer, side, source)
         counts = side.counts()
-        losses = warn_of_shortfall(kind, counts, limits) + warn_of_dropped_answers(kind, counts, side.count_answers(), limits)
+        # Where an opening is repeated is told above, with its line.
+        lost = {name: count for name, count in counts.items() if name != "openings_repeated"}
+        losses = warn_of_shortfall(kind, lost, limits) + warn_of_dropped_answers(kind, counts, side.count_answers(), limits)
         context.warn(f"{which}{kind} lost", f"{which}{'; '.join(losses)}" if losses else None)
         if not losses and (told := describe_shortfall(kind, counts, limits)):
             context.note(which + told)

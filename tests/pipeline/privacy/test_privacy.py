@@ -115,7 +115,10 @@ def test_what_is_withdrawn_is_neither_reused_nor_given_to_others_nor_kept(listed
     done = forget(listed, *ask(listed, WHO))
     assert [each.artifact.ref for each in done.traces if each.learnt] == ["rm@v1", "sft@v1"] and done.num_new == 2
     assert listed.find_by_cache_key("sft", "1" * 64) is None and listed.find_by_cache_key("sft", "2" * 64).ref == "sft@v2"
-    for call in (lambda: listed.require_verified("rm@v1"), lambda: export_artifact(listed, "sft@v1", tmp_path / "out", merged=False)):
+    for call in (
+        lambda: listed.require_verified("rm@v1"),
+        lambda: export_artifact(listed, "sft@v1", tmp_path / "out", merged=False, finish=lambda *_: None),
+    ):
         with pytest.raises(StoreError, match="is withdrawn: it") as caught:
             call()
         assert caught.value.exit_code == 3

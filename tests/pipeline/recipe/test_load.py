@@ -522,8 +522,10 @@ def test_twenty_thousand_unknown_keys_are_told_quickly_and_not_all(tmp_path, blo
         ("[" * 100_000, "nested too deeply"),
     ],
 )
-def test_a_tracker_that_is_not_installed_is_told_before_anything_starts(problems, tmp_path, content, message):
-    """F14: the only one that a recipe can ask for is DeepSpeed's."""
+def test_a_tracker_that_is_not_installed_is_told_before_anything_starts(problems, tmp_path, monkeypatch, content, message):
+    """F14: those that a recipe can ask for by DeepSpeed's configuration."""
+    for name in ("tensorboard", "wandb"):
+        monkeypatch.setitem(sys.modules, name, None)  # what is so is not found
     (tmp_path / "zero.json").write_text(content)
     (found,) = problems(MINIMAL + "hardware:\n  deepspeed_config: zero.json\n")
     assert found.startswith("recipe.yaml:5: hardware.deepspeed_config: found") and message in found
