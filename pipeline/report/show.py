@@ -15,7 +15,7 @@ from pipeline.report.page.evidence import EVALUATION_KIND, Evidence, gather
 from pipeline.report.samples import pick_three, print_sample
 from pipeline.report.sparkline import ASCII_BLOCKS, BLOCKS, draw_sparkline, read_series
 from pipeline.report.tables import print_indented, print_table
-from pipeline.report.verdict import News, write_share
+from pipeline.report.verdict import News, place_model, write_share
 from pipeline.store.artifact import Artifact
 from pipeline.store.manifest import Manifest
 from pipeline.store.store import Store
@@ -150,7 +150,6 @@ def _find_parents(evidence: Evidence, artifact: Artifact) -> list[Manifest]:
 
 def _list_answers(evaluation: Evaluation) -> list[dict[str, Any]]:
     """List what each model that was evaluated says, sampled, with its figures in words."""
-
     return [
         {
             "model": answers.model,
@@ -160,7 +159,7 @@ def _list_answers(evaluation: Evaluation) -> list[dict[str, Any]]:
             "tokens": format_number(answers.response_tokens.value),
             "finished": write_share(answers.finished.value),
         }
-        for answers in evaluation.answers
+        for answers in sorted(evaluation.answers, key=lambda answers: place_model(answers.model))
         if answers.way == "sampled"
     ]
 
