@@ -134,8 +134,12 @@ def write_fake_stages(directory):
     real = Path(stages.__file__).parent
     (package / "__init__.py").write_text(f"__path__ = [{str(package)!r}, {str(real)!r}]\n")
     program = Path(__file__).with_name("fake_stage.py")
-    for stage in ("pretrain", "sft", "rm", "ppo", "evaluate"):
+    for stage in ("pretrain", "sft", "rm", "ppo"):
         (package / f"{stage}.py").write_text(f"import runpy\nrunpy.run_path({str(program)!r}, run_name='__main__')\n")
+    # Of this one the pipeline reads `results`, which stays the real one.
+    (package / "evaluate").mkdir()
+    (package / "evaluate" / "__init__.py").write_text(f"__path__ = [{str(package / 'evaluate')!r}, {str(real / 'evaluate')!r}]\n")
+    (package / "evaluate" / "__main__.py").write_text(f"import runpy\nrunpy.run_path({str(program)!r}, run_name='__main__')\n")
     program = Path(__file__).with_name("fake_tokens.py")
     (package / "tokens.py").write_text(f"import runpy\nrunpy.run_path({str(program)!r}, run_name='__main__')\n")
     return os.pathsep.join([str(directory), str(real.parent)])

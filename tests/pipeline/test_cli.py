@@ -456,7 +456,8 @@ def rlhf_in_ascii(made, rlhf, own_recipe_path, tmp_path):
     ("arguments", "told"),
     [
         (["ls"], "ppo@v1"),
-        (["show", "ppo"], r"gr\xfcn"),
+        (["show", "ppo"], r"l\xe4den"),
+        (["show", "ppo", "--all"], r"gr\xfcn"),
         (["show", "ppo", "--json"], r"gr\u00fcn"),
         (["verify"], "ppo@v1: intact"),
         (["plan", "RECIPE"], "reuse"),

@@ -306,7 +306,7 @@ def test_a_judge_that_fails_ends_a_run_before_the_first_stage_even_one_that_does
         with pytest.raises(ConfigError, match=r"^--set: judge: myjudge:judge returned \{'score': 'good'\}, needed finite figures"):
             bring_up(*overrides)
     recipe_path.write_text(recipe_path.read_text() + "judge: myjudge:judge\n")
-    with pytest.raises(ConfigError, match=rf"^{recipe_path}:8: judge: myjudge:judge returned"):
+    with pytest.raises(ConfigError, match=rf"^{recipe_path}:9: judge: myjudge:judge returned"):
         bring_up()
     assert store.refs() == ["sft@v1"]
     with pytest.raises(ConfigError, match=r"found no module nowhere installed, on PYTHONPATH or in .*project; put it there"):
