@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli import app
 from pipeline.recipe.explain import declared_keys
 from pipeline.recipe.load import load_recipe
 
@@ -70,6 +71,12 @@ def test_an_rlhf_command_and_its_options_exist(command):
     shown = help_of(verb)
     for option in (word for word in words if word.startswith("--")):
         assert option in shown
+
+
+def test_the_help_of_each_command_has_an_example():
+    commands = [command.callback for command in app.registered_commands]
+    assert commands
+    assert [function.__name__ for function in commands if not re.search(r"Examples?: `?rlhf ", function.__doc__)] == []
 
 
 @pytest.mark.parametrize("key", KEYS)

@@ -28,7 +28,10 @@ def ls_command(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the artifacts, here or at an address (s3://, gs://, hf://, file://)."""
+    """List the artifacts, here or at an address (s3://, gs://, hf://, file://).
+
+    Example: rlhf ls ppo
+    """
     from pipeline.report.tables import list_data, print_list
 
     if kind is not None and "://" in kind:
@@ -49,7 +52,10 @@ def verify_command(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare every byte with the manifest; exit code 3 when something differs, 4 when there is nothing to verify."""
+    """Compare every byte with the manifest; exit code 3 when something differs, 4 when there is nothing to verify.
+
+    Example: rlhf verify ppo@best
+    """
     if signed != (key is not None):
         raise typer.BadParameter("--signed and --key FILE belong together: by whose key it must be signed")
     opened = open_store(store)
@@ -77,7 +83,10 @@ def verify_command(
 
 
 def runs_command(store: StoreOption = None, as_json: JsonOption = False) -> None:
-    """List the runs, the newest first: when, how long, how it ended and why, what it published or which checkpoint it goes on from."""
+    """List the runs, the newest first: when, how long, how it ended and why, what it published or which checkpoint it goes on from.
+
+    Example: rlhf runs
+    """
     from pipeline.report.runs import print_runs
     from pipeline.runs.listing import list_runs
 
@@ -94,7 +103,10 @@ def alias_command(
     name: Annotated[str, typer.Argument(help="Its new name: ppo@NAME.")],
     store: StoreOption = None,
 ) -> None:
-    """Give an artifact a name."""
+    """Give an artifact a name.
+
+    Example: rlhf alias ppo@v1 best
+    """
     from pipeline.store.aliases import user_name
 
     opened = open_store(store)
@@ -110,7 +122,10 @@ def gc_command(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the artifacts that nothing needs: no alias names them, they are not of the newest, nothing that stays was made from them."""
+    """Show the artifacts that nothing needs: no alias names them, they are not of the newest, nothing that stays was made from them.
+
+    Example: rlhf gc --keep 1
+    """
     from pipeline.store.removal import collect, plan_collection
     from pipeline.text import format_bytes
 
@@ -133,7 +148,10 @@ def rm_command(
     refs: Annotated[list[str], typer.Argument(metavar="REF...", help="Versions (ppo@v3), and names (ppo@best: the version stays).")],
     store: StoreOption = None,
 ) -> None:
-    """Remove artifacts, or their names; refused where one that stays was made from them, a name is left, or a run goes on from them."""
+    """Remove artifacts, or their names; refused where one that stays was made from them, a name is left, or a run goes on from them.
+
+    Example: rlhf rm ppo@v3 ppo@best
+    """
     from pipeline.store.removal import remove
 
     terminal = make_console()
@@ -150,7 +168,10 @@ def import_command(
     ] = None,
     store: StoreOption = None,
 ) -> None:
-    """Publish a copy of a directory from elsewhere, marked as imported; safetensors only. No run reuses it by itself."""
+    """Publish a copy of a directory from elsewhere, marked as imported; safetensors only. No run reuses it by itself.
+
+    Example: rlhf import ~/models/policy --kind sft
+    """
     from pipeline.store.disk import expand_home
     from pipeline.store.importing import import_directory
 
@@ -174,7 +195,7 @@ def export_command(
 ) -> None:
     """Write a model with its tokenizer and a model card into a plain directory; every byte is verified.
 
-    For example: rlhf export ppo my-policy --merge --dtype bfloat16
+    Example: rlhf export ppo my-policy --merge --dtype bfloat16
     """
     from pipeline.export import export
     from pipeline.store.disk import expand_home

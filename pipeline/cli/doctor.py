@@ -22,7 +22,10 @@ def doctor_command(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Look over a store: broken artifacts and names, leftovers, runs without artifact; exit code 3 when something is to do."""
+    """Look over a store: broken artifacts and names, leftovers, runs without artifact; exit code 3 when something is to do.
+
+    Example: rlhf doctor --mend
+    """
     from pipeline.doctor import examine
     from pipeline.store.ledger import begin_anew
 

@@ -43,7 +43,10 @@ def run_command(
     overrides: SetOption = [],
     store: StoreOption = None,
 ) -> None:
-    """Bring the stages up to date: reuse what is there, run the rest. An interrupted run goes on where it stopped."""
+    """Bring the stages up to date: reuse what is there, run the rest. An interrupted run goes on where it stopped.
+
+    Example: rlhf run mine.yaml --set ppo.kl_coef=0.1
+    """
     from pipeline.report.progress import ProgressView
     from pipeline.report.tables import print_summary
     from pipeline.run import run
@@ -75,7 +78,10 @@ def plan_command(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what `run` would do, and why."""
+    """Say what `run` would do, and why.
+
+    Example: rlhf plan mine.yaml
+    """
     from pipeline.plan import plan
     from pipeline.report.tables import plan_data, print_plan
 
@@ -93,7 +99,10 @@ def config_command(
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of recipes, for editors.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Print the resolved recipe: defaults, recipe and --set together."""
+    """Print the resolved recipe: defaults, recipe and --set together.
+
+    Example: rlhf config mine.yaml
+    """
     import yaml
 
     from pipeline.recipe.schema import recipe_schema
@@ -114,7 +123,10 @@ def launch_command_command(
     overrides: SetOption = [],
     store: StoreOption = None,
 ) -> None:
-    """Print the commands that start one stage by hand, on each node; what they leave is not published, but `run` goes on from it."""
+    """Print the commands that start one stage by hand, on each node; what they leave is not published, but `run` goes on from it.
+
+    Example: rlhf launch-command sft mine.yaml
+    """
     import shlex
 
     from pipeline.run import prepare_by_hand
@@ -134,7 +146,10 @@ def check_data_command(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Read and tokenise all data of a recipe: every bad line, duplicates, contradictions, leakage, what is cut; and ask its judge once."""
+    """Read and tokenise all data of a recipe: every bad line, duplicates, contradictions, leakage, what is cut; and ask its judge once.
+
+    Example: rlhf check-data mine.yaml
+    """
     from pipeline.inputs.prepare import prepare
     from pipeline.judge import try_judge
     from pipeline.report.progress import ProgressView

@@ -15,7 +15,10 @@ RecordArgument = Annotated[
 
 
 def trace_command(record: RecordArgument, store: StoreOption = None, as_json: JsonOption = False) -> None:
-    """Say which artifacts learnt from a record, directly or through those that they were made from."""
+    """Say which artifacts learnt from a record, directly or through those that they were made from.
+
+    Example: rlhf trace people.jsonl
+    """
     from pipeline.privacy.lists import find_secret
     from pipeline.privacy.trace import hash_asked, read_asked, trace
 
@@ -35,7 +38,10 @@ def forget_command(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Leave records out of all that learns from now on, and withdraw what learnt from them and all that stands on it. Sources stay."""
+    """Leave records out of all that learns from now on, and withdraw what learnt from them and all that stands on it. Sources stay.
+
+    Example: rlhf forget people.jsonl
+    """
     from pipeline.privacy.forget import forget
     from pipeline.privacy.lists import open_secret
     from pipeline.privacy.trace import hash_asked, read_asked

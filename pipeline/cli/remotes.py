@@ -26,7 +26,10 @@ def push_command(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring an artifact and all that it was made from to a store elsewhere; one that was stopped goes on."""
+    """Bring an artifact and all that it was made from to a store elsewhere; one that was stopped goes on.
+
+    Example: rlhf push ppo s3://bucket/team
+    """
     from pipeline.remotes.push import push
 
     _move(push, ref, url, store, as_json, "pushed", "there already")
@@ -38,7 +41,10 @@ def pull_command(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring an artifact and all that it was made from from a store elsewhere; every byte is verified, one that was stopped goes on."""
+    """Bring an artifact and all that it was made from from a store elsewhere; every byte is verified, one that was stopped goes on.
+
+    Example: rlhf pull ppo@v3 s3://bucket/team
+    """
     from pipeline.remotes.pull import pull
 
     _move(pull, ref, url, store, as_json, "pulled, verified", "here already, verified")

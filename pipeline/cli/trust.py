@@ -13,7 +13,10 @@ def sign_command(
     key: Annotated[Path, typer.Option("--key", metavar="FILE", help="Private key of an elliptic curve (P-256, P-384 or P-521), in PEM.")],
     store: StoreOption = None,
 ) -> None:
-    """Sign an artifact with a key of yours, offline (OpenSSF model signing); every byte is verified first."""
+    """Sign an artifact with a key of yours, offline (OpenSSF model signing); every byte is verified first.
+
+    Example: rlhf sign ppo@best --key key.pem
+    """
     from pipeline.store.disk import expand_home
     from pipeline.store.signing import sign
 
@@ -22,7 +25,10 @@ def sign_command(
 
 
 def sbom_command(ref: Annotated[str, typer.Argument(help="The artifact.")], store: StoreOption = None) -> None:
-    """Print an artifact's bill of materials: files, data, packages, all that it was made from (CycloneDX 1.6, JSON)."""
+    """Print an artifact's bill of materials: files, data, packages, all that it was made from (CycloneDX 1.6, JSON).
+
+    Example: rlhf sbom ppo@best
+    """
     from pipeline.store.sbom import make_bill
 
     opened = open_store(store)
