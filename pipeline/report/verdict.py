@@ -82,6 +82,11 @@ def tell_failure(stage: str, reason: str) -> Verdict:
     )
 
 
+def tell_withdrawal(reason: str) -> Verdict:
+    """Say that an artifact is withdrawn (`rlhf forget`), and why."""
+    return Verdict(f"Withdrawn: {reason}; `rlhf run` makes one without them", "bad")
+
+
 def name_model(name: str) -> str:
     """Name a model or a kind of artifact in a sentence: ppo-20 -> PPO at iteration 20."""
     stem, dash, iteration = name.partition("-")

@@ -134,12 +134,13 @@ def write_fake_stages(directory):
     real = Path(stages.__file__).parent
     (package / "__init__.py").write_text(f"__path__ = [{str(package)!r}, {str(real)!r}]\n")
     program = Path(__file__).with_name("fake_stage.py")
-    for stage in ("pretrain", "sft", "rm", "ppo"):
-        (package / f"{stage}.py").write_text(f"import runpy\nrunpy.run_path({str(program)!r}, run_name='__main__')\n")
-    # Of this one the pipeline reads `results`, which stays the real one.
-    (package / "evaluate").mkdir()
-    (package / "evaluate" / "__init__.py").write_text(f"__path__ = [{str(package / 'evaluate')!r}, {str(real / 'evaluate')!r}]\n")
-    (package / "evaluate" / "__main__.py").write_text(f"import runpy\nrunpy.run_path({str(program)!r}, run_name='__main__')\n")
+    run = f"import runpy\nrunpy.run_path({str(program)!r}, run_name='__main__')\n"
+    for stage in ("pretrain", "sft", "rm"):
+        (package / f"{stage}.py").write_text(run)
+    for stage in ("ppo", "evaluate"):  # their other modules stay real: the report reads what an evaluation found
+        (package / stage).mkdir()
+        (package / stage / "__init__.py").write_text(f"__path__ = [{str(package / stage)!r}, {str(real / stage)!r}]\n")
+        (package / stage / "__main__.py").write_text(run)
     program = Path(__file__).with_name("fake_tokens.py")
     (package / "tokens.py").write_text(f"import runpy\nrunpy.run_path({str(program)!r}, run_name='__main__')\n")
     return os.pathsep.join([str(directory), str(real.parent)])

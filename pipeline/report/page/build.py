@@ -17,7 +17,7 @@ from pipeline.report.page.findings import show_over_optimisation, show_reward_ca
 from pipeline.report.page.samples import choose_cases, choose_rankings, read_answers
 from pipeline.report.scales import format_value
 from pipeline.report.svg import graph
-from pipeline.report.verdict import Verdict, tell_artifact, tell_evaluation, tell_failure
+from pipeline.report.verdict import Verdict, tell_artifact, tell_evaluation, tell_failure, tell_withdrawal
 from pipeline.store.artifact import Artifact
 from pipeline.text import format_duration
 
@@ -28,6 +28,8 @@ _NAMES = {"pretrain": "Pre-training", "sft": "Supervised fine-tuning", "rm": "Re
 def give_verdicts(evidence: Evidence) -> list[tuple[str, Verdict]]:
     """Give the verdict on what was asked for, the most important first: a stage that failed since comes before what stood before it."""
     verdicts = [(row["stage"], tell_failure(row["stage"], row.get("reason", ""))) for row in evidence.failures]
+    if evidence.subject is not None and evidence.withdrawn:
+        verdicts.insert(0, (evidence.subject.ref, tell_withdrawal(evidence.withdrawn)))
     if evidence.evaluation is not None and evidence.tested is not None:
         verdicts.append((evidence.tested.ref, tell_evaluation(evidence.evaluation)))
     elif evidence.subject is not None:

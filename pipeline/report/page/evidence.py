@@ -34,6 +34,7 @@ class Evidence:
         line: All artifacts that both stand on and they themselves, oldest first.
         failures: Runs of its stages that ended without an artifact and began after it was made, newest first.
         problems: What could not be read, a line each.
+        withdrawn: Why the subject is withdrawn; empty where it is not.
     """
 
     subject: Artifact | None
@@ -42,6 +43,7 @@ class Evidence:
     line: tuple[Artifact, ...]
     failures: tuple[dict[str, Any], ...] = ()
     problems: tuple[str, ...] = ()
+    withdrawn: str = ""
 
     def find(self, kind: str) -> Artifact | None:
         """Return the artifact of a kind that the subject stands on, or it itself."""
@@ -79,7 +81,9 @@ def gather(store: Store, subject: Artifact | None) -> Evidence:
     evaluation = None if tested is None else _read_evaluation(tested, problems)
     clean = tuple(_without_secrets(artifact) for artifact in line)
     named = {artifact.ref: artifact for artifact in clean}
-    return Evidence(named[subject.ref], named[tested.ref] if tested else None, evaluation, clean, failures, tuple(map(redact, problems)))
+    told = tuple(map(redact, problems))
+    withdrawn = store.find_withdrawal(subject)
+    return Evidence(named[subject.ref], named[tested.ref] if tested else None, evaluation, clean, failures, told, withdrawn)
 
 
 def _find_evaluation(store: Store, subject: Artifact) -> Artifact | None:

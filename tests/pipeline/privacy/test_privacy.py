@@ -71,6 +71,7 @@ def test_a_planted_person_is_traced_in_all_three_forgotten_and_in_none_after_one
     assert "to retrain: ppo, rm, sft" in told and all(f"{kind}@v1: " in told for kind in ("sft", "rm", "ppo"))
     assert "sft@v1 is withdrawn: it learnt from demonstrations.train" in rlhf("plan", str(planted))
     assert "withdrawn" in rlhf("ls") and "withdrawn" in rlhf("show", "ppo@v1", "--all")
+    assert "Withdrawn: it learnt from" in rlhf("show", "ppo@v1") and "ppo@v1: Withdrawn: it learnt from" in rlhf("report", "ppo@v1")
     told = rlhf("run", str(planted))
     assert told.count("1 records left out, as they were forgotten") == 3
     assert learnt(rlhf("trace", WHO, "--json")) == {
