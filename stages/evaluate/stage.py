@@ -180,7 +180,7 @@ class Evaluator:
         if over_optimisation is not None and over_optimisation.share_of_frontier is None:
             seen = over_optimisation.frontier[-1].kl if over_optimisation.frontier else 0.0
             found = f"PPO's KL is {over_optimisation.curve[-1].kl:.2g}, and samples of SFT show what is possible up to {seen:.2g}"
-            self._miss(f"which share of the possible score PPO reached: {found}; more evaluate.samples show more, but by e to the KL")
+            self._miss(f"which share of the possible score PPO reached: {found}; to see a KL of k takes some e^k evaluate.samples")
         return Evaluation(
             prompts=len(prompts),
             judge=self.spec.judge,
