@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 import typer
 
 from pipeline.cli.options import (
-    STAGE_NAMES,
+    KIND_NAMES,
+    MODEL_KINDS,
     JsonOption,
     StoreOption,
     make_console,
@@ -23,7 +24,7 @@ from stages.spec import EXIT_MISSING, EXIT_VERIFICATION
 
 def ls_command(
     kind: Annotated[
-        str | None, typer.Argument(metavar="[KIND|URL]", help=f"{STAGE_NAMES}; all when left out. Or the address of a store elsewhere.")
+        str | None, typer.Argument(metavar="[KIND|URL]", help=f"{KIND_NAMES}; all when left out. Or the address of a store elsewhere.")
     ] = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -164,7 +165,7 @@ def import_command(
         Path, typer.Argument(metavar="DIR", help="A model as save_pretrained writes it, or an artifact's directory with its manifest.")
     ],
     kind: Annotated[
-        str | None, typer.Option("--kind", metavar="KIND", help=f"{STAGE_NAMES}; default: rm where its config has a score head, else sft.")
+        str | None, typer.Option("--kind", metavar="KIND", help=f"{MODEL_KINDS}; default: rm where its config has a score head, else sft.")
     ] = None,
     store: StoreOption = None,
 ) -> None:

@@ -45,6 +45,8 @@ PrivateOption = Annotated[
 ]
 
 STAGE_NAMES = ", ".join(STAGES)
+KIND_NAMES = ", ".join(row.kind for row in STAGES.values())
+MODEL_KINDS = ", ".join(row.kind for row in STAGES.values() if row.leaves_model)
 
 
 def select_stages(only: str | None, from_stage: str | None, until: str | None, force: bool) -> "Selection":
