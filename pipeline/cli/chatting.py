@@ -190,10 +190,12 @@ def score_command(
         target = sys.stdout
         if out is not None:  # before the work: it may not be writable
             stack.enter_context(writing(out))
-            target = stack.enter_context(expand_home(out).open("w", encoding="utf-8"))
+            target = stack.enter_context(expand_home(out).open("a", encoding="utf-8"))  # what is there stays until the scores are
         with CountView(make_console(err=True), f"{model.ref} scores answers") as view:
             scored = score(model, answers, view.told)
         lines = [to_line(row, ascii_only=False) for row in scored.rows]
+        if out is not None and expand_home(out).is_file():
+            target.truncate(0)
         target.writelines(lines)
     for problem in scored.problems:
         print(problem, file=sys.stderr)

@@ -90,6 +90,17 @@ def test_bad_rows_are_told_with_their_lines_before_a_model_is_opened(rlhf_here, 
     assert rlhf_here("score", "rm", tmp_path / "nowhere", "--store", models.root).returncode == 4
 
 
+def test_scores_that_never_came_leave_the_file_that_they_should_have_gone_to(rlhf_here, models, tmp_path, monkeypatch):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.score.score", stop)
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "a", "response": "b"}])
+    before = rows.read_text()
+    assert rlhf_here("score", "rm", rows, "--out", rows, "--store", models.root).returncode != 0
+    assert rows.read_text() == before
+
+
 def test_what_cannot_score_or_answer_is_refused(rlhf_here, models, tmp_path):
     path = write_rows(tmp_path / "rows.jsonl", [{"prompt": "q", "response": "a"}])
     assert "sft@v1 is no reward model" in rlhf_here("score", "sft", path, "--store", models.root).stderr
