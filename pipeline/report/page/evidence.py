@@ -3,9 +3,10 @@
 What is gone, damaged or unreadable is told in `problems`, and the page is made of the rest. Texts come without secrets.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 
@@ -78,6 +79,8 @@ def gather(store: Store, subject: Artifact | None) -> Evidence:
     line = _walk(store, tested or subject, problems)
     if all(artifact.ref != subject.ref for artifact in line):
         line.append(subject)
+    reasons = {artifact.ref: reason for artifact in line if (reason := store.find_withdrawal(artifact))}
+    problems.extend(f"{ref} is withdrawn: {reason}" for ref, reason in reasons.items())
     evaluation = None if tested is None else _read_evaluation(tested, problems)
     clean = tuple(_without_secrets(artifact) for artifact in line)
     named = {artifact.ref: artifact for artifact in clean}
@@ -128,6 +131,7 @@ def _place(artifact: Artifact) -> tuple[int, str, int]:
 def _read_evaluation(artifact: Artifact, problems: list[str]) -> Evaluation | None:
     try:
         found = Evaluation.model_validate_json(read_bounded(artifact.path / EVALUATION_FILE, _MAX_EVALUATION_BYTES))
+        _require_finite(found.model_dump())
     except (OSError, ValidationError, ValueError) as error:
         reason = (
             error.strerror if isinstance(error, OSError) else f"{error.errors()[0]['msg']}" if isinstance(error, ValidationError) else error
@@ -137,6 +141,22 @@ def _read_evaluation(artifact: Artifact, problems: list[str]) -> Evaluation | No
     plain = found.model_dump()
     redacted = redact_values(plain)
     return found if redacted is plain else Evaluation.model_validate(redacted)
+
+
+def _require_finite(value: Any, place: str = "") -> None:
+    """Refuse a number that nothing can be drawn of.
+
+    Raises:
+        ValueError: with its place.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{place.removeprefix('.')}: found {value}; needed a finite number")
+    if isinstance(value, dict):
+        for name, part in cast("dict[str, Any]", value).items():
+            _require_finite(part, f"{place}.{name}")
+    elif isinstance(value, (list, tuple)):
+        for index, part in enumerate(cast("Sequence[Any]", value)):
+            _require_finite(part, f"{place}.{index}")
 
 
 def _without_secrets(artifact: Artifact) -> Artifact:

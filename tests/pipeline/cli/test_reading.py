@@ -6,6 +6,7 @@ import re
 import pytest
 
 from pipeline.store.manifest import Parent
+from pipeline.store.withdrawn import Withdrawal, withdraw
 from stages.spec import Interval
 from tests.pipeline.report.evaluations import publish_evaluation, publish_line, simulate
 
@@ -322,3 +323,24 @@ def test_samples_of_an_evaluation_are_chosen_by_model_and_way(rlhf_here, evaluat
 def test_the_lineage_of_an_evaluation_holds_all_that_it_compared(rlhf_here, evaluated):
     shown = rlhf_here("lineage", "evaluation").stdout
     assert [ref in shown for ref in ("evaluation@v1", "ppo@v1", "rm@v1", "sft@v1")] == [True] * 4
+
+
+def test_an_artifact_that_is_withdrawn_says_so_wherever_it_is_shown(rlhf_here, evaluated, store):
+    ppo = store.get("ppo")
+    withdraw(store.root, {"ppo@v1": Withdrawal(seal=ppo.seal, reason="it learnt from prompts.train", at=ppo.manifest.created_utc)})
+    for command in (("show", "ppo"), ("show", "evaluation"), ("report", "ppo")):
+        shown = rlhf_here(*command)
+        assert shown.returncode == 0, shown.stderr
+        if command[0] == "show":
+            assert "ppo@v1 is withdrawn: it learnt from prompts.train" in shown.stdout, command
+    assert "ppo@v1 is withdrawn: it learnt from prompts.train" in next((store.root / "reports").iterdir()).read_text()
+
+
+def test_an_evaluation_with_figures_that_are_none_is_told_and_the_rest_reported(rlhf_here, publish, store):
+    evaluation, _ = simulate(num_prompts=8, samples=1)
+    content = re.sub(r'("kl_k1":\{"value":)[^,]+', r"\1NaN", evaluation.model_dump_json())
+    parents = [Parent(ref=parent.ref, content_id=parent.content_id) for parent in publish_line(store, publish)]
+    publish(store, "evaluation", {"evaluation.json": content.encode()}, parents=parents)
+    told = rlhf_here("report", "ppo")
+    assert told.returncode == 0, told.stderr
+    assert "kl_k1.value: found nan; needed a finite number" in next((store.root / "reports").iterdir()).read_text()
