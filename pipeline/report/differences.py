@@ -102,7 +102,8 @@ def _print_changes(console: Console, found: dict[str, Any]) -> None:
     for count in found["counts"]:
         console.print(Text(clean(f"  {'count':<8} {count['name']}: {count['old']} -> {count['new']}")), soft_wrap=True)
     if not found["changes"] and not found["counts"]:
-        console.print(Text("  made from and with the same"))
+        same_kind = found["old"].partition("@")[0] == found["new"].partition("@")[0]
+        console.print(Text(f"  {'made from and with the same' if same_kind else 'what both have is the same'}"))
     console.print()
 
 

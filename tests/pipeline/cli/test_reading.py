@@ -206,6 +206,7 @@ def test_diff_of_two_kinds_compares_what_both_have(rlhf_here, publish, store):
     make_line(publish, store)
     shown = rlhf_here("diff", "sft", "ppo").stdout
     assert "of two kinds" in shown
+    assert "made from and with the same" not in shown  # PPO was made from SFT, with other settings
     assert "kl_coef" not in shown and "learning_rate" not in shown
     assert "held-out figures: none" in shown
 
