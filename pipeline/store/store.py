@@ -282,10 +282,14 @@ class Store:
     def _get_latest(self, kind: str) -> Artifact:
         versions = self._versions(kind)
         if versions:
+            problem = ""
             with self._open_kind(kind) as kind_directory:
                 for version in reversed(versions):
-                    with suppress(StoreError):
+                    try:
                         return self._require_listed(load_artifact(kind_directory, version))
+                    except StoreError as error:
+                        problem = problem or error.message
+            raise StoreError(f"no {kind} in {self.root} is intact; the newest: {problem}", EXIT_VERIFICATION)
         raise StoreError(f"no artifact of kind {kind} in {self.root}; one is needed; run its stage first", EXIT_MISSING)
 
     def _get_by_content(self, prefix: ContentPrefix) -> Artifact:

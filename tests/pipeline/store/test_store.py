@@ -203,6 +203,16 @@ def test_missing_artifacts_say_what_is_there(store, publish):
     assert refusal_of(store.verify, "sft@v9").exit_code == 4
 
 
+def test_where_no_version_is_intact_the_newest_says_why(store, publish):
+    publish(store)
+    newest = publish(store)
+    for version in store.list("sft"):
+        (version.path / "manifest.json").chmod(0o644)
+        (version.path / "manifest.json").write_text("")
+    error = refusal_of(store.get, "sft")
+    assert error.exit_code == 3 and str(newest.path) in error.message
+
+
 def test_an_ambiguous_content_prefix_is_refused(store, publish):
     ids = {}
     for number in range(40):
