@@ -290,7 +290,8 @@ class Store:
                     except StoreError as error:
                         problem = problem or error.message
             raise StoreError(f"no {kind} in {self.root} is intact; the newest: {problem}", EXIT_VERIFICATION)
-        raise StoreError(f"no artifact of kind {kind} in {self.root}; one is needed; run its stage first", EXIT_MISSING)
+        there = ", ".join(name for name in self._kinds() if self._versions(name)) or "none"
+        raise StoreError(f"no artifact of kind {kind} in {self.root}; kinds there: {there}; run its stage first", EXIT_MISSING)
 
     def _get_by_content(self, prefix: ContentPrefix) -> Artifact:
         matches = [artifact for artifact in self.list() if artifact.content_id.startswith(prefix.digits)]

@@ -197,7 +197,13 @@ def test_an_artifact_is_found_by_version_latest_alias_and_content_prefix(store, 
 
 def test_missing_artifacts_say_what_is_there(store, publish):
     publish(store)
-    for ref, found in (("sft@v9", "v1"), ("rm", "kind rm"), ("sft@best", "no alias best"), ("0" * 64, "content id")):
+    for ref, found in (
+        ("sft@v9", "v1"),
+        ("rm", "kind rm"),
+        ("evaluate", "kinds there: sft;"),
+        ("sft@best", "no alias best"),
+        ("0" * 64, "content id"),
+    ):
         error = refusal_of(store.get, ref)
         assert error.exit_code == 4 and found in error.message
     assert refusal_of(store.verify, "sft@v9").exit_code == 4
