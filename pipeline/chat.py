@@ -205,11 +205,26 @@ def save_chat(chat: Chat, path: Path) -> str:
     if not chat.turns:
         return "nothing was said yet; nothing is saved"
     lines = "".join(to_line(row) for row in chat.rows())
-    with writing(path):
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(lines.encode())
+    with writing(path), os.fdopen(_open_to_append(path), "wb") as stream:
+        stream.write(lines.encode())
     return f"saved in {path}"
+
+
+def require_writable(path: Path) -> None:
+    """Refuse a file that `save_chat` could not write, and leave things as they are.
+
+    Raises:
+        ResourceError: it cannot be written (exit 5).
+    """
+    with writing(path):
+        was_there = path.exists()
+        os.close(_open_to_append(path))
+        if not was_there:
+            path.unlink()
+
+
+def _open_to_append(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def answer_data(chat: Chat, message: str) -> str:

@@ -11,7 +11,7 @@ import typer
 
 from pipeline.cli.options import JsonOption, RefArgument, StoreOption, make_console, open_store
 from pipeline.errors import StoreError
-from stages.spec import EXIT_FAILED
+from stages.spec import EXIT_FAILED, EXIT_USAGE
 
 if TYPE_CHECKING:
     from pipeline.chat import Chat
@@ -57,6 +57,7 @@ def chat_command(
         open_chat,
         require_policy,
         require_reward_model,
+        require_writable,
         save_chat,
     )
     from pipeline.report.chat import ChatView
@@ -79,6 +80,7 @@ def chat_command(
         view.say(f"{' and '.join(model.ref for model in models)}; {scored}; /help lists commands, /quit ends", "bold")
     with ExitStack() as stack:
         if save is not None:
+            require_writable(expand_home(save))  # before the first answer
             stack.callback(lambda: print(save_chat(chat, expand_home(save)), file=sys.stderr))
         program = stack.enter_context(open_chat(chat, scorer))
         _talk(chat, program, view, by_hand=by_hand, as_json=as_json)
@@ -135,7 +137,12 @@ def _ignore(place: int, said: object) -> None:
 def _read_lines(*, by_hand: bool) -> Iterator[str]:
     """Yield what is asked: line by line from a pipe, on a terminal with an editor's keys."""
     if not by_hand:
-        yield from (line.rstrip("\n") for line in sys.stdin)
+        for number, line in enumerate(sys.stdin.buffer, 1):
+            try:
+                yield line.decode().rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                told = f"standard input:{number}: found bytes that are no UTF-8; needed text; correct the line"
+                raise StoreError(f"{told}; it and those after it are not answered", EXIT_USAGE) from error
         return
     with suppress(ImportError):
         __import__("readline")  # gives input() its keys and its history

@@ -90,6 +90,15 @@ def test_bad_rows_are_told_with_their_lines_before_a_model_is_opened(rlhf_here, 
     assert rlhf_here("score", "rm", tmp_path / "nowhere", "--store", models.root).returncode == 4
 
 
+def test_what_a_chat_cannot_read_or_save_is_told_before_an_answer(rlhf_here, models, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n")))
+    told = rlhf_here("chat", "sft", "--save", tmp_path / "kept.jsonl", "--store", models.root)
+    assert told.returncode == 2 and "standard input:1: found bytes that are no UTF-8" in told.stderr
+    assert not (tmp_path / "kept.jsonl").exists()
+    told = rlhf_here("chat", "sft", "--save", tmp_path / "nowhere" / "kept.jsonl", "--store", models.root)
+    assert told.returncode == 5 and "nowhere/kept.jsonl: No such file or directory" in told.stderr
+
+
 def test_scores_that_never_came_leave_the_file_that_they_should_have_gone_to(rlhf_here, models, tmp_path, monkeypatch):
     def stop(*arguments):
         raise KeyboardInterrupt
