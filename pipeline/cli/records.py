@@ -5,9 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.cli.options import JsonOption, StoreOption, make_console, open_store, open_store_to_write, print_json, say
+from pipeline.errors import StoreError
+from stages.spec import EXIT_MISSING, EXIT_VERIFICATION
 
 if TYPE_CHECKING:
     from pipeline.privacy.trace import Trace
+    from pipeline.store.store import Store
 
 RecordArgument = Annotated[
     str, typer.Argument(metavar="RECORD|FILE", help="A file of records, one as a JSON object, or a text: a prompt, or a document.")
@@ -23,14 +26,16 @@ def trace_command(record: RecordArgument, store: StoreOption = None, as_json: Js
     from pipeline.privacy.trace import hash_asked, read_asked, trace
 
     opened = open_store(store)
+    if not opened.root.is_dir():
+        raise StoreError(f"{opened.root}: no such directory; a store is needed; give another --store", EXIT_MISSING)
     asked = read_asked(record)
     secret = find_secret(opened.root) or b""  # without one nothing is listed, and all is unknown
     rows = [_describe(found) for found in trace(opened, hash_asked(asked, secret), secret)]
     if as_json:
         print_json(rows)
-        return
-    terminal = make_console()
-    _say_traces(rows, terminal)
+    else:
+        _say_traces(rows, make_console())
+    _require_all_read(opened, rows)
 
 
 def forget_command(
@@ -54,6 +59,7 @@ def forget_command(
     kinds = list(dict.fromkeys(found.artifact.kind for found in done.traces if found.learnt))
     if as_json:
         print_json({"new": done.num_new, "artifacts": rows, "tokens": done.tokens, "runs": done.runs, "retrain": kinds})
+        _require_all_read(opened, rows)
         return
     terminal = make_console()
     _say_traces(rows, terminal, then=": withdrawn")
@@ -64,6 +70,19 @@ def forget_command(
     again = f"to retrain: {', '.join(kinds)}, by `rlhf run` with their recipe; `rlhf gc --remove` then takes what is withdrawn"
     say(terminal, again if kinds else "nothing is to be retrained")
     say(terminal, f"{done.num_new} new hashes on the list of what is left out from now on, in this store; the sources stay as they are")
+    _require_all_read(opened, rows)
+
+
+def _require_all_read(store: "Store", rows: list[dict[str, Any]]) -> None:
+    """Refuse to end well where a damaged version may have learnt as well, and what stands on it.
+
+    Raises:
+        StoreError: with their refs (exit 3).
+    """
+    read = {row["ref"] for row in rows}
+    if damaged := [ref for ref in store.refs() if ref not in read]:
+        found = f"{', '.join(damaged)}: damaged, so it is not known what they and those made from them learnt from"
+        raise StoreError(f"{found}; restore or remove them (`rlhf doctor`), then give the same command again", EXIT_VERIFICATION)
 
 
 def _describe(found: "Trace") -> dict[str, Any]:

@@ -345,3 +345,13 @@ def test_an_evaluation_with_figures_that_are_none_is_told_and_the_rest_reported(
     told = rlhf_here("report", "ppo")
     assert told.returncode == 0, told.stderr
     assert "kl_k1.value: found nan; needed a finite number" in next((store.root / "reports").iterdir()).read_text()
+
+
+def test_what_a_damaged_version_learnt_from_is_not_passed_over(rlhf_here, evaluated, store):
+    file = next(path for path in store.get("sft").path.iterdir() if path.name != "manifest.json" and path.is_file())
+    file.chmod(0o644)
+    file.write_bytes(file.read_bytes() + b"\n")
+    for command in ("trace", "forget"):
+        told = rlhf_here(command, "where is my order?")
+        assert told.returncode == 3 and "sft@v1: damaged, so it is not known" in told.stderr, command
+    assert rlhf_here("trace", "where?", "--store", store.root / "nowhere").returncode == 4
