@@ -76,6 +76,10 @@ def gather(store: Store, subject: Artifact | None) -> Evidence:
             raise StoreError(f"no artifacts in {store.root}; one is needed; `rlhf run` makes some", EXIT_MISSING)
         return Evidence(None, None, None, (), failures)
     tested = subject if subject.kind == EVALUATION_KIND else _find_evaluation(store, subject)
+    if tested is None:
+        intact = {artifact.ref for artifact in store.list(EVALUATION_KIND)}
+        damaged = [ref for ref in store.refs(EVALUATION_KIND) if ref not in intact]
+        problems.extend(f"{ref} is damaged, so it is not known whether it evaluated {subject.ref}; see `rlhf doctor`" for ref in damaged)
     line = _walk(store, tested or subject, problems)
     if all(artifact.ref != subject.ref for artifact in line):
         line.append(subject)

@@ -355,3 +355,10 @@ def test_what_a_damaged_version_learnt_from_is_not_passed_over(rlhf_here, evalua
         told = rlhf_here(command, "where is my order?")
         assert told.returncode == 3 and "sft@v1: damaged, so it is not known" in told.stderr, command
     assert rlhf_here("trace", "where?", "--store", store.root / "nowhere").returncode == 4
+
+
+def test_a_damaged_evaluation_is_told_beside_what_it_may_have_evaluated(rlhf_here, evaluated, store):
+    samples = store.get("evaluation").path / "samples.jsonl"
+    samples.parent.chmod(0o755)
+    samples.unlink()
+    assert "evaluation@v1 is damaged" in rlhf_here("show", "ppo").stdout
