@@ -22,7 +22,8 @@ from pipeline.store.store import Store
 from stages.spec import EXIT_MISSING, STAGES, StageName, asks_judge, with_ancestors
 
 # Settings that change how a stage runs but not what it makes, and those of `ppo.rollout`. In between, PPO evaluates without touching
-# what it trains with; TRL's evaluations draw from torch's generator, so that with dropout sft.eval_every and rm.eval_every change weights.
+# what it trains with (`ppo.publish: best` chooses by that, see `_config_slice`); TRL's evaluations draw from torch's generator, so that
+# with dropout sft.eval_every and rm.eval_every change weights.
 _WITHOUT_EFFECT: dict[StageName, tuple[str, ...]] = {
     "pretrain": ("save_every", "log_every"),
     "sft": ("save_every", "log_every"),
@@ -196,6 +197,10 @@ def _config_slice(stage: StageName, recipe: Recipe, inputs: Inputs) -> dict[str,
             del settings["ptx_data"]  # the default: keys from before there was a choice stay valid
         if settings["keep_every"] is None:
             del settings["keep_every"]
+        if settings["publish"] == "best":
+            settings["eval_every"] = recipe.ppo.eval_every  # says which iterations there are to choose from
+        else:
+            del settings["publish"], settings["publish_by"], settings["publish_max_kl"]
     return {
         "stage_version": STAGES[stage].version,
         "base_model": inputs.base_identity,

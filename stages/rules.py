@@ -26,6 +26,7 @@ def find_refusals(
     *,
     engine: Literal["auto", "none", "ddp", "deepspeed"],
     num_processes: int,
+    judge: str | None = None,
 ) -> Iterator[Refusal]:
     """Find what the stage cannot do.
 
@@ -35,6 +36,7 @@ def find_refusals(
         hardware: The hardware block.
         engine: What computes; `auto` where that is not known yet.
         num_processes: On all nodes.
+        judge: Of held-out answers.
     """
     zero3 = engine == "deepspeed" and hardware.zero_stage == 3
     if hardware.engine == "none" and num_processes > 1:
@@ -49,6 +51,10 @@ def find_refusals(
             yield Refusal(f"{stage}.{name}", f"found {size}, needed {needed}; choose sizes that divide")
     if settings.lora is not None and settings.lora.quantize is not None:
         yield from _find_quantization_refusals(f"{stage}.lora.quantize", settings.lora.quantize, settings, zero3=zero3)
+    if isinstance(settings, PPOSettings) and settings.publish == "best" and settings.publish_by == "judge" and judge is None:
+        yield Refusal(
+            "ppo.publish_by", "found judge, needed a judge, and the recipe has none; set judge: module:function, or publish_by: score"
+        )
     if isinstance(settings, PPOSettings) and settings.ema_decay is not None and zero3:
         needed = "whole weights to average, which no process has at ZeRO stage 3"
         yield Refusal("ppo.ema_decay", f"found {settings.ema_decay}, needed {needed}; set hardware.zero_stage: 2, or ema_decay: null")

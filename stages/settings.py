@@ -222,6 +222,21 @@ class PPOSettings(_Optimization):
         description="Keep the model (with lora: the adapter) of each n-th iteration in the artifact, for evaluate: whether it was still "
         "better, or only better at fooling the reward model. null: none.",
     )
+    publish: Literal["last", "best"] = Field(
+        "last",
+        description="Which iteration's model is published: the last, or of those that are evaluated on the held-out prompts (each "
+        "eval_every-th, and the last) the best, by publish_by at a KL within publish_max_kl.",
+    )
+    publish_by: Literal["score", "judge"] = Field(
+        "score",
+        description="What publish: best goes by: the reward model's score, which PPO was trained on, or the judge's, which it was not.",
+    )
+    publish_max_kl: float | None = Field(
+        None,
+        gt=0,
+        description="Highest held-out KL to the SFT model, in nats per response, at which an iteration can be the best; where none is "
+        "within it, the last is published, with a warning. null: no bound.",
+    )
     log_every: PositiveInt = Field(1, description="Iterations between metric rows.")
 
     @model_validator(mode="after")
@@ -235,6 +250,19 @@ class PPOSettings(_Optimization):
             raise ValueError(
                 f"critic_warmup_iterations = {self.critic_warmup_iterations} leaves no iteration to the policy, with iterations = "
                 f"{self.iterations}; choose fewer"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _evaluates_what_it_publishes(self) -> "PPOSettings":
+        if self.publish == "best" and not self.eval_samples:
+            raise ValueError(
+                "publish = best needs held-out answers, with eval_samples = 0 there are none; raise eval_samples, or publish: last"
+            )
+        if self.publish == "best" and self.eval_every >= self.iterations:
+            raise ValueError(
+                f"publish = best has only the last iteration to choose from, with eval_every = {self.eval_every} and iterations = "
+                f"{self.iterations}; lower eval_every, or publish: last"
             )
         return self
 

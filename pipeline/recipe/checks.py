@@ -134,7 +134,8 @@ def _check_hardware(recipe: Recipe, stages: tuple[StageName, ...], problem: Prob
     refused: dict[Refusal, None] = {}
     for stage in stages:
         num_processes = hardware.processes * hardware.nodes
-        found = find_refusals(stage, recipe.settings(stage), hardware, engine=hardware.engine, num_processes=num_processes)
+        settings = recipe.settings(stage)
+        found = find_refusals(stage, settings, hardware, engine=hardware.engine, num_processes=num_processes, judge=recipe.judge)
         refused |= dict.fromkeys(found)
     yield from (problem(key, message) for key, message in refused)
     if hardware.deepspeed_config is not None:

@@ -16,14 +16,15 @@ from stages.ppo.trainer import PPOTrainer
 from stages.process.context import StageContext
 from stages.process.distributed import decide_in_main
 from stages.settings import PPOSettings
-from stages.spec import KEPT_DIR, MODEL_DIR
+from stages.spec import BEST_DIR, KEPT_DIR, MODEL_DIR
 
 _DRAFT = ".draft"
 
 
 def count_kept(settings: PPOSettings, iteration: int | None = None) -> int:
-    """Count the iterations up to one (default: all) whose models are kept; the last is published, and not kept as well."""
-    up_to = settings.iterations - 1 if iteration is None else min(iteration, settings.iterations - 1)
+    """Count the iterations up to one (default: all) whose models are kept; the last not, where it is published anyway."""
+    last = settings.iterations - (settings.publish == "last")
+    up_to = last if iteration is None else min(iteration, last)
     return up_to // settings.keep_every if settings.keep_every else 0
 
 
@@ -36,23 +37,28 @@ def keep_model(context: StageContext, trainer: PPOTrainer, tokenizer: Any) -> No
             draft = directory / _DRAFT
             shutil.rmtree(draft, ignore_errors=True)
             save_model(trainer.policy, tokenizer, draft)
-            for file in draft.rglob("*"):
-                if file.is_file():
-                    with file.open("rb") as stream:
-                        os.fsync(stream.fileno())
+            sync_files(draft)
             (draft / MODEL_DIR).replace(directory / str(trainer.iteration))
             draft.rmdir()
     trainer.ranks.wait()
 
 
+def sync_files(directory: Path) -> None:
+    """Have all files of a draft on the disk before its name says that it is whole."""
+    for file in directory.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+
+
 def drop_kept_after(context: StageContext, iteration: int) -> None:
-    """Drop the models of iterations after one: a resumed run makes them anew. Every rank calls it."""
+    """Drop the models of iterations after one, the best so far too: a resumed run makes them anew. Every rank calls it."""
 
     def drop() -> None:
-        directory = context.spec.checkpoint_dir / KEPT_DIR
-        for path in directory.iterdir() if directory.is_dir() else ():
-            if not path.name.isdecimal() or int(path.name) > iteration:
-                shutil.rmtree(path)
+        for directory in (context.spec.checkpoint_dir / KEPT_DIR, context.spec.checkpoint_dir / BEST_DIR):
+            for path in directory.iterdir() if directory.is_dir() else ():
+                if not path.name.isdecimal() or int(path.name) > iteration:
+                    shutil.rmtree(path)
 
     decide_in_main(context, drop)
 

@@ -19,6 +19,8 @@ from stages.models.handoff import check_handoff, read_facts
 from stages.models.save import save_model
 from stages.models.sizes import measure_published, measure_tokenizer, measure_trained
 from stages.models.tokenizer import load_tokenizer
+from stages.ppo import best as best_so_far
+from stages.ppo.best import Candidate, check_publish, choose, find_candidate, go_back
 from stages.ppo.heldout import HeldOut
 from stages.ppo.kept import count_kept, drop_kept_after, keep_model, publish_kept
 from stages.ppo.models import load_models
@@ -54,6 +56,7 @@ def main(context: StageContext) -> StageResult:
     tokenizer = load_tokenizer(spec.models["sft"])
     prompts, held_out_prompts = load_tokens(context, tokenizer, "prompts")
     counts = prompts.counts() | {f"held_out_{key}": value for key, value in held_out_prompts.counts().items()}
+    check_publish(context, settings, len(held_out_prompts.prompts))
     demonstrations, demonstration_counts = _load_likely(context, tokenizer)
     counts |= demonstration_counts
 
@@ -66,17 +69,9 @@ def main(context: StageContext) -> StageResult:
         held_out = HeldOut(
             trainer, tokenizer, list(held_out_prompts.prompts[: settings.eval_samples]), judge, seed=spec.seed, note=context.note
         )
-        metrics = train(context, trainer, held_out)
-        samples: list[dict[str, Any]] = []
-        for way in ("sampled", "greedy"):
-            figures, rows = held_out.answer(way, context.tells(f"held-out answers, {way}"))
-            metrics |= figures
-            samples += rows
-    if settings.ema_decay is not None:
-        metrics["published/ema_decay"] = settings.ema_decay  # says that the published model is the average
-    context.write_metrics(settings.iterations, metrics)
-
-    metrics["published/iteration"] = float(settings.iterations)
+        metrics, best = train(context, trainer, held_out)
+        metrics, samples = _answer_published(context, trainer, held_out, metrics, best)
+    metrics["published/iteration"] = float(trainer.iteration)
     facts = read_facts(trainer.policy, tokenizer, spec.models["sft"])
     # An adapter is saved without its base, so nobody needs to hold that whole.
     with trainer.actor.whole_weights(frozen=facts.form == "full"), trainer.average.in_use() if trainer.average else nullcontext():
@@ -94,14 +89,36 @@ def main(context: StageContext) -> StageResult:
     )
 
 
-def train(context: StageContext, trainer: PPOTrainer, held_out: HeldOut) -> dict[str, float]:
+def _answer_published(
+    context: StageContext, trainer: PPOTrainer, held_out: HeldOut, metrics: dict[str, float], best: Candidate | None
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Evaluate the last iteration, go back to the best where that is published, and write the last row, which is always of the last.
+
+    Returns:
+        (metrics with the held-out figures of what is published, its samples).
+    """
+    settings = trainer.settings
+    averaged = {} if settings.ema_decay is None else {"published/ema_decay": settings.ema_decay}  # the published model is the average
+    figures, samples = held_out.answer("sampled", context.tells("held-out answers, sampled"))
+    went_back = go_back(context, trainer, best, figures)
+    if went_back:
+        context.write_metrics(settings.iterations, metrics | figures | averaged)
+        figures, samples = held_out.answer("sampled", context.tells(f"held-out answers of iteration {trainer.iteration}, sampled"))
+    greedy_figures, greedy_samples = held_out.answer("greedy", context.tells("held-out answers, greedy"))
+    metrics = metrics | figures | greedy_figures | averaged
+    if not went_back:
+        context.write_metrics(settings.iterations, metrics)
+    return metrics, samples + greedy_samples
+
+
+def train(context: StageContext, trainer: PPOTrainer, held_out: HeldOut) -> tuple[dict[str, float], Candidate | None]:
     """Iterate from the newest complete checkpoint to the end, or to a checkpoint where a stop is asked for.
 
     Returns:
-        The last iteration's metrics, and the held-out figures of the SFT policy as `eval/start/...`.
+        (The last iteration's metrics, and the held-out figures of the SFT policy as `eval/start/...`; the best iteration before the last).
     """
     settings = trainer.settings
-    start_figures, metrics = _resume_or_start(context, trainer, held_out)
+    start_figures, metrics, best = _resume_or_start(context, trainer, held_out)
     stop = False
     with context.stops_at_step_end():
         while trainer.iteration < settings.iterations and not stop:
@@ -109,35 +126,43 @@ def train(context: StageContext, trainer: PPOTrainer, held_out: HeldOut) -> dict
             step, last = trainer.iteration, trainer.iteration == settings.iterations
             evaluate = step % settings.eval_every == 0 and not last  # after the last one, `main` does it in full
             if evaluate:
-                metrics |= held_out.answer("sampled")[0]
+                figures, _ = held_out.answer("sampled")
+                metrics |= figures
+                before, best = best, choose(best, find_candidate(settings, step, figures))
+                if best != before:
+                    best_so_far.hold(context, trainer)
             if (evaluate or step % settings.log_every == 0) and not last:
                 context.write_metrics(step, metrics)
             context.progress("train", step, settings.iterations, metrics)
-            if settings.keep_every and step % settings.keep_every == 0 and not last:
+            if settings.keep_every and step % settings.keep_every == 0 and step // settings.keep_every <= count_kept(settings):
                 keep_model(context, trainer, held_out.tokenizer)
             # A signal may reach one rank only: all stop together.
             stop = bool(trainer.ranks.sum(torch.tensor(int(context.stop_requested), device=trainer.ranks.device)))
             if stop or step % settings.save_every == 0:
-                _save(context, trainer, {"start_figures": start_figures, "metrics": metrics})
+                _save(context, trainer, {"start_figures": start_figures, "metrics": metrics, "best": best_so_far.to_state(best)})
     if stop:
         raise Interrupted
-    return metrics | {key.replace("eval/sampled/", "eval/start/"): value for key, value in start_figures.items()}
+    return metrics | {key.replace("eval/sampled/", "eval/start/"): value for key, value in start_figures.items()}, best
 
 
-def _resume_or_start(context: StageContext, trainer: PPOTrainer, held_out: HeldOut) -> tuple[dict[str, float], dict[str, float]]:
-    """Load the newest complete checkpoint, or evaluate the SFT policy; returns (figures at the start, last metrics)."""
+def _resume_or_start(
+    context: StageContext, trainer: PPOTrainer, held_out: HeldOut
+) -> tuple[dict[str, float], dict[str, float], Candidate | None]:
+    """Load the newest complete checkpoint, or evaluate the SFT policy; returns (figures at the start, last metrics, best so far)."""
     found = find_checkpoint(context)
     saved = trainer.load(found[0]) if found else None
+    best = best_so_far.from_state(saved.get("best")) if saved else None
     drop_kept_after(context, trainer.iteration)
+    best_so_far.require_held(context, best)
     _require_room(context, trainer, held_out.tokenizer)
     # The row of the last iteration is written once its evaluation is done: never kept from an earlier attempt.
     context.rewind_metrics(min(trainer.iteration, trainer.settings.iterations - 1) if saved else -1)
     context.event("start", stage="ppo", unit="iteration", total=trainer.settings.iterations, resumed_step=trainer.iteration)
     if saved:
-        return saved["start_figures"], saved["metrics"]
+        return saved["start_figures"], saved["metrics"], best
     start_figures, _ = held_out.answer("sampled", context.tells("held-out answers of the SFT model"))
     context.write_metrics(0, start_figures)
-    return start_figures, {}
+    return start_figures, {}, None
 
 
 def _require_room(context: StageContext, trainer: PPOTrainer, tokenizer: Any) -> None:
@@ -145,7 +170,8 @@ def _require_room(context: StageContext, trainer: PPOTrainer, tokenizer: Any) ->
     tokenizer_bytes = measure_tokenizer(tokenizer, context.spec.output_dir)
     copies = 4 if choose_engine(context).name == "deepspeed" else 3  # weights, two moments; DeepSpeed's weights in full precision
     checkpoint = _SMALL_FILES + context.world_size * _RANK_STATE
-    checkpoint += measure_trained(trainer.actor.module, copies + bool(trainer.average)) + measure_trained(trainer.critic.module, copies)
+    policy = measure_trained(trainer.actor.module, copies + bool(trainer.average))
+    checkpoint += policy + measure_trained(trainer.critic.module, copies)
     kept, to_come = count_kept(settings), count_kept(settings) - count_kept(settings, trainer.iteration)
     kept_bytes = measure_published(trainer.policy, tokenizer_bytes, merge=False)
     require_room(
@@ -155,7 +181,7 @@ def _require_room(context: StageContext, trainer: PPOTrainer, tokenizer: Any) ->
         saves=settings.iterations // settings.save_every - trainer.iteration // settings.save_every,
         rows=_ROW_BYTES * (settings.iterations // settings.log_every + settings.iterations // settings.eval_every),
         rows_in_checkpoints=False,
-        kept=(to_come * kept_bytes, kept * kept_bytes),
+        kept=(to_come * kept_bytes + best_so_far.measure(context, trainer, policy), kept * kept_bytes),
     )
 
 

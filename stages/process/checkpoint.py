@@ -150,7 +150,12 @@ def drop_unfinished(directory: Path) -> None:
 
 def count_complete(directory: Path) -> int:
     """Count the checkpoints that are marked complete."""
-    return sum(_is_marked(path) for _, path in _list_checkpoints(directory))
+    return len(list_complete(directory))
+
+
+def list_complete(directory: Path) -> list[int]:
+    """List the steps of the checkpoints that are marked complete, newest first."""
+    return [step for step, path in _list_checkpoints(directory) if _is_marked(path)]
 
 
 def _list_checkpoints(directory: Path) -> list[tuple[int, Path]]:

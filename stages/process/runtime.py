@@ -108,7 +108,8 @@ def check_rules(context: StageContext) -> None:
         StageError: with all that is refused; exit code 2.
     """
     spec = context.spec
-    found = find_refusals(spec.stage, spec.settings, spec.hardware, engine=choose_engine(context).name, num_processes=context.world_size)
+    engine = choose_engine(context).name
+    found = find_refusals(spec.stage, spec.settings, spec.hardware, engine=engine, num_processes=context.world_size, judge=spec.judge)
     if refused := [f"{key}: {message}" for key, message in found]:
         raise StageError(" | ".join(refused), EXIT_USAGE)
 

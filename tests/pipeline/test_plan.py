@@ -411,4 +411,15 @@ def test_without_kept_models_ppo_has_the_key_from_before_there_were_any(store, r
     recipe = load_recipe(recipe_path)
     inputs = prepare(recipe, store.root, recipe.stages)
     parents = {"sft": SimpleNamespace(content_id="s"), "rm": SimpleNamespace(content_id="r")}
-    assert "keep_every" not in decide("ppo", recipe, inputs, parents, store).config["ppo"]
+    config = decide("ppo", recipe, inputs, parents, store).config["ppo"]
+    assert not {"keep_every", "publish", "publish_by", "publish_max_kl"} & config.keys()
+
+
+def test_what_ppo_publishes_reruns_it_and_then_how_often_it_chooses_does_too(planned, publish_all):
+    assert publish_all()["ppo"]
+    assert planned("ppo.eval_every=3", "ppo.publish_max_kl=5.0")["ppo"] == REUSED  # nothing uses it
+    assert planned("ppo.publish=best")["ppo"][0] == "run"
+    publish_all("ppo.publish=best")
+    assert planned("ppo.publish=best")["ppo"] == REUSED
+    assert planned("ppo.publish=best", "ppo.eval_every=3")["ppo"] == ("run", ["ppo.eval_every changed 50 -> 3"])
+    assert planned("ppo.publish=best", "ppo.publish_max_kl=5.0")["ppo"] == ("run", ["ppo.publish_max_kl changed null -> 5.0"])

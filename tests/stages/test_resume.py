@@ -77,6 +77,32 @@ def test_ppo_on_one_backbone_resumes_exactly(make_stage, base_model_dir, reward_
     assert {name.rpartition("/")[0] for name in weights_hash(stages[1])} == {"model", "kept/2", "kept/4"}
 
 
+def test_the_best_of_ppo_is_the_same_after_a_kill_and_a_checkpoint_that_is_damaged(make_stage, base_model_dir, reward_model_dir):
+    """What was held after the checkpoint that is gone on from is made anew, and what that checkpoint names is still there."""
+    # At this step size the policy first gains and then breaks.
+    settings = {"publish": "best", "eval_every": 1, "save_every": 1, "learning_rate": 3e-2}
+    models = {"sft": base_model_dir, "rm": reward_model_dir}
+    straight, killed = (make_stage("ppo", tag=tag, models=models, **settings) for tag in ("straight", "killed"))
+    straight.run()
+    assert straight.result.metrics["published/iteration"] < 6, "the last is best: this says nothing"
+    assert kill_after_checkpoint(killed, 3, signal.SIGKILL) == -signal.SIGKILL
+    assert not killed.model_dir.exists(), "killed too late: nothing was left to resume"
+    newest = max(killed.spec.checkpoint_dir.glob("checkpoint-*/COMPLETE.json"), key=lambda path: int(path.parent.name.split("-")[1]))
+    (newest.parent / "state.pt").write_bytes(b"")
+    held = killed.spec.checkpoint_dir / "best"
+    (held / ".draft").mkdir()  # of a process that was killed there
+    (held / "6").mkdir()  # of later than any checkpoint
+    assert killed.run().count("passed over") == 1
+    assert not (held / ".draft").exists() and not (held / "6").exists()
+    starts = [event["resumed_step"] for event in killed.events() if event["event"] == "start"]
+    assert len(starts) == 2 and starts[1] > 0
+    assert weights_hash(killed) == weights_hash(straight)
+    samples = [(stage.spec.output_dir / "samples.jsonl").read_bytes() for stage in (straight, killed)]
+    assert samples[0] == samples[1]
+    figures = [{k: v for k, v in s.result.metrics.items() if not k.startswith(("time/", "peak_"))} for s in (straight, killed)]
+    assert figures[0] == figures[1]
+
+
 def test_a_damaged_newest_checkpoint_costs_one_save_interval_and_no_more(make_stage):
     straight = make_stage("sft", tag="straight")
     straight.run()

@@ -58,6 +58,13 @@ def test_an_average_needs_whole_weights():
     assert refused("ppo", PPOSettings(ema_decay=0.9), HardwareSettings(zero_stage=3), engine="deepspeed") == ["ppo.ema_decay"]
 
 
+def test_to_choose_by_a_judge_there_must_be_one():
+    by_judge = PPOSettings(publish="best", publish_by="judge")
+    assert refused("ppo", by_judge) == ["ppo.publish_by"]
+    assert not list(find_refusals("ppo", by_judge, HardwareSettings(), engine="auto", num_processes=1, judge="data.demo.rule:judge"))
+    assert refused("ppo", PPOSettings(publish="best")) == refused("ppo", PPOSettings(publish_by="judge")) == []
+
+
 def test_a_stage_tells_all_that_it_refuses_with_exit_code_2(make_stage):
     context = StageContext(make_stage("sft", hardware=HardwareSettings(engine="none", device="cpu")).spec)
     check_rules(context)

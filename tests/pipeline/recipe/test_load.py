@@ -218,6 +218,13 @@ def test_a_judge_is_a_module_and_a_function(problems, judge):
     assert "needed module:function" in found
 
 
+def test_what_ppo_publishes_is_chosen_by_something_that_is_there(problems):
+    (found,) = problems(MINIMAL + "ppo:\n  publish: best\n  publish_by: judge\n")
+    assert found.startswith("recipe.yaml:6: ppo.publish_by: found judge, needed a judge")
+    (found,) = problems(MINIMAL + "ppo: {publish: best, iterations: 20}\n")
+    assert "publish = best has only the last iteration to choose from, with eval_every = 50 and iterations = 20" in found
+
+
 @pytest.mark.parametrize("name", ["../x", "a/b", "-x", "x" * 65, "a\\nb"])
 def test_a_name_is_safe_as_a_file_name(problems, name):
     (found,) = problems(f'name: "{name}"\nbase_model: demo\ndata: demo\n')
