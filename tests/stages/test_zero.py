@@ -124,3 +124,26 @@ def test_a_resumed_run_leaves_the_weights_of_a_straight_one_to_the_last_bit(runs
     for name, tensors in one.items():
         for key, tensor in tensors.items():
             assert torch.equal(two[name][key], tensor), f"{name} {key}"
+
+
+@pytest.mark.slow
+def test_two_processes_publish_the_best_iteration_to_the_last_bit(
+    tmp_path, make_stage_in, plain_hardware, base_model_dir, reward_model_dir, warm_start
+):
+    # At this step size the policy first gains and then breaks.
+    settings = {"publish": "best", "eval_every": 1, "keep_every": 1, "learning_rate": 3e-2, "iterations": 6, "save_every": 3}
+    models = {"sft": base_model_dir, "rm": reward_model_dir}
+    stages = []
+    for engine in RESUMED:
+        hardware = plain_hardware.model_copy(update={"processes": 2, **ENGINES[engine]})
+        stages.append(make_stage_in(tmp_path, "ppo", tag=engine, models=models, hardware=hardware, **settings))
+    launch("ppo", 2, stages, warm_start())
+    for stage in stages:
+        rows = {row["step"]: row for row in map(json.loads, (stage.spec.output_dir / "metrics.jsonl").read_text().splitlines())}
+        scores = {step: rows[step]["eval/sampled/score"] for step in range(1, 7)}
+        best, found = int(stage.result.metrics["published/iteration"]), weights(stage)
+        assert best == max(scores, key=scores.__getitem__) and stage.result.metrics["eval/sampled/score"] == scores[best]
+        assert best < 6, f"the last is best: this says nothing; {scores}"
+        published, then, last = (found[f"{name}/model.safetensors"] for name in ("model", f"kept/{best}", "kept/6"))
+        assert all(torch.equal(published[name], then[name]) for name in then)
+        assert any(not torch.equal(published[name], last[name]) for name in last)
