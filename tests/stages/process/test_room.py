@@ -64,7 +64,7 @@ def watched(disk):
         ("sft", {"save_every": 100}),
         ("rm", {}),
         ("rm", {"lora": LORA}),
-        ("ppo", {"keep_every": 2}),
+        ("ppo", {"keep_every": 2, "publish": "best", "eval_every": 1}),
         ("ppo", {"lora": LORA, "ema_decay": 0.9}),
     ],
 )
