@@ -256,14 +256,10 @@ class PPOSettings(_Optimization):
     @model_validator(mode="after")
     def _evaluates_what_it_publishes(self) -> "PPOSettings":
         if self.publish == "best" and not self.eval_samples:
-            raise ValueError(
-                "publish = best needs held-out answers, with eval_samples = 0 there are none; raise eval_samples, or publish: last"
-            )
+            raise ValueError("publish = best needs held-out answers, eval_samples = 0 leaves none; raise it, or publish: last")
         if self.publish == "best" and self.eval_every >= self.iterations:
-            raise ValueError(
-                f"publish = best has only the last iteration to choose from, with eval_every = {self.eval_every} and iterations = "
-                f"{self.iterations}; lower eval_every, or publish: last"
-            )
+            found = f"eval_every = {self.eval_every} and iterations = {self.iterations}"
+            raise ValueError(f"publish = best has only the last iteration to choose from, with {found}; lower eval_every, or publish: last")
         return self
 
 
