@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -66,3 +67,17 @@ def pytest_collection_finish():
     """Leave imports out of garbage collection: with torch in memory each one takes half a second, and trainers ask for many."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Debian's Chromium, headless; one for all tests of a process, which can hold one alone."""
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("needs chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+        yield chromium
+        chromium.close()

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,20 +10,6 @@ from types import SimpleNamespace
 import pytest
 
 HOSTILE = "<script>alert(1)</script> <img src=x onerror=alert(1)> \u202eRTL\u202c \x1b[31mred " + "x" * 20_000
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """Debian's Chromium, headless; one for all tests."""
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.skip("needs chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 def write_answers(path, count):

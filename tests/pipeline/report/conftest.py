@@ -1,6 +1,5 @@
-"""What the tests of the report share: a browser, started once, and a line of artifacts with its evaluation."""
+"""What the tests of the report share: a line of artifacts with its evaluation."""
 
-import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -9,20 +8,6 @@ from pipeline.report.page.build import build_page
 from pipeline.report.page.evidence import gather
 from pipeline.report.page.render import render
 from tests.pipeline.report.evaluations import publish_evaluation, publish_line, simulate
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """Debian's Chromium, headless; one for all tests."""
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.skip("needs chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="session")
