@@ -11,6 +11,7 @@ from pipeline.cli.options import (
     JsonOption,
     StoreOption,
     make_console,
+    open_existing_store,
     open_store,
     open_store_to_write,
     parse_stage,
@@ -130,7 +131,7 @@ def gc_command(
     from pipeline.store.removal import collect, plan_collection
     from pipeline.text import format_bytes
 
-    opened = open_store(store)
+    opened = open_existing_store(store)
     removal = collect(opened, keep) if remove else plan_collection(opened, keep)
     refs = [artifact.ref for artifact in removal.artifacts]
     if as_json:

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.options import JsonOption, StoreOption, make_console, open_store, print_json, say
+from pipeline.cli.options import JsonOption, StoreOption, make_console, open_existing_store, print_json, say
 from pipeline.errors import StoreError
-from stages.spec import EXIT_MISSING, EXIT_VERIFICATION
+from stages.spec import EXIT_VERIFICATION
 
 if TYPE_CHECKING:
     from pipeline.doctor import Finding
@@ -29,9 +29,7 @@ def doctor_command(
     from pipeline.doctor import examine
     from pipeline.store.ledger import begin_anew
 
-    opened = open_store(store)
-    if not opened.root.is_dir():
-        raise StoreError(f"{opened.root}: no such directory; a store is needed; give another --store", EXIT_MISSING)
+    opened = open_existing_store(store)
     if trust:
         aside = begin_anew(opened.root)
         say(make_console(err=True), f"the ledger begins anew with what is there; {f'before it: {aside}' if aside else 'there was none'}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stages.spec import STAGES, StageName, data_inputs, with_ancestors
+from stages.spec import EXIT_MISSING, STAGES, StageName, data_inputs, with_ancestors
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -115,6 +115,20 @@ def open_store(given: Path | None, recipe: "Recipe | None" = None) -> "Store":
     if os.path.exists(root) and not root.is_dir():  # noqa: PTH110  (Path.exists raises for a name that is too long)
         raise ConfigError([f"--store: found {root}, which is no directory; needed one, or a path at which to make one"])
     return Store(root)
+
+
+def open_existing_store(given: Path | None) -> "Store":
+    """Open a store that must be there already: a mistyped one holds nothing to ask about or to remove.
+
+    Raises:
+        StoreError: It is not there (exit 4).
+    """
+    from pipeline.errors import StoreError
+
+    store = open_store(given)
+    if not store.root.is_dir():
+        raise StoreError(f"{store.root}: no such directory; a store is needed; give another --store", EXIT_MISSING)
+    return store
 
 
 def open_store_to_write(given: Path | None, recipe: "Recipe | None" = None) -> "Store":

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli.options import JsonOption, StoreOption, make_console, open_store, open_store_to_write, print_json, say
+from pipeline.cli.options import JsonOption, StoreOption, make_console, open_existing_store, open_store_to_write, print_json, say
 from pipeline.errors import StoreError
-from stages.spec import EXIT_MISSING, EXIT_VERIFICATION
+from stages.spec import EXIT_VERIFICATION
 
 if TYPE_CHECKING:
     from pipeline.privacy.trace import Trace
@@ -25,9 +25,7 @@ def trace_command(record: RecordArgument, store: StoreOption = None, as_json: Js
     from pipeline.privacy.lists import find_secret
     from pipeline.privacy.trace import hash_asked, read_asked, trace
 
-    opened = open_store(store)
-    if not opened.root.is_dir():
-        raise StoreError(f"{opened.root}: no such directory; a store is needed; give another --store", EXIT_MISSING)
+    opened = open_existing_store(store)
     asked = read_asked(record)
     secret = find_secret(opened.root) or b""  # without one nothing is listed, and all is unknown
     rows = [_describe(found) for found in trace(opened, hash_asked(asked, secret), secret)]
@@ -51,6 +49,7 @@ def forget_command(
     from pipeline.privacy.lists import open_secret
     from pipeline.privacy.trace import hash_asked, read_asked
 
+    open_existing_store(store)
     opened = open_store_to_write(store)
     asked = read_asked(record)
     secret = open_secret(opened.root)

@@ -4,7 +4,10 @@ import json
 import re
 
 import pytest
+from typer.testing import CliRunner
 
+from pipeline.cli import app
+from pipeline.errors import StoreError
 from pipeline.store.manifest import Parent
 from pipeline.store.withdrawn import Withdrawal, withdraw
 from stages.spec import Interval
@@ -362,3 +365,10 @@ def test_a_damaged_evaluation_is_told_beside_what_it_may_have_evaluated(rlhf_her
     samples.parent.chmod(0o755)
     samples.unlink()
     assert "evaluation@v1 is damaged" in rlhf_here("show", "ppo").stdout
+
+
+@pytest.mark.parametrize("arguments", [["gc"], ["gc", "--remove"], ["forget", "x"], ["trace", "x"], ["doctor"], ["doctor", "--mend"]])
+def test_a_store_that_is_mistyped_is_told_and_not_made(arguments, tmp_path):
+    done = CliRunner().invoke(app, [*arguments, "--store", str(tmp_path / "typo")])
+    assert isinstance(done.exception, StoreError) and done.exception.exit_code == 4
+    assert "no such directory; a store is needed" in str(done.exception) and not (tmp_path / "typo").exists()
