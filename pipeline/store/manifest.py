@@ -15,10 +15,11 @@ from pipeline.errors import StoreError
 from pipeline.store.directory import Directory
 from pipeline.store.disk import read_bounded
 from stages.blocks import Closed
-from stages.spec import EXIT_VERIFICATION, KEPT_DIR, MERGED_DIR, MODEL_DIR, Interval, StageWarning
+from stages.spec import EXIT_VERIFICATION, KEPT_DIR, MERGED_DIR, METRICS_FILE, MODEL_DIR, RESULT_FILE, Interval, StageWarning
 
 MANIFEST_FILE = "manifest.json"
 SCHEMA_VERSION = 1
+_EVIDENCE = ("log.txt", METRICS_FILE, RESULT_FILE)
 # 100 files take about 20 kB; what is larger than this was not written by us.
 MAX_MANIFEST_BYTES = 8 * 1024 * 1024
 
@@ -151,12 +152,13 @@ def check_layout(files: Iterable[FileEntry]) -> None:
 def compute_content_id(files: Iterable[FileEntry]) -> str:
     """Hash an artifact's content: equal bytes under equal names give an equal id, whatever the time or host.
 
-    Where the artifact has a model, only `model/`, `merged/` and `kept/` count: logs and timings are evidence, not content.
+    Where the artifact has a model, only `model/`, `merged/` and `kept/` count; else all but logs, metrics and the result, which holds times
+    and memory: they are evidence, not content.
     """
     entries = sorted(files, key=lambda entry: entry.path)
     payload = [entry for entry in entries if PurePosixPath(entry.path).parts[0] in (MODEL_DIR, MERGED_DIR, KEPT_DIR)]
     if not any(entry.path.startswith(f"{MODEL_DIR}/") for entry in payload):
-        payload = entries
+        payload = [entry for entry in entries if entry.path not in _EVIDENCE] or entries
     lines = "".join(f"{entry.sha256} {entry.size} {entry.path}\n" for entry in payload)
     return hashlib.sha256(lines.encode()).hexdigest()
 

@@ -83,9 +83,7 @@ def test_two_nodes_leave_the_artifacts_of_one(make_pipeline, make_nodes, tmp_pat
     one.run()
     two = make_pipeline(tmp_path / "two", *make_nodes(tmp_path).options, warm=True, GLOO_SOCKET_IFNAME="eth0")
     two.run()
-    models, evaluated = content_ids(one), content_ids(two)
-    assert models.pop("evaluation") and evaluated.pop("evaluation")  # of these models; its figures agree up to rounding (test_stage)
-    assert evaluated == models and set(models) == {"sft", "rm", "ppo"}
+    assert content_ids(two) == content_ids(one) and len(content_ids(one)) == 4
     assert {artifact.manifest.world_size for artifact in Store(two.store_root).list()} == {2}
 
 

@@ -143,3 +143,10 @@ def test_without_a_model_all_files_are_content():
     assert compute_content_id([entry("merged/a"), entry("log.txt", b"1")]) != compute_content_id(
         [entry("merged/a"), entry("log.txt", b"2")]
     )
+
+
+def test_times_and_memory_of_an_artifact_without_a_model_are_no_content():
+    found, other = (FileEntry(path="evaluation.json", size=2, sha256=each * 64) for each in "ab")
+    results = [FileEntry(path="result.json", size=2, sha256=each * 64) for each in "cd"]
+    assert compute_content_id([found, results[0]]) == compute_content_id([results[1], found]) != compute_content_id([other, results[0]])
+    assert compute_content_id([results[0]]) != compute_content_id([results[1]])
