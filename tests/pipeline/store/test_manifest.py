@@ -139,9 +139,9 @@ def test_a_content_id_changes_with_each_byte_name_and_payload_file():
 
 
 def test_without_a_model_all_files_are_content():
-    assert compute_content_id([entry("rows.jsonl", b"1")]) != compute_content_id([entry("rows.jsonl", b"1"), entry("log.txt")])
-    assert compute_content_id([entry("merged/a"), entry("log.txt", b"1")]) != compute_content_id(
-        [entry("merged/a"), entry("log.txt", b"2")]
+    assert compute_content_id([entry("rows.jsonl", b"1")]) != compute_content_id([entry("rows.jsonl", b"1"), entry("notes.txt")])
+    assert compute_content_id([entry("merged/a"), entry("notes.txt", b"1")]) != compute_content_id(
+        [entry("merged/a"), entry("notes.txt", b"2")]
     )
 
 
