@@ -19,7 +19,7 @@ from stages.spec import EXIT_VERIFICATION, KEPT_DIR, MERGED_DIR, METRICS_FILE, M
 
 MANIFEST_FILE = "manifest.json"
 SCHEMA_VERSION = 1
-_EVIDENCE = ("log.txt", METRICS_FILE, RESULT_FILE)
+_EVIDENCE = ("config.yaml", "log.txt", METRICS_FILE, RESULT_FILE)
 # 100 files take about 20 kB; what is larger than this was not written by us.
 MAX_MANIFEST_BYTES = 8 * 1024 * 1024
 
@@ -152,7 +152,7 @@ def check_layout(files: Iterable[FileEntry]) -> None:
 def compute_content_id(files: Iterable[FileEntry]) -> str:
     """Hash an artifact's content: equal bytes under equal names give an equal id, whatever the time or host.
 
-    Where the artifact has a model, only `model/`, `merged/` and `kept/` count; else all but logs, metrics and the result, which holds times
+    Where the artifact has a model, only `model/`, `merged/` and `kept/` count; else all but configuration, log, metrics and result, which holds times
     and memory: they are evidence, not content.
     """
     entries = sorted(files, key=lambda entry: entry.path)
