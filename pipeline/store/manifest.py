@@ -152,8 +152,8 @@ def check_layout(files: Iterable[FileEntry]) -> None:
 def compute_content_id(files: Iterable[FileEntry]) -> str:
     """Hash an artifact's content: equal bytes under equal names give an equal id, whatever the time or host.
 
-    Where the artifact has a model, only `model/`, `merged/` and `kept/` count; else all but configuration, log, metrics and result, which holds times
-    and memory: they are evidence, not content.
+    Where the artifact has a model, only `model/`, `merged/` and `kept/` count. Else all but configuration, log, metrics and result: how
+    it was run, its times and its memory are evidence, not content.
     """
     entries = sorted(files, key=lambda entry: entry.path)
     payload = [entry for entry in entries if PurePosixPath(entry.path).parts[0] in (MODEL_DIR, MERGED_DIR, KEPT_DIR)]

@@ -94,7 +94,7 @@ def run_chain(make_pipeline, straight, directory, seed):
         finally:
             pipeline.kill_all()
         store = check_store(pipeline.store_root, content_ids)
-        assert [artifact.ref for artifact in store.list()] == ["ppo@v1", "rm@v1", "sft@v1"]
+        assert [artifact.ref for artifact in store.list()] == ["evaluation@v1", "ppo@v1", "rm@v1", "sft@v1"]
         assert not any(pipeline.store_root.glob(".staging/*")) and not any(pipeline.store_root.glob("runs/*/checkpoints"))
     return num_kills, resumed
 
