@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from data.schema import RecordKind
 from data.secrets import redact_values
 from pipeline.errors import StoppedAfterStage
+from pipeline.foreseen import foresee
 from pipeline.inputs.prepare import Inputs, prepare
 from pipeline.judge import try_judge
 from pipeline.launch.commands import Command, commands_by_hand, stage_commands
@@ -32,7 +33,7 @@ from pipeline.store.parts import hold_artifacts, require_places
 from pipeline.store.provenance import code_state, package_versions
 from pipeline.store.store import Store
 from pipeline.text import clean
-from pipeline.tokens import TOKENS_DIR, Counts, make_tokens, warn_of_losses
+from pipeline.tokens import TOKENS_DIR, Counts, make_tokens
 from pipeline.tracking import find_missing_trackers, tracked
 from stages.spec import (
     EXIT_FAILED,
@@ -112,7 +113,7 @@ def run(recipe: Recipe, store: Store, selection: Selection, view: View, *, wait:
                     view.note(message)
                 try_judge(recipe, inputs, [stage for stage in selection.run if stage in recipe.stages])
                 counts = make_tokens(recipe, inputs, store.root, view.tokens_event)
-                view.tokens_made(warn_of_losses(counts, recipe.tokens))
+                view.tokens_made(foresee(recipe, counts))
             outcome = run_stage(recipe, inputs, decision, store, view, fresh=selection.force, wait=wait)
         artifacts[stage] = outcome.artifact
         if selected:

@@ -19,7 +19,6 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from data.schema import DataError, Problem, RecordKind
-from data.shortfall import warn_of_shortfall
 from pipeline.errors import StoppedAfterStage
 from pipeline.inputs.prepare import Inputs
 from pipeline.launch.commands import Command
@@ -29,7 +28,6 @@ from pipeline.launch.launch import launch
 from pipeline.plan import identify_tokens
 from pipeline.recipe.schema import Recipe
 from pipeline.store.disk import locked, make_directories, writing
-from stages.blocks import TokenSettings
 from stages.settings import EvaluateSettings
 from stages.spec import TOKENS_VERSION, TokensSpec
 
@@ -88,12 +86,6 @@ def _make_work_directory(directory: Path) -> Path:
         if _WORK.fullmatch(left.name) and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=".work-", dir=directory))
-
-
-def warn_of_losses(counts: Counts, tokens: TokenSettings) -> dict[RecordKind, list[str]]:
-    """Say of which record sets more than 5 % is left out or cut, and what to do; by kind."""
-    limits = (tokens.max_prompt_tokens, tokens.max_response_tokens)
-    return {kind: warn_of_shortfall(kind, add_splits(splits), limits) for kind, splits in counts.items()}
 
 
 def add_splits(splits: dict[str, dict[str, int]]) -> dict[str, int]:

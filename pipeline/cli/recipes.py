@@ -163,7 +163,7 @@ def check_data_command(
     try_judge(resolved, inputs, resolved.stages)
     counts = make_tokens(resolved, inputs, root, view.tokens_event)
     view.tokens_made({})
-    data = findings_data(inputs, counts, resolved.tokens)
+    data = findings_data(inputs, counts, resolved)
     if as_json:
         print_json(data)
     else:

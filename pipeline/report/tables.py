@@ -22,10 +22,10 @@ if TYPE_CHECKING:  # `rlhf ls` needs neither
     from data.schema import RecordKind
     from pipeline.inputs.prepare import Inputs
     from pipeline.plan import Decision
+    from pipeline.recipe.schema import Recipe
     from pipeline.remotes.remote import Remote
     from pipeline.run import Outcome
     from pipeline.tokens import Counts
-    from stages.blocks import TokenSettings
 
 _SAMPLES_SHOWN = 3
 MAX_SAMPLE_BYTES = 2_000_000
@@ -248,11 +248,11 @@ def read_samples(artifact: Artifact, count: int) -> list[dict[str, Any]]:
     return samples
 
 
-def findings_data(inputs: "Inputs", counts: "Counts", tokens: "TokenSettings") -> dict[str, Any]:
+def findings_data(inputs: "Inputs", counts: "Counts", recipe: "Recipe") -> dict[str, Any]:
     """Return what was found in the data, by kind."""
-    from pipeline.tokens import warn_of_losses
+    from pipeline.foreseen import foresee
 
-    warnings = warn_of_losses(counts, tokens)
+    warnings = foresee(recipe, counts)
     return {
         kind: {
             "sources": list(read.told),

@@ -5,9 +5,10 @@ import json
 import pytest
 
 from data.schema import DataError
+from pipeline.foreseen import foresee, foresee_evaluation
 from pipeline.inputs.prepare import prepare
 from pipeline.recipe.load import load_recipe
-from pipeline.tokens import make_tokens, warn_of_losses
+from pipeline.tokens import make_tokens
 
 
 @pytest.fixture
@@ -42,13 +43,13 @@ def test_ids_of_all_kinds_are_made_once_and_losses_are_told(make, store):
     assert sum(counts["demonstrations"][split]["demonstrations"] for split in ("train", "eval")) == 9
     assert counts["demonstrations"]["train"]["responses_dropped"] == 1
     assert events[-1]["event"] == "progress"
-    assert warn_of_losses(counts, recipe.tokens) == {
+    assert foresee(recipe, counts) == {
         "demonstrations": [
             "1 of 9 demonstrations (11%) are left out: 1 of 9 demonstrations dropped (longer than 12 tokens); raise "
             "tokens.max_response_tokens or shorten them"
         ],
         "comparisons": [],
-        "prompts": [],
+        "prompts": foresee_evaluation(counts["prompts"]["eval"]["prompts"], has_judge=False),
     }
     again, events, _ = make(demonstrations, max_response_tokens=12)
     assert again == counts and events == []  # no process was started

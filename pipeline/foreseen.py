@@ -1,0 +1,41 @@
+"""What can be told before the first stage trains: records that are lost, what an evaluation will not be able to say."""
+
+from data.schema import RecordKind
+from data.shortfall import warn_of_shortfall
+from pipeline.recipe.schema import Recipe
+from pipeline.tokens import Counts, add_splits
+from stages.statistics.intervals import smallest_difference
+
+_COIN = 0.5  # standard deviation of wins and losses at even odds
+_COARSE = 0.25  # a win rate that shows only this far from 0.5, as with 31 prompts, rarely shows anything
+
+
+def foresee(recipe: Recipe, counts: Counts) -> dict[RecordKind, list[str]]:
+    """Say of which record sets more than 5 % is left out or cut, and what they are too few for; by kind.
+
+    Args:
+        recipe: Resolved recipe.
+        counts: As `make_tokens` returns them.
+    """
+    limits = (recipe.tokens.max_prompt_tokens, recipe.tokens.max_response_tokens)
+    warnings: dict[RecordKind, list[str]] = {kind: warn_of_shortfall(kind, add_splits(splits), limits) for kind, splits in counts.items()}
+    if "prompts" in counts and recipe.evaluate is not None:
+        held_out = counts["prompts"].get("eval", {}).get("prompts", 0)
+        warnings["prompts"] += foresee_evaluation(min(held_out, recipe.evaluate.prompts), has_judge=recipe.judge is not None)
+    return warnings
+
+
+def foresee_evaluation(num_prompts: int, *, has_judge: bool) -> list[str]:
+    """Say what an evaluation on so many held-out prompts, with or without a judge, cannot tell.
+
+    Example: 6 prompts show a win rate only if it is 50 ± 57 %, which is none.
+    """
+    warnings: list[str] = []
+    if num_prompts > 0 and (smallest := smallest_difference(_COIN, num_prompts)) > _COARSE:
+        shown = f"a win rate of PPO over SFT beyond 50 ± {smallest:.0%}" if smallest < _COIN else "no win rate of PPO over SFT"
+        found = f"{num_prompts:,} held-out prompt{'s' * (num_prompts != 1)} will show {shown}"
+        warnings.append(f"{found}; 100 show 50 ± 14%: give more in data.prompts.eval, or raise data.eval_fraction")
+    if not has_judge:
+        lost = "which answers score higher, not whether they are better, nor where PPO begins to fool the reward model"
+        warnings.append(f"no judge is named, so the evaluation will tell {lost}; give judge: module:function")
+    return warnings
