@@ -16,7 +16,7 @@ from pipeline.inputs.prepare import Inputs, prepare
 from pipeline.recipe.schema import Recipe
 from pipeline.runs.unfinished import describe_unfinished
 from pipeline.store.artifact import Artifact
-from pipeline.store.compare import changed_leaves, describe_change, flatten
+from pipeline.store.compare import changed_leaves, describe_change
 from pipeline.store.disk import hash_file
 from pipeline.store.store import Store
 from stages.spec import EXIT_MISSING, STAGES, StageName, asks_judge, with_ancestors
@@ -120,10 +120,7 @@ def decide(
             if entry.cache_key == key
         ]
         reasons = lost or list(_differences(stage, config, data, own_parents, store)) or ["no artifact has these inputs yet"]
-    if not found:
-        same = [artifact for artifact in store.list(stage) if artifact.manifest.cache_key == key]
-        newest = same[-1:] or store.list(stage)[-1:]
-        reasons = [f"{each.ref} is withdrawn: {why}" for each in newest if (why := store.find_withdrawal(each))] + reasons
+        reasons = [*_find_withdrawn(stage, store, key), *reasons]
     unfinished = "" if force else describe_unfinished(store.root, stage, _name_run(stage, key), config[stage])
     return Decision(stage, "run", None, reasons, key, config, own_parents, unfinished)
 
@@ -174,12 +171,25 @@ def _decide_waiting(stage: StageName, waiting: Sequence[str], recipe: Recipe, in
     """Decide a stage whose parents will run: it surely runs when something else differs too, else it depends on what they become."""
     config = _config_slice(stage, recipe, inputs)
     data = inputs.fingerprints(stage, recipe)
-    reasons = ["--force was given"] if force else list(_differences(stage, config, data, dict.fromkeys(recipe.parents(stage)), store))
+    reasons = [*_find_withdrawn(stage, store), *_differences(stage, config, data, dict.fromkeys(recipe.parents(stage)), store)]
+    reasons = ["--force was given"] if force else reasons
     if reasons:
         return Decision(stage, "run", reasons=reasons, config=config)
     return Decision(
         stage, "depends", reasons=[f"{' and '.join(waiting)} will run; it is reused if the same weights come out"], config=config
     )
+
+
+def _find_withdrawn(stage: StageName, store: Store, key: str | None = None) -> list[str]:
+    """Say that the artifact that would be reused, or else the newest one, is withdrawn."""
+    made = _list_made(stage, store)
+    same = [artifact for artifact in made if artifact.manifest.cache_key == key]
+    return [f"{each.ref} is withdrawn: {why}" for each in (same or made)[-1:] if (why := store.find_withdrawal(each))]
+
+
+def _list_made(stage: StageName, store: Store) -> list[Artifact]:
+    """List the artifacts that the stage made; imported ones were made otherwise."""
+    return [artifact for artifact in store.list(STAGES[stage].kind) if artifact.manifest.imported is None]
 
 
 def hash_inputs(stage: StageName, config: Mapping[str, Any], data: Mapping[str, Any], content: Mapping[str, str]) -> str:
@@ -231,16 +241,13 @@ def _differences(
     stage: StageName, config: dict[str, Any], data: dict[str, dict[str, str]], parents: Mapping[str, Artifact | None], store: Store
 ) -> Iterator[str]:
     """Say how the inputs differ from those of the newest artifact; of a parent that is None only whether there was one."""
-    artifacts = [
-        artifact for artifact in store.list(STAGES[stage].kind) if artifact.manifest.imported is None
-    ]  # others were made otherwise
-    if not artifacts:
+    made = _list_made(stage, store)
+    if not made:
         yield "no artifact yet"
         return
-    manifest = artifacts[-1].manifest
+    manifest = made[-1].manifest
     yield from (describe_change(*change) for change in changed_leaves(manifest.config, config))
-    old_data, new_data = manifest.data, dict(flatten(data))
-    for kind in sorted({name.partition(".")[0] for name in old_data.keys() | new_data.keys() if old_data.get(name) != new_data.get(name)}):
+    for kind in sorted({name.partition(".")[0] for name, *_ in changed_leaves(manifest.data, data)}):
         yield f"data.{kind} changed"
     old_parents = {parent.ref.partition("@")[0]: parent for parent in manifest.parents}
     new_parents = {STAGES[cast("StageName", maker)].kind: parent for maker, parent in parents.items()}

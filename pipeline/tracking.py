@@ -14,8 +14,8 @@ from typing import Any
 
 from data.secrets import redact_values
 from pipeline.launch.environment import stage_environment
-from pipeline.plan import flatten
 from pipeline.recipe.schema import Recipe
+from pipeline.store.compare import flatten
 from pipeline.store.parts import TRACKING_DIR
 from stages.spec import METRICS_FILE, RESULT_FILE, StageSpec, Tracker, TrackingSpec, append_event
 from stages.warnings.told import read_told

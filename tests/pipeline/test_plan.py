@@ -16,6 +16,7 @@ from pipeline.plan import Selection, decide, plan
 from pipeline.recipe.load import load_recipe
 from pipeline.store.compare import flatten
 from pipeline.store.manifest import Parent
+from pipeline.store.withdrawn import Withdrawal, withdraw
 from stages import spec
 
 STAGES = ("sft", "rm", "ppo")
@@ -390,6 +391,15 @@ def test_a_stage_may_make_artifacts_of_another_name(store, planned, publish_all)
     assert {parent.ref for parent in store.get("evaluation@v1").manifest.parents} == {"sft@v1", "rm@v1", "ppo@v1"}
     assert planned("evaluate.samples=8")["evaluate"] == ("run", ["evaluate.samples changed 16 -> 8"])
     assert planned("evaluate.batch_size=8")["evaluate"] == REUSED
+
+
+def test_what_is_withdrawn_is_a_reason_of_each_stage_also_of_one_that_waits(store, planned, publish_all):
+    made = publish_all("evaluate={}")
+    withdraw(store.root, {each.ref: Withdrawal(seal=each.seal, reason=f"because {each.kind}", at="now") for each in made.values()})
+    assert planned("evaluate={}") == {
+        stage: ("run", [f"{each.ref} is withdrawn: because {each.kind}", *(["no artifact has these inputs yet"] if stage == "sft" else [])])
+        for stage, each in made.items()
+    }
 
 
 def test_an_evaluation_reads_what_ppo_kept_and_answers_as_ppo_does(planned, publish_all):
