@@ -108,7 +108,7 @@ def run(recipe: Recipe, store: Store, selection: Selection, view: View, *, wait:
             view.stage_reused(decision)
         else:
             if counts is None:  # before the first of the stages trains: all that they will train on, their judge, and where they go
-                require_places(store.root, [stage for stage in selection.run if stage in recipe.stages])
+                require_places(store.root, [STAGES[stage].kind for stage in selection.run if stage in recipe.stages])
                 for message in find_missing_trackers(recipe):
                     view.note(message)
                 try_judge(recipe, inputs, [stage for stage in selection.run if stage in recipe.stages])

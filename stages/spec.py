@@ -114,6 +114,8 @@ STAGES: dict[StageName, Stage] = {
     ),
 }
 
+ARTIFACT_KINDS = tuple(row.kind for row in STAGES.values())  # of what stages make, in their order; not always the stage's name
+
 
 def with_ancestors(stages: Iterable[StageName]) -> tuple[StageName, ...]:
     """Return stages and all that they descend from, in order."""

@@ -14,7 +14,6 @@ from pipeline.cli.options import (
     open_existing_store,
     open_store,
     open_store_to_write,
-    parse_stage,
     print_json,
     say,
 )
@@ -166,7 +165,8 @@ def import_command(
         Path, typer.Argument(metavar="DIR", help="A model as save_pretrained writes it, or an artifact's directory with its manifest.")
     ],
     kind: Annotated[
-        str | None, typer.Option("--kind", metavar="KIND", help=f"{MODEL_KINDS}; default: rm where its config has a score head, else sft.")
+        str | None,
+        typer.Option("--kind", metavar="KIND", help=f"{', '.join(MODEL_KINDS)}; default: rm where its config has a score head, else sft."),
     ] = None,
     store: StoreOption = None,
 ) -> None:
@@ -177,7 +177,9 @@ def import_command(
     from pipeline.store.disk import expand_home
     from pipeline.store.importing import import_directory
 
-    imported = import_directory(open_store_to_write(store), expand_home(directory), parse_stage(kind))
+    if kind not in (None, *MODEL_KINDS):
+        raise typer.BadParameter(f"found --kind {kind:.40}, needed a kind of model: {', '.join(MODEL_KINDS)}")
+    imported = import_directory(open_store_to_write(store), expand_home(directory), kind)
     terminal = make_console()
     for note in imported.notes:
         say(terminal, f"note: {note}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stages.spec import EXIT_MISSING, STAGES, StageName, data_inputs, with_ancestors
+from stages.spec import ARTIFACT_KINDS, EXIT_MISSING, STAGES, StageName, data_inputs, with_ancestors
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,8 +45,8 @@ PrivateOption = Annotated[
 ]
 
 STAGE_NAMES = ", ".join(STAGES)
-KIND_NAMES = ", ".join(row.kind for row in STAGES.values())
-MODEL_KINDS = ", ".join(row.kind for row in STAGES.values() if row.leaves_model)
+KIND_NAMES = ", ".join(ARTIFACT_KINDS)
+MODEL_KINDS = tuple(row.kind for row in STAGES.values() if row.leaves_model)
 
 
 def select_stages(only: str | None, from_stage: str | None, until: str | None, force: bool) -> "Selection":

@@ -15,7 +15,7 @@ from data.schema import KINDS, DataError, Problem, Record, RecordKind
 from pipeline.privacy.lists import count_listed, list_path
 from pipeline.store.artifact import Artifact
 from pipeline.store.store import Store
-from stages.spec import STAGES, DataSource
+from stages.spec import ARTIFACT_KINDS, DataSource
 
 _CLAIMED = "an object with the columns of a record"
 
@@ -98,7 +98,7 @@ def trace(store: Store, wanted: set[bytes], secret: bytes) -> list[Trace]:
     direct: dict[str, Trace] = {}
     for artifact in store.list():
         sets: dict[str, int] = {}
-        unknown = [] if artifact.manifest.data or artifact.kind not in STAGES else ["all its data"]
+        unknown = [] if artifact.manifest.data or artifact.kind not in ARTIFACT_KINDS else ["all its data"]
         for name, fingerprint in artifact.manifest.data.items():
             path = list_path(store.root, name.partition(".")[0], fingerprint)
             if path is None:  # held out of the training records

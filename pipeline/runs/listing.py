@@ -77,7 +77,7 @@ def _row(name: str, **fields: Any) -> dict[str, Any]:
 
 def _find_end(name: str, attempt: Attempt, store: Store) -> dict[str, Any]:
     """Say how a run ended that did not write it: it was killed, before or after it published something."""
-    for artifact in reversed(store.list(name.partition("-")[0])):
+    for artifact in reversed(store.list()):
         if artifact.manifest.run_id == name and artifact.manifest.created_utc >= attempt.start[:19]:
             return {"outcome": "published", "ref": artifact.ref, "reason": "killed after that"}
     return {"outcome": "killed"}

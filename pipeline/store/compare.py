@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from pipeline.store.manifest import Manifest
-from stages.spec import STAGES
+from stages.spec import ARTIFACT_KINDS
 
 Part = Literal["config", "data", "parent", "code", "package", "machine"]
 
@@ -157,7 +157,7 @@ def _name(manifest: Manifest | None) -> str | None:
 
 def _place(kind: str) -> tuple[int, str]:
     """Where a kind stands in the order of stages; kinds of no stage come last."""
-    return next((place for place, stage in enumerate(STAGES) if stage == kind), len(STAGES)), kind
+    return ARTIFACT_KINDS.index(kind) if kind in ARTIFACT_KINDS else len(ARTIFACT_KINDS), kind
 
 
 def _say(value: Any) -> str:

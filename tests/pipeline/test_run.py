@@ -272,8 +272,10 @@ def test_the_store_may_move(bring_up, store, tmp_path, recipe_path):
 
 @pytest.mark.slow
 def test_with_a_pretrain_block_sft_starts_from_what_that_stage_leaves(bring_up, store, pretraining):
-    told = bring_up(*pretraining)
-    assert [line.split()[0] for line in told if "published" in line] == ["pretrain", *STAGES]
+    told = bring_up(*pretraining, "evaluate={}")
+    assert [line.split()[0] for line in told if "published" in line] == ["pretrain", *STAGES, "evaluate"]
+    kinds = {"pretrain", *STAGES, "evaluation"}
+    assert {path.name for path in (store.root / "artifacts").iterdir() if path.is_dir()} == kinds
     specs = {path.parent.name.split("-")[0]: json.loads(path.read_text()) for path in store.root.glob("runs/*/spec.json")}
     assert specs["sft"]["models"] == {"base": str(store.get("pretrain").model_path)}
     assert specs["pretrain"]["data"].keys() == {"texts"}

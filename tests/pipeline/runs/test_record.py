@@ -99,6 +99,16 @@ def test_a_run_that_was_killed_after_publishing_is_told_as_published(run_dir, tm
     assert show(list_runs(store))[1].endswith("published sft@v1: killed after that")
 
 
+def test_so_is_one_whose_artifact_has_another_name_than_its_stage(tmp_path, publish):
+    store, name = Store(tmp_path / "store"), "evaluate-0123456789abcdef"
+    (store.root / "runs" / name).mkdir(parents=True)
+    with open_root(store.root) as root, root.enter(f"runs/{name}") as run_dir, record_attempt(run_dir):
+        killed = (run_dir.path / "run.json").read_bytes()
+        publish(store, "evaluation", {"evaluation.json": b"{}"}, run_id=name)
+    (store.root / "runs" / name / "run.json").write_bytes(killed)
+    assert [(row["outcome"], row["ref"]) for row in list_runs(store)] == [("published", "evaluation@v1")]
+
+
 @pytest.mark.parametrize("content", [b"", b"null", b"[]", b"{", b'{"began": 1, "attempts": []}', b"\xff", b"[" * 100_000])
 def test_a_damaged_record_is_told_and_no_obstacle(run_dir, tmp_path, content):
     (run_dir.path / "run.json").write_bytes(content)

@@ -92,3 +92,9 @@ def test_artifacts_of_two_kinds_are_compared_by_themselves():
     sft, ppo = manifest("sft", 1, "a"), manifest("ppo", 3, "b")
     (found,) = compare_lines([ppo, sft], [sft])
     assert (found.old, found.new) == ("ppo@v3", "sft@v1")
+
+
+def test_kinds_stand_in_the_order_of_the_stages_that_make_them():
+    ppo = manifest("ppo", 1, "a")
+    line = [manifest("evaluation", 1, "b", [ppo]), ppo, manifest("adapters", 1, "c")]
+    assert [found.kind for found in compare_lines(line, line)] == ["ppo", "evaluation", "adapters"]

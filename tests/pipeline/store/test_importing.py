@@ -201,3 +201,9 @@ def test_an_exported_model_comes_back_as_the_same_content(store, tmp_path, model
     export(store, "sft", tmp_path / "out", merge=False)
     (tmp_path / "out" / "README.md").unlink()
     assert import_directory(store, tmp_path / "out", None).artifact.content_id == content
+
+
+def test_a_stage_that_leaves_no_model_is_no_kind_to_import(rlhf_here, model, store):
+    done = rlhf_here("import", model, "--kind", "evaluate")
+    assert done.returncode == 2 and "needed a kind of model" in done.stderr
+    assert not store.refs()
