@@ -43,6 +43,7 @@ def read_answers(stream: IO[bytes], name: str) -> list[tuple[dict[str, Any], Dem
             continue
         try:
             row = read_line(line)
+            _require_json(row)
             answers.append((row, _parse(row)))
         except FieldError as error:
             problems.append(Problem(f"{name}:{number}", error.field, error.message))
@@ -51,6 +52,17 @@ def read_answers(stream: IO[bytes], name: str) -> list[tuple[dict[str, Any], Dem
     if problems or not answers:
         raise DataError(problems or [Problem(name, "", 'found no rows; needed rows such as {"prompt": ..., "response": ...}; give some')])
     return answers
+
+
+def _require_json(row: dict[str, Any]) -> None:
+    """Refuse a row that could not be given back as it was: Python reads numbers and texts that JSON does not have."""
+    for name, value in row.items():
+        try:
+            json.dumps({name: value}, ensure_ascii=False, allow_nan=False).encode()
+        except UnicodeEncodeError:
+            raise FieldError(name, "found half a surrogate pair; needed Unicode text; repair the export") from None
+        except ValueError:
+            raise FieldError(name, "found NaN or Infinity, which JSON does not have; needed a finite number or null; correct it") from None
 
 
 def _parse(row: dict[str, Any]) -> Demonstration:

@@ -85,6 +85,15 @@ def test_bad_rows_are_told_with_their_lines_before_a_model_is_opened(rlhf_here, 
     result = rlhf_here("score", "rm", path, "--store", models.root)
     assert result.returncode == 2 and result.stdout == ""
     assert [line.split(": ")[0].rpartition(":")[2] for line in result.stderr.splitlines()] == ["2", "3", "4"]
+    begin = '{"prompt": "q", "response": "a", "more"'
+    path.write_text(f'{begin}: {{"a": [NaN]}}}}\n{begin}: 1e999}}\n{begin}: "\\ud800"}}\n{begin}: null}}\n')
+    result = rlhf_here("score", "rm", path, "--store", models.root)
+    assert result.returncode == 2 and result.stdout == ""
+    assert [line.split(": ")[:3] for line in result.stderr.splitlines()] == [
+        [f"{path}:1", "more", "found NaN or Infinity, which JSON does not have; needed a finite number or null; correct it"],
+        [f"{path}:2", "more", "found NaN or Infinity, which JSON does not have; needed a finite number or null; correct it"],
+        [f"{path}:3", "more", "found half a surrogate pair; needed Unicode text; repair the export"],
+    ]
     path.write_text("")
     assert "found no rows" in rlhf_here("score", "rm", path, "--store", models.root).stderr
     assert rlhf_here("score", "rm", tmp_path / "nowhere", "--store", models.root).returncode == 4
