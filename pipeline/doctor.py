@@ -5,6 +5,7 @@ look at each part -> findings -> mend those that can be, each looked at once mor
 Only what bears one of the store's own names, and which nobody works on, is removed. Artifacts are never: `rlhf rm` removes those.
 """
 
+import os
 import re
 import shutil
 import time
@@ -21,7 +22,7 @@ from pipeline.runs.listing import list_runs
 from pipeline.runs.lock import LOCK_FILE
 from pipeline.store.aliases import list_alias_refs, read_alias, remove_alias
 from pipeline.store.directory import open_root
-from pipeline.store.disk import is_locked, reading, take_lock, writing
+from pipeline.store.disk import is_locked, reading, take_lock, tell_state, writing
 from pipeline.store.ledger import LEDGER_FILE, open_ledger
 from pipeline.store.manifest import MANIFEST_FILE
 from pipeline.store.parts import RUNS_DIR, hold_artifacts, require_own_parts
@@ -29,6 +30,7 @@ from pipeline.store.refs import version_directory
 from pipeline.store.removal import TRASH_DIR, empty_trash, list_trash
 from pipeline.store.staging import ARTIFACTS_DIR, LOCK_SUFFIX, STAGING_DIR, is_staging, reap_staging
 from pipeline.store.store import Store
+from pipeline.store.withdrawn import WITHDRAWN_FILE
 from pipeline.tokens import TOKENS_DIR
 
 _STALE_S = 24 * 3600.0  # of what has no lock
@@ -45,7 +47,7 @@ class Finding:
     """One thing that is not as it should be.
 
     Args:
-        level: `unfinished` is no fault: it goes on when its command is given again.
+        level: `unfinished` is no fault: it goes on, or is done with, when a command is given (again).
         place: Where in the store, or the ref.
         message: What was found; what to do.
         mend: Puts it right; None where that is for people to decide.
@@ -69,8 +71,9 @@ def examine(store: Store) -> list[Finding]:
         require_own_parts(store.root)
     except StoreError as error:
         return [Finding("broken", "", error.message)]
-    looks = (_find_in_ledger, _find_bad_artifacts, _find_bad_aliases, _find_in_staging, _find_trash, _find_in_tokens, _find_in_runs)
-    return [finding for look in looks for finding in look(store)]
+    versions = (_find_in_ledger, _find_bad_artifacts, _find_withdrawn, _find_bad_aliases)
+    others = (_find_in_staging, _find_trash, _find_in_tokens, _find_in_runs)
+    return [finding for look in (*versions, *others) for finding in look(store)]
 
 
 def _find_in_ledger(store: Store) -> Iterator[Finding]:
@@ -79,6 +82,9 @@ def _find_in_ledger(store: Store) -> Iterator[Finding]:
     except StoreError as error:
         yield Finding("broken", LEDGER_FILE, error.message)
         return
+    if not tell_state(store.root, LEDGER_FILE) and store.refs():
+        found = "not there: an earlier version of rlhf made this store, or it was removed; if it was, restore it from a copy"
+        yield Finding("unfinished", LEDGER_FILE, f"{found}; the next write begins another one, which takes what is there as it is")
     for ref, entry in lost.items():
         found = f"it {entry}, and is gone without `rlhf rm`; restore it"
         yield Finding("broken", ref, found, partial(_note_removal, store, ref), "noted in the ledger that it is gone")
@@ -103,6 +109,18 @@ def _find_bad_artifacts(store: Store) -> Iterator[Finding]:
             half = not (store.root / ARTIFACTS_DIR / kind / version_directory(int(version)) / MANIFEST_FILE).exists()
             found = "no manifest, so it is half of an artifact, such as a push that was stopped leaves" if half else error.message
             yield Finding("broken", ref, f"{found}; push or restore it again, or `rlhf rm {ref}`")
+
+
+def _find_withdrawn(store: Store) -> Iterator[Finding]:
+    for artifact in store.list():
+        try:
+            reason = store.find_withdrawal(artifact)
+        except StoreError as error:
+            yield Finding("broken", WITHDRAWN_FILE, error.message)
+            return
+        if reason:
+            found = f"withdrawn: {reason}; `rlhf run` makes one without them, `rlhf gc --remove` or `rlhf rm {artifact.ref}` takes this one"
+            yield Finding("unfinished", artifact.ref, found)
 
 
 def _find_bad_aliases(store: Store) -> Iterator[Finding]:
@@ -222,9 +240,11 @@ def _remove_token_work(root: Path, name: str) -> bool:
     with writing(root / TOKENS_DIR), ExitStack() as stack:
         tokens = stack.enter_context(stack.enter_context(open_root(root)).enter(TOKENS_DIR))
         lock = take_lock(".lock", wait=False, dir_fd=tokens.fd)
-        if lock is None or name not in tokens.directories():
+        if lock is None:
             return False
-        stack.enter_context(open(lock, "rb"))  # noqa: PTH123  (closed at the end)
+        stack.callback(os.close, lock)
+        if name not in tokens.directories():
+            return False
         shutil.rmtree(name, dir_fd=tokens.fd)
         return True
 

@@ -1,5 +1,6 @@
 """The commands that work on the store: list, verify, name, remove, import and export artifacts; list runs."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -72,12 +73,16 @@ def verify_command(
 
         problems = {name: found or find_signature_problems(opened.get(name), expand_home(key)) for name, found in problems.items()}
     problems |= {name: [f"it {entry}, and is gone without `rlhf rm`; restore it, or `rlhf doctor --mend`"] for name, entry in lost.items()}
+    withdrawn = {name: reason for name, found in problems.items() if not found and (reason := opened.find_withdrawal(opened.get(name)))}
     if as_json:
         print_json(problems)
+        for name, reason in withdrawn.items():
+            print(f"note: {name} is withdrawn: {reason}", file=sys.stderr)
     else:
         terminal = make_console()
         for name, found in problems.items():
-            for line in found or ["intact, signed by that key" if signed else "intact"]:
+            intact = f"intact{', signed by that key' if signed else ''}{f'; withdrawn: {withdrawn[name]}' if name in withdrawn else ''}"
+            for line in found or [intact]:
                 say(terminal, f"{name}: {line}")
     if any(problems.values()):
         raise typer.Exit(EXIT_VERIFICATION)

@@ -14,6 +14,7 @@ from pipeline.doctor import examine
 from pipeline.errors import StoreError
 from pipeline.runs.directory import open_run_directory
 from pipeline.store.store import Store
+from pipeline.store.withdrawn import Withdrawal, withdraw
 
 HEX = "0123456789abcdef" * 2
 DAY_S = 24 * 3600
@@ -44,6 +45,20 @@ def filled(store, publish):
 
 def test_a_store_in_order_has_nothing_to_mend(filled):
     assert examine(filled) == [] and examine(Store(filled.root / "nowhere")) == []
+
+
+def test_versions_without_a_ledger_and_withdrawn_ones_are_told_and_no_fault(filled, rlhf_here):
+    withdraw(filled.root, {"sft@v1": Withdrawal(seal=filled.get("sft@v1").seal, reason="it learnt from her", at="now")})
+    assert told_of(filled) == {"sft@v1": ("unfinished", False)}
+    (filled.root / "ledger.jsonl").unlink()
+    assert told_of(filled) == {"ledger.jsonl": ("unfinished", False), "sft@v1": ("unfinished", False)}
+    done = rlhf_here("doctor")
+    assert done.returncode == 0 and "sft@v1: withdrawn: it learnt from her; `rlhf run` makes one" in done.stdout
+    assert "sft@v1: intact; withdrawn: it learnt from her" in rlhf_here("verify").stdout.replace("\n", " ")
+    done = rlhf_here("verify", "sft@v1", "--json")
+    assert json.loads(done.stdout) == {"sft@v1": []} and "sft@v1 is withdrawn: it learnt from her" in done.stderr
+    (filled.root / "withdrawn.json").write_text("{")
+    assert told_of(filled)["withdrawn.json"] == ("broken", False)
 
 
 def test_leftovers_of_dead_writers_go_and_what_the_living_or_others_have_stays(filled):
