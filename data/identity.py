@@ -79,10 +79,6 @@ class Forgotten:
     secret: bytes
     digests: frozenset[bytes]
 
-    def holds(self, record: Record) -> bool:
-        """Whether a record is one of them."""
-        return not self.digests.isdisjoint(find_digests(record, self.secret))
-
 
 def read_forgotten(directory: Path) -> Forgotten | None:
     """Read what was to be forgotten, of a store's `records/`; None where nothing was.

@@ -40,16 +40,15 @@ def make_treatment(
     if not redact and forgotten is None and collect is None:
         return None
 
+    key = forgotten.secret if forgotten else secret  # which are the same, of one store
+
     def treat(record: Record, counts: Counter[str]) -> Record | None:
-        if collect is not None and secret is not None:
-            digests = find_digests(record, secret)
-            if forgotten and not forgotten.digests.isdisjoint(digests):
-                counts[FORGOTTEN] += 1
-                return None
-            collect(digests)
-        elif forgotten and forgotten.holds(record):
+        digests = find_digests(record, key) if key is not None else []
+        if forgotten and not forgotten.digests.isdisjoint(digests):
             counts[FORGOTTEN] += 1
             return None
+        if collect is not None:
+            collect(digests)
         return redact_record(record, redact, counts) if redact else record
 
     return treat
