@@ -114,7 +114,9 @@ STAGES: dict[StageName, Stage] = {
     ),
 }
 
-ARTIFACT_KINDS = tuple(row.kind for row in STAGES.values())  # of what stages make, in their order; not always the stage's name
+# Of what stages make, in their order; not always the stage's name.
+ARTIFACT_KINDS = tuple(row.kind for row in STAGES.values())
+MODEL_KINDS = tuple(row.kind for row in STAGES.values() if row.leaves_model)
 
 
 def with_ancestors(stages: Iterable[StageName]) -> tuple[StageName, ...]:

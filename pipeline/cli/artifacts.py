@@ -8,7 +8,6 @@ import typer
 
 from pipeline.cli.options import (
     KIND_NAMES,
-    MODEL_KINDS,
     JsonOption,
     StoreOption,
     make_console,
@@ -20,7 +19,7 @@ from pipeline.cli.options import (
 )
 from pipeline.cli.remotes import list_remote
 from pipeline.errors import StoreError
-from stages.spec import EXIT_MISSING, EXIT_VERIFICATION
+from stages.spec import EXIT_MISSING, EXIT_VERIFICATION, MODEL_KINDS
 
 
 def ls_command(

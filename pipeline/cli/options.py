@@ -46,7 +46,6 @@ PrivateOption = Annotated[
 
 STAGE_NAMES = ", ".join(STAGES)
 KIND_NAMES = ", ".join(ARTIFACT_KINDS)
-MODEL_KINDS = tuple(row.kind for row in STAGES.values() if row.leaves_model)
 
 
 def select_stages(only: str | None, from_stage: str | None, until: str | None, force: bool) -> "Selection":

@@ -28,12 +28,12 @@ def trace_command(record: RecordArgument, store: StoreOption = None, as_json: Js
     opened = open_existing_store(store)
     asked = read_asked(record)
     secret = find_secret(opened.root) or b""  # without one nothing is listed, and all is unknown
-    rows = [_describe(found) for found in trace(opened, hash_asked(asked, secret), secret)]
+    traces = trace(opened, hash_asked(asked, secret), secret)
     if as_json:
-        print_json(rows)
+        print_json([_describe(found) for found in traces])
     else:
-        _say_traces(rows, make_console())
-    _require_all_read(opened, rows)
+        _say_traces(traces, make_console())
+    _require_all_read(opened, traces)
 
 
 def forget_command(
@@ -54,14 +54,14 @@ def forget_command(
     asked = read_asked(record)
     secret = open_secret(opened.root)
     done = forget(opened, hash_asked(asked, secret), secret)
-    rows = [_describe(found) for found in done.traces]
     kinds = list(dict.fromkeys(found.artifact.kind for found in done.traces if found.learnt))
     if as_json:
-        print_json({"new": done.num_new, "artifacts": rows, "tokens": done.tokens, "runs": done.runs, "retrain": kinds})
-        _require_all_read(opened, rows)
+        artifacts = [_describe(found) for found in done.traces]
+        print_json({"new": done.num_new, "artifacts": artifacts, "tokens": done.tokens, "runs": done.runs, "retrain": kinds})
+        _require_all_read(opened, done.traces)
         return
     terminal = make_console()
-    _say_traces(rows, terminal, then=": withdrawn")
+    _say_traces(done.traces, terminal, then=": withdrawn")
     for name in done.tokens:
         say(terminal, f"tokens/{name}: removed, made anew without them")
     for name in done.runs:
@@ -69,16 +69,16 @@ def forget_command(
     again = f"to retrain: {', '.join(kinds)}, by `rlhf run` with their recipe; `rlhf gc --remove` then takes what is withdrawn"
     say(terminal, again if kinds else "nothing is to be retrained")
     say(terminal, f"{done.num_new} new hashes on the list of what is left out from now on, in this store; the sources stay as they are")
-    _require_all_read(opened, rows)
+    _require_all_read(opened, done.traces)
 
 
-def _require_all_read(store: "Store", rows: list[dict[str, Any]]) -> None:
+def _require_all_read(store: "Store", traces: list["Trace"]) -> None:
     """Refuse to end well where a damaged version may have learnt as well, and what stands on it.
 
     Raises:
         StoreError: with their refs (exit 3).
     """
-    read = {row["ref"] for row in rows}
+    read = {found.artifact.ref for found in traces}
     if damaged := [ref for ref in store.refs() if ref not in read]:
         found = f"{', '.join(damaged)}: damaged, so it is not known what they and those made from them learnt from"
         raise StoreError(f"{found}; restore or remove them (`rlhf doctor`), then give the same command again", EXIT_VERIFICATION)
@@ -88,15 +88,13 @@ def _describe(found: "Trace") -> dict[str, Any]:
     return {"ref": found.artifact.ref, "learnt": found.learnt, "sets": found.sets, "through": found.through, "unknown": found.unknown}
 
 
-def _say_traces(rows: list[dict[str, Any]], terminal: Any, then: str = "") -> None:
-    for row in rows:
-        if row["learnt"]:
-            direct = [f"learnt from {name}" for name in row["sets"]]
-            through = [f"stands on {', '.join(row['through'])}"] if row["through"] else []
-            say(terminal, f"{row['ref']}: {'; '.join([*direct, *through])}{then}")
-    for row in rows:
-        if row["unknown"]:
+def _say_traces(traces: list["Trace"], terminal: Any, then: str = "") -> None:
+    for found in traces:
+        if found.learnt:
+            say(terminal, f"{found.artifact.ref}: {'; '.join(found.uses)}{then}")
+    for found in traces:
+        if found.unknown:
             todo = "trace it in the store that made it, or read its data once more with `rlhf check-data`"
-            say(terminal, f"{row['ref']}: not known of {', '.join(row['unknown'])}, of which no list is kept here; {todo}")
-    if not any(row["learnt"] for row in rows):
+            say(terminal, f"{found.artifact.ref}: not known of {', '.join(found.unknown)}, of which no list is kept here; {todo}")
+    if not any(found.learnt for found in traces):
         say(terminal, "no artifact here is known to have learnt from it")

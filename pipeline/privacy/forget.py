@@ -88,8 +88,7 @@ def _withdraw(store: Store, found: Iterable[Trace]) -> None:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     versions: dict[str, Withdrawal] = {}
     for each in found:
-        what = f"it learnt from {' and '.join(each.sets)}" if each.sets else f"it stands on {' and '.join(each.through)}"
-        reason = f"{what}, of which records were forgotten {now[:10]}"
+        reason = f"it {', '.join(each.uses)}, of which records were forgotten {now[:10]}"
         versions[each.artifact.ref] = Withdrawal(seal=each.artifact.seal, reason=reason, at=now)
     if versions:
         withdraw(store.root, versions)

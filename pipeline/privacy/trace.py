@@ -15,7 +15,7 @@ from data.schema import KINDS, DataError, Problem, Record, RecordKind
 from pipeline.privacy.lists import count_listed, list_path
 from pipeline.store.artifact import Artifact
 from pipeline.store.store import Store
-from stages.spec import ARTIFACT_KINDS, DataSource
+from stages.spec import ARTIFACT_KINDS, MODEL_KINDS, DataSource
 
 _CLAIMED = "an object with the columns of a record"
 
@@ -27,7 +27,7 @@ class Trace:
     Args:
         artifact: The artifact.
         sets: The record sets that hold what was asked for -> how many of the hashes that were asked for.
-        through: Those of its ancestors that learnt from it.
+        through: Those of its ancestors that hold it in a set of their own.
         unknown: Record sets of which no list is kept here, so that it is not known what they hold.
     """
 
@@ -38,8 +38,16 @@ class Trace:
 
     @property
     def learnt(self) -> bool:
-        """Whether it learnt from a record, or stands on one that did."""
+        """Whether it learnt from a record, was tested on one, or stands on one that did."""
         return bool(self.sets or self.through)
+
+    @property
+    def uses(self) -> list[str]:
+        """What it has to do with the records, a phrase each: `learnt from demonstrations.train`."""
+        tested = [name for name in self.sets if name.endswith(".eval") or self.artifact.kind not in MODEL_KINDS]
+        learnt = [name for name in self.sets if name not in tested]
+        found = {"learnt from": learnt, "was tested on": tested, "stands on": self.through}
+        return [f"{how} {' and '.join(names)}" for how, names in found.items() if names]
 
 
 def read_asked(text: str) -> list[Record]:

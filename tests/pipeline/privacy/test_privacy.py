@@ -111,6 +111,17 @@ def test_what_is_not_listed_is_said_to_be_unknown_and_not_to_be_clean(listed, pu
     assert found["rm@v1"].unknown == ["comparisons.train"] and found["ppo@v1"].unknown == ["all its data"] and found["sft@v2"].unknown == []
 
 
+def test_a_held_out_record_was_tested_on_and_not_learnt_from(listed, publish):
+    hers = listed.get("sft@v1").manifest.data["demonstrations.train"]
+    tested = publish(listed, data={"demonstrations.eval": hers}, files={"model/a": b"6"})
+    judged = publish(listed, "evaluation", {"evaluation.json": b"{}"}, data={"demonstrations.train": hers})
+    found = {each.artifact.ref: each.uses for each in trace(listed, *ask(listed, WHO))}
+    assert found["sft@v1"] == ["learnt from demonstrations.train"] and found["rm@v1"] == ["stands on sft@v1"]
+    assert found[tested.ref] == ["was tested on demonstrations.eval"] and found[judged.ref] == ["was tested on demonstrations.train"]
+    forget(listed, *ask(listed, WHO))
+    assert listed.find_withdrawal(tested).startswith("it was tested on demonstrations.eval, of which records were forgotten 2")
+
+
 def test_what_is_withdrawn_is_neither_reused_nor_given_to_others_nor_kept(listed, tmp_path):
     listed.set_alias("sft", "best", "sft@v1", by="me")
     done = forget(listed, *ask(listed, WHO))
