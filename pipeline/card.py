@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from pipeline.report.headline import labels_of
 from pipeline.store.artifact import Artifact
-from pipeline.store.manifest import Manifest
+from pipeline.store.manifest import CONFIG_FILE, Manifest
 from pipeline.store.store import Store
 from pipeline.text import clean, format_number
 
@@ -210,7 +210,7 @@ def _hub_datasets(artifact: Artifact) -> list[str]:
     """List the hub's datasets among the sources of the recipe that made it."""
     found: dict[str, None] = {}
     with suppress(OSError, ValueError, AttributeError, TypeError):
-        recipe: dict[str, Any] = json.loads((artifact.path / "config.yaml").read_text(encoding="utf-8"))
+        recipe: dict[str, Any] = json.loads((artifact.path / CONFIG_FILE).read_text(encoding="utf-8"))
         kinds = {name.partition(".")[0] for name in artifact.manifest.data}
         for kind, splits in recipe["data"].items():
             for source in cast("dict[str, Any]", splits).values() if kind in kinds else ():

@@ -28,7 +28,7 @@ from pipeline.runs.record import Attempt, record_attempt
 from pipeline.store.artifact import Artifact
 from pipeline.store.compare import flatten
 from pipeline.store.disk import writing
-from pipeline.store.manifest import ManifestFields, Parent
+from pipeline.store.manifest import LOG_FILE, ManifestFields, Parent
 from pipeline.store.parts import hold_artifacts, require_places
 from pipeline.store.provenance import code_state, package_versions
 from pipeline.store.store import Store
@@ -144,7 +144,7 @@ def run_stage(
             view.stage_reused(decision)
             return Outcome(stage, decision.artifact, True, 0.0)
         if held.failed is not None:  # the same again would fail in the same way, once for each that waits
-            raise _failed_elsewhere(stage, held.failed, held.directory.path / "log.txt")
+            raise _failed_elsewhere(stage, held.failed, held.directory.path / LOG_FILE)
         for parent in decision.parents.values():
             store.require_verified(parent.ref)
         return _make(recipe, inputs, decision, store, view, held, fresh=fresh)
@@ -163,7 +163,7 @@ def _make(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, view
         if fresh:
             remove_checkpoints(held.directory)
         if not (run_dir / "checkpoints").exists():  # a new run, not an unfinished one
-            for name in ("log.txt", "events.jsonl", *(f"{tracker}.json" for tracker in recipe.tracking)):
+            for name in (LOG_FILE, "events.jsonl", *(f"{tracker}.json" for tracker in recipe.tracking)):
                 (run_dir / name).unlink(missing_ok=True)
         spec = _make_spec(recipe, inputs, decision, staging.path, run_dir, store.root)
         with hold_artifacts(store.root), writing(run_dir):
@@ -277,9 +277,9 @@ def _read_result(stage: StageName, staging: Path, run_dir: Path) -> StageResult:
         result = StageResult.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, ValidationError) as error:
         message = f"{stage}: ended with exit code 0 but left no valid {RESULT_FILE}: {clean(str(error).splitlines()[0])}"
-        raise StageFailed(message, EXIT_FAILED, [], run_dir / "log.txt") from error
+        raise StageFailed(message, EXIT_FAILED, [], run_dir / LOG_FILE) from error
     if STAGES[stage].leaves_model and not (staging / MODEL_DIR).is_dir():
-        raise StageFailed(f"{stage}: ended with exit code 0 but left no {MODEL_DIR}/", EXIT_FAILED, [], run_dir / "log.txt")
+        raise StageFailed(f"{stage}: ended with exit code 0 but left no {MODEL_DIR}/", EXIT_FAILED, [], run_dir / LOG_FILE)
     return result
 
 

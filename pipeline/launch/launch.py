@@ -24,6 +24,7 @@ from pipeline.launch.failure import End, describe_failure
 from pipeline.launch.node import STOP, pack_environment
 from pipeline.launch.processes import start_watchdog, sweep
 from pipeline.store.disk import writing
+from pipeline.store.manifest import LOG_FILE
 from stages.process.output import open_log
 from stages.spec import SAME_WISH_S
 
@@ -61,7 +62,7 @@ def launch(
     """
     marker = uuid.uuid4().hex
     events = EventReader(run_dir / "events.jsonl")
-    log_path = run_dir / "log.txt"
+    log_path = run_dir / LOG_FILE
     commands = make_commands(marker)
     attempt_at = _begin_log(log_path, commands)
 

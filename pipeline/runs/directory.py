@@ -24,10 +24,9 @@ from pipeline.runs.lock import LOCK_FILE, ToldOfWait, take_run_lock
 from pipeline.runs.record import Attempt
 from pipeline.store.directory import Directory, open_root
 from pipeline.store.disk import reading, refuse_link, take_lock, writing
+from pipeline.store.manifest import CONFIG_FILE, LOG_FILE, SKIPPED_FILE
 from pipeline.store.parts import RUNS_DIR
 from stages.lines import to_line
-
-SKIPPED_FILE = "skipped.jsonl"
 
 
 @dataclass(frozen=True)
@@ -102,11 +101,11 @@ def forget_checkpoints(root: Path, name: str) -> None:
 
 def leave_evidence(recipe: Recipe, skipped: Sequence[Problem], staging: Path, run_dir: Path) -> None:
     """Put the log, the resolved recipe and the bad lines that were skipped, where there are some, beside the model."""
-    with writing(staging, need_bytes=(run_dir / "log.txt").stat().st_size):
-        log = (run_dir / "log.txt").read_text(encoding="utf-8", errors="replace")
-        (staging / "log.txt").write_text(redact(log), encoding="utf-8")
+    with writing(staging, need_bytes=(run_dir / LOG_FILE).stat().st_size):
+        log = (run_dir / LOG_FILE).read_text(encoding="utf-8", errors="replace")
+        (staging / LOG_FILE).write_text(redact(log), encoding="utf-8")
         # JSON is YAML; written so that the file can be given to `rlhf run` again.
-        (staging / "config.yaml").write_text(
+        (staging / CONFIG_FILE).write_text(
             json.dumps(redact_values(recipe.model_dump(mode="json", exclude={"store"})), indent=2) + "\n", encoding="utf-8"
         )
         if skipped:

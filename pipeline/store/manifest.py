@@ -19,7 +19,8 @@ from stages.spec import EXIT_VERIFICATION, KEPT_DIR, MERGED_DIR, METRICS_FILE, M
 
 MANIFEST_FILE = "manifest.json"
 SCHEMA_VERSION = 1
-_EVIDENCE = ("config.yaml", "log.txt", METRICS_FILE, RESULT_FILE)
+CONFIG_FILE, LOG_FILE, SKIPPED_FILE = "config.yaml", "log.txt", "skipped.jsonl"  # which the pipeline puts beside what a stage leaves
+_EVIDENCE = (CONFIG_FILE, LOG_FILE, SKIPPED_FILE, METRICS_FILE, RESULT_FILE)
 # 100 files take about 20 kB; what is larger than this was not written by us.
 MAX_MANIFEST_BYTES = 8 * 1024 * 1024
 
@@ -152,8 +153,8 @@ def check_layout(files: Iterable[FileEntry]) -> None:
 def compute_content_id(files: Iterable[FileEntry]) -> str:
     """Hash an artifact's content: equal bytes under equal names give an equal id, whatever the time or host.
 
-    Where the artifact has a model, only `model/`, `merged/` and `kept/` count. Else all but configuration, log, metrics and result: how
-    it was run, its times and its memory are evidence, not content.
+    Where the artifact has a model, only `model/`, `merged/` and `kept/` count. Else all but the evidence of how it was run: configuration,
+    log, bad lines that were skipped (which name paths), metrics and result (times, memory).
     """
     entries = sorted(files, key=lambda entry: entry.path)
     payload = [entry for entry in entries if PurePosixPath(entry.path).parts[0] in (MODEL_DIR, MERGED_DIR, KEPT_DIR)]

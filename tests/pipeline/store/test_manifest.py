@@ -150,3 +150,4 @@ def test_times_and_memory_of_an_artifact_without_a_model_are_no_content():
     results = [FileEntry(path="result.json", size=2, sha256=each * 64) for each in "cd"]
     assert compute_content_id([found, results[0]]) == compute_content_id([results[1], found]) != compute_content_id([other, results[0]])
     assert compute_content_id([results[0]]) != compute_content_id([results[1]])
+    assert compute_content_id([found, entry("skipped.jsonl", b"/a/rows.jsonl:3"), entry("log.txt")]) == compute_content_id([found])
