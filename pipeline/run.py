@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pydantic import ValidationError
-
 from data.schema import RecordKind
-from data.secrets import redact_values
+from pipeline.contract import make_fields, make_spec, read_result
 from pipeline.errors import StoppedAfterStage
 from pipeline.foreseen import foresee
 from pipeline.inputs.prepare import Inputs, prepare
@@ -26,27 +24,13 @@ from pipeline.recipe.schema import Recipe
 from pipeline.runs.directory import HeldRun, forget_checkpoints, leave_evidence, open_run_directory, remove_checkpoints
 from pipeline.runs.record import Attempt, record_attempt
 from pipeline.store.artifact import Artifact
-from pipeline.store.compare import flatten
 from pipeline.store.disk import writing
-from pipeline.store.manifest import LOG_FILE, ManifestFields, Parent
+from pipeline.store.manifest import LOG_FILE
 from pipeline.store.parts import hold_artifacts, require_places
-from pipeline.store.provenance import code_state, package_versions
 from pipeline.store.store import Store
-from pipeline.text import clean
-from pipeline.tokens import TOKENS_DIR, Counts, make_tokens
+from pipeline.tokens import Counts, make_tokens
 from pipeline.tracking import find_missing_trackers, tracked
-from stages.spec import (
-    EXIT_FAILED,
-    MERGED_DIR,
-    MODEL_DIR,
-    RESULT_FILE,
-    STAGES,
-    StageName,
-    StageResult,
-    StageSpec,
-    asks_judge,
-    data_inputs,
-)
+from stages.spec import EXIT_FAILED, STAGES, StageName
 
 
 class View(Protocol):
@@ -165,7 +149,7 @@ def _make(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, view
         if not (run_dir / "checkpoints").exists():  # a new run, not an unfinished one
             for name in (LOG_FILE, "events.jsonl", *(f"{tracker}.json" for tracker in recipe.tracking)):
                 (run_dir / name).unlink(missing_ok=True)
-        spec = _make_spec(recipe, inputs, decision, staging.path, run_dir, store.root)
+        spec = make_spec(recipe, inputs, decision, staging.path, run_dir, store.root)
         with hold_artifacts(store.root), writing(run_dir):
             (run_dir / "spec.json").write_text(spec.model_dump_json(indent=2), encoding="utf-8")
             (run_dir / "checkpoints").mkdir(exist_ok=True)  # from now on nobody removes what the spec names
@@ -190,9 +174,8 @@ def _make(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, view
             with tracked(recipe, spec, decision.config, run_dir, store.root, tell_once):
                 received = launch(decision.stage, make_commands, run_dir, hear, offline=inputs.local, held=[held.lock])
             duration_s = time.monotonic() - started_s
-            fields = _manifest_fields(
-                recipe, inputs, decision, _read_result(decision.stage, staging.path, run_dir), duration_s, run_dir.name
-            )
+            result = read_result(decision.stage, staging.path, run_dir)
+            fields = make_fields(recipe, inputs, decision, result, duration_s, run_dir.name)
             tame_samples(staging.path, recipe.data.samples, recipe.data.redact)
             leave_evidence(recipe, inputs.skipped(decision.stage, recipe), staging.path, run_dir)
             outcome = Outcome(decision.stage, store.publish(staging, fields), False, duration_s)
@@ -227,82 +210,10 @@ def prepare_by_hand(recipe: Recipe, store: Store, stage: StageName) -> tuple[Pat
         if earlier == stage:
             with open_run_directory(store.root, decision.run_name, private=recipe.private) as held, writing(held.directory.path):
                 run_dir = held.directory.path
-                spec = _make_spec(recipe, inputs, decision, run_dir / "output", run_dir, store.root)
+                spec = make_spec(recipe, inputs, decision, run_dir / "output", run_dir, store.root)
                 (run_dir / "spec.json").write_text(spec.model_dump_json(indent=2), encoding="utf-8")
                 return run_dir, commands_by_hand(stage, run_dir / "spec.json", recipe.hardware)
         if decision.artifact is None:
             raise missing_artifact(decision, selection)
         artifacts[earlier] = decision.artifact
     raise AssertionError("the stage itself is among those that it needs")
-
-
-def _make_spec(recipe: Recipe, inputs: Inputs, decision: Decision, output_dir: Path, run_dir: Path, root: Path) -> StageSpec:
-    stage = decision.stage
-    models: dict[str, str] = {}
-    for role, maker in STAGES[stage].models.items():
-        made = decision.parents.get(maker) if maker else None
-        models[role] = str(_model_directory(made)) if made else inputs.base_model
-    return StageSpec(
-        stage=stage,
-        settings=recipe.settings(stage),
-        tokens=recipe.tokens,
-        hardware=recipe.hardware,
-        models=models,
-        revision=inputs.revision if inputs.base_model in models.values() else None,
-        data={kind: inputs.data[kind] for kind in data_inputs(stage, recipe.settings(stage))},
-        eval_fraction=recipe.data.eval_fraction,
-        skip_bad=recipe.data.skip_bad,
-        redact=tuple(recipe.data.redact),
-        forgotten=inputs.forgotten,
-        judge=recipe.judge if asks_judge(recipe.settings(stage)) else None,
-        judge_directory=Path(recipe.judge_directory) if recipe.judge_directory else None,
-        seed=recipe.seed,
-        tokens_dir=root / TOKENS_DIR,
-        fingerprints=inputs.source_fingerprints(),
-        output_dir=output_dir,
-        checkpoint_dir=run_dir / "checkpoints",
-        events_path=run_dir / "events.jsonl",
-    )
-
-
-def _model_directory(artifact: Artifact) -> Path:
-    """Prefer the merged model: it opens by itself, and another adapter can be trained on it."""
-    merged = artifact.path / MERGED_DIR
-    return merged if merged.is_dir() else artifact.model_path
-
-
-def _read_result(stage: StageName, staging: Path, run_dir: Path) -> StageResult:
-    path = staging / RESULT_FILE
-    try:
-        result = StageResult.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValidationError) as error:
-        message = f"{stage}: ended with exit code 0 but left no valid {RESULT_FILE}: {clean(str(error).splitlines()[0])}"
-        raise StageFailed(message, EXIT_FAILED, [], run_dir / LOG_FILE) from error
-    if STAGES[stage].leaves_model and not (staging / MODEL_DIR).is_dir():
-        raise StageFailed(f"{stage}: ended with exit code 0 but left no {MODEL_DIR}/", EXIT_FAILED, [], run_dir / LOG_FILE)
-    return result
-
-
-def _manifest_fields(
-    recipe: Recipe, inputs: Inputs, decision: Decision, result: StageResult, duration_s: float, run_name: str
-) -> ManifestFields:
-    return ManifestFields(
-        parents=[Parent(ref=parent.ref, content_id=parent.content_id) for parent in decision.parents.values()],
-        data=dict(flatten(inputs.fingerprints(decision.stage, recipe))),
-        cache_key=decision.key,
-        config=redact_values(decision.config),
-        seed=recipe.seed,
-        code=code_state(),
-        packages=package_versions(),
-        device=result.device,
-        precision=result.precision,
-        world_size=result.world_size,
-        metrics=redact_values(result.metrics),
-        intervals=redact_values(result.intervals),
-        facts=redact_values(result.facts.model_dump(mode="json")) if result.facts else {},
-        counts=redact_values(result.counts) | inputs.treated(decision.stage, recipe),
-        warnings=result.warnings,
-        notes=result.notes,
-        duration_s=duration_s,
-        run_id=run_name,
-    )

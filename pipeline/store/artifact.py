@@ -49,7 +49,7 @@ class Artifact:
 
     @property
     def opened_path(self) -> Path:
-        """The model that opens by itself: the merged one where there is one."""
+        """The model that opens by itself, and that another adapter can be trained on: the merged one where there is one."""
         merged = self.path / MERGED_DIR
         return merged if merged.is_dir() else self.model_path
 

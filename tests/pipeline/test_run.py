@@ -256,10 +256,8 @@ def test_a_secret_that_a_library_prints_stays_out_of_the_artifact(bring_up, stor
 
 
 def test_the_next_stage_trains_on_the_merged_model_where_there_is_one(bring_up, store, publish):
-    from pipeline.run import _model_directory
-
     artifact = publish(store, "sft", {"model/adapter.safetensors": b"a", "merged/model.safetensors": b"m"})
-    assert _model_directory(artifact) == artifact.path / "merged"
+    assert artifact.opened_path == artifact.path / "merged"
 
 
 def test_the_store_may_move(bring_up, store, tmp_path, recipe_path):
