@@ -249,7 +249,7 @@ def _differences(
     yield from (describe_change(*change) for change in changed_leaves(manifest.config, config))
     for kind in sorted({name.partition(".")[0] for name, *_ in changed_leaves(manifest.data, data)}):
         yield f"data.{kind} changed"
-    old_parents = {parent.ref.partition("@")[0]: parent for parent in manifest.parents}
+    old_parents = {parent.kind: parent for parent in manifest.parents}
     new_parents = {STAGES[cast("StageName", maker)].kind: parent for maker, parent in parents.items()}
     for kind, parent in new_parents.items():
         before = old_parents.get(kind)

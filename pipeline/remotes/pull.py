@@ -96,7 +96,7 @@ def _collect(remote: Remote, start: Ref) -> dict[str, tuple[Manifest, bytes]]:
                 found[parent.ref] = remote.read_manifest(Ref(kind, int(version)))
                 pending.append(found[parent.ref][0])
             if (content_id := found[parent.ref][0].content_id) != parent.content_id:
-                message = f"{remote.shown}: {child.kind}@v{child.version}: parent {parent.ref} has content {content_id[:ID_CHARS]}"
+                message = f"{remote.shown}: {child.ref}: parent {parent.ref} has content {content_id[:ID_CHARS]}"
                 raise StoreError(f"{message}; {parent.content_id[:ID_CHARS]} needed; push both from one store", EXIT_VERIFICATION)
         if len(found) > _MAX_ANCESTORS:
             raise StoreError(f"{remote.shown}: {start} has more than {_MAX_ANCESTORS} ancestors; fewer needed", EXIT_VERIFICATION)

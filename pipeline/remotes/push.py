@@ -73,7 +73,7 @@ def _note_in_ledger(remote: Remote, manifest: Manifest, content: bytes) -> Gener
     if remote.protocol != "file" or not tell_state(root, LEDGER_FILE):
         yield
         return
-    line = (f"{manifest.kind}@v{manifest.version}", parse_sealed(content)[1])
+    line = (manifest.ref, parse_sealed(content)[1])
     with open_ledger(root) as append:
         append("claim", *line, **describe_version(manifest))
         yield

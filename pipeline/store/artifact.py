@@ -37,7 +37,7 @@ class Artifact:
 
     @property
     def ref(self) -> str:
-        return f"{self.kind}@v{self.version}"
+        return self.manifest.ref
 
     @property
     def content_id(self) -> str:
@@ -102,7 +102,7 @@ def _enter_version(kind_directory: Directory, version: int) -> Generator[Directo
 def _load_manifest(directory: Directory, kind: str, version: int) -> Artifact:
     manifest, seal = read_sealed_manifest(directory)
     if (manifest.kind, manifest.version) != (kind, version):
-        found = f"{directory.path / MANIFEST_FILE}: it names {manifest.kind}@v{manifest.version}"
+        found = f"{directory.path / MANIFEST_FILE}: it names {manifest.ref}"
         raise StoreError(f"{found}; its directory needs {kind}@v{version}; undo the copy or rename", EXIT_VERIFICATION)
     return Artifact(directory.path, manifest, seal)
 

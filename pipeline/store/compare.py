@@ -139,7 +139,7 @@ def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, 
 
 def _name_parents(manifest: Manifest) -> dict[str, str]:
     """Name the parents by kind; equal content under another number is no change."""
-    return {parent.ref.partition("@")[0]: f"{parent.content_id[:12]}" for parent in manifest.parents}
+    return {parent.kind: f"{parent.content_id[:12]}" for parent in manifest.parents}
 
 
 def _name_code(manifest: Manifest) -> dict[str, str]:
@@ -152,7 +152,7 @@ def _name_machine(manifest: Manifest) -> dict[str, Any]:
 
 
 def _name(manifest: Manifest | None) -> str | None:
-    return None if manifest is None else f"{manifest.kind}@v{manifest.version}"
+    return None if manifest is None else manifest.ref
 
 
 def _place(kind: str) -> tuple[int, str]:

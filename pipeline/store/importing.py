@@ -74,7 +74,7 @@ def _import_artifact(store: Store, source: Directory, kind: str | None) -> Impor
         raise StoreError(f"{source.path / odd[0]}: not a file of its manifest; only those are imported; remove it", EXIT_VERIFICATION)
     parents, notes = _find_parents(store, manifest)
     kept = {name: getattr(manifest, name) for name in ManifestFields.model_fields}
-    origin = _origin(source, ref=f"{manifest.kind}@v{manifest.version}", content_id=manifest.content_id, created_utc=manifest.created_utc)
+    origin = _origin(source, ref=manifest.ref, content_id=manifest.content_id, created_utc=manifest.created_utc)
     fields = ManifestFields.model_validate(kept | {"parents": parents, "cache_key": None, "run_id": None, "imported": origin})
     with store.staging(manifest.kind) as staging, writing(staging.path, sum(entry.size for entry in manifest.files)):
         _copy(source, staging.path, [(name, name) for name in sorted(names)])
@@ -90,8 +90,7 @@ def _find_parents(store: Store, manifest: Manifest) -> tuple[list[Parent], list[
     notes: list[str] = []
     there = store.list() if manifest.parents else []
     for parent in manifest.parents:
-        kind = parent.ref.partition("@")[0]
-        same = [artifact for artifact in there if (artifact.kind, artifact.content_id) == (kind, parent.content_id)]
+        same = [artifact for artifact in there if (artifact.kind, artifact.content_id) == (parent.kind, parent.content_id)]
         if same:
             parents.append(Parent(ref=same[-1].ref, content_id=parent.content_id))
         else:

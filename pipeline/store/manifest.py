@@ -68,6 +68,10 @@ class Parent(Closed):
     ref: VersionRef = Field(description="Kind and version, `sft@v1`.")
     content_id: Sha256
 
+    @property
+    def kind(self) -> str:
+        return self.ref.partition("@")[0]
+
 
 class CodeState(Closed):
     """The state of the source code that made an artifact."""
@@ -134,6 +138,11 @@ class Manifest(ManifestFields):
         if len({entry.path for entry in files}) != len(files):
             raise ValueError("a path stands twice")
         return files
+
+    @property
+    def ref(self) -> str:
+        """Its name in its store: kind and version."""
+        return f"{self.kind}@v{self.version}"
 
 
 def check_layout(files: Iterable[FileEntry]) -> None:

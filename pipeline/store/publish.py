@@ -165,7 +165,7 @@ def _claim_same(
     manifest, seal = parse_sealed(content)
     found, needed = ({entry.path: entry for entry in entries} for entries in (files, manifest.files))
     if differing := sorted(path for path in found.keys() | needed.keys() if found.get(path) != needed.get(path)):
-        message = f"{staging_place.path / name / differing[0]}: not what the manifest of {manifest.kind}@v{manifest.version} says"
+        message = f"{staging_place.path / name / differing[0]}: not what the manifest of {manifest.ref} says"
         raise StoreError(f"{message}; its very bytes needed; pull again", EXIT_VERIFICATION)
     with open_ledger(root) as append:
         is_renamed = _rename(append, staging_place, name, kind_directory, manifest, content, "pull")
@@ -179,7 +179,7 @@ def _rename(
     append: Append, staging_place: Directory, name: str, kind_directory: Directory, manifest: Manifest, content: bytes, event: str
 ) -> bool:
     """Write the manifest and rename staging to its version, with a line in the ledger before and after; False where that is taken."""
-    ref, seal, more = f"{manifest.kind}@v{manifest.version}", parse_sealed(content)[1], describe_version(manifest)
+    ref, seal, more = manifest.ref, parse_sealed(content)[1], describe_version(manifest)
     append("claim", ref, seal, **more)
     with staging_place.enter(name) as staging:
         write_durably(MANIFEST_FILE, content, dir_fd=staging.fd, mode=_READABLE)
