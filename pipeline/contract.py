@@ -14,9 +14,9 @@ from pipeline.plan import Decision
 from pipeline.recipe.schema import Recipe
 from pipeline.store.compare import flatten
 from pipeline.store.manifest import LOG_FILE, ManifestFields, Parent
+from pipeline.store.parts import TOKENS_DIR
 from pipeline.store.provenance import code_state, package_versions
 from pipeline.text import clean
-from pipeline.tokens import TOKENS_DIR
 from stages.spec import EXIT_FAILED, MODEL_DIR, RESULT_FILE, STAGES, StageName, StageResult, StageSpec, asks_judge, data_inputs
 
 

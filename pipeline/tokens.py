@@ -28,10 +28,10 @@ from pipeline.launch.launch import launch
 from pipeline.plan import identify_tokens
 from pipeline.recipe.schema import Recipe
 from pipeline.store.disk import locked, make_directories, writing
+from pipeline.store.parts import TOKENS_DIR
 from stages.settings import EvaluateSettings
 from stages.spec import TOKENS_VERSION, TokensSpec
 
-TOKENS_DIR = "tokens"
 _WORK = re.compile(r"\.work-[a-z0-9_]{8}")
 _NOT_MADE: RecordKind = "texts"  # pretrain encodes them itself
 

@@ -15,6 +15,7 @@ from pipeline.errors import StoreError
 from pipeline.recipe.schema import DEMO_PATTERN, Recipe
 from pipeline.store.directory import list_tree, open_root
 from pipeline.store.disk import hash_file, make_directories, read_bounded, reading, writing
+from pipeline.store.parts import DEMO_DIR
 from stages.spec import EXIT_VERIFICATION, DataSource, DataSplits
 
 DEFAULT_SEED = 7
@@ -31,7 +32,7 @@ def demo_seed(value: str) -> int | None:
 
 def demo_directory(store_root: Path, seed: int) -> Path:
     """Say where a demo lies, made or not."""
-    return store_root / "demo" / f"{seed}-v{DEMO_VERSION}"
+    return store_root / DEMO_DIR / f"{seed}-v{DEMO_VERSION}"
 
 
 def locate(value: str, store_root: Path) -> str:

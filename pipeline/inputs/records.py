@@ -23,10 +23,10 @@ from data.validate import Checker, Findings
 from pipeline.errors import ResourceError
 from pipeline.privacy.lists import find_forgotten, list_path, name_forgotten, open_secret, write_list
 from pipeline.store.disk import hash_file
+from pipeline.store.parts import NOTES_DIR
 from stages.lines import to_line
 from stages.spec import DataSource, DataSplits
 
-NOTES_DIR = "notes"
 # Raised by hand when the code reads other records, or finds something else, in the same files.
 _NOTES_VERSION = 2
 _TELL_EVERY = 1000  # records

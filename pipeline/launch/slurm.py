@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError, SlurmError
 from pipeline.store.disk import make_directories, writing
+from pipeline.store.parts import SLURM_DIR
 from stages.blocks import HardwareSettings
 from stages.spec import EXIT_FAILED, EXIT_OK, StageName
 
@@ -61,7 +62,7 @@ def run_by_slurm(
         ConfigError: the store's path is none that a batch script can hold.
         SlurmError: SLURM's commands are not here (exit 2), or refuse (exit 5).
     """
-    directory = (store_root / "slurm").resolve()
+    directory = (store_root / SLURM_DIR).resolve()
     if not str(directory).isprintable() or "\\" in str(directory):
         found = (
             f"--store: found {str(store_root)!r}, needed a path without line breaks, control characters and backslashes, which SLURM reads"

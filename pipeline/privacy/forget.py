@@ -20,12 +20,11 @@ from pipeline.privacy.trace import Trace, trace
 from pipeline.store.artifact import Artifact
 from pipeline.store.directory import naming, open_root
 from pipeline.store.disk import locked, read_bounded, replace_durably, writing
-from pipeline.store.parts import RECORDS_DIR, RUNS_DIR
+from pipeline.store.parts import RECORDS_DIR, RUNS_DIR, TOKENS_DIR
 from pipeline.store.store import Store
 from pipeline.store.withdrawn import Withdrawal, withdraw
 from stages.spec import EXIT_VERIFICATION
 
-_TOKENS_DIR = "tokens"
 _MAX_JSON_BYTES = 8 * 1024 * 1024
 
 
@@ -97,7 +96,7 @@ def _withdraw(store: Store, found: Iterable[Trace]) -> None:
 def _remove_tokens(root: Path, wanted: set[bytes], secret: bytes) -> list[str]:
     """Remove the token ids of sets that hold what was forgotten: they are made anew without it."""
     removed: list[str] = []
-    with writing(root / _TOKENS_DIR), suppress(FileNotFoundError), open_root(root) as store, store.enter(_TOKENS_DIR) as tokens:
+    with writing(root / TOKENS_DIR), suppress(FileNotFoundError), open_root(root) as store, store.enter(TOKENS_DIR) as tokens:
         for name in tokens.directories():
             with suppress(OSError, ValueError, LookupError, TypeError):
                 made = json.loads(read_bounded(f"{name}/made.json", _MAX_JSON_BYTES, dir_fd=tokens.fd))

@@ -17,7 +17,8 @@ from pipeline.store.disk import is_utf8, reading, refuse_link, take_lock, writin
 from pipeline.store.refs import KIND_PATTERN
 from pipeline.store.staging import ARTIFACTS_DIR, STAGING_DIR, require_renames
 
-RUNS_DIR, RECORDS_DIR, REPORTS_DIR, TRACKING_DIR = "runs", "records", "reports", "tracking"
+RUNS_DIR, RECORDS_DIR, NOTES_DIR, TOKENS_DIR = "runs", "records", "notes", "tokens"
+REPORTS_DIR, TRACKING_DIR, SLURM_DIR, DEMO_DIR, TRASH_DIR = "reports", "tracking", "slurm", "demo", ".trash"
 _LOCK_FILE = ".lock"
 RUN_PATTERN = re.compile(r"(?P<stage>[a-z]+)-(?P<key>[0-9a-f]{16})")
 
@@ -26,7 +27,7 @@ _PARTS = {
     ARTIFACTS_DIR: KIND_PATTERN,
     ALIASES_DIR: KIND_PATTERN,
     RUNS_DIR: RUN_PATTERN,
-    **dict.fromkeys((STAGING_DIR, ".trash", RECORDS_DIR, "notes", "tokens", "slurm", "demo", REPORTS_DIR, TRACKING_DIR)),
+    **dict.fromkeys((STAGING_DIR, TRASH_DIR, RECORDS_DIR, NOTES_DIR, TOKENS_DIR, SLURM_DIR, DEMO_DIR, REPORTS_DIR, TRACKING_DIR)),
 }
 
 

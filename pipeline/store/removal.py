@@ -22,13 +22,12 @@ from pipeline.store.artifact import Artifact
 from pipeline.store.directory import Directory, list_directories, naming, open_root
 from pipeline.store.disk import read_bounded, reading, sync_descriptor, writing
 from pipeline.store.ledger import open_ledger
-from pipeline.store.parts import RUNS_DIR, hold_artifacts
+from pipeline.store.parts import RUNS_DIR, TRASH_DIR, hold_artifacts
 from pipeline.store.refs import SIGNATURE_SUFFIX, Ref, parse_ref, parse_version_directory, version_directory
 from pipeline.store.staging import ARTIFACTS_DIR
 from pipeline.store.store import Store
 from stages.spec import EXIT_USAGE, EXIT_VERIFICATION
 
-TRASH_DIR = ".trash"
 _TRASHED = re.compile(r"[a-z][a-z0-9_-]{0,31}-v[0-9]{4,9}-[0-9a-f]{32}")
 _MODEL_PATH = re.compile(rf"/{ARTIFACTS_DIR}/([a-z][a-z0-9_-]*)/(v[0-9]+)/[a-z]+$")
 _MAX_SPEC_BYTES = 8 * 1024 * 1024
