@@ -9,7 +9,7 @@ Order is by version number, never by time stamps. No index: all is read from the
 
 import os
 import stat
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
@@ -17,14 +17,14 @@ from pipeline.errors import StoreError
 from pipeline.store.aliases import Alias, list_aliases, read_alias, write_alias
 from pipeline.store.artifact import Artifact, find_damage, load_artifact
 from pipeline.store.directory import Directory, open_root
-from pipeline.store.disk import reading, tell_state
-from pipeline.store.ledger import LEDGER_FILE, Entry, Ledger, read_ledger
+from pipeline.store.disk import reading
+from pipeline.store.ledger import Entry
 from pipeline.store.manifest import ManifestFields
 from pipeline.store.parts import hold_artifacts
 from pipeline.store.publish import publish_staging
 from pipeline.store.refs import ContentPrefix, Ref, check_alias, check_kind, is_kind, parse_ref, parse_version_directory, version_directory
 from pipeline.store.staging import ARTIFACTS_DIR, Staging, open_staging, reap_staging
-from pipeline.store.withdrawn import WITHDRAWN_FILE, Withdrawal, read_withdrawn
+from pipeline.store.standing import Standing
 from stages.spec import EXIT_MISSING, EXIT_USAGE, EXIT_VERIFICATION
 
 
@@ -37,8 +37,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
-        self._ledger: tuple[tuple[int, ...], Ledger | None] = ((), None)  # as it was read last
-        self._withdrawn: tuple[tuple[int, ...], dict[str, Withdrawal]] = ((), {})
+        self._standing = Standing(self.root)
 
     # Write
 
@@ -64,7 +63,7 @@ class Store:
             StoreError: a file is refused (exit 3), or the file system refused (exit 5). Nothing is published then.
         """
         manifest, seal = publish_staging(self.root, staging, fields)
-        return Artifact(self._kind_path(staging.kind) / version_directory(manifest.version), manifest, seal)
+        return Artifact(self.root / ARTIFACTS_DIR / staging.kind / version_directory(manifest.version), manifest, seal)
 
     def set_alias(self, kind: str, name: str, ref: str, by: str) -> Alias:
         """Point an alias to an artifact of its kind.
@@ -72,10 +71,8 @@ class Store:
         Raises:
             StoreError: bad name or another kind (exit 2), no such artifact (exit 4), or the file system refused (exit 5).
         """
-        kind_of_it = self.get(ref).kind
-        if kind_of_it != kind:
-            message = f"{ref} is no {kind}; an alias of {kind} needs one of its versions; see `rlhf ls {kind}`"
-            raise StoreError(message, EXIT_USAGE)
+        if self.get(ref).kind != kind:
+            raise StoreError(f"{ref} is no {kind}; an alias of {kind} needs one of its versions; see `rlhf ls {kind}`", EXIT_USAGE)
         check_alias(name)
         with hold_artifacts(self.root):
             artifact = self.get(ref)  # again: now nobody removes it
@@ -104,7 +101,7 @@ class Store:
             return self._get_by_content(wanted)
         if wanted.version is not None:
             with self._open_version(wanted.kind, wanted.version) as kind_directory:
-                return self._require_listed(load_artifact(kind_directory, wanted.version))
+                return self._standing.require_listed(load_artifact(kind_directory, wanted.version))
         if wanted.alias is None:
             return self._get_latest(wanted.kind)
         alias = read_alias(self.root, wanted.kind, wanted.alias)
@@ -129,15 +126,11 @@ class Store:
         """
         same = [artifact for artifact in reversed(self.list(kind)) if artifact.manifest.cache_key == key]
         found = next((artifact for artifact in same if not self.find_withdrawal(artifact)), None)
-        return self._require_listed(found) if found else None
+        return self._standing.require_listed(found) if found else None
 
     def find_withdrawal(self, artifact: Artifact) -> str:
         """Say why an artifact is withdrawn; empty where it is not."""
-        state = tell_state(self.root, WITHDRAWN_FILE)
-        if state != self._withdrawn[0]:
-            self._withdrawn = state, read_withdrawn(self.root)
-        found = self._withdrawn[1].get(artifact.ref)
-        return found.reason if found and found.seal == artifact.seal else ""
+        return self._standing.find_withdrawal(artifact)
 
     def find_lost(self) -> dict[str, Entry]:
         """Find the versions that were published and are gone without `rlhf rm`: ref -> the ledger's last word on each.
@@ -145,15 +138,9 @@ class Store:
         Raises:
             StoreError: the ledger was changed by hand (exit 3).
         """
-        ledger = self._read_ledger()
-        if ledger is None:
-            return {}
-        if ledger.problem:
-            raise StoreError(ledger.problem, EXIT_VERIFICATION)
-        there = set(self.refs())
-        gone = [ref for ref in ledger.standing() if ref not in there]
-        now = self._read_ledger() if gone else None  # again: one that is removed as it should be has its line before it goes
-        return {ref: entry for ref, entry in now.standing().items() if ref in gone} if now else {}
+        # The ledger first, as what is published meanwhile is not lost; and again, as what is removed has its line before it goes.
+        gone = self._standing.list_published().keys() - set(self.refs())
+        return {ref: entry for ref, entry in self._standing.list_published().items() if ref in gone} if gone else {}
 
     def aliases(self, kind: str) -> dict[str, Alias]:
         """Read the aliases of a kind by name."""
@@ -220,23 +207,6 @@ class Store:
             raise StoreError(f"{ref} is withdrawn: {reason}; one without them is needed; `rlhf run` makes it", EXIT_VERIFICATION)
         return artifact
 
-    def _require_listed(self, artifact: Artifact) -> Artifact:
-        """Refuse a version that is not the one that was published; the ledger is read after the manifest, as its line was there first."""
-        ledger = self._read_ledger()
-        if ledger and (accusation := ledger.accuse(artifact.ref, artifact.seal)):
-            todo = "" if ledger.problem else f"; `rlhf rm {artifact.ref}`"
-            raise StoreError(f"{artifact.path}: {accusation}{todo}", EXIT_VERIFICATION)
-        return artifact
-
-    def _read_ledger(self) -> Ledger | None:
-        state = tell_state(self.root, LEDGER_FILE)
-        if state != self._ledger[0]:
-            self._ledger = state, read_ledger(self.root)
-        return self._ledger[1]
-
-    def _kind_path(self, kind: str) -> Path:
-        return self.root / ARTIFACTS_DIR / kind
-
     @contextmanager
     def _open_kind(self, kind: str) -> Generator[Directory]:
         """Open a kind's directory to read.
@@ -246,7 +216,11 @@ class Store:
             ResourceError: a link stands in its place, or it cannot be read (exit 5).
         """
         check_kind(kind)
-        with reading(self._kind_path(kind)), open_root(self.root) as store, store.enter(f"{ARTIFACTS_DIR}/{kind}") as kind_directory:
+        with (
+            reading(self.root / ARTIFACTS_DIR / kind),
+            open_root(self.root) as store,
+            store.enter(f"{ARTIFACTS_DIR}/{kind}") as kind_directory,
+        ):
             yield kind_directory
 
     @contextmanager
@@ -262,9 +236,9 @@ class Store:
                 yield kind_directory
                 return
         known = ", ".join(f"v{known}" for known in self._versions(kind)[-5:]) or "none"
-        ledger, ref = self._read_ledger(), f"{kind}@v{version}"
-        lost = f" (it {entry}, and is gone without `rlhf rm`)" if ledger and (entry := ledger.standing().get(ref)) else ""
-        raise StoreError(f"no artifact {ref} in {self.root}{lost}; newest there: {known}; see `rlhf ls`", EXIT_MISSING)
+        ref = str(Ref(kind, version))
+        found = f"no artifact {ref} in {self.root}{self._standing.tell_lost(ref)}"
+        raise StoreError(f"{found}; newest there: {known}; see `rlhf ls`", EXIT_MISSING)
 
     def _kinds(self) -> list[str]:
         """List the kinds that have a directory, in order."""
@@ -286,7 +260,7 @@ class Store:
             with self._open_kind(kind) as kind_directory:
                 for version in reversed(versions):
                     try:
-                        return self._require_listed(load_artifact(kind_directory, version))
+                        return self._standing.require_listed(load_artifact(kind_directory, version))
                     except StoreError as error:
                         problem = problem or error.message
             raise StoreError(f"no {kind} in {self.root} is intact; the newest: {problem}", EXIT_VERIFICATION)
@@ -300,10 +274,9 @@ class Store:
         if len({(artifact.kind, artifact.content_id) for artifact in matches}) > 1:
             refs = ", ".join(artifact.ref for artifact in matches[:5])
             raise StoreError(f"{prefix} is ambiguous: {refs}; one content is needed; give more characters or a ref", EXIT_USAGE)
-        return self._require_listed(matches[-1])
+        return self._standing.require_listed(matches[-1])
 
-    def _parents(self, child: Artifact) -> list[Artifact]:
-        parents: list[Artifact] = []
+    def _parents(self, child: Artifact) -> Iterator[Artifact]:
         for named in child.manifest.parents:
             try:
                 parent = self.get(named.ref)
@@ -312,8 +285,7 @@ class Store:
             if parent.content_id != named.content_id:
                 found = f"{child.ref}: parent {named.ref} has content {parent.content_id[:12]}"
                 raise StoreError(f"{found}; {named.content_id[:12]} is needed; restore that version", EXIT_VERIFICATION)
-            parents.append(parent)
-        return parents
+            yield parent
 
     # Last in the class, as below it the name would hide the built-in in annotations.
     def list(self, kind: str | None = None) -> list[Artifact]:
