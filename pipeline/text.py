@@ -33,6 +33,11 @@ def format_bytes(count: int) -> str:
     return f"{size:.1f} TB"
 
 
+def count(number: int, one: str) -> str:
+    """Count in words: 1 prompt, 2,000 prompts."""
+    return f"{number:,} {one}{'' if number == 1 else 's'}"
+
+
 def format_number(value: float) -> str:
     """Write a metric with four significant digits."""
     return f"{value:.4g}"

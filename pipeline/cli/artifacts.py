@@ -132,7 +132,7 @@ def gc_command(
     Example: rlhf gc --keep 1
     """
     from pipeline.store.removal import collect, plan_collection
-    from pipeline.text import format_bytes
+    from pipeline.text import count, format_bytes
 
     opened = open_existing_store(store)
     removal = collect(opened, keep) if remove else plan_collection(opened, keep)
@@ -146,7 +146,7 @@ def gc_command(
     for ref in removal.damaged:
         say(terminal, f"{ref}: damaged, stays; `rlhf verify {ref}` says why, `rlhf rm {ref}` removes it")
     then = "" if remove or not refs else "; `rlhf gc --remove` removes them"
-    say(terminal, f"{len(refs)} artifacts, {format_bytes(removal.num_bytes)}{then}")
+    say(terminal, f"{count(len(refs), 'artifact')}, {format_bytes(removal.num_bytes)}{then}")
 
 
 def rm_command(

@@ -182,6 +182,7 @@ def score_command(
     from pipeline.report.progress import CountView
     from pipeline.score import open_answers, read_answers, score
     from pipeline.store.disk import expand_home, writing
+    from pipeline.text import count
     from stages.lines import to_line
 
     opened = open_store(store)
@@ -207,9 +208,7 @@ def score_command(
     for problem in scored.problems:
         print(problem, file=sys.stderr)
     if scored.mean is not None:
-        print(
-            f"{len(lines) - len(scored.problems):,} answers, mean score {write_figure(scored.mean, scored.interval, with_n=True)}",
-            file=sys.stderr,
-        )
+        mean = write_figure(scored.mean, scored.interval, with_n=True)
+        print(f"{count(len(lines) - len(scored.problems), 'answer')}, mean score {mean}", file=sys.stderr)
     if scored.problems:
         raise typer.Exit(EXIT_FAILED)

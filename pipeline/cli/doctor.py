@@ -28,6 +28,7 @@ def doctor_command(
     """
     from pipeline.doctor import examine
     from pipeline.store.ledger import begin_anew
+    from pipeline.text import count
 
     opened = open_existing_store(store)
     if trust:
@@ -44,7 +45,7 @@ def doctor_command(
             say(terminal, ": ".join(filter(None, (row["level"], row["place"], row["message"], row["mended"] or row["to_mend"]))))
         todo = sum(bool(row["to_mend"]) for row in left)
         then = f"; `rlhf doctor --mend` mends {todo} of them" if todo and not mend else ""
-        say(terminal, f"{len(left)} things to do{then}" if left else "nothing to do")
+        say(terminal, f"{count(len(left), 'thing')} to do{then}" if left else "nothing to do")
     if left:
         raise typer.Exit(EXIT_VERIFICATION)
 

@@ -44,10 +44,11 @@ def rank_command(
     from pipeline.ranking.server import RankingServer
     from pipeline.ranking.study import Settings, Study
     from pipeline.store.disk import expand_home
+    from pipeline.text import count
 
     console = make_console()
-    sets = _read_answers(answers)
-    path = _journal_path(answers, journal)
+    sets = _read_answers(expand_home(answers))
+    path = _find_journal(answers, journal)
     try:
         text = expand_home(guidelines).read_text(encoding="utf-8") if guidelines else ""
     except (OSError, UnicodeDecodeError) as error:
@@ -59,7 +60,7 @@ def rank_command(
         server = RankingServer(study, names, port)
     except OSError as error:
         raise StoreError(f"--port: {port}: {error.strerror}; needed a free one; leave it away", EXIT_RESOURCE) from error
-    say(console, f"{len(sets)} answer sets; judgements go to {path}")
+    say(console, f"{count(len(sets), 'answer set')}; judgements go to {path}")
     for name, link in server.links.items():
         progress = study.progress(name)
         say(console, f"{name}: {progress.done} done, {progress.left} left: {link}")
@@ -83,33 +84,40 @@ def rankings_command(
     from pipeline.ranking.journal import Journal
     from pipeline.ranking.summary import make_comparisons, name_secretly, summarise
     from pipeline.report.rankings import print_rankings
-    from pipeline.store.disk import writing
+    from pipeline.store.disk import expand_home, writing
+    from pipeline.text import count
     from stages.lines import to_line
 
-    sets = _read_answers(answers)
-    judgements = [each for each in Journal(_journal_path(answers, journal)).judgements.values() if each.item in sets]
+    sets = _read_answers(expand_home(answers))
+    judgements = [each for each in Journal(_find_journal(answers, journal)).judgements.values() if each.item in sets]
     summary = summarise(judgements)
     if not names:
         summary = replace(summary, annotators=tuple(replace(each, name=name_secretly(each.name, 0)) for each in summary.annotators))
-    count = 0
+    written = 0
     if output is not None:
-        with writing(output), output.open("w", encoding="utf-8") as stream:
-            for count, row in enumerate(make_comparisons(sets, judgements), start=1):  # noqa: B007
+        with writing(output), expand_home(output).open("w", encoding="utf-8") as stream:
+            for row in make_comparisons(sets, judgements):
                 stream.write(to_line(row, ascii_only=False))
+                written += 1
     if as_json:
         print_json(asdict(summary))
         return
     print_rankings(make_console(), summary)
     if output is not None:
-        say(make_console(), f"{count} comparisons: {output}")
+        say(make_console(), f"{count(written, 'comparison')}: {output}")
 
 
 def _read_answers(path: Path) -> "dict[str, AnswerSet]":
     from data.answers import iter_answer_sets
     from stages.spec import DataSource
 
+    if not path.is_file():  # never looked up on a hub, as data sources are
+        found = "a directory" if path.is_dir() else "no such file"
+        raise StoreError(f"{path}: {found}; a file of answers is needed; give one", EXIT_USAGE)
     return {each.id: each for each in iter_answer_sets(DataSource.model_validate({"path": str(path)}))}
 
 
-def _journal_path(answers: Path, journal: Path | None) -> Path:
-    return journal or answers.with_name(answers.name.removesuffix(".gz").rpartition(".")[0] + ".rankings.jsonl")
+def _find_journal(answers: Path, journal: Path | None) -> Path:
+    from pipeline.store.disk import expand_home
+
+    return expand_home(journal or answers.with_name(answers.name.removesuffix(".gz").rpartition(".")[0] + ".rankings.jsonl"))

@@ -68,7 +68,8 @@ def forget_command(
         say(terminal, f"runs/{name}: an unfinished run that learns from them; nobody goes on with it; remove its directory")
     again = f"to retrain: {', '.join(kinds)}, by `rlhf run` with their recipe; `rlhf gc --remove` then takes what is withdrawn"
     say(terminal, again if kinds else "nothing is to be retrained")
-    say(terminal, f"{done.num_new} new hashes on the list of what is left out from now on, in this store; the sources stay as they are")
+    left_out = "it is left out from now on" if done.num_new else "it was left out already"
+    say(terminal, f"{left_out}, by this store; the sources stay as they are")
     _require_all_read(opened, done.traces)
 
 

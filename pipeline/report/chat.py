@@ -5,7 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from pipeline.text import clean, format_number
+from pipeline.text import clean, count, format_number
 
 
 class ChatView:
@@ -52,7 +52,7 @@ class ChatView:
 def describe_answer(answer: dict[str, Any]) -> str:
     """Write an answer's figures: score, tokens, whether it ended by itself."""
     score = [] if answer["score"] is None else [f"score {format_number(answer['score'])}"]
-    return ", ".join([*score, f"{answer['tokens']} tokens", *([] if answer["finished"] else ["not finished"])])
+    return ", ".join([*score, count(answer["tokens"], "token"), *([] if answer["finished"] else ["not finished"])])
 
 
 def clean_lines(text: str) -> str:

@@ -5,7 +5,7 @@ from rich.text import Text
 
 from pipeline.ranking.summary import Summary
 from pipeline.report.tables import print_table
-from pipeline.text import clean
+from pipeline.text import clean, count
 from stages.statistics.bootstrap import Estimate
 
 _HEAD = ("who", "ranked", "none", "time", "ties", "with others", "with self")
@@ -14,7 +14,7 @@ _HEAD = ("who", "ranked", "none", "time", "ties", "with others", "with self")
 def print_rankings(console: Console, summary: Summary) -> None:
     """Print how far annotators agree, with 95 % intervals."""
     lines = [
-        f"{summary.judgements} judgements of {summary.sets} answer sets by {len(summary.annotators)} annotators",
+        f"{count(summary.judgements, 'judgement')} of {count(summary.sets, 'answer set')} by {count(len(summary.annotators), 'annotator')}",
         f"agreement (Krippendorff's alpha of ranks)     {_write(summary.alpha, 'no set was ranked by two people')}",
         f"agreement with oneself (tau-b)                {_write(summary.with_self, 'no set was ranked twice by anybody')}",
         f"of two answers, the one shown first is better {_write(summary.position_bias, 'no pair was ranked')}{_warn(summary)}",

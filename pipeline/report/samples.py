@@ -17,7 +17,7 @@ from rich.text import Text
 from pipeline.errors import StoreError
 from pipeline.report.tables import MAX_SAMPLE_BYTES, print_indented
 from pipeline.store.artifact import Artifact
-from pipeline.text import clean, format_number
+from pipeline.text import clean, count, format_number
 from stages.lines import read_line
 from stages.spec import EXIT_MISSING, EXIT_USAGE, SAMPLES_FILE
 
@@ -130,10 +130,10 @@ def print_samples(console: Console, ref: str, wanted: Wanted, found: Found) -> N
     """Print answers, each with its figures and its prompt."""
     match = f", {found.matching:,} of them match" if found.matching != found.total else ""
     order = f"the {wanted.order} by {_LABELS.get(str(found.by), found.by)}" if found.by else _ORDERS[wanted.order]
-    console.print(Text(clean(f"{ref}: {found.total:,} answers{match}; {order}"), style="bold"), soft_wrap=True)
+    console.print(Text(clean(f"{ref}: {count(found.total, 'answer')}{match}; {order}"), style="bold"), soft_wrap=True)
     told = [f"{found.unordered:,} without that figure are left out"] if found.unordered else []
     told += [f"not read: {line}" for line in found.damaged[:_DAMAGED_SHOWN]]
-    told += [f"not read: {len(found.damaged) - _DAMAGED_SHOWN:,} more lines"] if len(found.damaged) > _DAMAGED_SHOWN else []
+    told += [f"not read: {count(len(found.damaged) - _DAMAGED_SHOWN, 'more line')}"] if len(found.damaged) > _DAMAGED_SHOWN else []
     for line in told:
         console.print(Text(clean(line), style="yellow"), soft_wrap=True)
     for row in found.rows:

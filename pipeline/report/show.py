@@ -19,7 +19,7 @@ from pipeline.report.verdict import News, place_model, write_share
 from pipeline.store.artifact import Artifact
 from pipeline.store.manifest import Manifest
 from pipeline.store.store import Store
-from pipeline.text import clean, format_duration, format_number
+from pipeline.text import clean, count, format_duration, format_number
 from stages.evaluate.results import Evaluation
 from stages.spec import Interval
 from stages.statistics.bootstrap import Estimate
@@ -81,7 +81,7 @@ def page_data(store: Store, artifact: Artifact) -> dict[str, Any]:
     tree = lineage_data(store, artifact)
     damaged: list[str] = []
     samples = _pick(artifact, damaged)
-    unread = [*damaged[:_DAMAGED], *([f"{len(damaged) - _DAMAGED:,} more lines"] if len(damaged) > _DAMAGED else [])]
+    unread = [*damaged[:_DAMAGED], *([count(len(damaged) - _DAMAGED, "more line")] if len(damaged) > _DAMAGED else [])]
     return {
         "verdicts": [{"of": of, "sentence": verdict.sentence, "news": verdict.news} for of, verdict in give_verdicts(evidence)],
         "figures": list_figures(artifact.manifest, _find_parents(evidence, artifact)),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.report.scales import format_value
+from pipeline.text import count
 from stages.evaluate.results import Comparison, Evaluation, OverOptimisation
 from stages.spec import Interval
 from stages.statistics.bootstrap import Estimate
@@ -97,11 +98,6 @@ def place_model(name: str) -> tuple[int, str]:
     """Where a model stands among others: as they came about."""
     models = list(_MODELS)
     return models.index(name) if name in models else -1, name
-
-
-def count(number: int, one: str) -> str:
-    """Count in words: 1 prompt, 2,000 prompts."""
-    return f"{number:,} {one}{'' if number == 1 else 's'}"
 
 
 def write_share(share: float) -> str:

@@ -19,7 +19,7 @@ from pipeline.report.scales import format_value
 from pipeline.report.svg import graph
 from pipeline.report.verdict import Verdict, tell_artifact, tell_evaluation, tell_failure, tell_withdrawal
 from pipeline.store.artifact import Artifact
-from pipeline.text import format_duration
+from pipeline.text import count, format_duration
 
 _NO_JUDGE = "There is no judge; the score is of the reward model that PPO learnt from."
 _NAMES = {"pretrain": "Pre-training", "sft": "Supervised fine-tuning", "rm": "Reward model", "ppo": "PPO", EVALUATION_KIND: "Evaluation"}
@@ -142,7 +142,7 @@ def _show_answers(evidence: Evidence, missing: list[str]) -> Section | None:
     if not read.rows:
         return None
     groups = choose_rankings(read.rows) if source.kind == "rm" else choose_cases(read.rows)
-    text = f"Chosen from {len(read.rows):,} answers; `rlhf samples {source.ref}` shows the others."
+    text = f"Chosen from {count(len(read.rows), 'answer')}; `rlhf samples {source.ref}` shows the others."
     return Section("answers", "Answers side by side", texts=[text], groups=groups)
 
 
@@ -162,7 +162,7 @@ def _show_curves(artifact: Artifact, curves: Curves, missing: list[str]) -> Sect
     missing += [f"{artifact.ref}: {problem}" for problem in curves.problems]
     pictures = draw_curves(artifact.ref.replace("@", "-"), artifact.kind, curves)
     name = _NAMES.get(artifact.kind, artifact.kind)
-    texts = [f"From {curves.rows:,} rows of metrics."] if pictures else ["There is no curve of it."]
+    texts = [f"From {count(curves.rows, 'row')} of metrics."] if pictures else ["There is no curve of it."]
     place, notes = artifact.ref.replace("@", "-"), list_notes(artifact.manifest.notes)
     return Section(
         f"curves-{place}",

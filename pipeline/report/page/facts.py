@@ -14,11 +14,10 @@ from pipeline.inputs.records import Reading, recall_note
 from pipeline.report.markup import table
 from pipeline.report.page.blocks import Section, Table
 from pipeline.report.page.curves import Curves
-from pipeline.report.verdict import count
 from pipeline.store.artifact import Artifact
 from pipeline.store.compare import flatten
 from pipeline.store.parts import NOTES_DIR
-from pipeline.text import format_bytes, format_duration
+from pipeline.text import count, format_bytes, format_duration
 from stages.blocks import Closed, HardwareSettings, TokenSettings
 from stages.spec import STAGES, StageWarning
 

@@ -11,7 +11,8 @@ from pipeline.report.markup import table
 from pipeline.report.page.blocks import Picture, Section, Table
 from pipeline.report.scales import choose_ticks, format_value
 from pipeline.report.svg import bar_chart, line_chart, reliability_chart
-from pipeline.report.verdict import count, name_model, place_model, write_estimate, write_share
+from pipeline.report.verdict import name_model, place_model, write_estimate, write_share
+from pipeline.text import count
 from stages.evaluate.results import Answers, Comparison, Evaluation, Group, OverOptimisation, Probe, RewardCard
 from stages.statistics.bootstrap import Estimate
 from stages.statistics.overoptimisation import MIN_D, Fit
@@ -124,7 +125,7 @@ def show_reward_card(card: RewardCard) -> Section:
     blind = [probe for probe in card.probes if probe.blind]
     warnings = [_tell_blind(probe) for probe in blind]
     if card.probes and not blind:
-        texts.append(f"It sees all {len(card.probes)} edits that were tried on it.")
+        texts.append(f"It sees all of {count(len(card.probes), 'edit')} that {'was' if len(card.probes) == 1 else 'were'} tried on it.")
     if card.calibration is not None:
         texts.append(f"Its sureness is off by {write_share(card.calibration.error)} on average (expected calibration error).")
     if card.equal_scores is not None:

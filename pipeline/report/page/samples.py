@@ -15,6 +15,7 @@ from pipeline.report.page.blocks import Case, Group, Said
 from pipeline.report.scales import format_value
 from pipeline.report.verdict import name_model, place_model
 from pipeline.store.disk import open_regular
+from pipeline.text import count
 from stages.lines import read_line
 from stages.spec import SAMPLES_FILE
 
@@ -140,7 +141,7 @@ def choose_cases(answers: Sequence[Answer], order: Sequence[str] = ()) -> list[G
     worst = take("Worst", f"The answers of {last} that the {scorer} puts lowest.", ranked)
     best = take("Best", f"The answers of {last} that the {scorer} puts highest.", reversed(ranked))
     shuffled = Random(0).sample(chosen, len(chosen))
-    return worst + best + take("Random", f"Drawn from all {len(chosen):,} answers of {last}.", shuffled) + doubted
+    return worst + best + take("Random", f"Drawn from {count(len(chosen), 'answer')} of {last}.", shuffled) + doubted
 
 
 def choose_rankings(answers: Sequence[Answer]) -> list[Group]:
@@ -154,7 +155,7 @@ def choose_rankings(answers: Sequence[Answer]) -> list[Group]:
         ordered = sorted(by_prompt[prompt], key=lambda answer: -(answer.score or 0.0))
         said = [_say(answer, "an answer" if answer.rank is None else f"rank {answer.rank} by people") for answer in ordered]
         cases.append(Case(*_cut(prompt), tuple(said)))
-    note = f"Drawn from {len(by_prompt):,} held-out comparisons; the highest score of the reward model comes first."
+    note = f"Drawn from {count(len(by_prompt), 'held-out comparison')}; the highest score of the reward model comes first."
     return [Group("What the reward model prefers", note, tuple(cases))] if cases else []
 
 

@@ -12,6 +12,7 @@ from pipeline.cli import app
 from pipeline.ranking.journal import Journal, Judgement
 from pipeline.ranking.study import Settings, Study
 from pipeline.ranking.summary import make_comparisons, summarise
+from pipeline.text import count
 
 
 def make_sets(count, answers=3):
@@ -105,3 +106,19 @@ def test_the_command_says_it_and_writes_what_the_reward_model_reads(tmp_path):
     assert [record.ranks for record in records] == [(1, 2, 2)] * 4
     as_json = json.loads(CliRunner().invoke(app, ["rankings", str(answers), "--json", "--names"]).output)
     assert as_json["annotators"][0]["name"] == "ann@example.org" and as_json["sets"] == 4
+
+
+@pytest.mark.parametrize("command", ["rank", "rankings"])
+def test_a_file_that_is_not_there_is_told_in_a_line_and_looked_up_nowhere(rlhf_here, tmp_path, command):
+    told = rlhf_here(command, "nope")
+    assert (told.returncode, told.stdout) == (2, "")
+    assert told.stderr == "nope: no such file; a file of answers is needed; give one\n"
+    assert "a directory" in rlhf_here(command, tmp_path).stderr
+
+
+def test_one_of_something_is_told_as_one(rlhf_here, tmp_path):
+    (tmp_path / "one.jsonl").write_text('{"prompt": "q", "completions": ["a", "b"]}\n')
+    told = rlhf_here("rankings", "one.jsonl", "-o", "ranked.jsonl")
+    assert told.stdout.startswith("0 judgements of 0 answer sets by 0 annotators\n")
+    assert told.stdout.endswith("0 comparisons: ranked.jsonl\n")
+    assert (count(1, "answer set"), count(2000, "answer set")) == ("1 answer set", "2,000 answer sets")
