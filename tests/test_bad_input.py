@@ -20,7 +20,7 @@ from pipeline.launch.events import EventReader
 from pipeline.launch.failure import End, StageFailed, describe_failure
 from pipeline.recipe.load import load_recipe
 from pipeline.report.progress import ProgressView
-from pipeline.report.tables import read_samples
+from pipeline.report.samples import read_first
 from pipeline.store.aliases import read_alias
 from pipeline.store.manifest import Manifest, parse_manifest, render_manifest
 from pipeline.store.refs import parse_ref
@@ -196,7 +196,7 @@ def show_samples(path):
     artifact = Artifact()
     artifact.path = path.parent
     path.rename(path.with_name("samples.jsonl"))
-    for sample in read_samples(artifact, 3):
+    for sample in read_first(artifact, 3):
         assert isinstance(sample, dict) and "".join(map(str, sample.values()))
 
 

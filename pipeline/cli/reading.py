@@ -19,8 +19,7 @@ def show_command(
 
     Example: rlhf show ppo
     """
-    from pipeline.report.show import page_data, print_page
-    from pipeline.report.tables import print_artifact, show_data
+    from pipeline.report.show import page_data, print_artifact, print_page, show_data
 
     opened = open_store(store)
     artifact = opened.get(ref)

@@ -6,19 +6,21 @@ The file is read as a stream: of many answers only those that are shown are kept
 import heapq
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
+from operator import itemgetter
 from typing import Any, Literal
 
 from rich.console import Console
 from rich.text import Text
 
 from pipeline.errors import StoreError
-from pipeline.report.tables import MAX_SAMPLE_BYTES, print_indented
+from pipeline.report.rows import read_rows
+from pipeline.report.tables import print_indented
 from pipeline.store.artifact import Artifact
 from pipeline.text import clean, count, format_number
-from stages.lines import read_line
 from stages.spec import EXIT_MISSING, EXIT_USAGE, SAMPLES_FILE
 
 Order = Literal["first", "worst", "best", "random"]
@@ -26,7 +28,7 @@ Order = Literal["first", "worst", "best", "random"]
 _SHOWN_CHARS = 2000  # of a prompt or an answer
 _BY = {"judge": "judge_score", "kl": "kl", "length": "response_tokens"}  # what people say -> the row's own name
 _LABELS = {"score": "score", "judge_score": "judge", "kl": "KL", "rank": "rank", "response_tokens": "tokens"}
-_ORDERS: dict[Order, str] = {"first": "the first", "random": "some at random"}
+_ORDERS: dict[Order, str] = {"first": "the first", "worst": "the worst", "best": "the best", "random": "some at random"}
 _DAMAGED_SHOWN = 3
 _NO_FIGURES = ("prompt_id", "sample_id", "finished")
 
@@ -72,46 +74,101 @@ def find_samples(artifact: Artifact, wanted: Wanted) -> Found:
     Raises:
         StoreError: the artifact has no samples (exit 4); or a filter or figure that none of them has (exit 2).
     """
-    damaged: list[str] = []
-    seen = {"total": 0, "matching": 0, "unordered": 0}
+    bad: dict[int, str] = {}
+    total = matching = unordered = 0
+    by = _BY.get(wanted.by, wanted.by) if wanted.by else None
     known: dict[str, dict[str, None]] = {"model": {}, "way": {}, "figure": {}}
-    rows = _match(_count(read_samples(artifact, damaged), seen, known), wanted, seen)
-    by = None
-    if wanted.order in ("worst", "best"):
-        first = next(rows, None)
-        by = _BY.get(wanted.by, wanted.by) if wanted.by else "score" if first and "judge_score" not in first else "judge_score"
-        rows = chain([] if first is None else [first], rows)
-        rows = _with_figure(rows, by, seen)
-    chosen = _take(rows, wanted, by)
-    for _ in rows:  # what `first` did not need is counted all the same
-        pass
-    _require_known(artifact.ref, wanted, by, known, seen)
-    return Found(chosen, seen["total"], seen["matching"], seen["unordered"], damaged, by)
+    generator = random.Random(wanted.seed)
+
+    def order() -> Iterator[tuple[float, dict[str, Any]]]:
+        """Yield each answer that matches with its place: the lowest come first."""
+        nonlocal total, matching, unordered, by
+        for _, row in read_samples(artifact, bad):
+            total += 1
+            _note_names(row, known)
+            if not _matches(row, wanted):
+                continue
+            matching += 1
+            if wanted.order == "first":
+                yield matching, row
+            elif wanted.order == "random":
+                yield generator.random(), row
+            else:
+                by = by or ("judge_score" if "judge_score" in row else "score")
+                value = read_figure(row, by)
+                if value is None:
+                    unordered += 1
+                else:
+                    yield value if wanted.order == "worst" else -value, row
+
+    chosen = heapq.nsmallest(wanted.count, order(), key=itemgetter(0))
+    for name, value in (("model", wanted.model), ("way", wanted.way), ("figure", by if total else None)):
+        if value is not None and value not in known[name]:
+            there = ", ".join(known[name]) or "none are there"
+            raise StoreError(f"{artifact.ref}: found no {name} {value}; needed one of: {there}", EXIT_USAGE)
+    return Found([row for _, row in chosen], total, matching, unordered, _name_lines(bad), by)
 
 
-def read_samples(artifact: Artifact, damaged: list[str]) -> Iterator[dict[str, Any]]:
-    """Read an artifact's samples one after the other; a line that is none is told in `damaged`.
+def read_samples(artifact: Artifact, bad: dict[int, str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read an artifact's samples one after the other, as `read_rows` does.
 
     Raises:
         StoreError: it has none (exit 4).
     """
     try:
-        stream = (artifact.path / SAMPLES_FILE).open("rb")
-    except OSError as error:
+        return read_rows(artifact.path / SAMPLES_FILE, bad)
+    except ValueError as error:
         needed = "an artifact whose stage answered prompts, or ranked answers, has some; see `rlhf show`"
-        raise StoreError(f"{artifact.ref}: no {SAMPLES_FILE} ({error.strerror}); {needed}", EXIT_MISSING) from error
-    with stream:
-        number = 0
-        while line := stream.readline(MAX_SAMPLE_BYTES):
-            number += 1
-            try:
-                if not line.endswith(b"\n") and stream.readline(1):
-                    raise ValueError(f"found more than {MAX_SAMPLE_BYTES:,} bytes; needed a shorter line")
-                yield read_line(line)
-            except ValueError as error:
-                damaged.append(f"{SAMPLES_FILE}:{number}: {error}")
-                while not line.endswith(b"\n") and (line := stream.readline(MAX_SAMPLE_BYTES)):
-                    pass
+        raise StoreError(f"{artifact.ref}: no {SAMPLES_FILE} ({error}); {needed}", EXIT_MISSING) from error
+
+
+def read_first(artifact: Artifact, number: int) -> list[dict[str, Any]]:
+    """Read the first samples; none where there are none. A line that is none says so in its place."""
+    bad: dict[int, str] = {}
+    lines: dict[int, dict[str, Any]] = {}
+    with suppress(StoreError):
+        lines.update(islice(read_samples(artifact, bad), number))
+    lines |= {place: {"not shown": f"{SAMPLES_FILE}:{place}: {what}"} for place, what in bad.items()}
+    return [lines[place] for place in sorted(lines)[:number]]
+
+
+def pick_three(artifact: Artifact, model: str | None = None) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
+    """Pick the worst answer, the best one and one between, the same each time; the first three where nothing tells them apart.
+
+    Args:
+        artifact: Whose answers.
+        model: Of an evaluation: only of this one, where it has answers.
+
+    Returns:
+        (why it is shown, the answer) of each; and what to tell of lines that are none.
+
+    Raises:
+        StoreError: it has none (exit 4).
+    """
+    generator, num_valued = random.Random(0), 0
+    bad: dict[int, str] = {}
+    first: list[dict[str, Any]] = []
+    ends: dict[str, tuple[float, dict[str, Any]]] = {}
+    between: dict[str, Any] = {}
+    for _, row in read_samples(artifact, bad):
+        if model is not None and row.get("model") != model:
+            continue
+        first += [row] if len(first) < 3 else []
+        value = read_figure(row, "judge_score" if "judge_score" in row else "score")
+        if value is None:
+            continue
+        num_valued += 1
+        if "worst" not in ends or value < ends["worst"][0]:
+            ends["worst"] = value, row
+        if "best" not in ends or value > ends["best"][0]:
+            ends["best"] = value, row
+        if generator.random() * num_valued < 1:
+            between = row
+    told = tell_damaged(_name_lines(bad))
+    if not ends or ends["worst"][1] is ends["best"][1]:
+        return [("", row) for row in first], told
+    chosen = [("worst", ends["worst"][1]), ("best", ends["best"][1])]
+    return [*chosen, *([("at random", between)] if all(row is not between for _, row in chosen) else [])], told
 
 
 def read_figure(row: dict[str, Any], name: str) -> float | None:
@@ -129,12 +186,10 @@ def samples_data(found: Found) -> dict[str, Any]:
 def print_samples(console: Console, ref: str, wanted: Wanted, found: Found) -> None:
     """Print answers, each with its figures and its prompt."""
     match = f", {found.matching:,} of them match" if found.matching != found.total else ""
-    order = f"the {wanted.order} by {_LABELS.get(str(found.by), found.by)}" if found.by else _ORDERS[wanted.order]
+    order = _ORDERS[wanted.order] + (f" by {_LABELS.get(found.by, found.by)}" if found.by else "")
     console.print(Text(clean(f"{ref}: {count(found.total, 'answer')}{match}; {order}"), style="bold"), soft_wrap=True)
     told = [f"{found.unordered:,} without that figure are left out"] if found.unordered else []
-    told += [f"not read: {line}" for line in found.damaged[:_DAMAGED_SHOWN]]
-    told += [f"not read: {count(len(found.damaged) - _DAMAGED_SHOWN, 'more line')}"] if len(found.damaged) > _DAMAGED_SHOWN else []
-    for line in told:
+    for line in told + tell_damaged(found.damaged):
         console.print(Text(clean(line), style="yellow"), soft_wrap=True)
     for row in found.rows:
         console.print()
@@ -159,87 +214,25 @@ def describe_sample(row: dict[str, Any]) -> str:
     return ", ".join([*words, *(["not finished"] if row.get("finished") is False else [])])
 
 
-def _count(rows: Iterable[dict[str, Any]], seen: dict[str, int], known: dict[str, dict[str, None]]) -> Iterator[dict[str, Any]]:
-    """Count what is there, so that a name that nothing has can be told with those that there are."""
-    for row in rows:
-        seen["total"] += 1
-        for name in ("model", "way"):
-            if name in row:
-                known[name][str(row[name])] = None
-        known["figure"] |= {name: None for name, value in row.items() if isinstance(value, int | float) and name not in _NO_FIGURES}
-        yield row
+def tell_damaged(damaged: Sequence[str]) -> list[str]:
+    """Tell the first lines that are no samples, and how many more there are."""
+    more = len(damaged) - _DAMAGED_SHOWN
+    return [f"not read: {line}" for line in [*damaged[:_DAMAGED_SHOWN], *([count(more, "more line")] if more > 0 else [])]]
 
 
-def _match(rows: Iterable[dict[str, Any]], wanted: Wanted, seen: dict[str, int]) -> Iterator[dict[str, Any]]:
+def _note_names(row: dict[str, Any], known: dict[str, dict[str, None]]) -> None:
+    """Note the models, ways and figures that there are, so that a name that nothing has can be told with those."""
+    for name in ("model", "way"):
+        if name in row:
+            known[name][str(row[name])] = None
+    known["figure"] |= dict.fromkeys(name for name, value in row.items() if isinstance(value, int | float) and name not in _NO_FIGURES)
+
+
+def _matches(row: dict[str, Any], wanted: Wanted) -> bool:
     text = wanted.text.casefold() if wanted.text else ""
-    for row in rows:
-        same = all(value is None or row.get(name) == value for name, value in (("model", wanted.model), ("way", wanted.way)))
-        if same and any(text in str(row.get(name, "")).casefold() for name in ("prompt", "response")):
-            seen["matching"] += 1
-            yield row
+    same = all(value is None or row.get(name) == value for name, value in (("model", wanted.model), ("way", wanted.way)))
+    return same and any(text in str(row.get(name, "")).casefold() for name in ("prompt", "response"))
 
 
-def _with_figure(rows: Iterable[dict[str, Any]], by: str, seen: dict[str, int]) -> Iterator[dict[str, Any]]:
-    for row in rows:
-        if read_figure(row, by) is None:
-            seen["unordered"] += 1
-        else:
-            yield row
-
-
-def _take(rows: Iterator[dict[str, Any]], wanted: Wanted, by: str | None) -> list[dict[str, Any]]:
-    if wanted.order == "first":
-        return list(islice(rows, wanted.count))
-    key: Callable[[dict[str, Any]], float]
-    if wanted.order == "random":
-        generator = random.Random(wanted.seed)
-        key = lambda row: generator.random()  # noqa: E731
-    else:
-        sign = -1.0 if wanted.order == "best" else 1.0
-        key = lambda row: sign * (read_figure(row, str(by)) or 0.0)  # noqa: E731
-    return heapq.nsmallest(wanted.count, rows, key=key)
-
-
-def _require_known(ref: str, wanted: Wanted, by: str | None, known: dict[str, dict[str, None]], seen: dict[str, int]) -> None:
-    for name, value in (("model", wanted.model), ("way", wanted.way), ("figure", by if seen["total"] else None)):
-        if value is not None and value not in known[name]:
-            raise StoreError(f"{ref}: found no {name} {value}; needed one of: {_list(known[name])}", EXIT_USAGE)
-
-
-def _list(names: Sequence[str] | dict[str, None]) -> str:
-    return ", ".join(names) or "none are there"
-
-
-def pick_three(artifact: Artifact, damaged: list[str], model: str | None = None) -> list[tuple[str, dict[str, Any]]]:
-    """Pick the worst answer, the best one and one between, the same each time; the first three where nothing tells them apart.
-
-    Args:
-        artifact: Whose answers.
-        damaged: Gets a line for each that is none.
-        model: Of an evaluation: only of this one, where it has answers.
-
-    Raises:
-        StoreError: it has none (exit 4).
-    """
-    generator, count = random.Random(0), 0
-    first: list[dict[str, Any]] = []
-    ends: dict[str, tuple[float, dict[str, Any]]] = {}
-    between: dict[str, Any] = {}
-    for row in read_samples(artifact, damaged):
-        if model is not None and row.get("model") != model:
-            continue
-        first += [row] if len(first) < 3 else []
-        value = read_figure(row, "judge_score" if "judge_score" in row else "score")
-        if value is None:
-            continue
-        count += 1
-        if "worst" not in ends or value < ends["worst"][0]:
-            ends["worst"] = value, row
-        if "best" not in ends or value > ends["best"][0]:
-            ends["best"] = value, row
-        if generator.random() * count < 1:
-            between = row
-    if len({id(row) for _, row in ends.values()}) < 2:
-        return [("", row) for row in first]
-    chosen = [("worst", ends["worst"][1]), ("best", ends["best"][1])]
-    return [*chosen, *([("at random", between)] if all(row is not between for _, row in chosen) else [])]
+def _name_lines(bad: dict[int, str]) -> list[str]:
+    return [f"{SAMPLES_FILE}:{number}: {what}" for number, what in bad.items()]

@@ -1,6 +1,6 @@
 """An artifact -> a page for a terminal: the verdict, the figures that matter, how they went, three answers, what it was made from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -10,22 +10,24 @@ from rich.text import Text
 from pipeline.errors import StoreError
 from pipeline.report.headline import write_figure
 from pipeline.report.lineage import find_problems, lineage_data, print_lineage
+from pipeline.report.metrics import read_curves
 from pipeline.report.page.build import give_verdicts
 from pipeline.report.page.evidence import EVALUATION_KIND, Evidence, gather
-from pipeline.report.samples import pick_three, print_sample
-from pipeline.report.sparkline import ASCII_BLOCKS, BLOCKS, draw_sparkline, read_series
+from pipeline.report.samples import pick_three, print_sample, read_first
+from pipeline.report.sparkline import ASCII_BLOCKS, BLOCKS, draw_sparkline
 from pipeline.report.tables import print_indented, print_table
 from pipeline.report.verdict import News, place_model, write_share
 from pipeline.store.artifact import Artifact
 from pipeline.store.manifest import Manifest
 from pipeline.store.store import Store
-from pipeline.text import clean, count, format_duration, format_number
+from pipeline.text import clean, format_bytes, format_duration, format_number
 from stages.evaluate.results import Evaluation
 from stages.spec import Interval
 from stages.statistics.bootstrap import Estimate
 
 _ANSWERS = ("eval/sampled/", "eval/greedy/")  # figures that mean the same of each model that answers
-_SHOWN, _CURVES, _SPARKLINE, _DAMAGED = 6, 6, 40, 3
+_SHOWN, _CURVES, _SPARKLINE, _SAMPLES = 6, 6, 40, 3
+_ID_CHARS = 12
 _STYLES: dict[News, str] = {"good": "bold green", "bad": "bold red", "open": "bold yellow"}
 
 # kind -> metric -> label: the first six that were measured are shown.
@@ -79,9 +81,7 @@ def page_data(store: Store, artifact: Artifact) -> dict[str, Any]:
     """Return what the page shows as plain data."""
     evidence = gather(store, artifact)
     tree = lineage_data(store, artifact)
-    damaged: list[str] = []
-    samples = _pick(artifact, damaged)
-    unread = [*damaged[:_DAMAGED], *([count(len(damaged) - _DAMAGED, "more line")] if len(damaged) > _DAMAGED else [])]
+    samples, unread = _pick(artifact)
     return {
         "verdicts": [{"of": of, "sentence": verdict.sentence, "news": verdict.news} for of, verdict in give_verdicts(evidence)],
         "figures": list_figures(artifact.manifest, _find_parents(evidence, artifact)),
@@ -90,7 +90,7 @@ def page_data(store: Store, artifact: Artifact) -> dict[str, Any]:
         "curves": _read_curves(artifact),
         "three_samples": samples,
         "tree": tree,
-        "problems": list(dict.fromkeys([*evidence.problems, *find_problems(tree), *(f"not read: {line}" for line in unread)])),
+        "problems": list(dict.fromkeys([*evidence.problems, *find_problems(tree), *unread])),
     }
 
 
@@ -143,6 +143,50 @@ def print_page(console: Console, artifact: Artifact, data: dict[str, Any]) -> No
     console.print(Text(f"everything: rlhf show {artifact.ref} --all   more answers: rlhf samples {artifact.ref}"), soft_wrap=True)
 
 
+def show_data(store: Store, artifact: Artifact) -> dict[str, Any]:
+    """Return all that is known of an artifact as plain data."""
+    return {
+        "ref": artifact.ref,
+        "path": str(artifact.path),
+        "lineage": [{"ref": parent.ref, "content_id": parent.content_id} for parent in store.lineage(artifact.ref)],
+        "manifest": artifact.manifest.model_dump(mode="json"),
+        "withdrawn": store.find_withdrawal(artifact),
+        "samples": read_first(artifact, _SAMPLES),
+    }
+
+
+def print_artifact(console: Console, data: dict[str, Any]) -> None:
+    """Print an artifact: what it is, from what it was made, how good it is, what it says."""
+    manifest = data["manifest"]
+
+    def section(title: str, rows: Iterable[tuple[str, str]]) -> None:
+        console.print()
+        console.print(Text(title, style="bold"))
+        for name, value in rows:
+            console.print(Text(clean(f"  {name:<36} {value}")), soft_wrap=True)
+
+    console.print(Text(clean(f"{data['ref']}  {data['path']}"), style="bold"), soft_wrap=True)
+    code = manifest["code"]
+    made = [
+        ("content id", manifest["content_id"]),
+        ("made", f"{manifest['created_utc']} on {manifest['device']}, {manifest['world_size']} process(es)"),
+        ("computed in", manifest["precision"] or "not recorded"),
+        ("stage time", format_duration(manifest["duration_s"] or 0.0)),
+        ("code", f"{(code['commit'] or 'no git checkout')[:_ID_CHARS]}{' with changes' if code['dirty'] else ''}"),
+        ("size", format_bytes(sum(entry["size"] for entry in manifest["files"]))),
+        ("run", manifest["run_id"] or ""),
+        *([("withdrawn", data["withdrawn"])] if data["withdrawn"] else []),
+    ]
+    section("Made", made)
+    section("Lineage", [(parent["ref"], parent["content_id"]) for parent in data["lineage"]] or [("none", "made from the base model")])
+    section("Data", [(name, value) for name, value in manifest["data"].items()])
+    section("Counts", [(name, str(value)) for name, value in manifest["counts"].items()])
+    section("Metrics", [(name, format_number(float(value))) for name, value in sorted(manifest["metrics"].items())])
+    section("Hand-off facts", [(name, str(value)) for name, value in manifest["facts"].items() if value is not None])
+    for sample in data["samples"]:
+        section("Sample", [(name, str(value)) for name, value in sample.items()])
+
+
 def _find_parents(evidence: Evidence, artifact: Artifact) -> list[Manifest]:
     refs = [parent.ref for parent in artifact.manifest.parents]
     return [each.manifest for each in evidence.line if each.ref in refs]
@@ -173,19 +217,16 @@ def _write_estimate(estimate: Estimate | None) -> str:
 
 
 def _read_curves(artifact: Artifact) -> list[dict[str, Any]]:
-    wanted = _SERIES.get(artifact.kind, {})
-    with suppress(OSError, ValueError):
-        series = read_series(artifact.path)
-        return [{"name": name, "label": label, "values": series[name]} for name, label in wanted.items() if len(series.get(name, ())) > 1][
-            :_CURVES
-        ]
-    return []
+    labels = _SERIES.get(artifact.kind, {})
+    points = read_curves(artifact.path, labels).points
+    shown = [(name, label, points[name]) for name, label in labels.items() if len(points.get(name, ())) > 1][:_CURVES]
+    return [{"name": name, "label": label, "values": [value for _, value in found]} for name, label, found in shown]
 
 
-def _pick(artifact: Artifact, damaged: list[str]) -> list[tuple[str, dict[str, Any]]]:
+def _pick(artifact: Artifact) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
     with suppress(StoreError):
-        return pick_three(artifact, damaged, "ppo" if artifact.kind == EVALUATION_KIND else None)
-    return []
+        return pick_three(artifact, "ppo" if artifact.kind == EVALUATION_KIND else None)
+    return [], []
 
 
 def _print_figures(console: Console, ref: str, figures: Sequence[Mapping[str, Any]]) -> None:

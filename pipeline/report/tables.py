@@ -14,9 +14,8 @@ from pipeline.report.headline import headline, labels_of
 from pipeline.store.artifact import Artifact
 from pipeline.store.manifest import Manifest
 from pipeline.store.store import Store
-from pipeline.text import clean, format_bytes, format_duration, format_number
-from stages.lines import read_line
-from stages.spec import EXIT_MISSING, EXIT_RESOURCE, SAMPLES_FILE, STAGES, Interval
+from pipeline.text import clean, format_bytes, format_duration
+from stages.spec import EXIT_MISSING, EXIT_RESOURCE, STAGES, Interval
 
 if TYPE_CHECKING:  # `rlhf ls` needs neither
     from data.schema import RecordKind
@@ -27,8 +26,6 @@ if TYPE_CHECKING:  # `rlhf ls` needs neither
     from pipeline.run import Outcome
     from pipeline.tokens import Counts
 
-_SAMPLES_SHOWN = 3
-MAX_SAMPLE_BYTES = 2_000_000
 _ID_CHARS = 12
 
 
@@ -186,66 +183,6 @@ def print_list(console: Console, rows: Sequence[dict[str, Any]], root: Path | st
             )
         )
     print_figures_table(console, ("artifact", "content", "made (UTC)", "size", "from", "figures"), cells)
-
-
-def show_data(store: Store, artifact: Artifact) -> dict[str, Any]:
-    """Return all that is known of an artifact as plain data."""
-    return {
-        "ref": artifact.ref,
-        "path": str(artifact.path),
-        "lineage": [{"ref": parent.ref, "content_id": parent.content_id} for parent in store.lineage(artifact.ref)],
-        "manifest": artifact.manifest.model_dump(mode="json"),
-        "withdrawn": store.find_withdrawal(artifact),
-        "samples": read_samples(artifact, _SAMPLES_SHOWN),
-    }
-
-
-def print_artifact(console: Console, data: dict[str, Any]) -> None:
-    """Print an artifact: what it is, from what it was made, how good it is, what it says."""
-    manifest = data["manifest"]
-
-    def section(title: str, rows: Iterable[tuple[str, str]]) -> None:
-        console.print()
-        console.print(Text(title, style="bold"))
-        for name, value in rows:
-            console.print(Text(clean(f"  {name:<36} {value}")), soft_wrap=True)
-
-    console.print(Text(clean(f"{data['ref']}  {data['path']}"), style="bold"), soft_wrap=True)
-    code = manifest["code"]
-    made = [
-        ("content id", manifest["content_id"]),
-        ("made", f"{manifest['created_utc']} on {manifest['device']}, {manifest['world_size']} process(es)"),
-        ("computed in", manifest["precision"] or "not recorded"),
-        ("stage time", format_duration(manifest["duration_s"] or 0.0)),
-        ("code", f"{(code['commit'] or 'no git checkout')[:_ID_CHARS]}{' with changes' if code['dirty'] else ''}"),
-        ("size", format_bytes(sum(entry["size"] for entry in manifest["files"]))),
-        ("run", manifest["run_id"] or ""),
-        *([("withdrawn", data["withdrawn"])] if data["withdrawn"] else []),
-    ]
-    section("Made", made)
-    section("Lineage", [(parent["ref"], parent["content_id"]) for parent in data["lineage"]] or [("none", "made from the base model")])
-    section("Data", [(name, value) for name, value in manifest["data"].items()])
-    section("Counts", [(name, str(value)) for name, value in manifest["counts"].items()])
-    section("Metrics", [(name, format_number(float(value))) for name, value in sorted(manifest["metrics"].items())])
-    section("Hand-off facts", [(name, str(value)) for name, value in manifest["facts"].items() if value is not None])
-    for sample in data["samples"]:
-        section("Sample", [(name, str(value)) for name, value in sample.items()])
-
-
-def read_samples(artifact: Artifact, count: int) -> list[dict[str, Any]]:
-    """Read the first samples of an artifact; none where there are none. A line that is none says so in its place."""
-    samples: list[dict[str, Any]] = []
-    with suppress(OSError), (artifact.path / SAMPLES_FILE).open("rb") as stream:
-        while len(samples) < count and (line := stream.readline(MAX_SAMPLE_BYTES)):
-            try:
-                if not line.endswith(b"\n") and stream.readline(1):
-                    raise ValueError(f"found more than {MAX_SAMPLE_BYTES:,} bytes; needed a shorter line")
-                samples.append(read_line(line))
-            except ValueError as error:
-                samples.append({"not shown": f"{SAMPLES_FILE}:{len(samples) + 1}: {error}"})
-                while not line.endswith(b"\n") and (line := stream.readline(MAX_SAMPLE_BYTES)):
-                    pass
-    return samples
 
 
 def findings_data(inputs: "Inputs", counts: "Counts", recipe: "Recipe") -> dict[str, Any]:

@@ -9,12 +9,13 @@ from markupsafe import Markup
 from pipeline.report.charts import Node, graph_table
 from pipeline.report.headline import labels_of
 from pipeline.report.markup import table
+from pipeline.report.metrics import Curves, read_curves
+from pipeline.report.page.answers import choose_cases, choose_rankings, read_answers
 from pipeline.report.page.blocks import Banner, Page, Picture, Section, Table
-from pipeline.report.page.curves import Curves, draw_curves, read_curves
+from pipeline.report.page.curves import draw_curves, list_metrics
 from pipeline.report.page.evidence import EVALUATION_KIND, Evidence
 from pipeline.report.page.facts import list_notes, list_settings, list_warnings, summarize_data, tell_making
 from pipeline.report.page.findings import show_over_optimisation, show_reward_card, tabulate_comparisons, tabulate_judge, tabulate_models
-from pipeline.report.page.samples import choose_cases, choose_rankings, read_answers
 from pipeline.report.scales import format_value
 from pipeline.report.svg import graph
 from pipeline.report.verdict import Verdict, tell_artifact, tell_evaluation, tell_failure, tell_withdrawal
@@ -46,7 +47,8 @@ def give_verdicts(evidence: Evidence) -> list[tuple[str, Verdict]]:
 def build_page(evidence: Evidence, store_root: Path) -> Page:
     """Build the page of one artifact, and of the evaluation that stands on it."""
     banners = [Banner(name, verdict.sentence, verdict.news) for name, verdict in give_verdicts(evidence)]
-    curves = {artifact.ref: read_curves(artifact.path, artifact.kind) for artifact in evidence.line if artifact.kind != EVALUATION_KIND}
+    staged = [artifact for artifact in evidence.line if artifact.kind != EVALUATION_KIND]
+    curves = {artifact.ref: read_curves(artifact.path, list_metrics(artifact.kind)) for artifact in staged}
     missing = [*evidence.problems]
     sections: list[Section] = []
     if (figures := _show_figures(evidence)) is not None:

@@ -7,13 +7,14 @@ from markupsafe import Markup
 
 from pipeline.report.headline import labels_of
 from pipeline.report.markup import table
+from pipeline.report.metrics import read_curves
+from pipeline.report.page.answers import Answer, choose_cases, read_answers
 from pipeline.report.page.blocks import Banner, Page, Section, Table
 from pipeline.report.page.build import give_verdicts
-from pipeline.report.page.curves import overlay_curves, read_curves
+from pipeline.report.page.curves import list_metrics, overlay_curves
 from pipeline.report.page.evidence import EVALUATION_KIND, Evidence
 from pipeline.report.page.facts import tell_making
 from pipeline.report.page.findings import draw_checkpoints, write_cell
-from pipeline.report.page.samples import Answer, choose_cases, read_answers
 from pipeline.report.scales import format_value
 from pipeline.report.verdict import name_model
 from pipeline.store.artifact import Artifact
@@ -42,9 +43,8 @@ def compare_page(old: Evidence, new: Evidence) -> Page:
         missing.append("no prompt was answered by both, so no answers stand side by side")
     sections += _overlay(both, refs)
     line = list({artifact.ref: artifact for evidence in both for artifact in evidence.line}.values())
-    sections.append(
-        tell_making(line, {artifact.ref: read_curves(artifact.path, artifact.kind) for artifact in line if artifact.kind == "ppo"})
-    )
+    tokens = {artifact.ref: read_curves(artifact.path, ["tokens"]) for artifact in line if artifact.kind == "ppo"}
+    sections.append(tell_making(line, tokens))
     return Page(
         f"{old.subject.ref} and {new.subject.ref}", "what changed, and what it did", banners, sections, list(dict.fromkeys(missing))
     )
@@ -152,7 +152,7 @@ def _overlay(both: Iterable[Evidence], refs: Sequence[str]) -> list[Section]:
     for kind in ("ppo", "rm", "sft", "pretrain"):
         found = {ref: artifact for ref, evidence in pairs if (artifact := evidence.find(kind)) is not None}
         if len(found) == 2 and len({artifact.ref for artifact in found.values()}) == 2:
-            read = {ref: read_curves(artifact.path, kind) for ref, artifact in found.items()}
+            read = {ref: read_curves(artifact.path, list_metrics(kind)) for ref, artifact in found.items()}
             if pictures := overlay_curves("overlay", kind, read):
                 sections.append(Section("curves", f"Curves of {name_model(kind)}", pictures=pictures))
             break

@@ -1,24 +1,14 @@
-"""metrics.jsonl of a stage -> its curves as pictures. 100,000 rows take a second; rows that are none are counted and told."""
+"""The figures of a stage by step -> its curves as pictures."""
 
-import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 
 from markupsafe import Markup
 
 from pipeline.report.charts import Axis, Series, line_table
+from pipeline.report.metrics import Curves
 from pipeline.report.page.blocks import Picture
-from pipeline.report.scales import LARGEST, Point
+from pipeline.report.scales import Point
 from pipeline.report.svg import line_chart
-from pipeline.store.disk import open_regular
-from stages.lines import read_line
-from stages.spec import METRICS_FILE
-
-_MAX_LINE_BYTES = 1_000_000
-_NAMES = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
-_SHOWN_BAD = 3
 
 # kind -> pictures: title, y axis, {metric: name in the legend}; those of which nothing was measured are left out.
 _LOSSES = ("Loss", "loss, nats per token", {"train/loss": "training", "eval/loss": "held-out"})
@@ -55,52 +45,9 @@ _FEW = 12  # points that are shown as dots too
 _STEP = {"ppo": "iteration"}
 
 
-@dataclass(frozen=True)
-class Curves:
-    """Metric -> its points by rising step, and what is to be told of the file."""
-
-    points: dict[str, list[Point]] = field(default_factory=dict[str, list[Point]])
-    problems: tuple[str, ...] = ()
-    rows: int = 0
-
-
-def read_curves(directory: Path, kind: str) -> Curves:
-    """Read the metrics that a kind's pictures show, and `tokens`; values that are not finite are kept and told."""
-    wanted = {name for _, _, names in _PICTURES.get(kind, ()) for name in names} | {"tokens"}
-    points: dict[str, list[Point]] = {}
-    bad: list[str] = []
-    rows, num_bad, not_finite = 0, 0, dict[str, int]()
-    last, in_order = -math.inf, True
-    try:
-        stream = open_regular(directory / METRICS_FILE, None)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        return Curves(problems=(f"{METRICS_FILE}: {reason}; there are no curves of this stage",))
-    with stream:
-        for number, line in enumerate(stream, start=1):
-            try:
-                row = json.loads(line) if len(line) < _MAX_LINE_BYTES else read_line(line[:_MAX_LINE_BYTES])
-                step = float(row["step"])
-            except (ValueError, LookupError, TypeError, RecursionError, AttributeError, OverflowError):
-                num_bad += 1
-                bad += [str(number)] if num_bad <= _SHOWN_BAD else []
-                continue
-            rows += 1
-            last, in_order = step, in_order and last <= step
-            for name in wanted & row.keys():
-                value = row[name]
-                value = _NAMES.get(value, value) if isinstance(value, str) else value
-                if isinstance(value, int | float) and not isinstance(value, bool):
-                    points.setdefault(name, []).append((step, value))
-                    if not abs(value) < LARGEST:  # also where it is not a number
-                        not_finite[name] = not_finite.get(name, 0) + 1
-    problems = [f"{METRICS_FILE}: {name} is not finite in {count:,} of {rows:,} rows" for name, count in sorted(not_finite.items())]
-    if num_bad:
-        places = ", ".join(bad) + (" and others" if num_bad > _SHOWN_BAD else "")
-        problems.append(f"{METRICS_FILE}: {num_bad:,} lines are no rows of figures and are left out: line {places}")
-    if not in_order:  # after a restart; of a step that was logged twice both stay
-        points = {name: sorted(found, key=lambda point: point[0]) for name, found in points.items()}
-    return Curves(points, tuple(problems), rows)
+def list_metrics(kind: str) -> set[str]:
+    """List the figures that the pictures of a kind show, and `tokens`."""
+    return {name for _, _, names in _PICTURES.get(kind, ()) for name in names} | {"tokens"}
 
 
 def draw_curves(prefix: str, kind: str, curves: Curves) -> list[Picture]:

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from data.secrets import redact, redact_values
 from pipeline.inputs.records import Reading, recall_note
 from pipeline.report.markup import table
+from pipeline.report.metrics import Curves
 from pipeline.report.page.blocks import Section, Table
-from pipeline.report.page.curves import Curves
 from pipeline.store.artifact import Artifact
 from pipeline.store.compare import flatten
 from pipeline.store.parts import NOTES_DIR

@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.errors import ResourceError, StoreError
+from pipeline.report.page.answers import Answer, choose_cases
 from pipeline.report.page.build import build_page
 from pipeline.report.page.evidence import find_newest, gather
 from pipeline.report.page.facts import list_notes, list_warnings
 from pipeline.report.page.findings import show_over_optimisation
 from pipeline.report.page.render import render
-from pipeline.report.page.samples import Answer, choose_cases
 from pipeline.report.page.write import has_desktop, write_report
 from stages.evaluate.results import CurvePoint, Evaluation, OverOptimisation
 from stages.spec import EXIT_MISSING, StageWarning
@@ -176,7 +176,7 @@ def test_what_cannot_be_read_is_told_and_the_rest_stands(store, publish):
     broken = publish(store, "evaluation", {"evaluation.json": b"{}", "samples.jsonl": b"no json\n[1]\n"}, parents=[])
     page = page_of(store, broken.ref)
     assert any(text.startswith("evaluation@v1: evaluation.json: Field required") for text in page.missing)
-    assert "evaluation@v1: samples.jsonl: 2 lines are no samples and are left out: line 1, 2" in page.missing
+    assert "evaluation@v1: samples.jsonl: 2 lines left out, no samples: line 1, 2" in page.missing
     (line[0].path / "manifest.json").chmod(0o644)
     (line[0].path / "manifest.json").write_text("{}")
     page = page_of(store, "ppo")

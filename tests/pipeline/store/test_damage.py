@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from pipeline.errors import StoreError
-from pipeline.report.tables import list_data, print_artifact, print_list, show_data
+from pipeline.report.show import print_artifact, show_data
+from pipeline.report.tables import list_data, print_list
 from pipeline.store.manifest import Parent, render_manifest
 
 FILES = {

@@ -4,22 +4,21 @@ Rows of an evaluation name their model and prompt; those of a stage are matched 
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from statistics import fmean, pstdev
+from typing import Any
 
 from data.secrets import redact
 from pipeline.report.page.blocks import Case, Group, Said
+from pipeline.report.rows import read_rows, tell_left_out
 from pipeline.report.scales import format_value
 from pipeline.report.verdict import name_model, place_model
-from pipeline.store.disk import open_regular
 from pipeline.text import count
-from stages.lines import read_line
 from stages.spec import SAMPLES_FILE
 
-_MAX_LINE_BYTES = 8_000_000
 _CASES = 3  # of each group
 _SHOWN_CHARS = 4_000
 
@@ -51,34 +50,21 @@ class Answers:
 
 def read_answers(directory: Path, kind: str) -> Answers:
     """Read the samples of an artifact; a line that is none is counted and told."""
-    rows: list[Answer] = []
-    bad: list[int] = []
+    bad: dict[int, str] = {}
     try:
-        stream = open_regular(directory / SAMPLES_FILE, None)
-    except (OSError, ValueError) as error:
-        return Answers(
-            problems=(f"{SAMPLES_FILE}: {error.strerror if isinstance(error, OSError) else error}; there are no answers to show",)
-        )
-    with stream:
-        number = 0
-        while line := stream.readline(_MAX_LINE_BYTES):
-            number += 1
-            try:
-                rows.append(_read_row(line, kind))
-            except ValueError:
-                bad.append(number)
-                while not line.endswith(b"\n") and (line := stream.readline(_MAX_LINE_BYTES)):
-                    pass
-    places = ", ".join(map(str, bad[:3])) + (" and others" if len(bad) > 3 else "")
-    return Answers(rows, (f"{SAMPLES_FILE}: {len(bad):,} lines are no samples and are left out: line {places}",) if bad else ())
+        rows = read_rows(directory / SAMPLES_FILE, bad)
+    except ValueError as error:
+        return Answers(problems=(f"{SAMPLES_FILE}: {error}; there are no answers to show",))
+    answers: list[Answer] = []
+    for number, row in rows:
+        if isinstance(row.get("response"), str):
+            answers.append(_read_answer(row, kind))
+        else:
+            bad[number] = "found no response; needed a text"
+    return Answers(answers, tuple(tell_left_out(SAMPLES_FILE, bad, "no samples")))
 
 
-def _read_row(line: bytes, kind: str) -> Answer:
-    if len(line) >= _MAX_LINE_BYTES and not line.endswith(b"\n"):
-        raise ValueError("too long a line")
-    row = read_line(line)
-    if not isinstance(row.get("response"), str):
-        raise ValueError("no response")
+def _read_answer(row: Mapping[str, Any], kind: str) -> Answer:
     prompt = row.get("prompt", "")
     prompt = prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
     finished, rank, sample = row.get("finished"), row.get("rank"), row.get("sample_id")
