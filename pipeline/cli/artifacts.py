@@ -43,7 +43,7 @@ def ls_command(
     if as_json:
         print_json(rows)
     else:
-        print_list(make_console(), rows, opened.root)
+        print_list(make_console(), rows, opened.root, kind)
 
 
 def verify_command(

@@ -83,11 +83,13 @@ def chat_command(
             require_writable(expand_home(save))  # before the first answer
             stack.callback(lambda: print(save_chat(chat, expand_home(save)), file=sys.stderr))
         program = stack.enter_context(open_chat(chat, scorer))
-        _talk(chat, program, view, by_hand=by_hand, as_json=as_json)
+        all_answered = _talk(chat, program, view, by_hand=by_hand, as_json=as_json)
+    if not all_answered and not by_hand:
+        raise typer.Exit(EXIT_FAILED)
 
 
-def _talk(chat: "Chat", program: "Dialogue", view: "ChatView", *, by_hand: bool, as_json: bool) -> None:
-    """Read lines and answer them, until there are no more."""
+def _talk(chat: "Chat", program: "Dialogue", view: "ChatView", *, by_hand: bool, as_json: bool) -> bool:
+    """Read lines and answer them, until there are no more; tells whether every message was answered."""
     from pipeline.chat import answer_data, exchange, obey, save_chat
     from pipeline.store.disk import expand_home
 
@@ -97,11 +99,11 @@ def _talk(chat: "Chat", program: "Dialogue", view: "ChatView", *, by_hand: bool,
         except StoreError as error:
             return error.message
 
-    ready = False
-    for line in _read_lines(by_hand=by_hand):
+    ready, all_answered = False, True
+    for number, line in enumerate(_read_lines(by_hand=by_hand), 1):
         if line.startswith("/") and not line.startswith("//"):
             if line.split(maxsplit=1)[0] in ("/quit", "/exit"):
-                return
+                break
             said = obey(chat, line, save)
             print(said, file=sys.stderr) if as_json else view.say(said, "dim")
             continue
@@ -116,11 +118,12 @@ def _talk(chat: "Chat", program: "Dialogue", view: "ChatView", *, by_hand: bool,
         with _answers_end_by_interrupt(program):
             problem = exchange(chat, program, message, *((_ignore, _ignore) if as_json else (view.told, view.answered)))
         if problem is not None:
-            view.say(f"not answered: {problem}", "yellow") if not as_json else print(f"not answered: {problem}", file=sys.stderr)
-            if not by_hand:
-                raise typer.Exit(EXIT_FAILED)
+            all_answered = False
+            told = f"{'' if by_hand else f'standard input:{number}: '}not answered: {problem}"
+            print(told, file=sys.stderr) if as_json else view.say(told, "yellow")
         elif as_json:
             print(answer_data(chat, message), flush=True)
+    return all_answered
 
 
 def _first(program: "Dialogue") -> Iterator[Any]:

@@ -31,7 +31,7 @@ def report_command(
     from pipeline.store.disk import expand_home
 
     opened = open_store(store)
-    first = gather(opened, opened.get(ref) if ref is not None else find_newest(opened))
+    first = gather(opened, *find_newest(opened)) if ref is None else gather(opened, opened.get(ref))
     second = None if other is None else gather(opened, opened.get(other))
     evidence = [first] if second is None else [first, second]
     page = build_page(first, opened.root) if second is None else compare_page(first, second)
@@ -47,12 +47,8 @@ def report_command(
         for name, verdict in verdicts:
             say(terminal, f"{name}: {verdict.sentence}")
         if page.missing:
-            say(
-                terminal,
-                f"{len(page.missing)} things are missing; the report names them"
-                if len(page.missing) > 1
-                else f"missing: {page.missing[0]}",
-            )
+            several = f"{len(page.missing)} things are missing; the report names them"
+            say(terminal, several if len(page.missing) > 1 else f"missing: {page.missing[0]}")
         say(terminal, f"report: {path}")
     if open_it and has_desktop():
         open_in_browser(path)

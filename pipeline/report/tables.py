@@ -159,10 +159,12 @@ def _list_row(ref: str, manifest: Manifest, aliases: list[str], path: str) -> di
     }
 
 
-def print_list(console: Console, rows: Sequence[dict[str, Any]], root: Path | str) -> None:
-    """Print artifacts, one a line."""
+def print_list(console: Console, rows: Sequence[dict[str, Any]], root: Path | str, kind: str | None = None) -> None:
+    """Print artifacts, one a line; where there are none, of which kind there are none."""
     if not rows:
-        console.print(Text(clean(f"no artifacts in {root}; `rlhf run` makes some")), soft_wrap=True)
+        none = "no artifacts" if kind is None else f"no artifacts of kind {kind}"
+        make = "`rlhf run` makes some" if kind is None else "`rlhf ls` lists all"
+        console.print(Text(clean(f"{none} in {root}; {make}")), soft_wrap=True)
         return
     cells: list[tuple[str, ...]] = []
     for row in rows:

@@ -83,6 +83,11 @@ def tell_failure(stage: str, reason: str) -> Verdict:
     )
 
 
+def tell_damage(why: str, instead: str) -> Verdict:
+    """Say that an artifact is damaged, and which one is told of instead; nothing where there is none."""
+    return Verdict(f"Damaged: {why}" + (f"; what stands here is of {instead}" if instead else ""), "bad")
+
+
 def tell_withdrawal(reason: str) -> Verdict:
     """Say that an artifact is withdrawn (`rlhf forget`), and why."""
     return Verdict(f"Withdrawn: {reason}; `rlhf run` makes one without them", "bad")

@@ -18,7 +18,7 @@ from pipeline.report.page.facts import list_notes, list_settings, list_warnings,
 from pipeline.report.page.findings import show_over_optimisation, show_reward_card, tabulate_comparisons, tabulate_judge, tabulate_models
 from pipeline.report.scales import format_value
 from pipeline.report.svg import graph
-from pipeline.report.verdict import Verdict, tell_artifact, tell_evaluation, tell_failure, tell_withdrawal
+from pipeline.report.verdict import Verdict, tell_artifact, tell_damage, tell_evaluation, tell_failure, tell_withdrawal
 from pipeline.store.artifact import Artifact
 from pipeline.text import count, format_duration
 
@@ -27,10 +27,12 @@ _NAMES = {"pretrain": "Pre-training", "sft": "Supervised fine-tuning", "rm": "Re
 
 
 def give_verdicts(evidence: Evidence) -> list[tuple[str, Verdict]]:
-    """Give the verdict on what was asked for, the most important first: a stage that failed since comes before what stood before it."""
+    """Give the verdict on what was asked for, the most important first: damaged, withdrawn, failed since, then what was measured."""
     verdicts = [(row["stage"], tell_failure(row["stage"], row.get("reason", ""))) for row in evidence.failures]
     if evidence.subject is not None and evidence.withdrawn:
         verdicts.insert(0, (evidence.subject.ref, tell_withdrawal(evidence.withdrawn)))
+    instead = evidence.subject.ref if evidence.subject else ""
+    verdicts = [*((ref, tell_damage(why, instead)) for ref, why in evidence.damaged.items()), *verdicts]
     if evidence.evaluation is not None and evidence.tested is not None:
         verdicts.append((evidence.tested.ref, tell_evaluation(evidence.evaluation)))
     elif evidence.subject is not None:
@@ -63,7 +65,11 @@ def build_page(evidence: Evidence, store_root: Path) -> Page:
         sections += [summarize_data(evidence.line, store_root), list_settings(evidence.line), tell_making(evidence.line, curves)]
     missing += _tell_missing(evidence)
     subject = evidence.subject
-    title = "No artifact yet" if subject is None else f"{_NAMES.get(subject.kind, subject.kind)} {subject.ref}"
+    title = (
+        ("No intact artifact" if evidence.damaged else "No artifact yet")
+        if subject is None
+        else f"{_NAMES.get(subject.kind, subject.kind)} {subject.ref}"
+    )
     made = "" if subject is None else f"made {subject.manifest.created_utc[:16].replace('T', ' ')} UTC, content {subject.content_id[:12]}"
     if evidence.tested is not None and subject is not None and evidence.tested.ref != subject.ref:
         made += f"; evaluated by {evidence.tested.ref}"

@@ -4,8 +4,8 @@ What is gone, damaged or unreadable is told in `problems`, and the page is made 
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from pydantic import ValidationError
@@ -36,6 +36,7 @@ class Evidence:
         failures: Runs of its stages that ended without an artifact and began after it was made, newest first.
         problems: What could not be read, a line each.
         withdrawn: Why the subject is withdrawn; empty where it is not.
+        damaged: Those that were wanted before the subject but are damaged: ref -> why.
     """
 
     subject: Artifact | None
@@ -45,52 +46,66 @@ class Evidence:
     failures: tuple[dict[str, Any], ...] = ()
     problems: tuple[str, ...] = ()
     withdrawn: str = ""
+    damaged: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def find(self, kind: str) -> Artifact | None:
         """Return the artifact of a kind that the subject stands on, or it itself."""
         return next((artifact for artifact in reversed(self.line) if artifact.kind == kind), None)
 
 
-def find_newest(store: Store) -> Artifact | None:
+def find_newest(store: Store) -> tuple[Artifact | None, dict[str, str]]:
     """Find the newest artifact of the last stage that left one; None in a store without any.
 
     An evaluation is taken by what it stands on: after a newer PPO it says nothing of that one.
+
+    Returns:
+        The artifact; and those that would have come before it but are damaged: ref -> why.
     """
+    damaged: dict[str, str] = {}
     for stage, row in reversed(STAGES.items()):
-        if row.leaves_model and (artifacts := store.list(stage)):
-            return artifacts[-1]
+        for ref in reversed(store.refs(stage)) if row.leaves_model else ():
+            try:
+                return store.get(ref), damaged
+            except StoreError as error:
+                damaged[ref] = error.message
     found = store.list()
-    return found[-1] if found else None
+    return found[-1] if found else None, damaged
 
 
-def gather(store: Store, subject: Artifact | None) -> Evidence:
+def gather(store: Store, subject: Artifact | None, damaged: Mapping[str, str] | None = None) -> Evidence:
     """Read what stands in a store of an artifact.
+
+    Args:
+        store: The store.
+        subject: The artifact; None where there is none.
+        damaged: Those that were wanted before it but are damaged: ref -> why.
 
     Raises:
         StoreError: there is neither an artifact nor a run that failed (exit 4), or the file system refused (exit 5).
     """
     problems: list[str] = []
     failures = _find_failures(store, subject)
+    unread = {ref: redact(why) for ref, why in (damaged or {}).items()}
     if subject is None:
-        if not failures:
+        if not failures and not unread:
             raise StoreError(f"no artifacts in {store.root}; one is needed; `rlhf run` makes some", EXIT_MISSING)
-        return Evidence(None, None, None, (), failures)
+        return Evidence(None, None, None, (), failures, damaged=unread)
     tested = subject if subject.kind == EVALUATION_KIND else _find_evaluation(store, subject)
     if tested is None:
         intact = {artifact.ref for artifact in store.list(EVALUATION_KIND)}
-        damaged = [ref for ref in store.refs(EVALUATION_KIND) if ref not in intact]
-        problems.extend(f"{ref} is damaged, so it is not known whether it evaluated {subject.ref}; see `rlhf doctor`" for ref in damaged)
+        lost = [ref for ref in store.refs(EVALUATION_KIND) if ref not in intact]
+        problems.extend(f"{ref} is damaged, so it is not known whether it evaluated {subject.ref}; see `rlhf doctor`" for ref in lost)
     line = _walk(store, tested or subject, problems)
     if all(artifact.ref != subject.ref for artifact in line):
         line.append(subject)
     reasons = {artifact.ref: reason for artifact in line if (reason := store.find_withdrawal(artifact))}
+    withdrawn = reasons.pop(subject.ref, "")
     problems.extend(f"{ref} is withdrawn: {reason}" for ref, reason in reasons.items())
     evaluation = None if tested is None else _read_evaluation(tested, problems)
     clean = tuple(_without_secrets(artifact) for artifact in line)
     named = {artifact.ref: artifact for artifact in clean}
     told = tuple(map(redact, problems))
-    withdrawn = store.find_withdrawal(subject)
-    return Evidence(named[subject.ref], named[tested.ref] if tested else None, evaluation, clean, failures, told, withdrawn)
+    return Evidence(named[subject.ref], named[tested.ref] if tested else None, evaluation, clean, failures, told, withdrawn, unread)
 
 
 def _find_evaluation(store: Store, subject: Artifact) -> Artifact | None:

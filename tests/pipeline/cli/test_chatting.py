@@ -129,10 +129,11 @@ def test_what_cannot_score_or_answer_is_refused(rlhf_here, models, tmp_path):
 @pytest.mark.slow
 def test_in_a_pipe_each_line_is_a_message_and_each_answer_a_line(ask, tmp_path):
     saved = tmp_path / "talk.jsonl"
-    text = f"{ASKED}\n/undo\n/system Be brief.\n/nonsense\n\n//slash {ASKED}\n/quit\nnever read\n"
+    text = f"{ASKED}\n/undo\n{'long words ' * 4000}\n/system Be brief.\n/nonsense\n\n//slash {ASKED}\n/quit\nnever read\n"
     result = ask(text, "chat", "sft", "--vs", "sft", "--rm", "rm", "--seed", "3", "--max-tokens", "8", "--save", saved)
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 1, result.stderr  # one is not answered, which is told; those after it are
     lines = result.stdout.splitlines()
+    assert "standard input:3: not answered: the conversation has" in lines.pop(3)
     assert [line.split(" (score ")[0] for line in lines[:2]] == ["sft@v1", "sft@v1"]
     assert "8 tokens, not finished): " in lines[0] or "finished" not in lines[0]
     assert lines[2] == f"taken back: {ASKED}"

@@ -230,6 +230,11 @@ def test_a_list_shows_a_held_out_figure_with_its_interval_and_how_many_prompts_i
     assert json.loads(rlhf_here("ls", "ppo", "--json").stdout)[0]["intervals"] == {"eval/sampled/score": {"low": 0.4, "high": 0.6, "n": 20}}
 
 
+def test_a_list_of_a_kind_that_there_is_none_of_names_the_kind(rlhf_here, publish, store):
+    publish(store, "sft")
+    assert rlhf_here("ls", "ppo").stdout == f"no artifacts of kind ppo in {store.root}; `rlhf ls` lists all\n"
+
+
 def test_show_is_a_page_of_verdict_figures_curves_answers_and_lineage(rlhf_here, publish, store):
     sft = publish(store, "sft", metrics={"eval/sampled/judge_score": 40.0, "eval/loss": 0.5})
     curve = [{"step": step, "objective/kl": step / 10} for step in range(50)]
@@ -335,9 +340,10 @@ def test_an_artifact_that_is_withdrawn_says_so_wherever_it_is_shown(rlhf_here, e
     for command in (("show", "ppo"), ("show", "evaluation"), ("report", "ppo")):
         shown = rlhf_here(*command)
         assert shown.returncode == 0, shown.stderr
-        if command[0] == "show":
-            assert "ppo@v1 is withdrawn: it learnt from prompts.train" in shown.stdout, command
-    assert "ppo@v1 is withdrawn: it learnt from prompts.train" in next((store.root / "reports").iterdir()).read_text()
+        told = "ppo@v1 is withdrawn: it learnt" if command[1] == "evaluation" else "Withdrawn: it learnt"
+        assert told in shown.stdout, command
+        assert shown.stdout.count("it learnt from prompts.train") == 1, command
+    assert next((store.root / "reports").iterdir()).read_text().count("it learnt from prompts.train") == 1
 
 
 def test_an_evaluation_with_figures_that_are_none_is_told_and_the_rest_reported(rlhf_here, publish, store):

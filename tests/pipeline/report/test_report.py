@@ -123,7 +123,7 @@ def test_an_evaluation_is_found_by_what_it_was_made_from(store, publish, evaluat
     assert page_of(store, "sft").banners[0].name == "evaluation@v1"
     other = publish_line(store, publish, metric_rows=[{"step": 1}])[2]
     assert "no evaluation stands on ppo@v2" in " ".join(page_of(store, other.ref).missing)
-    assert find_newest(store).ref == "ppo@v2"
+    assert find_newest(store)[0].ref == "ppo@v2"
 
 
 def test_no_held_out_data_is_told(store, publish):
@@ -154,7 +154,7 @@ def test_figures_that_are_no_numbers_are_told_and_the_page_stands(store, publish
 def test_a_stage_that_failed_since_comes_first_with_its_reason_and_log(store, publish):
     publish_line(store, publish)
     write_failed_run(store, "ppo", "out of memory on cuda:0; lower ppo.rollout_micro_batch_size")
-    page = build_page(gather(store, find_newest(store)), store.root)
+    page = build_page(gather(store, *find_newest(store)), store.root)
     assert page.banners[0].sentence.startswith("PPO did not end well: out of memory on cuda:0")
     assert any("log.txt" in line for line in page.missing)
 
@@ -162,12 +162,23 @@ def test_a_stage_that_failed_since_comes_first_with_its_reason_and_log(store, pu
 def test_a_failure_before_the_newest_artifact_is_over(store, publish):
     publish_line(store, publish)
     write_failed_run(store, "ppo", "out of memory", start="2001-01-01T00:00:00.000+00:00")
-    assert "did not end well" not in build_page(gather(store, find_newest(store)), store.root).banners[0].sentence
+    assert "did not end well" not in build_page(gather(store, *find_newest(store)), store.root).banners[0].sentence
+
+
+def test_where_the_newest_is_damaged_that_is_told_before_what_stands_instead(store, evaluated):
+    damaged = store.get("ppo").path
+    damaged.chmod(0o755)
+    next(path for path in damaged.iterdir() if path.name != "manifest.json" and path.is_file()).unlink()
+    done = run("--store", store.root)
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("ppo@v1: Damaged: ") and lines[0].endswith("; what stands here is of rm@v1")
+    assert lines[1].startswith(("rm@v1", "evaluation@v1"))
+    assert build_page(gather(store, *find_newest(store)), store.root).banners[0].news == "bad"
 
 
 def test_an_empty_store_has_nothing_to_report(store):
     with pytest.raises(StoreError, match="one is needed") as raised:
-        gather(store, find_newest(store))
+        gather(store, *find_newest(store))
     assert raised.value.exit_code == EXIT_MISSING
 
 
