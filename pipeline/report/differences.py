@@ -11,7 +11,7 @@ from pipeline.errors import StoreError
 from pipeline.report.headline import labels_of, write_figure
 from pipeline.report.tables import print_table, read_intervals
 from pipeline.store.artifact import Artifact
-from pipeline.store.compare import Change, Difference, compare_lines
+from pipeline.store.compare import Difference, Part, compare_lines
 from pipeline.store.manifest import Manifest
 from pipeline.store.store import Store
 from pipeline.text import clean
@@ -19,7 +19,15 @@ from stages.lines import read_figures
 from stages.spec import Interval
 
 HELD_OUT = "eval/"
-_PARTS = {"config": "setting", "data": "data", "parent": "parent", "code": "code", "package": "package", "machine": "machine"}
+# What a change is of, in a word.
+PARTS: dict[Part, str] = {
+    "config": "setting",
+    "data": "data",
+    "parent": "parent",
+    "code": "code",
+    "package": "package",
+    "machine": "machine",
+}
 
 
 def diff_data(store: Store, old: Artifact, new: Artifact) -> dict[str, Any]:
@@ -34,7 +42,7 @@ def diff_data(store: Store, old: Artifact, new: Artifact) -> dict[str, Any]:
         "old": old.ref,
         "new": new.ref,
         "problems": problems,
-        "differences": [_write_difference(difference, manifests, same_kind=old.kind == new.kind) for difference in differences],
+        "differences": [_write_difference(difference, manifests) for difference in differences],
     }
 
 
@@ -47,19 +55,14 @@ def _read_line(store: Store, artifact: Artifact, problems: list[str]) -> list[Ma
         return [artifact.manifest]
 
 
-def _write_difference(difference: Difference, manifests: dict[str, Manifest], *, same_kind: bool) -> dict[str, Any]:
-    def both(value: Any, other: Any, name: str) -> bool:
-        return same_kind or (value is not None and other is not None and name != "stage_version")
-
+def _write_difference(difference: Difference, manifests: dict[str, Manifest]) -> dict[str, Any]:
     intervals = [manifests[ref].intervals if ref in manifests else {} for ref in (difference.old, difference.new)]
     return {
         "kind": difference.kind,
         "old": difference.old,
         "new": difference.new,
         "same_content": difference.same_content,
-        "changes": [
-            {**asdict(change), "words": _say(change)} for change in difference.changes if both(change.old, change.new, change.name)
-        ],
+        "changes": [{**asdict(change), "words": change.words} for change in difference.changes],
         "figures": [
             {
                 **asdict(figure),
@@ -68,9 +71,9 @@ def _write_difference(difference: Difference, manifests: dict[str, Manifest], *,
                 "new_interval": _dump(intervals[1].get(figure.name)),
             }
             for figure in difference.figures
-            if figure.name.startswith(HELD_OUT) and both(figure.old, figure.new, figure.name)
+            if figure.name.startswith(HELD_OUT)
         ],
-        "counts": [asdict(count) for count in difference.counts if both(count.old, count.new, count.name)],
+        "counts": [asdict(count) for count in difference.counts],
     }
 
 
@@ -98,7 +101,7 @@ def _print_changes(console: Console, found: dict[str, Any]) -> None:
     words = f"{found['old']} -> {found['new']}" if found["old"] != found["new"] else found["old"]
     console.print(Text(clean(f"{words}{', the same weights' if found['same_content'] else ''}"), style="bold"), soft_wrap=True)
     for change in found["changes"]:
-        console.print(Text(clean(f"  {_PARTS[change['part']]:<8} {change['words']}")), soft_wrap=True)
+        console.print(Text(clean(f"  {PARTS[change['part']]:<8} {change['words']}")), soft_wrap=True)
     for count in found["counts"]:
         console.print(Text(clean(f"  {'count':<8} {count['name']}: {count['old']} -> {count['new']}")), soft_wrap=True)
     if not found["changes"] and not found["counts"]:
@@ -136,11 +139,3 @@ def _print_figures(console: Console, found: dict[str, Any]) -> None:
 
 def _dump(interval: Interval | None) -> dict[str, Any] | None:
     return interval.model_dump() if interval else None
-
-
-def _say(change: Change) -> str:
-    """Say a change; what has two names by content says both, as only that tells which data it was."""
-    if change.part == "data" and change.old and change.new:
-        old, new = (str(value).removeprefix("sha256:")[:12] for value in (change.old, change.new))
-        return f"{change.name} changed {old} -> {new}"
-    return change.words

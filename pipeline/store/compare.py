@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from pipeline.store.manifest import Manifest
 from stages.spec import ARTIFACT_KINDS
 
+_ID_CHARS = 12
 Part = Literal["config", "data", "parent", "code", "package", "machine"]
 
 
@@ -26,7 +27,8 @@ class Change:
         if self.part == "config":
             return describe_change(self.name, self.old, self.new)
         if self.part == "data":
-            return f"data.{self.name} changed"
+            named = [_say(value).removeprefix("sha256:")[:_ID_CHARS] for value in (self.old, self.new)]
+            return f"{self.name} changed {' -> '.join(named)}"
         return f"{self.name} changed {_say(self.old)} -> {_say(self.new)}"
 
 
@@ -85,12 +87,14 @@ def compare_manifests(old: Manifest, new: Manifest) -> Difference:
 def compare_lines(old: Sequence[Manifest], new: Sequence[Manifest]) -> list[Difference]:
     """Compare two artifacts with their ancestors, kind by kind, oldest first, so that a change is found where it was made.
 
+    Two of different kinds are compared by themselves, in what both have.
+
     Args:
         old: The first artifact, then its ancestors, nearest first.
         new: The second one and its.
     """
     if old[0].kind != new[0].kind:
-        return [compare_manifests(old[0], new[0])]
+        return [_keep_shared(compare_manifests(old[0], new[0]))]
     by_kind = [{manifest.kind: manifest for manifest in reversed(line)} for line in (old, new)]
     differences: list[Difference] = []
     for kind in sorted({*by_kind[0], *by_kind[1]}, key=_place):
@@ -100,6 +104,16 @@ def compare_lines(old: Sequence[Manifest], new: Sequence[Manifest]) -> list[Diff
         else:
             differences.append(Difference(kind, _name(first), _name(second)))
     return differences
+
+
+def _keep_shared(difference: Difference) -> Difference:
+    """Keep what both have, of two kinds; the version of a stage says nothing of another's."""
+    changes = (c for c in difference.changes if c.old is not None and c.new is not None and c.name != "stage_version")
+    figures, counts = (
+        tuple(figure for figure in found if figure.old is not None and figure.new is not None)
+        for found in (difference.figures, difference.counts)
+    )
+    return replace(difference, changes=tuple(changes), figures=figures, counts=counts)
 
 
 def changed_leaves(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -139,7 +153,7 @@ def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, 
 
 def _name_parents(manifest: Manifest) -> dict[str, str]:
     """Name the parents by kind; equal content under another number is no change."""
-    return {parent.kind: f"{parent.content_id[:12]}" for parent in manifest.parents}
+    return {parent.kind: parent.content_id[:_ID_CHARS] for parent in manifest.parents}
 
 
 def _name_code(manifest: Manifest) -> dict[str, str]:

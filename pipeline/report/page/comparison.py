@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from markupsafe import Markup
 
+from pipeline.report.differences import PARTS
 from pipeline.report.headline import labels_of
 from pipeline.report.markup import table
 from pipeline.report.metrics import read_curves
@@ -21,7 +22,6 @@ from pipeline.store.artifact import Artifact
 from pipeline.store.compare import Difference, compare_lines
 from stages.evaluate.results import Answers
 
-_PARTS = {"config": "setting", "data": "data", "parent": "made from", "code": "code", "package": "version", "machine": "machine"}
 _FIGURES = {"score": "score", "judge": "judge", "kl_k1": "KL, nats", "response_tokens": "length, tokens", "finished": "finished"}
 
 
@@ -33,7 +33,7 @@ def compare_page(old: Evidence, new: Evidence) -> Page:
     banners = [Banner(name, verdict.sentence, verdict.news) for evidence in both for name, verdict in give_verdicts(evidence)[:1]]
     missing = [problem for evidence in both for problem in evidence.problems]
     differences = compare_lines(*([artifact.manifest for artifact in _nearest_first(evidence)] for evidence in both))
-    sections = [_tell_changes(differences), _show_effects(both, differences)]
+    sections = [_tell_changes(differences, one_kind=old.subject.kind == new.subject.kind), _show_effects(both, differences)]
     rows = [_label_answers(evidence, ref, missing) for evidence, ref in zip(both, refs, strict=True)]
     prompts = [{answer.prompt for answer in answers} for answers in rows]
     if prompts[0] & prompts[1]:
@@ -61,9 +61,9 @@ def _unique(old: str, new: str) -> tuple[str, str]:
     return (old, new) if old != new else (old, f"{new} again")
 
 
-def _tell_changes(differences: Sequence[Difference]) -> Section:
+def _tell_changes(differences: Sequence[Difference], *, one_kind: bool) -> Section:
     cells = [
-        (difference.kind, _PARTS[change.part], change.name, _write(change.old), _write(change.new))
+        (difference.kind, PARTS[change.part], change.name, _write(change.old), _write(change.new))
         for difference in differences
         for change in difference.changes
     ]
@@ -74,6 +74,7 @@ def _tell_changes(differences: Sequence[Difference]) -> Section:
     ]
     equal = [difference.kind for difference in differences if difference.same_content and difference.old is not None]
     texts += [f"Equal to the last byte: {', '.join(equal)}."] if equal else []
+    texts += [] if one_kind else ["The two are of different kinds: compared is what both have."]
     texts += [] if cells else ["Nothing that is recorded differs: configuration, data, code, versions."]
     caption = "What differs, in the artifact in which it was made"
     head = ("artifact", "what", "", "before", "after")

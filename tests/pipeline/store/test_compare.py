@@ -50,7 +50,7 @@ def test_config_data_code_packages_and_machine_are_told():
     assert words(found) == [
         "sft.epochs changed 3.0 -> 5.0",
         "the stage's code changed (version 4 -> 5)",
-        "data.demonstrations.train changed",
+        "demonstrations.train changed 1 -> 3",
         "code changed 000000000000000 -> 111111111111111 with changes",
         "torch changed 2.13 -> 2.14",
         "device changed cpu -> cuda",
@@ -89,9 +89,12 @@ def test_an_ancestor_that_only_one_has_is_named_without_a_comparison():
 
 
 def test_artifacts_of_two_kinds_are_compared_by_themselves():
-    sft, ppo = manifest("sft", 1, "a"), manifest("ppo", 3, "b")
+    sft = manifest("sft", 1, "a", config={"seed": 1, "stage_version": 2, "sft": {"epochs": 3}}, metrics={"eval/a": 1.0, "eval/b": 2.0})
+    ppo = manifest("ppo", 3, "b", config={"seed": 2, "stage_version": 1, "ppo": {"kl_coef": 0.05}}, metrics={"eval/b": 3.0})
     (found,) = compare_lines([ppo, sft], [sft])
     assert (found.old, found.new) == ("ppo@v3", "sft@v1")
+    assert words(found) == ["seed changed 2 -> 1"]  # what only one has is no difference
+    assert found.figures == (Figure("eval/b", 3.0, 2.0),)
 
 
 def test_kinds_stand_in_the_order_of_the_stages_that_make_them():
