@@ -18,7 +18,7 @@ from pipeline.store.artifact import Artifact
 from pipeline.store.disk import writing
 from pipeline.store.store import Store
 from stages.lines import to_line
-from stages.spec import EXIT_USAGE
+from stages.spec import EXIT_FAILED, EXIT_USAGE
 
 DEFAULT_TOKENS = 256
 COMMANDS = "/undo, /system TEXT, /temperature NUMBER, /reset, /save [FILE], /quit; a message that begins with / is written with //"
@@ -157,7 +157,7 @@ def exchange(
                 break
             told(place, str(heard["text"]))
     if len(answers) < len(chat.models):
-        raise StoreError("stages.chat ended in the middle of an answer; run it again", 1)
+        raise StoreError("stages.chat ended in the middle of an answer; run it again", EXIT_FAILED)
     chat.turns.append((message, answers))
     return None
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -113,7 +113,7 @@ def _talk(chat: "Chat", program: "Dialogue", view: "ChatView", *, by_hand: bool,
         if not ready:
             if by_hand:
                 view.say("opening the models", "dim")
-            ready = any(heard.get("ready") for heard in _first(program))
+            ready = next(program.hear(), None) is not None
         view.begin()
         with _answers_end_by_interrupt(program):
             problem = exchange(chat, program, message, *((_ignore, _ignore) if as_json else (view.told, view.answered)))
@@ -124,13 +124,6 @@ def _talk(chat: "Chat", program: "Dialogue", view: "ChatView", *, by_hand: bool,
         elif as_json:
             print(answer_data(chat, message), flush=True)
     return all_answered
-
-
-def _first(program: "Dialogue") -> Iterator[Any]:
-    """Wait for the models: yield the first thing that the program says."""
-    for heard in program.hear():
-        yield heard
-        return
 
 
 def _ignore(place: int, said: object) -> None:

@@ -97,7 +97,7 @@ def compare_lines(old: Sequence[Manifest], new: Sequence[Manifest]) -> list[Diff
         return [_keep_shared(compare_manifests(old[0], new[0]))]
     by_kind = [{manifest.kind: manifest for manifest in reversed(line)} for line in (old, new)]
     differences: list[Difference] = []
-    for kind in sorted({*by_kind[0], *by_kind[1]}, key=_place):
+    for kind in sorted({*by_kind[0], *by_kind[1]}, key=place_kind):
         first, second = by_kind[0].get(kind), by_kind[1].get(kind)
         if first is not None and second is not None:
             differences.append(compare_manifests(first, second))
@@ -114,6 +114,12 @@ def _keep_shared(difference: Difference) -> Difference:
         for found in (difference.figures, difference.counts)
     )
     return replace(difference, changes=tuple(changes), figures=figures, counts=counts)
+
+
+def place_kind(kind: str) -> tuple[int, str]:
+    """Where a kind stands in the order of stages; kinds of no stage come last."""
+    kinds = [row.kind for row in STAGES.values()]
+    return kinds.index(kind) if kind in kinds else len(kinds), kind
 
 
 def changed_leaves(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -167,11 +173,6 @@ def _name_machine(manifest: Manifest) -> dict[str, Any]:
 
 def _name(manifest: Manifest | None) -> str | None:
     return None if manifest is None else manifest.ref
-
-
-def _place(kind: str) -> tuple[int, str]:
-    """Where a kind stands in the order of stages; kinds of no stage come last."""
-    return ARTIFACT_KINDS.index(kind) if kind in ARTIFACT_KINDS else len(ARTIFACT_KINDS), kind
 
 
 def _say(value: Any) -> str:

@@ -14,12 +14,13 @@ from data.secrets import redact, redact_values
 from pipeline.errors import StoreError
 from pipeline.runs.listing import list_runs
 from pipeline.store.artifact import Artifact
+from pipeline.store.compare import place_kind
 from pipeline.store.disk import read_bounded
 from pipeline.store.store import Store
 from stages.evaluate.results import EVALUATION_FILE, Evaluation
 from stages.spec import EXIT_MISSING, STAGES
 
-EVALUATION_KIND = "evaluation"
+EVALUATION_KIND = STAGES["evaluate"].kind
 _MAX_EVALUATION_BYTES = 32 * 1024 * 1024
 _UNFINISHED = ("failed", "killed", "stopped")
 
@@ -139,12 +140,7 @@ def _walk(store: Store, start: Artifact, problems: list[str]) -> list[Artifact]:
                 waiting.append(parent)
             else:
                 problems.append(f"{artifact.ref} was made from another {named.ref} than the one that is there now")
-    return sorted(found.values(), key=_place)
-
-
-def _place(artifact: Artifact) -> tuple[int, str, int]:
-    kinds = [*STAGES, EVALUATION_KIND]
-    return kinds.index(artifact.kind) if artifact.kind in kinds else -1, artifact.kind, artifact.version
+    return sorted(found.values(), key=lambda artifact: (place_kind(artifact.kind), artifact.version))
 
 
 def _read_evaluation(artifact: Artifact, problems: list[str]) -> Evaluation | None:
