@@ -13,10 +13,10 @@ then          {"model": place, "messages": [{"role", "content"}, ...], "temperat
 A temperature of 0 takes the likeliest token. SIGINT ends the answer that is being written.
 """
 
-import json
+import functools
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
@@ -25,19 +25,14 @@ import torch
 from data.chat import encode_prompts
 from data.schema import DataError, Message
 from stages.blocks import HardwareSettings
-from stages.lines import read_line
 from stages.models.handoff import identify_tokenizer
 from stages.models.policy import load_policy
+from stages.models.reward_model import open_reward_model
 from stages.models.tokenizer import align_special_tokens, load_tokenizer
-from stages.process.errors import StageError
-from stages.process.output import redact_streams
+from stages.process.dialogue import Lines, Say, hold_dialogue
 from stages.responses.generation import generate_responses
 from stages.responses.judging import response_text
-from stages.responses.scores import score_rankings
-from stages.score import open_reward_model, score_answers
-from stages.spec import EXIT_OK
-
-Say = Callable[..., None]
+from stages.responses.scores import score_rankings, score_texts
 
 
 class Speaker:
@@ -78,7 +73,7 @@ class Scorer:
         if identify_tokenizer(self.tokenizer) == identify_tokenizer(speaker.tokenizer):
             return score_rankings(self.model, [(prompt_ids, [ids])]).item()
         finished = ids[-1] == speaker.tokenizer.eos_token_id
-        score = score_answers(self.tokenizer, self.model, [{"prompt": messages, "response": text, "finished": finished}])[0]
+        score = score_texts(self.tokenizer, self.model, [{"prompt": messages, "response": text, "finished": finished}])[0]
         return None if isinstance(score, str) else score
 
 
@@ -135,29 +130,15 @@ def answer(speaker: Speaker, scorer: Scorer, asked: dict[str, Any], stop: Stop, 
     )
 
 
-def main() -> int:
-    """Answer what comes by standard input."""
-    redact_streams()
-    output, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no answer
-
-    def say(**fields: Any) -> None:
-        output.write(json.dumps(fields) + "\n")
-        output.flush()
-
-    stop = Stop()
-    given = read_line(sys.stdin.buffer.readline())
-    try:
-        speakers = [Speaker(path, precision) for path, precision in zip(given["models"], given["precisions"], strict=True)]
-        scorer = Scorer(given["reward_model"], given["reward_precision"])
-        say(ready=True)
-        while line := sys.stdin.buffer.readline():
-            asked = read_line(line)
-            answer(speakers[asked["model"]], scorer, asked, stop, say)
-    except StageError as error:
-        say(error=str(error), exit_code=error.exit_code)
-        return error.exit_code
-    return EXIT_OK
+def converse(stop: Stop, lines: Lines, say: Say) -> None:
+    """Open the models that the first line names, and answer the others."""
+    given = next(lines)
+    speakers = [Speaker(path, precision) for path, precision in zip(given["models"], given["precisions"], strict=True)]
+    scorer = Scorer(given["reward_model"], given["reward_precision"])
+    say(ready=True)
+    for asked in lines:
+        answer(speakers[asked["model"]], scorer, asked, stop, say)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(hold_dialogue(functools.partial(converse, Stop())))

@@ -46,6 +46,12 @@ def load_reward_model(path: str, hardware: HardwareSettings, *, engine: Engine |
     return model
 
 
+def open_reward_model(path: str, precision: str) -> Any:
+    """Open a reward model to be asked, on a GPU where there is one."""
+    model: Any = load_reward_model(path, HardwareSettings.model_validate({"precision": precision}))
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def load_reward_adapter(policy: PreTrainedModel, path: str) -> Any:
     """Open a reward model that is an adapter on a policy, around the policy's own weights."""
     from peft import PeftModel

@@ -1,6 +1,7 @@
 """Responses -> reward model -> one score each.
 
-The reward model sees prompt ids + response ids as they were sampled, cut after the stop token; nothing is tokenised again.
+The reward model sees prompt ids + response ids as they were sampled, cut after the stop token; nothing is tokenised again, but for answers
+that come as text.
 Axes: B responses.
 """
 
@@ -10,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from data.chat import encode_prompts
+from data.schema import DataError, Message
+from data.tokens import encode_response
 from stages.models.packing import PackedRow, list_documents, pack, split_by_tokens
 from stages.models.reward_model import compute_scores
 from stages.process.context import Told
@@ -59,3 +63,36 @@ def score_rankings(model: Any, rankings: Sequence[tuple[list[int], Sequence[list
         scores.append(compute_scores(model, row)[row.parents_D >= 0].cpu())
         told(run.stop, len(rankings))
     return torch.cat(scores)
+
+
+def score_texts(tokenizer: Any, model: Any, rows: Sequence[dict[str, Any]]) -> list[float | str]:
+    """Score answers that are text.
+
+    Args:
+        tokenizer: That of the reward model.
+        model: The reward model.
+        rows: `prompt` (messages), `response` and `finished`, as `rlhf score` asks.
+
+    Returns:
+        The score of each, or in words why there is none.
+    """
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    scores: list[float | str] = []
+    encoded: list[tuple[list[int], list[int]]] = []
+    for row in rows:
+        try:
+            prompt_ids = encode_prompts(tokenizer, [[Message(**message) for message in row["prompt"]]])[0]
+            response_ids = encode_response(tokenizer, row["response"])
+        except DataError as error:
+            scores.append("; ".join(f"{problem.field}: {problem.message}" for problem in error.problems))
+            continue
+        # What was cut off in PPO was scored as it was, without the end token.
+        response_ids = response_ids if row["finished"] else response_ids[:-1]
+        length = len(prompt_ids) + len(response_ids)
+        if not response_ids or (limit is not None and length > limit):
+            scores.append(f"found {length} tokens; needed at most {limit}" if response_ids else "found no token of an answer; needed one")
+            continue
+        scores.append(0.0)
+        encoded.append((prompt_ids, response_ids))
+    found = iter(score_rankings(model, [(prompt, [response]) for prompt, response in encoded]).tolist() if encoded else [])
+    return [score if isinstance(score, str) else next(found) for score in scores]
