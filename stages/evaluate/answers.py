@@ -19,8 +19,7 @@ from stages.process.context import StageContext, Told
 from stages.process.distributed import decide_in_main
 from stages.process.ranks import Ranks
 from stages.process.seeds import derive_seed
-from stages.responses.engine import Sampling
-from stages.responses.generation import generate_responses
+from stages.responses.engine import Sampling, sample_responses
 
 _CHUNK = 512  # answers of all ranks between two words on how far it is
 _DIRECTORY = "evaluate"
@@ -79,10 +78,7 @@ class Shelf:
 
     def read_answers(self, name: str, samples: int) -> Answers:
         """Read a model's answers."""
-        arrays = self.read(f"{name}.answers")
-        ends_N = arrays["lengths_N"].cumsum()
-        ids = [part.tolist() for part in np.split(arrays["ids"], ends_N[:-1])]
-        return Answers(ids, arrays["finished_N"], samples, arrays.get("logprobs"))
+        return unpack_answers(self.read(f"{name}.answers"), samples)
 
     def _path(self, name: str) -> Path:
         return self._directory / f"{name}.npz"
@@ -105,13 +101,19 @@ def sample_answers(
     Raises:
         ValueError: the model's logits are not numbers; on every rank.
     """
+    share = (ranks.index, ranks.count)
+
+    def sample(chunk: list[list[int]], seed: int) -> list[list[int]]:
+        own = chunk[ranks.index :: ranks.count]
+        found = sample_responses(model, own, sampling, seed=seed, greedy=greedy, batch_size=batch_size, share=share) if own else []
+        return [response.ids for response in found]
+
     asked = [prompt for prompt in prompts for _ in range(samples)]
     ids: list[list[int]] = []
     for start in range(0, len(asked), _CHUNK):
         told(start, len(asked))
         chunk = asked[start : start + _CHUNK]
-        answer = functools.partial(_answer, ranks, model, chunk, sampling, greedy, derive_seed(seed, start), batch_size)
-        ids += together(ranks, answer, len(chunk))
+        ids += together(ranks, functools.partial(sample, chunk, derive_seed(seed, start)), len(chunk))
     told(len(asked), len(asked))
     return {
         "ids": np.array([token for answer in ids for token in answer], dtype=np.int64),
@@ -120,25 +122,11 @@ def sample_answers(
     }
 
 
-def _answer(
-    ranks: Ranks, model: Any, prompts: list[list[int]], sampling: Sampling, greedy: bool, seed: int, batch_size: int
-) -> list[list[int]]:
-    own = prompts[ranks.index :: ranks.count]
-    if not own:
-        return []
-    responses = generate_responses(
-        model,
-        own,
-        max_new_tokens=sampling.max_new_tokens,
-        stop_token_ids={sampling.stop_token_id, sampling.eos_token_id},
-        temperature=sampling.temperature,
-        greedy=greedy,
-        seed=seed,
-        max_rows=batch_size,
-        share=(ranks.index, ranks.count),
-        stops=sampling.stop_text and sampling.stop_text.ends,
-    )
-    return [response.ids for response in responses]
+def unpack_answers(arrays: Arrays, samples: int) -> Answers:
+    """Make answers of what `sample_answers` found of so many samples of each prompt; `logprobs` may have been put beside it."""
+    ends_N = arrays["lengths_N"].cumsum()
+    ids = [part.tolist() for part in np.split(arrays["ids"], ends_N[:-1])]
+    return Answers(ids, arrays["finished_N"], samples, arrays.get("logprobs"))
 
 
 def together(ranks: Ranks, work: Callable[[], list[Item]], total: int) -> list[Item]:

@@ -15,7 +15,7 @@ from data.schema import RecordKind
 from data.token_file import TokenRows, read_prompt
 from data.token_split import TokenSet
 from data.tokens import EncodedPromptRecord
-from stages.evaluate.answers import Answers, Shelf, sample_answers
+from stages.evaluate.answers import Shelf, sample_answers, unpack_answers
 from stages.evaluate.curve import measure_over_optimisation
 from stages.evaluate.measure import Measured, describe_answers, list_comparisons, list_rows
 from stages.evaluate.ranking import rank_held_out
@@ -31,10 +31,9 @@ from stages.models.tokenizer import align_special_tokens, load_tokenizer
 from stages.process.context import StageContext, describe_machine
 from stages.process.errors import StageError
 from stages.process.ranks import Ranks, join_ranks
-from stages.responses.engine import Sampling
+from stages.responses.engine import make_sampling
 from stages.responses.judge import Judge, load_judge
 from stages.responses.judging import response_text, write_samples
-from stages.responses.stop import find_stop
 from stages.settings import EvaluateSettings
 from stages.spec import SAMPLES_FILE, StageResult
 from stages.tokens import load_tokens
@@ -74,15 +73,8 @@ class Evaluator:
         self.context, self.ranks, self.settings = context, ranks, settings
         self.spec = context.spec
         self.tokenizer: Any = load_tokenizer(self.spec.models["sft"])
-        stop_token_id, stop_text = find_stop(settings.stop_token, self.tokenizer)
-        self.sampling = Sampling(
-            max_new_tokens=settings.max_response_tokens or self.spec.tokens.max_response_tokens,
-            temperature=settings.temperature or 1.0,
-            pad_token_id=self.tokenizer.pad_token_id,
-            eos_token_id=self.tokenizer.eos_token_id,
-            stop_token_id=stop_token_id,
-            stop_text=stop_text,
-        )
+        longest = settings.max_response_tokens or self.spec.tokens.max_response_tokens
+        self.sampling = make_sampling(self.tokenizer, settings.stop_token, longest, settings.temperature or 1.0)
         self.shelf = Shelf(context, ranks)
         self.missing: list[str] = []
         self.judge: Judge | None = None
@@ -214,7 +206,7 @@ class Evaluator:
             told=self.context.tells(f"answers of {subject.model}, {subject.way}"),
         )
         if subject.way == "sampled" and subject.model != "sft":
-            answers = _unpack(arrays, subject.samples)
+            answers = unpack_answers(arrays, subject.samples)
             told = self.context.tells(f"log-probabilities of {subject.model}")
             rankings = answers.by_prompt(prompts)
             arrays["logprobs"] = measure_logprobs(self.ranks, policy, rankings, self.sampling.temperature, told)
@@ -235,15 +227,6 @@ class Evaluator:
     def _free(self) -> None:
         if self.ranks.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def _unpack(arrays: dict[str, Any], samples: int) -> Answers:
-    ids, start = arrays["ids"].tolist(), 0
-    answers: list[list[int]] = []
-    for length in arrays["lengths_N"].tolist():
-        answers.append(ids[start : start + length])
-        start += length
-    return Answers(answers, arrays["finished_N"], samples, arrays.get("logprobs"))
 
 
 def _load_held_out(context: StageContext, evaluator: Evaluator) -> tuple[dict[RecordKind, TokenSet], dict[str, int]]:

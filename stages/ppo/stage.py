@@ -31,10 +31,9 @@ from stages.process.engine import choose_engine
 from stages.process.errors import Interrupted, StageError
 from stages.process.ranks import Ranks, join_ranks
 from stages.process.room import require_room
-from stages.responses.engine import RolloutEngine, Sampling
+from stages.responses.engine import RolloutEngine, Sampling, make_sampling
 from stages.responses.judge import load_judge
 from stages.responses.judging import write_samples
-from stages.responses.stop import find_stop
 from stages.settings import PPOSettings
 from stages.spec import EXIT_USAGE, SAMPLES_FILE, StageResult
 from stages.splits import load_splits
@@ -60,7 +59,8 @@ def main(context: StageContext) -> StageResult:
     demonstrations, demonstration_counts = _load_likely(context, tokenizer)
     counts |= demonstration_counts
 
-    sampling = make_sampling(settings, tokenizer, spec.tokens.max_response_tokens)
+    longest = settings.max_response_tokens or spec.tokens.max_response_tokens
+    sampling = make_sampling(tokenizer, settings.stop_token, longest, settings.temperature)
     if sampling.stop_text:
         context.note(f"ppo.stop_token = {settings.stop_token!r} is no token of the vocabulary: a response ends where its text holds it")
     trainer = _build_trainer(context, ranks, tokenizer, prompts, demonstrations, sampling)
@@ -273,23 +273,6 @@ def _build_trainer(
         demonstrations=demonstrations,
         engine=choose_engine(context),
         note=context.note,
-    )
-
-
-def make_sampling(settings: PPOSettings, tokenizer: Any, max_response_tokens: int) -> Sampling:
-    """Say how responses are sampled.
-
-    Raises:
-        StageError: see `find_stop`.
-    """
-    stop_token_id, stop_text = find_stop(settings.stop_token, tokenizer)
-    return Sampling(
-        max_new_tokens=settings.max_response_tokens or max_response_tokens,
-        temperature=settings.temperature,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        stop_token_id=stop_token_id,
-        stop_text=stop_text,
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from stages.responses.generation import generate_responses
 from stages.responses.rollout import Rollout, pack_rollout
 from stages.responses.sampling import Response
-from stages.responses.stop import StopText
+from stages.responses.stop import StopText, find_stop
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,41 @@ class Sampling:
     def is_stopped(self, response: Sequence[int]) -> bool:
         """Whether a response ends with the stop token, or holds the stop text."""
         return self.stop_text.ends(response) if self.stop_text else response[-1] == self.stop_token_id
+
+
+def make_sampling(tokenizer: Any, stop_token: str | None, max_new_tokens: int, temperature: float) -> Sampling:
+    """Say how responses are sampled that end with a stop token, or with text of several tokens in its place; None: the end token.
+
+    Raises:
+        StageError: see `find_stop`.
+    """
+    stop_token_id, stop_text = find_stop(stop_token, tokenizer)
+    return Sampling(max_new_tokens, temperature, tokenizer.pad_token_id, tokenizer.eos_token_id, stop_token_id, stop_text)
+
+
+def sample_responses(
+    policy: Any,
+    prompts: Sequence[list[int]],
+    sampling: Sampling,
+    *,
+    seed: int,
+    greedy: bool,
+    batch_size: int,
+    share: tuple[int, int],
+) -> list[Response]:
+    """Answer each prompt by a policy's own forward; for the arguments see `RolloutEngine`, and `generate_responses` for the batch size."""
+    return generate_responses(
+        policy,
+        prompts,
+        max_new_tokens=sampling.max_new_tokens,
+        stop_token_ids={sampling.stop_token_id, sampling.eos_token_id},
+        temperature=sampling.temperature,
+        greedy=greedy,
+        seed=seed,
+        max_rows=batch_size,
+        share=share,
+        stops=sampling.stop_text and sampling.stop_text.ends,
+    )
 
 
 class PolicyHolder(Protocol):
@@ -73,18 +108,8 @@ class TorchEngine:
         self, actor: PolicyHolder, prompts: list[list[int]], sampling: Sampling, *, seed: int, greedy: bool, share: tuple[int, int]
     ) -> list[Response]:
         with actor.whole_weights():
-            return generate_responses(
-                actor.module.policy,
-                prompts,
-                max_new_tokens=sampling.max_new_tokens,
-                stop_token_ids={sampling.stop_token_id, sampling.eos_token_id},
-                temperature=sampling.temperature,
-                greedy=greedy,
-                seed=seed,
-                max_rows=self.batch_size,
-                share=share,
-                stops=sampling.stop_text and sampling.stop_text.ends,
-            )
+            policy = actor.module.policy
+            return sample_responses(policy, prompts, sampling, seed=seed, greedy=greedy, batch_size=self.batch_size, share=share)
 
 
 def roll_out(
