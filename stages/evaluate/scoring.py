@@ -9,6 +9,7 @@ import torch
 
 from data.tokens import EncodedPromptRecord
 from stages.evaluate.answers import Answers, Arrays, sum_answers, together
+from stages.models.packing import Rankings
 from stages.process.context import Told
 from stages.process.ranks import Ranks
 from stages.responses.figures import compute_logprobs_of_answers
@@ -16,8 +17,6 @@ from stages.responses.judge import Judge, JudgeError
 from stages.responses.judging import response_text
 from stages.responses.scores import score_rankings
 from stages.statistics.kl import sum_k1, sum_k3
-
-Rankings = Sequence[tuple[list[int], list[list[int]]]]
 
 
 def measure_logprobs(ranks: Ranks, policy: Any, rankings: Rankings, temperature: float, told: Told) -> Any:
@@ -46,7 +45,7 @@ def score_answers(ranks: Ranks, reward_model: Any, rankings: Rankings, told: Tol
 
     def work() -> list[list[float]]:
         own = rankings[ranks.index :: ranks.count]
-        scores = iter(score_rankings(reward_model, own, told).tolist() if own else [])
+        scores = iter(score_rankings(reward_model, own, told).tolist())
         return [[next(scores) for _ in responses] for _, responses in own]
 
     found = together(ranks, work, len(rankings))

@@ -3,7 +3,6 @@
 Axes: B responses, R response tokens (padded on the right), K all real response tokens.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +11,10 @@ from torch import Tensor
 
 from stages.models.adapters import find_backbone
 from stages.models.logprobs import compute_token_logprobs
-from stages.models.packing import list_documents, pack, split_by_tokens
+from stages.models.packing import Rankings, pack_rankings
 from stages.models.precision import autocast
 from stages.process.context import Told
 from stages.responses.rollout import Rollout
-
-_PROMPTS, _TOKENS = 32, 16_384  # of a forward over prompts with all their responses
 
 
 @torch.no_grad()
@@ -63,9 +60,7 @@ class TokenFigures:
 
 
 @torch.no_grad()
-def compute_logprobs_of_answers(
-    policy: Any, answers: Sequence[tuple[list[int], Sequence[list[int]]]], temperature: float, told: Told = lambda done, total: None
-) -> list[Tensor]:
+def compute_logprobs_of_answers(policy: Any, rankings: Rankings, temperature: float, told: Told = lambda done, total: None) -> list[Tensor]:
     """Compute what a policy says of each token of the responses of (prompt ids, responses), each prompt computed once.
 
     Returns:
@@ -74,9 +69,7 @@ def compute_logprobs_of_answers(
     policy.eval()
     device = next(policy.parameters()).device
     logprobs: list[Tensor] = []
-    lengths = [len(prompt) + sum(map(len, responses)) for prompt, responses in answers]
-    for run in split_by_tokens(lengths, _TOKENS, _PROMPTS):
-        row = pack(*list_documents(answers[run]), device)
+    for row, done in pack_rankings(rankings, device):
         starts_D, lengths_D, parents_D = row.starts_D.cpu(), row.lengths_D.cpu(), row.parents_D.cpu()
         lasts_D = starts_D + lengths_D - 1
         places = [torch.arange(start, start + length) for start, length in zip(starts_D.tolist(), lengths_D.tolist(), strict=True)]
@@ -89,5 +82,5 @@ def compute_logprobs_of_answers(
         with autocast(find_backbone(policy), device):
             logprobs_K, _ = compute_token_logprobs(policy, row, predictors_K, temperature, targets_K=targets_K)
         logprobs += logprobs_K.cpu().split([len(places_k) for places_k in responses])
-        told(run.stop, len(answers))
+        told(done, len(rankings))
     return logprobs

@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from data.chat import encode_prompts
 from data.schema import DataError, Message
 from data.tokens import encode_response
-from stages.models.packing import PackedRow, list_documents, pack, split_by_tokens
+from stages.models.packing import PackedRow, Rankings, pack_rankings
 from stages.models.reward_model import compute_scores
 from stages.process.context import Told
 from stages.responses.rollout import Rollout
-
-_RANKING_BATCH, _RANKING_TOKENS = 32, 16_384  # of a forward: prompts with all their answers, and their tokens
 
 
 class Scorer(nn.Module):
@@ -52,17 +50,15 @@ def score_rollout(scorer: Any, rollout: Rollout, micro_batches: list[Tensor]) ->
 
 
 @torch.no_grad()
-def score_rankings(model: Any, rankings: Sequence[tuple[list[int], Sequence[list[int]]]], told: Told = lambda done, total: None) -> Tensor:
+def score_rankings(model: Any, rankings: Rankings, told: Told = lambda done, total: None) -> Tensor:
     """Score the responses of (prompt ids, responses) with the model's current calibration; float32 on the CPU, all in one axis."""
     model.eval()
     device = next(model.parameters()).device
     scores: list[Tensor] = []
-    lengths = [len(prompt) + sum(map(len, responses)) for prompt, responses in rankings]
-    for run in split_by_tokens(lengths, _RANKING_TOKENS, _RANKING_BATCH):
-        row = pack(*list_documents(rankings[run]), device)
+    for row, done in pack_rankings(rankings, device):
         scores.append(compute_scores(model, row)[row.parents_D >= 0].cpu())
-        told(run.stop, len(rankings))
-    return torch.cat(scores)
+        told(done, len(rankings))
+    return torch.cat(scores) if scores else torch.zeros(0)
 
 
 def score_texts(tokenizer: Any, model: Any, rows: Sequence[dict[str, Any]]) -> list[float | str]:
@@ -94,5 +90,5 @@ def score_texts(tokenizer: Any, model: Any, rows: Sequence[dict[str, Any]]) -> l
             continue
         scores.append(0.0)
         encoded.append((prompt_ids, response_ids))
-    found = iter(score_rankings(model, [(prompt, [response]) for prompt, response in encoded]).tolist() if encoded else [])
+    found = iter(score_rankings(model, [(prompt, [response]) for prompt, response in encoded]).tolist())
     return [score if isinstance(score, str) else next(found) for score in scores]
