@@ -11,14 +11,14 @@ from stages.spec import StageWarning
 
 
 @dataclass(frozen=True)
-class Told:
+class Notices:
     """Notes and warnings, in the order in which they were told."""
 
     notes: list[str] = field(default_factory=list[str])
     warnings: list[StageWarning] = field(default_factory=list[StageWarning])
 
 
-def read_told(events_path: Path) -> Told:
+def read_told(events_path: Path) -> Notices:
     """Read what a stage told so far; of a run that ended well the manifest has the same, with the last step of each warning.
 
     Args:
@@ -37,4 +37,4 @@ def read_told(events_path: Path) -> Told:
                 elif event.get("event") == "warning":
                     warning = StageWarning.model_validate({name: event.get(name) for name in StageWarning.model_fields})
                     warnings.setdefault(warning.name, warning)
-    return Told(list(notes), list(warnings.values()))
+    return Notices(list(notes), list(warnings.values()))

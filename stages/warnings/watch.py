@@ -86,14 +86,6 @@ class Watch:
         return new
 
 
-def find_warnings(rows: Iterable[Row], rules: Mapping[str, Rule]) -> list[StageWarning]:
-    """Find all that rules say of a whole history, such as metrics.jsonl."""
-    watch = Watch(rules)
-    for row in rows:
-        watch.take(row)
-    return watch.found
-
-
 def _mean(rows: Iterable[Row], name: str) -> float | None:
     values = [row[name] for row in rows if name in row]
     return fmean(values) if len(values) == WINDOW else None

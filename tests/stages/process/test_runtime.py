@@ -15,7 +15,7 @@ from stages.blocks import HardwareSettings, TokenSettings
 from stages.process.context import StageContext
 from stages.process.runtime import leave_result
 from stages.settings import SFTSettings
-from stages.spec import RESULT_FILE, ModelFacts, StageResult, StageSpec
+from stages.spec import RESULT_FILE, StageResult, StageSpec
 
 pytestmark = pytest.mark.slow  # each case starts a process that imports torch
 
@@ -24,15 +24,12 @@ import errno, os, time
 from data.schema import DataError, Problem
 from stages.process.errors import Interrupted, StageError
 from stages.process.runtime import run_stage
-from stages.spec import ModelFacts, StageResult
-
-FACTS = ModelFacts(base_model="b", tokenizer_hash="t", chat_template_hash="c", vocab_size=1, pad_token_id=0, eos_token_id=1,
-                   form="full", architecture="A")
+from stages.spec import StageResult
 
 def main(context):
     context.write_metrics(1, {"train/loss": 0.5})
     %s
-    return StageResult(metrics={"eval/loss": 1.0}, facts=FACTS, counts={}, world_size=1, device="cpu", precision="float32")
+    return StageResult(metrics={"eval/loss": 1.0}, counts={}, world_size=1, device="cpu", precision="float32")
 
 run_stage("sft", main)
 """
@@ -103,18 +100,8 @@ def test_a_finished_stage_leaves_result_and_metrics_and_exits_0(spec, start):
 
 def test_a_result_with_a_figure_that_is_no_number_is_read_again(spec):
     """F13: it must not lose a finished training."""
-    facts = ModelFacts(
-        base_model="b",
-        tokenizer_hash="t",
-        chat_template_hash="c",
-        vocab_size=3,
-        pad_token_id=0,
-        eos_token_id=1,
-        form="full",
-        architecture="A",
-    )
     metrics = {"eval/a": math.nan, "eval/b": math.inf, "eval/c": 0.5}
-    result = StageResult(metrics=metrics, facts=facts, counts={}, world_size=1, device="cpu", precision="float32")
+    result = StageResult(metrics=metrics, counts={}, world_size=1, device="cpu", precision="float32")
     spec.output_dir.mkdir()
     spec.checkpoint_dir.mkdir()
     context = StageContext(spec)

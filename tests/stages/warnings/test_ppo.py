@@ -4,17 +4,23 @@ import pytest
 
 from stages.settings import PPOSettings
 from stages.warnings.ppo import make_rules
-from stages.warnings.watch import Watch, find_warnings
+from stages.warnings.watch import Watch
 from tests.stages.warnings.histories import evaluation, iterations
 
 
-def names(rows, *, bfloat16=False, **settings):
-    return [warning.name for warning in find_warnings(rows, make_rules(PPOSettings(**settings), computes_in_bfloat16=bfloat16))]
+def find_warnings(rows, bfloat16=False, **settings):
+    watch = Watch(make_rules(PPOSettings(**settings), computes_in_bfloat16=bfloat16))
+    for row in rows:
+        watch.take(row)
+    return watch.found
 
 
-def found(rows, name, **settings):
-    warnings = find_warnings(rows, make_rules(PPOSettings(**settings), computes_in_bfloat16=False))
-    return next(warning for warning in warnings if warning.name == name)
+def names(rows, **given):
+    return [warning.name for warning in find_warnings(rows, **given)]
+
+
+def found(rows, name, **given):
+    return next(warning for warning in find_warnings(rows, **given) if warning.name == name)
 
 
 def test_a_healthy_history_warns_of_nothing():

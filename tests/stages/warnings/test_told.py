@@ -4,20 +4,9 @@ import json
 
 from stages.process.context import StageContext
 from stages.process.runtime import leave_result
-from stages.spec import ModelFacts, StageResult
+from stages.spec import StageResult
 from stages.warnings.told import read_told
 from tests.stages.warnings.histories import iterations
-
-FACTS = ModelFacts(
-    base_model="base",
-    tokenizer_hash="0",
-    chat_template_hash="0",
-    vocab_size=8,
-    pad_token_id=0,
-    eos_token_id=1,
-    form="full",
-    architecture="X",
-)
 
 
 def begin(spec):
@@ -43,7 +32,7 @@ def test_a_warning_is_told_once_over_a_resume_and_stands_in_the_result(make_stag
     again.warn("lost", "a tenth is lost")
     again.rewind_metrics(8)
     log(again, rows[8:])
-    leave_result(again, StageResult(metrics={}, facts=FACTS, counts={}, world_size=1, device="cpu", precision="float32"))
+    leave_result(again, StageResult(metrics={}, counts={}, world_size=1, device="cpu", precision="float32"))
 
     told = capsys.readouterr().err
     assert told.count("warning: a tenth is lost") == 1 and told.count("warning: KL to the SFT model is 20 nats") == 1
