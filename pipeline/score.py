@@ -15,7 +15,8 @@ from pipeline.launch.dialogue import Dialogue
 from pipeline.store.artifact import Artifact
 from stages.intervals import find_interval
 from stages.lines import read_line
-from stages.spec import EXIT_MISSING, Interval
+from stages.result import Interval
+from stages.spec import EXIT_MISSING
 
 PRECISION = "float32"  # of artifacts of earlier versions, which do not say
 

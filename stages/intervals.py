@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from stages.spec import Interval
+from stages.result import Interval
 from stages.statistics.bootstrap import estimate_mean, estimate_share
 
 _DRAWS = 2000

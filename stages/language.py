@@ -20,8 +20,8 @@ from stages.models.tokenizer import align_special_tokens
 from stages.process.context import StageContext, Told
 from stages.process.engine import choose_engine
 from stages.process.errors import StageError
+from stages.result import Interval
 from stages.settings import PretrainSettings, SFTSettings
-from stages.spec import Interval
 
 _FEW = 32
 _EVAL_TOKENS = 4096  # of a row in evaluation

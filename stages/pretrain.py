@@ -20,8 +20,9 @@ from stages.process.context import StageContext, describe_machine
 from stages.process.errors import StageError
 from stages.process.runtime import run_stage
 from stages.responses.judging import answer_prompts, response_text, write_samples
+from stages.result import StageResult
 from stages.settings import PretrainSettings
-from stages.spec import EXIT_USAGE, SAMPLES_FILE, StageResult
+from stages.spec import EXIT_USAGE, SAMPLES_FILE
 from stages.splits import load_splits
 from stages.trl.gathering import whole_model
 from stages.trl.sft import make_language_trainer

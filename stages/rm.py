@@ -29,8 +29,9 @@ from stages.process.seeds import derive_seed
 from stages.ranking import calibration_error, correlation, make_pairs, pair_accuracy, ranking_loss
 from stages.responses.judging import response_text, write_samples
 from stages.responses.scores import score_rankings
+from stages.result import Interval, StageResult
 from stages.settings import RMSettings
-from stages.spec import SAMPLES_FILE, Interval, StageResult
+from stages.spec import SAMPLES_FILE
 from stages.tokens import load_tokens
 from stages.trl.gathering import whole_model
 from stages.trl.rm import make_ranking_trainer

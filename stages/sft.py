@@ -21,8 +21,9 @@ from stages.process.runtime import run_stage
 from stages.responses.generation import note_decoding
 from stages.responses.judge import Judge, load_judge
 from stages.responses.judging import answer_prompts, judge_answers, report_answers, write_samples
+from stages.result import Interval, StageResult
 from stages.settings import SFTSettings
-from stages.spec import SAMPLES_FILE, Interval, StageResult
+from stages.spec import SAMPLES_FILE
 from stages.tokens import load_tokens
 from stages.trl.gathering import whole_model
 from stages.trl.sft import make_sft_trainer

@@ -29,7 +29,8 @@ from stages.lines import read_line
 from stages.process.checkpoint import latest_complete
 from stages.process.errors import StageError
 from stages.responses.vllm_client import read_base_name, read_response
-from stages.spec import DataSource, StageResult
+from stages.result import StageResult
+from stages.spec import DataSource
 
 EDITS = 60
 # What is put into the text, or in the place of a value.

@@ -16,6 +16,7 @@ TORCH_FREE_STAGES = {
     "stages.settings",
     "stages.blocks",
     "stages.deepspeed_config",
+    "stages.result",
     "stages.rules",
     "stages.trainer_args",
     "stages.intervals",

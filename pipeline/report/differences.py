@@ -16,7 +16,7 @@ from pipeline.store.manifest import Manifest
 from pipeline.store.store import Store
 from pipeline.text import clean
 from stages.lines import read_figures
-from stages.spec import Interval
+from stages.result import Interval
 
 HELD_OUT = "eval/"
 # What a change is of, in a word.

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from pipeline.text import format_number
-from stages.spec import STAGES, Interval, StageName
+from stages.result import Interval
+from stages.spec import STAGES, StageName
 
 # While a stage runs, and of what it made: metric key -> label.
 PROGRESS: dict[StageName, dict[str, str]] = {

@@ -22,7 +22,7 @@ from pipeline.store.manifest import Manifest
 from pipeline.store.store import Store
 from pipeline.text import clean, format_bytes, format_duration, format_number
 from stages.evaluate.results import Evaluation
-from stages.spec import Interval
+from stages.result import Interval
 from stages.statistics.bootstrap import Estimate
 
 _ANSWERS = ("eval/sampled/", "eval/greedy/")  # figures that mean the same of each model that answers

@@ -15,7 +15,8 @@ from pipeline.store.artifact import Artifact
 from pipeline.store.manifest import Manifest
 from pipeline.store.store import Store
 from pipeline.text import clean, format_bytes, format_duration
-from stages.spec import EXIT_MISSING, EXIT_RESOURCE, STAGES, Interval
+from stages.result import Interval
+from stages.spec import EXIT_MISSING, EXIT_RESOURCE, STAGES
 
 if TYPE_CHECKING:  # `rlhf ls` needs neither
     from data.schema import RecordKind

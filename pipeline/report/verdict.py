@@ -11,7 +11,7 @@ from typing import Literal
 from pipeline.report.scales import format_value
 from pipeline.text import count
 from stages.evaluate.results import Comparison, Evaluation, OverOptimisation
-from stages.spec import Interval
+from stages.result import Interval
 from stages.statistics.bootstrap import Estimate
 from stages.statistics.intervals import wilson_interval
 

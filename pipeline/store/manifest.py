@@ -15,7 +15,8 @@ from pipeline.errors import StoreError
 from pipeline.store.directory import Directory
 from pipeline.store.disk import read_bounded
 from stages.blocks import Closed
-from stages.spec import EXIT_VERIFICATION, KEPT_DIR, MERGED_DIR, METRICS_FILE, MODEL_DIR, RESULT_FILE, Interval, StageWarning
+from stages.result import Interval, StageWarning
+from stages.spec import EXIT_VERIFICATION, KEPT_DIR, MERGED_DIR, METRICS_FILE, MODEL_DIR, RESULT_FILE
 
 MANIFEST_FILE = "manifest.json"
 SCHEMA_VERSION = 1

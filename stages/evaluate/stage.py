@@ -34,8 +34,9 @@ from stages.process.ranks import Ranks, join_ranks
 from stages.responses.engine import make_sampling
 from stages.responses.judge import Judge, load_judge
 from stages.responses.judging import response_text, write_samples
+from stages.result import StageResult
 from stages.settings import EvaluateSettings
-from stages.spec import SAMPLES_FILE, StageResult
+from stages.spec import SAMPLES_FILE
 from stages.tokens import load_tokens
 
 

@@ -1,7 +1,7 @@
 """What was found -> the few figures of the manifest, and their intervals. Torch-free."""
 
 from stages.evaluate.results import Evaluation
-from stages.spec import Interval
+from stages.result import Interval
 from stages.statistics.bootstrap import Estimate
 
 

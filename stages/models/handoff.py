@@ -14,7 +14,8 @@ from stages.models.head import HEAD
 from stages.models.reward_model import find_calibration
 from stages.models.tokenizer import load_tokenizer
 from stages.process.errors import StageError
-from stages.spec import EXIT_VERIFICATION, ModelFacts
+from stages.result import ModelFacts
+from stages.spec import EXIT_VERIFICATION
 
 
 def read_facts(model: Any, tokenizer: PreTrainedTokenizerBase, base_model: str) -> ModelFacts:

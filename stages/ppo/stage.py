@@ -34,8 +34,9 @@ from stages.process.room import require_room
 from stages.responses.engine import RolloutEngine, Sampling, make_sampling
 from stages.responses.judge import load_judge
 from stages.responses.judging import write_samples
+from stages.result import StageResult
 from stages.settings import PPOSettings
-from stages.spec import EXIT_USAGE, SAMPLES_FILE, StageResult
+from stages.spec import EXIT_USAGE, SAMPLES_FILE
 from stages.splits import load_splits
 from stages.tokens import load_tokens
 

@@ -16,8 +16,9 @@ import torch
 
 from stages.lines import read_figures, to_line
 from stages.process.errors import Interrupted
+from stages.result import StageWarning
 from stages.settings import PPOSettings
-from stages.spec import METRICS_FILE, SAME_WISH_S, EventName, StageSpec, StageWarning, append_event
+from stages.spec import METRICS_FILE, SAME_WISH_S, EventName, StageSpec, append_event
 from stages.warnings.ppo import make_rules
 from stages.warnings.told import read_told
 from stages.warnings.watch import Watch

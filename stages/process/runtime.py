@@ -28,8 +28,9 @@ from stages.process.errors import Interrupted, StageError, is_out_of_memory
 from stages.process.machine import measure_peak_memory, settle_precision
 from stages.process.output import redact_streams
 from stages.process.places import clear_leftovers, find_misplacement, find_missing_gpus, needs_launcher
+from stages.result import StageResult
 from stages.rules import find_refusals
-from stages.spec import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, EXIT_USAGE, METRICS_FILE, RESULT_FILE, STAGES, StageResult, read_spec
+from stages.spec import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, EXIT_USAGE, METRICS_FILE, RESULT_FILE, STAGES, read_spec
 from stages.warnings.told import read_told
 
 

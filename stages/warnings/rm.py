@@ -1,6 +1,6 @@
 """What a reward model's held-out accuracy is known to mean: pure functions of figures with their interval."""
 
-from stages.spec import Interval
+from stages.result import Interval
 
 _TOO_GOOD = 0.95
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from stages.lines import read_line
-from stages.spec import StageWarning
+from stages.result import StageWarning
 
 
 @dataclass(frozen=True)

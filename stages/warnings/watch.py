@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from stages.spec import StageWarning
+from stages.result import StageWarning
 
 WINDOW = 10  # rows that a rule averages over: what one rollout shows is noise
 

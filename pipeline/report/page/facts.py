@@ -19,7 +19,8 @@ from pipeline.store.compare import flatten
 from pipeline.store.parts import NOTES_DIR
 from pipeline.text import count, format_bytes, format_duration
 from stages.blocks import Closed, HardwareSettings, TokenSettings
-from stages.spec import STAGES, StageWarning
+from stages.result import StageWarning
+from stages.spec import STAGES
 
 _HELD_OUT = "held_out_"
 _MUCH_LOST = 0.05

@@ -10,7 +10,7 @@ from pipeline.cli import app
 from pipeline.errors import StoreError
 from pipeline.store.manifest import Parent
 from pipeline.store.withdrawn import Withdrawal, withdraw
-from stages.spec import Interval
+from stages.result import Interval
 from tests.pipeline.cli.answer_rows import make_rows, write_rows
 from tests.pipeline.report.evaluations import publish_evaluation, publish_line, simulate
 

@@ -19,7 +19,8 @@ from pipeline.report.page.findings import show_over_optimisation
 from pipeline.report.page.render import render
 from pipeline.report.page.write import has_desktop, write_report
 from stages.evaluate.results import CurvePoint, Evaluation, OverOptimisation
-from stages.spec import EXIT_MISSING, StageWarning
+from stages.result import StageWarning
+from stages.spec import EXIT_MISSING
 from stages.statistics.bootstrap import Estimate
 from stages.statistics.frontier import FrontierPoint
 from tests.pipeline.report.evaluations import FOOLED, publish_evaluation, publish_line, simulate

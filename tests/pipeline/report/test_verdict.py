@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.report.verdict import tell_artifact, tell_evaluation, tell_failure, write_share
 from stages.evaluate.results import Comparison, CurvePoint, Evaluation, OverOptimisation
-from stages.spec import Interval
+from stages.result import Interval
 from stages.statistics.bootstrap import Estimate
 from stages.statistics.comparison import MeanDifference, WinRate
 

@@ -18,7 +18,7 @@ from pipeline.store.manifest import (
     parse_manifest,
     render_manifest,
 )
-from stages.spec import StageWarning
+from stages.result import StageWarning
 
 
 def entry(path, content=b"x"):

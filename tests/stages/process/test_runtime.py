@@ -14,8 +14,9 @@ import pytest
 from stages.blocks import HardwareSettings, TokenSettings
 from stages.process.context import StageContext
 from stages.process.runtime import leave_result
+from stages.result import StageResult
 from stages.settings import SFTSettings
-from stages.spec import RESULT_FILE, StageResult, StageSpec
+from stages.spec import RESULT_FILE, StageSpec
 
 pytestmark = pytest.mark.slow  # each case starts a process that imports torch
 
@@ -24,7 +25,7 @@ import errno, os, time
 from data.schema import DataError, Problem
 from stages.process.errors import Interrupted, StageError
 from stages.process.runtime import run_stage
-from stages.spec import StageResult
+from stages.result import StageResult
 
 def main(context):
     context.write_metrics(1, {"train/loss": 0.5})

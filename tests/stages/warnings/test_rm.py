@@ -2,7 +2,7 @@
 
 import pytest
 
-from stages.spec import Interval
+from stages.result import Interval
 from stages.warnings.rm import find_chance, find_too_good
 
 

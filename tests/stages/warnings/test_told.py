@@ -4,7 +4,7 @@ import json
 
 from stages.process.context import StageContext
 from stages.process.runtime import leave_result
-from stages.spec import StageResult
+from stages.result import StageResult
 from stages.warnings.told import read_told
 from tests.stages.warnings.histories import iterations
 
