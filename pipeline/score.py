@@ -13,9 +13,9 @@ from data.schema import DataError, Demonstration, Problem
 from pipeline.errors import StoreError
 from pipeline.launch.dialogue import Dialogue
 from pipeline.store.artifact import Artifact
-from stages.intervals import find_interval
 from stages.lines import read_line
 from stages.result import Interval
+from stages.result_intervals import find_interval
 from stages.spec import EXIT_MISSING
 
 PRECISION = "float32"  # of artifacts of earlier versions, which do not say

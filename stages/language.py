@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from data.tokens import EncodedPair
-from stages.intervals import find_interval
 from stages.models.adapters import apply_lora, find_backbone, require_adapter_base
 from stages.models.compiling import compile_layers
 from stages.models.forward import note_padding
@@ -21,6 +20,7 @@ from stages.process.context import StageContext, Told
 from stages.process.engine import choose_engine
 from stages.process.errors import StageError
 from stages.result import Interval
+from stages.result_intervals import find_interval
 from stages.settings import PretrainSettings, SFTSettings
 
 _FEW = 32

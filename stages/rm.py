@@ -12,7 +12,6 @@ from torch import Tensor
 
 from data.tokens import EncodedComparison
 from stages.family import check_lora
-from stages.intervals import find_interval
 from stages.models.adapters import apply_lora, find_model, require_adapter_base
 from stages.models.calibration import Calibration, choose_calibration
 from stages.models.compiling import compile_layers
@@ -30,6 +29,7 @@ from stages.ranking import calibration_error, correlation, make_pairs, pair_accu
 from stages.responses.judging import response_text, write_samples
 from stages.responses.scores import score_rankings
 from stages.result import Interval, StageResult
+from stages.result_intervals import find_interval
 from stages.settings import RMSettings
 from stages.spec import SAMPLES_FILE
 from stages.tokens import load_tokens

@@ -8,7 +8,6 @@ from typing import Any
 
 from data.tokens import EncodedPromptRecord
 from stages.family import check_base
-from stages.intervals import find_answer_intervals
 from stages.language import load_learner, measure_loss
 from stages.models.adapters import find_model
 from stages.models.handoff import read_facts
@@ -22,6 +21,7 @@ from stages.responses.generation import note_decoding
 from stages.responses.judge import Judge, load_judge
 from stages.responses.judging import answer_prompts, judge_answers, report_answers, write_samples
 from stages.result import Interval, StageResult
+from stages.result_intervals import find_answer_intervals
 from stages.settings import SFTSettings
 from stages.spec import SAMPLES_FILE
 from stages.tokens import load_tokens

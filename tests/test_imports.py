@@ -19,7 +19,7 @@ TORCH_FREE_STAGES = {
     "stages.result",
     "stages.rules",
     "stages.trainer_args",
-    "stages.intervals",
+    "stages.result_intervals",
     "stages.lines",
     "data.system.death",
     "stages.process.output",

@@ -16,10 +16,10 @@ from data.token_file import TokenRows, read_prompt
 from data.token_split import TokenSet
 from data.tokens import EncodedPromptRecord
 from stages.evaluate.answers import Shelf, sample_answers, unpack_answers
-from stages.evaluate.curve import measure_over_optimisation
 from stages.evaluate.measure import Measured, describe_answers, list_comparisons, list_rows
-from stages.evaluate.ranking import rank_held_out
+from stages.evaluate.over_optimisation import measure_over_optimisation
 from stages.evaluate.results import EVALUATION_FILE, Evaluation, RewardCard
+from stages.evaluate.reward_model import examine_reward_model
 from stages.evaluate.scoring import judge_answers, measure_logprobs, pack_verdicts, score_answers, sum_kl, unpack_verdicts
 from stages.evaluate.subjects import Subject, list_subjects
 from stages.evaluate.summary import summarize
@@ -138,7 +138,9 @@ class Evaluator:
                 self._miss(f"scores of {name}: {broken} of {len(found.scores_N)} are not finite; train the rm stage with a lower rate")
                 found.scores_N = None
         used = TokenRows(comparisons.file, comparisons.used, read_prompt)
-        card, missing = rank_held_out(self.context, self.ranks, self.settings, reward_model, self.tokenizer, comparisons.comparisons, used)
+        card, missing = examine_reward_model(
+            self.context, self.ranks, self.settings, reward_model, self.tokenizer, comparisons.comparisons, used
+        )
         for line in missing:
             self._miss(line)
         self._free()

@@ -2,6 +2,7 @@
 
 from stages.evaluate.results import Evaluation
 from stages.result import Interval
+from stages.result_intervals import to_interval
 from stages.statistics.bootstrap import Estimate
 
 
@@ -17,8 +18,8 @@ def summarize(evaluation: Evaluation) -> tuple[dict[str, float], dict[str, Inter
     def put(name: str, estimate: Estimate | None) -> None:
         if estimate is not None:
             figures[f"eval/{name}"] = estimate.value
-            if estimate.low is not None and estimate.high is not None:
-                intervals[f"eval/{name}"] = Interval(low=estimate.low, high=estimate.high, n=estimate.num_clusters)
+            if interval := to_interval(estimate):
+                intervals[f"eval/{name}"] = interval
 
     first = next((found for found in evaluation.comparisons if (found.a, found.b) == ("sft", "ppo")), None)
     if first is not None:

@@ -13,7 +13,6 @@ from data.texts import encode_documents, split_documents
 from data.token_split import TokenSet
 from data.tokens import EncodedPair
 from stages.family import check_lora
-from stages.intervals import find_answer_intervals
 from stages.models.adapters import require_adapter_base
 from stages.models.handoff import check_handoff, read_facts
 from stages.models.save import save_model
@@ -35,6 +34,7 @@ from stages.responses.engine import RolloutEngine, Sampling, make_sampling
 from stages.responses.judge import load_judge
 from stages.responses.judging import write_samples
 from stages.result import StageResult
+from stages.result_intervals import find_answer_intervals
 from stages.settings import PPOSettings
 from stages.spec import EXIT_USAGE, SAMPLES_FILE
 from stages.splits import load_splits

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from stages.result import Interval
-from stages.statistics.bootstrap import estimate_mean, estimate_share
+from stages.statistics.bootstrap import Estimate, estimate_mean, estimate_share
 
 _DRAWS = 2000
 _NO_FIGURES = ("way", "prompt", "response", "rank")
@@ -34,7 +34,13 @@ def find_interval(values: Sequence[float], prompts: Sequence[Hashable], *, weigh
     values_N = np.repeat(np.array(values, dtype=np.float64), counts_N)
     clusters_N = np.repeat(np.array([places[prompt] for prompt in prompts], dtype=np.int64), counts_N)
     estimate = (estimate_share if set(values) <= {0.0, 0.5, 1.0} else estimate_mean)(values_N, clusters_N, draws=_DRAWS)
-    if estimate.low is None or estimate.high is None or estimate.high - estimate.low <= 1e-12 * max(1.0, abs(estimate.value)):
+    interval = to_interval(estimate)
+    return interval if interval and interval.high - interval.low > 1e-12 * max(1.0, abs(estimate.value)) else None
+
+
+def to_interval(estimate: Estimate) -> Interval | None:
+    """Take the interval of an estimate; None: it has none."""
+    if estimate.low is None or estimate.high is None:
         return None
     return Interval(low=estimate.low, high=estimate.high, n=estimate.num_clusters)
 

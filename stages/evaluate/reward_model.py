@@ -1,4 +1,4 @@
-"""The reward model on held-out comparisons and on copies of their best answers with one flaw each -> its card."""
+"""The reward model is asked of held-out comparisons and of copies of their best answers with one flaw each -> its card."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ from stages.responses.judging import response_text
 from stages.settings import EvaluateSettings
 
 
-def rank_held_out(
+def examine_reward_model(
     context: StageContext,
     ranks: Ranks,
     settings: EvaluateSettings,

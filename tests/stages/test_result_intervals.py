@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stages.intervals import find_answer_intervals, find_interval
+from stages.result_intervals import find_answer_intervals, find_interval
 
 
 def test_an_interval_is_that_of_the_prompts_and_not_of_the_records():
