@@ -17,7 +17,8 @@ from pipeline.store.manifest import LOG_FILE, ManifestFields, Parent
 from pipeline.store.parts import TOKENS_DIR
 from pipeline.store.provenance import code_state, package_versions
 from pipeline.text import clean
-from stages.spec import EXIT_FAILED, MODEL_DIR, RESULT_FILE, STAGES, StageName, StageResult, StageSpec, asks_judge, data_inputs
+from stages.result import StageResult
+from stages.spec import EXIT_FAILED, MODEL_DIR, RESULT_FILE, STAGES, StageName, StageSpec, asks_judge, data_inputs
 
 
 def make_spec(recipe: Recipe, inputs: Inputs, decision: Decision, output_dir: Path, run_dir: Path, root: Path) -> StageSpec:

@@ -118,8 +118,7 @@ def _keep_shared(difference: Difference) -> Difference:
 
 def place_kind(kind: str) -> tuple[int, str]:
     """Where a kind stands in the order of stages; kinds of no stage come last."""
-    kinds = [row.kind for row in STAGES.values()]
-    return kinds.index(kind) if kind in kinds else len(kinds), kind
+    return ARTIFACT_KINDS.index(kind) if kind in ARTIFACT_KINDS else len(ARTIFACT_KINDS), kind
 
 
 def changed_leaves(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
