@@ -111,12 +111,13 @@ def _identify(recipe: Recipe, inputs: Inputs) -> str:
 
 def _describe_model(recipe: Recipe) -> dict[str, Any]:
     """Say what of the recipe the base model is checked against."""
+    sampling = {"ppo": recipe.ppo} | ({"evaluate": recipe.evaluate} if recipe.evaluate else {})
     return {
         "adapters": {
             stage: settings.lora for stage in recipe.stages if not isinstance(settings := recipe.settings(stage), EvaluateSettings)
         },
-        "stop_token": recipe.ppo.stop_token,
-        "max_rollout_tokens": recipe.ppo.max_response_tokens or recipe.tokens.max_response_tokens,
+        "stop_tokens": {stage: settings.stop_token for stage, settings in sampling.items()},
+        "max_rollout_tokens": max(settings.max_response_tokens or recipe.tokens.max_response_tokens for settings in sampling.values()),
     }
 
 

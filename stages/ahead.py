@@ -31,7 +31,8 @@ def check_model(spec: TokensSpec, tokenizer: Any) -> None:
     """
     find_family(spec.base_model, spec.revision)
     check_lora(spec.base_model, {str(stage): lora for stage, lora in spec.adapters.items()}, spec.revision)
-    find_stop(spec.stop_token, tokenizer)
+    for stage, stop_token in spec.stop_tokens.items():
+        find_stop(stage, stop_token, tokenizer)
 
 
 def check_lengths(spec: TokensSpec, kind: RecordKind, side: TokenSet) -> None:

@@ -248,8 +248,8 @@ class TokensSpec(Closed):
     eval_fraction: float
     seed: int
     adapters: dict[StageName, LoRASettings | None] = Field(description="The `lora` block of each stage of the recipe.")
-    stop_token: str | None = Field(description="`ppo.stop_token`.")
-    max_rollout_tokens: int = Field(description="Longest response in PPO.")
+    stop_tokens: dict[StageName, str | None] = Field(description="`stop_token` of each stage that samples.")
+    max_rollout_tokens: int = Field(description="Longest response that a stage samples.")
     tokens_dir: Path
     events_path: Path
     report_path: Path = Field(description="Gets what `stages.tokens.make_all` returns; or `problems` of the data.")

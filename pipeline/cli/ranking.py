@@ -92,7 +92,9 @@ def rankings_command(
     judgements = [each for each in Journal(_find_journal(answers, journal)).judgements.values() if each.item in sets]
     summary = summarise(judgements)
     if not names:
-        summary = replace(summary, annotators=tuple(replace(each, name=name_secretly(each.name, 0)) for each in summary.annotators))
+        summary = replace(
+            summary, annotators=tuple(replace(each, name=name_secretly(each.name, judgements)) for each in summary.annotators)
+        )
     written = 0
     if output is not None:
         with writing(output), expand_home(output).open("w", encoding="utf-8") as stream:

@@ -137,9 +137,12 @@ def _describe(name: str, judgements: Sequence[Judgement], first: Sequence[Judgem
     )
 
 
-def name_secretly(name: str, seed: int) -> str:
-    """Give an annotator a pseudonym, the same in all that one study publishes."""
-    return "#" + hashlib.sha256(f"{seed}\0{name}".encode()).hexdigest()[:8]
+def name_secretly(name: str, judgements: Sequence[Judgement]) -> str:
+    """Give an annotator a pseudonym, the same in all that is said of one journal.
+
+    Its key is the id of the first judgement, which is random and never shown: names cannot be found by trying them.
+    """
+    return "#" + hashlib.sha256(f"{judgements[0].id}\0{name}".encode()).hexdigest()[:8]
 
 
 def make_comparisons(answers: Mapping[str, AnswerSet], judgements: Sequence[Judgement]) -> Iterator[dict[str, object]]:

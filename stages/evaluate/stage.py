@@ -75,7 +75,7 @@ class Evaluator:
         self.spec = context.spec
         self.tokenizer: Any = load_tokenizer(self.spec.models["sft"])
         longest = settings.max_response_tokens or self.spec.tokens.max_response_tokens
-        self.sampling = make_sampling(self.tokenizer, settings.stop_token, longest, settings.temperature or 1.0)
+        self.sampling = make_sampling("evaluate", self.tokenizer, settings.stop_token, longest, settings.temperature or 1.0)
         self.shelf = Shelf(context, ranks)
         self.missing: list[str] = []
         self.judge: Judge | None = None

@@ -61,7 +61,7 @@ def main(context: StageContext) -> StageResult:
     counts |= demonstration_counts
 
     longest = settings.max_response_tokens or spec.tokens.max_response_tokens
-    sampling = make_sampling(tokenizer, settings.stop_token, longest, settings.temperature)
+    sampling = make_sampling("ppo", tokenizer, settings.stop_token, longest, settings.temperature)
     if sampling.stop_text:
         context.note(f"ppo.stop_token = {settings.stop_token!r} is no token of the vocabulary: a response ends where its text holds it")
     trainer = _build_trainer(context, ranks, tokenizer, prompts, demonstrations, sampling)

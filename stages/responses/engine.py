@@ -34,13 +34,13 @@ class Sampling:
         return self.stop_text.ends(response) if self.stop_text else response[-1] == self.stop_token_id
 
 
-def make_sampling(tokenizer: Any, stop_token: str | None, max_new_tokens: int, temperature: float) -> Sampling:
+def make_sampling(stage: str, tokenizer: Any, stop_token: str | None, max_new_tokens: int, temperature: float) -> Sampling:
     """Say how responses are sampled that end with a stop token, or with text of several tokens in its place; None: the end token.
 
     Raises:
         StageError: see `find_stop`.
     """
-    stop_token_id, stop_text = find_stop(stop_token, tokenizer)
+    stop_token_id, stop_text = find_stop(stage, stop_token, tokenizer)
     return Sampling(max_new_tokens, temperature, tokenizer.pad_token_id, tokenizer.eos_token_id, stop_token_id, stop_text)
 
 

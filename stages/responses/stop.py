@@ -21,8 +21,8 @@ class StopText:
         return self.text in self.tokenizer.decode(last, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
-def find_stop(stop: str | None, tokenizer: Any) -> tuple[int, StopText | None]:
-    """Find what `ppo.stop_token` stands for.
+def find_stop(stage: str, stop: str | None, tokenizer: Any) -> tuple[int, StopText | None]:
+    """Find what the `stop_token` of a stage stands for.
 
     Returns:
         (the token that ends a response, the text that does so in its place); the end token and None where nothing is asked for.
@@ -30,13 +30,13 @@ def find_stop(stop: str | None, tokenizer: Any) -> tuple[int, StopText | None]:
     Raises:
         StageError: It is the pad token, or text that the tokenizer cannot write; exit code 2.
     """
-    token_id, text = tokenizer.eos_token_id, None
+    key, token_id, text = f"{stage}.stop_token", tokenizer.eos_token_id, None
     if stop is not None and stop in tokenizer.get_vocab():
         token_id = tokenizer.get_vocab()[stop]
     elif stop is not None:
         text = StopText(stop, tokenizer)
         if not text.ends(tokenizer(stop, add_special_tokens=False)["input_ids"]):
-            raise StageError(f"ppo.stop_token = {stop!r} cannot be written in the tokenizer's tokens; give other text, or null", EXIT_USAGE)
+            raise StageError(f"{key} = {stop!r} cannot be written in the tokenizer's tokens; give other text, or null", EXIT_USAGE)
     if stop is not None and token_id == tokenizer.pad_token_id:
-        raise StageError(f"ppo.stop_token = {stop!r} is the pad token; give another token, or null", EXIT_USAGE)
+        raise StageError(f"{key} = {stop!r} is the pad token; give another token, or null", EXIT_USAGE)
     return token_id, text

@@ -36,7 +36,7 @@ def make_spec(tmp_path, demo_dir, base_model_dir):
             "eval_fraction": 0.1,
             "seed": 3,
             "adapters": {},
-            "stop_token": None,
+            "stop_tokens": {},
             "max_rollout_tokens": 64,
             "tokens_dir": tmp_path / "tokens",
             "events_path": tmp_path / "events.jsonl",
@@ -71,10 +71,11 @@ def test_adapters_of_a_later_stage_are_tried_too(make_spec, stage):
     assert caught.value.exit_code == EXIT_USAGE
 
 
-def test_a_stop_token_that_pads_is_refused(make_spec, base_model_dir):
+@pytest.mark.parametrize("stage", ["ppo", "evaluate"])
+def test_a_stop_token_that_pads_is_refused(make_spec, base_model_dir, stage):
     pad = json.loads((base_model_dir / "tokenizer_config.json").read_text())["pad_token"]
-    with pytest.raises(StageError, match=r"ppo\.stop_token"):
-        make_all(make_spec(stop_token=pad if isinstance(pad, str) else pad["content"]))
+    with pytest.raises(StageError, match=rf"{stage}\.stop_token"):
+        make_all(make_spec(stop_tokens={stage: pad if isinstance(pad, str) else pad["content"]}))
 
 
 @pytest.mark.parametrize(("positions", "rollout", "kind"), [(40, 1, "demonstrations"), (110, 96, "prompts")])

@@ -54,7 +54,7 @@ def make_spec(directory, base, sources):
         eval_fraction=0.1,
         seed=3,
         adapters={},
-        stop_token=None,
+        stop_tokens={},
         max_rollout_tokens=LIMITS[1],
         tokens_dir=directory / "tokens",
         events_path=directory / "events.jsonl",

@@ -129,7 +129,7 @@ def test_the_end_token_is_learnt_even_where_it_pads_too(tiny):
 def test_without_a_configured_stop_token_the_end_token_ends_a_response(tiny, make_trainer, base_model_dir):
     """Seen: stop token null, the default, generated on behind the end token to the greatest length."""
     tokenizer = load_tokenizer(str(base_model_dir))
-    sampling = make_sampling(tokenizer, PPOSettings().stop_token, max_new_tokens=8, temperature=1.0)
+    sampling = make_sampling("ppo", tokenizer, PPOSettings().stop_token, max_new_tokens=8, temperature=1.0)
     assert sampling.stop_token_id == sampling.eos_token_id == tokenizer.eos_token_id
 
     trainer = make_trainer(policy=bias_end_token(tiny, tiny.policy(), 50.0))
