@@ -536,7 +536,7 @@ def test_a_user_without_a_name_is_named_by_number():
 
 
 def test_samples_that_are_none_are_shown_as_what_they_are(rlhf, store, publish):
-    lines = [b"[1]", b'{"prompt": "\xff"}', b'{"prompt": "fine", "score": NaN}', b"x" * 2_100_000, b'{"prompt": "after"}']
+    lines = [b"[1]", b'{"prompt": "\xff"}', b'{"prompt": "fine", "score": NaN}', b"x" * 8_100_000, b'{"prompt": "after"}']
     publish(store, "sft", {"model/model.safetensors": b"x", "samples.jsonl": b"\n".join(lines[:3]) + b"\n"}, metrics={"a": float("nan")})
     publish(store, "sft", {"model/model.safetensors": b"y", "samples.jsonl": b"\n".join(lines[3:])})
     done = rlhf("show", "sft@v1", "--json")
@@ -548,5 +548,5 @@ def test_samples_that_are_none_are_shown_as_what_they_are(rlhf, store, publish):
     ]
     shown = rlhf("show", "sft@v2")
     assert (shown.returncode, shown.stderr) == (0, "")
-    assert "samples.jsonl:1: found more than 2,000,000 bytes; needed a shorter line" in shown.stdout and "after" in shown.stdout
+    assert "samples.jsonl:1: found more than 8,000,000 bytes; needed a shorter line" in shown.stdout and "after" in shown.stdout
     assert json.loads(rlhf("ls", "--json").stdout, parse_constant=pytest.fail)[0]["metrics"] == {"a": "NaN"}
