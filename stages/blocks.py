@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from data.secrets import names_secret
+
 PositiveInt = Annotated[int, Field(gt=0)]
 TEMPLATE_KEYWORDS = ("auto", "chatml", "plain")  # of tokens.chat_template; anything else is a file, or a template of the tokenizer's
 
@@ -84,6 +86,55 @@ class LoRASettings(Closed):
             meant = "all-linear" if value.lower() in ("all", "all_linear", "linear") else f"[{names:.200}]"
             raise ValueError(f"found the text {value!r:.60}, needed all-linear or a list of names; write {meant}")
         return value
+
+
+class EndpointSettings(Closed):
+    """A model behind an OpenAI-compatible address: of a provider, or of vLLM, llama.cpp, Ollama on a machine of one's own."""
+
+    url: str = Field(
+        pattern=r"^https?://[^\s@?#]+$",
+        description="Address up to `/chat/completions`, such as https://api.openai.com/v1 or http://localhost:8000/v1.",
+    )
+    model: str = Field(min_length=1, max_length=200, description="Name of the model, as that server knows it.")
+    api_key_env: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="Name of the environment variable that holds the key, such as OPENAI_API_KEY. null: no key.",
+    )
+    price_per_1m_input: float | None = Field(None, ge=0, description="Price of a million tokens that it reads, in any currency.")
+    price_per_1m_output: float | None = Field(None, ge=0, description="Price of a million tokens that it writes, in the same currency.")
+    max_cost: float | None = Field(
+        None, gt=0, description="Most that its replies may cost, in the same currency; what would go beyond is not asked. null: no limit."
+    )
+    max_reply_tokens: PositiveInt = Field(1024, description="Longest reply in tokens; a model that thinks first needs more.")
+    concurrency: PositiveInt = Field(8, le=256, description="Requests at once.")
+    timeout_s: float = Field(120.0, gt=0, le=3600, description="Seconds until a request counts as lost.")
+    retries: Annotated[int, Field(ge=0, le=50)] = Field(
+        6,
+        description="How often a request is sent again after 429, 5xx or silence: after the pause that it asks for, or a growing one.",
+    )
+    request: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Further fields of the request, laid over ours; null leaves one of ours out. Such as {max_tokens: null, "
+        "max_completion_tokens: 2000, temperature: null} for models that refuse ours.",
+    )
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _name_is_blotted(cls, value: str | None) -> str | None:
+        """Values of variables that read as secret are blotted out of all that is written."""
+        if value is not None and not names_secret(value):
+            raise ValueError(
+                f"found {value!r:.60}, not the name of a secret, so that logs would not blot it out; needed one that reads so; "
+                "name it such as OPENAI_API_KEY"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _limit_has_prices(self) -> "EndpointSettings":
+        if self.max_cost is not None and (self.price_per_1m_input is None or self.price_per_1m_output is None):
+            raise ValueError(f"max_cost = {self.max_cost:g} needs price_per_1m_input and price_per_1m_output to count by; give both")
+        return self
 
 
 class HardwareSettings(Closed):
