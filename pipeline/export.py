@@ -1,6 +1,6 @@
 """An artifact -> a plain Hugging Face model: merged, cast, with its card.
 
-verified copy (pipeline.store.exporting) -> stages.export in a child process, where it needs torch -> README.md (pipeline.card)
+verified copy (pipeline.store.copies) -> stages.merge in a child process, where it needs torch -> README.md (pipeline.card)
 """
 
 import subprocess
@@ -12,7 +12,7 @@ from pipeline.card import write_card
 from pipeline.errors import StoreError
 from pipeline.launch.environment import stage_environment
 from pipeline.store.artifact import Artifact
-from pipeline.store.exporting import export_artifact
+from pipeline.store.copies import export_artifact
 from pipeline.store.store import Store
 from pipeline.text import clean
 from stages.spec import ADAPTER_CONFIG, EXIT_OK
@@ -53,7 +53,7 @@ def _change(artifact: Artifact, draft: Path, arguments: list[str]) -> None:
     """Have the child process merge and cast."""
     base = artifact.manifest.facts.get("base_model")
     environment, _ = stage_environment("", offline=Path(str(base)).is_absolute())
-    command = [sys.executable, "-P", "-m", "stages.export", str(draft), *arguments]
+    command = [sys.executable, "-P", "-m", "stages.merge", str(draft), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode != EXIT_OK:
         said = [line for line in done.stderr.splitlines() if line.strip()]

@@ -29,7 +29,7 @@ from pipeline.plan import identify_tokens
 from pipeline.recipe.schema import Recipe
 from pipeline.store.disk import locked, make_directories, writing
 from pipeline.store.parts import TOKENS_DIR
-from stages.settings import EvaluateSettings
+from stages.evaluate_settings import EvaluateSettings
 from stages.spec import TOKENS_VERSION, TokensSpec
 
 _WORK = re.compile(r"\.work-[a-z0-9_]{8}")

@@ -92,13 +92,11 @@ class EndpointSettings(Closed):
     """A model behind an OpenAI-compatible address: of a provider, or of vLLM, llama.cpp, Ollama on a machine of one's own."""
 
     url: str = Field(
-        pattern=r"^https?://[^\s@?#]+$",
         description="Address up to `/chat/completions`, such as https://api.openai.com/v1 or http://localhost:8000/v1.",
     )
     model: str = Field(min_length=1, max_length=200, description="Name of the model, as that server knows it.")
     api_key_env: str | None = Field(
         None,
-        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         description="Name of the environment variable that holds the key, such as OPENAI_API_KEY. null: no key.",
     )
     price_per_1m_input: float | None = Field(None, ge=0, description="Price of a million tokens that it reads, in any currency.")
@@ -119,15 +117,24 @@ class EndpointSettings(Closed):
         "max_completion_tokens: 2000, temperature: null} for models that refuse ours.",
     )
 
+    @field_validator("url")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        if not re.fullmatch(r"https?://[^\s@?#]+", value):
+            raise ValueError(
+                f"found {value!r:.100}, needed http:// or https:// and an address without a password; such as http://host:8000/v1"
+            )
+        return value
+
     @field_validator("api_key_env")
     @classmethod
     def _name_is_blotted(cls, value: str | None) -> str | None:
         """Values of variables that read as secret are blotted out of all that is written."""
-        if value is not None and not names_secret(value):
-            raise ValueError(
-                f"found {value!r:.60}, not the name of a secret, so that logs would not blot it out; needed one that reads so; "
-                "name it such as OPENAI_API_KEY"
-            )
+        if value is not None and not (re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value) and names_secret(value)):
+            # What is no name may be the key.
+            found = f"{value!r:.60}, not" if value.isidentifier() else "no name, and not"
+            needed = "needed the name of an environment variable that reads so, as logs blot out its value"
+            raise ValueError(f"found {found} the name of a secret; {needed}; name it such as OPENAI_API_KEY")
         return value
 
     @model_validator(mode="after")

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from stages.blocks import HardwareSettings
-from stages.settings import EvaluateSettings, PPOSettings, StageSettings, TrainingSettings
+from stages.evaluate_settings import EvaluateSettings
+from stages.settings import PPOSettings, StageSettings, TrainingSettings
 from stages.spec import StageName
 
 

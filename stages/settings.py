@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from stages.blocks import Closed, Fraction, LoRASettings, PositiveInt
+from stages.evaluate_settings import EvaluateSettings
 
 
 class _Optimization(Closed):
@@ -266,33 +267,6 @@ class PPOSettings(_Optimization):
 def _check_divides(small_name: str, small: int, large_name: str, large: int) -> None:
     if large % small:
         raise ValueError(f"{large_name} = {large} is not a multiple of {small_name} = {small}; choose sizes that divide")
-
-
-class EvaluateSettings(Closed):
-    """Stage 4, evaluation: what base, SFT and PPO say to fixed held-out prompts, and what the reward model sees of held-out comparisons."""
-
-    prompts: PositiveInt = Field(128, description="Held-out prompts that are answered, the first ones; fewer where there are fewer.")
-    samples: PositiveInt = Field(
-        16, description="Sampled answers of the SFT model to each prompt: the pool for best of n, and for the frontier of what is possible."
-    )
-    policy_samples: PositiveInt = Field(
-        4, description="Sampled answers of every other model to each prompt, and as many of the SFT model's that they are compared with."
-    )
-    max_response_tokens: PositiveInt | None = Field(None, description="Longest response in tokens; default: as in PPO.")
-    temperature: float | None = Field(
-        None, gt=0, description="Sampling temperature; logits are divided by it for all log-probabilities. Default: as in PPO."
-    )
-    stop_token: str | None = Field(None, min_length=1, description="What ends a response, see ppo.stop_token; default: as in PPO.")
-    comparisons: PositiveInt = Field(500, description="Held-out comparisons that the reward model ranks, at most.")
-    probe_prompts: Annotated[int, Field(ge=0)] = Field(
-        100, description="Held-out comparisons whose best answer the probes edit, at most. 0: no probes."
-    )
-    probes: str | None = Field(
-        None,
-        description="`module:function` that edits an answer: (prompt, answer) -> {name: {text, description}} or {name: text}, one flaw in "
-        "each, beside the probes that there are for every task. The module is installed, on PYTHONPATH or beside the recipe.",
-    )
-    batch_size: PositiveInt = Field(64, description="Responses that a process decodes at once.")
 
 
 TrainingSettings = PretrainSettings | SFTSettings | RMSettings | PPOSettings

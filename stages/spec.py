@@ -25,18 +25,17 @@
                     judge_<figure>; pretrain the same without the last two, its prompt the beginning of a text;
                     PPO: score, kl too. RM: prompt, response, rank, score.
                     Evaluate: see stages.evaluate.results
-    events.jsonl    event, time, and by event: see `append_event`
+    events.jsonl    event, time, and by event: see stages.events
 
 A stage knows nothing of versions, caching, aliases or other stages.
 """
 
 import difflib
 import re
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -45,8 +44,8 @@ from data.formats.table import ALL_COLUMNS
 from data.redact import RedactKind
 from data.schema import RecordKind
 from stages.blocks import Closed, HardwareSettings, LoRASettings, TokenSettings
-from stages.lines import to_line
-from stages.settings import EvaluateSettings, PPOSettings, PretrainSettings, RMSettings, SFTSettings, StageSettings
+from stages.evaluate_settings import EvaluateSettings
+from stages.settings import PPOSettings, PretrainSettings, RMSettings, SFTSettings, StageSettings
 
 StageName = Literal["pretrain", "sft", "rm", "ppo", "evaluate"]
 
@@ -275,28 +274,3 @@ class TrackingSpec(Closed):
 def read_spec(path: Path) -> StageSpec:
     """Read a spec."""
     return StageSpec.model_validate_json(path.read_text(encoding="utf-8"))
-
-
-EventName = Literal["machine", "start", "progress", "checkpoint", "note", "warning", "error", "end"]
-
-
-def append_event(path: Path, event: EventName, **fields: Any) -> None:
-    """Append one event line; a line is written whole, so a reader never sees a torn one that ends in a newline.
-
-    Args:
-        path: `events_path`.
-        event: One of
-
-            start       stage, unit, resumed_step; PPO: total  once more after a restart by the launcher
-            progress    phase, step, total, metrics
-            checkpoint  step
-            note        message                                what the user should know
-            warning     those of `StageWarning`                what figures mean; each once, see stages/warnings
-            error       message, exit_code                     of any process, not the main one alone
-            end         metrics
-
-        fields: Those of the event; `event` and `time` (Unix, s) come with each.
-    """
-    line = to_line({"event": event, "time": time.time(), **fields})
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(line)

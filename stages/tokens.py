@@ -29,6 +29,7 @@ from data.tokens import encode_records, refuse_none_left
 from data.treatment import Treat, make_treatment
 from data.turns import find_openings
 from stages.ahead import check_lengths, check_model
+from stages.events import append_event
 from stages.lines import to_line
 from stages.models.handoff import identify_tokenizer
 from stages.models.tokenizer import settle_tokenizer
@@ -37,17 +38,7 @@ from stages.process.disk import describe_path, find_refusal
 from stages.process.distributed import decide_in_main
 from stages.process.errors import StageError
 from stages.process.output import redact_streams
-from stages.spec import (
-    EXIT_FAILED,
-    EXIT_OK,
-    EXIT_RESOURCE,
-    EXIT_USAGE,
-    TOKENS_VERSION,
-    DataSource,
-    DataSplits,
-    TokensSpec,
-    append_event,
-)
+from stages.spec import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, EXIT_USAGE, TOKENS_VERSION, DataSource, DataSplits, TokensSpec
 
 _EVENTS_PER_S = 4
 Sides = tuple[TokenSet, TokenSet]

@@ -21,9 +21,10 @@ from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from pydantic import BaseModel, Field
 
+from stages.events import append_event
 from stages.lines import read_figures, read_line
 from stages.process.output import redact_streams
-from stages.spec import EXIT_FAILED, EXIT_OK, TrackingSpec, append_event
+from stages.spec import EXIT_FAILED, EXIT_OK, TrackingSpec
 
 _POLL_S = 1.0
 

@@ -14,6 +14,8 @@ HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "deepspeed"}
 TORCH_FREE_STAGES = {
     "stages.spec",
     "stages.settings",
+    "stages.evaluate_settings",
+    "stages.events",
     "stages.blocks",
     "stages.deepspeed_config",
     "stages.result",

@@ -9,7 +9,8 @@ from pydantic import Field, PrivateAttr
 from data.redact import RedactKind
 from pipeline.recipe.yaml_lines import Document
 from stages.blocks import Closed, HardwareSettings, TokenSettings
-from stages.settings import EvaluateSettings, PPOSettings, PretrainSettings, RMSettings, SFTSettings, StageSettings
+from stages.evaluate_settings import EvaluateSettings
+from stages.settings import PPOSettings, PretrainSettings, RMSettings, SFTSettings, StageSettings
 from stages.spec import STAGES, DataSplits, StageName, Tracker
 
 DEMO_PATTERN = re.compile(r"demo(?:@(?P<seed>[0-9]{1,9}))?(?::(?P<kind>demonstrations|comparisons|prompts)\.(?P<split>train|eval))?")

@@ -10,13 +10,13 @@ from stages.evaluate.card import ProbePairs, judge_probes, make_card
 from stages.evaluate.probes import Edit, ProbeError, ask_function, edit_answer, find_names
 from stages.evaluate.results import Probe, RewardCard
 from stages.evaluate.scoring import score_answers
+from stages.evaluate_settings import EvaluateSettings
 from stages.models.reward_model import find_calibration
 from stages.process.context import StageContext
 from stages.process.errors import StageError
 from stages.process.ranks import Ranks
 from stages.responses.judge import load_function
 from stages.responses.judging import response_text
-from stages.settings import EvaluateSettings
 
 
 def examine_reward_model(

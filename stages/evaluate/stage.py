@@ -23,6 +23,7 @@ from stages.evaluate.reward_model import examine_reward_model
 from stages.evaluate.scoring import judge_answers, measure_logprobs, pack_verdicts, score_answers, sum_kl, unpack_verdicts
 from stages.evaluate.subjects import Subject, list_subjects
 from stages.evaluate.summary import summarize
+from stages.evaluate_settings import EvaluateSettings
 from stages.models.policy import load_policy
 from stages.models.precision import freeze
 from stages.models.reward_model import load_reward_model
@@ -35,7 +36,6 @@ from stages.responses.engine import make_sampling
 from stages.responses.judge import Judge, load_judge
 from stages.responses.judging import response_text, write_samples
 from stages.result import StageResult
-from stages.settings import EvaluateSettings
 from stages.spec import SAMPLES_FILE
 from stages.tokens import load_tokens
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stages.evaluate.results import Way
-from stages.settings import EvaluateSettings
+from stages.evaluate_settings import EvaluateSettings
 from stages.spec import KEPT_DIR, METRICS_FILE, RESULT_FILE, StageSpec
 
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 
+from stages.events import EventName, append_event
 from stages.lines import read_figures, to_line
 from stages.process.errors import Interrupted
 from stages.result import StageWarning
 from stages.settings import PPOSettings
-from stages.spec import METRICS_FILE, SAME_WISH_S, EventName, StageSpec, append_event
+from stages.spec import METRICS_FILE, SAME_WISH_S, StageSpec
 from stages.warnings.ppo import make_rules
 from stages.warnings.told import read_told
 from stages.warnings.watch import Watch

@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from stages.blocks import HardwareSettings
 from stages.deepspeed_config import make_deepspeed_config
+from stages.evaluate_settings import EvaluateSettings
 from stages.process.context import StageContext, uses_gpu
-from stages.settings import EvaluateSettings
 
 
 @dataclass(frozen=True)

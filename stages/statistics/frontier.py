@@ -5,10 +5,12 @@ training it (arXiv 2605.07105). Axes: P prompts, M samples of each.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from stages.statistics.bootstrap import DRAWS, Estimate, percentile_interval, resample
 from stages.statistics.intervals import Floats
 
 MIN_EFFECTIVE_SAMPLES = 4.0
@@ -56,15 +58,17 @@ def trace_frontier(scores_PM: Floats) -> list[FrontierPoint]:
         raise ValueError("found no scores, or some that are not finite; leave their prompts out and tell")
     samples = float(scores_PM.shape[1])
     points = [FrontierPoint(float("inf"), 0.0, float(scores_PM.mean()), samples)]
+    return [*points, *_sweep(scores_PM, MIN_EFFECTIVE_SAMPLES)]
+
+
+def _sweep(scores_PM: Floats, effective_samples: float) -> Iterator[FrontierPoint]:
+    """Sweep the penalty down for as long as there are so many effective samples."""
     spread = float(np.sqrt(scores_PM.var(axis=1).mean()))
-    if spread == 0:
-        return points
-    for penalty in (_SWEEP * spread).tolist():
+    for penalty in (_SWEEP * spread).tolist() if spread > 0 else ():
         point = tilt(scores_PM, penalty)
-        if point.effective_samples < MIN_EFFECTIVE_SAMPLES:
-            break
-        points.append(point)
-    return points
+        if point.effective_samples < effective_samples:
+            return
+        yield point
 
 
 def share_of_frontier(points: list[FrontierPoint], kl: float, score: float) -> float | None:
@@ -89,3 +93,48 @@ def share_of_frontier(points: list[FrontierPoint], kl: float, score: float) -> f
     possible = float(np.interp(math.sqrt(kl), roots, scores))
     gain = possible - points[0].score
     return (score - points[0].score) / gain if gain > 0 else None
+
+
+def bound_share(scores_PM: Floats, kl_P: Floats, gain_P: Floats, *, draws: int = DRAWS, seed: int = 0) -> Estimate | None:
+    """Bound from below which share of the possible gain a policy reached, at a KL that samples of the reference do not show.
+
+    The frontier is concave and its slope at penalty b is b, so that no policy lies above its tangents (weak duality, for each b > 0):
+
+        E_π[r]  ≤  b · KL(π) + b · log E_ref[exp(r / b)]        share  ≥  Σ_p gain_p / Σ_p (b · KL_p + b · log Z_p − mean_p)
+
+    Z_p is the mean of exp(r / b) over a prompt's M samples. Its logarithm is too low by half its relative variance, which is added back:
+    (1 / effective samples − 1 / M) · M / (M − 1) / 2. Further on, the tangent at the smallest b is the lowest; b goes as low as M / 2
+    effective samples, where exp(r / b) varies by its mean. Below, the bound would not hold for scores with a tail: on exponential ones
+    with 4 of 16 it came out 25 % too high.
+
+    Example: 2 samples, scores 0 and 1, at b = 1: log Z = log 1.859 = 0.620, effective samples 1.648, + (0.607 − 0.5) · 2 / 2 = 0.107; at
+    KL 2 no policy gains more than 2 + 0.727 − 0.5 = 2.227, so that a gain of 1 is a share of at least 0.449.
+
+    Args:
+        scores_PM: Samples of the reference.
+        kl_P: Of the policy, by prompt, nats.
+        gain_P: Score of the policy - mean score of the reference.
+
+    Returns:
+        The bound with its interval over prompts; None where it says nothing: fewer than two prompts or samples, or no gain to be had.
+    """
+    num_prompts, num_samples = scores_PM.shape
+    points = list(_sweep(scores_PM, num_samples / 2))
+    if num_prompts < 2 or num_samples < 2 or not points:
+        return None
+    possible_P = bound_score(scores_PM, points[-1].penalty, kl_P) - scores_PM.mean(axis=1)
+    sums_D2 = np.concatenate([counts_DP @ np.stack([gain_P, possible_P], axis=1) for counts_DP in resample(num_prompts, draws, seed)])
+    if (sums_D2[:, 1] <= 0).any() or possible_P.sum() <= 0:
+        return None
+    low, high = percentile_interval(sums_D2[:, 0] / sums_D2[:, 1], num_prompts)
+    return Estimate(float(gain_P.sum() / possible_P.sum()), float(low), float(high), num_prompts, num_prompts)
+
+
+def bound_score(scores_PM: Floats, penalty: float, kl_P: Floats) -> Floats:
+    """Bound from above, by the tangent at a penalty, what a policy can score at a KL; see `bound_share`."""
+    num_samples = scores_PM.shape[1]
+    tops_P = scores_PM.max(axis=1)
+    weights_PM = np.exp((scores_PM - tops_P[:, None]) / penalty)
+    inverse_effective_P = (weights_PM**2).sum(axis=1) / weights_PM.sum(axis=1) ** 2
+    log_z_P = np.log(weights_PM.mean(axis=1)) + (inverse_effective_P - 1 / num_samples) * num_samples / (num_samples - 1) / 2
+    return penalty * (kl_P + log_z_P) + tops_P

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from stages.blocks import HardwareSettings, LoRASettings, TokenSettings
+from stages.evaluate_settings import EvaluateSettings
 from stages.result import StageResult
-from stages.settings import EvaluateSettings, PPOSettings, PretrainSettings, RMSettings, SFTSettings
+from stages.settings import PPOSettings, PretrainSettings, RMSettings, SFTSettings
 from stages.spec import RESULT_FILE, StageSpec, data_inputs
 
 SMALL = {

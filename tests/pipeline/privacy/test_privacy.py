@@ -17,7 +17,7 @@ from pipeline.privacy.lists import count_listed, find_secret, list_path, open_se
 from pipeline.privacy.samples import tame_samples
 from pipeline.privacy.trace import hash_asked, read_asked, trace
 from pipeline.recipe.load import load_recipe
-from pipeline.store.exporting import export_artifact
+from pipeline.store.copies import export_artifact
 from pipeline.store.manifest import Parent
 from pipeline.store.removal import plan_collection
 from stages.spec import DataSource, DataSplits

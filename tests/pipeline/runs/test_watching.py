@@ -13,7 +13,7 @@ from pipeline.launch.failure import StageFailed
 from pipeline.runs.directory import open_run_directory
 from pipeline.runs.record import record_attempt
 from pipeline.runs.watching import Place, advance, find_run, follow, read_exit_code
-from stages.spec import append_event
+from stages.events import append_event
 from tests.waiting import wait_until
 
 NAME = "ppo-0123456789abcdef"

@@ -1,6 +1,6 @@
 """What an export needs torch for: an adapter is merged into its base, weights are cast.
 
-    python -P -m stages.export DIRECTORY [--merge ADAPTER --kind policy|reward_model] [--dtype bfloat16]
+    python -P -m stages.merge DIRECTORY [--merge ADAPTER --kind policy|reward_model] [--dtype bfloat16]
 
 changes the model in DIRECTORY, a copy that nobody reads yet; what is wrong is the last line of standard error.
 """
@@ -26,7 +26,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 def main() -> int:
     """Change the model as the command line says."""
-    parser = argparse.ArgumentParser(prog="python -P -m stages.export")
+    parser = argparse.ArgumentParser(prog="python -P -m stages.merge")
     parser.add_argument("directory", type=Path)
     parser.add_argument("--merge", type=Path)
     parser.add_argument("--kind", choices=["policy", "reward_model"], default="policy")

@@ -16,7 +16,7 @@ from pipeline.export import export
 from pipeline.store.manifest import ManifestFields
 from pipeline.store.store import Store
 from stages.blocks import HardwareSettings
-from stages.export import cast_weights
+from stages.merge import cast_weights
 from stages.models.reward_model import load_reward_model
 from stages.models.tokenizer import load_tokenizer
 from stages.process.errors import StageError
