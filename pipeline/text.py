@@ -1,6 +1,7 @@
 """Values -> short text for a terminal; nothing that a model or a file says can steer it."""
 
 import re
+import unicodedata
 
 from pipeline.errors import escape_character
 
@@ -12,6 +13,17 @@ def clean(text: str) -> str:
     """Drop terminal escapes and control characters; a newline becomes a space, so that a line stays one; bytes are shown."""
     kept = _ESCAPES.sub("", text).replace("\n", " ").replace("\t", " ")
     return "".join(char if char.isprintable() else escape_character(char) if "\ud800" <= char <= "\udfff" else "" for char in kept)
+
+
+def show_controls(text: str) -> str:
+    """Keep lines, tabs, blanks and what joins letters (ZWJ, ZWNJ); whatever else could steer a terminal is shown as its code."""
+    if text.isascii() and text.replace("\n", "").replace("\t", "").isprintable():
+        return text
+    return "".join(char if _is_harmless(char) else escape_character(char) for char in text)
+
+
+def _is_harmless(char: str) -> bool:
+    return char.isprintable() or char in "\n\t\u200c\u200d" or unicodedata.category(char) == "Zs"
 
 
 def format_duration(seconds: float) -> str:

@@ -3,13 +3,13 @@
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.options import JsonOption, RefArgument, StoreOption, make_console, open_store
+from pipeline.cli.options import JsonOption, RefArgument, StoreOption, ask_line, make_console, open_store
 from pipeline.errors import StoreError
 from stages.spec import EXIT_FAILED, EXIT_USAGE
 
@@ -140,11 +140,9 @@ def _read_lines(*, by_hand: bool) -> Iterator[str]:
                 told = f"standard input:{number}: found bytes that are no UTF-8; needed text; correct the line"
                 raise StoreError(f"{told}; it and those after it are not answered", EXIT_USAGE) from error
         return
-    with suppress(ImportError):
-        __import__("readline")  # gives input() its keys and its history
     while True:
         try:
-            line = input("> ")
+            line = ask_line()
         except EOFError:
             print()
             return

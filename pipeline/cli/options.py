@@ -1,10 +1,12 @@
 """What the commands share: their options, how a recipe and a store are opened, how a line is printed."""
 
+import io
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -169,3 +171,19 @@ def print_json(data: Any) -> None:
     from stages.lines import name_numbers
 
     print(json.dumps(name_numbers(data), indent=2, ensure_ascii=True))
+
+
+def ask_line() -> str:
+    """Ask for a line on the terminal, with an editor's keys; bytes that are no text are asked for anew.
+
+    Raises:
+        EOFError: There is no more.
+    """
+    with suppress(ImportError):
+        __import__("readline")  # gives input() its keys and its history
+    cast("io.TextIOWrapper", sys.stdin).reconfigure(errors="surrogateescape")
+    while True:
+        line = input("> ")
+        if line.isascii() or not any("\udc80" <= char <= "\udcff" for char in line):
+            return line
+        print("found bytes that are no UTF-8; needed text; write the line anew")

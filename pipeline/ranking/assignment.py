@@ -2,16 +2,17 @@
 
 - Each annotator goes through the sets in an order of its own.
 - A share of the sets, the same for all, is ranked by everybody (agreement between people); the others by whoever comes first.
-- Every tenth judgement is of a set that the annotator has ranked before (agreement with oneself), once, in another order.
+- A share of the judgements, every tenth unless set otherwise, is of a set that the annotator has ranked before (agreement with oneself),
+  once, in another order.
 """
 
 import hashlib
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.ranking.journal import Judgement
 
-REPEAT_EVERY = 10
 _BETWEEN = 5  # judgements at least between a set and its repetition
 
 
@@ -49,12 +50,14 @@ class Queue:
         annotator: Whose.
         sizes: Set -> number of its answers.
         overlap: The sets that everybody ranks.
+        repeats: Share of the annotator's judgements that repeat a set.
     """
 
     seed: int
     annotator: str
     sizes: Mapping[str, int]
     overlap: Collection[str]
+    repeats: float = 0.1
     _ordered: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -82,7 +85,8 @@ class Queue:
         return sum(item not in done and (item in self.overlap or item not in taken) for item in self._ordered)
 
     def _choose_repeat(self, own: Sequence[Judgement]) -> str | None:
-        if len(own) % REPEAT_EVERY != REPEAT_EVERY - 1:
+        due = [math.floor(round(count * self.repeats, 9)) for count in (len(own), len(own) + 1)]
+        if due[0] == due[1]:
             return None
         again = {judgement.item for judgement in own if judgement.repeat}
         ranked = [judgement.item for judgement in own[:-_BETWEEN] if judgement.outcome == "ranked" and not judgement.repeat]

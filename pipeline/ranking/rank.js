@@ -32,7 +32,9 @@
   const draft = kept || { id: newId(), levels: [], flags: {}, grade: null, note: "", reason: "", seconds: 0 };
   let tie = false, grading = false, sending = false, since = document.hidden ? null : performance.now();
 
+  const mayBePartial = main.dataset.partial === "1";
   const named = () => draft.levels.flat();
+  const isWhole = () => named().length > 0 && (mayBePartial || named().length === order.length);
   function keep() { sessionStorage.setItem(key, JSON.stringify(draft)); }
   function take(place) {
     draft.levels = draft.levels.map((level) => level.filter((each) => each !== place)).filter((level) => level.length);
@@ -89,10 +91,10 @@
     find("#levels").replaceChildren(...rows, makeGap(draft.levels.length));
     const rest = order.map((_, place) => place).filter((place) => !named().includes(place));
     find("#rest").replaceChildren(...rest.map(makeChip));
-    find("#rest-name").textContent = rest.length ? (draft.levels.length ? "The rest is worse:" : "Not ranked yet:") : "All are ranked.";
+    find("#rest-name").textContent = rest.length ? (draft.levels.length && mayBePartial ? "The rest is worse:" : "Not ranked yet:") : "All are ranked.";
     all(".answer").forEach((card) => card.classList.toggle("placed", named().includes(Number(card.dataset.place))));
     all(".put").forEach((button) => { button.disabled = named().includes(Number(button.dataset.place)); });
-    find("#send").disabled = !draft.levels.length;
+    find("#send").disabled = !isWhole();
     find("#tie").setAttribute("aria-pressed", String(tie));
     find("#tie").disabled = find("#back").disabled = !draft.levels.length;
     keep();
@@ -100,7 +102,7 @@
 
   function seconds() { return draft.seconds + (since === null ? 0 : (performance.now() - since) / 1000); }
   async function send(outcome) {
-    if (sending || (outcome === "ranked" && !draft.levels.length)) return;
+    if (sending || (outcome === "ranked" && !isWhole())) return;
     sending = true;
     const { id, levels, flags, grade, note, reason } = draft;
     const said = { id, levels, flags, grade, note, reason, outcome, order, item: main.dataset.item };
@@ -160,7 +162,7 @@
     const source = event.target.closest?.("[draggable]");
     if (source) event.dataTransfer.setData("text/plain", source.dataset.place);
   });
-  const targetOf = (event) => event.target.closest?.(".rank li, .rest");
+  const targetOf = (event) => event.target.closest?.("#levels li, .rest");
   document.addEventListener("dragover", (event) => {
     all(".over").forEach((each) => each.classList.remove("over"));
     const target = targetOf(event);

@@ -7,7 +7,6 @@ Origin must be this page's; nothing is loaded from elsewhere; what models said i
 import json
 import secrets
 import socket
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, cast
 
 import uvicorn
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -23,10 +23,8 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Route
 
 from pipeline.errors import ResourceError
-from pipeline.ranking.journal import Judgement
-from pipeline.ranking.ranks import rank_levels
 from pipeline.ranking.study import Study
-from pipeline.ranking.text import split_code
+from pipeline.ranking.text import render_guidelines, split_code
 
 _OPEN = "/open/"  # and an annotator's token
 MAX_BODY_BYTES = 64 * 1024
@@ -149,8 +147,8 @@ class RankingServer:
             prompt=shown.prompt if shown else (),
             responses=[split_code(shown.completions[answer]) for answer in assignment.order] if shown and assignment else [],
             progress=self.study.progress(annotator),
-            flags=settings.flags,
-            guidelines=settings.guidelines,
+            settings=settings,
+            guidelines=Markup(render_guidelines(settings.guidelines)),
         )
 
     async def _judge(self, request: Request) -> Response:
@@ -160,7 +158,7 @@ class RankingServer:
         if body is None:
             return _refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"found a longer body; {MAX_BODY_BYTES} bytes at most")
         try:
-            judgement = self._read_judgement(json.loads(body), annotator)
+            judgement = self.study.read_judgement(annotator, json.loads(body))
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
             return _refuse(HTTPStatus.BAD_REQUEST, f"found no ranking ({reason[:200]}); reload the page")
@@ -169,18 +167,6 @@ class RankingServer:
         except ResourceError as error:
             return _refuse(HTTPStatus.INSUFFICIENT_STORAGE, str(error))
         return JSONResponse({"written": is_new})
-
-    def _read_judgement(self, sent: dict[str, Any], annotator: str) -> Judgement:
-        answers = self.study.answers[sent["item"]]
-        order = tuple(sent["order"])
-        if sorted(order) != list(range(len(answers.completions))):
-            raise ValueError("the order is not of these answers")
-        ranks, partial = rank_levels(sent["levels"], order) if sent["outcome"] == "ranked" else (None, False)
-        flags = {flag: tuple(order[place] for place in places) for flag, places in sent["flags"].items() if places}
-        if not set(flags) <= set(self.study.settings.flags):
-            raise ValueError("a flag is none of this study")
-        fields = {name: sent[name] for name in ("id", "item", "outcome", "grade", "reason", "note", "seconds", "repeat")}
-        return Judgement(**fields, annotator=annotator, order=order, ranks=ranks, partial=partial, flags=flags, time=time.time())
 
     async def _undo(self, request: Request) -> Response:
         annotator = self._annotator(request)

@@ -7,22 +7,15 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from data.answers import AnswerSet
 from pipeline.ranking.assignment import Assignment, Queue, choose_overlap
 from pipeline.ranking.journal import Journal, Judgement, Undo
+from pipeline.ranking.ranks import rank_levels
+from pipeline.ranking.settings import Settings
 
 HELD_S = 900.0
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the one who asks for rankings sets."""
-
-    flags: tuple[str, ...] = ("harmful", "wrong", "off-topic")
-    guidelines: str = ""
-    overlap: float = 0.1  # share of the sets that everybody ranks
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,7 +38,7 @@ class Study:
 
     answers: Mapping[str, AnswerSet]
     journal: Journal
-    settings: Settings = field(default_factory=Settings)
+    settings: Settings = field(default_factory=lambda: Settings.model_validate({}))
 
     def __post_init__(self) -> None:
         self._lock = threading.RLock()
@@ -62,6 +55,32 @@ class Study:
             if assignment is not None:
                 self._held[assignment.item] = (annotator, time.monotonic() + HELD_S)
             return assignment
+
+    def read_judgement(self, annotator: str, sent: Mapping[str, Any]) -> Judgement:
+        """Turn what a page or a terminal sends into a judgement.
+
+        Args:
+            annotator: Who says it.
+            sent: Of a set (`item`) with its answers in the `order` shown: `id`, `outcome`, `levels` of places as shown, `flags` of places,
+                `grade`, `reason`, `note`, `seconds`, `repeat`.
+
+        Raises:
+            ValueError, TypeError, LookupError, AttributeError: It is none of this study.
+        """
+        order = tuple(sent["order"])
+        if sorted(order) != list(range(self._sizes[sent["item"]])):
+            raise ValueError("the order is not of these answers")
+        ranks, partial = rank_levels(sent["levels"], order) if sent["outcome"] == "ranked" else (None, False)
+        num_named = sum(len(level) for level in sent["levels"])
+        if ranks is not None and not self.settings.partial and num_named < len(order):
+            raise ValueError(f"{num_named} of {len(order)} answers are placed; each must be")
+        flags = {flag: tuple(order[place] for place in places) for flag, places in sent["flags"].items() if places}
+        if not set(flags) <= set(self.settings.flags):
+            raise ValueError("a flag is none of this study")
+        if sent["grade"] is not None and not self.settings.grade:
+            raise ValueError("this study asks for no grade")
+        fields = {name: sent[name] for name in ("id", "item", "outcome", "grade", "reason", "note", "seconds", "repeat")}
+        return Judgement(**fields, annotator=annotator, order=order, ranks=ranks, partial=partial, flags=flags, time=time.time())
 
     def judge(self, judgement: Judgement) -> bool:
         """Write a judgement; false where this annotator has judged that set already, in another tab or by sending it twice."""
@@ -94,7 +113,7 @@ class Study:
 
     def _queue(self, annotator: str) -> Queue:
         if annotator not in self._queues:
-            self._queues[annotator] = Queue(self.settings.seed, annotator, self._sizes, self._overlap)
+            self._queues[annotator] = Queue(self.settings.seed, annotator, self._sizes, self._overlap, self.settings.repeats)
         return self._queues[annotator]
 
     def _taken(self, annotator: str) -> set[str]:

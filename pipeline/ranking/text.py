@@ -1,6 +1,9 @@
-"""What a model said -> pieces to show: prose and code."""
+"""What a model said -> pieces to show: prose and code. Guidelines -> HTML."""
 
 import re
+from functools import cache
+
+from markdown_it import MarkdownIt
 
 _FENCE = re.compile(r"^```[^\n`]*\n(.*?)(?:^```[ \t]*$\n?|\Z)", re.DOTALL | re.MULTILINE)
 
@@ -16,3 +19,14 @@ def split_code(text: str) -> list[tuple[bool, str]]:
         pieces += [(False, text[end : match.start()]), (True, match[1])]
         end = match.end()
     return [piece for piece in [*pieces, (False, text[end:])] if piece[1].strip()]
+
+
+@cache
+def render_guidelines(text: str) -> str:
+    """Render Markdown for the page: HTML in it is shown as text, images become links, links open beside the page."""
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
+    tokens = markdown.parse(text)
+    for token in (inner for outer in tokens for inner in outer.children or ()):
+        if token.type == "link_open":
+            token.attrs |= {"target": "_blank", "rel": "noopener noreferrer"}
+    return str(markdown.renderer.render(tokens, markdown.options, {}))

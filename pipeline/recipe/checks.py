@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from data.schema import KINDS
 from pipeline.errors import ConfigError, StoreError
+from pipeline.ranking.settings import names_file
 from pipeline.recipe.base_files import find_damage, list_weights
 from pipeline.recipe.explain import show
 from pipeline.recipe.paths import find_absence, hint_path, show_path
@@ -34,6 +35,10 @@ def check_recipe(recipe: Recipe, document: Document, stages: tuple[StageName, ..
         needed = "a Jinja file, auto, chatml, plain or the name of one of the tokenizer's templates"
         todo = hint_path(Path(template), "check the path")
         yield problem("tokens.chat_template", f"found no file {show_path(Path(template))}, needed {needed}; {todo}")
+    guidelines = recipe.ranking.guidelines
+    if names_file(guidelines) and not Path(guidelines).is_file():
+        todo = hint_path(Path(guidelines), "check the path")
+        yield problem("ranking.guidelines", f"found no file {show_path(Path(guidelines))}, needed Markdown, or a .md or .txt file; {todo}")
     yield from _check_data(recipe, stages, problem)
     if to_run:
         yield from _check_hub(recipe, stages, problem)

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from data.schema import KINDS
 from pipeline.errors import escape_controls
+from pipeline.ranking.settings import names_file
 from pipeline.recipe.schema import DEMO_PATTERN
 from pipeline.recipe.yaml_lines import Document, Keys, show_keys
 from pipeline.store.disk import expand_home, is_utf8
@@ -17,8 +18,16 @@ from stages.blocks import TEMPLATE_KEYWORDS
 DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".txt", ".gz")
 HUB_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 _TEMPLATE: Keys = ("tokens", "chat_template")
+_GUIDELINES: Keys = ("ranking", "guidelines")
 # Never ids of a hub.
-_LOCAL: tuple[Keys, ...] = (("hardware", "deepspeed_config"), ("hardware", "hostfile"), ("store",), ("judge_directory",), _TEMPLATE)
+_LOCAL: tuple[Keys, ...] = (
+    ("hardware", "deepspeed_config"),
+    ("hardware", "hostfile"),
+    ("store",),
+    ("judge_directory",),
+    _TEMPLATE,
+    _GUIDELINES,
+)
 _OTHERS: tuple[Keys, ...] = (("base_model",), *(("data", kind, split, "path") for kind in KINDS for split in ("train", "eval")))
 
 
@@ -37,7 +46,7 @@ def resolve_paths(document: Document, recipe_dir: Path) -> Iterator[str]:
         if isinstance(value, str) and value:
             base = Path.cwd() if document.place(keys) == "--set" else recipe_dir
             try:
-                if keys == _TEMPLATE and not _names_file(value, base):
+                if (keys == _TEMPLATE and not _names_file(value, base)) or (keys == _GUIDELINES and not names_file(value)):
                     continue
                 block[str(keys[-1])] = resolved = _resolve_path(value, base, local=keys in _LOCAL)
                 with suppress(FileNotFoundError, NotADirectoryError, UnicodeEncodeError):

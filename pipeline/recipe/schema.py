@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 from pydantic import Field, PrivateAttr
 
 from data.redact import RedactKind
+from pipeline.ranking.settings import Settings as RankingSettings
 from pipeline.recipe.yaml_lines import Document
 from stages.blocks import Closed, HardwareSettings, TokenSettings
 from stages.evaluate_settings import EvaluateSettings
@@ -65,6 +66,10 @@ class Recipe(Closed):
     ppo: PPOSettings = Field(default_factory=lambda: PPOSettings.model_validate({}), description="Stage 3, PPO.")
     evaluate: EvaluateSettings | None = Field(
         default_factory=lambda: EvaluateSettings.model_validate({}), description="Stage 4, evaluation. null: no such stage."
+    )
+    ranking: RankingSettings = Field(
+        default_factory=lambda: RankingSettings.model_validate({}),
+        description="How people rank answers (`rlhf rank --recipe`); it changes nothing of what the stages make.",
     )
     hardware: HardwareSettings = Field(
         default_factory=lambda: HardwareSettings.model_validate({}), description="Where and in which precision."

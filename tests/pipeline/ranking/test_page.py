@@ -141,3 +141,24 @@ def test_hostile_answers_are_text_and_nothing_is_hard_to_reach(serve, open_page)
         found = Axe().run(page).response["violations"]
         assert [(each["id"], each["nodes"][0]["html"]) for each in found if each["impact"] in ("serious", "critical")] == []
     assert page.heard == []
+
+
+def test_the_recipe_says_how_guidelines_flags_and_whether_a_part_may_be_ranked(serve, open_page, read_journal, tmp_path):
+    (tmp_path / "guide.md").write_text(
+        "# Be *kind*\n\n<script>alert(1)</script> [see](https://example.org) ![x](https://example.org/x.png)\n"
+    )
+    block = "ranking:\n  guidelines: guide.md\n  flags: [rude]\n  grade: false\n  partial: false\n"
+    (tmp_path / "recipe.yaml").write_text("base_model: demo\ndata: demo\n" + block)
+    page = open_page(serve(2, "--recipe", str(tmp_path / "recipe.yaml")).links["ann"])
+    guide = page.locator(".guide")
+    assert guide.locator("h1 em").inner_text() == "kind" and "<script>alert(1)</script>" in guide.inner_text()
+    assert guide.locator("a").first.get_attribute("target") == "_blank" and guide.locator("img, script").count() == 0
+    assert page.locator("[name=grade]").count() == 0 and page.locator(".answer").first.locator("[name=flag]").count() == 1
+    page.keyboard.press("1")
+    page.keyboard.press("Enter")
+    assert page.locator("#send").is_disabled() and read_journal() == []
+    page.keyboard.press("2")
+    page.keyboard.press("3")
+    send(page, lambda: page.keyboard.press("Enter"))
+    assert [read_journal()[0]["ranks"][answer] for answer in read_journal()[0]["order"]] == [1, 2, 3]
+    assert page.heard == []

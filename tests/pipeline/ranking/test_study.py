@@ -4,6 +4,7 @@ import itertools
 from collections import Counter
 
 import pytest
+from pydantic import ValidationError
 
 from data.answers import AnswerSet
 from data.schema import Message
@@ -116,3 +117,15 @@ def test_levels_become_ranks():
 def test_levels_that_are_no_ranking_are_refused(levels):
     with pytest.raises(ValueError, match="needed each at most once"):
         rank_levels(levels, (0, 1, 2, 3))
+
+
+@pytest.mark.parametrize(("share", "places"), [(0.0, []), (0.05, [19, 39]), (0.25, [7, 11, 15, 19, 23, 27, 31, 35, 39, 43, 47, 51])])
+def test_the_share_of_repetitions_is_a_setting(make_study, share, places):
+    shown = run(make_study(40, repeats=share), "ann")["ann"]
+    assert [place for place, each in enumerate(shown) if each.repeat] == places
+
+
+def test_a_flag_of_a_study_is_a_name():
+    for flags in (["a, b"], ["a\nb"], [" a"], ["a", "a"], [""], ["x" * 41]):
+        with pytest.raises(ValidationError):
+            Settings(flags=flags)

@@ -105,6 +105,21 @@ def test_relative_paths_are_relative_to_the_recipe_and_those_of_set_to_the_worki
     assert recipe.store == "store"
 
 
+def test_guidelines_are_text_or_a_file_beside_the_recipe(load, problems, tmp_path):
+    text = MINIMAL + "ranking:\n  flags: [rude]\n  guidelines: guide.md\n"
+    assert problems(text) == [
+        f'recipe.yaml:6: ranking.guidelines: found no file "{tmp_path}/guide.md", needed Markdown, or a .md or .txt file; check the path'
+    ]
+    (tmp_path / "guide.md").write_text("# Be kind")
+    ranking = load(text).ranking
+    assert (ranking.flags, ranking.guidelines, ranking.grade) == (["rude"], str(tmp_path / "guide.md"), True)
+    assert load(MINIMAL + "ranking: {guidelines: 'Prefer **short** answers.'}\n").ranking.guidelines == "Prefer **short** answers."
+    assert problems(MINIMAL + "ranking: {flags: [rude, rude], overlap: 2}\n") == [
+        "recipe.yaml:4: ranking.flags: found the flag 'rude', needed each once, on one line, without commas; rename it",
+        "recipe.yaml:4: ranking.overlap: found 2, needed at most 1.0; the default is 0.1",
+    ]
+
+
 def test_hub_ids_stay_hub_ids(load):
     text = "name: x\nbase_model: org/model\nrevision: abc\ndata:\n" + "".join(
         f"  {kind}: {{train: {{path: org/{kind}, split: train}}}}\n" for kind in ("demonstrations", "comparisons", "prompts")
