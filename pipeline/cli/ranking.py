@@ -3,7 +3,7 @@
 import getpass
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -117,6 +117,10 @@ def rankings_command(
     answers: AnswersArgument,
     journal: JournalOption = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write comparisons here, to train on: data.comparisons.")] = None,
+    by: Annotated[
+        Literal["all", "people", "model"],
+        typer.Option("--by", help="Whose rankings -o takes: people, model, or all (a model's where no person ranked)."),
+    ] = "all",
     names: Annotated[bool, typer.Option("--names", help="Name the annotators; default: pseudonyms.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -135,7 +139,7 @@ def rankings_command(
 
     sets = _read_answers(expand_home(answers))
     judgements = [each for each in Journal(_find_journal(answers, journal)).judgements.values() if each.item in sets]
-    summary = summarise(judgements)
+    summary = summarise(judgements, sets)
     if not names:
         summary = replace(
             summary, annotators=tuple(replace(each, name=name_secretly(each.name, judgements)) for each in summary.annotators)
@@ -143,7 +147,7 @@ def rankings_command(
     written = 0
     if output is not None:
         with writing(output), expand_home(output).open("w", encoding="utf-8") as stream:
-            for row in make_comparisons(sets, judgements):
+            for row in make_comparisons(sets, judgements, by):
                 stream.write(to_line(row, ascii_only=False))
                 written += 1
     if as_json:

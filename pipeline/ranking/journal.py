@@ -28,7 +28,9 @@ class Judgement(Closed):
     id: str = Field(pattern=r"^[0-9a-f]{32}$", description="Made by the page: the same one sent twice counts once.")
     item: str = Field(max_length=64, description="`AnswerSet.id`.")
     annotator: str = Field(min_length=1, max_length=100)
-    order: tuple[int, ...] = Field(max_length=9, description="The answers in the order in which they were shown.")
+    order: tuple[int, ...] = Field(
+        max_length=9, description="The answers in the order in which they were shown; empty: not known, or in both."
+    )
     outcome: Outcome
     ranks: tuple[int, ...] | None = Field(None, description="Of the answers in the file's order: 1 is best, equal ones are ties.")
     partial: bool = Field(False, description="Answers that were not named share the last rank: the rest is worse.")
@@ -38,6 +40,9 @@ class Judgement(Closed):
     note: str = Field("", max_length=10_000)
     seconds: float = Field(0.0, ge=0, le=1e6, description="For which the page was looked at.")
     repeat: bool = Field(False, description="The annotator has ranked it before: for agreement with oneself.")
+    model: str = Field("", max_length=200, description="The language model that judged; empty: a person did.")
+    pairs: dict[str, int] = Field(default_factory=dict, description="By a model: how many pairs it `agreed` on in both orders, and so on.")
+    tool: str = Field("", max_length=40, description="From whose export it was imported; empty: it was said here.")
     time: float
 
 

@@ -117,6 +117,8 @@ class Study:
         return self._queues[annotator]
 
     def _taken(self, annotator: str) -> set[str]:
-        judged = {judgement.item for judgement in self.journal.judgements.values() if judgement.annotator != annotator}
+        # What a model has judged is still there for people: that is how the two are compared.
+        others = (each for each in self.journal.judgements.values() if each.annotator != annotator and not each.model)
+        judged = {judgement.item for judgement in others}
         now = time.monotonic()
         return judged | {item for item, (holder, until) in self._held.items() if holder != annotator and until > now}

@@ -1,9 +1,11 @@
 """What a journal of rankings says of itself -> lines and a table."""
 
+from collections.abc import Iterator
+
 from rich.console import Console
 from rich.text import Text
 
-from pipeline.ranking.summary import Summary
+from pipeline.ranking.summary import Annotator, Summary
 from pipeline.report.tables import print_table
 from pipeline.text import clean, count
 from stages.statistics.bootstrap import Estimate
@@ -13,32 +15,62 @@ _HEAD = ("who", "ranked", "none", "time", "ties", "with others", "with self")
 
 def print_rankings(console: Console, summary: Summary) -> None:
     """Print how far annotators agree, with 95 % intervals."""
-    lines = [
-        f"{count(summary.judgements, 'judgement')} of {count(summary.sets, 'answer set')} by {count(len(summary.annotators), 'annotator')}",
-        f"agreement (Krippendorff's alpha of ranks)     {_write(summary.alpha, 'no set was ranked by two people')}",
-        f"agreement with oneself (tau-b)                {_write(summary.with_self, 'no set was ranked twice by anybody')}",
-        f"of two answers, the one shown first is better {_write(summary.position_bias, 'no pair was ranked')}{_warn(summary)}",
-    ]
-    if summary.flags:
-        lines.append("flags: " + ", ".join(f"{flag} {count}" for flag, count in sorted(summary.flags.items())))
-    for line in lines:
+    for line in _list_lines(summary):
         console.print(Text(clean(line)), soft_wrap=True)
-    if not summary.annotators:
-        return
-    console.print()
-    rows = [
-        (
-            each.name,
-            str(each.ranked),
-            str(each.skipped + each.cannot_say),
-            "" if each.median_seconds is None else f"{each.median_seconds:.0f} s",
-            "" if each.ties is None else f"{each.ties:.0%}",
-            _write(each.with_others, "").replace(" (n ", " n").removesuffix(")"),
-            _write(each.with_self, "").replace(" (n ", " n").removesuffix(")"),
-        )
-        for each in summary.annotators
-    ]
-    print_table(console, _HEAD, rows)
+    if summary.annotators:
+        console.print()
+        print_table(console, _HEAD, [_make_row(each) for each in summary.annotators])
+        for each in summary.annotators:
+            if each.disagrees_with_all:
+                found = f"{each.name} agrees with the others less ({_write(each.with_others, '')}) than they do among themselves"
+                say = f"{found} ({_write(each.among_others, '')}): talk about the guidelines before its rankings are used"
+                console.print(Text(clean(say), style="yellow"), soft_wrap=True)
+    if summary.sources:
+        console.print()
+        rows = [
+            (name, str(each.sets), _write_seconds(each.median_seconds), _shorten(_write(each.alpha, "")))
+            for name, each in summary.sources.items()
+        ]
+        print_table(console, ("source", "sets", "time", "alpha"), rows)
+
+
+def _list_lines(summary: Summary) -> Iterator[str]:
+    makers = [count(len(summary.annotators), "annotator")] + [f"the model {model.name}" for model in summary.models]
+    yield f"{count(summary.judgements, 'judgement')} of {count(summary.sets, 'answer set')} by {' and '.join(makers)}"
+    yield from (f"{number} of them imported from {tool}" for tool, number in sorted(summary.imported.items()))
+    yield f"agreement (Krippendorff's alpha of ranks)     {_write(summary.alpha, 'no set was ranked by two people')}"
+    yield f"agreement with oneself (tau-b)                {_write(summary.with_self, 'no set was ranked twice by anybody')}"
+    yield f"of two answers, the one shown first is better {_write(summary.position_bias, 'no pair was ranked')}{_warn(summary)}"
+    if summary.grade is not None:
+        alpha = f", alpha {_write(summary.grade_alpha, '')}" if summary.grade_alpha else ""
+        yield f"grade of the best answer, 1 to 7              {_write(summary.grade, '')}{alpha}"
+    for name, flag in summary.flags.items():
+        alpha = f", alpha {_write(flag.alpha, '')}" if flag.alpha else ""
+        yield f"flag {name}: {count(flag.answers, 'answer')}{alpha}"
+    for model in summary.models:
+        yield f"model {model.name}: {model.ranked} ranked, {model.cannot_say} not; ties {model.ties or 0:.0%}"
+        yield f"  its agreement with people (alpha)           {_write(model.with_people, 'no set was ranked by both')}"
+        yield f"  its two orders of a pair disagree           {_write(model.disagreed, 'no pair was asked in both')}"
+
+
+def _make_row(each: Annotator) -> tuple[str, ...]:
+    return (
+        each.name,
+        str(each.ranked),
+        str(each.skipped + each.cannot_say),
+        _write_seconds(each.median_seconds),
+        "" if each.ties is None else f"{each.ties:.0%}",
+        _shorten(_write(each.with_others, "")),
+        _shorten(_write(each.with_self, "")),
+    )
+
+
+def _write_seconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:.0f} s"
+
+
+def _shorten(estimate: str) -> str:
+    return estimate.replace(" (n ", " n").removesuffix(")")
 
 
 def _write(estimate: Estimate | None, otherwise: str) -> str:

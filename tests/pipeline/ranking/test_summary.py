@@ -1,6 +1,7 @@
 """A journal -> agreement, bias and comparisons, by hand and on simulated annotators with planted habits."""
 
 import json
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -34,7 +35,7 @@ def test_by_hand():
     ]
     summary = summarise(judgements)
     ann, ben = summary.annotators
-    assert (summary.sets, summary.judgements, summary.flags) == (1, 4, {"wrong": 2})
+    assert (summary.sets, summary.judgements, summary.flags["wrong"].answers) == (1, 4, 2)
     assert (ann.ranked, ann.skipped, ann.median_seconds) == (2, 1, 20)
     assert ann.ties == pytest.approx(1 / 6)
     assert ann.with_others.value == ben.with_others.value == pytest.approx(1 / 3)
@@ -54,6 +55,54 @@ def test_comparisons_take_the_mean_of_several_and_no_repetition():
     rows = list(make_comparisons(sets, judgements))
     assert [row["ranks"] for row in rows] == [[1, 1, 2], [2, 1, 1]]
     assert rows[0]["prompt"] == [{"role": "user", "content": "0?"}] and rows[0]["completions"] == ["0-0", "0-1", "0-2"]
+
+
+def test_grades_and_flags_have_their_own_agreement_by_hand():
+    judgements = [
+        say(1, "a", "ann", (1, 2), grade=6, flags={"wrong": (1,)}),
+        say(2, "a", "ben", (1, 2), grade=6, flags={"wrong": (1,)}),
+        say(3, "b", "ann", (1, 2), grade=2, flags={"rude": (0,)}),
+        say(4, "b", "ben", (2, 1), grade=2),
+    ]
+    summary = summarise(judgements)
+    assert (summary.grade.value, summary.grade_alpha.value) == (4, 1)
+    assert (summary.flags["wrong"].answers, summary.flags["wrong"].alpha.value) == (2, 1)
+    # Four answers, each judged twice: one disagreement; alpha = 1 - 7 * 2 / (2 * 7 * 1).
+    assert (summary.flags["rude"].answers, summary.flags["rude"].alpha.value) == (1, pytest.approx(0))
+
+
+def test_a_models_rankings_stand_apart_and_its_agreement_with_people_is_a_figure_by_hand():
+    sets = make_sets(3, answers=2)
+    a, b, c = sets
+    judgements = [
+        say(1, a, "ann", (1, 2)),
+        say(2, b, "ann", (1, 2)),
+        say(3, a, "model:m", (1, 2), model="m", order=(), pairs={"agreed": 1}),
+        say(4, b, "model:m", (2, 1), model="m", order=(), pairs={"agreed": 1}),
+        say(5, c, "model:m", (1, 1), model="m", order=(), pairs={"disagreed": 1}),
+        say(6, c, "model:n", None, model="n", order=(), outcome="cannot say"),
+    ]
+    summary = summarise(judgements, sets)
+    assert [each.name for each in summary.annotators] == ["ann"] and summary.alpha is None
+    m, n = summary.models
+    assert m.with_people.value == pytest.approx(1 - 7 * 4 / (2 * 4 * 4))  # of four answers two alike: o_12 = o_21 = 2, n = 8
+    assert (m.ranked, m.disagreed.value, m.ties, n.cannot_say, n.with_people) == (3, pytest.approx(1 / 3), pytest.approx(1 / 3), 1, None)
+    rows = {by: [(row["ranks"], row["judged_by"]) for row in make_comparisons(sets, judgements, by)] for by in ("all", "people", "model")}
+    assert rows["people"] == [([1, 2], "people"), ([1, 2], "people")]
+    assert rows["model"] == [([1, 2], "model m"), ([2, 1], "model m"), ([1, 1], "model m")]
+    assert rows["all"] == [*rows["people"], ([1, 1], "model m")]
+
+
+def test_who_disagrees_with_all_others_is_named_and_sources_are_told_apart():
+    sets = {each.id: replace(each, source="odd" if n % 2 else "even") for n, each in enumerate(make_sets(60).values())}
+    random, judgements = Random(5), []
+    for annotator in ("ann", "ben", "cay", "dan"):
+        for item in sets:
+            ranks = (1, 2, 3) if annotator != "dan" and random.random() < 0.8 else tuple(random.sample((1, 2, 3), 3))
+            judgements.append(say(len(judgements), item, annotator, ranks, seconds=20))
+    summary = summarise(judgements, sets)
+    assert [each.name for each in summary.annotators if each.disagrees_with_all] == ["dan"]
+    assert {name: (source.sets, source.median_seconds) for name, source in summary.sources.items()} == {"even": (30, 20), "odd": (30, 20)}
 
 
 def test_nothing_said_is_nothing_known():
