@@ -34,6 +34,12 @@ class AnswerSet:
         content = [[(message.role, message.content) for message in self.prompt], self.completions]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
+    def to_row(self) -> dict[str, object]:
+        """Write it as a line of a file of answers."""
+        row: dict[str, object] = {"prompt": [{"role": message.role, "content": message.content} for message in self.prompt]}
+        row["completions"] = list(self.completions)
+        return row | ({"models": list(self.models)} if self.models else {}) | ({"source": self.source} if self.source else {})
+
 
 def iter_answer_sets(source: SourceLike) -> Iterator[AnswerSet]:
     """Yield the answer sets of a file or dataset.
@@ -45,7 +51,7 @@ def iter_answer_sets(source: SourceLike) -> Iterator[AnswerSet]:
     seen: dict[str, str] = {}
     for where, row in read_rows(source, _COLUMNS, problems.append):
         try:
-            answers = _parse(row)
+            answers = parse_answer_set(row)
             if answers.id in seen:
                 raise FieldError("", f"found the prompt and answers of {seen[answers.id]} again; needed each once; remove the line")
         except FieldError as error:
@@ -59,7 +65,12 @@ def iter_answer_sets(source: SourceLike) -> Iterator[AnswerSet]:
         raise DataError(problems)
 
 
-def _parse(row: object) -> AnswerSet:
+def parse_answer_set(row: object) -> AnswerSet:
+    """Turn a row into an answer set.
+
+    Raises:
+        FieldError: It is none.
+    """
     columns = present_columns(row)
     completions = as_list(columns.get("completions"))
     if completions is None:

@@ -12,7 +12,10 @@ from pipeline.errors import StoreError
 from stages.spec import EXIT_RESOURCE, EXIT_USAGE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from data.answers import AnswerSet
+    from pipeline.ranking.journal import Journal, Judgement
     from pipeline.ranking.settings import Settings
     from pipeline.ranking.study import Study
 
@@ -121,10 +124,22 @@ def rankings_command(
         Literal["all", "people", "model"],
         typer.Option("--by", help="Whose rankings -o takes: people, model, or all (a model's where no person ranked)."),
     ] = "all",
+    import_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--import", metavar="FILE", help="Bring in rankings of Label Studio or Argilla (JSON), or a CSV table; again is nothing twice."
+        ),
+    ] = None,
+    question: Annotated[str | None, typer.Option("--question", help="Which question of the imported file is the ranking.")] = None,
+    buckets: Annotated[str, typer.Option("--buckets", help="Label Studio's buckets, best first: good,fair,bad.")] = "",
+    export_path: Annotated[Path | None, typer.Option("--export", metavar="FILE", help="Write all that was said to this file.")] = None,
+    form: Annotated[
+        Literal["csv", "label-studio", "argilla"] | None, typer.Option("--format", help="Of --export; default: csv for .csv files.")
+    ] = None,
     names: Annotated[bool, typer.Option("--names", help="Name the annotators; default: pseudonyms.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say how far the annotators agree, and write their rankings as comparisons.
+    """Say how far the annotators agree, and write their rankings as comparisons. Imports from other tools, and exports to them.
 
     Example: rlhf rankings answers.jsonl -o ranked.jsonl
     """
@@ -137,25 +152,88 @@ def rankings_command(
     from pipeline.text import count
     from stages.lines import to_line
 
+    if export_path is not None and form is None and export_path.suffix.lower() != ".csv":
+        raise StoreError(f"--export: {export_path}: found no --format; needed csv, label-studio or argilla; say which", EXIT_USAGE)
+    store = Journal(_find_journal(answers, journal))
+    told = [] if import_path is None else _import_rankings(import_path, answers, store, question, buckets)
     sets = _read_answers(expand_home(answers))
-    judgements = [each for each in Journal(_find_journal(answers, journal)).judgements.values() if each.item in sets]
+    judgements = [each for each in store.judgements.values() if each.item in sets]
     summary = summarise(judgements, sets)
-    if not names:
-        summary = replace(
-            summary, annotators=tuple(replace(each, name=name_secretly(each.name, judgements)) for each in summary.annotators)
-        )
-    written = 0
+
+    def rename(name: str) -> str:
+        return name if names else name_secretly(name, judgements)
+
+    summary = replace(summary, annotators=tuple(replace(each, name=rename(each.name)) for each in summary.annotators))
     if output is not None:
+        rows = list(make_comparisons(sets, judgements, by))
         with writing(output), expand_home(output).open("w", encoding="utf-8") as stream:
-            for row in make_comparisons(sets, judgements, by):
-                stream.write(to_line(row, ascii_only=False))
-                written += 1
+            stream.writelines(to_line(row, ascii_only=False) for row in rows)
+        told.append(f"{count(len(rows), 'comparison')}: {output}")
+    if export_path is not None:
+        told += _export_rankings(export_path, form or "csv", sets, judgements, rename)
     if as_json:
         print_json(asdict(summary))
         return
     print_rankings(make_console(), summary)
-    if output is not None:
-        say(make_console(), f"{count(written, 'comparison')}: {output}")
+    for line in told:
+        say(make_console(), line)
+
+
+def _import_rankings(path: Path, answers: Path, journal: "Journal", question: str | None, buckets: str) -> list[str]:
+    """Bring another tool's rankings into a journal; where there are no answers yet, their file is made of what was ranked."""
+    from pipeline.ranking.foreign import Options
+    from pipeline.ranking.importing import import_rankings, make_answer_sets, read_export
+    from pipeline.store.disk import expand_home, writing
+    from pipeline.text import count
+    from stages.lines import to_line
+
+    source, target = expand_home(path), expand_home(answers)
+    if not source.is_file():
+        raise StoreError(
+            f"--import: {path}: no such file; an export of Label Studio, of Argilla or a CSV file is needed; give one", EXIT_USAGE
+        )
+    chosen = Options(question, tuple(name.strip() for name in buckets.split(",") if name.strip()))
+    export = read_export(source, chosen)
+    told: list[str] = []
+    if target.exists():
+        sets = _read_answers(target)
+    else:
+        sets = make_answer_sets(export)
+        rows = [each.to_row() for each in sets.values()]
+        with writing(target):
+            target.write_text("".join(to_line(row, ascii_only=False) for row in rows), encoding="utf-8")
+        told.append(f"{count(len(sets), 'answer set')}: {answers}")
+    imported = import_rankings(export, sets, journal)
+    of = f"{count(imported.sets, 'answer set')} by {count(imported.annotators, 'annotator')}"
+    told.append(f"{imported.tool}: {count(imported.written, 'judgement')} of {of} imported from {path}")
+    told += [f"{imported.there:,} were there already"] * bool(imported.there) + [f"{imported.replaced:,} replaced"] * bool(
+        imported.replaced
+    )
+    if imported.left_out:
+        told.append("left out: " + ", ".join(f"{number:,} {what}" for what, number in sorted(imported.left_out.items())))
+    return told
+
+
+def _export_rankings(
+    path: Path,
+    form: Literal["csv", "label-studio", "argilla"],
+    sets: "dict[str, AnswerSet]",
+    judgements: "list[Judgement]",
+    rename: "Callable[[str], str]",
+) -> list[str]:
+    from pipeline.ranking.exporting import export_rankings, make_label_studio_config
+    from pipeline.store.disk import expand_home, writing
+    from pipeline.text import count
+
+    files = {path: export_rankings(sets, judgements, form, rename)}
+    if form == "label-studio":
+        files[path.with_suffix(".xml")] = make_label_studio_config(max(len(each.completions) for each in sets.values()))
+    for name, text in files.items():
+        with writing(name):
+            expand_home(name).write_text(text, encoding="utf-8", newline="")
+    repeats = sum(each.repeat for each in judgements) if form == "argilla" else 0
+    told = [f"{count(len(judgements) - repeats, 'judgement')}: {', '.join(map(str, files))}"]
+    return told + [f"left out: {count(repeats, 'repetition')}, as Argilla holds one response of a person"] * bool(repeats)
 
 
 def _read_answers(path: Path) -> "dict[str, AnswerSet]":

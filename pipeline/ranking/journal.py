@@ -6,7 +6,8 @@ writer left torn is the last one, and is closed off before the next is written.
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -96,21 +97,35 @@ class Journal:
         Raises:
             ResourceError: The disk is full, or may not be written to.
         """
+        with self._writing() as descriptor:
+            if (line.id in self.judgements) == isinstance(line, Judgement) or refuse():
+                return False
+            _append(descriptor, [line])
+        self.read()
+        return True
+
+    def add_all(self, lines: Sequence[Judgement | Undo]) -> None:
+        """Write lines to the disk in one piece, all or none.
+
+        Raises:
+            ResourceError: The disk is full, or may not be written to.
+        """
+        if lines:
+            with self._writing() as descriptor:
+                _append(descriptor, lines)
+            self.read()
+
+    @contextmanager
+    def _writing(self) -> Generator[int]:
+        """Inside, nobody else writes, and all that others have written is known: of two tabs one wins."""
         with writing(self.path):
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-                self.read()  # so that of two tabs one wins
-                if (line.id in self.judgements) == isinstance(line, Judgement) or refuse():
-                    return False
-                size = os.fstat(descriptor).st_size
-                torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-                content = to_line(line.model_dump(exclude_defaults=True) | {"kind": line.kind}).encode()
-                _write_whole(descriptor, b"\n" * torn + content, size)
+                self.read()
+                yield descriptor
             finally:
                 os.close(descriptor)
-        self.read()
-        return True
 
     def _take(self, data: bytes) -> Iterator[Judgement | Undo]:
         whole, newline, _ = data.rpartition(b"\n")
@@ -133,12 +148,18 @@ class Journal:
             yield line
 
 
+def _append(descriptor: int, lines: Sequence[Judgement | Undo]) -> None:
+    size = os.fstat(descriptor).st_size
+    torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+    content = "".join(to_line(line.model_dump(exclude_defaults=True) | {"kind": line.kind}) for line in lines)
+    _write_whole(descriptor, b"\n" * torn + content.encode(), size)
+
+
 def _write_whole(descriptor: int, content: bytes, size: int) -> None:
     """Append and flush to the disk; where not all of it went in, nothing stays."""
     try:
-        written = os.write(descriptor, content)
-        if written < len(content):
-            os.write(descriptor, content[written:])
+        while content:
+            content = content[os.write(descriptor, content) :]
         os.fsync(descriptor)
     except OSError:
         os.ftruncate(descriptor, size)

@@ -32,3 +32,45 @@ def rank_levels(levels: Sequence[Sequence[int]], order: Sequence[int]) -> tuple[
     for answer in rest:
         ranks[answer] = rank
     return tuple(ranks), len(rest) > 1
+
+
+def parse_levels(text: str, count: int) -> list[list[int]]:
+    """Read a ranking: numbers of answers, best first; `=` ties with the one before. Blanks, commas and `>` may stand between.
+
+    Example: "2=1 3" -> [[1, 0], [2]].
+
+    Raises:
+        ValueError: It is none.
+    """
+    levels: list[list[int]] = []
+    tie = False
+    for char in text:
+        if char in " ,>\t":
+            continue
+        if char == "=":
+            if tie or not levels:
+                raise ValueError(f"found {text[:40]!r}; needed a number on both sides of each =; write it anew")
+            tie = True
+            continue
+        place = read_place(char, count)
+        if any(place in level for level in levels):
+            raise ValueError(f"found answer {char} twice in {text[:40]!r}; needed each at most once; write it anew")
+        if tie:
+            levels[-1].append(place)
+        else:
+            levels.append([place])
+        tie = False
+    if tie:
+        raise ValueError(f"found {text[:40]!r}; needed a number on both sides of each =; write it anew")
+    return levels
+
+
+def read_place(text: str, count: int) -> int:
+    """Read the number of an answer; returns its place, from 0.
+
+    Raises:
+        ValueError: There is no such answer.
+    """
+    if text not in "123456789"[:count] or len(text) != 1:
+        raise ValueError(f"found {text[:40]!r}; needed a number of 1 to {count}, or a letter; ? lists them")
+    return int(text) - 1

@@ -222,8 +222,7 @@ def make_comparisons(answers: Mapping[str, AnswerSet], judgements: Sequence[Judg
             continue
         means = [fmean(ranks) for ranks in zip(*(judgement.ranks or () for judgement in chosen), strict=True)]
         levels = sorted(set(means))
-        prompt = [{"role": message.role, "content": message.content} for message in each.prompt]
-        row: dict[str, object] = {"prompt": prompt, "completions": list(each.completions)}
+        row = {name: value for name, value in each.to_row().items() if name in ("prompt", "completions")}
         row["ranks"] = [1 + levels.index(mean) for mean in means]
         row["judged_by"] = "people" if people else f"model {', '.join(sorted({judgement.model for judgement in chosen}))}"
         yield row | ({"source": each.source} if each.source else {})

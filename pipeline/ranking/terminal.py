@@ -14,6 +14,7 @@ from rich.text import Text
 
 from data.answers import AnswerSet
 from pipeline.ranking.assignment import Assignment
+from pipeline.ranking.ranks import parse_levels, read_place
 from pipeline.ranking.study import Study
 from pipeline.text import show_controls
 
@@ -87,7 +88,7 @@ def _obey(line: str, study: Study, annotator: str, console: Console, assignment:
     if line[0] in "123456789":
         return _send(study, annotator, console, assignment, draft, "ranked", levels=parse_levels(line, len(order)))
     if line[0] == "+":
-        place = _read_place(line[1:].strip(), len(order)) if line[1:].strip() else None
+        place = read_place(line[1:].strip(), len(order)) if line[1:].strip() else None
         _show(console, study, annotator, study.answers[assignment.item], order, unfold=True, only=place)
     elif word == "c" and not rest:
         return _send(study, annotator, console, assignment, draft, "cannot say")
@@ -137,43 +138,6 @@ def _send(
     return True
 
 
-def parse_levels(text: str, count: int) -> list[list[int]]:
-    """Read a ranking: numbers of answers, best first; `=` ties with the one before. Blanks, commas and `>` may stand between.
-
-    Example: "2=1 3" -> [[1, 0], [2]].
-
-    Raises:
-        ValueError: It is none.
-    """
-    levels: list[list[int]] = []
-    tie = False
-    for char in text:
-        if char in " ,>\t":
-            continue
-        if char == "=":
-            if tie or not levels:
-                raise ValueError(f"found {text[:40]!r}; needed a number on both sides of each =; write it anew")
-            tie = True
-            continue
-        place = _read_place(char, count)
-        if any(place in level for level in levels):
-            raise ValueError(f"found answer {char} twice in {text[:40]!r}; needed each at most once; write it anew")
-        if tie:
-            levels[-1].append(place)
-        else:
-            levels.append([place])
-        tie = False
-    if tie:
-        raise ValueError(f"found {text[:40]!r}; needed a number on both sides of each =; write it anew")
-    return levels
-
-
-def _read_place(text: str, count: int) -> int:
-    if text not in "123456789"[:count] or len(text) != 1:
-        raise ValueError(f"found {text[:40]!r}; needed a number of 1 to {count}, or a letter; ? lists them")
-    return int(text) - 1
-
-
 def _read_grade(text: str, study: Study) -> int | None:
     if not study.settings.grade:
         raise ValueError("this study asks for no grade")
@@ -195,7 +159,7 @@ def _flag(text: str, study: Study, draft: _Draft, count: int) -> str:
         if name is None:
             raise ValueError(f"found the flag {text[:40]!r}; needed one of {', '.join(flags) or 'none'}; write it so")
         for char in text[len(name) :].replace(",", " ").split():
-            place, marked = _read_place(char, count), draft.flags.setdefault(name, [])
+            place, marked = read_place(char, count), draft.flags.setdefault(name, [])
             marked.remove(place) if place in marked else marked.append(place)
     marks = [f"{flag} {' '.join(str(place + 1) for place in sorted(draft.flags.get(flag, ())))}".strip() for flag in flags]
     return "flags: " + (", ".join(marks) or "none")

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipeline.ranking.journal import Journal
+
 HOSTILE = "<script>alert(1)</script> <img src=x onerror=alert(1)> \u202eRTL\u202c \x1b[31mred " + "x" * 20_000
 
 
@@ -57,3 +59,18 @@ def read_journal(tmp_path):
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     return read_journal
+
+
+@pytest.fixture
+def bring_in(rlhf_here, tmp_path):
+    """bring_in(content, *options, name): what the command said of a file with it, the answer sets and the judgements that stand then."""
+
+    def bring_in(content, *options, name="export.json"):
+        (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content, indent=1), encoding="utf-8")
+        told = rlhf_here("rankings", "answers.jsonl", "--import", name, *options)
+        path, journal = tmp_path / "answers.jsonl", tmp_path / "answers.rankings.jsonl"
+        sets = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        said = list(Journal(journal).judgements.values()) if journal.exists() else []
+        return SimpleNamespace(told=told, sets=sets, said=said, out=told.stdout, error=told.stderr)
+
+    return bring_in

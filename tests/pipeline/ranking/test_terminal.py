@@ -18,9 +18,10 @@ from rich.console import Console
 from data.answers import AnswerSet
 from data.schema import Message
 from pipeline.ranking.journal import Journal
+from pipeline.ranking.ranks import parse_levels
 from pipeline.ranking.settings import Settings
 from pipeline.ranking.study import Study
-from pipeline.ranking.terminal import parse_levels, rank_on_terminal, wrap
+from pipeline.ranking.terminal import rank_on_terminal, wrap
 from tests.conftest import ROOT
 from tests.pipeline.ranking.conftest import HOSTILE, write_answers
 
