@@ -33,7 +33,7 @@ def make_spec(recipe: Recipe, inputs: Inputs, decision: Decision, output_dir: Pa
         root: Of the store.
     """
     stage = decision.stage
-    models: dict[str, str] = {}
+    models: dict[str, str] = {ref: str(parent.opened_path) for ref, parent in decision.parents.items()} if STAGES[stage].asked_for else {}
     for role, maker in STAGES[stage].models.items():
         made = decision.parents.get(maker) if maker else None
         models[role] = str(made.opened_path) if made else inputs.base_model

@@ -19,7 +19,7 @@ from pipeline.store.artifact import Artifact
 from pipeline.store.compare import changed_leaves, describe_change
 from pipeline.store.disk import hash_file
 from pipeline.store.store import Store
-from stages.spec import EXIT_MISSING, STAGES, StageName, asks_judge, with_ancestors
+from stages.spec import EXIT_MISSING, RUN_STAGES, STAGES, StageName, asks_judge, with_ancestors
 
 # Settings that change how a stage runs but not what it makes, and those of `ppo.rollout`. In between, PPO evaluates without touching
 # what it trains with (`ppo.publish: best` chooses by that, see `_config_slice`); TRL's evaluations draw from torch's generator, so that
@@ -30,6 +30,7 @@ _WITHOUT_EFFECT: dict[StageName, tuple[str, ...]] = {
     "rm": ("save_every", "log_every"),
     "ppo": ("save_every", "log_every", "eval_every"),
     "evaluate": ("batch_size",),
+    "sample": ("batch_size",),
 }
 _WITHOUT_EFFECT_IN_ROLLOUT = ("command", "options", "server")
 _REASONS_SHOWN = 4
@@ -45,7 +46,7 @@ class Selection:
         force: Make new artifacts even where one could be reused.
     """
 
-    run: tuple[StageName, ...] = tuple(STAGES)
+    run: tuple[StageName, ...] = RUN_STAGES
     force: bool = False
 
     def needed(self, recipe: Recipe) -> tuple[StageName, ...]:
@@ -99,11 +100,11 @@ def decide(
         stage: The stage.
         recipe: Resolved recipe.
         inputs: As `prepare` returns them.
-        parents: Stage -> artifact, at least those that the stage reads.
+        parents: Stage -> artifact, at least those that the stage reads; of a stage that is asked for, ref -> artifact.
         store: Where artifacts are looked up.
         force: Run it even where an artifact has its key.
     """
-    own_parents: dict[str, Artifact] = {kind: parents[kind] for kind in recipe.parents(stage)}
+    own_parents: dict[str, Artifact] = dict(parents) if STAGES[stage].asked_for else {kind: parents[kind] for kind in recipe.parents(stage)}
     config = _config_slice(stage, recipe, inputs)
     data = inputs.fingerprints(stage, recipe)
     content = {kind: parent.content_id for kind, parent in own_parents.items()}
@@ -249,8 +250,9 @@ def _differences(
     yield from (describe_change(*change) for change in changed_leaves(manifest.config, config))
     for kind in sorted({name.partition(".")[0] for name, *_ in changed_leaves(manifest.data, data)}):
         yield f"data.{kind} changed"
-    old_parents = {parent.kind: parent for parent in manifest.parents}
-    new_parents = {STAGES[cast("StageName", maker)].kind: parent for maker, parent in parents.items()}
+    named = STAGES[stage].asked_for
+    old_parents = {parent.ref if named else parent.kind: parent for parent in manifest.parents}
+    new_parents = parents if named else {STAGES[cast("StageName", maker)].kind: parent for maker, parent in parents.items()}
     for kind, parent in new_parents.items():
         before = old_parents.get(kind)
         if before is None or (parent is not None and before.content_id != parent.content_id):

@@ -29,7 +29,7 @@ from pipeline.plan import identify_tokens
 from pipeline.recipe.schema import Recipe
 from pipeline.store.disk import locked, make_directories, writing
 from pipeline.store.parts import TOKENS_DIR
-from stages.evaluate_settings import EvaluateSettings
+from stages.settings import TrainingSettings
 from stages.spec import TOKENS_VERSION, TokensSpec
 
 _WORK = re.compile(r"\.work-[a-z0-9_]{8}")
@@ -113,9 +113,7 @@ def _describe_model(recipe: Recipe) -> dict[str, Any]:
     """Say what of the recipe the base model is checked against."""
     sampling = {"ppo": recipe.ppo} | ({"evaluate": recipe.evaluate} if recipe.evaluate else {})
     return {
-        "adapters": {
-            stage: settings.lora for stage in recipe.stages if not isinstance(settings := recipe.settings(stage), EvaluateSettings)
-        },
+        "adapters": {stage: settings.lora for stage in recipe.stages if isinstance(settings := recipe.settings(stage), TrainingSettings)},
         "stop_tokens": {stage: settings.stop_token for stage, settings in sampling.items()},
         "max_rollout_tokens": max(settings.max_response_tokens or recipe.tokens.max_response_tokens for settings in sampling.values()),
     }

@@ -232,3 +232,34 @@ class HardwareSettings(Closed):
         if self.offload_parameters and self.zero_stage != 3:
             raise ValueError(f"offload_parameters needs zero_stage: 3, found {self.zero_stage}")
         return self
+
+
+class RolloutSettings(Closed):
+    """What samples PPO's responses. The log-probabilities that PPO learns from are the trainer's own in either case."""
+
+    engine: Literal["torch", "vllm"] = Field(
+        "torch",
+        description="`torch`: the stage's own processes, by the policy's own forward; `vllm`: a vLLM server, which is given the policy's "
+        "weights (with lora: the adapter) before each rollout. It pays for long responses and large models; a resumed run is then no "
+        "longer the same to the last bit.",
+    )
+    command: list[str] = Field(
+        ["vllm"],
+        min_length=1,
+        description="vllm: what starts a server, from an environment of its own, up to the word `serve`; for instance "
+        "[env, CUDA_VISIBLE_DEVICES=7, /opt/vllm/bin/vllm]. It runs on the first node for as long as the stage.",
+    )
+    options: list[str] = Field(
+        default_factory=list, description="vllm: further options of `vllm serve`, for instance [--tensor-parallel-size, '2']."
+    )
+    server: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="vllm: address of a server that runs already, instead of one that the stage starts; it must see the store's files.",
+    )
+    importance_cap: float = Field(
+        2.0,
+        ge=1,
+        description="vllm: largest weight of a token in the policy loss: the trainer's probability of it over the server's, since they "
+        "differ by more than rounding (truncated importance sampling).",
+    )

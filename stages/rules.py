@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from stages.blocks import HardwareSettings
-from stages.evaluate_settings import EvaluateSettings
 from stages.settings import PPOSettings, StageSettings, TrainingSettings
 from stages.spec import StageName
 
@@ -42,7 +41,7 @@ def find_refusals(
     zero3 = engine == "deepspeed" and hardware.zero_stage == 3
     if hardware.engine == "none" and num_processes > 1:
         yield Refusal("hardware.engine", f"found none with {num_processes} processes, needed ddp or deepspeed; set it, or processes: 1")
-    if isinstance(settings, EvaluateSettings):
+    if not isinstance(settings, TrainingSettings):
         return  # it trains nothing: each process answers its share, whatever that is
     names = ("minibatch_size", "ptx_batch_size") if isinstance(settings, PPOSettings) else ("batch_size",)
     for name in names:

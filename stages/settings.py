@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from stages.blocks import Closed, Fraction, LoRASettings, PositiveInt
+from stages.blocks import Closed, Fraction, LoRASettings, PositiveInt, RolloutSettings
 from stages.evaluate_settings import EvaluateSettings
+from stages.sample_settings import SampleSettings
 
 
 class _Optimization(Closed):
@@ -97,37 +98,6 @@ class RMSettings(_Optimization):
     def _micro_batch_divides_batch(self) -> "RMSettings":
         _check_divides("micro_batch_size", self.micro_batch_size, "batch_size", self.batch_size)
         return self
-
-
-class RolloutSettings(Closed):
-    """What samples PPO's responses. The log-probabilities that PPO learns from are the trainer's own in either case."""
-
-    engine: Literal["torch", "vllm"] = Field(
-        "torch",
-        description="`torch`: the stage's own processes, by the policy's own forward; `vllm`: a vLLM server, which is given the policy's "
-        "weights (with lora: the adapter) before each rollout. It pays for long responses and large models; a resumed run is then no "
-        "longer the same to the last bit.",
-    )
-    command: list[str] = Field(
-        ["vllm"],
-        min_length=1,
-        description="vllm: what starts a server, from an environment of its own, up to the word `serve`; for instance "
-        "[env, CUDA_VISIBLE_DEVICES=7, /opt/vllm/bin/vllm]. It runs on the first node for as long as the stage.",
-    )
-    options: list[str] = Field(
-        default_factory=list, description="vllm: further options of `vllm serve`, for instance [--tensor-parallel-size, '2']."
-    )
-    server: str | None = Field(
-        None,
-        pattern=r"^https?://",
-        description="vllm: address of a server that runs already, instead of one that the stage starts; it must see the store's files.",
-    )
-    importance_cap: float = Field(
-        2.0,
-        ge=1,
-        description="vllm: largest weight of a token in the policy loss: the trainer's probability of it over the server's, since they "
-        "differ by more than rounding (truncated importance sampling).",
-    )
 
 
 class PPOSettings(_Optimization):
@@ -270,4 +240,4 @@ def _check_divides(small_name: str, small: int, large_name: str, large: int) -> 
 
 
 TrainingSettings = PretrainSettings | SFTSettings | RMSettings | PPOSettings
-StageSettings = TrainingSettings | EvaluateSettings
+StageSettings = TrainingSettings | EvaluateSettings | SampleSettings

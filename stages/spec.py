@@ -16,6 +16,7 @@
       kept/<n>/      S, PPO with `ppo.keep_every`: as model/   S: evaluate
                      was after iteration n
       evaluation.json S, evaluate: what it found               P: reports
+      answers.jsonl  S, sample: prompts with answers to rank   P: `rlhf rank`, as data.answers says
       metrics.jsonl  S, at the end, from checkpoint_dir        people
       samples.jsonl  S, at the end                             P: `rlhf show`
       result.json    S, last: see stages.result               P: manifest
@@ -45,9 +46,10 @@ from data.redact import RedactKind
 from data.schema import RecordKind
 from stages.blocks import Closed, HardwareSettings, LoRASettings, TokenSettings
 from stages.evaluate_settings import EvaluateSettings
+from stages.sample_settings import SampleSettings
 from stages.settings import PPOSettings, PretrainSettings, RMSettings, SFTSettings, StageSettings
 
-StageName = Literal["pretrain", "sft", "rm", "ppo", "evaluate"]
+StageName = Literal["pretrain", "sft", "rm", "ppo", "evaluate", "sample"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Stage:
         version: Raised by hand when its code changes what it produces; part of the cache key.
         memory_keys: What to lower when it runs out of memory.
         leaves_model: Whether it leaves a model, and checkpoints of one while it runs.
+        asked_for: It is run by a command of its own, not by `rlhf run`, and reads the models that are named there: ref -> directory.
     """
 
     kind: str
@@ -72,6 +75,7 @@ class Stage:
     version: int
     memory_keys: str
     leaves_model: bool = True
+    asked_for: bool = False
 
     @property
     def parents(self) -> tuple[StageName, ...]:
@@ -110,10 +114,22 @@ STAGES: dict[StageName, Stage] = {
         memory_keys="evaluate.batch_size",
         leaves_model=False,
     ),
+    "sample": Stage(
+        "answers",
+        SampleSettings,
+        models={},
+        data=("prompts",),
+        version=1,
+        memory_keys="sample.batch_size",
+        leaves_model=False,
+        asked_for=True,
+    ),
 }
 
-# Of what stages make, in their order; not always the stage's name.
-ARTIFACT_KINDS = tuple(row.kind for row in STAGES.values())
+RUN_STAGES: tuple[StageName, ...] = tuple(name for name, row in STAGES.items() if not row.asked_for)  # which `rlhf run` brings up, in order
+RANKINGS_KIND = "rankings"  # made by people, of answers: `rlhf rankings --publish`
+# Of what stages make, in their order, not always the stage's name; and of what people make of it.
+ARTIFACT_KINDS = (*(row.kind for row in STAGES.values()), RANKINGS_KIND)
 MODEL_KINDS = tuple(row.kind for row in STAGES.values() if row.leaves_model)
 
 
@@ -161,6 +177,7 @@ def parse_checkpoint(name: str) -> int | None:
 
 
 MODEL_DIR, MERGED_DIR, METRICS_FILE, SAMPLES_FILE, RESULT_FILE = "model", "merged", "metrics.jsonl", "samples.jsonl", "result.json"
+ANSWERS_FILE = "answers.jsonl"
 KEPT_DIR = "kept"  # models of PPO's iterations, a directory each
 BEST_DIR = "best"  # beside PPO's checkpoints: the policy that was best so far, as it was in training
 ADAPTER_CONFIG = "adapter_config.json"  # peft's, in model/: names the base
@@ -202,7 +219,7 @@ class StageSpec(Closed):
     settings: StageSettings
     tokens: TokenSettings
     hardware: HardwareSettings
-    models: dict[str, str] = Field(description="Role -> model directory or hub id, per the stage's row in STAGES.")
+    models: dict[str, str] = Field(description="Role (sample: ref) -> model directory or hub id, per the stage's row in STAGES.")
     revision: str | None = Field(None, description="Revision of a base model from the hub.")
     data: dict[str, DataSplits] = Field(description="Record kind -> sources, per `data_inputs`.")
     eval_fraction: float = Field(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from stages.spec import ARTIFACT_KINDS, EXIT_MISSING, STAGES, StageName, data_inputs, with_ancestors
+from stages.spec import ARTIFACT_KINDS, EXIT_MISSING, RUN_STAGES, StageName, data_inputs, with_ancestors
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,7 +46,7 @@ PrivateOption = Annotated[
     ),
 ]
 
-STAGE_NAMES = ", ".join(STAGES)
+STAGE_NAMES = ", ".join(RUN_STAGES)
 KIND_NAMES = ", ".join(ARTIFACT_KINDS)
 
 
@@ -57,7 +57,7 @@ def select_stages(only: str | None, from_stage: str | None, until: str | None, f
     if only is not None and (from_stage is not None or until is not None):
         raise typer.BadParameter("--only is a stage alone; leave --from and --until away")
     first, last = parse_stage(from_stage if only is None else only), parse_stage(until if only is None else only)
-    chosen: tuple[StageName, ...] = with_ancestors([last]) if last else tuple(STAGES)
+    chosen: tuple[StageName, ...] = with_ancestors([last]) if last else RUN_STAGES
     run: tuple[StageName, ...] = tuple(stage for stage in chosen if first is None or first in with_ancestors([stage]))
     if not run:
         raise typer.BadParameter(f"--from {from_stage} comes after --until {until}; the order is {STAGE_NAMES}")
@@ -76,7 +76,7 @@ def parse_stage(name: str | None) -> StageName | None:
     """Read a stage's name as it was typed."""
     if name is None:
         return None
-    for stage in STAGES:
+    for stage in RUN_STAGES:
         if stage == name:
             return stage
     raise typer.BadParameter(f"found {name!r:.40}, needed a stage: {STAGE_NAMES}")

@@ -28,7 +28,7 @@ from pipeline.cli.options import (
     print_json,
     say,
 )
-from stages.spec import STAGES, StageName, with_ancestors
+from stages.spec import RUN_STAGES, StageName, with_ancestors
 
 
 def run_command(
@@ -110,7 +110,7 @@ def config_command(
     if schema:
         print_json(recipe_schema())
         return
-    resolved = open_recipe(recipe, overrides, tuple(STAGES), to_run=False).model_dump(mode="json")
+    resolved = open_recipe(recipe, overrides, RUN_STAGES, to_run=False).model_dump(mode="json")
     if as_json:
         print_json(resolved)
     else:
@@ -156,7 +156,7 @@ def check_data_command(
     from pipeline.report.tables import findings_data, print_findings
     from pipeline.tokens import make_tokens
 
-    resolved = open_recipe(recipe, overrides, tuple(STAGES))
+    resolved = open_recipe(recipe, overrides, RUN_STAGES)
     root = open_store_to_write(store, resolved).root
     view = ProgressView(make_console(err=True))
     inputs = prepare(resolved, root, resolved.stages, told=view.reading)

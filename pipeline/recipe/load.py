@@ -21,7 +21,7 @@ from pipeline.recipe.paths import resolve_paths
 from pipeline.recipe.schema import DEMO_PATTERN, Recipe
 from pipeline.recipe.yaml_lines import Document, Keys, parse_value, read_document, show_keys
 from pipeline.store.disk import expand_home
-from stages.spec import STAGES, StageName
+from stages.spec import RUN_STAGES, STAGES, StageName
 
 _MAX_WHOLE, _MAX_IN_LIBRARIES = 2**31, 2**63
 _PACKAGED_DIR = Path(__file__).parents[1] / "recipes"
@@ -44,7 +44,7 @@ def find_recipe(name: str) -> Path:
     return found
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = (), stages: Iterable[StageName] = STAGES, *, to_run: bool = False) -> Recipe:
+def load_recipe(path: Path, overrides: Sequence[str] = (), stages: Iterable[StageName] = RUN_STAGES, *, to_run: bool = False) -> Recipe:
     """Read, override, resolve and check a recipe.
 
     Args:
@@ -78,7 +78,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), stages: Iterable[Stag
         recipe = Recipe.model_validate(document.values, strict=True, context=document)
     except ValidationError as error:
         raise ConfigError([*problems, *explain(error.errors(), document)]) from None
-    problems += check_recipe(recipe, document, tuple(stage for stage in stages if stage in recipe.stages), to_run=to_run)
+    problems += check_recipe(
+        recipe, document, tuple(stage for stage in stages if stage in recipe.stages or STAGES[stage].asked_for), to_run=to_run
+    )
     if problems:
         raise ConfigError(problems)
     return recipe

@@ -11,8 +11,9 @@ from pipeline.ranking.settings import Settings as RankingSettings
 from pipeline.recipe.yaml_lines import Document
 from stages.blocks import Closed, HardwareSettings, TokenSettings
 from stages.evaluate_settings import EvaluateSettings
+from stages.sample_settings import SampleSettings
 from stages.settings import PPOSettings, PretrainSettings, RMSettings, SFTSettings, StageSettings
-from stages.spec import STAGES, DataSplits, StageName, Tracker
+from stages.spec import RUN_STAGES, STAGES, DataSplits, StageName, Tracker
 
 DEMO_PATTERN = re.compile(r"demo(?:@(?P<seed>[0-9]{1,9}))?(?::(?P<kind>demonstrations|comparisons|prompts)\.(?P<split>train|eval))?")
 
@@ -71,6 +72,9 @@ class Recipe(Closed):
         default_factory=lambda: RankingSettings.model_validate({}),
         description="How people rank answers (`rlhf rank --recipe`); it changes nothing of what the stages make.",
     )
+    sample: SampleSettings = Field(
+        default_factory=lambda: SampleSettings.model_validate({}), description="Answers for people to rank: `rlhf sample`, `rlhf round`."
+    )
     hardware: HardwareSettings = Field(
         default_factory=lambda: HardwareSettings.model_validate({}), description="Where and in which precision."
     )
@@ -110,17 +114,17 @@ class Recipe(Closed):
         return document.place(tuple(key.split("."))) if document else "recipe"
 
     def settings(self, stage: StageName) -> StageSettings:
-        """Return the settings block of one stage; what evaluation does not set of its answers is as in PPO."""
+        """Return the settings block of one stage; what evaluation and sampling do not set of answers is as in PPO."""
         settings = cast("StageSettings", getattr(self, stage))
-        if isinstance(settings, EvaluateSettings):
+        if isinstance(settings, EvaluateSettings | SampleSettings):
             unset = [name for name in ("max_response_tokens", "temperature", "stop_token") if getattr(settings, name) is None]
             return settings.model_copy(update={name: getattr(self.ppo, name) for name in unset})
         return settings
 
     @property
     def stages(self) -> tuple[StageName, ...]:
-        """The stages that it has, in order: all, but `pretrain` only with a block of that name, and `evaluate` unless that is null."""
-        return tuple(stage for stage in STAGES if getattr(self, stage) is not None)
+        """The stages that `run` brings up, in order: `pretrain` only with a block of that name, `evaluate` unless that is null."""
+        return tuple(stage for stage in RUN_STAGES if getattr(self, stage) is not None)
 
     def parents(self, stage: StageName) -> tuple[StageName, ...]:
         """Return the stages whose artifacts a stage reads: without `pretrain`, SFT reads none, but the base model."""

@@ -13,6 +13,7 @@ PROGRESS: dict[StageName, dict[str, str]] = {
     "rm": {"train/loss": "loss", "train/accuracy": "accuracy", "eval/accuracy": "held-out accuracy"},
     "ppo": {"objective/reward_model_scores": "score", "objective/kl": "KL", "eval/sampled/judge_score": "held-out judge"},
     "evaluate": {},
+    "sample": {},
 }
 RESULT: dict[StageName, dict[str, str]] = {
     "pretrain": {"eval/loss": "held-out loss", "eval/perplexity": "held-out perplexity"},
@@ -32,6 +33,7 @@ RESULT: dict[StageName, dict[str, str]] = {
         "eval/win_rate_by_score": "PPO over SFT by score",
         "eval/reward_model/blind": "flaws that the reward model does not see",
     },
+    "sample": {"answers": "answers a prompt", "finished": "ended by themselves", "resampled": "sampled again as near-duplicates"},
 }
 
 

@@ -16,7 +16,7 @@ from pipeline.store.manifest import Manifest
 from pipeline.store.store import Store
 from pipeline.text import clean, format_bytes, format_duration
 from stages.result import Interval
-from stages.spec import EXIT_MISSING, EXIT_RESOURCE, STAGES
+from stages.spec import ARTIFACT_KINDS, EXIT_MISSING, EXIT_RESOURCE
 
 if TYPE_CHECKING:  # `rlhf ls` needs neither
     from data.schema import RecordKind
@@ -115,7 +115,7 @@ def list_unread(outcomes: "Sequence[Outcome]") -> list[str]:
 def list_data(store: Store, kind: str | None) -> list[dict[str, Any]]:
     """Return all artifacts as plain data, damaged ones marked."""
     rows: list[dict[str, Any]] = []
-    names = {known: store.aliases(known) for known in ([kind] if kind else [row.kind for row in STAGES.values()])}
+    names = {known: store.aliases(known) for known in ([kind] if kind else ARTIFACT_KINDS)}
     for ref in store.refs(kind):
         try:
             artifact = store.get(ref)

@@ -1,8 +1,9 @@
 """What a model said to all prompts, and what is known of it: made in chunks by all ranks, kept on the disk as soon as it is whole.
 
     <checkpoints>/evaluate/<model>-<way>.<part>.npz,   part: answers, kl, score, judge
+    <checkpoints>/sample/...                           of `rlhf sample`
 
-A killed evaluation goes on with the first part that is not there. Axes: N answers, the samples of a prompt one after the other.
+A killed stage goes on with the first part that is not there. Axes: N answers, the samples of a prompt one after the other.
 """
 
 import functools
@@ -22,7 +23,6 @@ from stages.process.seeds import derive_seed
 from stages.responses.engine import Sampling, sample_responses
 
 _CHUNK = 512  # answers of all ranks between two words on how far it is
-_DIRECTORY = "evaluate"
 Arrays = dict[str, NDArray[Any]]
 Item = TypeVar("Item")
 
@@ -56,7 +56,7 @@ class Shelf:
 
     def __init__(self, context: StageContext, ranks: Ranks) -> None:
         self._context, self._ranks = context, ranks
-        self._directory = context.spec.checkpoint_dir / _DIRECTORY
+        self._directory = context.spec.checkpoint_dir / context.spec.stage
         self._directory.mkdir(exist_ok=True)
 
     def has(self, *names: str) -> bool:

@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from stages.blocks import HardwareSettings
 from stages.deepspeed_config import make_deepspeed_config
-from stages.evaluate_settings import EvaluateSettings
 from stages.process.context import StageContext, uses_gpu
+from stages.settings import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -35,4 +35,4 @@ def choose_engine(context: StageContext) -> Engine:
     wants_zero = hardware.engine == "deepspeed" or (hardware.engine == "auto" and several and uses_gpu(context))
     name = "deepspeed" if wants_zero and hardware.zero_stage > 0 else "ddp" if several else "none"
     settings = context.spec.settings
-    return Engine(name, hardware, 1.0 if isinstance(settings, EvaluateSettings) else settings.max_grad_norm)
+    return Engine(name, hardware, settings.max_grad_norm if isinstance(settings, TrainingSettings) else 1.0)

@@ -135,7 +135,7 @@ def write_fake_stages(directory):
     (package / "__init__.py").write_text(f"__path__ = [{str(package)!r}, {str(real)!r}]\n")
     program = Path(__file__).with_name("fake_stage.py")
     run = f"import runpy\nrunpy.run_path({str(program)!r}, run_name='__main__')\n"
-    for stage in ("pretrain", "sft", "rm"):
+    for stage in ("pretrain", "sft", "rm", "sample"):
         (package / f"{stage}.py").write_text(run)
     for stage in ("ppo", "evaluate"):  # their other modules stay real: the report reads what an evaluation found
         (package / stage).mkdir()

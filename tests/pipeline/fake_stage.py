@@ -79,8 +79,14 @@ for role, path in spec["models"].items():
     learned[role] = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
 if behaviour == "same":
     learned = "always the same"
-(output / "model").mkdir(parents=True)
-(output / "model" / "model.safetensors").write_text(json.dumps(learned, sort_keys=True))
+if stage == "sample":
+    names, text = list(spec["models"]), hashlib.sha256(json.dumps(learned).encode()).hexdigest()[:6]
+    rows = [{"prompt": f"question {i}", "completions": [f"one {text}", f"two {text}"], "models": [names[0], names[-1]]} for i in range(8)]
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+else:
+    (output / "model").mkdir(parents=True)
+    (output / "model" / "model.safetensors").write_text(json.dumps(learned, sort_keys=True))
 sample = {"prompt": "hi \x1b[2Jthere", "grün": "日本 \U0001f600 \u202e", "response": "[bold]hello[/bold] \x1b]0;title\x07you"}
 (output / "samples.jsonl").write_text(json.dumps(sample) + "\n")
 facts = {

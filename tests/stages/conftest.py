@@ -15,6 +15,7 @@ import torch
 from stages.blocks import HardwareSettings, LoRASettings, TokenSettings
 from stages.evaluate_settings import EvaluateSettings
 from stages.result import StageResult
+from stages.sample_settings import SampleSettings
 from stages.settings import PPOSettings, PretrainSettings, RMSettings, SFTSettings
 from stages.spec import RESULT_FILE, StageSpec, data_inputs
 
@@ -49,6 +50,7 @@ SMALL = {
     "evaluate": EvaluateSettings(
         prompts=6, samples=4, policy_samples=2, comparisons=8, probe_prompts=8, max_response_tokens=8, temperature=1.0
     ),
+    "sample": SampleSettings(answers=3, prompts=6, max_response_tokens=8, temperature=1.0),
 }
 HARDWARE = HardwareSettings(device="cpu", precision="float32", attention="eager", threads=1)
 

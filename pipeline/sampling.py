@@ -1,0 +1,84 @@
+"""Policies, named by ref, and prompts -> an artifact of answers for people to rank, by the stage `sample`; reused where it is there."""
+
+import json
+from collections.abc import Sequence
+
+from pipeline.errors import StoreError
+from pipeline.inputs.prepare import prepare
+from pipeline.plan import Decision, decide
+from pipeline.recipe.load import load_recipe
+from pipeline.recipe.schema import Recipe
+from pipeline.run import Outcome, View, run_stage
+from pipeline.store.artifact import Artifact
+from pipeline.store.disk import expand_home
+from pipeline.store.manifest import CONFIG_FILE
+from pipeline.store.parts import require_places
+from pipeline.store.store import Store
+from stages.spec import EXIT_MISSING, EXIT_USAGE, STAGES, StageName
+
+_STAGE: StageName = "sample"
+
+
+def load_own_recipe(artifact: Artifact, overrides: Sequence[str]) -> Recipe:
+    """Load the recipe that an artifact was made with, to sample from it: its prompts, limits and machine.
+
+    Raises:
+        StoreError: It has none, as it was imported without one.
+    """
+    path = artifact.path / CONFIG_FILE
+    if not path.is_file():
+        found = f"{artifact.ref} does not say with which recipe it was made, as it was imported"
+        raise StoreError(f"{found}; its prompts, limits and machine are needed; give --recipe", EXIT_USAGE)
+    return load_recipe(path, overrides, [_STAGE], to_run=True)
+
+
+def override_prompts(asked: str) -> list[str]:
+    """Say by overrides which prompts are answered: those of the recipe (`train`, `held-out`), or all of a file.
+
+    Raises:
+        StoreError: It is neither (exit 4).
+    """
+    if asked in ("train", "held-out"):
+        return [f"sample.which={asked.replace('-', '_')}"]
+    path = expand_home(asked).absolute()
+    if not path.exists():
+        raise StoreError(f"--prompts: found no file {path}; needed a file of prompts, train or held-out; check the path", EXIT_MISSING)
+    # Both sides are the file, so that nothing of it is held out.
+    return ["sample.which=train", *(f"data.prompts.{split}={{path: {json.dumps(str(path))}}}" for split in ("train", "eval"))]
+
+
+def decide_answers(recipe: Recipe, store: Store, policies: Sequence[Artifact], *, looking: bool = False) -> Decision:
+    """Say whether these answers are there already, or why they are not.
+
+    Args:
+        recipe: Resolved; its `sample` block and prompts count.
+        store: Where they would be.
+        policies: Who answers.
+        looking: Leave the store as it is.
+    """
+    inputs = prepare(recipe, store.root, [_STAGE], trust_notes=looking, keep_notes=not looking)
+    return decide(_STAGE, recipe, inputs, {policy.ref: policy for policy in policies}, store)
+
+
+def sample(recipe: Recipe, store: Store, policies: Sequence[Artifact], view: View, *, force: bool = False, wait: bool = True) -> Outcome:
+    """Have policies answer prompts, or find the answers that they gave to the same ones.
+
+    Args:
+        recipe: Resolved; see `decide_answers`.
+        store: Where they are found and published.
+        policies: Who answers, the first one most where they do not divide.
+        view: Is told what happens.
+        force: Sample anew even where they are there.
+        wait: For another process that samples the same.
+
+    Raises:
+        DataError, StoreError, StageFailed, StoppedAfterStage: With their exit codes.
+    """
+    store.reap()
+    inputs = prepare(recipe, store.root, [_STAGE], told=view.reading)
+    decision = decide(_STAGE, recipe, inputs, {policy.ref: policy for policy in policies}, store, force=force)
+    if decision.artifact is not None:
+        view.stage_reused(decision)
+        return Outcome(_STAGE, decision.artifact, True, 0.0)
+    require_places(store.root, [STAGES[_STAGE].kind])
+    return run_stage(recipe, inputs, decision, store, view, fresh=force, wait=wait)

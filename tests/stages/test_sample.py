@@ -1,0 +1,110 @@
+"""The stage that samples answers: what it leaves, who said what, near-duplicates, and a killed run."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from data.answers import iter_answer_sets
+from stages.process.context import StageContext
+from stages.process.errors import StageError
+from stages.sample import AnswerSlots, main
+from stages.spec import DataSource
+
+pytestmark = pytest.mark.slow  # 1 s each
+
+
+@pytest.fixture(scope="module")
+def models(base_model_dir, tmp_path_factory):
+    """Two policies, one some way from the other."""
+    other = tmp_path_factory.mktemp("other") / "model"
+    shutil.copytree(base_model_dir, other)
+    path, generator = other / "model.safetensors", torch.Generator().manual_seed(1)
+    moved = {name: weight + 0.05 * torch.randn(weight.shape, generator=generator) for name, weight in sorted(load_file(path).items())}
+    path.chmod(0o644)
+    save_file(moved, path, {"format": "pt"})
+    return {"ppo@v1": other, "sft@v1": base_model_dir}
+
+
+@pytest.fixture
+def sample(make_stage, models):
+    """A function: settings -> (result, rows, the stage's process), in this process."""
+
+    def sample(tag="run", models=models, **settings):
+        stage = make_stage("sample", tag=tag, models=models, rows=16, **settings)
+        for directory in (stage.spec.output_dir, stage.spec.checkpoint_dir):
+            directory.mkdir()
+        result = main(StageContext(stage.spec))
+        path = stage.spec.output_dir / "answers.jsonl"
+        return result, [json.loads(line) for line in path.read_text().splitlines()], stage
+
+    return sample
+
+
+def test_policies_answer_in_turn_and_who_said_what_stands_beside_the_answers_in_the_order_shown(sample):
+    result, rows, stage = sample()
+    assert len(rows) == 6 and all(sorted(row["models"]) == ["ppo@v1", "ppo@v1", "sft@v1"] for row in rows)
+    assert len({tuple(row["models"]) for row in rows}) > 1  # the order tells nobody who said what
+    source = DataSource.model_validate({"path": str(stage.spec.output_dir / "answers.jsonl")})
+    assert [each.models for each in iter_answer_sets(source)] == [tuple(row["models"]) for row in rows]
+    assert result.counts["answers"] == 18 and result.metrics["answers"] == 3
+    again = sample("again")[1]
+    assert again == rows
+
+
+def test_rounds_take_one_part_of_the_prompts_after_the_other_and_none_twice(sample, models):
+    one = {"sft@v1": models["sft@v1"]}
+    asked = [[str(row["prompt"]) for row in sample(f"round-{n}", models=one, skip_prompts=6 * n)[1]] for n in range(3)]
+    assert [len(part) for part in asked] == [6, 6, 4] and len({prompt for part in asked for prompt in part}) == 16
+    with pytest.raises(StageError, match="found 16 different prompts, of which sample.skip_prompts = 16"):
+        sample("none", models=one, skip_prompts=16)
+
+
+def test_near_duplicates_are_sampled_again_and_what_stays_alike_is_left_out_and_told(sample, models):
+    # Any two answers are alike at a limit of 0: one stays, and a prompt with one answer is none to rank.
+    with pytest.raises(StageError, match="the same answer again and again to each of 6 prompts"):
+        sample("all", near_duplicate=0.0, attempts=1)
+    # Cold, the policy says nearly the same each time.
+    result, rows, stage = sample("cold", models={"sft@v1": models["sft@v1"]}, temperature=0.02, attempts=2, near_duplicate=0.3)
+    assert result.counts["resampled"] > 0
+    assert result.counts["sets"] == len(rows) == 6 - result.counts["prompts_left_out"]
+    assert result.counts["answers"] == sum(len(row["completions"]) for row in rows)
+    assert result.counts["sets_with_fewer"] == sum(len(row["completions"]) < 3 for row in rows)
+    lost = result.counts["sets_with_fewer"] + result.counts["prompts_left_out"]
+    assert ("alike" in [event.get("name") for event in stage.events()]) == (lost > 0)
+
+
+def test_a_run_that_was_killed_goes_on_with_the_policies_that_have_not_answered(sample, make_stage, models):
+    _, rows, straight = sample("straight")
+    half = make_stage("sample", tag="half", models=models | {"sft@v1": models["sft@v1"].parent / "gone"}, rows=16)
+    for directory in (half.spec.output_dir, half.spec.checkpoint_dir):
+        directory.mkdir()
+    shutil.copytree(straight.spec.checkpoint_dir, half.spec.checkpoint_dir, dirs_exist_ok=True)
+    parts = sorted(path.name for path in (half.spec.checkpoint_dir / "sample").iterdir())
+    assert parts[:2] == ["policy-0.0.npz", "policy-1.0.npz"]
+    (half.spec.checkpoint_dir / "sample" / "policy-0.0.npz").unlink()
+    half = half.spec.model_copy(update={"models": {name: str(path) for name, path in models.items()}})
+    main(StageContext(half))
+    assert [json.loads(line) for line in (half.output_dir / "answers.jsonl").read_text().splitlines()] == rows
+
+
+def test_a_policy_with_another_tokenizer_is_refused(sample, models, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(models["sft@v1"], other)
+    path = other / "tokenizer_config.json"
+    path.chmod(0o644)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": "{{ messages[0].content }}"}))
+    (other / "chat_template.jinja").unlink(missing_ok=True)
+    with pytest.raises(StageError, match="odd@v1 has another tokenizer or chat template than sft@v1"):
+        sample("odd", models={"sft@v1": models["sft@v1"], "odd@v1": other})
+
+
+def test_a_place_takes_the_first_answer_that_differs_from_all_others():
+    slots = AnswerSlots([0, 1, 0])
+    assert slots.missing(0) == [0, 2] and slots.missing(1) == [1]
+    assert slots.offer(0, "Yes, it is.", 0.9, finished=True)
+    assert not slots.offer(1, "yes it is", 0.9, finished=True)
+    assert slots.offer(1, "No.", 0.9, finished=False)
+    assert slots.missing(1) == [] and slots.missing(0) == [2] and slots.finished == [True, False, False]
