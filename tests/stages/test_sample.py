@@ -58,7 +58,7 @@ def test_rounds_take_one_part_of_the_prompts_after_the_other_and_none_twice(samp
     one = {"sft@v1": models["sft@v1"]}
     asked = [[str(row["prompt"]) for row in sample(f"round-{n}", models=one, skip_prompts=6 * n)[1]] for n in range(3)]
     assert [len(part) for part in asked] == [6, 6, 4] and len({prompt for part in asked for prompt in part}) == 16
-    with pytest.raises(StageError, match="found 16 different prompts, of which sample.skip_prompts = 16"):
+    with pytest.raises(StageError, match=r"found 16 different prompts, of which sample\.skip_prompts = 16"):
         sample("none", models=one, skip_prompts=16)
 
 

@@ -26,7 +26,7 @@ def make_spec(tmp_path, stage, settings):
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_stage_says_of_which_class_its_settings_are(tmp_path, stage):
     """What is given fits several of them."""
-    name = "temperature" if stage == "evaluate" else "learning_rate"
+    name = "temperature" if stage in ("evaluate", "sample") else "learning_rate"
     spec = make_spec(tmp_path, stage, {name: 0.5})
     assert type(spec.settings) is STAGES[stage].settings and getattr(spec.settings, name) == 0.5
     path = tmp_path / "spec.json"
