@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import typer
 
-from pipeline.cli import artifacts, chatting, doctor, ranking, reading, recipes, records, remotes, reports, rounds, trust
+from pipeline.cli import artifacts, chatting, doctor, ranking, rankings, reading, recipes, records, remotes, reports, rounds, trust
 from pipeline.launch.environment import QUIET
 from pipeline.terminal import prepare_terminal
 from stages.spec import EXIT_FAILED, EXIT_OK
@@ -44,7 +44,7 @@ app.command("import")(artifacts.import_command)
 app.command("export")(artifacts.export_command)
 app.command("sample")(rounds.sample_command)
 app.command("rank")(ranking.rank_command)
-app.command("rankings")(ranking.rankings_command)
+app.command("rankings")(rankings.rankings_command)
 app.command("doctor")(doctor.doctor_command)
 app.command("sign")(trust.sign_command)
 app.command("sbom")(trust.sbom_command)

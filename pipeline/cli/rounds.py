@@ -43,7 +43,7 @@ def sample_command(
     from pipeline.recipe.load import find_recipe, load_recipe
     from pipeline.report.progress import ProgressView
     from pipeline.report.tables import print_summary
-    from pipeline.sampling import load_own_recipe, override_prompts, sample
+    from pipeline.rounds.sampling import load_own_recipe, override_prompts, sample
 
     opened = open_store_to_write(store)
     policies = [opened.get(name) for name in (ref, *others)]

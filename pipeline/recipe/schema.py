@@ -75,6 +75,10 @@ class Recipe(Closed):
     sample: SampleSettings = Field(
         default_factory=lambda: SampleSettings.model_validate({}), description="Answers for people to rank: `rlhf sample`, `rlhf round`."
     )
+    ranking: RankingSettings = Field(
+        default_factory=lambda: RankingSettings.model_validate({}),
+        description="How people rank answers (`rlhf rank --recipe`); it changes nothing of what the stages make.",
+    )
     hardware: HardwareSettings = Field(
         default_factory=lambda: HardwareSettings.model_validate({}), description="Where and in which precision."
     )

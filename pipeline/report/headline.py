@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from pipeline.text import format_number
 from stages.result import Interval
-from stages.spec import STAGES, StageName
+from stages.spec import RANKINGS_KIND, STAGES, StageName
 
 # While a stage runs, and of what it made: metric key -> label.
 PROGRESS: dict[StageName, dict[str, str]] = {
@@ -37,9 +37,18 @@ RESULT: dict[StageName, dict[str, str]] = {
 }
 
 
+_BY_PEOPLE = {
+    RANKINGS_KIND: {
+        "agreement": "agreement",
+        "agreement_with_oneself": "with oneself",
+        "first_shown_is_better": "the first shown is better",
+    }
+}
+
+
 def labels_of(kind: str) -> Mapping[str, str]:
     """Return the figures that tell of an artifact; none where its kind is of no stage."""
-    return {STAGES[stage].kind: labels for stage, labels in RESULT.items()}.get(kind, {})
+    return ({STAGES[stage].kind: labels for stage, labels in RESULT.items()} | _BY_PEOPLE).get(kind, {})
 
 
 def headline(labels: Mapping[str, str], metrics: Mapping[str, float], intervals: Mapping[str, Interval] | None = None) -> str:

@@ -19,6 +19,7 @@ from pipeline.store.staging import ARTIFACTS_DIR, STAGING_DIR, require_renames
 
 RUNS_DIR, RECORDS_DIR, NOTES_DIR, TOKENS_DIR = "runs", "records", "notes", "tokens"
 REPORTS_DIR, TRACKING_DIR, SLURM_DIR, DEMO_DIR, TRASH_DIR = "reports", "tracking", "slurm", "demo", ".trash"
+JOURNALS_DIR = "judgements"  # what people said of answers that are artifacts
 _LOCK_FILE = ".lock"
 RUN_PATTERN = re.compile(r"(?P<stage>[a-z]+)-(?P<key>[0-9a-f]{16})")
 
@@ -27,7 +28,9 @@ _PARTS = {
     ARTIFACTS_DIR: KIND_PATTERN,
     ALIASES_DIR: KIND_PATTERN,
     RUNS_DIR: RUN_PATTERN,
-    **dict.fromkeys((STAGING_DIR, TRASH_DIR, RECORDS_DIR, NOTES_DIR, TOKENS_DIR, SLURM_DIR, DEMO_DIR, REPORTS_DIR, TRACKING_DIR)),
+    **dict.fromkeys(
+        (STAGING_DIR, TRASH_DIR, RECORDS_DIR, NOTES_DIR, TOKENS_DIR, SLURM_DIR, DEMO_DIR, REPORTS_DIR, TRACKING_DIR, JOURNALS_DIR)
+    ),
 }
 
 

@@ -161,7 +161,7 @@ def test_the_command_says_it_and_writes_what_the_reward_model_reads(tmp_path):
 def test_a_file_that_is_not_there_is_told_in_a_line_and_looked_up_nowhere(rlhf_here, tmp_path, command):
     told = rlhf_here(command, "nope")
     assert (told.returncode, told.stdout) == (2, "")
-    assert told.stderr == "nope: no such file; a file of answers is needed; give one\n"
+    assert told.stderr == "nope: no such file; a file of answers, or an artifact such as answers@v1, is needed; give one\n"
     assert "a directory" in rlhf_here(command, tmp_path).stderr
 
 

@@ -1,0 +1,162 @@
+"""`rlhf rankings`: what was said of answers, its agreement, and where it goes."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from pipeline.cli.options import JsonOption, StoreOption, make_console, open_store, open_store_to_write, print_json, say
+from pipeline.cli.ranking import AnswersArgument, JournalOption
+from pipeline.errors import StoreError
+from stages.spec import EXIT_USAGE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from data.answers import AnswerSet
+    from pipeline.ranking.foreign import Export
+    from pipeline.ranking.importing import Imported
+    from pipeline.ranking.journal import Judgement
+
+
+def rankings_command(
+    answers: AnswersArgument,
+    journal: JournalOption = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write comparisons here, to train on: data.comparisons.")] = None,
+    by: Annotated[
+        Literal["all", "people", "model"],
+        typer.Option("--by", help="Whose rankings -o takes: people, model, or all (a model's where no person ranked)."),
+    ] = "all",
+    import_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--import", metavar="FILE", help="Bring in rankings of Label Studio or Argilla (JSON), or a CSV table; again is nothing twice."
+        ),
+    ] = None,
+    question: Annotated[str | None, typer.Option("--question", help="Which question of the imported file is the ranking.")] = None,
+    buckets: Annotated[str, typer.Option("--buckets", help="Label Studio's buckets, best first: good,fair,bad.")] = "",
+    export_path: Annotated[Path | None, typer.Option("--export", metavar="FILE", help="Write all that was said to this file.")] = None,
+    form: Annotated[
+        Literal["csv", "label-studio", "argilla"] | None, typer.Option("--format", help="Of --export; default: csv for .csv files.")
+    ] = None,
+    names: Annotated[bool, typer.Option("--names", help="Name the annotators; default: pseudonyms.")] = False,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Publish them as an artifact, which data.comparisons names by ref: rankings@v1.")
+    ] = False,
+    held_out: Annotated[
+        float, typer.Option("--held-out", min=0.01, max=0.9, help="Share of conversations that --publish holds out, for good.")
+    ] = 0.1,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say how far the annotators agree, and write or publish their rankings as comparisons. Imports from other tools, and exports to them.
+
+    Examples: rlhf rankings answers.jsonl -o ranked.jsonl; rlhf rankings answers@v1 --publish
+    """
+    from dataclasses import asdict, replace
+
+    from pipeline.ranking.importing import import_rankings
+    from pipeline.ranking.journal import Journal
+    from pipeline.ranking.place import find_answers, names_answers
+    from pipeline.ranking.summary import make_comparisons, name_secretly, summarise
+    from pipeline.report.rankings import print_rankings
+    from pipeline.rounds.publish import publish_rankings, tell_published
+    from pipeline.store.disk import expand_home, writing
+    from pipeline.text import count
+    from stages.lines import to_line
+
+    if export_path is not None and form is None and export_path.suffix.lower() != ".csv":
+        raise StoreError(f"--export: {export_path}: found no --format; needed csv, label-studio or argilla; say which", EXIT_USAGE)
+    told: list[str] = []
+    imported = None if import_path is None else _read_export(import_path, question, buckets)
+    if imported is not None and not expand_home(answers).exists() and not names_answers(answers):
+        told.append(_make_answers(imported, answers))
+    place = find_answers(open_store(store), answers, journal)
+    sets, kept = place.sets, Journal(place.journal)
+    if imported is not None and import_path is not None:
+        place.make_room()
+        told += _tell_imported(import_rankings(imported, sets, kept), import_path)
+    judgements = [each for each in kept.judgements.values() if each.item in sets]
+    summary = summarise(judgements, sets)
+
+    def rename(name: str) -> str:
+        return name if names else name_secretly(name, judgements)
+
+    summary = replace(summary, annotators=tuple(replace(each, name=rename(each.name)) for each in summary.annotators))
+    if output is not None:
+        rows = list(make_comparisons(sets, judgements, by))
+        with writing(output), expand_home(output).open("w", encoding="utf-8") as stream:
+            stream.writelines(to_line(row, ascii_only=False) for row in rows)
+        told.append(f"{count(len(rows), 'comparison')}: {output}")
+    if export_path is not None:
+        told += _export_rankings(export_path, form or "csv", sets, judgements, rename)
+    published = publish_rankings(open_store_to_write(store), place, judgements, summary, by, names, held_out) if publish else None
+    if published is not None:
+        told.append(tell_published(published))
+    if as_json:
+        print_json(asdict(summary) | ({"published": published.artifact.ref} if published else {}))
+        return
+    print_rankings(make_console(), summary)
+    for line in told:
+        say(make_console(), line)
+
+
+def _read_export(path: Path, question: str | None, buckets: str) -> "Export":
+    from pipeline.ranking.foreign import Options
+    from pipeline.ranking.importing import read_export
+    from pipeline.store.disk import expand_home
+
+    source = expand_home(path)
+    if not source.is_file():
+        raise StoreError(
+            f"--import: {path}: no such file; an export of Label Studio, of Argilla or a CSV file is needed; give one", EXIT_USAGE
+        )
+    return read_export(source, Options(question, tuple(name.strip() for name in buckets.split(",") if name.strip())))
+
+
+def _make_answers(export: "Export", answers: Path) -> str:
+    """Make the file of answers, which is not there yet, of what was ranked."""
+    from pipeline.ranking.importing import make_answer_sets
+    from pipeline.store.disk import expand_home, writing
+    from pipeline.text import count
+    from stages.lines import to_line
+
+    sets = make_answer_sets(export)
+    with writing(answers):
+        rows = (to_line(each.to_row(), ascii_only=False) for each in sets.values())
+        expand_home(answers).write_text("".join(rows), encoding="utf-8")
+    return f"{count(len(sets), 'answer set')}: {answers}"
+
+
+def _tell_imported(imported: "Imported", path: Path) -> list[str]:
+    from pipeline.text import count
+
+    of = f"{count(imported.sets, 'answer set')} by {count(imported.annotators, 'annotator')}"
+    told = [f"{imported.tool}: {count(imported.written, 'judgement')} of {of} imported from {path}"]
+    told += [f"{imported.there:,} were there already"] * bool(imported.there)
+    told += [f"{imported.replaced:,} replaced"] * bool(imported.replaced)
+    if imported.left_out:
+        told.append("left out: " + ", ".join(f"{number:,} {what}" for what, number in sorted(imported.left_out.items())))
+    return told
+
+
+def _export_rankings(
+    path: Path,
+    form: Literal["csv", "label-studio", "argilla"],
+    sets: "Mapping[str, AnswerSet]",
+    judgements: "Sequence[Judgement]",
+    rename: "Callable[[str], str]",
+) -> list[str]:
+    from pipeline.ranking.exporting import export_rankings, make_label_studio_config
+    from pipeline.store.disk import expand_home, writing
+    from pipeline.text import count
+
+    files = {path: export_rankings(sets, judgements, form, rename)}
+    if form == "label-studio":
+        files[path.with_suffix(".xml")] = make_label_studio_config(max(len(each.completions) for each in sets.values()))
+    for name, text in files.items():
+        with writing(name):
+            expand_home(name).write_text(text, encoding="utf-8", newline="")
+    repeats = sum(each.repeat for each in judgements) if form == "argilla" else 0
+    told = [f"{count(len(judgements) - repeats, 'judgement')}: {', '.join(map(str, files))}"]
+    return told + [f"left out: {count(repeats, 'repetition')}, as Argilla holds one response of a person"] * bool(repeats)

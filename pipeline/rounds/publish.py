@@ -1,0 +1,158 @@
+"""Judgements -> an artifact of kind `rankings`: what a reward model trains and is tested on, with its figures and its line to the policy.
+
+    train.jsonl       comparisons (our own columns), to train on
+    eval.jsonl        those of the conversations that are held out, now and in all later rounds
+    judgements.jsonl  what each annotator said, by pseudonym, without what was written by hand
+    summary.json      agreement and the rest, as `rlhf rankings --json` says it
+
+A conversation has its place by a hash that is the same for all rankings: what one round holds out, no other trains on.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from data.fingerprint import fingerprint
+from data.load import split_records
+from data.records import parse_row
+from data.schema import Comparison, DataError, Problem
+from pipeline.inputs.records import read_data
+from pipeline.privacy.forget import withdraw_if_forgotten
+from pipeline.ranking.journal import Judgement
+from pipeline.ranking.place import AnswersPlace
+from pipeline.ranking.summary import By, Summary, make_comparisons, name_secretly
+from pipeline.store.artifact import Artifact
+from pipeline.store.disk import writing
+from pipeline.store.manifest import ManifestFields, Parent
+from pipeline.store.provenance import code_state, package_versions
+from pipeline.store.store import Store
+from pipeline.text import count
+from stages.lines import name_numbers, to_line
+from stages.result import Interval
+from stages.spec import RANKINGS_KIND, DataSource, DataSplits
+from stages.statistics.bootstrap import Estimate
+
+TRAIN_FILE, EVAL_FILE = "train.jsonl", "eval.jsonl"
+_SPLIT_SEED = 0  # the same for all rankings, see above
+_BY_HAND = {"id", "kind", "note", "reason", "time", "annotator"}
+
+
+@dataclass(frozen=True)
+class PublishedRankings:
+    """The artifact, and whether it was there already, as nothing was said since."""
+
+    artifact: Artifact
+    is_old: bool
+
+
+def publish_rankings(
+    store: Store, place: AnswersPlace, judgements: Sequence[Judgement], summary: Summary, by: By, names: bool, held_out: float
+) -> PublishedRankings:
+    """Publish what was ranked as the next version of `rankings`, unless the same is there.
+
+    Args:
+        store: Where to.
+        place: What was ranked.
+        judgements: That stand.
+        summary: Of them, with pseudonyms unless `names`.
+        by: Whose rankings count.
+        names: Name the annotators.
+        held_out: Share of conversations to hold out.
+
+    Raises:
+        DataError: Too little is ranked for a training and a held-out side.
+        StoreError: With its exit code.
+    """
+    rows = {_parse(row): row for row in make_comparisons(place.sets, judgements, by)}
+    if not any(record.has_pair for record in rows):
+        found = f"found {count(len(rows), 'ranking')}, none of which prefers an answer to another"
+        raise DataError([Problem(str(place.journal), "", f"{found}; needed some that do; rank more, or see --by")])
+    train, eval_side = split_records(list(rows), held_out, _SPLIT_SEED, where=str(place.journal), kind="comparisons")
+    sides: dict[str, Sequence[Comparison]] = {TRAIN_FILE: train, EVAL_FILE: eval_side}
+    metrics, intervals = _measure(summary)
+    parents = [Parent(ref=place.artifact.ref, content_id=place.artifact.content_id)] if place.artifact else []
+    fields = ManifestFields(
+        parents=parents,
+        cache_key=None,
+        precision=None,
+        world_size=1,
+        duration_s=None,
+        run_id=None,
+        data={f"comparisons.{name.partition('.')[0]}": fingerprint(side) for name, side in sides.items()},
+        config={"by": by, "held_out": held_out, "names": names},
+        code=code_state(),
+        packages=package_versions(),
+        counts=_count(summary, sides),
+        metrics=metrics,
+        intervals=intervals,
+    )
+    if old := next((each for each in reversed(store.list(RANKINGS_KIND)) if _is_same(each, fields, store)), None):
+        return PublishedRankings(old, is_old=True)
+    with store.staging(RANKINGS_KIND) as staging:
+        with writing(staging.path):
+            for name, side in sides.items():
+                lines = [to_line(rows[record], ascii_only=False) for record in side]
+                (staging.path / name).write_text("".join(lines), encoding="utf-8")
+            said = [to_line(_describe(each, judgements, names), ascii_only=False) for each in judgements]
+            (staging.path / "judgements.jsonl").write_text("".join(said), encoding="utf-8")
+            text = json.dumps(name_numbers(asdict(summary)), indent=1, ensure_ascii=False)
+            (staging.path / "summary.json").write_text(text + "\n", encoding="utf-8")
+        published = store.publish(staging, fields)
+    _list_records(store, published)
+    withdraw_if_forgotten(store, published)
+    return PublishedRankings(published, is_old=False)
+
+
+def tell_published(published: PublishedRankings) -> str:
+    """Say what was published, and how it is used."""
+    artifact, counts = published.artifact, published.artifact.manifest.counts
+    told = f"{counts['comparisons_train']} to train on, {counts['comparisons_eval']} held out"
+    done = "is there already, with the same rankings" if published.is_old else "published"
+    return f"{artifact.ref}: {done}: {told}; use it as data.comparisons.train: [..., {{ref: {artifact.ref}}}]"
+
+
+def _parse(row: Mapping[str, object]) -> Comparison:
+    (record,) = parse_row(dict(row), "comparisons")
+    assert isinstance(record, Comparison)
+    return record
+
+
+def _is_same(artifact: Artifact, fields: ManifestFields, store: Store) -> bool:
+    """Whether an artifact says the same of the same answers, and stands."""
+    old, names = artifact.manifest, ("data", "config", "counts", "metrics")
+    parents = [parent.content_id for parent in old.parents] == [parent.content_id for parent in fields.parents]
+    return parents and all(getattr(old, name) == getattr(fields, name) for name in names) and not store.find_withdrawal(artifact)
+
+
+def _describe(judgement: Judgement, judgements: Sequence[Judgement], names: bool) -> dict[str, object]:
+    """Say what somebody said, without what may name them: their name, free text, when it was."""
+    who = judgement.annotator if names else name_secretly(judgement.annotator, judgements)
+    return {"annotator": who, **judgement.model_dump(mode="json", exclude_defaults=True, exclude=_BY_HAND)}
+
+
+def _count(summary: Summary, sides: Mapping[str, Sequence[Comparison]]) -> dict[str, int]:
+    own = {f"comparisons_{name.partition('.')[0]}": len(side) for name, side in sides.items()}
+    tied = sum(not record.has_pair for side in sides.values() for record in side)
+    return {"sets": summary.sets, "judgements": summary.judgements, "annotators": len(summary.annotators), **own, "all_tied": tied}
+
+
+def _measure(summary: Summary) -> tuple[dict[str, float], dict[str, Interval]]:
+    """Take the figures that have one number: value and interval."""
+    found: dict[str, Estimate | None] = {
+        "agreement": summary.alpha,
+        "agreement_with_oneself": summary.with_self,
+        "first_shown_is_better": summary.position_bias,
+    }
+    metrics = {name: each.value for name, each in found.items() if each is not None}
+    intervals = {
+        name: Interval(low=each.low, high=each.high, n=each.num_clusters)
+        for name, each in found.items()
+        if each is not None and each.low is not None and each.high is not None
+    }
+    return metrics, intervals
+
+
+def _list_records(store: Store, artifact: Artifact) -> None:
+    """List which records it holds, so that `rlhf trace` and `forget` find them."""
+    train, held_out = (DataSource.model_validate({"path": str(artifact.path / name)}) for name in (TRAIN_FILE, EVAL_FILE))
+    read_data("comparisons", DataSplits(train=train, eval=held_out), 0.5, store_root=store.root)

@@ -1,0 +1,108 @@
+"""Rankings become an artifact: its lineage, its two sides, who stays unnamed, and what is refused."""
+
+import json
+import uuid
+
+import pytest
+
+from pipeline.errors import ResourceError
+from pipeline.ranking.journal import Journal, Judgement
+from pipeline.ranking.place import find_answers
+from stages.spec import EXIT_MISSING, EXIT_USAGE
+
+ROWS = [
+    {"prompt": f"question {n}?", "completions": [f"good {n}", f"bad {n}", f"worst {n}"], "models": ["ppo@v1", "sft@v1", "sft@v1"]}
+    for n in range(40)
+]
+
+
+@pytest.fixture
+def answers(store, publish):
+    """An artifact of answers, made of a policy."""
+    sft = publish(store)
+    parents = [{"ref": sft.ref, "content_id": sft.content_id}]
+    content = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+    return publish(store, "answers", {"answers.jsonl": content}, parents=parents, data={"prompts.train": "sha256:" + "0" * 64})
+
+
+def say(place, count=40, annotator="ann.smith@example.com", **more):
+    """Have somebody rank the first sets, as good as they are."""
+    journal = Journal(place.journal)
+    for item in list(place.sets)[:count]:
+        fields = {"outcome": "ranked", "order": (2, 0, 1), "ranks": (1, 2, 3), "time": 1.0, "note": "call me", **more}
+        journal.add(Judgement(id=uuid.uuid4().hex, item=item, annotator=annotator, **fields))
+
+
+def test_rankings_are_an_artifact_of_the_answers_and_of_the_policy_behind_them(store, answers, rlhf_here, tmp_path):
+    place = find_answers(store, "answers")
+    place.make_room()
+    say(place)
+    say(place, 10, "ben")
+    told = rlhf_here("rankings", "answers@v1", "--publish")
+    assert told.returncode == 0, told.stderr
+    assert "rankings@v1: published: 38 to train on, 2 held out; use it as data.comparisons.train" in told.stdout
+    artifact = store.get("rankings@v1")
+    assert [(each.ref, each.content_id) for each in artifact.manifest.parents] == [("answers@v1", answers.content_id)]
+    assert [each.ref for each in store.lineage("rankings@v1")] == ["answers@v1", "sft@v1"]
+    assert artifact.manifest.metrics["agreement"] == 1.0 and artifact.manifest.intervals["first_shown_is_better"].n == 40
+    sides = {name: [json.loads(line) for line in (artifact.path / f"{name}.jsonl").read_text().splitlines()] for name in ("train", "eval")}
+    asked = {name: {row["prompt"][0]["content"] for row in rows} for name, rows in sides.items()}
+    assert not asked["train"] & asked["eval"] and len(asked["train"] | asked["eval"]) == 40
+    assert all(row["ranks"] == [1, 2, 3] and "models" not in row for row in sides["train"])
+    everything = b"".join(path.read_bytes() for path in artifact.path.iterdir())
+    assert b"ann.smith" not in everything and b"call me" not in everything
+    # The same again is the same artifact; one more judgement makes another.
+    assert "rankings@v1: is there already" in rlhf_here("rankings", "answers@v1", "--publish").stdout
+    say(place, 12, "ben")
+    assert json.loads(rlhf_here("rankings", "answers@v1", "--publish", "--json").stdout)["published"] == "rankings@v2"
+    assert rlhf_here("verify").returncode == 0
+
+
+def test_what_one_round_holds_out_no_other_trains_on(store, answers, rlhf_here, publish):
+    """Another round's answers to the same questions are held out where the first's are."""
+    rows = [{**row, "completions": [f"other {n}" for n in range(3)]} for row in reversed(ROWS)]
+    publish(store, "answers", {"answers.jsonl": "".join(json.dumps(row) + "\n" for row in rows).encode()})
+    held_out = []
+    for ref in ("answers@v1", "answers@v2"):
+        place = find_answers(store, ref)
+        place.make_room()
+        say(place)
+        assert rlhf_here("rankings", ref, "--publish", "--held-out", "0.2").returncode == 0
+        path = store.get("rankings").path / "eval.jsonl"
+        held_out.append({json.loads(line)["prompt"][0]["content"] for line in path.read_text().splitlines()})
+    assert held_out[0] == held_out[1] and len(held_out[0]) > 2
+
+
+def test_a_forgotten_record_withdraws_the_rankings_that_hold_it(store, answers, rlhf_here):
+    place = find_answers(store, "answers")
+    place.make_room()
+    say(place)
+    rlhf_here("rankings", "answers", "--publish")
+    traced = json.loads(rlhf_here("trace", "question 3?", "--json").stdout)
+    assert "rankings@v1" in json.dumps(traced)
+    assert rlhf_here("forget", "question 3?").returncode == 0
+    assert store.find_withdrawal(store.get("rankings@v1"))
+
+
+def test_answers_that_are_not_there_or_not_ranked_are_refused(store, answers, rlhf_here):
+    assert rlhf_here("rankings", "answers@v7", "--publish").returncode == EXIT_MISSING
+    refused = rlhf_here("rankings", "answer@v1")
+    assert refused.returncode == EXIT_USAGE and "no such file; a file of answers, or an artifact such as answers@v1" in refused.stderr
+    refused = rlhf_here("rankings", "answers@v1", "--publish")
+    assert refused.returncode == EXIT_USAGE and "found 0 rankings, none of which prefers" in refused.stderr
+    place = find_answers(store, "answers@v1")
+    place.make_room()
+    say(place, 3, ranks=(1, 1, 1))
+    assert "found 3 rankings, none of which prefers" in rlhf_here("rankings", "answers@v1", "--publish").stderr
+    assert store.list("rankings") == []
+
+
+def test_a_file_keeps_its_journal_beside_it_and_an_artifact_in_the_store(store, answers, tmp_path):
+    (tmp_path / "mine.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
+    place = find_answers(store, tmp_path / "mine.jsonl")
+    assert place.artifact is None and place.journal == tmp_path / "mine.rankings.jsonl"
+    kept = find_answers(store, "answers")
+    assert kept.journal.parent == store.root / "judgements" and list(kept.sets) == list(find_answers(store, "answers@v1").sets)
+    (store.root / "judgements").symlink_to(tmp_path)
+    with pytest.raises(ResourceError):
+        kept.make_room()
