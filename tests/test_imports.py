@@ -15,6 +15,7 @@ TORCH_FREE_STAGES = {
     "stages.spec",
     "stages.settings",
     "stages.evaluate_settings",
+    "stages.sample_settings",
     "stages.events",
     "stages.blocks",
     "stages.deepspeed_config",
