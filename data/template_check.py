@@ -13,8 +13,12 @@ from data.system.watched import ITEM_SECONDS, Unfinished, work_one_by_one
 MAX_TEMPLATE_CHARACTERS = 100_000
 
 
-def require_special_tokens(tokenizer: Tokenizer) -> None:
+def require_special_tokens(tokenizer: Tokenizer, *, tried: bool = False) -> None:
     """Check what the token stream rests on: a chat template that renders, an end token, and another token for padding.
+
+    Args:
+        tokenizer: What is looked at.
+        tried: Whether this is part of what `require_ends` tries, or has tried: the template is then rendered in this process.
 
     Raises:
         DataError: One of them is missing or wrong; all such faults are in it.
@@ -31,7 +35,7 @@ def require_special_tokens(tokenizer: Tokenizer) -> None:
         found = f"is the end token {tokenizer.eos_token!r} too, so the model would never learn to stop"
         faults.append(("pad_token", f"{found}; needed another token; set pad_token to an unused special token"))
     if not faults:
-        faults = _try_template(tokenizer) or _try_end_token(tokenizer)
+        faults = _try_template(tokenizer, tried) or _try_end_token(tokenizer)
     if faults:
         raise DataError([Problem(name, field, message) for field, message in faults])
 
@@ -61,14 +65,16 @@ def _describe_endless(error: Unfinished) -> tuple[str, str]:
     return "chat_template", f"with a message of one word, it or the tokenizer {error}; needed ones that end; replace them"
 
 
-def _try_template(tokenizer: Tokenizer) -> list[tuple[str, str]]:
+def _try_template(tokenizer: Tokenizer, tried: bool) -> list[tuple[str, str]]:
     def render(_: None) -> list[str]:
         return [_render(tokenizer, word) for word in ("Hello", "Goodbye")]
 
     try:
-        ((hello, goodbye),) = work_one_by_one([None], render, lambda _: ITEM_SECONDS)
+        (hello, goodbye) = render(None) if tried else next(work_one_by_one([None], render, lambda _: ITEM_SECONDS))
     except Unfinished as error:
         return [_describe_endless(error)]
+    except MemoryError:
+        raise
     except Exception as error:  # whatever a template raises is its own fault
         return [("chat_template", f"cannot render a user's message ({first_line(error)}); needed one that can; replace it")]
     if len(hello) > MAX_TEMPLATE_CHARACTERS:

@@ -68,7 +68,7 @@ def _settle(tokenizer: Any, path: str, tokens: TokenSettings, revision: str | No
     why_end = settle_end_token(tokenizer, tokens.end_token)
     why_pad = settle_pad_token(tokenizer, config.vocab_size)
     rowless = require_rows(tokenizer, tokens_before, config.vocab_size)
-    require_special_tokens(tokenizer)
+    require_special_tokens(tokenizer, tried=True)
     parts = [
         f"chat template: {what}",
         f"end token: {tokenizer.eos_token} ({why_end})",

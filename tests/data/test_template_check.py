@@ -81,3 +81,15 @@ def test_what_never_ends_with_an_answer_is_found_before_it_is_asked_here(tokeniz
     with pytest.raises(DataError, match=r"chat_template: with a message of one word, it or the tokenizer took more than 0\.5 s"):
         require_ends(tokenizer, lambda: begins_with_prompt(tokenizer))
     require_ends(tokenizer, lambda: 1 / 0)  # raised again where it is done
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [(ENDLESS, "took more than 0.5 s"), ("{{ 'a' * 4000000000 }}", "took more than 2 GiB of memory"), ("{{ 1 / 0 }}", "cannot render")],
+)
+def test_a_trial_that_renders_in_its_own_child_says_what_a_check_in_a_child_says(tokenizer_of, short_limits, template, said):
+    tokenizer = tokenizer_of(template)
+    with pytest.raises(DataError) as caught:
+        require_ends(tokenizer, lambda: require_special_tokens(tokenizer, tried=True))
+    assert [f"{problem.field}: {problem.message}" for problem in caught.value.problems] == faults_of(tokenizer)
+    assert said in str(caught.value)
