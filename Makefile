@@ -22,6 +22,10 @@ RLHF  := $(VENV)/bin/rlhf
 ARGS   = '$(RECIPE)' $(foreach word,$(SET),--set '$(word)') $(STORE_OPTION)
 STORE_OPTION = $(if $(STORE),--store '$(STORE)')
 
+# Where Python is told to keep nothing that it compiled, as container images often tell it, each of hundreds of processes would compile
+# all of our modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup pretrain sft rm ppo evaluate pipeline inspect test test-slurm test-vllm check check-style check-types check-tests bench clean
 
