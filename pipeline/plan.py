@@ -158,7 +158,7 @@ def plan(recipe: Recipe, store: Store, selection: Selection) -> list[Decision]:
 
 
 def _why_without_demo(stage: StageName, store: Store) -> str:
-    return "the demo that it names is not made yet" if store.list(STAGES[stage].kind) else "no artifact yet"
+    return "the demo that it names is not made yet" if any(store.newest_first(STAGES[stage].kind)) else "no artifact yet"
 
 
 def missing_artifact(decision: Decision, selection: Selection) -> StoreError:
@@ -183,14 +183,17 @@ def _decide_waiting(stage: StageName, waiting: Sequence[str], recipe: Recipe, in
 
 def _find_withdrawn(stage: StageName, store: Store, key: str | None = None) -> list[str]:
     """Say that the artifact that would be reused, or else the newest one, is withdrawn."""
-    made = _list_made(stage, store)
-    same = [artifact for artifact in made if artifact.manifest.cache_key == key]
-    return [f"{each.ref} is withdrawn: {why}" for each in (same or made)[-1:] if (why := store.find_withdrawal(each))]
+    if not store.has_withdrawals():
+        return []
+    same = (artifact for artifact in _made(stage, store) if key is not None and artifact.manifest.cache_key == key)
+    wanted = next(same, None) or next(_made(stage, store), None)
+    why = store.find_withdrawal(wanted) if wanted else ""
+    return [f"{wanted.ref} is withdrawn: {why}"] if wanted and why else []
 
 
-def _list_made(stage: StageName, store: Store) -> list[Artifact]:
-    """List the artifacts that the stage made; imported ones were made otherwise."""
-    return [artifact for artifact in store.list(STAGES[stage].kind) if artifact.manifest.imported is None]
+def _made(stage: StageName, store: Store) -> Iterator[Artifact]:
+    """Yield the artifacts that the stage made, the newest first; imported ones were made otherwise."""
+    return (artifact for artifact in store.newest_first(STAGES[stage].kind) if artifact.manifest.imported is None)
 
 
 def hash_inputs(stage: StageName, config: Mapping[str, Any], data: Mapping[str, Any], content: Mapping[str, str]) -> str:
@@ -242,11 +245,11 @@ def _differences(
     stage: StageName, config: dict[str, Any], data: dict[str, dict[str, str]], parents: Mapping[str, Artifact | None], store: Store
 ) -> Iterator[str]:
     """Say how the inputs differ from those of the newest artifact; of a parent that is None only whether there was one."""
-    made = _list_made(stage, store)
-    if not made:
+    newest = next(_made(stage, store), None)
+    if newest is None:
         yield "no artifact yet"
         return
-    manifest = made[-1].manifest
+    manifest = newest.manifest
     yield from (describe_change(*change) for change in changed_leaves(manifest.config, config))
     for kind in sorted({name.partition(".")[0] for name, *_ in changed_leaves(manifest.data, data)}):
         yield f"data.{kind} changed"

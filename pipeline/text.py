@@ -11,6 +11,8 @@ _ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|[@
 
 def clean(text: str) -> str:
     """Drop terminal escapes and control characters; a newline becomes a space, so that a line stays one; bytes are shown."""
+    if text.isprintable():  # nearly all is
+        return text
     kept = _ESCAPES.sub("", text).replace("\n", " ").replace("\t", " ")
     return "".join(char if char.isprintable() else escape_character(char) if "\ud800" <= char <= "\udfff" else "" for char in kept)
 

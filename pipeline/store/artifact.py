@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 
 from pipeline.errors import StoreError
@@ -108,12 +107,14 @@ def _load_manifest(directory: Directory, kind: str, version: int) -> Artifact:
 
 
 def _compare_sizes(top: Directory, entries: Iterable[FileEntry]) -> Iterator[str]:
-    """Yield a line for each file that has not the manifest's size, in an order that opens each directory once."""
-    for below, group in groupby(sorted(entries, key=lambda entry: _parent(entry.path)), key=lambda entry: _parent(entry.path)):
-        files = list(group)
+    """Yield a line for each file that has not the manifest's size; each directory is opened once."""
+    by_directory: dict[str, list[FileEntry]] = {}
+    for entry in entries:
+        by_directory.setdefault(_parent(entry.path), []).append(entry)
+    for below, files in by_directory.items():
         try:
             with top.enter(below) as directory:
-                yield from filter(None, (_compare_size(directory, entry) for entry in files))
+                yield from filter(None, [_compare_size(directory, entry) for entry in files])
         except OSError as error:
             yield f"{_describe(error, top.path / below)}; {len(files)} files needed there; restore the artifact"
 

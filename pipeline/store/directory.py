@@ -37,19 +37,23 @@ class Directory:
         Raises:
             OSError: With the whole path; ENOTDIR where a link or a file stands in a directory's place.
         """
-        fd, path = os.dup(self.fd), self.path
+        fd, path = self.fd, self.path
         try:
             for name in filter(None, below.split("/")):
                 path /= name
-                with naming(path):
+                try:
                     if create:
                         _make(name, fd)
                     inner = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
-                os.close(fd)
+                except OSError as error:
+                    raise _name(error, path) from error
+                if fd != self.fd:
+                    os.close(fd)
                 fd = inner
             yield Directory(path, fd)
         finally:
-            os.close(fd)
+            if fd != self.fd:
+                os.close(fd)
 
     def names(self) -> list[str]:
         """List what lies in it."""
@@ -91,7 +95,11 @@ def naming(path: Path) -> Generator[None]:
     except OSError as error:
         if error.filename == str(path):
             raise
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        raise _name(error, path) from error
+
+
+def _name(error: OSError, path: Path) -> OSError:
+    return OSError(error.errno, error.strerror or str(error), str(path))
 
 
 def list_tree(top: Directory) -> Iterator[tuple[str, bool]]:

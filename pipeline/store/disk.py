@@ -141,7 +141,10 @@ def read_bounded(path: Path | str, max_bytes: int, *, dir_fd: int | None = None)
         ValueError: it is no regular file, or too large.
     """
     with open_regular(path, dir_fd) as stream:
-        content = stream.read(max_bytes + 1)
+        size = os.fstat(stream.fileno()).st_size
+        content = stream.read(min(size, max_bytes) + 1)  # no more is asked for than is there, as memory for all that could be is costly
+        if size < len(content) <= max_bytes:  # it has grown
+            content += stream.read(max_bytes + 1 - len(content))
     if len(content) > max_bytes:
         raise ValueError(f"more than {max_bytes} bytes")
     return content

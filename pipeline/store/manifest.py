@@ -39,8 +39,7 @@ def check_file_name(name: str) -> str:
     Raises:
         ValueError: it is absolute, leaves the artifact, is reserved, has control characters, or is a pickle.
     """
-    parts = name.split("/")
-    if not name or any(part in ("", ".", "..") for part in parts):
+    if not {"", ".", ".."}.isdisjoint(name.split("/")):
         raise ValueError(f"{name!r}: a relative path without empty parts, `.` or `..` is needed")
     if "\\" in name or not name.isprintable():
         raise ValueError(f"{name!r}: backslashes, control and undecodable characters are refused; rename the file")

@@ -36,11 +36,12 @@ class Standing:
 
     def find_withdrawal(self, artifact: Artifact) -> str:
         """Say why an artifact is withdrawn; empty where it is not."""
-        state = tell_state(self._root, WITHDRAWN_FILE)
-        if state != self._withdrawn[0]:
-            self._withdrawn = state, read_withdrawn(self._root)
-        found = self._withdrawn[1].get(artifact.ref)
+        found = self._read_withdrawn().get(artifact.ref)
         return found.reason if found and found.seal == artifact.seal else ""
+
+    def has_withdrawals(self) -> bool:
+        """Tell whether any artifact is withdrawn."""
+        return bool(self._read_withdrawn())
 
     def list_published(self) -> dict[str, Entry]:
         """List the versions that should be there: ref -> the ledger's last word on each.
@@ -58,6 +59,12 @@ class Standing:
         ledger = self._read_ledger()
         entry = ledger.standing().get(ref) if ledger else None
         return f" (it {entry}, and is gone without `rlhf rm`)" if entry else ""
+
+    def _read_withdrawn(self) -> dict[str, Withdrawal]:
+        state = tell_state(self._root, WITHDRAWN_FILE)
+        if state != self._withdrawn[0]:
+            self._withdrawn = state, read_withdrawn(self._root)
+        return self._withdrawn[1]
 
     def _read_ledger(self) -> Ledger | None:
         state = tell_state(self._root, LEDGER_FILE)

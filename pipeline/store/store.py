@@ -16,15 +16,15 @@ from pathlib import Path
 from pipeline.errors import StoreError
 from pipeline.store.aliases import Alias, list_aliases, read_alias, write_alias
 from pipeline.store.artifact import Artifact, find_damage, load_artifact
-from pipeline.store.directory import Directory, open_root
-from pipeline.store.disk import reading
+from pipeline.store.directory import Directory
 from pipeline.store.ledger import Entry
 from pipeline.store.manifest import ManifestFields
 from pipeline.store.parts import hold_artifacts
 from pipeline.store.publish import publish_staging
-from pipeline.store.refs import ContentPrefix, Ref, check_alias, check_kind, is_kind, parse_ref, parse_version_directory, version_directory
+from pipeline.store.refs import ContentPrefix, Ref, check_alias, check_kind, parse_ref, version_directory
 from pipeline.store.staging import ARTIFACTS_DIR, Staging, open_staging, reap_staging
 from pipeline.store.standing import Standing
+from pipeline.store.versions import list_kinds, list_versions, load_each, open_kind
 from stages.spec import EXIT_MISSING, EXIT_USAGE, EXIT_VERIFICATION
 
 
@@ -115,8 +115,21 @@ class Store:
 
     def refs(self, kind: str | None = None) -> list[str]:
         """List the ref of every version directory, damaged ones too, by kind, then version."""
-        kinds = self._kinds() if kind is None else [kind]
-        return [str(Ref(name, version)) for name in kinds for version in self._versions(name)]
+        kinds = list_kinds(self.root) if kind is None else [kind]
+        return [str(Ref(name, version)) for name in kinds for version in list_versions(self.root, name)]
+
+    def survey(self, kind: str | None = None, *, newest_first: bool = False) -> Iterator[tuple[str, Artifact | StoreError]]:
+        """Yield each version, by kind, then version: its ref, and what `get` would return or raise for it."""
+        for ref, found in load_each(self.root, kind, newest_first=newest_first):
+            try:
+                yield ref, self._standing.require_listed(found) if isinstance(found, Artifact) else found
+            except StoreError as error:
+                yield ref, error
+
+    def newest_first(self, kind: str) -> Iterator[Artifact]:
+        """Yield the artifacts of a kind that `list` lists, the newest first; each is read only when it is asked for."""
+        check_kind(kind)
+        return (found for _, found in load_each(self.root, kind, newest_first=True) if isinstance(found, Artifact))
 
     def find_by_cache_key(self, kind: str, key: str) -> Artifact | None:
         """Find the newest artifact of a kind that was made from the same inputs, and is not withdrawn.
@@ -124,13 +137,17 @@ class Store:
         Raises:
             StoreError: it is not the one that was published (exit 3).
         """
-        same = [artifact for artifact in reversed(self.list(kind)) if artifact.manifest.cache_key == key]
+        same = (artifact for artifact in self.newest_first(kind) if artifact.manifest.cache_key == key)
         found = next((artifact for artifact in same if not self.find_withdrawal(artifact)), None)
         return self._standing.require_listed(found) if found else None
 
     def find_withdrawal(self, artifact: Artifact) -> str:
         """Say why an artifact is withdrawn; empty where it is not."""
         return self._standing.find_withdrawal(artifact)
+
+    def has_withdrawals(self) -> bool:
+        """Tell whether any artifact is withdrawn."""
+        return self._standing.has_withdrawals()
 
     def find_lost(self) -> dict[str, Entry]:
         """Find the versions that were published and are gone without `rlhf rm`: ref -> the ledger's last word on each.
@@ -208,63 +225,31 @@ class Store:
         return artifact
 
     @contextmanager
-    def _open_kind(self, kind: str) -> Generator[Directory]:
-        """Open a kind's directory to read.
-
-        Raises:
-            FileNotFoundError: there is none.
-            ResourceError: a link stands in its place, or it cannot be read (exit 5).
-        """
-        check_kind(kind)
-        with (
-            reading(self.root / ARTIFACTS_DIR / kind),
-            open_root(self.root) as store,
-            store.enter(f"{ARTIFACTS_DIR}/{kind}") as kind_directory,
-        ):
-            yield kind_directory
-
-    @contextmanager
     def _open_version(self, kind: str, version: int) -> Generator[Directory]:
         """Open the directory of a kind that has a version.
 
         Raises:
             StoreError: it has none of that number (exit 4).
         """
-        with suppress(FileNotFoundError), self._open_kind(kind) as kind_directory:
+        with suppress(FileNotFoundError), open_kind(self.root, kind) as kind_directory:
             status = os.stat(version_directory(version), dir_fd=kind_directory.fd, follow_symlinks=False)
             if stat.S_ISDIR(status.st_mode) or stat.S_ISLNK(status.st_mode):  # of a link it is told that it is one
                 yield kind_directory
                 return
-        known = ", ".join(f"v{known}" for known in self._versions(kind)[-5:]) or "none"
+        known = ", ".join(f"v{known}" for known in list_versions(self.root, kind)[-5:]) or "none"
         ref = str(Ref(kind, version))
         found = f"no artifact {ref} in {self.root}{self._standing.tell_lost(ref)}"
         raise StoreError(f"{found}; newest there: {known}; see `rlhf ls`", EXIT_MISSING)
 
-    def _kinds(self) -> list[str]:
-        """List the kinds that have a directory, in order."""
-        with suppress(FileNotFoundError), reading(self.root), open_root(self.root) as store, store.enter(ARTIFACTS_DIR) as artifacts:
-            return sorted(filter(is_kind, [*artifacts.directories(), *artifacts.links()]))  # of a link it is told that it is one
-        return []
-
-    def _versions(self, kind: str) -> list[int]:
-        """List the numbers of a kind's version directories, in order."""
-        check_kind(kind)
-        with suppress(FileNotFoundError), self._open_kind(kind) as kind_directory:
-            return sorted(filter(None, map(parse_version_directory, kind_directory.names())))
-        return []
-
     def _get_latest(self, kind: str) -> Artifact:
-        versions = self._versions(kind)
-        if versions:
-            problem = ""
-            with self._open_kind(kind) as kind_directory:
-                for version in reversed(versions):
-                    try:
-                        return self._standing.require_listed(load_artifact(kind_directory, version))
-                    except StoreError as error:
-                        problem = problem or error.message
+        problem = ""
+        for _, found in self.survey(kind, newest_first=True):
+            if isinstance(found, Artifact):
+                return found
+            problem = problem or found.message
+        if problem:
             raise StoreError(f"no {kind} in {self.root} is intact; the newest: {problem}", EXIT_VERIFICATION)
-        there = ", ".join(name for name in self._kinds() if self._versions(name)) or "none"
+        there = ", ".join(name for name in list_kinds(self.root) if list_versions(self.root, name)) or "none"
         raise StoreError(f"no artifact of kind {kind} in {self.root}; kinds there: {there}; run its stage first", EXIT_MISSING)
 
     def _get_by_content(self, prefix: ContentPrefix) -> Artifact:
@@ -290,11 +275,4 @@ class Store:
     # Last in the class, as below it the name would hide the built-in in annotations.
     def list(self, kind: str | None = None) -> list[Artifact]:
         """List artifacts with intact manifests and right sizes, by kind, then version; anything else is left to `verify`."""
-        artifacts: list[Artifact] = []
-        for name in self._kinds() if kind is None else [kind]:
-            if versions := self._versions(name):
-                with self._open_kind(name) as kind_directory:
-                    for version in versions:
-                        with suppress(StoreError):
-                            artifacts.append(load_artifact(kind_directory, version))
-        return artifacts
+        return [found for _, found in load_each(self.root, kind) if isinstance(found, Artifact)]

@@ -6,6 +6,7 @@ from tests.bench.floor import Product, compute_floor_s, list_products, list_shap
 from tests.bench.protocol import Worker, take_turns
 from tests.bench.sections import describe_work, make_ppo_work
 from tests.bench.sizes import SIZES
+from tests.bench.store import measure_listing, measure_publish
 from tests.bench.table import describe_machine, format_spread, format_table, write_report
 
 WORK = make_ppo_work("tiny", "half", quick=True) | {"ppo_epochs": 2}
@@ -63,3 +64,11 @@ def test_the_floor_by_hand():
 def test_a_table_by_hand():
     assert format_table(["a", "bb"], [["1", "2"]]) == "| a | bb |\n|---|----|\n| 1 | 2  |"
     assert format_spread([3.0, 1.0, 2.0]) == "2.00 (1.00–3.00)"
+
+
+@pytest.mark.slow
+def test_the_store_is_measured_on_artifacts_that_verify(tmp_path):
+    listing = measure_listing(tmp_path / "many", 4, repeats=1)
+    assert [line.split()[:2] for line in listing[1:]] == [["rlhf", "ls"], ["rlhf", "ls"], ["rlhf", "plan"]]
+    publish = measure_publish(tmp_path / "large", 2, repeats=1)
+    assert "over fsync and sha256" in publish[1] and float(publish[2].split()[1]) > 0

@@ -114,6 +114,19 @@ def test_a_list_shows_a_held_out_figure_with_its_interval_and_how_many_prompts_i
     assert json.loads(rlhf_here("ls", "ppo", "--json").stdout)[0]["intervals"] == {"eval/sampled/score": {"low": 0.4, "high": 0.6, "n": 20}}
 
 
+def test_in_a_pipe_each_artifact_is_one_line_however_long_its_figures_are(rlhf_here, publish, store):
+    for _ in range(2):
+        metrics = {
+            f"eval/{way}/{name}": -1.234e-100 for way in ("sampled", "greedy", "ema_sampled") for name in ("score", "kl", "judge_score")
+        }
+        intervals = {name: Interval(low=-1.23e-100, high=1.23e-100, n=10**9) for name in metrics}
+        publish(store, "ppo", metrics=metrics, intervals=intervals)
+    heading, *lines = rlhf_here("ls").stdout.splitlines()
+    assert heading.split() == ["artifact", "content", "made", "(UTC)", "size", "from", "figures"]
+    assert [line.split()[0] for line in lines] == ["ppo@v1", "ppo@v2"]
+    assert all(len(line) > 200 and line.index("score") == heading.index("figures") for line in lines)
+
+
 def test_a_list_of_a_kind_that_there_is_none_of_names_the_kind(rlhf_here, publish, store):
     publish(store, "sft")
     assert rlhf_here("ls", "ppo").stdout == f"no artifacts of kind ppo in {store.root}; `rlhf ls` lists all\n"
