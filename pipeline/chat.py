@@ -231,3 +231,8 @@ def answer_data(chat: Chat, message: str) -> str:
     """Write the last exchange as a line of JSON."""
     answers = [{"model": model.ref, **answer} for model, answer in zip(chat.models, chat.turns[-1][1], strict=True)]
     return json.dumps({"prompt": message, "answers": answers})
+
+
+def problem_data(message: str, line: int, problem: str) -> str:
+    """Write a message that could not be answered, and why, as a line of JSON."""
+    return json.dumps({"prompt": message, "answers": [], "line": line, "problem": problem})

@@ -2,8 +2,13 @@
 
 import io
 import os
+import signal
 import sys
+from collections.abc import Callable
+from contextlib import suppress
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 from stages.process.output import redact_streams
 from stages.spec import EXIT_USAGE
@@ -11,6 +16,8 @@ from stages.spec import EXIT_USAGE
 
 def prepare_terminal() -> None:
     """Have what standard output and error cannot encode written as escapes, no secret written there, and names of files read as UTF-8.
+
+    Once whoever reads them is gone (`rlhf ls | head -1`), the command ends quietly, with the exit code of SIGPIPE.
 
     Where the language settings say another encoding for names, this starts the command anew in Python's UTF-8 mode: in it every name,
     text or not, becomes a string and the same bytes again, for us and for the stages.
@@ -24,8 +31,23 @@ def prepare_terminal() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     redact_streams()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):  # a stream of somebody else's making
+            stream.write, stream.flush = _end_with_reader(stream, stream.write), _end_with_reader(stream, stream.flush)
     try:
         Path.cwd()
     except FileNotFoundError:
         print("the working directory is gone; change to another one", file=sys.stderr)
         sys.exit(EXIT_USAGE)
+
+
+def _end_with_reader(stream: Any, call: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(call)
+    def ending(*args: Any) -> Any:
+        try:
+            return call(*args)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # for what is still held back
+            sys.exit(128 + signal.SIGPIPE)
+
+    return ending

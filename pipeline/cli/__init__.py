@@ -10,7 +10,7 @@ import typer
 from pipeline.cli import artifacts, chatting, doctor, ranking, rankings, reading, recipes, records, remotes, reports, rounds, trust
 from pipeline.launch.environment import QUIET
 from pipeline.terminal import prepare_terminal
-from stages.spec import EXIT_FAILED, EXIT_OK
+from stages.spec import EXIT_OK
 
 app = typer.Typer(
     help="SFT -> reward model -> PPO: one recipe, chained stages, versioned artifacts.",
@@ -62,13 +62,12 @@ def main() -> NoReturn:
         signal.signal(number, _end_by_signal)
     try:
         app()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_FAILED)
     except Exception as error:
         from pipeline.report.errors import print_error
 
         sys.exit(print_error(error))
+    finally:
+        sys.stdout.flush()  # here at the latest it is found out that nobody reads it
     sys.exit(EXIT_OK)
 
 

@@ -90,7 +90,7 @@ def chat_command(
 
 def _talk(chat: "Chat", program: "Dialogue", view: "ChatView", *, by_hand: bool, as_json: bool) -> bool:
     """Read lines and answer them, until there are no more; tells whether every message was answered."""
-    from pipeline.chat import answer_data, exchange, obey, save_chat
+    from pipeline.chat import answer_data, exchange, obey, problem_data, save_chat
     from pipeline.store.disk import expand_home
 
     def save(name: str) -> str:
@@ -121,6 +121,8 @@ def _talk(chat: "Chat", program: "Dialogue", view: "ChatView", *, by_hand: bool,
             all_answered = False
             told = f"{'' if by_hand else f'standard input:{number}: '}not answered: {problem}"
             print(told, file=sys.stderr) if as_json else view.say(told, "yellow")
+            if as_json:
+                print(problem_data(message, number, problem), flush=True)
         elif as_json:
             print(answer_data(chat, message), flush=True)
     return all_answered

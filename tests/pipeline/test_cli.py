@@ -410,6 +410,18 @@ def test_a_reader_that_goes_away_does_not_end_a_training(recipe_path, fake_stage
     assert (store / "artifacts/ppo/v0001/manifest.json").exists()
 
 
+@pytest.mark.parametrize("arguments", [["ls"], ["show", "ppo", "--json"], ["verify"], ["--help"]])
+@pytest.mark.slow
+def test_a_command_that_nobody_reads_any_more_ends_quietly_as_programs_in_a_pipe_do(made, tmp_path, arguments):
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = subprocess.run(
+        [*RLHF, *arguments], env={**os.environ, "RLHF_STORE": str(tmp_path / "store")}, stdout=write_end, stderr=subprocess.PIPE
+    )
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["ls"], ["plan"], ["plan", "RECIPE"], ["show", "ppo"], ["verify"], ["runs"]])
 @pytest.mark.slow
 def test_reading_commands_import_no_torch(made, tmp_path, recipe_path, arguments):

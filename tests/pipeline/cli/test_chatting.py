@@ -150,8 +150,11 @@ def test_in_a_pipe_each_line_is_a_message_and_each_answer_a_line(ask, tmp_path):
 @pytest.mark.slow
 def test_as_json_each_exchange_is_an_object_and_the_likeliest_answer_needs_no_seed(ask):
     def answer(*options):
-        result = ask(f"{ASKED}\n", "chat", "sft", "--rm", "rm", "--json", "--max-tokens", "6", *options)
-        return json.loads(result.stdout)
+        result = ask(f"{ASKED}\n{'long words ' * 4000}\n", "chat", "sft", "--rm", "rm", "--json", "--max-tokens", "6", *options)
+        assert result.returncode == 1
+        answered, refused = map(json.loads, result.stdout.splitlines())
+        assert (refused["answers"], refused["line"]) == ([], 2) and refused["problem"].startswith("the conversation has")
+        return answered
 
     greedy = [answer("--temperature", "0", "--seed", seed) for seed in ("1", "2")]
     assert greedy[0]["prompt"] == ASKED
