@@ -1,6 +1,7 @@
 """Equal runs at once: one trains, the others wait and reuse it; of one that is killed another takes over. Real processes."""
 
 import io
+import json
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ from pipeline.store.disk import take_lock
 from pipeline.store.store import Store
 from tests.waiting import wait_until
 
+DRIVER = Path(__file__).with_name("equal_runs_driver.py")
 RLHF = [sys.executable, "-P", "-m", "pipeline.cli"]
 
 
@@ -38,15 +40,31 @@ def start(recipe_path, fake_stages, tmp_path):
 
 
 @pytest.mark.slow
-def test_of_four_equal_runs_at_once_one_trains_and_the_others_reuse_it(start, tmp_path):
-    processes = [start("steps") for _ in range(4)]
-    told = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0] * 4, told
-    assert sum("sft: published sft@v1" in out for out, _ in told) == 1
-    assert sum("sft: reused sft@v1" in out for out, _ in told) == 3
+def test_of_sixteen_equal_runs_one_trains_another_goes_on_when_it_is_killed_and_all_others_reuse_what_that_made(
+    recipe_path, fake_stages, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("FAKE_SFT", "steps")
+    (tmp_path / "told").mkdir()
+    run = ["run", recipe_path, "--only", "sft", "--store", tmp_path / "store"]
+    driver = subprocess.Popen([sys.executable, DRIVER, "16", tmp_path / "told", *run], stdout=subprocess.PIPE, text=True)
+    processes = json.loads(driver.stdout.readline())
+    wait_until(lambda: list(tmp_path.glob("store/runs/sft-*/checkpoints/step")), 60)
+    (lock,) = tmp_path.glob("store/runs/sft-*/lock")
+    holder = int(lock.read_text().split()[1])
+    os.kill(holder, signal.SIGKILL)
+    codes = dict(zip(processes, json.loads(driver.communicate(timeout=120)[0]), strict=True))
+    told = {process: (tmp_path / "told" / f"{number}.out").read_text() for number, process in enumerate(processes)}
+    assert [(tmp_path / "told" / f"{number}.err").read_text() for number in range(16)] == [""] * 16
+    assert codes == dict.fromkeys(processes, 0) | {holder: -signal.SIGKILL}
+
+    (heir,) = [process for process, text in told.items() if "sft: published sft@v1" in text]
+    assert re.search(r"sft: goes on from step [1-9]", told[heir])
+    others = set(processes) - {holder, heir}
+    assert all("sft: reused sft@v1" in told[process] for process in others)
+    assert any(f"sft: waits for process {holder} of" in told[process] for process in others)
     store = Store(tmp_path / "store")
-    assert store.refs() == ["sft@v1"]
-    assert (store.get("sft").path / "log.txt").read_text().count("from step") == 1
+    assert store.refs() == ["sft@v1"] and store.verify("sft@v1") == []
+    assert (store.get("sft").path / "log.txt").read_text().count("from step") == 2
 
 
 @pytest.mark.slow
