@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from data.schema import Conversation, Message
+from data.schema import Message, Record, Text
 from data.tokens import EncodedRecord
 
 MOST_TOLD = 20  # pairs: of a template that leaves all messages out
@@ -22,11 +22,11 @@ Marks = NDArray[np.uint64]  # a row for each record: (hash of its ids, hash of w
 _THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)
 
 
-def mark_prompts(records: Sequence[Conversation], encoded: Sequence[EncodedRecord]) -> Marks:
-    """Mark records by their prompts; one whose prompt was cut is not compared, since what differs may be gone."""
+def mark_prompts(records: Sequence[Record], encoded: Sequence[EncodedRecord]) -> Marks:
+    """Mark records by their prompts; one whose prompt was cut is not compared, since what differs may be gone, nor is a text."""
     marks = np.zeros((len(records), 2), np.uint64)
     for row, (record, item) in enumerate(zip(records, encoded, strict=True)):
-        if not item.cut:
+        if not item.cut and not isinstance(record, Text):
             marks[row] = _hash(np.array(item.prompt_ids, np.int64).tobytes()), _hash(_condense(record.prompt))
     return marks
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.schema import Message
+from data.schema import Message, Problem
 
 # Enough for a standard error of 1 % on an accuracy of 70 %; 5 % of a million would be hours of evaluation.
 MAX_HELD_OUT = 2000
@@ -109,3 +109,20 @@ def split_text(text: str, fraction: float) -> tuple[str, str] | None:
             place = min(places, key=lambda place: abs(place - wanted))
             return text[:place], text[place:]
     return None
+
+
+def too_few(where: str, kind: str, num_records: int, num_unusable: int = 0) -> Problem:
+    """Say that nothing can be held out of a record set, whose prompts are fewer than two or have no usable answer.
+
+    Args:
+        where: The source.
+        kind: Of the records.
+        num_records: All of them.
+        num_unusable: Those of which no answer is within the limits, or all tie.
+    """
+    what = "texts that can be used, and no single one of several lines" if kind == "texts" else "prompts that can be used"
+    found = f"found fewer than two {what}, among {num_records} records"
+    if num_unusable:
+        ties = "tie, or " if kind == "comparisons" else ""
+        found += f", of which {num_unusable} {ties}are longer than tokens.max_response_tokens"
+    return Problem(where, f"data.{kind}.eval", f"{found}; needed one to train on and one to hold out; add records, or give an eval file")

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from data.schema import Comparison, Conversation, Message
+from data.schema import Comparison, Message, Record, Text
 from data.tokens import EncodedComparison, EncodedPair, EncodedPromptRecord, EncodedRecord
 
 Item = TypeVar("Item")
@@ -30,31 +30,33 @@ def make_schema() -> Any:
             ("ids", arrow.list_(arrow.int32())),
             ("lengths", arrow.list_(arrow.int32())),
             ("ranks", arrow.list_(arrow.int32())),
-            ("prompt", arrow.string()),  # its messages: what a judge reads, and what is held out by
+            ("prompt", arrow.string()),  # its messages: what a judge reads, and what is held out by; of a text nothing
             ("source", arrow.string()),
             ("cut", arrow.bool_()),
             ("used", arrow.bool_()),
-            ("answers", arrow.int32()),  # all that it has, used or not
+            ("answers", arrow.int32()),  # all that it has, used or not; a text that is not empty is one
             ("dropped", arrow.int32()),
             ("repeated", arrow.int32()),
+            ("control", arrow.bool_()),
         ]
     )
 
 
-def make_batch(records: Sequence[Conversation], encoded: Sequence[EncodedRecord]) -> Any:
+def make_batch(records: Sequence[Record], encoded: Sequence[EncodedRecord]) -> Any:
     """Lay records out as one batch of rows."""
     arrow: Any = import_module("pyarrow")
     columns = {
         "ids": _lay_lists([list(chain(item.prompt_ids, *item.responses)) for item in encoded]),
         "lengths": _lay_lists([[len(item.prompt_ids), *map(len, item.responses)] for item in encoded]),
         "ranks": _lay_lists([item.ranks for item in encoded]),
-        "prompt": [_write_messages(record.prompt) for record in records],
+        "prompt": ["" if isinstance(record, Text) else _write_messages(record.prompt) for record in records],
         "source": [record.source if isinstance(record, Comparison) else "" for record in records],
         "cut": [item.cut for item in encoded],
         "used": [item.used for item in encoded],
-        "answers": [len(record.answers) for record in records],
+        "answers": [int(record.text != "") if isinstance(record, Text) else len(record.answers) for record in records],
         "dropped": [item.dropped for item in encoded],
         "repeated": [item.repeated for item in encoded],
+        "control": [item.control for item in encoded],
     }
     return arrow.record_batch(columns, schema=make_schema())
 
@@ -77,7 +79,7 @@ class TokenFile:
         self._batches: list[Any] = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         self._lists = [{name: _view_lists(batch.column(name)) for name in ("ids", "lengths", "ranks")} for batch in self._batches]
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
-        self._table: Any = arrow.Table.from_batches(self._batches, schema=make_schema())
+        self._table: Any = arrow.Table.from_batches(self._batches, schema=reader.schema)
         self.used: NDArray[np.bool_] = self._table["used"].to_numpy()
         self.cut: NDArray[np.bool_] = self._table["cut"].to_numpy()
         self.answers: NDArray[np.int32] = self._table["answers"].to_numpy()
@@ -90,6 +92,11 @@ class TokenFile:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    @property
+    def control(self) -> NDArray[np.bool_]:
+        """Whether each text holds a control token's text; files of an earlier version, which have no texts, do not say so."""
+        return self._table["control"].to_numpy()
+
     def count_tokens(self) -> NDArray[np.int64]:
         """Count the tokens of each record, of prompt and responses together."""
         return np.concatenate([np.zeros(0, np.int64), *(np.diff(lists["ids"][0]) for lists in self._lists)])
@@ -99,6 +106,10 @@ class TokenFile:
         ids, lengths = self._read_list("ids", row), self._read_list("lengths", row)
         ends = np.cumsum(lengths)
         return [ids[end - length : end].tolist() for end, length in zip(ends, lengths, strict=True)]
+
+    def ids(self, row: int) -> NDArray[np.int32]:
+        """Return all ids of a record as they lie in the file: what is not looked at is not read."""
+        return self._read_list("ids", row)
 
     def ranks(self, row: int) -> tuple[int, ...]:
         """Return the ranks of a record's responses."""

@@ -14,13 +14,12 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from importlib import import_module
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from data.alike import Marks, find_alike, mark_prompts
 from data.fingerprint import Fingerprint
-from data.schema import Conversation, DataError, Problem
+from data.schema import DataError, Problem, Record, Text
 from data.system.drafts import make_draft
 from data.system.watched import Unfinished, work_in_children
 from data.token_file import TokenFile, make_batch, make_schema
@@ -28,11 +27,12 @@ from data.tokens import EncodedRecord
 
 TOKENS_FILE, MADE_FILE = "tokens.arrow", "made.json"
 CHUNK_RECORDS = 512
+CHUNK_CHARACTERS = 2**22  # one record more or less: of texts a few may be books
 _STALE_DRAFT_S = 24 * 3600
 _READ_BYTES = 2**24
 
-Placed = tuple[str, Conversation]  # file:line, what stands there
-Encode = Callable[[Sequence[Conversation]], list[EncodedRecord]]
+Placed = tuple[str, Record]  # file:line, what stands there
+Encode = Callable[[Sequence[Any]], list[EncodedRecord]]
 
 
 def make_tokens(
@@ -125,8 +125,16 @@ def _noting(records: Iterable[Placed], content: Fingerprint) -> Iterator[Placed]
         yield where, record
 
 
-def _split(records: Iterator[Placed]) -> Iterator[list[Placed]]:
-    while chunk := list(islice(records, CHUNK_RECORDS)):
+def _split(records: Iterable[Placed]) -> Iterator[list[Placed]]:
+    chunk: list[Placed] = []
+    characters = 0
+    for placed in records:
+        chunk.append(placed)
+        characters += _count_characters(placed)
+        if len(chunk) == CHUNK_RECORDS or characters >= CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
         yield chunk
 
 
@@ -147,12 +155,18 @@ def _place(problem: Problem, chunk: Sequence[Placed]) -> Problem:
 
 def _count_characters(placed: Placed) -> int:
     _, record = placed
+    if isinstance(record, Text):
+        return len(record.text)
     return sum(len(message.content) for message in record.prompt) + sum(map(len, record.answers))
 
 
 def _describe_endless(error: Unfinished) -> Problem:
-    what = f"found {_count_characters(error.item):,} characters, of which rendering and tokenising {error}"
-    return Problem(error.item[0], "", f"{what}; needed a chat template and a tokenizer that end; mend the line, or take another template")
+    where, record = error.item
+    found = f"found {_count_characters(error.item):,} characters, of which"
+    if isinstance(record, Text):
+        return Problem(where, "", f"{found} tokenising {error}; needed a tokenizer that ends; split the text")
+    needed = "needed a chat template and a tokenizer that end; mend the line, or take another template"
+    return Problem(where, "", f"{found} rendering and tokenising {error}; {needed}")
 
 
 def _describe_alike(alike: list[tuple[int, int]], records: Callable[[], Iterable[Placed]]) -> Iterator[Problem]:

@@ -1,14 +1,14 @@
 """The token ids of a record set -> those to train on, and those that are held out, each with what is told of it."""
 
 import uuid
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from data.holdout import Places, find_places, hold_out
-from data.load import too_few
+from data.holdout import Places, find_places, hold_out, too_few
 from data.schema import DataError, RecordKind
 from data.token_file import (
     RowNumbers,
@@ -112,14 +112,21 @@ def split_tokens(kind: RecordKind, file: TokenFile, places: Places, eval_fractio
     return TokenSet(kind, file, np.flatnonzero(~held_out)), TokenSet(kind, file, np.flatnonzero(held_out))
 
 
-def load_places(directory: Path, file: TokenFile, seed: int) -> Places:
-    """Find the places of a file's records, and keep them beside it: hashing a million prompts takes seconds."""
+def load_places(directory: Path, file: TokenFile, seed: int, texts: Iterable[str] | None = None) -> Places:
+    """Find the places of a file's records, and keep them beside it: hashing a million prompts takes seconds.
+
+    Args:
+        directory: Of the file.
+        file: Whose prompts they are.
+        seed: Another seed gives other places.
+        texts: Where the file's records are texts, which it does not hold: their source.
+    """
     kept = directory / f"places-{seed}.npy"
     with suppress(OSError, ValueError, EOFError):
         places: Places = np.load(kept)
         if places.shape == (len(file),):
             return places
-    places = find_places(file.prompts(), seed)
+    places = find_places(file.prompts() if texts is None else texts, seed)
     draft = kept.with_name(f".{kept.name}-{uuid.uuid4().hex}")
     with suppress(OSError):  # a read-only store
         with draft.open("wb") as stream:

@@ -69,6 +69,7 @@ class EncodedRecord:
         dropped: How many of its answers are too long.
         repeated: How many of its answers begin with what the prompt ends with; it is not written twice.
         used: Whether it can be trained on.
+        control: Of a text: whether it holds a control token's text.
     """
 
     prompt_ids: list[int]
@@ -78,6 +79,7 @@ class EncodedRecord:
     dropped: int
     repeated: int
     used: bool
+    control: bool = False
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: Sequence[Message], max_prompt_tokens: int) -> EncodedPrompt:

@@ -4,8 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
-from data.holdout import split_text
-from data.load import too_few
+from data.holdout import split_text, too_few
 from data.schema import Comparison, Record, Text
 
 

@@ -1,7 +1,7 @@
 """What can be told before the first stage trains: records that are lost, what an evaluation will not be able to say."""
 
 from data.schema import RecordKind
-from data.shortfall import warn_of_shortfall
+from data.shortfall import warn_of_dropped_answers, warn_of_shortfall
 from pipeline.recipe.schema import Recipe
 from pipeline.tokens import Counts, add_splits
 from stages.statistics.intervals import smallest_difference
@@ -18,7 +18,13 @@ def foresee(recipe: Recipe, counts: Counts) -> dict[RecordKind, list[str]]:
         counts: As `make_tokens` returns them.
     """
     limits = (recipe.tokens.max_prompt_tokens, recipe.tokens.max_response_tokens)
-    warnings: dict[RecordKind, list[str]] = {kind: warn_of_shortfall(kind, add_splits(splits), limits) for kind, splits in counts.items()}
+    warnings: dict[RecordKind, list[str]] = {}
+    for kind, splits in counts.items():
+        total = add_splits(splits)
+        # Of texts the empty ones are told by those who read them.
+        warnings[kind] = [] if kind == "texts" else warn_of_shortfall(kind, total, limits)
+        if "answers" in total:  # not noted by earlier versions
+            warnings[kind] += warn_of_dropped_answers(kind, total, total["answers"], limits)
     if "prompts" in counts and recipe.evaluate is not None:
         held_out = counts["prompts"].get("eval", {}).get("prompts", 0)
         warnings["prompts"] += foresee_evaluation(min(held_out, recipe.evaluate.prompts), has_judge=recipe.judge is not None)

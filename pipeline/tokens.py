@@ -30,10 +30,9 @@ from pipeline.recipe.schema import Recipe
 from pipeline.store.disk import locked, make_directories, writing
 from pipeline.store.parts import TOKENS_DIR
 from stages.settings import TrainingSettings
-from stages.spec import TOKENS_VERSION, TokensSpec
+from stages.spec import TOKENS_VERSION, StageName, TokensSpec, data_inputs
 
 _WORK = re.compile(r"\.work-[a-z0-9_]{8}")
-_NOT_MADE: RecordKind = "texts"  # pretrain encodes them itself
 
 Counts = dict[RecordKind, dict[str, dict[str, int]]]  # kind -> split -> name -> count
 
@@ -53,7 +52,7 @@ def make_tokens(recipe: Recipe, inputs: Inputs, store_root: Path, on_event: Call
     Raises:
         DataError, StageFailed: A record cannot be encoded, or a set has none that can be used.
     """
-    if not inputs.readings.keys() - {_NOT_MADE}:
+    if not inputs.readings:
         return {}
     directory = store_root / TOKENS_DIR
     report_path = directory / f"report-{_identify(recipe, inputs)[:32]}.json"
@@ -98,7 +97,7 @@ def add_splits(splits: dict[str, dict[str, int]]) -> dict[str, int]:
 
 def _identify(recipe: Recipe, inputs: Inputs) -> str:
     """Name the report after all that the counts depend on."""
-    described = {
+    described: dict[str, Any] = {
         "version": TOKENS_VERSION,
         "base_model": inputs.base_identity,
         "tokens": identify_tokens(recipe),
@@ -106,7 +105,14 @@ def _identify(recipe: Recipe, inputs: Inputs) -> str:
         "seed": recipe.seed,
         "model": _describe_model(recipe),
     }
+    if readers := _text_readers(recipe, inputs):
+        described["text_readers"] = readers
     return hashlib.sha256(json.dumps(described, sort_keys=True, default=lambda block: block.model_dump(mode="json")).encode()).hexdigest()
+
+
+def _text_readers(recipe: Recipe, inputs: Inputs) -> list[StageName]:
+    """List the stages that learn from texts, where those were read."""
+    return [stage for stage in recipe.stages if "texts" in inputs.data and "texts" in data_inputs(stage, recipe.settings(stage))]
 
 
 def _describe_model(recipe: Recipe) -> dict[str, Any]:
@@ -141,14 +147,12 @@ def _read_problems(report_path: Path) -> list[Problem]:
 def _make_spec(recipe: Recipe, inputs: Inputs, directory: Path, work: Path, report_path: Path) -> TokensSpec:
     sizes: dict[str, int] = {}
     for kind, reading in inputs.readings.items():
-        if kind == _NOT_MADE:
-            continue
         sizes |= {f"{kind}.{split}": reading.findings.counts[split] for split in inputs.sources(kind)}
     return TokensSpec(
         base_model=inputs.base_model,
         revision=inputs.revision,
         tokens=recipe.tokens,
-        data={kind: splits for kind, splits in inputs.data.items() if kind != _NOT_MADE},
+        data=inputs.data,
         fingerprints=inputs.source_fingerprints(),
         skip_bad=recipe.data.skip_bad,
         redact=tuple(recipe.data.redact),
@@ -156,6 +160,7 @@ def _make_spec(recipe: Recipe, inputs: Inputs, directory: Path, work: Path, repo
         records=sizes,
         eval_fraction=recipe.data.eval_fraction,
         seed=recipe.seed,
+        text_readers=tuple(_text_readers(recipe, inputs)),
         **_describe_model(recipe),
         tokens_dir=directory.resolve(),
         events_path=(work / "events.jsonl").resolve(),

@@ -6,7 +6,7 @@ texts -> token ids, packed -> TRL's SFTTrainer (loss on every token) -> model/, 
 import math
 from typing import Any
 
-from data.texts import encode_documents, split_documents
+from data.pieces import TextSet
 from stages.family import check_base
 from stages.language import load_learner, measure_loss
 from stages.models.adapters import find_model
@@ -23,7 +23,7 @@ from stages.responses.judging import answer_prompts, response_text, write_sample
 from stages.result import StageResult
 from stages.settings import PretrainSettings
 from stages.spec import EXIT_USAGE, SAMPLES_FILE
-from stages.splits import load_splits
+from stages.texts import load_texts
 from stages.trl.gathering import whole_model
 from stages.trl.sft import make_language_trainer
 from stages.trl.training import train
@@ -39,15 +39,9 @@ def main(context: StageContext) -> StageResult:
     check_base(spec.models["base"], "pretrain", settings.lora, spec.revision)
     # As it is: SFT, which settles template, end and pad token, then finds what it would find in the base model.
     tokenizer: Any = open_tokenizer(spec.models["base"], spec.revision)
-    records, held_out_records = load_splits(spec, "texts")
-    documents, counts = encode_documents(tokenizer, records)
-    held_out_documents, held_out_counts = encode_documents(tokenizer, held_out_records)
-    counts |= {f"held_out_{key}": value for key, value in held_out_counts.items()}
-    pieces, held_out = (split_documents(each, settings.sequence_length) for each in (documents, held_out_documents))
-    if not pieces:
-        raise StageError(
-            "texts: all are empty, so there is nothing to learn; needed at least one that is not; check the source", EXIT_USAGE
-        )
+    texts, held_out_texts = load_texts(context, tokenizer, end=True)
+    counts = texts.counts() | {f"held_out_{key}": value for key, value in held_out_texts.counts().items()}
+    pieces, held_out = (each.pieces(settings.sequence_length) for each in (texts, held_out_texts))
     _note_control_tokens(context, counts["texts_with_control_tokens"])
 
     model: Any = load_learner(context, settings)
@@ -69,7 +63,7 @@ def main(context: StageContext) -> StageResult:
         loss, _ = measure_loss(context, model, held_out, pieces)  # pieces of one text are not independent: no interval of theirs
         if held_out:
             metrics = {"eval/loss": loss, "eval/perplexity": math.exp(loss)}
-            _continue_held_out(context, settings, model, tokenizer, held_out_documents[: settings.eval_samples])
+            _continue_held_out(context, settings, model, tokenizer, held_out_texts)
         facts = read_facts(model, tokenizer, spec.models["base"])
         if context.is_main:
             context.progress("saving", 0, 0)
@@ -82,8 +76,9 @@ def main(context: StageContext) -> StageResult:
 def _note_control_tokens(context: StageContext, count: int) -> None:
     """Tell of what may separate documents inside of a file, or be a chat that was rendered."""
     if count:
+        hold = "holds" if count == 1 else "hold"
         context.note(
-            f"{count} of the texts hold the text of a control token, which is learnt as ordinary text; if it separates documents, give "
+            f"{count} of the texts {hold} the text of a control token, which is learnt as ordinary text; if it separates documents, give "
             "each its own JSON line"
         )
 
@@ -95,10 +90,11 @@ def _require_positions(model: Any, name: str, sequence_length: int) -> None:
         raise StageError(message, EXIT_USAGE)
 
 
-def _continue_held_out(context: StageContext, settings: PretrainSettings, model: Any, tokenizer: Any, documents: list[list[int]]) -> None:
+def _continue_held_out(context: StageContext, settings: PretrainSettings, model: Any, tokenizer: Any, texts: TextSet) -> None:
     """Continue the beginnings of held-out texts, sampled and greedy, and write samples.jsonl."""
     half = settings.sequence_length // 2
-    beginnings = [ids[: min(-(-len(ids) // 2), half, _BEGINNING_TOKENS)] for ids in documents]
+    numbers = range(min(settings.eval_samples, len(texts.used)))
+    beginnings = [texts.beginning(number, min(half, _BEGINNING_TOKENS)) for number in numbers]
     rows: list[dict[str, Any]] = []
     for way in ("sampled", "greedy") if beginnings else ():
         answers = answer_prompts(

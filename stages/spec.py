@@ -265,6 +265,7 @@ class TokensSpec(Closed):
     seed: int
     adapters: dict[StageName, LoRASettings | None] = Field(description="The `lora` block of each stage of the recipe.")
     stop_tokens: dict[StageName, str | None] = Field(description="`stop_token` of each stage that samples.")
+    text_readers: tuple[StageName, ...] = Field((), description="The stages that learn from texts; each has ids of its own.")
     max_rollout_tokens: int = Field(description="Longest response that a stage samples.")
     tokens_dir: Path
     events_path: Path

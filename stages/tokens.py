@@ -6,39 +6,38 @@ makes those of all record sets of a recipe before its first stage runs, by all c
 """
 
 import argparse
-import hashlib
 import json
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from data.fingerprint import Fingerprint
 from data.load import stream_records
 from data.reading import report_on
-from data.schema import DataError, Problem, Record, RecordKind
+from data.schema import DataError, Problem, RecordKind
 from data.shortfall import describe_shortfall, warn_of_dropped_answers, warn_of_shortfall
-from data.token_maker import Placed, count_workers, is_whole, make_tokens, open_tokens
+from data.token_maker import count_workers, open_tokens
 from data.token_split import TokenSet, load_places, split_tokens, take_all
-from data.tokens import encode_records, refuse_none_left
-from data.treatment import Treat, make_treatment
+from data.tokens import refuse_none_left
+from data.treatment import make_treatment
 from data.turns import find_openings
 from stages.ahead import check_lengths, check_model
 from stages.events import append_event
 from stages.lines import to_line
-from stages.models.handoff import identify_tokenizer
-from stages.models.tokenizer import settle_tokenizer
+from stages.models.tokenizer import open_tokenizer, settle_tokenizer
 from stages.process.context import StageContext
 from stages.process.disk import describe_path, find_refusal
 from stages.process.distributed import decide_in_main
 from stages.process.errors import StageError
 from stages.process.output import redact_streams
-from stages.spec import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, EXIT_USAGE, TOKENS_VERSION, DataSource, DataSplits, TokensSpec
+from stages.spec import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, EXIT_USAGE, DataSource, DataSplits, StageName, StageSpec, TokensSpec
+from stages.texts import make_texts, open_text_store, open_texts
+from stages.token_store import TokenStore, make_conversation_store
 
 _EVENTS_PER_S = 4
 Sides = tuple[TokenSet, TokenSet]
@@ -55,8 +54,7 @@ def load_tokens(context: StageContext, tokenizer: Any, kind: RecordKind) -> Side
     """
     spec = context.spec
     splits, limits = spec.data[kind], (spec.tokens.max_prompt_tokens, spec.tokens.max_response_tokens)
-    treat = make_treatment(spec.redact, spec.forgotten)
-    store = _Store(tokenizer, limits, spec.tokens_dir or spec.checkpoint_dir / "tokens", spec.skip_bad, treat, workers=1)
+    store = _open_store(spec, tokenizer, spec.tokens_dir or spec.checkpoint_dir / "tokens", workers=1)
 
     def make() -> list[Path]:
         made = [
@@ -109,48 +107,9 @@ def open_sides(
     return sides
 
 
-class _Store:
-    """The directory of token files, and what they are made with."""
-
-    def __init__(self, tokenizer: Any, limits: tuple[int, int], directory: Path, skip_bad: int, treat: Treat | None, workers: int) -> None:
-        self._treat = treat
-        self._tokenizer, self._limits, self._directory, self._skip_bad, self._workers = tokenizer, limits, directory, skip_bad, workers
-        self._identity = [TOKENS_VERSION, identify_tokenizer(tokenizer), *limits]
-
-    def make(self, source: DataSource, kind: RecordKind, fingerprint: str | None, progress: Callable[[int], None]) -> Path:
-        """Return the directory of a source's token ids, made if it is not there or damaged.
-
-        Args:
-            source: Where the records lie.
-            kind: Of the records.
-            fingerprint: Of what is expected there; None: whatever is there.
-            progress: Is told how many records are done.
-        """
-        fingerprint = fingerprint or self._read_fingerprint(source, kind)
-        key = hashlib.sha256(json.dumps([kind, fingerprint, *self._identity]).encode()).hexdigest()
-        directory = self._directory / f"{kind}-{key[:32]}"
-        if is_whole(directory):
-            return directory
-        is_expected = make_tokens(
-            directory,
-            lambda: cast(Iterator[Placed], self._stream(source, kind)),
-            lambda chunk: encode_records(self._tokenizer, chunk, self._limits),
-            expected=fingerprint,
-            workers=self._workers,
-            progress=progress,
-        )
-        if not is_expected:
-            raise DataError([Problem(source.path, "", "changed while this ran; needed the records that were checked; run it again")])
-        return directory
-
-    def _stream(self, source: DataSource, kind: RecordKind) -> Iterator[tuple[str, Record]]:
-        return stream_records(source, kind, report_on(source), self._skip_bad, self._treat)
-
-    def _read_fingerprint(self, source: DataSource, kind: RecordKind) -> str:
-        content = Fingerprint()
-        for _, record in self._stream(source, kind):
-            content.add(record)
-        return content.text
+def _open_store(spec: StageSpec | TokensSpec, tokenizer: Any, directory: Path, *, workers: int) -> TokenStore:
+    limits, treat = (spec.tokens.max_prompt_tokens, spec.tokens.max_response_tokens), make_treatment(spec.redact, spec.forgotten)
+    return make_conversation_store(tokenizer, limits, directory, skip_bad=spec.skip_bad, treat=treat, workers=workers)
 
 
 def make_all(spec: TokensSpec) -> dict[str, Any]:
@@ -162,8 +121,9 @@ def make_all(spec: TokensSpec) -> dict[str, Any]:
     limits = (spec.tokens.max_prompt_tokens, spec.tokens.max_response_tokens)
     tokenizer, _ = settle_tokenizer(spec.base_model, spec.tokens, spec.revision)
     check_model(spec, tokenizer)
-    store = _Store(tokenizer, limits, spec.tokens_dir, spec.skip_bad, make_treatment(spec.redact, spec.forgotten), count_workers())
-    total, done = sum(spec.records.values()), 0
+    store = _open_store(spec, tokenizer, spec.tokens_dir, workers=count_workers())
+    sizes = {kind: sum(spec.records.get(f"{kind}.{split}", 0) for split in ("train", "eval")) for kind in spec.data}
+    total, done = sum(size * (len(spec.text_readers) if kind == "texts" else 1) for kind, size in sizes.items()), 0
     last_event_s = 0.0
     problems: list[Problem] = []
     counts: dict[str, dict[str, dict[str, int]]] = {}
@@ -177,6 +137,8 @@ def make_all(spec: TokensSpec) -> dict[str, Any]:
 
     for kind, splits in spec.data.items():
         directories: list[Path] = []
+        if kind == "texts":
+            continue
         try:
             for split, source in (("train", splits.train), ("eval", splits.eval)):
                 if source is not None:
@@ -186,12 +148,35 @@ def make_all(spec: TokensSpec) -> dict[str, Any]:
             sides = open_sides(directories, kind, splits, limits, spec.eval_fraction, spec.seed)
             for side in sides:
                 check_lengths(spec, kind, side)
-            counts[kind] = {split: side.counts() for split, side in zip(("train", "eval"), sides, strict=True)}
+            counts[kind] = {
+                split: side.counts() | {"answers": side.count_answers()} for split, side in zip(("train", "eval"), sides, strict=True)
+            }
         except DataError as error:
             problems += error.problems
+    try:
+        for reader in spec.text_readers:
+            directories, found = _make_texts(spec, reader, tokenizer, progress)
+            counts.setdefault("texts", found)
+            done += sizes["texts"]
+            made += map(str, directories)
+    except DataError as error:
+        problems += error.problems
     if problems:
         raise DataError(problems)
     return {"counts": counts, "directories": made}
+
+
+def _make_texts(
+    spec: TokensSpec, reader: StageName, tokenizer: Any, progress: Callable[[int], None]
+) -> tuple[list[Path], dict[str, dict[str, int]]]:
+    """Make the token ids of texts as a stage reads them; returns where they lie, and their counts."""
+    pretrains = reader == "pretrain"  # which goes by the base model's tokenizer as it is; PPO by what SFT settles
+    own = open_tokenizer(spec.base_model, spec.revision) if pretrains else tokenizer
+    store = open_text_store(spec, own, spec.tokens_dir, end=pretrains, workers=count_workers())
+    splits = spec.data["texts"]
+    directories = make_texts(store, splits, spec.fingerprints["texts"], spec.eval_fraction, spec.seed, progress)
+    sides = open_texts(store, directories, splits, spec.eval_fraction, spec.seed)
+    return directories, {split: side.counts() for split, side in zip(("train", "eval"), sides, strict=True)}
 
 
 def main() -> int:

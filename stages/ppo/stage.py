@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from data.texts import encode_documents, split_documents
+from data.pieces import Pieces
+from data.token_file import TokenRows
 from data.token_split import TokenSet
 from data.tokens import EncodedPair
 from stages.family import check_lora
@@ -37,8 +38,10 @@ from stages.result import StageResult
 from stages.result_intervals import find_answer_intervals
 from stages.settings import PPOSettings
 from stages.spec import EXIT_USAGE, SAMPLES_FILE
-from stages.splits import load_splits
+from stages.texts import load_texts
 from stages.tokens import load_tokens
+
+Likely = TokenRows[EncodedPair] | Pieces  # what PPO-ptx keeps likely
 
 _ROW_BYTES = 1500  # of a row of figures
 _SMALL_FILES, _RANK_STATE = 16 * 1024, 6 * 1024  # of a checkpoint: state.pt, COMPLETE.json; a rank's generators
@@ -198,7 +201,7 @@ def _save(context: StageContext, trainer: PPOTrainer, more: dict[str, Any]) -> N
     context.event("checkpoint", step=trainer.iteration)
 
 
-def _load_likely(context: StageContext, tokenizer: Any) -> tuple[Sequence[EncodedPair], dict[str, int]]:
+def _load_likely(context: StageContext, tokenizer: Any) -> tuple[Likely | None, dict[str, int]]:
     """Load SFT's training demonstrations, or the texts of pretrain, for PPO-ptx; none where it is off."""
     settings = _settings(context)
     if not settings.ptx_coef:
@@ -206,18 +209,15 @@ def _load_likely(context: StageContext, tokenizer: Any) -> tuple[Sequence[Encode
             context.note(f"ppo.ptx_batch_size = {settings.ptx_batch_size} is not used: ppo.ptx_coef is 0")
         if settings.ptx_data != "demonstrations":
             context.note(f"ppo.ptx_data = {settings.ptx_data} is not used: ppo.ptx_coef is 0")
-        return [], {}
+        return None, {}
     if settings.ptx_data == "texts":
         tokens = context.spec.tokens
-        records, _ = load_splits(context.spec, "texts")
         # Without the end token, which SFT may have given another meaning than that of a document's end.
-        documents, counts = encode_documents(tokenizer, records, end=False)
-        pairs: Sequence[EncodedPair] = split_documents(documents, tokens.max_prompt_tokens + tokens.max_response_tokens)
+        texts, _ = load_texts(context, tokenizer, end=False)
+        pairs, counts = texts.pieces(tokens.max_prompt_tokens + tokens.max_response_tokens), texts.counts()
     else:
         demonstrations, _ = load_tokens(context, tokenizer, "demonstrations")
         pairs, counts = demonstrations.pairs, demonstrations.counts()
-    if not pairs:
-        raise StageError(f"{settings.ptx_data}: all are empty; ppo.ptx_coef needs at least one that is not; check the source", EXIT_USAGE)
     return pairs, {f"ptx_{key}": value for key, value in counts.items()}
 
 
@@ -243,7 +243,7 @@ def _build_trainer(
     ranks: Ranks,
     tokenizer: Any,
     prompts: TokenSet,
-    demonstrations: Sequence[EncodedPair],
+    demonstrations: Likely | None,
     sampling: Sampling,
 ) -> PPOTrainer:
     spec, settings = context.spec, _settings(context)
@@ -255,7 +255,7 @@ def _build_trainer(
             f"{limit}; lower ppo.max_response_tokens or tokens.max_prompt_tokens",
             EXIT_USAGE,
         )
-    longest = max((len(pair.prompt_ids) + len(pair.response_ids) for pair in demonstrations), default=0)
+    longest = 0 if demonstrations is None else int(demonstrations.count_tokens().max())
     if limit is not None and longest > limit:
         raise StageError(
             f"ppo.ptx_coef: the longest of the {settings.ptx_data} has {longest} tokens, {spec.models['sft']} takes {limit}; lower "
@@ -271,7 +271,7 @@ def _build_trainer(
         sampling,
         settings,
         seed=spec.seed,
-        demonstrations=demonstrations,
+        demonstrations=() if demonstrations is None else demonstrations,
         engine=choose_engine(context),
         note=context.note,
     )

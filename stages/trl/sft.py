@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from data.pieces import Pieces
 from data.token_file import TokenRows
 from data.tokens import EncodedPair
 from stages.models.adapters import find_model
@@ -220,6 +221,6 @@ def _language_rows(pairs: Sequence[EncodedPair]) -> Dataset:
 
 
 def _count_tokens(pairs: Sequence[EncodedPair]) -> NDArray[np.int64]:
-    if isinstance(pairs, TokenRows):
+    if isinstance(pairs, TokenRows | Pieces):
         return pairs.count_tokens()
     return np.array([len(pair.prompt_ids) + len(pair.response_ids) for pair in pairs])

@@ -4,9 +4,10 @@ import hashlib
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data.holdout import MAX_HELD_OUT, find_places, hold_out
-from data.load import split_records
 from data.schema import Comparison, Demonstration, Message, Prompt
 
 
@@ -24,6 +25,17 @@ def choose(places, fraction, usable=None, sources=None):
     return hold_out(places, usable, np.array(sources or [""] * len(places)), fraction)
 
 
+def split(records, fraction, seed):
+    """Split records that no limit of length makes useless: (training, held-out)."""
+    usable = np.array([not isinstance(record, Comparison) or record.has_pair for record in records])
+    held_out = hold_out(find_places([record.prompt for record in records], seed), usable, np.array([""] * len(records)), fraction)
+    return tuple([record for record, there in zip(records, held_out, strict=True) if there == side] for side in (False, True))
+
+
+def prompts_of(texts):
+    return [Prompt(talk(text)) for text in texts]
+
+
 def test_a_place_is_the_hash_of_seed_and_prompt():
     prompt = (Message("system", "Be kind."), user("Hi"))
     text = "5\n(Message(role='system', content='Be kind.'), Message(role='user', content='Hi'))"
@@ -33,14 +45,14 @@ def test_a_place_is_the_hash_of_seed_and_prompt():
 def test_all_turns_of_a_conversation_are_on_one_side():
     rows = [talk(*(f"{turn} of {i}" for turn in range(7))) for i in range(60)]
     records = [Demonstration(row[:turn], row[turn].content) for row in rows for turn in (1, 3, 5)]
-    train, held_out = split_records(records, 0.2, seed=1)
+    train, held_out = split(records, 0.2, seed=1)
     assert 12 <= len(held_out) <= 66 and len(held_out) % 3 == 0
     assert not {record.prompt[0] for record in train} & {record.prompt[0] for record in held_out}
 
 
 def test_conversations_with_one_standing_greeting_are_told_apart_by_what_follows():
     records = [Prompt(talk("Hello", "How can I help?", f"question {i // 2}", "Well", f"and {i}")) for i in range(80)]
-    train, held_out = split_records(records, 0.2, seed=1)
+    train, held_out = split(records, 0.2, seed=1)
     assert len(held_out) >= 4
     assert not {record.prompt[2] for record in train} & {record.prompt[2] for record in held_out}
 
@@ -49,9 +61,31 @@ def test_conversations_with_one_standing_greeting_are_told_apart_by_what_follows
 def test_ties_are_not_held_out(seed):
     ranks = [(1, 2) if i < 10 else (1, 1) for i in range(20)]
     records = [Comparison((user(f"Say {i}"),), ("a", "b"), ranks[i]) for i in range(20)]
-    train, held_out = split_records(records, 0.05, seed)
+    train, held_out = split(records, 0.05, seed)
     assert held_out and all(record.has_pair for record in held_out)
     assert any(record.has_pair for record in train)
+
+
+def test_each_prompt_is_on_one_side_and_about_the_fraction_is_held_out():
+    records = prompts_of([f"prompt {i % 1000}" for i in range(3000)])
+    train, held_out = split(records, 0.1, seed=1)
+    assert not {record.prompt for record in train} & {record.prompt for record in held_out}
+    assert len(train) + len(held_out) == 3000
+    assert 70 <= len(held_out) / 3 <= 130  # 100 expected, three standard deviations are 28
+    assert held_out != split(records, 0.1, seed=2)[1]
+    assert (train, held_out) == split(records, 0.1, seed=1)
+
+
+def test_the_side_of_a_prompt_does_not_change_when_records_are_added():
+    few, more = prompts_of(map(str, range(200))), prompts_of(map(str, range(400)))
+    held_out = split(few, 0.2, seed=0)[1]
+    assert [record for record in split(more, 0.2, seed=0)[1] if record in few] == held_out
+
+
+@given(num_prompts=st.integers(2, 6), fraction=st.floats(0.001, 0.999), seed=st.integers(0, 5))
+def test_a_prompt_is_left_on_each_side(num_prompts, fraction, seed):
+    train, held_out = split(prompts_of(map(str, range(num_prompts))), fraction, seed)
+    assert train and held_out
 
 
 def test_only_usable_records_count():

@@ -7,7 +7,7 @@ import pytest
 
 from data.fingerprint import fingerprint
 from data.identity import SECRET_FILE, Forgotten, ask_for, find_digests, make_secret, normalise, read_forgotten, render_forgotten
-from data.load import load_and_split, load_records
+from data.load import load_records
 from data.reading import report_on
 from data.schema import Comparison, DataError, Demonstration, Message, Prompt, Text
 from data.treatment import FORGOTTEN, make_treatment
@@ -73,8 +73,6 @@ def test_forgotten_records_are_left_out_counted_and_told_and_the_fingerprint_is_
     assert [record.completion for record in records] == [f"answer {i}" for i in (0, 1, 2, 4, 5)]
     assert reports[0].counts == {FORGOTTEN: 2} and reports[0].line().endswith("; 2 records left out, as they were forgotten")
     assert fingerprint(records) == fingerprint(load_records(write_lines(*rows[:3], *rows[4:], name="other.jsonl"), "demonstrations"))
-    train, held_out = load_and_split(source, None, "demonstrations", eval_fraction=0.3, seed=1, treat=treat)
-    assert len(train) + len(held_out) == 5
 
 
 def test_a_set_of_which_all_is_forgotten_is_not_called_empty(write_lines, tmp_path):

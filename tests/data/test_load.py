@@ -6,11 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
-from hypothesis import given
-from hypothesis import strategies as st
 
 from data.holdout import split_text
-from data.load import load_and_split, load_records, split_records
+from data.load import load_records
 from data.rows import MAX_LINE_BYTES
 from data.schema import Comparison, DataError, Demonstration, Message, Prompt, Text
 
@@ -295,52 +293,6 @@ def test_dataset_without_known_columns_names_what_it_has(tmp_path, source):
     assert problems_of(source(tmp_path / "saved"))[0].startswith("saved: found columns question, answer; needed some of prompt, completion")
 
 
-# Holding prompts out
-
-
-def make_prompts(texts):
-    return [Prompt(user(text)) for text in texts]
-
-
-def test_split_keeps_each_prompt_on_one_side_and_about_the_fraction():
-    records = make_prompts([f"prompt {i % 1000}" for i in range(3000)])
-    train, held_out = split_records(records, 0.1, seed=1)
-    assert not {record.prompt for record in train} & {record.prompt for record in held_out}
-    assert len(train) + len(held_out) == 3000
-    assert 70 <= len(held_out) / 3 <= 130  # 100 expected, three standard deviations are 28
-    assert held_out != split_records(records, 0.1, seed=2)[1]
-    assert (train, held_out) == split_records(records, 0.1, seed=1)
-
-
-def test_split_of_a_prompt_does_not_change_when_records_are_added():
-    few, more = make_prompts(map(str, range(200))), make_prompts(map(str, range(400)))
-    held_out = split_records(few, 0.2, seed=0)[1]
-    assert [record for record in split_records(more, 0.2, seed=0)[1] if record in few] == held_out
-
-
-@given(num_prompts=st.integers(2, 6), fraction=st.floats(0.001, 0.999), seed=st.integers(0, 5))
-def test_split_leaves_a_prompt_on_each_side(num_prompts, fraction, seed):
-    train, held_out = split_records(make_prompts(map(str, range(num_prompts))), fraction, seed)
-    assert train and held_out
-
-
-def test_split_of_one_prompt_is_refused_with_file_and_kind():
-    with pytest.raises(DataError) as caught:
-        split_records(make_prompts(["a", "a"]), 0.5, seed=0, where="few.jsonl", kind="prompts")
-    assert str(caught.value) == (
-        "few.jsonl: data.prompts.eval: found fewer than two prompts that can be used, among 2 records; needed one to train on and one to "
-        "hold out; add records, or give an eval file"
-    )
-
-
-def test_held_out_records_are_split_off_only_where_they_have_no_source_of_their_own(write_lines):
-    source = write_lines(*({"prompt": f"question {i}"} for i in range(8)))
-    other = write_lines({"prompt": "held out"}, name="eval.jsonl")
-    records = load_records(source, "prompts")
-    assert load_and_split(source, None, "prompts", eval_fraction=0.25, seed=3) == split_records(records, 0.25, 3)
-    assert load_and_split(source, other, "prompts", eval_fraction=0.25, seed=3) == (records, [Prompt((Message("user", "held out"),))])
-
-
 # Texts
 
 
@@ -389,22 +341,6 @@ def test_a_text_that_is_none_is_told_with_its_line(write_lines, tmp_path, source
     assert problems_of(source(tmp_path / "latin.txt"), "texts") == [
         "latin.txt: byte 0xe9 at column 4 is not UTF-8; needed UTF-8 text; save the file as UTF-8"
     ]
-
-
-def test_texts_are_held_out_with_their_copies_and_never_an_empty_one():
-    records = [Text(text) for text in ("", "a", "b", "a", "", "c", "d")]
-    train, held_out = split_records(records, 0.5, seed=1)
-    assert held_out and set(train) & set(held_out) == set() and len(train) + len(held_out) == 7
-    assert Text("") not in held_out
-    for records in ([Text("a"), Text("")], [Text("a\nb"), Text("a\nb")]):
-        with pytest.raises(DataError, match=r"data\.texts\.eval: found fewer than two texts that .*, and no single one of several lines"):
-            split_records(records, 0.5, seed=1, kind="texts")
-
-
-def test_of_a_single_text_the_end_is_held_out_and_no_character_is_lost():
-    paragraphs = [f"{i}: {'word ' * 20}\n" * 2 + "\n" for i in range(40)]
-    (train,), (held_out,) = split_records([Text(""), Text("".join(paragraphs))], 0.1, seed=1, kind="texts")
-    assert (train.text, held_out.text) == ("".join(paragraphs[:36]), "".join(paragraphs[36:]))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What an evaluation will not be able to say is said before anything trains."""
 
-from pipeline.foreseen import foresee_evaluation
+from pipeline.foreseen import foresee, foresee_evaluation
+from pipeline.recipe.load import find_recipe, load_recipe
 
 
 def test_few_prompts_are_told_with_what_they_show():
@@ -14,3 +15,14 @@ def test_a_missing_judge_is_told_with_what_it_costs():
     (told,) = foresee_evaluation(128, has_judge=False)
     assert "no judge is named" in told and told.endswith("give judge: module:function")
     assert foresee_evaluation(128, has_judge=True) == []
+
+
+def test_long_answers_that_are_dropped_are_told_before_anything_trains_though_all_comparisons_stay(base_model_dir):
+    recipe = load_recipe(find_recipe("demo"), [f"base_model={base_model_dir}"])
+    found = {"comparisons": 100, "comparisons_used": 100, "prompts_cut": 0, "responses_dropped": 30, "comparisons_without_pair": 0}
+    splits = {"train": found | {"answers": 300}, "eval": found | {"answers": 300}}
+    assert foresee(recipe, {"comparisons": splits})["comparisons"] == [
+        "60 of 600 answers (10%) are longer than 96 tokens and dropped: what a long answer is worth is not learnt; raise "
+        "tokens.max_response_tokens"
+    ]
+    assert foresee(recipe, {"comparisons": {"train": found}})["comparisons"] == []  # of an earlier version

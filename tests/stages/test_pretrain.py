@@ -144,7 +144,7 @@ def test_texts_that_hold_a_control_tokens_text_are_told(run, base_model_dir, mak
     stage.spec.checkpoint_dir.mkdir()
     pretrain.main(StageContext(stage.spec))
     notes = [event["message"] for event in stage.events() if event["event"] == "note"]
-    assert notes and notes[0].startswith("1 of the texts hold the text of a control token")
+    assert notes and notes[0].startswith("1 of the texts holds the text of a control token")
 
 
 def test_rows_longer_than_the_models_positions_are_refused(make_stage):

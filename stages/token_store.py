@@ -1,0 +1,96 @@
+"""The directory of token ids: a record set, and what makes ids of it -> a directory of `data.token_maker`, made once."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from data.fingerprint import Fingerprint
+from data.load import stream_records
+from data.reading import report_on
+from data.schema import DataError, Problem, RecordKind
+from data.texts import encode_texts
+from data.token_maker import Encode, Placed, is_whole, make_tokens
+from data.tokens import encode_records
+from data.treatment import Treat
+from stages.models.handoff import identify_tokenizer
+from stages.spec import TOKENS_VERSION, DataSource
+
+
+class TokenStore:
+    """Token files, and what they are made with."""
+
+    def __init__(self, directory: Path, encode: Encode, identity: list[Any], *, skip_bad: int, treat: Treat | None, workers: int) -> None:
+        """Keep what all files are made with.
+
+        Args:
+            directory: Where they lie.
+            encode: Encodes some records.
+            identity: All that its ids depend on, but for the records.
+            skip_bad: Most bad lines to skip, of each source.
+            treat: What is done to each record, see `data.treatment`.
+            workers: Processes to share the work.
+        """
+        self._directory, self._encode, self._identity = directory, encode, [TOKENS_VERSION, *identity]
+        self._skip_bad, self._treat, self._workers = skip_bad, treat, workers
+
+    def make(self, source: DataSource, kind: RecordKind, fingerprint: str | None, progress: Callable[[int], None]) -> Path:
+        """Return the directory of a source's token ids, made if it is not there or damaged.
+
+        Args:
+            source: Where the records lie.
+            kind: Of the records.
+            fingerprint: Of what is expected there; None: whatever is there.
+            progress: Is told how many records are done.
+        """
+        return self.make_of(lambda: self.stream(source, kind), kind, source.path, fingerprint, progress)
+
+    def make_of(
+        self, records: Callable[[], Iterable[Placed]], kind: RecordKind, path: str, fingerprint: str | None, progress: Callable[[int], None]
+    ) -> Path:
+        """Do the same with records from anywhere, which lie at `path` for messages."""
+        fingerprint = fingerprint or _hash_all(records())
+        key = hashlib.sha256(json.dumps([kind, fingerprint, *self._identity]).encode()).hexdigest()
+        directory = self._directory / f"{kind}-{key[:32]}"
+        if is_whole(directory):
+            return directory
+        if not make_tokens(directory, records, self._encode, expected=fingerprint, workers=self._workers, progress=progress):
+            raise DataError([describe_change(path)])
+        return directory
+
+    def stream(self, source: DataSource, kind: RecordKind) -> Iterable[Placed]:
+        """Read the records of a source."""
+        return stream_records(source, kind, report_on(source), self._skip_bad, self._treat)
+
+
+def describe_change(path: str) -> Problem:
+    """Say that a source is not as it was when it was checked."""
+    return Problem(path, "", "changed while this ran; needed the records that were checked; run it again")
+
+
+def make_conversation_store(
+    tokenizer: Any, limits: tuple[int, int], directory: Path, *, skip_bad: int, treat: Treat | None, workers: int
+) -> TokenStore:
+    """Make the store of demonstrations, comparisons and prompts, as the tokenizer and the limits make ids of them."""
+
+    def encode(chunk: Any) -> Any:
+        return encode_records(tokenizer, chunk, limits)
+
+    return TokenStore(directory, encode, [identify_tokenizer(tokenizer), *limits], skip_bad=skip_bad, treat=treat, workers=workers)
+
+
+def make_text_store(tokenizer: Any, directory: Path, *, end: bool, skip_bad: int, treat: Treat | None, workers: int) -> TokenStore:
+    """Make the store of texts; with `end` each document ends with the end token."""
+
+    def encode(chunk: Any) -> Any:
+        return encode_texts(tokenizer, chunk, end=end)
+
+    return TokenStore(directory, encode, [identify_tokenizer(tokenizer), end], skip_bad=skip_bad, treat=treat, workers=workers)
+
+
+def _hash_all(records: Iterable[Placed]) -> str:
+    content = Fingerprint()
+    for _, record in records:
+        content.add(record)
+    return content.text
