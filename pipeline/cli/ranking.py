@@ -16,9 +16,13 @@ from pipeline.cli.options import (
     say,
 )
 from pipeline.errors import StoreError
-from stages.spec import EXIT_RESOURCE, EXIT_USAGE
+from stages.spec import EXIT_FAILED, EXIT_RESOURCE, EXIT_USAGE
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from data.answers import AnswerSet
+    from pipeline.ranking.journal import Journal
     from pipeline.ranking.settings import Settings
     from pipeline.ranking.study import Study
 
@@ -57,9 +61,19 @@ def rank_command(
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the orders in which sets and answers are shown; default 0.")] = None,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Of the page; 0: any that is free.")] = 0,
     on_terminal: Annotated[bool, typer.Option("--terminal", help="Rank here, line by line, instead of on a page.")] = False,
+    by_model: Annotated[
+        bool, typer.Option("--by-model", help="Let a language model rank, as the recipe's ranking.judge or --url and --model say.")
+    ] = False,
+    url: Annotated[str | None, typer.Option("--url", help="By model: OpenAI-compatible, such as http://localhost:8000/v1.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="By model: its name there.")] = None,
+    api_key_env: Annotated[str | None, typer.Option("--api-key-env", help="By model: the environment variable that holds the key.")] = None,
+    max_cost: Annotated[float | None, typer.Option("--max-cost", help="By model: most that it may cost in all; needs both prices.")] = None,
+    price_input: Annotated[float | None, typer.Option("--price-input", help="By model: of a million tokens that it reads.")] = None,
+    price_output: Annotated[float | None, typer.Option("--price-output", help="By model: of a million tokens that it writes.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="By model: how many sets at most, chosen at random.")] = None,
     store: StoreOption = None,
 ) -> None:
-    """Rank answers on a page on this machine, or on the terminal. Each judgement is on the disk at once; the same command goes on.
+    """Rank answers on a page on this machine, on the terminal, or by a model. Each judgement is on the disk at once; the command goes on.
 
     Example: rlhf rank answers.jsonl -a ann -a ben, then open the link of each.
     """
@@ -73,7 +87,15 @@ def rank_command(
     given: dict[str, object] = {"flags": flag or None, "overlap": overlap, "repeats": repeats, "seed": seed}
     settings = _read_settings(recipe, guidelines, given)
     place = find_answers(open_store(store), answers, journal)
+    endpoint: dict[str, object] = {"url": url, "model": model, "api_key_env": api_key_env, "max_cost": max_cost}
+    endpoint |= {"price_per_1m_input": price_input, "price_per_1m_output": price_output}
+    given_endpoint = {name: value for name, value in endpoint.items() if value is not None}
+    if not by_model and (given_endpoint or limit):
+        raise StoreError(f"found {', '.join(given_endpoint) or '--limit'} without --by-model; needed both; add --by-model", EXIT_USAGE)
     place.make_room()
+    if by_model:
+        _rank_by_model(place.sets, Journal(place.journal), settings, given_endpoint, limit)
+        return
     study = Study(place.sets, Journal(place.journal), settings)
     say(make_console(), f"{count(len(place.sets), 'answer set')}; judgements go to {place.journal}")
     names = annotator or [getpass.getuser()]
@@ -83,6 +105,51 @@ def rank_command(
         rank_on_terminal(study, names[0], make_console(), ask_line)
     else:
         _serve(study, names, port)
+
+
+def _rank_by_model(
+    sets: "Mapping[str, AnswerSet]", journal: "Journal", settings: "Settings", given: dict[str, object], limit: int | None
+) -> None:
+    from pydantic import ValidationError
+
+    from pipeline.errors import ConfigError
+    from pipeline.ranking.by_model import rank_by_model
+    from pipeline.report.progress import CountView
+    from pipeline.text import count
+    from stages.blocks import EndpointSettings
+    from stages.responses.chat_http import ChatError
+
+    try:
+        judge = EndpointSettings.model_validate((settings.judge.model_dump() if settings.judge else {}) | given)
+    except ValidationError as error:
+        hint = "give --url and --model, or --recipe with ranking.judge"
+        told = [f"--by-model: {'.'.join(map(str, each['loc'])) or 'judge'}: {each['msg']}; {hint}" for each in error.errors()]
+        raise ConfigError(told) from error
+    console = make_console()
+    say(console, f"prompts and answers go to {judge.model} at {judge.url}; judgements, marked as its own, to {journal.path}")
+    with CountView(make_console(err=True), f"{judge.model} ranks answer sets") as view:
+        try:
+            judged = rank_by_model(
+                sets,
+                journal,
+                judge,
+                guidelines=settings.guidelines,
+                cache_dir=journal.path.with_suffix(".replies"),
+                seed=settings.seed,
+                limit=limit,
+                told=view.told,
+            )
+        except ChatError as error:
+            raise StoreError(f"{error}; what was judged until then stands, and the same command goes on", EXIT_FAILED) from error
+    hows = ", ".join(f"{number:,} {how}" for how, number in judged.pairs.items() if number)
+    say(console, f"{count(judged.sets, 'set')} ranked now, {judged.before:,} before; of its pairs in both orders: {hows or 'none asked'}")
+    cost = "" if judged.cost is None else f"; cost so far {judged.cost:.4g}"
+    say(console, f"{judged.replies:,} replies, {judged.cached:,} of them cached{cost}")
+    if judged.unclear:
+        say(console, f"{count(judged.unclear, 'set')} not ranked, as a reply was no verdict: they stand as `cannot say`")
+    if judged.unasked:
+        found = f"{count(judged.unasked, 'set')} not asked, as they could cost more than is left of max_cost"
+        raise StoreError(f"found {found}; needed more; raise --max-cost and run the same command", EXIT_RESOURCE)
 
 
 def _serve(study: "Study", names: list[str], port: int) -> None:

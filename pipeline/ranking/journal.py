@@ -43,6 +43,8 @@ class Judgement(Closed):
     repeat: bool = Field(False, description="The annotator has ranked it before: for agreement with oneself.")
     model: str = Field("", max_length=200, description="The language model that judged; empty: a person did.")
     pairs: dict[str, int] = Field(default_factory=dict, description="By a model: how many pairs it `agreed` on in both orders, and so on.")
+    judge: str = Field("", max_length=64, description="By a model: a hash of what its verdicts depend on: guidelines, address, request.")
+    cost: float = Field(0.0, ge=0, description="By a model: what its replies cost, in the currency of the prices given.")
     tool: str = Field("", max_length=40, description="From whose export it was imported; empty: it was said here.")
     time: float
 

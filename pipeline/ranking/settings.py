@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 
 from pipeline.errors import StoreError
 from pipeline.store.disk import expand_home
-from stages.blocks import Closed, Fraction
+from stages.blocks import Closed, EndpointSettings, Fraction
 from stages.spec import EXIT_USAGE
 
 GUIDELINE_FILES = (".md", ".markdown", ".txt")
@@ -32,6 +32,9 @@ class Settings(Closed):
     overlap: Fraction = Field(0.1, description="Share of the sets that everybody ranks, for the agreement between people.")
     repeats: float = Field(
         0.1, ge=0, le=0.5, description="Share of judgements that repeat a set of the annotator's own, for the agreement with oneself."
+    )
+    judge: EndpointSettings | None = Field(
+        None, description="A language model that ranks in place of people, or beside them (`rlhf rank --by-model`); null: none."
     )
     seed: int = Field(0, ge=0, lt=2**31, description="Of the orders in which sets and answers are shown.")
 

@@ -51,6 +51,7 @@ class Model:
     cannot_say: int
     ties: float | None  # share of pairs
     disagreed: Estimate | None  # share of pairs on which its two orders disagree: ties by that
+    cost: float  # 0 where no prices were given
     with_people: Estimate | None  # Krippendorff's alpha with the people, whose mean rank counts
 
 
@@ -178,6 +179,7 @@ def _describe_model(name: str, judgements: Sequence[Judgement], first: Sequence[
         cannot_say=len(own) - len(ranked),
         ties=_find_ties(ranked),
         disagreed=figures.measure_disagreement(own, numbers),
+        cost=sum(judgement.cost for judgement in own),
         with_people=figures.measure_with_model(first, ranked, numbers),
     )
 

@@ -48,7 +48,8 @@ def _list_lines(summary: Summary) -> Iterator[str]:
         alpha = f", alpha {_write(flag.alpha, '')}" if flag.alpha else ""
         yield f"flag {name}: {count(flag.answers, 'answer')}{alpha}"
     for model in summary.models:
-        yield f"model {model.name}: {model.ranked} ranked, {model.cannot_say} not; ties {model.ties or 0:.0%}"
+        cost = f"; cost {model.cost:.4g}" if model.cost else ""
+        yield f"model {model.name}: {model.ranked} ranked, {model.cannot_say} not; ties {model.ties or 0:.0%}{cost}"
         yield f"  its agreement with people (alpha)           {_write(model.with_people, 'no set was ranked by both')}"
         yield f"  its two orders of a pair disagree           {_write(model.disagreed, 'no pair was asked in both')}"
 
