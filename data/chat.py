@@ -39,6 +39,11 @@ def encode_answers(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]
     return _encode_chats(tokenizer, [[Message("assistant", text)] for text in texts], "answer", {"chat_template": ANSWER_TEMPLATE})
 
 
+def encode_conversations(tokenizer: Tokenizer, conversations: Sequence[Messages]) -> list[list[int]]:
+    """Encode whole conversations, as the template writes them."""
+    return _encode_chats(tokenizer, conversations, "conversation", {})
+
+
 def _encode_chats(tokenizer: Tokenizer, chats: Sequence[Messages], field: str, options: dict[str, Any]) -> list[list[int]]:
     """Render and encode conversations; those that hold an added token's text go transformers' slower, sanitising way.
 

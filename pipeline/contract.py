@@ -14,9 +14,10 @@ from pipeline.plan import Decision
 from pipeline.recipe.schema import Recipe
 from pipeline.store.compare import flatten
 from pipeline.store.manifest import LOG_FILE, ManifestFields, Parent
-from pipeline.store.parts import TOKENS_DIR
+from pipeline.store.parts import REPLIES_DIR, TOKENS_DIR
 from pipeline.store.provenance import code_state, package_versions
 from pipeline.text import clean
+from stages.evaluate_settings import EvaluateSettings
 from stages.result import StageResult
 from stages.spec import EXIT_FAILED, MODEL_DIR, RESULT_FILE, STAGES, StageName, StageSpec, asks_judge, data_inputs
 
@@ -37,9 +38,13 @@ def make_spec(recipe: Recipe, inputs: Inputs, decision: Decision, output_dir: Pa
     for role, maker in STAGES[stage].models.items():
         made = decision.parents.get(maker) if maker else None
         models[role] = str(made.opened_path) if made else inputs.base_model
+    settings = recipe.settings(stage)
+    if isinstance(settings, EvaluateSettings) and settings.judge is not None and inputs.judge_model is not None:
+        models["judge"] = inputs.judge_model.path
+        settings = settings.model_copy(update={"judge": settings.judge.model_copy(update={"revision": inputs.judge_model.revision})})
     return StageSpec(
         stage=stage,
-        settings=recipe.settings(stage),
+        settings=settings,
         tokens=recipe.tokens,
         hardware=recipe.hardware,
         models=models,
@@ -53,6 +58,7 @@ def make_spec(recipe: Recipe, inputs: Inputs, decision: Decision, output_dir: Pa
         judge_directory=Path(recipe.judge_directory) if recipe.judge_directory else None,
         seed=recipe.seed,
         tokens_dir=root / TOKENS_DIR,
+        replies_dir=root / REPLIES_DIR,
         fingerprints=inputs.source_fingerprints(),
         output_dir=output_dir,
         checkpoint_dir=run_dir / "checkpoints",

@@ -27,7 +27,9 @@ def foresee(recipe: Recipe, counts: Counts) -> dict[RecordKind, list[str]]:
             warnings[kind] += warn_of_dropped_answers(kind, total, total["answers"], limits)
     if "prompts" in counts and recipe.evaluate is not None:
         held_out = counts["prompts"].get("eval", {}).get("prompts", 0)
-        warnings["prompts"] += foresee_evaluation(min(held_out, recipe.evaluate.prompts), has_judge=recipe.judge is not None)
+        warnings["prompts"] += foresee_evaluation(
+            min(held_out, recipe.evaluate.prompts), has_judge=recipe.judge is not None or recipe.evaluate.judge is not None
+        )
     return warnings
 
 

@@ -1,4 +1,8 @@
-"""The recipe's judge is asked once before anything trains: after hours of training would be late to learn that it raises."""
+"""The recipe's judge is asked once before anything trains: after hours of training would be late to learn that it raises.
+
+a function, a second reward model    tried on a record of each kind, in a process like the stages'
+a language model                     one tiny request
+"""
 
 import json
 import subprocess
@@ -14,6 +18,7 @@ from pipeline.inputs.prepare import Inputs
 from pipeline.launch.environment import stage_environment
 from pipeline.recipe.schema import Recipe
 from pipeline.text import clean
+from stages.evaluate_settings import LLMJudgeSettings
 from stages.spec import EXIT_OK, StageName, asks_judge
 
 _LIMIT_S = 300.0  # a judge may load a model of its own
@@ -23,33 +28,63 @@ _ANSWER = "I do not know."
 
 
 def try_judge(recipe: Recipe, inputs: Inputs, stages: Sequence[StageName]) -> None:
-    """Ask the judge about one record of each kind that stages will have it judge, in a process like theirs.
+    """Ask whoever judges once.
 
     Raises:
-        ConfigError: It cannot be imported, raises, or answers something else than figures.
+        ConfigError: It cannot be imported, opened or reached, raises, or answers something else than figures.
     """
-    asking = [stage for stage in stages if asks_judge(recipe.settings(stage))]
-    if recipe.judge is None or not asking:
+    evaluate = recipe.evaluate if "evaluate" in stages else None
+    other = evaluate is not None and evaluate.judge is not None  # who judges there in its place
+    asking: list[StageName] = [stage for stage in stages if asks_judge(recipe.settings(stage)) and not (other and stage == "evaluate")]
+    if recipe.judge is not None and asking:
+        command = ["stages.responses.judge", recipe.judge, recipe.judge_directory or ""]
+        _try_program(recipe, inputs, "judge", recipe.judge, command, asking)
+    if evaluate is None or evaluate.judge is None:
         return
+    if evaluate.judge.llm is not None:
+        _try_llm(recipe, evaluate.judge.llm)
+    elif inputs.judge_model is not None:
+        asking = ["evaluate"]
+        command = ["stages.responses.judge_model", inputs.judge_model.path, inputs.judge_model.revision or ""]
+        _try_program(recipe, inputs, "evaluate.judge.reward_model", str(evaluate.judge.reward_model), command, asking)
+
+
+def _try_llm(recipe: Recipe, settings: LLMJudgeSettings) -> None:
+    from stages.responses.chat_api import ChatClient  # few recipes ask one
+    from stages.responses.chat_http import ChatError
+
+    try:
+        ChatClient(settings, None).check()
+    except ChatError as error:
+        raise _refusal(recipe, "evaluate.judge.llm", clean(str(error))) from error
+
+
+def _try_program(recipe: Recipe, inputs: Inputs, key: str, name: str, command: Sequence[str], asking: Sequence[StageName]) -> None:
+    """Have a program ask a judge of one record of each kind that these stages will have it judge."""
     treat = make_treatment(recipe.data.redact, inputs.forgotten)
     kinds: dict[RecordKind, None] = dict.fromkeys(kind for stage, kind in _JUDGED.items() if stage in asking)
     samples = [_take_sample(inputs, kind, recipe.data.skip_bad, treat) for kind in kinds]
-    command = [sys.executable, "-P", "-m", "stages.responses.judge", recipe.judge, recipe.judge_directory or ""]
     environment, _ = stage_environment("", offline=inputs.local)
     try:
         done = subprocess.run(
-            command, input=json.dumps(samples), env=environment, capture_output=True, encoding="utf-8", errors="replace", timeout=_LIMIT_S
+            [sys.executable, "-P", "-m", *command],
+            input=json.dumps(samples),
+            env=environment,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_LIMIT_S,
         )
     except subprocess.TimeoutExpired:
-        raise _refusal(recipe, f"judge: {recipe.judge} gave no answer within {_LIMIT_S:.0f} s to one sample; make it faster") from None
+        raise _refusal(recipe, key, f"{key}: {name} gave no answer within {_LIMIT_S:.0f} s to one sample; make it faster") from None
     if done.returncode != EXIT_OK:
         said = [line for line in done.stderr.splitlines() if line.strip()]
-        raise _refusal(recipe, clean(said[-1]) if said else f"judge: {recipe.judge} ended its process with exit code {done.returncode}")
+        raise _refusal(recipe, key, clean(said[-1]) if said else f"{key}: {name} ended its process with exit code {done.returncode}")
 
 
-def _refusal(recipe: Recipe, message: str) -> ConfigError:
+def _refusal(recipe: Recipe, key: str, message: str) -> ConfigError:
     """Make the error, with the line of the recipe that names the judge."""
-    return ConfigError([f"{recipe.place('judge')}: {message}"])
+    return ConfigError([f"{recipe.place(key)}: {message if message.startswith(key) else f'{key}: {message}'}"])
 
 
 def _take_sample(inputs: Inputs, kind: RecordKind, skip_bad: int, treat: Treat | None) -> tuple[str, str]:

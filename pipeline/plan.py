@@ -32,6 +32,8 @@ _WITHOUT_EFFECT: dict[StageName, tuple[str, ...]] = {
     "evaluate": ("batch_size",),
     "sample": ("batch_size",),
 }
+# Of a language model that judges: how it is asked, not what.
+_WITHOUT_EFFECT_IN_LLM = ("api_key_env", "concurrency", "timeout_s", "retries")
 _WITHOUT_EFFECT_IN_ROLLOUT = ("command", "options", "server")
 _REASONS_SHOWN = 4
 _KEY_CHARS = 16
@@ -215,17 +217,28 @@ def _config_slice(stage: StageName, recipe: Recipe, inputs: Inputs) -> dict[str,
             settings["eval_every"] = recipe.ppo.eval_every  # says which iterations there are to choose from
         else:
             del settings["publish"], settings["publish_by"], settings["publish_max_kl"]
+    if stage == "evaluate":
+        settings |= _identify_evaluate_judge(settings.pop("judge"), inputs)
     return {
         "stage_version": STAGES[stage].version,
         "base_model": inputs.base_identity,
         "seed": recipe.seed,
-        **(_identify_judge(recipe, inputs) if asks_judge(recipe.settings(stage)) else {}),
+        **(_identify_judge(recipe, inputs) if asks_judge(recipe.settings(stage)) and "judge" not in settings else {}),
         **({"probes_code": inputs.probes_code} if stage == "evaluate" and inputs.probes_code else {}),
         # Of texts every token is learnt, in rows of a length of their own.
         **({"tokens": identify_tokens(recipe)} if stage != "pretrain" else {}),
         "hardware": {"precision": recipe.hardware.precision, "attention": recipe.hardware.attention},
         stage: settings,
     }
+
+
+def _identify_evaluate_judge(judge: dict[str, Any] | None, inputs: Inputs) -> dict[str, Any]:
+    """Say who judges in place of the recipe's judge; nothing where nobody does."""
+    if judge is None:
+        return {}
+    if judge["llm"] is None:
+        return {"judge": {"reward_model": inputs.judge_model.identity if inputs.judge_model else judge["reward_model"]}}
+    return {"judge": {"llm": {name: value for name, value in judge["llm"].items() if name not in _WITHOUT_EFFECT_IN_LLM}}}
 
 
 def _identify_judge(recipe: Recipe, inputs: Inputs) -> dict[str, str | None]:

@@ -219,7 +219,7 @@ class StageSpec(Closed):
     settings: StageSettings
     tokens: TokenSettings
     hardware: HardwareSettings
-    models: dict[str, str] = Field(description="Role (sample: ref) -> model directory or hub id, per the stage's row in STAGES.")
+    models: dict[str, str] = Field(description="Role (sample: ref; evaluate: judge too) -> model directory or hub id, per STAGES.")
     revision: str | None = Field(None, description="Revision of a base model from the hub.")
     data: dict[str, DataSplits] = Field(description="Record kind -> sources, per `data_inputs`.")
     eval_fraction: float = Field(
@@ -232,6 +232,7 @@ class StageSpec(Closed):
         None, description="`module:function` that judges held-out answers, where `asks_judge`; never seen in training."
     )
     judge_directory: Path | None = Field(None, description="Where the judge's module may lie, beside what is installed.")
+    replies_dir: Path | None = Field(None, description="Where replies of language models are kept, so that nothing is asked twice.")
     seed: int
     tokens_dir: Path | None = Field(None, description="Where token ids are kept (see stages.tokens); default: in checkpoint_dir.")
     fingerprints: dict[str, dict[str, str]] = Field(

@@ -9,6 +9,7 @@ from data.schema import KINDS, DataError, Problem, RecordKind
 from pipeline.inputs.base_model import identify_model
 from pipeline.inputs.demo import demo_seeds, locate, locate_splits, make_demo
 from pipeline.inputs.judge_code import identify_judge
+from pipeline.inputs.judge_model import JudgeModel, find_judge_model
 from pipeline.inputs.records import Reading, Told, read_data
 from pipeline.privacy.lists import find_forgotten
 from pipeline.recipe.base_files import pin_revision
@@ -29,6 +30,7 @@ class Inputs:
         data: Sources, by kind.
         readings: What was found in them.
         forgotten: The store's `records/`, where something was forgotten.
+        judge_model: The second reward model that judges.
     """
 
     base_model: str
@@ -39,6 +41,7 @@ class Inputs:
     data: dict[RecordKind, DataSplits]
     readings: dict[RecordKind, Reading]
     forgotten: Path | None = None
+    judge_model: JudgeModel | None = None
 
     def fingerprints(self, stage: StageName, recipe: Recipe) -> dict[str, dict[str, str]]:
         """Return the content hashes of what a stage reads: kind -> split -> hash."""
@@ -64,7 +67,12 @@ class Inputs:
     @property
     def local(self) -> bool:
         """Whether nothing has to come from a hub."""
-        paths = [self.base_model, *(source.path for splits in self.data.values() for source in (splits.train, splits.eval) if source)]
+        judge = [self.judge_model.path] if self.judge_model else []
+        paths = [
+            self.base_model,
+            *judge,
+            *(source.path for splits in self.data.values() for source in (splits.train, splits.eval) if source),
+        ]
         return all(Path(path).is_absolute() for path in paths)
 
 
@@ -123,4 +131,5 @@ def prepare(
     probes = recipe.evaluate.probes if recipe.evaluate else None
     probes_code = identify_judge(probes, recipe.judge_directory) if probes else None
     identity, forgotten = identify_model(base_model, revision), find_forgotten(store_root)
-    return Inputs(base_model, revision, identity, judge_code, probes_code, data, readings, forgotten)
+    judge_model = find_judge_model(recipe, store_root) if "evaluate" in stages else None
+    return Inputs(base_model, revision, identity, judge_code, probes_code, data, readings, forgotten, judge_model)

@@ -20,7 +20,7 @@ from pipeline.privacy.trace import Trace, trace
 from pipeline.store.artifact import Artifact
 from pipeline.store.directory import naming, open_root
 from pipeline.store.disk import locked, read_bounded, replace_durably, writing
-from pipeline.store.parts import RECORDS_DIR, RUNS_DIR, TOKENS_DIR
+from pipeline.store.parts import RECORDS_DIR, REPLIES_DIR, RUNS_DIR, TOKENS_DIR
 from pipeline.store.store import Store
 from pipeline.store.withdrawn import Withdrawal, withdraw
 from stages.spec import EXIT_VERIFICATION
@@ -61,6 +61,7 @@ def forget(store: Store, wanted: set[bytes], secret: bytes) -> Forgetting:
         replace_durably(FORGOTTEN_FILE, render_forgotten(after), dir_fd=records.fd)
         traces = trace(store, wanted, secret)
         _withdraw(store, [found for found in traces if found.learnt])
+    _remove_replies(store.root)
     num_new = len(after.digests) - len(before.digests)
     return Forgetting(traces, num_new, _remove_tokens(store.root, wanted, secret), _find_runs(store.root, wanted, secret))
 
@@ -104,6 +105,13 @@ def _remove_tokens(root: Path, wanted: set[bytes], secret: bytes) -> list[str]:
                     shutil.rmtree(name, dir_fd=tokens.fd)
                     removed.append(name)
     return sorted(removed)
+
+
+def _remove_replies(root: Path) -> None:
+    """Remove all replies of language models, which may quote what was forgotten: no list says of which records each is."""
+    with writing(root / REPLIES_DIR), suppress(FileNotFoundError), open_root(root) as store, store.enter(REPLIES_DIR) as replies:
+        for name in replies.directories():
+            shutil.rmtree(name, dir_fd=replies.fd)
 
 
 def _find_runs(root: Path, wanted: set[bytes], secret: bytes) -> list[str]:

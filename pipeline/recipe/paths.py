@@ -28,7 +28,8 @@ _LOCAL: tuple[Keys, ...] = (
     _TEMPLATE,
     _GUIDELINES,
 )
-_OTHERS: tuple[Keys, ...] = (("base_model",), *(("data", kind, split, "path") for kind in KINDS for split in ("train", "eval")))
+_JUDGE: Keys = ("evaluate", "judge", "reward_model")
+_OTHERS: tuple[Keys, ...] = (("base_model",), _JUDGE, *(("data", kind, split, "path") for kind in KINDS for split in ("train", "eval")))
 
 
 def resolve_paths(document: Document, recipe_dir: Path) -> Iterator[str]:
@@ -46,7 +47,7 @@ def resolve_paths(document: Document, recipe_dir: Path) -> Iterator[str]:
         if isinstance(value, str) and value:
             base = Path.cwd() if document.place(keys) == "--set" else recipe_dir
             try:
-                if (keys == _TEMPLATE and not _names_file(value, base)) or (keys == _GUIDELINES and not names_file(value)):
+                if _stays(keys, value, base):
                     continue
                 block[str(keys[-1])] = resolved = _resolve_path(value, base, local=keys in _LOCAL)
                 with suppress(FileNotFoundError, NotADirectoryError, UnicodeEncodeError):
@@ -59,6 +60,18 @@ def resolve_paths(document: Document, recipe_dir: Path) -> Iterator[str]:
             if not is_utf8(resolved):
                 found = f"found {show_path(Path(resolved))}, needed a path in UTF-8, as the libraries open no other; rename it"
                 yield f"{document.place(keys)}: {show_keys(keys)}: {found}"
+
+
+def _stays(keys: Keys, value: str, base: Path) -> bool:
+    """Whether what stands where a path may stand is none: the name of a template or an artifact, or a text."""
+    if keys == _TEMPLATE:
+        return not _names_file(value, base)
+    return (keys == _GUIDELINES and not names_file(value)) or (keys == _JUDGE and names_artifact(value))
+
+
+def names_artifact(reward_model: str) -> bool:
+    """Whether a judge's name is that of an artifact: rm, rm@v2, rm@best. A directory called so is given as ./rm."""
+    return re.fullmatch(r"rm(@[\w.-]+)?|[a-z][a-z0-9_-]{0,31}@[\w.-]+", reward_model) is not None
 
 
 def _names_file(template: str, base: Path) -> bool:

@@ -17,7 +17,7 @@ from pipeline.store.disk import is_utf8, reading, refuse_link, take_lock, writin
 from pipeline.store.refs import KIND_PATTERN
 from pipeline.store.staging import ARTIFACTS_DIR, STAGING_DIR, require_renames
 
-RUNS_DIR, RECORDS_DIR, NOTES_DIR, TOKENS_DIR = "runs", "records", "notes", "tokens"
+RUNS_DIR, RECORDS_DIR, NOTES_DIR, TOKENS_DIR, REPLIES_DIR = "runs", "records", "notes", "tokens", "replies"
 REPORTS_DIR, TRACKING_DIR, SLURM_DIR, DEMO_DIR, TRASH_DIR = "reports", "tracking", "slurm", "demo", ".trash"
 JOURNALS_DIR = "judgements"  # what people said of answers that are artifacts
 _LOCK_FILE = ".lock"
@@ -29,7 +29,19 @@ _PARTS = {
     ALIASES_DIR: KIND_PATTERN,
     RUNS_DIR: RUN_PATTERN,
     **dict.fromkeys(
-        (STAGING_DIR, TRASH_DIR, RECORDS_DIR, NOTES_DIR, TOKENS_DIR, SLURM_DIR, DEMO_DIR, REPORTS_DIR, TRACKING_DIR, JOURNALS_DIR)
+        (
+            STAGING_DIR,
+            TRASH_DIR,
+            RECORDS_DIR,
+            NOTES_DIR,
+            TOKENS_DIR,
+            REPLIES_DIR,
+            SLURM_DIR,
+            DEMO_DIR,
+            REPORTS_DIR,
+            TRACKING_DIR,
+            JOURNALS_DIR,
+        )
     ),
 }
 

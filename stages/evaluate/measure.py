@@ -14,9 +14,9 @@ from stages.evaluate.answers import Answers
 from stages.evaluate.results import Answers as AnswersFound
 from stages.evaluate.results import By, Comparison
 from stages.evaluate.subjects import Subject
-from stages.statistics.bootstrap import estimate_mean, estimate_share
+from stages.statistics.bootstrap import Estimate, estimate_mean, estimate_share
 from stages.statistics.comparison import compare_means, compare_scores, compute_win_rate
-from stages.statistics.intervals import Floats
+from stages.statistics.intervals import Floats, Ints
 from stages.statistics.kl import estimate_kl
 from stages.statistics.length_control import control_length
 from stages.statistics.variety import measure_distinct, measure_repetition
@@ -35,6 +35,7 @@ class Measured:
     verdicts: dict[str, Floats] = field(default_factory=dict[str, Floats])
     k1_N: Floats | None = None
     k3_N: Floats | None = None
+    pairwise: bool = False  # whether the judge compared it with SFT: NaN where it said nothing
 
     def by(self, by: By) -> Floats | None:
         """The score of each answer, by the reward model or by the judge."""
@@ -57,6 +58,8 @@ def describe_answers(measured: Measured, at_most: int) -> AnswersFound:
     kl = None
     if measured.k1_N is not None and measured.k3_N is not None:
         kl = estimate_kl(measured.k1_N, measured.k3_N, prompts_N), estimate_mean(measured.k3_N, prompts_N)
+    # Of SFT, which others are compared with, a pairwise judge says nothing.
+    judged = {} if measured.pairwise and subject.model == "sft" else measured.verdicts
     words = [measured.texts[place].split() for place in measured.first(min(at_most, answers.samples)).tolist()]
     return AnswersFound(
         model=subject.model,
@@ -64,7 +67,7 @@ def describe_answers(measured: Measured, at_most: int) -> AnswersFound:
         iteration=subject.iteration,
         samples_per_prompt=answers.samples,
         score=estimate_mean(measured.scores_N, prompts_N) if measured.scores_N is not None else None,
-        judge={name: estimate_mean(values_N, prompts_N) for name, values_N in measured.verdicts.items()},
+        judge={name: average_known(values_N, prompts_N) for name, values_N in judged.items()},
         kl_k1=kl[0].k1 if kl else None,
         kl_k3=kl[1] if kl else None,
         response_tokens=estimate_mean(answers.lengths_N.astype(np.float64), prompts_N),
@@ -75,6 +78,12 @@ def describe_answers(measured: Measured, at_most: int) -> AnswersFound:
     )
 
 
+def average_known(values_N: Floats, prompts_N: Ints) -> Estimate:
+    """Average what is known, with its interval over prompts; some of it must be."""
+    known_N = np.isfinite(values_N)
+    return estimate_mean(values_N[known_N], prompts_N[known_N])
+
+
 def compare(a: Measured, b: Measured, by: By) -> Comparison | None:
     """Say whether b is better than a, sample by sample of the same prompts; None where one of them has no such score."""
     scores_a_N, scores_b_N = a.by(by), b.by(by)
@@ -82,6 +91,10 @@ def compare(a: Measured, b: Measured, by: By) -> Comparison | None:
         return None
     samples = min(a.answers.samples, b.answers.samples)
     of_a, of_b = a.first(samples), b.first(samples)
+    known = np.isfinite(scores_a_N[of_a]) & np.isfinite(scores_b_N[of_b])
+    of_a, of_b = of_a[known], of_b[known]
+    if not len(of_a):
+        return None
     prompts_N = a.answers.prompts_N[of_a]
     outcomes_N = compare_scores(scores_a_N[of_a], scores_b_N[of_b])
     longer_N = (b.answers.lengths_N[of_b] - a.answers.lengths_N[of_a]).astype(np.float64)
@@ -92,7 +105,7 @@ def compare(a: Measured, b: Measured, by: By) -> Comparison | None:
         way=a.subject.way,
         by=by,
         win_rate=compute_win_rate(outcomes_N, prompts_N),
-        difference=compare_means(scores_a_N[of_a], scores_b_N[of_b], prompts_N),
+        difference=None if by == "judge" and a.pairwise else compare_means(scores_a_N[of_a], scores_b_N[of_b], prompts_N),
         length_controlled=controlled.estimate if controlled else None,
     )
 
@@ -112,6 +125,7 @@ def list_comparisons(measured: dict[str, Measured]) -> tuple[Comparison, ...]:
 def list_rows(measured: Measured, prompts: Sequence[EncodedPromptRecord]) -> Iterator[dict[str, Any]]:
     """List the answers as rows of samples.jsonl."""
     answers = measured.answers
+    verdicts = {} if measured.pairwise and measured.subject.model == "sft" else measured.verdicts
     for place, text in enumerate(measured.texts):
         prompt = place // answers.samples
         yield {
@@ -125,5 +139,5 @@ def list_rows(measured: Measured, prompts: Sequence[EncodedPromptRecord]) -> Ite
             "response_tokens": len(answers.ids[place]),
             **({} if measured.scores_N is None else {"score": float(measured.scores_N[place])}),
             **({} if measured.k1_N is None else {"kl": float(measured.k1_N[place])}),
-            **{f"judge_{name}": float(values_N[place]) for name, values_N in measured.verdicts.items()},
+            **{f"judge_{name}": float(values_N[place]) for name, values_N in verdicts.items() if np.isfinite(values_N[place])},
         }

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stages.evaluate.measure import Measured
+from stages.evaluate.measure import Measured, average_known
 from stages.evaluate.results import BestOfN, By, CurvePoint, OverOptimisation
 from stages.statistics.best_of_n import bound_kl, estimate_best_of_n
-from stages.statistics.bootstrap import estimate_mean
+from stages.statistics.bootstrap import Estimate, average_by_cluster, estimate_mean
 from stages.statistics.comparison import compare_means
-from stages.statistics.frontier import FrontierPoint, share_of_frontier, trace_frontier
+from stages.statistics.frontier import FrontierPoint, bound_share, share_of_frontier, trace_frontier
+from stages.statistics.highest import find_highest
 from stages.statistics.intervals import Floats
 from stages.statistics.overoptimisation import Fit, fit_rl
 
@@ -41,14 +42,17 @@ def measure_over_optimisation(measured: dict[str, Measured]) -> OverOptimisation
     frontier = trace_frontier(scores_PM)
     last = curve[-1]
     best = max(range(len(curve)), key=lambda place: _value(curve[place], "judge")) if judged else None
+    share = share_of_frontier(frontier, last.kl, last.score.value)
     return OverOptimisation(
         curve=curve,
         score_fit=_fit(curve, "score"),
         judge_fit=_fit(curve, "judge") if judged else None,
         best_of_n=_list_best_of_n(sft, scores_PM),
         frontier=_thin(frontier[1:]),
-        share_of_frontier=share_of_frontier(frontier, last.kl, last.score.value),
+        share_of_frontier=share,
+        share_at_least=_bound_share(scores_PM, points[-1]) if share is None and last.kl > frontier[-1].kl else None,
         stop_iteration=None if best is None else curve[best].iteration,
+        stop_may_be=() if best is None else _list_highest(points, curve[best].iteration),
         over_optimised=None if best is None else _fell_behind(points[best], points[-1]),
     )
 
@@ -64,7 +68,7 @@ def _make_point(found: Measured) -> CurvePoint:
         iteration=found.subject.iteration or 0,
         kl=0.0 if found.k1_N is None or found.subject.model == "sft" else float(found.k1_N.mean()),
         score=estimate_mean(found.scores_N, prompts_N),
-        judge=estimate_mean(judge_N, prompts_N) if judge_N is not None else None,
+        judge=average_known(judge_N, prompts_N) if judge_N is not None else None,
     )
 
 
@@ -90,15 +94,41 @@ def _fell_behind(best: Measured, last: Measured) -> bool:
     def difference(by: By) -> tuple[float, float | None]:
         before_N, after_N = best.by(by), last.by(by)
         assert before_N is not None and after_N is not None
-        estimate = compare_means(before_N[of_best], after_N[of_last], prompts_N).estimate
+        known = np.isfinite(before_N[of_best]) & np.isfinite(after_N[of_last])
+        if not known.any():
+            return 0.0, None
+        estimate = compare_means(before_N[of_best[known]], after_N[of_last[known]], prompts_N[known]).estimate
         return estimate.value, estimate.high
 
     _, judge_high = difference("judge")
     return judge_high is not None and judge_high < 0 and difference("score")[0] > 0
 
 
+def _bound_share(scores_PM: Floats, last: Measured) -> Estimate | None:
+    assert last.scores_N is not None and last.k1_N is not None
+    prompts_N = last.answers.prompts_N
+    gain_P = average_by_cluster(last.scores_N, prompts_N) - scores_PM.mean(axis=1)
+    return bound_share(scores_PM, average_by_cluster(last.k1_N, prompts_N), gain_P)
+
+
+def _list_highest(points: Sequence[Measured], highest: int) -> tuple[int, ...]:
+    """List the iterations among which the one that the judge truly likes best lies, of prompts on which all of them were judged."""
+    columns: list[Floats] = []
+    for found in points:
+        judge_N = found.by("judge")
+        assert judge_N is not None
+        judge_PM = judge_N.reshape(-1, found.answers.samples)
+        known_PM = np.isfinite(judge_PM)
+        sums_P, counts_P = np.where(known_PM, judge_PM, 0.0).sum(axis=1), known_PM.sum(axis=1)
+        columns.append(np.where(counts_P > 0, sums_P / np.maximum(counts_P, 1), np.nan))
+    values_PK = np.stack(columns, axis=1)
+    may_be = find_highest(values_PK[np.isfinite(values_PK).all(axis=1)])
+    iterations = [found.subject.iteration or 0 for found in points]
+    return tuple(iteration for iteration, may in zip(iterations, may_be, strict=True) if may or iteration == highest)
+
+
 def _list_best_of_n(sft: Measured, scores_PM: Floats) -> tuple[BestOfN, ...]:
-    judge_N = sft.by("judge")
+    judge_N = None if sft.pairwise else sft.by("judge")
     judge_PM = None if judge_N is None else judge_N.reshape(scores_PM.shape)
     prompts_P = np.arange(len(scores_PM))
     return tuple(

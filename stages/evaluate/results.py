@@ -42,6 +42,30 @@ class Answers(Closed):
     repetition: float | None = Field(None, description="Share of n-grams that stood in the same answer before.")
 
 
+class LLMAsked(Closed):
+    """What a language model was asked: which of two answers is better, SFT's or another's, each pair in both orders."""
+
+    pairs: int
+    agreed: int = Field(description="One was better in both orders.")
+    tie: int = Field(description="Neither was, in both orders.")
+    disagreed: int = Field(description="The two orders disagreed, which counts as a tie.")
+    same: int = Field(description="Equal texts: a tie that was not asked.")
+    malformed: int = Field(description="A reply was no verdict: left out.")
+    unasked: int = Field(description="Beyond max_cost: left out.")
+    replies: int
+    input_tokens: int
+    output_tokens: int
+    uncounted: int = Field(description="Replies whose tokens the server did not count; the most that they can be is taken.")
+    cost: float | None = Field(None, description="Of all replies when they were asked, in the currency of the recipe's prices.")
+    max_cost: float | None = None
+
+    @property
+    def disagreement(self) -> float:
+        """Share of the pairs with two verdicts on which the orders disagreed."""
+        asked = self.agreed + self.tie + self.disagreed
+        return self.disagreed / asked if asked else 0.0
+
+
 class Comparison(Closed):
     """Answers of two models to the same prompts: is b better than a?"""
 
@@ -114,7 +138,11 @@ class OverOptimisation(Closed):
         (), description="The best score that samples of SFT allow at each KL; penalties are finite."
     )
     share_of_frontier: float | None = Field(None, description="Score that PPO gained / what the frontier allows at its KL.")
+    share_at_least: Estimate | None = Field(
+        None, description="A bound of that share from below, where PPO's KL lies beyond what samples show."
+    )
     stop_iteration: int | None = Field(None, description="Where the judge is highest; None where nothing can tell.")
+    stop_may_be: tuple[int, ...] = Field((), description="Iterations among which the truly highest lies, with 95 % confidence.")
     over_optimised: bool | None = Field(
         None, description="The judge fell behind its highest point by more than its interval while the score rose; None: nothing can tell."
     )
@@ -126,7 +154,9 @@ class Evaluation(Closed):
     format: Literal[1] = 1
     prompts: int = Field(description="Held-out prompts that were answered.")
     judge: str | None = Field(None, description="What the judge is, such as `data.demo.rule:judge`.")
+    judge_kind: Literal["function", "reward_model", "llm"] = "function"
     judge_unit: Annotated[str, Field(max_length=40)] = "points"
+    llm: LLMAsked | None = Field(None, description="What it was asked, where it is a language model.")
     answers: tuple[Answers, ...] = ()
     comparisons: tuple[Comparison, ...] = Field(
         default=(), description="PPO over SFT first, by the judge where there is one; then the others."

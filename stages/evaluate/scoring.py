@@ -1,20 +1,15 @@
-"""Answers -> what is known of each: log-probabilities and KL to the SFT model, the reward model's score, a judge's figures."""
+"""Answers -> what is known of each: log-probabilities and KL to the SFT model, the reward model's score."""
 
-import json
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from data.tokens import EncodedPromptRecord
 from stages.evaluate.answers import Answers, Arrays, sum_answers, together
 from stages.models.packing import Rankings
 from stages.process.context import Told
 from stages.process.ranks import Ranks
 from stages.responses.figures import compute_logprobs_of_answers
-from stages.responses.judge import Judge, JudgeError
-from stages.responses.judging import response_text
 from stages.responses.scores import score_rankings
 from stages.statistics.kl import sum_k1, sum_k3
 
@@ -50,41 +45,3 @@ def score_answers(ranks: Ranks, reward_model: Any, rankings: Rankings, told: Tol
 
     found = together(ranks, work, len(rankings))
     return np.array([score for of_prompt in found for score in of_prompt], dtype=np.float64)
-
-
-def judge_answers(
-    ranks: Ranks, judge: Judge, prompts: Sequence[EncodedPromptRecord], answers: Answers, tokenizer: Any, told: Told
-) -> dict[str, Any]:
-    """Ask a judge for the figures of each answer, each rank those of its share.
-
-    Returns:
-        Figure -> value of each answer.
-
-    Raises:
-        ValueError: The judge failed; on every rank.
-    """
-
-    def work() -> list[dict[str, float]]:
-        places = range(ranks.index, len(answers.ids), ranks.count)
-        found: list[dict[str, float]] = []
-        for place in places:
-            prompt = prompts[place // answers.samples].prompt[-1].content
-            try:
-                found.append(judge.ask(prompt, response_text(tokenizer, answers.ids[place]), bool(answers.finished_N[place])))
-            except JudgeError as error:
-                raise ValueError(str(error)) from error
-            told(len(found), len(places))
-        return found
-
-    verdicts = together(ranks, work, len(answers.ids))
-    return {name: np.array([verdict[name] for verdict in verdicts], dtype=np.float64) for name in verdicts[0]}
-
-
-def pack_verdicts(verdicts: dict[str, Any]) -> Arrays:
-    """Put figures of any names into arrays that can be kept."""
-    return {"names": np.array(json.dumps(list(verdicts))), "values_FN": np.stack(list(verdicts.values()))}
-
-
-def unpack_verdicts(arrays: Arrays) -> dict[str, Any]:
-    """Undo `pack_verdicts`."""
-    return dict(zip(json.loads(str(arrays["names"])), arrays["values_FN"], strict=True))

@@ -16,11 +16,12 @@ from data.token_file import TokenRows, read_prompt
 from data.token_split import TokenSet
 from data.tokens import EncodedPromptRecord
 from stages.evaluate.answers import Shelf, sample_answers, unpack_answers
+from stages.evaluate.judges import judge_each, judge_pairs, name_judge
 from stages.evaluate.measure import Measured, describe_answers, list_comparisons, list_rows
 from stages.evaluate.over_optimisation import measure_over_optimisation
-from stages.evaluate.results import EVALUATION_FILE, Evaluation, RewardCard
+from stages.evaluate.results import EVALUATION_FILE, Evaluation, LLMAsked, RewardCard
 from stages.evaluate.reward_model import examine_reward_model
-from stages.evaluate.scoring import judge_answers, measure_logprobs, pack_verdicts, score_answers, sum_kl, unpack_verdicts
+from stages.evaluate.scoring import measure_logprobs, score_answers, sum_kl
 from stages.evaluate.subjects import Subject, list_subjects
 from stages.evaluate.summary import summarize
 from stages.evaluate_settings import EvaluateSettings
@@ -33,7 +34,6 @@ from stages.process.context import StageContext, describe_machine
 from stages.process.errors import StageError
 from stages.process.ranks import Ranks, join_ranks
 from stages.responses.engine import make_sampling
-from stages.responses.judge import Judge, load_judge
 from stages.responses.judging import response_text, write_samples
 from stages.result import StageResult
 from stages.spec import SAMPLES_FILE
@@ -78,13 +78,7 @@ class Evaluator:
         self.sampling = make_sampling("evaluate", self.tokenizer, settings.stop_token, longest, settings.temperature or 1.0)
         self.shelf = Shelf(context, ranks)
         self.missing: list[str] = []
-        self.judge: Judge | None = None
-        try:
-            self.judge = load_judge(self.spec.judge, self.spec.judge_directory)
-        except StageError as error:
-            self._miss(f"what the judge says: {error}")
-        if self.spec.judge is None:
-            self._miss("whether the answers are better, or only score higher: no judge is named; give judge: module:function")
+        self.llm: LLMAsked | None = None
 
     def answer(self, subjects: Sequence[Subject], prompts: Sequence[EncodedPromptRecord]) -> None:
         """Have each model answer, and say of its own sampled tokens how likely they were; of the others' too, while it is SFT."""
@@ -147,26 +141,23 @@ class Evaluator:
         return card
 
     def ask_judge(self, measured: dict[str, Measured], prompts: Sequence[EncodedPromptRecord]) -> None:
-        """Have all answers judged; a judge that fails is not asked again."""
-        for name, found in measured.items():
-            if self.judge is None:
-                return
-            if not self.shelf.has(f"{name}.judge"):
-                told = self.context.tells(f"judge of {found.subject.model}, {found.subject.way}")
-                try:
-                    verdicts = judge_answers(self.ranks, self.judge, prompts, found.answers, self.tokenizer, told)
-                except ValueError as error:
-                    self._miss(f"what the judge says of {name} and what comes after it: {error}")
-                    self.judge = None
-                    return
-                self.shelf.keep(f"{name}.judge", pack_verdicts(verdicts))
-            found.verdicts = unpack_verdicts(self.shelf.read(f"{name}.judge"))
+        """Have all answers judged."""
+        judge = self.settings.judge
+        if judge is not None and judge.llm is not None:
+            self.llm, missing = judge_pairs(self.context, judge.llm, measured, prompts)
+        elif judge is not None or self.spec.judge is not None:
+            missing = judge_each(self.context, self.ranks, self.shelf, measured, prompts)
+        else:
+            missing = ["whether the answers are better, or only score higher: no judge is named; give judge: module:function"]
+        for line in missing:
+            self._miss(line)
+        self._free()
 
     def conclude(self, measured: dict[str, Measured], prompts: Sequence[EncodedPromptRecord], card: RewardCard | None) -> Evaluation:
         """Say what all of it allows to say."""
         self.context.progress("intervals", 0, 0)
         if not self.context.is_main:
-            return Evaluation(prompts=len(prompts), judge=self.spec.judge)
+            return Evaluation(prompts=len(prompts), judge=None, llm=None)
         over_optimisation = measure_over_optimisation(measured)
         if over_optimisation is None:
             self._miss("whether PPO over-optimised: the scores of SFT or of PPO are not there")
@@ -175,10 +166,19 @@ class Evaluator:
         if over_optimisation is not None and over_optimisation.share_of_frontier is None:
             seen = over_optimisation.frontier[-1].kl if over_optimisation.frontier else 0.0
             found = f"PPO's KL is {over_optimisation.curve[-1].kl:.2g}, and samples of SFT show what is possible up to {seen:.2g}"
-            self._miss(f"which share of the possible score PPO reached: {found}; to see a KL of k takes some e^k evaluate.samples")
+            at_least = over_optimisation.share_at_least
+            bound = ""
+            if at_least is not None and at_least.low is not None and at_least.high is not None and at_least.low > 0:
+                bound = f"; it is at least {at_least.value:.0%} (95 % interval of that bound {at_least.low:.0%} to {at_least.high:.0%})"
+            self._miss(f"which share of the possible score PPO reached: {found}{bound}; to see a KL of k takes some e^k evaluate.samples")
+        judge = self.settings.judge
+        kind = "function" if judge is None else "reward_model" if judge.llm is None else "llm"
         return Evaluation(
             prompts=len(prompts),
-            judge=self.spec.judge,
+            judge=name_judge(self.spec, self.settings),
+            judge_kind=kind,
+            judge_unit={"function": "points", "reward_model": "of its scores", "llm": "of wins over SFT"}[kind],
+            llm=self.llm,
             answers=tuple(describe_answers(found, self.settings.policy_samples) for found in measured.values()),
             comparisons=list_comparisons(measured),
             reward_card=card,

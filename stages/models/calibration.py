@@ -71,6 +71,11 @@ def _measure_spread(logits_N: Tensor, rounding: float) -> float:
     return spread if spread > rounding * logits_N.abs().max().item() else 0.0
 
 
+def has_calibration(path: str) -> bool:
+    """Whether a reward model says what makes scores of its logits, as all of ours do."""
+    return (Path(path) / _FILE).exists()
+
+
 def read_calibration(path: str) -> Calibration:
     """Read what lies beside a trained reward model's weights.
 

@@ -68,9 +68,13 @@ def compare_pairs(client: ChatClient, pairs: Sequence[Pair], instructions: str |
     Raises:
         ChatError: The model cannot be asked, or no more; what it said so far is cached.
     """
-    conversations = [ask_for_verdict(pair, instructions, swapped) for pair in pairs if pair.a != pair.b for swapped in (False, True)]
-    replies = iter(client.ask(conversations, told))
+    replies = iter(client.ask(list_questions(pairs, instructions), told))
     return [Verdict(0.5, "same") if pair.a == pair.b else decide(next(replies), next(replies)) for pair in pairs]
+
+
+def list_questions(pairs: Sequence[Pair], instructions: str | None = None) -> list[Messages]:
+    """List what is asked of pairs: two questions each, but none of equal answers."""
+    return [ask_for_verdict(pair, instructions, swapped) for pair in pairs if pair.a != pair.b for swapped in (False, True)]
 
 
 def ask_for_verdict(pair: Pair, instructions: str | None = None, swapped: bool = False) -> Messages:
