@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode as DispatchMode
 from transformers.integrations import deepspeed as transformers_deepspeed
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
@@ -23,14 +26,19 @@ from transformers.utils import logging as transformers_logging
 
 __all__ = [
     "Conv1D",
+    "DispatchMode",
     "HfDeepSpeedConfig",
     "SequenceClassifierOutput",
     "allow_recompiles",
     "count_elements",
+    "fakes",
     "find_refused_modules",
     "get_attention",
+    "get_leaves",
     "get_piece",
+    "get_storage_key",
     "is_compiled",
+    "is_fake",
     "is_gathered",
     "is_partitioned",
     "list_layers",
@@ -42,6 +50,7 @@ __all__ = [
     "skip_inference_kernel",
     "unset_hf_deepspeed_config",
     "whole_models",
+    "without_fakes",
 ]
 
 # peft opens bitsandbytes wherever it is installed, which then misses a kernel that it would download: a line in every log.
@@ -149,3 +158,45 @@ def find_refused_modules(model: Any) -> set[str]:
         except ValueError:
             refused.add(name)
     return refused
+
+
+@contextmanager
+def fakes() -> Generator[None]:
+    """Inside, tensors that are made have a shape and no content; a module's weights are cast and moved in place, as those of real ones."""
+    before = torch.nn.Module._apply
+
+    def apply_in_place(self: torch.nn.Module, fn: Any, recurse: bool = True) -> torch.nn.Module:
+        for child in self.children() if recurse else ():
+            child._apply(fn)
+        with torch.no_grad():
+            for tensor in (*self._parameters.values(), *self._buffers.values()):
+                if tensor is not None and (made := fn(tensor)) is not tensor:
+                    tensor.data = made
+        return self
+
+    torch.nn.Module._apply = apply_in_place  # torch's own swaps fake tensors, which it refuses where something refers to them
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+    finally:
+        torch.nn.Module._apply = before
+
+
+def without_fakes() -> Any:
+    """Inside of `fakes`, compute for real."""
+    return unset_fake_temporarily()
+
+
+def is_fake(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has no content."""
+    return isinstance(tensor, FakeTensor)
+
+
+def get_leaves(tree: Any) -> list[torch.Tensor]:
+    """List the tensors in nested lists, tuples and dictionaries."""
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def get_storage_key(storage: Any) -> int:
+    """Tell a storage from all others that live."""
+    return storage._cdata

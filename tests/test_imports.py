@@ -32,6 +32,7 @@ TORCH_FREE_STAGES = {
     "stages.responses.llm_judge",
     "stages.statistics.agreement",
     "stages.evaluate.results",
+    "stages.tracing.report",
     "stages.statistics.best_of_n",
     "stages.statistics.bootstrap",
     "stages.statistics.comparison",

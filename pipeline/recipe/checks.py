@@ -23,13 +23,23 @@ from stages.trainer_args import find_refused_arguments
 ProblemAt = Callable[[str, str], str]
 
 
-def check_recipe(recipe: Recipe, document: Document, stages: tuple[StageName, ...], *, to_run: bool = False) -> Iterator[str]:
-    """Check what single fields cannot: files, and relations between fields; with `to_run` what it names on a hub too."""
+def check_recipe(
+    recipe: Recipe, document: Document, stages: tuple[StageName, ...], *, to_run: bool = False, has_files: bool = True
+) -> Iterator[str]:
+    """Check what single fields cannot: files, and relations between fields.
+
+    Args:
+        recipe: That is checked.
+        document: That it was read from.
+        stages: Stages that will be planned.
+        to_run: Whether what it names on a hub must be there.
+        has_files: Whether data, tokenizer and weights must; else the base model's configuration is enough.
+    """
 
     def problem(keys: str, message: str) -> str:
         return f"{document.place(tuple(keys.split('.')))}: {keys}: {message}"
 
-    yield from _check_base_model(recipe, problem)
+    yield from _check_base_model(recipe, problem, has_files=has_files)
     template = recipe.tokens.chat_template
     if Path(template).is_absolute() and not Path(template).is_file():
         needed = "a Jinja file, auto, chatml, plain or the name of one of the tokenizer's templates"
@@ -39,7 +49,8 @@ def check_recipe(recipe: Recipe, document: Document, stages: tuple[StageName, ..
     if names_file(guidelines) and not Path(guidelines).is_file():
         todo = hint_path(Path(guidelines), "check the path")
         yield problem("ranking.guidelines", f"found no file {show_path(Path(guidelines))}, needed Markdown, or a .md or .txt file; {todo}")
-    yield from _check_data(recipe, stages, problem)
+    if has_files:
+        yield from _check_data(recipe, stages, problem)
     if to_run:
         yield from _check_hub(recipe, stages, problem)
     yield from _check_hardware(recipe, stages, problem)
@@ -66,7 +77,7 @@ def _check_adapters(recipe: Recipe, stages: tuple[StageName, ...], problem: Prob
             )
 
 
-def _check_base_model(recipe: Recipe, problem: ProblemAt) -> Iterator[str]:
+def _check_base_model(recipe: Recipe, problem: ProblemAt, *, has_files: bool) -> Iterator[str]:
     path = Path(recipe.base_model)
     if DEMO_PATTERN.fullmatch(recipe.base_model):
         if ":" in recipe.base_model:
@@ -79,6 +90,8 @@ def _check_base_model(recipe: Recipe, problem: ProblemAt) -> Iterator[str]:
         return
     if not (path / "config.json").is_file():
         yield problem("base_model", f"found no config.json in {show_path(path)}, needed one; give a directory that from_pretrained opens")
+    if not has_files:
+        return
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         yield problem("base_model", f"found no tokenizer.json in {show_path(path)}, needed the tokenizer beside the model; copy it there")
     try:

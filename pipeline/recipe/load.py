@@ -44,7 +44,9 @@ def find_recipe(name: str) -> Path:
     return found
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = (), stages: Iterable[StageName] = RUN_STAGES, *, to_run: bool = False) -> Recipe:
+def load_recipe(
+    path: Path, overrides: Sequence[str] = (), stages: Iterable[StageName] = RUN_STAGES, *, to_run: bool = False, has_files: bool = True
+) -> Recipe:
     """Read, override, resolve and check a recipe.
 
     Args:
@@ -52,6 +54,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), stages: Iterable[Stag
         overrides: `key=value` texts of `--set`; values are YAML.
         stages: Stages that will be planned; only their data must be there.
         to_run: Whether what it names on a hub must be there too, as far as that is known without asking.
+        has_files: Whether data, tokenizer and weights must be there; to know what it costs, the base model's configuration is enough.
 
     Raises:
         ConfigError: With everything that is wrong, each as `place: key: found; needed; do`.
@@ -78,9 +81,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = (), stages: Iterable[Stag
         recipe = Recipe.model_validate(document.values, strict=True, context=document)
     except ValidationError as error:
         raise ConfigError([*problems, *explain(error.errors(), document)]) from None
-    problems += check_recipe(
-        recipe, document, tuple(stage for stage in stages if stage in recipe.stages or STAGES[stage].asked_for), to_run=to_run
-    )
+    chosen = tuple(stage for stage in stages if stage in recipe.stages or STAGES[stage].asked_for)
+    problems += check_recipe(recipe, document, chosen, to_run=to_run, has_files=has_files)
     if problems:
         raise ConfigError(problems)
     return recipe

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from stages.internals import repeat_kv, sdpa_attention_forward, sdpa_mask
+from stages.models.kernels import is_cpu
 from stages.models.packing import DocumentGroup, PackedRow
 
 PACKED = "packed"  # the name of our attention among transformers' implementations
@@ -80,7 +81,7 @@ def _attend_group(query_NAE: Tensor, key_NAE: Tensor, value_NAE: Tensor, group: 
 
 
 def _prefers_math(query: Tensor, num_keys: int) -> bool:
-    return query.device.type == "cpu" and query.dtype == torch.bfloat16 and num_keys <= _MATH_KEYS
+    return is_cpu(query) and query.dtype == torch.bfloat16 and num_keys <= _MATH_KEYS
 
 
 def _attend_plainly(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:

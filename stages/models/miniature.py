@@ -135,7 +135,13 @@ def _shrink_layers(config: PretrainedConfig) -> None:
         # Layers that differ by their number: every n-th, or those after the first n.
         if isinstance(value, int) and value <= _MAX_PERIOD and any(word in name for word in _PERIODS):
             kept = max(kept, value + 1)
-    kept = min(kept, total)
+    keep_layers(config, min(kept, total))
+
+
+def keep_layers(config: PretrainedConfig, kept: int) -> None:
+    """Have a configuration's model no more than its first layers."""
+    total = config.num_hidden_layers
+    lists = {name: value for name, value in vars(config).items() if isinstance(value, list | tuple) and len(value) == total}
     count = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     setattr(config, count, kept)
     for name, value in vars(config).copy().items():

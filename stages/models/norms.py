@@ -4,6 +4,7 @@ Left to autograd, the norms of a small model take a tenth of a training step on 
 of which are kept for the backward pass. Here the backward pass is one fused kernel, and the input is all that is kept.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from stages.models.kernels import is_cpu
 from stages.models.partition import gathered
 
 
@@ -34,7 +36,7 @@ class RMSNorm(nn.Module):
         device_type = hidden.device.type
         narrows = self.feeds_linear_layers and torch.is_autocast_enabled(device_type)
         dtype = torch.get_autocast_dtype(device_type) if narrows else torch.promote_types(hidden.dtype, self.weight.dtype)
-        if device_type != "cpu":  # torch has a fused kernel there
+        if not is_cpu(hidden):  # torch has a fused kernel there
             return F.rms_norm(hidden.float(), self.weight.shape, self.weight.float(), self.eps).to(dtype)
         return _RMSNorm.apply(hidden, self.weight, self.eps).to(dtype)  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -67,8 +69,12 @@ class _RMSNorm(torch.autograd.Function):
         return to_hidden.to(hidden.dtype), to_weight if wanted[1] else None, None
 
 
-def fuse_norms(model: nn.Module) -> int:
+def fuse_norms(model: nn.Module, agree: Callable[["RMSNorm", nn.Module], bool] | None = None) -> int:
     """Replace the RMSNorms of a model that compute what ours does; tried, not assumed: some families add 1 to the weight, or cast.
+
+    Args:
+        model: changed in place.
+        agree: tries ours against one of the model's; None: by their weights as they are.
 
     Returns:
         How many were replaced.
@@ -80,8 +86,8 @@ def fuse_norms(model: nn.Module) -> int:
             if isinstance(eps, float) and type(norm).__name__.endswith("RMSNorm") and isinstance(norm.weight, nn.Parameter):
                 ours = RMSNorm(norm.weight, eps, _feeds_linear_layers(parent, name))
                 with gathered([norm.weight]):
-                    agree = _agree(ours, norm)
-                if agree:
+                    fits = (agree or compute_alike)(ours, norm)
+                if fits:
                     setattr(parent, name, ours)
                     replaced += 1
     return replaced
@@ -98,7 +104,8 @@ def _feeds_linear_layers(parent: nn.Module, name: str) -> bool:
 
 
 @torch.no_grad()
-def _agree(ours: RMSNorm, norm: nn.Module) -> bool:
+def compute_alike(ours: RMSNorm, norm: nn.Module) -> bool:
+    """Whether both make the same of a few numbers."""
     hidden = torch.linspace(-2.0, 3.0, 2 * ours.weight.numel(), device=ours.weight.device).view(2, -1)
     expected = norm(hidden)
     return expected.dtype == torch.float32 and torch.allclose(ours(hidden), expected, atol=1e-5, rtol=1e-5)

@@ -4,6 +4,7 @@
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,7 +77,7 @@ def load_weights(
             path,
             config=config,
             dtype=torch.float32,
-            attn_implementation=_choose_attention(config, hardware, ways),
+            attn_implementation=choose_attention(config, hardware, ways),
             use_safetensors=True,
             revision=revision,
             output_loading_info=True,
@@ -91,7 +92,7 @@ def load_weights(
     if adapter:
         model = merge_adapter(model, adapter)
     precision.set_precision(model, hardware)
-    _finish_loading(model, hardware, ways)
+    finish_loading(model, hardware, ways)
     return model
 
 
@@ -111,7 +112,12 @@ def find_base(path: str, revision: str | None) -> tuple[str, str | None]:
     return config["base_model_name_or_path"], config.get("revision")
 
 
-def _choose_attention(config: Any, hardware: HardwareSettings, ways: Ways) -> str:
+def choose_attention(config: Any, hardware: HardwareSettings, ways: Ways) -> str:
+    """Choose the implementation that a model is opened with.
+
+    Raises:
+        StageError: the family does not compute by the one that is set; exit code 2.
+    """
     if hardware.attention == "sdpa" and ways.attention != "sdpa":
         raise StageError(
             f"hardware.attention: found sdpa, which {config.model_type} does not compute by; needed: {ways.attention} or auto; set it",
@@ -120,13 +126,14 @@ def _choose_attention(config: Any, hardware: HardwareSettings, ways: Ways) -> st
     return ways.attention if hardware.attention == "auto" else hardware.attention
 
 
-def _finish_loading(model: Any, hardware: HardwareSettings, ways: Ways) -> None:
+def finish_loading(model: Any, hardware: HardwareSettings, ways: Ways, alike: Callable[[Any, Any], bool] | None = None) -> None:
+    """Prepare a model that was opened for our code; `alike` tries norms, see `fuse_norms`."""
     if hasattr(model, HEAD):
         head: Any = model.get_submodule(HEAD)
         with gathered([head.weight]):  # a row of numbers: whole on every rank, to be drawn, shared and copied
             setattr(model, HEAD, Float32Head(torch.nn.Parameter(head.weight.detach().clone())))
     quiet(model)
-    fuse_norms(model)
+    fuse_norms(model, alike)
     model.ways = ways
     if hardware.attention == "auto":
         enable_packing(model)

@@ -90,7 +90,7 @@ def load_models(context: StageContext, settings: PPOSettings, tokenizer: Any) ->
         adapter = _without_dropout(context, settings.lora)
         torch.manual_seed(context.spec.seed)  # adapters start alike, however the models were loaded
         policy = apply_lora(policy, adapter, "CAUSAL_LM", hardware)
-        _put_adapter_into(critic_source, adapter, hardware)
+        put_adapter_into(critic_source, adapter, hardware)
     if shares_weights:
         base = _read_base(_adapter_directory(rm))
         why = f"an adapter on {base}, not on {sft}" if base else "no adapter (rm.lora makes it one)"
@@ -135,7 +135,7 @@ def _without_dropout(context: StageContext, lora: LoRASettings) -> LoRASettings:
     return lora.model_copy(update={"dropout": 0.0})
 
 
-def _put_adapter_into(critic_source: Any, lora: LoRASettings, hardware: HardwareSettings) -> None:
+def put_adapter_into(critic_source: Any, lora: LoRASettings, hardware: HardwareSettings) -> None:
     """Freeze what the critic's backbone is a part of and give it an adapter, on top of the reward model's if there is one."""
     from peft.functional import cast_adapter_dtype, inject_adapter_in_model, set_adapter
     from peft.tuners.tuners_utils import BaseTunerLayer

@@ -1,0 +1,89 @@
+"""What each stage of a recipe needs, known from the base model's configuration alone: no weights, no data.
+
+    python -P -m stages.tracing SPEC.json
+
+config.json -> models of a few layers without content -> the stages' own code on them -> bytes and operations, linear in depth
+"""
+
+import argparse
+import resource
+import sys
+import time
+import traceback
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from transformers import AutoConfig
+
+from stages.internals import fakes, silent_transformers
+from stages.models.kernels import as_on_a_gpu
+from stages.models.weights import find_base, open_pretrained
+from stages.process.errors import StageError
+from stages.process.output import redact_streams
+from stages.spec import EXIT_FAILED, EXIT_OK, STAGES, StageName
+from stages.tracing.live import Live
+from stages.tracing.models import find_depths
+from stages.tracing.report import StageTrace, TraceReport, TraceSpec
+from stages.tracing.work import Job, trace, try_family
+
+
+def make_report(spec: TraceSpec) -> TraceReport:
+    """Trace all stages of a spec.
+
+    Raises:
+        StageError: the base model cannot be opened, or its family cannot go through the stages.
+    """
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    imports_s = time.process_time()
+    path, revision = find_base(spec.base_model, spec.revision)
+    config = open_pretrained(AutoConfig, path, revision=revision)
+    vars(config).pop("quantization_config", None)
+    tried = try_family(config)
+    mixed = "bf16" if spec.hardware.computes_in_bfloat16 else "no"
+    accelerator = Accelerator(mixed_precision=mixed, cpu=True)
+    small, larger, total = find_depths(config)
+    report = TraceReport(resident=resident, import_s=imports_s)
+    stages: list[StageName] = [name for name in STAGES if name in spec.stages]
+    for stage in stages:
+        depths, tokens = [], {}
+        for layers in dict.fromkeys((small, larger)):
+            job = Job(spec, stage, config, tried, layers, Live(), accelerator)
+            with nullcontext() if spec.measure else fakes(), job.live, as_on_a_gpu() if spec.on_gpu else nullcontext():
+                depths.append(trace(job))
+            tokens = job.tokens
+        report.stages[stage] = StageTrace(layers=total, depths=depths, tokens=tokens)
+    return report
+
+
+def _failed(error: str) -> TraceReport:
+    return TraceReport(resident=0, import_s=0.0, error=error)
+
+
+def main() -> int:
+    """Trace what a `TraceSpec` names; returns the exit code."""
+    redact_streams()
+    parser = argparse.ArgumentParser(prog="python -P -m stages.tracing", description="Trace what the stages of a recipe need.")
+    parser.add_argument("spec", type=Path, help="TraceSpec as JSON; the pipeline writes it")
+    spec = TraceSpec.model_validate_json(parser.parse_args().spec.read_text(encoding="utf-8"))
+    code, report = EXIT_OK, _failed("")
+    try:
+        if spec.hardware.threads:
+            torch.set_num_threads(spec.hardware.threads)
+        with warnings.catch_warnings(action="ignore"), silent_transformers():
+            report = make_report(spec)
+    except StageError as error:
+        code, report = error.exit_code, _failed(str(error))
+    except Exception as error:
+        traceback.print_exc()
+        code, report = EXIT_FAILED, _failed(f"{type(error).__name__}: {error}")
+    spec.report_path.write_text(report.model_dump_json(), encoding="utf-8")
+    if report.error:
+        print(f"error: {report.error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

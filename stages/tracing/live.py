@@ -1,0 +1,89 @@
+"""How much memory tensors hold while real code runs, and how many floating-point operations it makes: of fake tensors or of real ones.
+
+code under `Live` -> bytes of all storages that live, at each moment -> the peak of each phase
+
+Under fake tensors indices stay real: what is computed of whole numbers alone (lengths, masks, where documents lie) is computed, so that
+code which reads such numbers runs; floating-point tensors have a shape and no content.
+"""
+
+import weakref
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import flop_registry
+
+from stages.internals import DispatchMode, get_leaves, get_storage_key, is_fake, without_fakes
+
+_INDEX = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
+
+
+class Live(DispatchMode):
+    """Counts the storages that are made, or seen for the first time, inside of it, and the operations of products and attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0  # bytes
+        self.flops = 0
+        self._sizes: dict[int, int] = {}
+
+    def start(self) -> int:
+        """Begin a phase: its peak and its operations are counted from here; returns the bytes that live already."""
+        self.peak, self.flops = self.now, 0
+        return self.now
+
+    def hold(self, tensors: Any) -> None:
+        """Count tensors that were made elsewhere, for as long as they live."""
+        for tensor in get_leaves(tensors):
+            self._see(tensor)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = get_leaves((args, kwargs))
+        made = _run(function, given, args, kwargs)
+        packet = getattr(function, "overloadpacket", None)
+        if packet in flop_registry:
+            self.flops += flop_registry[packet](*args, **kwargs, out_val=made)
+        self.hold(given)
+        self.hold(made)
+        return made
+
+    def _see(self, tensor: torch.Tensor) -> None:
+        if tensor.device.type == "meta":
+            return
+        storage = tensor.untyped_storage()
+        key, size = get_storage_key(storage), storage.nbytes()
+        before = self._sizes.get(key)
+        if before is None:
+            weakref.finalize(storage, self._drop, key)
+        if size != before:  # a storage can grow, and shrink to nothing (DeepSpeed frees gathered weights so)
+            self._sizes[key] = size
+            self.now += size - (before or 0)
+            self.peak = max(self.peak, self.now)
+
+    def _drop(self, key: int) -> None:
+        self.now -= self._sizes.pop(key, 0)
+
+
+def _run(function: Any, given: list[torch.Tensor], args: Any, kwargs: Any) -> Any:
+    """Compute what is made of whole numbers alone, and everything where nothing is fake."""
+    if any(map(is_fake, given)):
+        if function in _INDEX:
+            args = (args[0], [_list_places(index) for index in args[1]], *args[2:])
+        return function(*args, **kwargs)
+    if given:
+        with without_fakes():
+            return function(*args, **kwargs)
+    made = function(*args, **kwargs)
+    leaves = get_leaves(made)
+    if any(map(is_fake, leaves)) and not any(leaf.is_floating_point() for leaf in leaves):
+        with without_fakes():
+            return function(*args, **kwargs)
+    return made
+
+
+def _list_places(index: Any) -> Any:
+    """Say where a mask is True: of what is fake, only indices say how much is left."""
+    if isinstance(index, torch.Tensor) and index.dtype == torch.bool and index.dim() == 1 and not is_fake(index):
+        with without_fakes():
+            return index.nonzero()[:, 0]
+    return index

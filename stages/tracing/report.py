@@ -1,0 +1,72 @@
+"""What a trace is given and what it reports: the contract between `rlhf plan --cost` and `stages.tracing`. Torch-free.
+
+`python -P -m stages.tracing SPEC.json` reads a `TraceSpec` and writes a `TraceReport` to `report_path`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from stages.blocks import Closed, HardwareSettings, TokenSettings
+from stages.settings import StageSettings
+from stages.spec import STAGES, StageName
+
+
+class TraceSpec(Closed):
+    """Which stages are traced, with which settings."""
+
+    base_model: str
+    revision: str | None = None
+    tokens: TokenSettings
+    hardware: HardwareSettings = Field(description="With a precision that is settled.")
+    stages: dict[StageName, dict[str, Any]] = Field(description="Stage -> its settings.")
+    processes: int = Field(1, description="On all nodes.")
+    shares: bool = Field(False, description="Whether DeepSpeed or DDP holds the gradients: they are then counted by formula, not traced.")
+    on_gpu: bool = Field(False, description="Whether kernels of a GPU will run.")
+    answers: int = Field(2, ge=2, description="Ranked answers of a comparison, at most.")
+    measure: bool = Field(False, description="Run with real weights and measure seconds, in place of counting bytes.")
+    report_path: Path
+
+    def settings(self, stage: StageName) -> StageSettings:
+        """Read the settings of a stage."""
+        return STAGES[stage].settings.model_validate(self.stages[stage])
+
+
+class Phase(Closed):
+    """What one phase of a stage needs, at one depth; of a phase that comes several times, the most."""
+
+    start: int = Field(description="Bytes that live when it begins.")
+    peak: int = Field(description="Bytes at its peak.")
+    flops: int = Field(description="Floating-point operations of products and attention.")
+    seconds: float = Field(0.0, description="Measured, where the trace ran with real weights.")
+
+
+class Depth(Closed):
+    """A stage traced with so many layers."""
+
+    layers: int
+    phases: dict[str, Phase]
+    parameters: int = Field(description="Weights of one base model.")
+    learning: list[int] = Field(description="Weights that learn, of each model in training.")
+    held: int = Field(description="Bytes of all weights as they are held in training.")
+    whole: int = Field(description="Bytes of the policy's weights, which a rollout gathers at ZeRO stage 3.")
+    checkpoint: int = Field(description="Bytes of a checkpoint on the disk, in one process.")
+    output: int = Field(description="Bytes of the published model, without its tokenizer.")
+
+
+class StageTrace(Closed):
+    """A stage at two depths, between which everything is linear, and how deep the model is."""
+
+    layers: int
+    depths: list[Depth]
+    tokens: dict[str, int] = Field(description="Phase -> tokens that went through it.")
+
+
+class TraceReport(Closed):
+    """Of all stages."""
+
+    stages: dict[StageName, StageTrace] = Field(default_factory=dict[StageName, StageTrace])
+    resident: int = Field(description="Bytes that a stage process holds before it opens a model: libraries.")
+    import_s: float = Field(description="CPU seconds of importing them.")
+    error: str = ""

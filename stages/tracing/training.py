@@ -1,0 +1,81 @@
+"""The steps of pretrain, sft and rm as their trainers make them: micro-batches of the longest records, then the optimizer.
+
+micro-batch -> compute_loss of the stage's own trainer -> backward -> clipping, AdamW -> (sft) held-out answers
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from stages.models.adapters import find_model
+from stages.ppo.actor_critic import trainable
+from stages.settings import PretrainSettings, RMSettings, SFTSettings
+from stages.trl.fitting import add_fused_lm_head
+from stages.trl.rm import RankingTrainer, collate_comparisons
+from stages.trl.sft import IGNORED_LABEL, ResponseSFTTrainer, collate_demonstrations
+
+Steps = Iterator[tuple[str, Any]]  # name of a phase -> what is done in it
+
+
+class SFTLoss(ResponseSFTTrainer):
+    """The loss alone, without a trainer around it."""
+
+    def __init__(self, accelerator: Any, model: Any, *, fused_head_fits: bool) -> None:
+        self.accelerator = accelerator
+        self.fused_head_fits = fused_head_fits
+        if self.fused_head_fits:
+            add_fused_lm_head(find_model(model))
+
+
+class RMLoss(RankingTrainer):
+    """The loss alone, without a trainer around it."""
+
+    def __init__(self, accelerator: Any) -> None:
+        self.accelerator = accelerator
+        self._sums = {"train": torch.zeros(4), "eval": torch.zeros(4)}
+
+
+def size_micro_batch(settings: PretrainSettings | SFTSettings | RMSettings, processes: int) -> tuple[int, int]:
+    """Say how many records a process takes at once, and how often before a step; see `stages.trl.training.make_arguments`."""
+    per_process = max(settings.batch_size // processes, 1)
+    size = max(size for size in range(1, settings.micro_batch_size + 1) if per_process % size == 0)
+    return size, per_process // size
+
+
+def make_language_batch(count: int, prompt_tokens: int, response_tokens: int) -> dict[str, torch.Tensor]:
+    """Lay out as many demonstrations of these lengths."""
+    row = {"input_ids": [1] * (prompt_tokens + response_tokens), "labels": [IGNORED_LABEL] * prompt_tokens + [1] * response_tokens}
+    return collate_demonstrations([row] * count)
+
+
+def make_ranking_batch(count: int, answers: int, prompt_tokens: int, response_tokens: int) -> dict[str, torch.Tensor]:
+    """Lay out as many comparisons of these lengths."""
+    row = {"prompt_ids": [1] * prompt_tokens, "responses": [[1] * response_tokens] * answers, "ranks": list(range(1, answers + 1))}
+    return collate_comparisons([row] * count)
+
+
+def train_step(model: Any, loss_of: Any, batch: dict[str, torch.Tensor], optimizer: Any, *, max_grad_norm: float) -> Steps:
+    """Make the last micro-batch of an optimizer step, and the step, phase by phase."""
+    model.train()
+    loss: list[Any] = []
+    yield "forward", lambda: loss.append(loss_of.compute_loss(model, batch, num_items_in_batch=torch.tensor(1)))
+    yield "backward", lambda: loss.pop().backward()
+    yield "optimizer", lambda: _step(model, optimizer, max_grad_norm)
+
+
+def fill_state(module: nn.Module, optimizer: Any, *, gradients: bool) -> None:
+    """Have the optimizer's state there, as after a first step, and gradients as after a first micro-batch where there are several."""
+    learning = trainable(module.parameters())
+    for parameter in learning:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    if not gradients:
+        optimizer.zero_grad()
+
+
+def _step(model: nn.Module, optimizer: Any, max_grad_norm: float) -> None:
+    nn.utils.clip_grad_norm_(trainable(model.parameters()), max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()

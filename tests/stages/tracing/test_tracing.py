@@ -1,0 +1,108 @@
+"""What a trace of fake tensors says against the same code on real ones, and against a deeper model."""
+
+import torch
+from accelerate import Accelerator
+from pytest import approx, fixture, mark
+from transformers import LlamaConfig
+
+from stages.blocks import HardwareSettings, TokenSettings
+from stages.internals import fakes
+from stages.spec import STAGES
+from stages.tracing.live import Live
+from stages.tracing.models import find_depths
+from stages.tracing.report import TraceSpec
+from stages.tracing.work import Job, trace, try_family
+
+LORA = {"rank": 4}
+CASES = {
+    "sft": ({"batch_size": 4, "micro_batch_size": 2, "eval_samples": 4}, {"batch_size": 2, "micro_batch_size": 2, "lora": LORA}),
+    "rm": ({"batch_size": 2, "micro_batch_size": 2},),
+    "ppo": (
+        {"rollout_batch_size": 4, "minibatch_size": 4, "max_tokens_per_microbatch": 128},
+        {"rollout_batch_size": 4, "minibatch_size": 4, "lora": LORA, "gradient_checkpointing": True},
+    ),
+}
+
+
+@fixture(scope="module")
+def config():
+    return LlamaConfig(
+        hidden_size=64, num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2, intermediate_size=128, vocab_size=512
+    )
+
+
+@fixture(scope="module")
+def accelerator():
+    return Accelerator(cpu=True)
+
+
+def run(stage, settings, config, layers, accelerator, *, real=False, **given):
+    spec = TraceSpec(
+        base_model="none",
+        tokens=TokenSettings(max_prompt_tokens=32, max_response_tokens=32),
+        hardware=HardwareSettings(precision="float32"),
+        stages={stage: STAGES[stage].settings(**settings).model_dump(mode="json")},
+        report_path="none",
+        **given,
+    )
+    tried = try_family(config)
+    live = Live()
+    if real:
+        with live:
+            return trace(Job(spec, stage, config, tried, layers, live, accelerator))
+    with fakes(), live:
+        return trace(Job(spec, stage, config, tried, layers, live, accelerator))
+
+
+@mark.slow
+@mark.parametrize(("stage", "settings"), [(stage, settings) for stage, cases in CASES.items() for settings in cases])
+def test_fake_tensors_hold_what_real_ones_hold_and_peaks_are_linear_in_depth(stage, settings, config, accelerator):
+    two, three, five = (run(stage, settings, config, layers, accelerator) for layers in (2, 3, 5))
+    real = run(stage, settings, config, 5, accelerator, real=True)
+    assert five.held == real.held and five.learning == real.learning
+    assert 4 * five.learning[0] <= five.held
+    for name, found in real.phases.items():
+        if name == "load":  # real weights are drawn by other operations
+            continue
+        assert five.phases[name].peak == approx(found.peak, rel=0.005), name
+        assert five.phases[name].flops == found.flops, name
+        line = two.phases[name].peak + 3 * (three.phases[name].peak - two.phases[name].peak)
+        assert line == approx(five.phases[name].peak, rel=0.005), name
+
+
+def test_a_storage_counts_once_for_as_long_as_it_lives():
+    live = Live()
+    with live:
+        first = torch.ones(1000)
+        view = first[:500].view(5, 100)
+        second = first + 1
+        assert live.now == 8000
+        del first
+        assert live.now == 8000  # the view holds it
+        del view
+        assert live.now == 4000
+    assert live.peak == 8000
+    assert second.sum() == 2000
+
+
+def test_operations_of_a_product_are_counted():
+    live = Live()
+    with live:
+        torch.ones(3, 5) @ torch.ones(5, 7)
+    assert live.flops == 2 * 3 * 5 * 7
+
+
+def test_whole_numbers_stay_readable_among_fake_tensors():
+    with fakes(), Live():
+        lengths = torch.tensor([3, 1, 2])
+        states = torch.zeros(6, 4)
+        assert lengths.cumsum(0).tolist() == [3, 4, 6]
+        assert states[lengths.repeat_interleave(lengths) > 1].shape == (5, 4)
+
+
+def test_layers_that_alternate_are_traced_by_whole_periods():
+    kinds = ["sliding_attention"] * 5 + ["full_attention"]
+    config = LlamaConfig(hidden_size=64, num_hidden_layers=12, num_attention_heads=4)
+    assert find_depths(config) == (2, 3, 12)
+    config.layer_types = kinds * 2
+    assert find_depths(config) == (6, 12, 12)
