@@ -81,7 +81,7 @@ def load_recipe(
         recipe = Recipe.model_validate(document.values, strict=True, context=document)
     except ValidationError as error:
         raise ConfigError([*problems, *explain(error.errors(), document)]) from None
-    chosen = tuple(stage for stage in stages if stage in recipe.stages or STAGES[stage].asked_for)
+    chosen: tuple[StageName, ...] = tuple(stage for stage in stages if stage in recipe.stages or STAGES[stage].asked_for)
     problems += check_recipe(recipe, document, chosen, to_run=to_run, has_files=has_files)
     if problems:
         raise ConfigError(problems)

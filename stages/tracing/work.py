@@ -116,9 +116,11 @@ def trace(job: Job) -> Depth:
         return _trace_ppo(job, settings)
     if isinstance(settings, RMSettings):
         return _trace_rm(job, settings)
+    if isinstance(settings, PretrainSettings | SFTSettings):
+        return _trace_language(job, settings)
     if isinstance(settings, EvaluateSettings):
         return _trace_evaluate(job, settings)
-    return _trace_language(job, settings)
+    raise ValueError(f"{job.stage} is not traced")
 
 
 def _trace_language(job: Job, settings: PretrainSettings | SFTSettings) -> Depth:
