@@ -76,17 +76,25 @@ def examine(store: Store) -> list[Finding]:
 
 
 def _find_in_ledger(store: Store) -> Iterator[Finding]:
-    try:
-        lost = store.find_lost()
-    except StoreError as error:
-        yield Finding("broken", LEDGER_FILE, error.message)
+    if problem := _distrust_ledger(store):
+        yield Finding("broken", "", problem)
         return
+    lost = store.find_lost()
     if not tell_state(store.root, LEDGER_FILE) and store.refs():
         found = "not there: an earlier version of rlhf made this store, or it was removed; if it was, restore it from a copy"
         yield Finding("unfinished", LEDGER_FILE, f"{found}; the next write begins another one, which takes what is there as it is")
     for ref, entry in lost.items():
         found = f"it {entry}, and is gone without `rlhf rm`; restore it"
         yield Finding("broken", ref, found, partial(_note_removal, store, ref), "noted in the ledger that it is gone")
+
+
+def _distrust_ledger(store: Store) -> str:
+    """Say why a store's ledger is not to be trusted; empty where it is."""
+    try:
+        store.find_lost()
+    except StoreError as error:
+        return error.message
+    return ""
 
 
 def _note_removal(store: Store, ref: str) -> bool:
@@ -99,11 +107,14 @@ def _note_removal(store: Store, ref: str) -> bool:
 
 
 def _find_bad_artifacts(store: Store) -> Iterator[Finding]:
+    told = _distrust_ledger(store)
     for ref in store.refs():
         try:
             store.get(ref)
             store.lineage(ref)
         except StoreError as error:
+            if told and told in error.message:
+                continue
             kind, _, version = ref.partition("@v")
             half = not (store.root / ARTIFACTS_DIR / kind / version_directory(int(version)) / MANIFEST_FILE).exists()
             found = "no manifest, so it is half of an artifact, such as a push that was stopped leaves" if half else error.message

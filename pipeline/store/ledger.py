@@ -19,12 +19,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
+from uuid import uuid4
 
 from pipeline.errors import StoreError, escape_controls
 from pipeline.store.aliases import user_name
 from pipeline.store.directory import Directory, naming, open_root
 from pipeline.store.disk import read_bounded, reading, sync_descriptor, take_lock, writing
 from pipeline.store.manifest import Manifest, read_sealed_manifest
+from pipeline.store.mark import find_mark_problem, has_mark, read_mark, remove_mark, write_mark
 from pipeline.store.refs import Ref, is_kind, parse_version_directory, version_directory
 from pipeline.store.staging import ARTIFACTS_DIR
 
@@ -104,12 +106,16 @@ def read_ledger(root: Path) -> Ledger | None:
     Raises:
         ResourceError: it may not be read (exit 5).
     """
-    with suppress(FileNotFoundError), reading(root / LEDGER_FILE), open_root(root) as store, naming(root / LEDGER_FILE):
-        try:
-            content = read_bounded(LEDGER_FILE, _MAX_BYTES, dir_fd=store.fd)
-        except ValueError as error:
-            return Ledger(problem=f"{LEDGER_FILE} is {error}; {_RESTORE}")
-        lines = content.split(b"\n")[:-1]  # a line without its end was cut by a crash: it is not there
+    with suppress(FileNotFoundError), reading(root / LEDGER_FILE), open_root(root) as store:
+        mark, lines = read_mark(store), list[bytes]()  # the mark first, as the ledger is there before it
+        with suppress(FileNotFoundError), naming(root / LEDGER_FILE):
+            try:
+                content = read_bounded(LEDGER_FILE, _MAX_BYTES, dir_fd=store.fd)
+            except ValueError as error:
+                return Ledger(problem=f"{LEDGER_FILE} is {error}; {_RESTORE}")
+            lines = content.split(b"\n")[:-1]  # a line without its end was cut by a crash: it is not there
+        if problem := find_mark_problem(store, lines, mark):
+            return Ledger(problem=f"{LEDGER_FILE}: {problem}; {_RESTORE}")
         return _parse(lines) if lines else None
     return None
 
@@ -163,12 +169,24 @@ def open_ledger(root: Path) -> Generator[Append]:
         end, last = _find_last(descriptor)
         writer = _Writer(descriptor, end, hashlib.sha256(last).hexdigest() if last else _START)
         if not last:
-            writer.append("begin", versions=_find_seals(store))
+            writer.append("begin", versions=_find_seals(store), store=uuid4().hex)  # no other ledger begins like this one
             sync_descriptor(store.fd)
         elif (claim := _read_claim(last)) and _read_seal(store, claim["ref"]) == claim["manifest"]:
             kept = {name: claim[name] for name in ("content_id", "cache_key") if name in claim}
             writer.append("publish", claim["ref"], claim["manifest"], found_after="a crash", **kept)
+        if not has_mark(store):  # one that is there stays: of a ledger that was removed it tells until somebody trusts what is there
+            write_mark(store, *_read_beginning(descriptor))
         yield writer.append
+
+
+def _read_beginning(descriptor: int) -> tuple[str, str]:
+    """Return when a ledger was begun, and the sha256 of its first line."""
+    with open(os.dup(descriptor), "rb") as stream:  # noqa: PTH123
+        stream.seek(0)
+        line = stream.readline().removesuffix(b"\n")
+    with suppress(ValueError, TypeError, LookupError):
+        return str(json.loads(line)["at"]), hashlib.sha256(line).hexdigest()
+    return "before", hashlib.sha256(line).hexdigest()
 
 
 def _find_seals(store: Directory) -> dict[str, str | None]:
@@ -248,19 +266,22 @@ def _read_claim(line: bytes) -> dict[str, Any] | None:
 
 
 def begin_anew(root: Path) -> str | None:
-    """Put a ledger aside, so that the next line begins another one with the versions that are there; return its new name.
+    """Put a ledger aside, where there is one, and begin another one with the versions that are there; return the old one's new name.
 
     Raises:
         ResourceError: it cannot be renamed (exit 5).
     """
+    aside = None
     with writing(root / LEDGER_FILE), ExitStack() as stack:
         store: Directory = stack.enter_context(open_root(root))
-        with suppress(FileNotFoundError), naming(root / LEDGER_FILE):
-            descriptor = take_lock(LEDGER_FILE, wait=True, dir_fd=store.fd, create=False)
+        with naming(root / LEDGER_FILE):
+            descriptor = take_lock(LEDGER_FILE, wait=True, dir_fd=store.fd)
             assert descriptor is not None
             stack.callback(os.close, descriptor)
-            aside = f"ledger-{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}.jsonl"
-            os.rename(LEDGER_FILE, aside, src_dir_fd=store.fd, dst_dir_fd=store.fd)
-            sync_descriptor(store.fd)
-            return aside
-    return None
+            remove_mark(store)
+            if os.fstat(descriptor).st_size:
+                aside = f"ledger-{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}.jsonl"
+                os.rename(LEDGER_FILE, aside, src_dir_fd=store.fd, dst_dir_fd=store.fd)
+                sync_descriptor(store.fd)
+    with open_ledger(root):
+        return aside

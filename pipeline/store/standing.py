@@ -6,6 +6,7 @@ from pipeline.errors import StoreError
 from pipeline.store.artifact import Artifact
 from pipeline.store.disk import tell_state
 from pipeline.store.ledger import LEDGER_FILE, Entry, Ledger, read_ledger
+from pipeline.store.mark import MARK_FILE
 from pipeline.store.withdrawn import WITHDRAWN_FILE, Withdrawal, read_withdrawn
 from stages.spec import EXIT_VERIFICATION
 
@@ -19,7 +20,7 @@ class Standing:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._ledger: tuple[tuple[int, ...], Ledger | None] = ((), None)  # as it was read last
+        self._ledger: tuple[list[tuple[int, ...]], Ledger | None] = ([], None)  # as it was read last
         self._withdrawn: tuple[tuple[int, ...], dict[str, Withdrawal]] = ((), {})
 
     def require_listed(self, artifact: Artifact) -> Artifact:
@@ -67,7 +68,7 @@ class Standing:
         return self._withdrawn[1]
 
     def _read_ledger(self) -> Ledger | None:
-        state = tell_state(self._root, LEDGER_FILE)
+        state = [tell_state(self._root, name) for name in (LEDGER_FILE, MARK_FILE)]
         if state != self._ledger[0]:
             self._ledger = state, read_ledger(self._root)
         return self._ledger[1]

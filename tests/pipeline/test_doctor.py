@@ -50,7 +50,8 @@ def test_a_store_in_order_has_nothing_to_mend(filled):
 def test_versions_without_a_ledger_and_withdrawn_ones_are_told_and_no_fault(filled, rlhf_here):
     withdraw(filled.root, {"sft@v1": Withdrawal(seal=filled.get("sft@v1").seal, reason="it learnt from her", at="now")})
     assert told_of(filled) == {"sft@v1": ("unfinished", False)}
-    (filled.root / "ledger.jsonl").unlink()
+    for name in ("ledger.jsonl", "artifacts/.ledger.json"):  # as in a store of an earlier version
+        (filled.root / name).unlink()
     assert told_of(filled) == {"ledger.jsonl": ("unfinished", False), "sft@v1": ("unfinished", False)}
     done = rlhf_here("doctor")
     assert done.returncode == 0 and "sft@v1: withdrawn: it learnt from her; `rlhf run` makes one" in done.stdout

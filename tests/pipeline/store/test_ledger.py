@@ -18,6 +18,7 @@ from pipeline.remotes.addresses import open_remote
 from pipeline.remotes.push import push
 from pipeline.store.ledger import begin_anew, open_ledger, read_ledger
 from pipeline.store.manifest import render_manifest
+from pipeline.store.mark import MARK_FILE
 from pipeline.store.removal import collect, remove
 from pipeline.store.store import Store
 
@@ -118,12 +119,57 @@ def test_an_earlier_store_gets_a_ledger_with_its_first_write_and_what_was_there_
     make_writable(damaged.path)
     (damaged.path / "manifest.json").write_bytes(b"{")
     ledger_path.unlink()
+    (store.root / MARK_FILE).unlink()
     assert read_ledger(store.root) is None and store.verify("sft@v1") == [] and store.find_lost() == {}
     publish(store, "rm")
     assert lines_of(ledger_path)[0]["versions"] == {"sft@v1": first.seal, "sft@v2": None}
     assert store.verify("sft@v1") == []
     delete_by_hand(first)
     assert {ref: str(entry).split()[:2] for ref, entry in store.find_lost().items()} == {"sft@v1": ["was", "there"]}
+
+
+@pytest.mark.parametrize("change", ["removed", "emptied", "begun anew by hand", "another one"])
+def test_a_ledger_that_was_taken_away_is_noticed_and_what_is_there_is_reused_only_once_somebody_trusts_it(
+    store, publish, ledger_path, tmp_path, change
+):
+    other = Store(tmp_path / "other")
+    publish(other, "rm")
+    artifact = publish(store, cache_key=KEY)
+    rows = lines_of(ledger_path)
+    {
+        "removed": ledger_path.unlink,
+        "emptied": lambda: ledger_path.write_bytes(b""),
+        "begun anew by hand": lambda: ledger_path.write_text(
+            json.dumps(rows[0] | {"versions": {"sft@v1": artifact.seal}, "at": "x"}) + "\n"
+        ),
+        "another one": lambda: shutil.copy(other.root / "ledger.jsonl", ledger_path),
+    }[change]()
+    found = (
+        "not the one that this store has since"
+        if change in ("begun anew by hand", "another one")
+        else "not there, but this store has one since"
+    )
+    for known in (store, Store(store.root)):
+        code, message = refusal_of(known.find_by_cache_key, "sft", KEY)
+        assert code == 3 and f"ledger.jsonl: {found} {rows[0]['at']}" in message and message.endswith("`rlhf doctor --trust`")
+        assert refusal_of(known.find_lost)[0] == 3 and known.verify("sft@v1") != []
+        (finding,) = examine(known)  # once, not for each version
+        assert finding.level == "broken" and found in finding.message
+    publish(store, "ppo")  # a finished training is not lost for it, and does not hide it
+    assert refusal_of(store.find_by_cache_key, "sft", KEY)[0] == 3
+    begin_anew(store.root)
+    assert store.find_by_cache_key("sft", KEY) == artifact and store.verify("ppo@v1") == [] and examine(store) == []
+
+
+def test_a_store_whose_ledger_is_older_than_the_mark_gets_it_with_the_next_write(store, publish, ledger_path):
+    publish(store)
+    (store.root / MARK_FILE).unlink()
+    assert store.verify("sft@v1") == []
+    publish(store)
+    mark, first = json.loads((store.root / MARK_FILE).read_text()), ledger_path.read_bytes().partition(b"\n")[0]
+    assert mark == {"since": json.loads(first)["at"], "first_sha256": hashlib.sha256(first).hexdigest()}
+    (store.root / MARK_FILE).write_bytes(b"{")
+    assert ".ledger.json, which says how it begins, was changed by hand" in refusal_of(store.get, "sft@v1")[1]
 
 
 @pytest.mark.parametrize("change", ["a value", "a line less", "a line more", "no text", "no object"])
