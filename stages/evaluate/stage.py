@@ -21,6 +21,7 @@ from stages.evaluate.measure import Measured, describe_answers, list_comparisons
 from stages.evaluate.over_optimisation import measure_over_optimisation
 from stages.evaluate.results import EVALUATION_FILE, Evaluation, LLMAsked, RewardCard
 from stages.evaluate.reward_model import examine_reward_model
+from stages.evaluate.room import require_room_for_answers
 from stages.evaluate.scoring import measure_logprobs, score_answers, sum_kl
 from stages.evaluate.subjects import Subject, list_subjects
 from stages.evaluate.summary import summarize
@@ -50,6 +51,7 @@ def main(context: StageContext) -> StageResult:
     evaluator.missing += missing
     held_out, counts = _load_held_out(context, evaluator)
     prompts = list(held_out["prompts"].prompts[: settings.prompts])
+    require_room_for_answers(context, subjects, prompts, evaluator.sampling.max_new_tokens)
     context.event("start", stage="evaluate", unit="model", resumed_step=0)
     if len(prompts) < 2:
         evaluator.missing.append(f"how sure the figures are: found {len(prompts)} held-out prompts, needed 2; give data.prompts.eval")

@@ -4,6 +4,8 @@ While a checkpoint is written, the two before it are kept: three at once, or two
 """
 
 import shutil
+from collections.abc import Mapping
+from pathlib import Path
 
 from stages.process.checkpoint import KEPT, count_complete, drop_unfinished
 from stages.process.context import StageContext
@@ -45,12 +47,24 @@ def require_room(
             needs = {directory: max(most, at_end + output) + kept[0] + rows + _RECORDS}
         else:
             needs = {directory: most + kept[0] + rows + _RECORDS, output_dir: output + kept[1]}
-        for path, need in needs.items():
-            free = shutil.disk_usage(path).free
-            if free < need:
-                parts = f"checkpoints of {checkpoint:,} each, up to {KEPT + 1} at once, and an output of {output:,}"
-                parts += f", and {kept[0]:,} for models that are kept" if kept[0] else ""
-                found = f"found {free:,} bytes free, needed {need:,}"
-                raise StageError(f"{path}: {found} for {parts}; free space, or choose another store", EXIT_RESOURCE)
+        parts = f"checkpoints of {checkpoint:,} each, up to {KEPT + 1} at once, and an output of {output:,}"
+        refuse_full(needs, parts + (f", and {kept[0]:,} for models that are kept" if kept[0] else ""))
 
     decide_in_main(context, check)
+
+
+def refuse_full(needs: Mapping[Path, int], parts: str) -> None:
+    """Refuse to begin where a disk has not the room.
+
+    Args:
+        needs: Where something will be written -> how many bytes.
+        parts: What they are for.
+
+    Raises:
+        StageError: It has not; exit code 5.
+    """
+    for path, need in needs.items():
+        free = shutil.disk_usage(path).free
+        if free < need:
+            found = f"found {free:,} bytes free, needed {need:,}"
+            raise StageError(f"{path}: {found} for {parts}; free space, or choose another store", EXIT_RESOURCE)

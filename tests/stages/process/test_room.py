@@ -11,6 +11,7 @@ import pytest
 
 from stages.process.checkpoint import latest_complete
 from stages.process.context import StageContext
+from stages.process.errors import StageError
 from stages.process.runtime import _run
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")]
@@ -150,3 +151,23 @@ def test_a_disk_that_fills_up_while_it_trains_ends_in_exit_5_and_the_run_goes_on
             resumed.append(starts[-1])
         subprocess.run(["rm", "-r", str(disk / "sft-one")], check=True)
     assert resumed == [0, 0, 1, 2, 2], met
+
+
+def test_an_evaluation_asks_for_its_answers_and_does_not_begin_where_there_is_no_room_for_them(
+    make_stage_in, disk, base_model_dir, fresh_reward_model
+):
+    from stages.evaluate.stage import main
+
+    models = dict.fromkeys(("base", "sft", "ppo"), base_model_dir) | {"rm": fresh_reward_model}
+    spec = make_stage_in(disk, "evaluate", models=models).spec
+    for directory in (spec.output_dir, spec.checkpoint_dir):
+        directory.mkdir()
+    with pytest.raises(StageError, match=r"found [\d,]+ bytes free, needed ([\d,]+) for answers of at most .* free space, or") as refused:
+        main(StageContext(spec))
+    assert refused.value.exit_code == 5 and str(refused.value).startswith(f"{spec.checkpoint_dir}: ")
+    assert not list(spec.checkpoint_dir.rglob("*.npz"))
+    resize(disk, "200m")
+    before = count_used(disk)
+    main(StageContext(spec))
+    needed = int(re.search(r"needed ([\d,]+)", str(refused.value))[1].replace(",", ""))
+    assert 0 < count_used(disk) - before <= needed
