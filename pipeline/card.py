@@ -158,6 +158,8 @@ def _list_figures(manifest: Manifest) -> Iterator[str]:
             interval = f"{format_number(known.low)} to {format_number(known.high)} | {known.n:,}" if known else "|"
             yield f"| {_cell(name)} | {format_number(value)} | {interval} |"
         yield ""
+        if (judge := manifest.config.get("judge")) and any("judge_" in name for name in figures):
+            yield from (f"The judge is {_code(str(judge))}, which no training has seen.", "")
 
 
 def _list_limits(artifact: Artifact) -> Iterator[str]:

@@ -141,7 +141,7 @@ _HELD_OUT = {
 
 def _tell_comparison(main: Comparison, evaluation: Evaluation) -> Verdict:
     won, a, b = main.win_rate.estimate, name_model(main.a), name_model(main.b)
-    wins = f"{b} wins {write_share(won.value)} of {count(won.num_clusters, 'held-out prompt')} over {a} by {_name_scorer(main)}"
+    wins = f"{b} wins {write_share(won.value)} of {count(won.num_clusters, 'held-out prompt')} over {a} by {_name_scorer(main, evaluation)}"
     if won.low is None or won.high is None or won.num_clusters < 2:
         return Verdict(
             _start(f"{wins}, of which one alone shows nothing; some 200 show a difference of 10 points; give more held-out prompts"), "open"
@@ -179,9 +179,9 @@ def _tell_over_optimised(curve: OverOptimisation, main: Comparison, evaluation: 
     where = f"it should have stopped at iteration {best.iteration} (KL {_write_short(best.kl)} nats, at the end {_write_short(last.kl)})"
     if best.iteration == 0:
         where = "it should not have begun: raise ppo.kl_coef, look at what the reward model cannot see"
-    judged = f"the judge was highest at iteration {best.iteration} with {write_estimate(best.judge)} {unit} and {fell}"
+    judged = f"the judge was highest at iteration {best.iteration} with {write_estimate(best.judge)} {unit} and {fell}{name_stops(curve)}"
     scored = f"the reward model's score went from {_write_short(best.score.value)} to {_write_short(last.score.value)}"
-    published = f"{write_estimate(main.win_rate.estimate, share=True)} over {name_model(main.a)} by {_name_scorer(main)}"
+    published = f"{write_estimate(main.win_rate.estimate, share=True)} over {name_model(main.a)} by {_name_scorer(main, evaluation)}"
     return f"PPO over-optimised: {judged}, while {scored}; {where}; what is published wins {published}"
 
 
@@ -242,8 +242,26 @@ def _find_score(evaluation: Evaluation, main: Comparison) -> Estimate | None:
     return None
 
 
-def _name_scorer(main: Comparison) -> str:
-    return "the judge" if main.by == "judge" else "the reward model that it learnt from"
+def name_judge(evaluation: Evaluation) -> str:
+    """Name the judge in a sentence: a function is `the judge`; of a language model also how it was asked, and what that cost."""
+    if evaluation.judge_kind == "reward_model":
+        return f"the judge, a second reward model ({evaluation.judge})"
+    asked = evaluation.llm
+    if evaluation.judge_kind == "function" or asked is None:
+        return "the judge"
+    cost = "" if asked.cost is None else f", cost {_write_short(asked.cost)}"
+    disagreed = f"asked in both orders, which disagreed on {write_share(asked.disagreement)} of pairs: ties"
+    return f"the LLM judge {evaluation.judge} ({disagreed}{cost})"
+
+
+def name_stops(curve: OverOptimisation) -> str:
+    """Say among which iterations the judge's highest lies, where that is not one alone."""
+    others = [str(iteration) for iteration in curve.stop_may_be if iteration != curve.stop_iteration]
+    return f"; within noise (95 %) it may as well be {', '.join(others)}" if others else ""
+
+
+def _name_scorer(main: Comparison, evaluation: Evaluation) -> str:
+    return name_judge(evaluation) if main.by == "judge" else "the reward model that it learnt from"
 
 
 def _unit(main: Comparison, evaluation: Evaluation) -> str:

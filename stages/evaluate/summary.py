@@ -42,4 +42,5 @@ def summarize(evaluation: Evaluation) -> tuple[dict[str, float], dict[str, Inter
             "over_optimised": curve.over_optimised,
         }
         figures |= {f"eval/{name}": float(value) for name, value in flags.items() if value is not None}
+        put("share_of_frontier_at_least", curve.share_at_least)
     return figures, intervals

@@ -18,9 +18,10 @@ from pipeline.report.page.facts import list_notes, list_settings, list_warnings,
 from pipeline.report.page.findings import show_over_optimisation, show_reward_card, tabulate_comparisons, tabulate_judge, tabulate_models
 from pipeline.report.scales import format_value
 from pipeline.report.svg import graph
-from pipeline.report.verdict import Verdict, tell_artifact, tell_damage, tell_evaluation, tell_failure, tell_withdrawal
+from pipeline.report.verdict import Verdict, tell_artifact, tell_damage, tell_evaluation, tell_failure, tell_withdrawal, write_share
 from pipeline.store.artifact import Artifact
 from pipeline.text import count, format_duration
+from stages.evaluate.results import Evaluation
 
 _NO_JUDGE = "There is no judge; the score is of the reward model that PPO learnt from."
 _NAMES = {"pretrain": "Pre-training", "sft": "Supervised fine-tuning", "rm": "Reward model", "ppo": "PPO", EVALUATION_KIND: "Evaluation"}
@@ -88,8 +89,28 @@ def _show_figures(evidence: Evidence) -> Section | None:
         tables.append(tabulate_comparisons(found.comparisons, found.judge_unit))
     if (judged := tabulate_judge(found)) is not None:
         tables.append(judged)
-    judge = f"Judged by {found.judge}, which no training has seen." if found.judge else _NO_JUDGE
-    return Section("figures", "In figures", texts=[judge], tables=tables) if tables else None
+    return Section("figures", "In figures", texts=[_tell_judge(found)], tables=tables) if tables else None
+
+
+def _tell_judge(found: Evaluation) -> str:
+    """Say who judged, and how."""
+    if found.judge is None:
+        return _NO_JUDGE
+    if found.judge_kind == "reward_model":
+        return f"Judged by a second reward model, {found.judge}, from which PPO did not learn."
+    asked = found.llm
+    if found.judge_kind == "function" or asked is None:
+        return f"Judged by {found.judge}, which no training has seen."
+    lost = f" {asked.malformed:,} with a reply that is no verdict are left out." if asked.malformed else ""
+    lost += f" {asked.unasked:,} were not asked (max_cost)." if asked.unasked else ""
+    uncounted = f" ({asked.uncounted:,} replies by the most that they can be)" if asked.uncounted else ""
+    cost = "" if asked.cost is None else f", cost {format_value(asked.cost)}"
+    return (
+        f"Judged by the language model {found.judge}: {count(asked.pairs, 'pair')} of an answer and SFT's to the same prompt, each in both "
+        f"orders; {asked.agreed:,} with one better, {asked.tie + asked.same:,} ties, {asked.disagreed:,} "
+        f"({write_share(asked.disagreement)}) on which the orders disagreed, which count as ties.{lost} {asked.replies:,} replies, "
+        f"{asked.input_tokens + asked.output_tokens:,} tokens{uncounted}{cost}."
+    )
 
 
 def _show_final_figures(artifact: Artifact) -> Section | None:

@@ -11,7 +11,7 @@ from pipeline.report.markup import table
 from pipeline.report.page.blocks import Picture, Section, Table
 from pipeline.report.scales import choose_ticks, format_value
 from pipeline.report.svg import bar_chart, line_chart, reliability_chart
-from pipeline.report.verdict import name_model, place_model, write_estimate, write_share
+from pipeline.report.verdict import name_model, name_stops, place_model, write_estimate, write_share
 from pipeline.text import count
 from stages.evaluate.results import Answers, Comparison, Evaluation, Group, OverOptimisation, Probe, RewardCard
 from stages.statistics.bootstrap import Estimate
@@ -229,18 +229,21 @@ def _tell_curve(found: OverOptimisation) -> list[str]:
     if found.share_of_frontier is not None:
         told.append(f"PPO reached {100 * found.share_of_frontier:.0f} % of the score possible at this KL.")
     elif found.frontier and last.kl > found.frontier[-1].kl:
-        told.append(
-            f"PPO's KL of {_round(last.kl)} nats lies beyond what samples of SFT can show, so no share of what is possible is given."
-        )
+        seen, bound = f"PPO's KL of {_round(last.kl)} nats lies beyond what samples of SFT can show", found.share_at_least
+        if bound is not None and (bound.low or 0.0) > 0:
+            told.append(f"{seen}; of the score possible there it reached at least {write_estimate(bound, share=True)}, by a bound.")
+        else:
+            told.append(f"{seen}, so no share of what is possible is given.")
     if found.stop_iteration is None:
         told.append(
             "No judge has seen these answers, so nothing can tell where to stop: a rising score alone looks the same when it fools."
         )
     elif found.over_optimised is not None:
+        highest = f"The judge is highest at iteration {found.stop_iteration}"
         if found.over_optimised:
-            told.append(f"The judge is highest at iteration {found.stop_iteration} and falls behind by more than chance afterwards.")
+            told.append(f"{highest} and falls behind by more than chance afterwards{name_stops(found)}.")
         elif found.stop_iteration < last.iteration:
-            told.append(f"The judge is highest at iteration {found.stop_iteration}; what comes after is not worse by more than chance.")
+            told.append(f"{highest}; what comes after is not worse by more than chance{name_stops(found)}.")
         else:
             told.append("The judge was still at its highest at the end: no over-optimisation is visible.")
     if (fit := found.judge_fit) is not None and fit.peak is not None:

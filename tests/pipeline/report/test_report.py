@@ -85,6 +85,9 @@ def test_the_share_of_what_is_possible_is_said_where_samples_of_sft_show_it():
     beyond = OverOptimisation(curve=(points[0], points[1].model_copy(update={"kl": 9.0})), frontier=frontier)
     texts = show_over_optimisation(beyond, Evaluation(prompts=4)).texts
     assert texts[0] == "PPO's KL of 9 nats lies beyond what samples of SFT can show, so no share of what is possible is given."
+    bounded = beyond.model_copy(update={"share_at_least": Estimate(0.39, 0.367, 0.417, 4, 4)})
+    texts = show_over_optimisation(bounded, Evaluation(prompts=4)).texts
+    assert texts[0].endswith("; of the score possible there it reached at least 39 % (37 % to 42 %), by a bound.")
 
 
 def test_a_run_that_fooled_the_reward_model_says_so_and_where_to_stop(store, publish):

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from pipeline.report.verdict import tell_artifact, tell_evaluation, tell_failure, write_share
-from stages.evaluate.results import Comparison, CurvePoint, Evaluation, OverOptimisation
+from stages.evaluate.results import Comparison, CurvePoint, Evaluation, LLMAsked, OverOptimisation
 from stages.result import Interval
 from stages.statistics.bootstrap import Estimate
 from stages.statistics.comparison import MeanDifference, WinRate
@@ -190,3 +190,33 @@ def test_a_failed_stage_is_told_with_its_reason():
     verdict = tell_failure("ppo", "out of memory on cuda:0; lower ppo.rollout_micro_batch_size")
     assert verdict.news == "bad"
     assert verdict.sentence.startswith("PPO did not end well: out of memory on cuda:0")
+
+
+def ask_llm(**counts):
+    known = {"pairs": 128, "agreed": 100, "tie": 8, "disagreed": 15, "same": 5, "malformed": 0, "unasked": 0, "replies": 246}
+    return LLMAsked(**known | {"input_tokens": 90_000, "output_tokens": 5_000, "uncounted": 0, "cost": 0.34} | counts)
+
+
+def test_a_language_model_that_judges_is_named_with_how_it_was_asked():
+    llm = evaluate(compare(0.62, 0.55, 0.69), judge="big at api.example.com", judge_kind="llm", llm=ask_llm())
+    assert tell_evaluation(llm).sentence == (
+        "PPO is better than SFT: PPO wins 62 % of 200 held-out prompts over SFT by the LLM judge big at api.example.com (asked in both "
+        "orders, which disagreed on 12 % of pairs: ties, cost 0.34) (95 % interval 55 % to 69 %)"
+    )
+    other = evaluate(compare(0.62, 0.55, 0.69, difference=(0.4, 0.3, 0.5)), judge="rm@v2", judge_kind="reward_model")
+    assert "over SFT by the judge, a second reward model (rm@v2) (95 % interval" in tell_evaluation(other).sentence
+
+
+def test_where_it_should_have_stopped_is_told_with_what_else_may_be_the_best():
+    def point(iteration, kl, score, judge):
+        return CurvePoint(iteration=iteration, kl=kl, score=estimate(score, score - 0.1, score + 0.1), judge=estimate(*judge))
+
+    points = (
+        point(0, 0, 0.0, (40, 35, 45)),
+        point(20, 2, 0.5, (70, 65, 75)),
+        point(40, 4, 0.8, (69, 64, 74)),
+        point(60, 9, 1, (50, 45, 55)),
+    )
+    curve = OverOptimisation(curve=points, stop_iteration=20, stop_may_be=(20, 40), over_optimised=True)
+    told = tell_evaluation(evaluate(compare(0.6, 0.5, 0.7), over_optimisation=curve)).sentence
+    assert "highest at iteration 20 with 70 (65 to 75) points and fell to 50 (45 to 55); within noise (95 %) it may as well be 40" in told
