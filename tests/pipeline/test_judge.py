@@ -1,0 +1,111 @@
+"""Who judges is looked at before anything trains: it is in the cache key of what asks it, can be reached, and can be opened."""
+
+import pytest
+
+from pipeline.errors import ConfigError
+from pipeline.inputs.prepare import prepare
+from pipeline.judge import try_judge
+from pipeline.plan import decide
+from pipeline.recipe.load import load_recipe
+from stages.blocks import EndpointSettings
+from tests.chat_server import ChatServer
+
+LLM = ["evaluate={}", "evaluate.judge.llm.url=http://127.0.0.1:1/v1", "evaluate.judge.llm.model=big", "evaluate.judge.llm.retries=0"]
+
+
+@pytest.fixture
+def keys(store, recipe_path):
+    """A function: overrides -> {stage: cache key}, as if no stage had a parent."""
+
+    class AnyParent(dict):
+        def __missing__(self, kind):
+            return type("Parent", (), {"content_id": kind})
+
+    def keys(*overrides):
+        recipe = load_recipe(recipe_path, overrides)
+        inputs = prepare(recipe, store.root, recipe.stages)
+        return {stage: decide(stage, recipe, inputs, AnyParent(), store).key for stage in recipe.stages}
+
+    return keys
+
+
+def test_the_judge_of_evaluate_is_in_its_cache_key_alone_and_how_it_is_asked_is_not(keys):
+    before, with_llm = keys("evaluate={}"), keys(*LLM)
+    changed = {stage for stage in before if before[stage] != with_llm[stage]}
+    assert changed == {"evaluate"}
+    for same in ("concurrency=2", "timeout_s=5", "api_key_env=MY_KEY"):
+        assert keys(*LLM, f"evaluate.judge.llm.{same}") == with_llm
+    for other in ("instructions=be kind", "model=small", "samples=2", "request={seed: 1}"):
+        assert keys(*LLM, f"evaluate.judge.llm.{other}")["evaluate"] != with_llm["evaluate"]
+    # Evaluate does not ask the recipe's judge then.
+    assert keys(*LLM, "judge=data.demo.rule:judge")["evaluate"] == with_llm["evaluate"]
+    assert keys("evaluate={}", "judge=data.demo.rule:judge")["evaluate"] != before["evaluate"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["evaluate.judge={}"], "evaluate.judge: found neither of llm and reward_model, needed one of them"),
+        ([*LLM[1:], "evaluate.judge.reward_model=rm"], "evaluate.judge: found both of llm and reward_model"),
+        (["evaluate.judge.llm.url=http://h/v1"], "evaluate.judge.llm.model: missing"),
+        ([*LLM[1:], "evaluate.judge.llm.url=h:8000"], "evaluate.judge.llm.url: found 'h:8000', needed http:// or https://"),
+        ([*LLM[1:], "evaluate.judge.llm.api_key_env=mine"], "evaluate.judge.llm.api_key_env: found 'mine', not the name of a secret"),
+        ([*LLM[1:], "evaluate.judge.llm.max_cost=2"], "evaluate.judge.llm: max_cost = 2 needs price_per_1m_input"),
+    ],
+)
+def test_settings_that_cannot_hold_are_one_line_with_their_place(recipe_path, overrides, told):
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(recipe_path, ["evaluate={}", *overrides])
+    (line,) = caught.value.problems
+    assert line.startswith("--set: " + told)
+
+
+def test_a_key_in_the_place_of_its_variables_name_is_refused_and_not_shown(recipe_path):
+    key = "sk-proj-0123456789abcdefghij"
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(recipe_path, [*LLM, f"evaluate.judge.llm.api_key_env={key}"])
+    assert "api_key_env: found a secret" in str(caught.value) and key not in str(caught.value)
+    with pytest.raises(ValueError, match="found no name") as refused:
+        EndpointSettings(url="http://h/v1", model="m", api_key_env="my-own-key-1234")
+    assert "found 'my-own" not in str(refused.value)
+
+
+def test_a_language_model_is_asked_something_tiny_and_told_where_it_does_not_answer(store, recipe_path):
+    recipe = load_recipe(recipe_path, LLM)
+    inputs = prepare(recipe, store.root, ["evaluate"])
+    with pytest.raises(ConfigError) as caught:
+        try_judge(recipe, inputs, ["evaluate"])
+    (line,) = caught.value.problems
+    assert line.startswith("--set: evaluate.judge.llm: big at http://127.0.0.1:1/v1: ConnectError")
+    with ChatServer(lambda _: "OK").serving() as server:
+        recipe = load_recipe(recipe_path, [*LLM, f"evaluate.judge.llm.url={server.url}"])
+        try_judge(recipe, inputs, ["evaluate"])
+        try_judge(recipe, inputs, ["sft", "rm", "ppo"])  # which do not ask it
+    assert len(server.asked) == 1
+
+
+def test_an_artifact_is_a_judge_if_it_is_a_reward_model(store, publish, recipe_path):
+    publish(store, "rm")
+    publish(store, "ppo")
+
+    def find(name):
+        recipe = load_recipe(recipe_path, ["evaluate={}", f"evaluate.judge.reward_model={name}"])
+        return prepare(recipe, store.root, ["evaluate"]).judge_model
+
+    found = find("rm@v1")
+    assert found == find("rm") and found.path == str(store.get("rm").model_path)
+    assert found.identity == f"artifact:{store.get('rm').content_id}"
+    with pytest.raises(ConfigError, match=r"--set: evaluate.judge.reward_model: found ppo@v1, which is no reward model"):
+        find("ppo@v1")
+    with pytest.raises(ConfigError, match=r"--set: evaluate.judge.reward_model: .*rm@v7"):
+        find("rm@v7")
+    assert find("some/hub-model").path == "some/hub-model"
+
+
+@pytest.mark.slow  # 5 s, a process that imports torch
+def test_a_reward_model_that_cannot_be_opened_is_told_before_anything_trains(store, recipe_path, tmp_path):
+    (tmp_path / "empty").mkdir()
+    recipe = load_recipe(recipe_path, ["evaluate={}", f"evaluate.judge.reward_model={tmp_path / 'empty'}"])
+    inputs = prepare(recipe, store.root, ["evaluate"])
+    with pytest.raises(ConfigError, match=r"--set: evaluate.judge.reward_model: .*empty cannot be opened by AutoTokenizer"):
+        try_judge(recipe, inputs, ["evaluate"])
