@@ -18,14 +18,14 @@ def clean(text: str) -> str:
 
 
 def show_controls(text: str) -> str:
-    """Keep lines, tabs, blanks and what joins letters (ZWJ, ZWNJ); whatever else could steer a terminal is shown as its code."""
+    """Keep lines, tabs, blanks, what joins letters (ZWJ, ZWNJ) and marks of direction; what else could steer is shown as its code."""
     if text.isascii() and text.replace("\n", "").replace("\t", "").isprintable():
         return text
     return "".join(char if _is_harmless(char) else escape_character(char) for char in text)
 
 
 def _is_harmless(char: str) -> bool:
-    return char.isprintable() or char in "\n\t\u200c\u200d" or unicodedata.category(char) == "Zs"
+    return char.isprintable() or char in "\n\t\u200c\u200d\u200e\u200f\u061c" or unicodedata.category(char) == "Zs"
 
 
 def format_duration(seconds: float) -> str:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from data.answers import AnswerSet
     from pipeline.ranking.journal import Journal
+    from pipeline.ranking.server import RankingServer
     from pipeline.ranking.settings import Settings
     from pipeline.ranking.study import Study
 
@@ -59,7 +60,7 @@ def rank_command(
         float | None, typer.Option("--repeats", min=0, max=0.5, help="Share of judgements that repeat a set; default 0.1.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the orders in which sets and answers are shown; default 0.")] = None,
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Of the page; 0: any that is free.")] = 0,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Of the page; 0: the same as before, else any that is free.")] = 0,
     on_terminal: Annotated[bool, typer.Option("--terminal", help="Rank here, line by line, instead of on a page.")] = False,
     by_model: Annotated[
         bool, typer.Option("--by-model", help="Let a language model rank, as the recipe's ranking.judge or --url and --model say.")
@@ -156,7 +157,7 @@ def _serve(study: "Study", names: list[str], port: int) -> None:
     from pipeline.ranking.server import RankingServer
 
     try:
-        server = RankingServer(study, names, port)
+        server = _open_server(study, names) if port == 0 else RankingServer(study, names, port)
     except OSError as error:
         raise StoreError(f"--port: {port}: {error.strerror}; needed a free one; leave it away", EXIT_RESOURCE) from error
     for name, link in server.links.items():
@@ -164,6 +165,17 @@ def _serve(study: "Study", names: list[str], port: int) -> None:
         say(make_console(), f"{name}: {progress.done} done, {progress.left} left: {link}")
     say(make_console(), "Ctrl-C ends the page; nothing is lost.")
     server.run()
+
+
+def _open_server(study: "Study", names: list[str]) -> "RankingServer":
+    """Open the page at the port that it had before, where it is free: what a browser keeps of unsent rankings belongs to its address."""
+    from pipeline.ranking.assignment import draw
+    from pipeline.ranking.server import RankingServer
+
+    try:
+        return RankingServer(study, names, 20_000 + draw("port", study.journal.path.absolute()) % 10_000)
+    except OSError:
+        return RankingServer(study, names, 0)
 
 
 def _require_terminal(annotators: list[str]) -> None:

@@ -1,56 +1,58 @@
-// Ranks the answers of one set by keyboard, by clicks or by dragging, and sends what was said. What is not sent yet survives a reload.
+// Ranks the answers of one set by keyboard, by clicks or by dragging, and sends what was said. What is not sent yet survives a reload,
+// a closed tab and a server that was killed: it is kept in this browser, for this annotator, set and order of answers.
 "use strict";
 (() => {
   const find = (selector) => document.querySelector(selector);
   const all = (selector) => [...document.querySelectorAll(selector)];
-  const main = find("main[data-item]");
+  const main = find("main[data-item]"), { annotator } = document.body.dataset, shownAt = performance.now();
+  const keyOf = (item, repeat, order) => `rank ${annotator} ${item} ${repeat} ${order}`;
+  const newId = () => [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 
   async function post(path, body) {
-    const response = await fetch(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+    const said = JSON.stringify({ ...body, annotator }); // this tab's: another one may have made the browser somebody else's
+    const response = await fetch(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: said });
     if (!response.ok) throw new Error((await response.text()) || response.statusText);
     return response.json();
   }
   function tell(error) {
-    const place = find("#problem");
-    const text = error instanceof TypeError ? "The server does not answer. Your ranking is kept here; start `rlhf rank` again and reload." : error.message;
-    if (place) place.textContent = text; else window.alert(text);
+    const gone = "The server does not answer. Your ranking is kept here; start `rlhf rank` again and reload.";
+    find("#problem").textContent = error instanceof TypeError ? gone : error.message;
   }
   async function undo() {
-    try { await post("/undo", {}); location.reload(); } catch (error) { tell(error); }
+    try {
+      const { item, repeat, order, draft } = await post("/undo", {});
+      if (item) localStorage.setItem(keyOf(item, Number(repeat), order), JSON.stringify({ ...draft, id: newId(), seconds: 0 }));
+      location.reload();
+    } catch (error) { tell(error); }
   }
   find("#undo").addEventListener("click", undo);
+  find("#problem").textContent = sessionStorage.getItem("told") || "";
+  sessionStorage.removeItem("told");
   if (!main) {
-    document.addEventListener("keydown", (event) => { if (event.key === "u" && !event.ctrlKey && !event.metaKey) undo(); });
+    document.addEventListener("keydown", (event) => { if (event.key === "u" && !event.ctrlKey && !event.metaKey && !event.repeat) undo(); });
     return;
   }
 
-  const order = main.dataset.order.split(",").map(Number);
-  const key = `rank ${main.dataset.item} ${main.dataset.repeat}`;
-  const newId = () => [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-  const kept = JSON.parse(sessionStorage.getItem(key) || "null");
+  const order = main.dataset.order.split(",").map(Number), mayBePartial = main.dataset.partial === "1";
+  const key = keyOf(main.dataset.item, main.dataset.repeat, order);
   // levels: places as shown, best first; those in one level are ties.
-  const draft = kept || { id: newId(), levels: [], flags: {}, grade: null, note: "", reason: "", seconds: 0 };
-  let tie = false, grading = false, sending = false, since = document.hidden ? null : performance.now();
+  const draft = JSON.parse(localStorage.getItem(key) || "null") || { id: newId(), levels: [], flags: {}, grade: null, note: "", reason: "", seconds: 0 };
+  const flags = all("[name=flag]"), radios = all("[name=grade]");
+  draft.flags = Object.fromEntries(Object.entries(draft.flags).filter(([flag]) => flags.some((box) => box.value === flag)));
+  if (!radios.length) draft.grade = null;
+  let tie = false, awaits = "", sending = false, since = document.hidden ? null : performance.now();
 
-  const mayBePartial = main.dataset.partial === "1";
   const named = () => draft.levels.flat();
   const isWhole = () => named().length > 0 && (mayBePartial || named().length === order.length);
-  function keep() { sessionStorage.setItem(key, JSON.stringify(draft)); }
-  function take(place) {
-    draft.levels = draft.levels.map((level) => level.filter((each) => each !== place)).filter((level) => level.length);
-  }
+  function keep() { localStorage.setItem(key, JSON.stringify(draft)); }
+  function take(place) { draft.levels = draft.levels.map((level) => level.filter((each) => each !== place)).filter((level) => level.length); }
   function put(place) {
     if (place >= order.length || named().includes(place)) return;
     if (tie && draft.levels.length) draft.levels.at(-1).push(place); else draft.levels.push([place]);
     tie = false;
     show();
   }
-  function back() {
-    if (!draft.levels.length) return;
-    draft.levels.at(-1).pop();
-    draft.levels = draft.levels.filter((level) => level.length);
-    show();
-  }
+  function back() { if (draft.levels.length) { take(draft.levels.at(-1).at(-1)); show(); } }
   // Where a dragged answer goes: into a level (a tie), between two (a level of its own), or to the rest.
   function drop(place, target) {
     const { level, gap } = target.dataset, levels = draft.levels.map((each) => [...each]);
@@ -62,83 +64,90 @@
   }
 
   function makeChip(place) {
-    const chip = document.createElement("button");
-    chip.type = "button";
-    chip.className = "chip";
-    chip.draggable = true;
-    chip.textContent = place + 1;
+    const chip = document.createElement("button"), isPlaced = named().includes(place);
+    Object.assign(chip, { type: "button", className: "chip", draggable: true, textContent: place + 1 });
     chip.dataset.place = place;
-    const isPlaced = named().includes(place);
     chip.setAttribute("aria-label", isPlaced ? `Take answer ${place + 1} out of the ranking` : `Answer ${place + 1} is next best`);
     chip.addEventListener("click", () => { if (isPlaced) { take(place); show(); } else put(place); });
     return chip;
   }
   function makeGap(index) {
-    const gap = document.createElement("li");
-    gap.className = "gap";
+    const gap = Object.assign(document.createElement("li"), { className: "gap" });
     gap.dataset.gap = index;
     gap.setAttribute("aria-hidden", "true");
     return gap;
   }
   function show() {
-    const rows = [];
+    const rows = [], focused = document.activeElement?.matches(".chip") ? document.activeElement.dataset.place : null;
+    const rankOf = (index) => 1 + draft.levels.slice(0, index).flat().length;
     draft.levels.forEach((level, index) => {
       const row = document.createElement("li");
       row.dataset.level = index;
-      row.append(`${1 + draft.levels.slice(0, index).flat().length}.`, ...level.map(makeChip), level.length > 1 ? "tie" : "");
+      row.append(`${rankOf(index)}.`, ...level.map(makeChip), level.length > 1 ? "tie" : "");
       rows.push(makeGap(index), row);
     });
     find("#levels").replaceChildren(...rows, makeGap(draft.levels.length));
     const rest = order.map((_, place) => place).filter((place) => !named().includes(place));
     find("#rest").replaceChildren(...rest.map(makeChip));
     find("#rest-name").textContent = rest.length ? (draft.levels.length && mayBePartial ? "The rest is worse:" : "Not ranked yet:") : "All are ranked.";
-    all(".answer").forEach((card) => card.classList.toggle("placed", named().includes(Number(card.dataset.place))));
-    all(".put").forEach((button) => { button.disabled = named().includes(Number(button.dataset.place)); });
+    all(".answer").forEach((card) => {
+      const index = draft.levels.findIndex((level) => level.includes(Number(card.dataset.place)));
+      card.classList.toggle("placed", index >= 0);
+      card.querySelector(".rank-now").textContent = index < 0 ? "" : `rank ${rankOf(index)}`;
+      card.querySelector(".put").disabled = index >= 0;
+    });
     find("#send").disabled = !isWhole();
     find("#tie").setAttribute("aria-pressed", String(tie));
     find("#tie").disabled = find("#back").disabled = !draft.levels.length;
+    if (focused !== null) find(`.chip[data-place="${focused}"]`).focus();
     keep();
   }
 
   function seconds() { return draft.seconds + (since === null ? 0 : (performance.now() - since) / 1000); }
-  async function send(outcome) {
-    if (sending || (outcome === "ranked" && !isWhole())) return;
+  async function send(outcome, event) {
+    // The second click of a double click lands on the next set, which nobody has read.
+    if (sending || (outcome === "ranked" && !isWhole()) || (event && performance.now() - shownAt < 300)) return;
     sending = true;
     const { id, levels, flags, grade, note, reason } = draft;
     const said = { id, levels, flags, grade, note, reason, outcome, order, item: main.dataset.item };
     try {
-      await post("/judge", { ...said, repeat: main.dataset.repeat === "1", seconds: Math.min(seconds(), 1e6) });
-      sessionStorage.removeItem(key);
+      const { written } = await post("/judge", { ...said, repeat: main.dataset.repeat === "1", seconds: Math.min(seconds(), 1e6) });
+      if (!written) sessionStorage.setItem("told", "You had judged the last set in another tab already; what you said there stands.");
+      localStorage.removeItem(key);
       location.reload();
     } catch (error) { sending = false; tell(error); }
   }
-
-  function skip() {
-    if (draft.reason.trim()) send("skipped");
+  function skip(event) {
+    if (draft.reason.trim()) send("skipped", event);
     else { find("#reason").focus(); find("#problem").textContent = "Say why, then skip."; }
   }
 
   document.addEventListener("visibilitychange", () => {
     draft.seconds = seconds();
     since = document.hidden ? null : performance.now();
-    keep();
+    if (!sending) keep();
   });
   addEventListener("pagehide", () => { if (!sending) { draft.seconds = seconds(); since = performance.now(); keep(); } });
-  all(".put").forEach((button) => button.addEventListener("click", () => put(Number(button.dataset.place))));
+  all(".put").forEach((button) => button.addEventListener("click", (event) => { if (event.detail) button.blur(); put(Number(button.dataset.place)); }));
   find("#tie").addEventListener("click", () => { tie = !tie; show(); });
   find("#back").addEventListener("click", back);
-  find("#send").addEventListener("click", () => send("ranked"));
-  find("#cannot").addEventListener("click", () => send("cannot say"));
+  find("#send").addEventListener("click", (event) => send("ranked", event));
+  find("#cannot").addEventListener("click", (event) => send("cannot say", event));
   find("#skip").addEventListener("click", skip);
+  find("#reason").addEventListener("keydown", (event) => { if (event.key === "Enter" && !event.isComposing && !event.repeat) skip(); });
   all("#note, #reason").forEach((field) => {
     field.value = draft[field.id];
     field.addEventListener("input", () => { draft[field.id] = field.value; keep(); });
   });
-  all("[name=grade]").forEach((radio) => {
+  radios.forEach((radio) => {
     radio.checked = draft.grade === Number(radio.value);
-    radio.addEventListener("change", () => { draft.grade = Number(radio.value); keep(); });
+    radio.addEventListener("click", () => { // again takes it away
+      radio.checked = draft.grade !== Number(radio.value);
+      draft.grade = radio.checked ? Number(radio.value) : null;
+      keep();
+    });
   });
-  all("[name=flag]").forEach((box) => {
+  flags.forEach((box) => {
     const place = Number(box.dataset.place);
     box.checked = (draft.flags[box.value] || []).includes(place);
     box.addEventListener("change", () => {
@@ -174,16 +183,18 @@
   });
 
   document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    // A key that is held down would judge the next sets too, unread.
+    if (event.ctrlKey || event.metaKey || event.altKey || (event.repeat && event.key !== "Backspace")) return;
     const field = event.target.closest("input:not([type=radio]):not([type=checkbox]), textarea");
     if (field) { if (event.key === "Escape") field.blur(); return; }
-    if (event.key === "Enter" && event.target.closest("button, summary")) return;
+    if (event.key === "Enter" && event.target.closest("button, summary, a")) return;
     const digit = /^[1-9]$/.test(event.key) ? Number(event.key) : null;
-    if (digit !== null && grading) all("[name=grade]")[digit - 1]?.click();
+    if (digit !== null && awaits === "g") radios[digit - 1]?.click();
+    else if (digit !== null && awaits === "f") find(`[name=flag][data-place="${digit - 1}"]`)?.focus();
     else if (digit !== null) put(digit - 1);
     const acts = { "=": () => { tie = !tie; show(); }, Backspace: back, Enter: () => send("ranked"), u: undo, c: () => send("cannot say"), s: skip };
     if (digit === null && acts[event.key]) { event.preventDefault(); acts[event.key](); }
-    grading = event.key === "g";
+    awaits = "gf".includes(event.key) ? event.key : "";
   });
   show();
 })();

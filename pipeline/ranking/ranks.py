@@ -34,6 +34,12 @@ def rank_levels(levels: Sequence[Sequence[int]], order: Sequence[int]) -> tuple[
     return tuple(ranks), len(rest) > 1
 
 
+def list_levels(ranks: Sequence[int], order: Sequence[int], *, partial: bool) -> list[list[int]]:
+    """Turn ranks into levels of places as shown, best first: what `rank_levels` was given. Answers that were not named are in none."""
+    levels = [[place for place, answer in enumerate(order) if ranks[answer] == rank] for rank in sorted(set(ranks))]
+    return levels[:-1] if partial else levels
+
+
 def parse_levels(text: str, count: int) -> list[list[int]]:
     """Read a ranking: numbers of answers, best first; `=` ties with the one before. Blanks, commas and `>` may stand between.
 

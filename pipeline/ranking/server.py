@@ -23,8 +23,10 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Route
 
 from pipeline.errors import ResourceError
+from pipeline.ranking.ranks import list_levels
 from pipeline.ranking.study import Study
 from pipeline.ranking.text import render_guidelines, split_code
+from pipeline.text import show_controls
 
 _OPEN = "/open/"  # and an annotator's token
 MAX_BODY_BYTES = 64 * 1024
@@ -144,8 +146,8 @@ class RankingServer:
         return self._page.render(
             annotator=annotator,
             assignment=assignment,
-            prompt=shown.prompt if shown else (),
-            responses=[split_code(shown.completions[answer]) for answer in assignment.order] if shown and assignment else [],
+            prompt=[{"role": each.role, "pieces": split_code(show_controls(each.content))} for each in shown.prompt] if shown else [],
+            responses=[split_code(show_controls(shown.completions[each])) for each in assignment.order] if shown and assignment else [],
             progress=self.study.progress(annotator),
             settings=settings,
             guidelines=Markup(render_guidelines(settings.guidelines)),
@@ -158,7 +160,10 @@ class RankingServer:
         if body is None:
             return _refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"found a longer body; {MAX_BODY_BYTES} bytes at most")
         try:
-            judgement = self.study.read_judgement(annotator, json.loads(body))
+            sent = json.loads(body)
+            if refused := _refuse_other(sent, annotator):
+                return refused
+            judgement = self.study.read_judgement(annotator, sent)
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
             return _refuse(HTTPStatus.BAD_REQUEST, f"found no ranking ({reason[:200]}); reload the page")
@@ -171,8 +176,21 @@ class RankingServer:
     async def _undo(self, request: Request) -> Response:
         annotator = self._annotator(request)
         assert annotator is not None
-        undone = await run_in_threadpool(self.study.undo, annotator)
-        return JSONResponse({"item": undone.item if undone else None})
+        try:
+            if refused := _refuse_other(json.loads(await _read_body(request) or b"{}"), annotator):
+                return refused
+        except (ValueError, AttributeError, RecursionError) as error:
+            return _refuse(HTTPStatus.BAD_REQUEST, f"found no JSON object ({str(error)[:200]}); reload the page")
+        try:
+            undone = await run_in_threadpool(self.study.undo, annotator)
+        except ResourceError as error:
+            return _refuse(HTTPStatus.INSUFFICIENT_STORAGE, str(error))
+        if undone is None:
+            return JSONResponse({"item": None})
+        said = {"levels": list_levels(undone.ranks, undone.order, partial=undone.partial) if undone.ranks and undone.order else []}
+        said |= {"flags": {flag: [undone.order.index(each) for each in marked] for flag, marked in undone.flags.items() if undone.order}}
+        draft = said | {"grade": undone.grade, "note": undone.note, "reason": undone.reason}
+        return JSONResponse({"item": undone.item, "repeat": undone.repeat, "order": undone.order, "draft": draft})
 
     async def _serve_file(self, request: Request) -> Response:
         name = request.url.path.removeprefix("/")
@@ -187,6 +205,14 @@ async def _read_body(request: Request) -> bytes | None:
         if len(body) > MAX_BODY_BYTES:
             return None
     return body
+
+
+def _refuse_other(sent: dict[str, Any], annotator: str) -> Response | None:
+    """Refuse what a tab of another annotator sends: a browser has one cookie, of the link that was opened last."""
+    if (claimed := sent.get("annotator", annotator)) == annotator:
+        return None
+    found = f"found this browser to be {annotator}'s now, and this tab {str(claimed)[:100]}'s"
+    return _refuse(HTTPStatus.CONFLICT, f"{found}; open the link of who ranks again, or use one browser for each; what is here is kept")
 
 
 def _refuse(status: HTTPStatus, message: str) -> Response:

@@ -2,6 +2,8 @@
 
 import pytest
 
+from pipeline.ranking.assignment import shuffle_answers
+
 pytestmark = pytest.mark.slow
 
 
@@ -109,9 +111,83 @@ def test_two_tabs_and_two_people_say_nothing_twice(serve, open_page, read_journa
     for page, key in ((one, "1"), (other, "2"), (ben, "3")):
         page.keyboard.press(key)
         send(page, lambda page=page: page.keyboard.press("Enter"))
+    assert "in another tab already" in other.locator("#problem").inner_text() and one.locator("#problem").inner_text() == ""
     lines = read_journal()
     assert len(lines) == 2 and {line["annotator"] for line in lines} == {"ann", "ben"}
     assert shown(one) == shown(other) or (one.reload() is not None and shown(one) == shown(other))
+
+
+def test_in_one_browser_two_people_are_never_taken_for_one_another(serve, open_page, read_journal):
+    links = serve(4, "--overlap", "1", "--seed", "3").links
+    ann = open_page(links["ann"])
+    ann.keyboard.press("1")
+    ann.locator("#note").fill("ann's")
+    ann.keyboard.press("Escape")
+    ben = ann.context.new_page()
+    ben.goto(links["ben"])  # the browser is ben's from now on
+    while shown(ben) != shown(ann):
+        send(ben, lambda: ben.keyboard.press("c"))
+    assert ben.locator("#levels .chip").count() == 0 and ben.locator("#note").input_value() == ""
+    said = len(read_journal())
+    for key in ("Enter", "c", "u"):
+        ann.keyboard.press(key)
+        ann.locator("#problem", has_text="this tab ann's").wait_for()
+        ann.evaluate("document.querySelector('#problem').textContent = ''")
+    assert len(read_journal()) == said and {line["annotator"] for line in read_journal()} <= {"ben"}
+    ann.goto(links["ann"])
+    assert ann.locator("#note").input_value() == "ann's"
+    send(ann, lambda: ann.keyboard.press("Enter"))
+    assert (read_journal()[-1]["annotator"], read_journal()[-1]["note"]) == ("ann", "ann's")
+
+
+def test_a_clumsy_hand_judges_nothing_unread_and_undo_brings_back_what_was_said(serve, open_page, read_journal):
+    page = open_page(serve(6).links["ann"])
+    item = shown(page)
+    for key in ("3", "=", "1", "g", "5", "f", "2"):
+        page.keyboard.press(key)
+    assert page.evaluate("document.activeElement.matches('[name=flag][data-place=\"1\"]')")
+    page.keyboard.press("Space")
+    page.keyboard.press("Escape")
+    send(page, lambda: page.keyboard.press("Enter"))
+    page.evaluate("for (const key of ['c', 'u', 'Enter']) document.dispatchEvent(new KeyboardEvent('keydown', { key, repeat: true }))")
+    send(page, lambda: page.locator("#undo").click())
+    assert shown(page) == item and page.locator("#levels li:not(.gap)").all_inner_texts() == ["1.\n1\n3\ntie", "3.\n2"]
+    assert page.locator("[name=grade]:checked").get_attribute("value") == "5" and page.locator("[name=flag]:checked").count() == 1
+    page.locator("[name=grade]").nth(4).click()
+    page.locator("#levels .chip").nth(2).click()
+    page.locator(".answer .put:enabled").click()
+    assert page.locator(".rank-now").all_inner_texts() == ["rank 1", "rank 3", "rank 1"]
+    send(page, lambda: page.keyboard.press("Enter"))  # the button that was clicked has not kept the key
+    page.wait_for_timeout(300)
+    page.keyboard.press("s")
+    page.keyboard.type("not mine")
+    send(page, lambda: page.keyboard.press("Enter"))
+    first, undone, again, skipped = read_journal()
+    assert (first["grade"], first["flags"], undone["kind"]) == (5, {"harmful": [first["order"][1]]}, "undo")
+    assert [again["ranks"][answer] for answer in again["order"]] == [1, 3, 1] and "grade" not in again and "partial" not in again
+    assert (skipped["outcome"], skipped["reason"]) == ("skipped", "not mine")
+    assert page.heard == []
+
+
+def test_what_is_unsent_survives_a_closed_tab_but_no_other_order_of_answers(serve, open_page):
+    server = serve(1)
+    page = open_page(server.links["ann"])
+    page.keyboard.press("2")
+    order, context = page.locator("main").get_attribute("data-order"), page.context
+    page.close()
+    server.process.kill()
+    server.process.wait()
+    again = serve(1)
+    assert again.port == server.port
+    page = context.new_page()
+    page.goto(again.links["ann"])
+    assert page.locator("#levels .chip").all_inner_texts() == ["2"]
+    again.process.kill()
+    again.process.wait()
+    shown_by = {seed: shuffle_answers(seed, "ann", shown(page), 3, repeat=False) for seed in range(9)}
+    seed = next(seed for seed in shown_by if ",".join(map(str, shown_by[seed])) != order)
+    page.goto(serve(1, "--seed", str(seed)).links["ann"])
+    assert page.locator("main").get_attribute("data-order") != order and page.locator("#levels .chip").count() == 0
 
 
 def test_skip_needs_a_reason_cannot_say_none_and_undo_brings_it_back(serve, open_page, read_journal):
@@ -134,6 +210,7 @@ def test_hostile_answers_are_text_and_nothing_is_hard_to_reach(serve, open_page)
     text = page.locator(".answers").inner_text()
     assert "<script>alert(1)</script>" in text and "<b>bad</b>" in text and page.locator("pre code").inner_text() == "x = 1\n"
     assert page.locator(".answers script, .answers img, .answers b").count() == 0
+    assert "\\u202eRTL\\u202c \\x1b[31mred" in text and "\u202e" not in text
     assert page.locator(".unfold:visible").count() == 1 and page.evaluate("document.documentElement.scrollWidth") <= 1280
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)

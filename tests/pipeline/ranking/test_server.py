@@ -44,7 +44,13 @@ def test_a_ranking_is_written_with_what_was_shown(page, read_journal):
     (line,) = read_journal()
     assert [line["ranks"][answer] for answer in order] == [1, 2, 2]
     assert (line["annotator"], line["flags"], line["grade"], line["note"]) == ("ann", {"wrong": [order[1]]}, 5, "as said")
-    assert ask(page, "POST", "/undo", body="{}")[1] == json.dumps({"item": item}, separators=(",", ":"))
+    undone = json.loads(ask(page, "POST", "/undo", body="{}")[1])
+    assert (undone["item"], undone["order"], undone["draft"]["levels"], undone["draft"]["flags"]) == (
+        item,
+        order,
+        [[0], [1, 2]],
+        {"wrong": [1]},
+    )
     assert read_shown(page) == (item, order)
 
 
@@ -64,6 +70,11 @@ def test_what_is_not_of_this_page_is_refused(page, read_journal):
         "encoded path": ask(page, "GET", "/%2e%2e/%2e%2e/etc/passwd"),
         "its own source": ask(page, "GET", "/server.py"),
         "other method": ask(page, "PUT", "/judge", body=body),
+        "another one's tab": ask(page, "POST", "/judge", body=json.dumps(make_judgement(item, order, annotator="ben"))),
+        "another one's undo": ask(page, "POST", "/undo", body='{"annotator": "ben"}'),
+        "no object": ask(page, "POST", "/undo", body="[]"),
+        "half a surrogate pair": ask(page, "POST", "/judge", body=json.dumps(make_judgement(item, order, note="\ud800"))),
+        "no number": ask(page, "POST", "/judge", body=json.dumps(make_judgement(item, order, seconds=float("nan")))),
         "huge by its header": ask(page, "POST", "/judge", headers={"Content-Length": str(100 * 1024**2)}),
         "long": ask(page, "POST", "/judge", body=b"x" * 65_537),
         "huge in chunks": ask(page, "POST", "/judge", body=iter([b"x" * 40_000] * 3), headers={"Transfer-Encoding": "chunked"}),

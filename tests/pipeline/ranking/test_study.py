@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from data.answers import AnswerSet
 from data.schema import Message
 from pipeline.ranking.journal import Journal, Judgement
-from pipeline.ranking.ranks import rank_levels
+from pipeline.ranking.ranks import list_levels, rank_levels
 from pipeline.ranking.study import Settings, Study
 
 IDS = (f"{number:032x}" for number in itertools.count())
@@ -111,6 +111,15 @@ def test_levels_become_ranks():
     assert rank_levels([[1], [0]], (2, 0, 1)) == ((1, 3, 2), False)
     assert rank_levels([[0, 2], [1]], (0, 1, 2)) == ((1, 3, 1), False)
     assert rank_levels([[3]], (0, 1, 2, 3)) == ((2, 2, 2, 1), True)
+
+
+@pytest.mark.parametrize("levels", [[[1], [0]], [[0, 2], [1]], [[3]], [[0, 1, 2, 3]], [[3, 1], [0]]])
+@pytest.mark.parametrize("order", [(2, 0, 1, 3), (0, 1, 2, 3)])
+def test_ranks_become_the_levels_that_they_were(levels, order):
+    ranks, partial = rank_levels(levels, order)
+    rest = sorted(set(range(4)) - {place for level in levels for place in level})
+    said = levels if partial or not rest else [*levels, rest]
+    assert [sorted(level) for level in list_levels(ranks, order, partial=partial)] == [sorted(level) for level in said]
 
 
 @pytest.mark.parametrize("levels", [[], [[0], [0]], [[4]], [[-1]]])
