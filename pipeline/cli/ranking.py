@@ -124,7 +124,10 @@ def _rank_by_model(
         judge = EndpointSettings.model_validate((settings.judge.model_dump() if settings.judge else {}) | given)
     except ValidationError as error:
         hint = "give --url and --model, or --recipe with ranking.judge"
-        told = [f"--by-model: {'.'.join(map(str, each['loc'])) or 'judge'}: {each['msg']}; {hint}" for each in error.errors()]
+        told = [
+            f"--by-model: {'.'.join(map(str, each['loc'])) or 'judge'}: {each['msg'].removeprefix('Value error, ')}; {hint}"
+            for each in error.errors()
+        ]
         raise ConfigError(told) from error
     console = make_console()
     say(console, f"prompts and answers go to {judge.model} at {judge.url}; judgements, marked as its own, to {journal.path}")

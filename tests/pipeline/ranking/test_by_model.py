@@ -137,7 +137,7 @@ def test_a_recipe_names_the_judge_and_its_key_is_never_written(rlhf_here, ask, t
     ("options", "told"),
     [
         (("--by-model",), "--by-model: url: Field required; give --url and --model, or --recipe with ranking.judge"),
-        (("--by-model", "--url", "ftp://x", "--model", "m"), "--by-model: url: Value error, found 'ftp://x', needed http:// or https://"),
+        (("--by-model", "--url", "ftp://x", "--model", "m"), "--by-model: url: found 'ftp://x', needed http:// or https://"),
         (("--by-model", "--url", "http://127.0.0.1:9/v1", "--model", "m", "--max-cost", "1"), "max_cost = 1 needs price_per_1m_input"),
         (("--url", "http://127.0.0.1:9/v1"), "found url without --by-model; needed both"),
     ],
