@@ -9,7 +9,7 @@ A conversation has its place by a hash that is the same for all rankings: what o
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -81,10 +81,10 @@ def publish_rankings(
         duration_s=None,
         run_id=None,
         data={f"comparisons.{name.partition('.')[0]}": fingerprint(side) for name, side in sides.items()},
-        config={"by": by, "held_out": held_out, "names": names},
+        config={"by": by, "held_out": held_out, "names": names} | _name_models(rows.values(), summary),
         code=code_state(),
         packages=package_versions(),
-        counts=_count(summary, sides),
+        counts=_count(summary, sides) | _count_by_model(rows.values()),
         metrics=metrics,
         intervals=intervals,
     )
@@ -143,6 +143,16 @@ def _describe(judgement: Judgement, judgements: Sequence[Judgement], names: bool
     return {"annotator": who, **judgement.model_dump(mode="json", exclude_defaults=True, exclude=_BY_HAND)}
 
 
+def _name_models(rows: Iterable[Mapping[str, object]], summary: Summary) -> dict[str, object]:
+    """Name the language models whose rankings are among the comparisons; nothing where people made them all."""
+    return {"judged_by_models": sorted(model.name for model in summary.models)} if _count_by_model(rows) else {}
+
+
+def _count_by_model(rows: Iterable[Mapping[str, object]]) -> dict[str, int]:
+    number = sum(str(row["judged_by"]) != "people" for row in rows)
+    return {"comparisons_by_model": number} if number else {}
+
+
 def _count(summary: Summary, sides: Mapping[str, Sequence[Comparison]]) -> dict[str, int]:
     own = {f"comparisons_{name.partition('.')[0]}": len(side) for name, side in sides.items()}
     tied = sum(not record.has_pair for side in sides.values() for record in side)
@@ -156,6 +166,7 @@ def _measure(summary: Summary) -> tuple[dict[str, float], dict[str, Interval]]:
         "agreement_with_oneself": summary.with_self,
         "first_shown_is_better": summary.position_bias,
     }
+    found |= {f"agreement_of_people_with_{model.name}": model.with_people for model in summary.models}
     metrics = {name: each.value for name, each in found.items() if each is not None}
     intervals = {
         name: Interval(low=each.low, high=each.high, n=each.num_clusters)

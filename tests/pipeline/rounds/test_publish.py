@@ -106,3 +106,18 @@ def test_a_file_keeps_its_journal_beside_it_and_an_artifact_in_the_store(store, 
     (store.root / "judgements").symlink_to(tmp_path)
     with pytest.raises(ResourceError):
         kept.make_room()
+
+
+def test_what_a_model_ranked_is_marked_in_the_manifest(store, answers, rlhf_here):
+    place = find_answers(store, "answers")
+    place.make_room()
+    say(place, 10)
+    say(place, 40, "model:m-1", order=(), model="m-1", pairs={"agreed": 3})
+    told = rlhf_here("rankings", "answers@v1", "--publish")
+    assert told.returncode == 0, told.stderr
+    manifest = store.get("rankings@v1").manifest
+    assert manifest.config["judged_by_models"] == ["m-1"] and manifest.counts["comparisons_by_model"] == 30
+    assert manifest.metrics["agreement_of_people_with_m-1"] == 1.0
+    assert rlhf_here("rankings", "answers@v1", "--publish", "--by", "people").returncode == 0
+    manifest = store.get("rankings@v2").manifest
+    assert "judged_by_models" not in manifest.config and "comparisons_by_model" not in manifest.counts
