@@ -17,7 +17,7 @@ def append_event(path: Path, event: EventName, **fields: Any) -> None:
         event: One of
 
             start       stage, unit, resumed_step; PPO: total  once more after a restart by the launcher
-            progress    phase, step, total, metrics
+            progress    phase, step, total, metrics            within a step that takes long: doing, in words
             checkpoint  step
             note        message                                what the user should know
             warning     those of `StageWarning`                what figures mean; each once, see stages/warnings

@@ -9,6 +9,12 @@ from stages.lines import read_line
 Event = dict[str, Any]
 
 
+def read_doing(event: Event) -> str:
+    """Return what a step of training is doing, where an event says so."""
+    doing = event.get("doing", "")
+    return doing if isinstance(doing, str) else ""
+
+
 class EventReader:
     """Reads the events that are appended from now on, or all of them; a torn last line waits for its end."""
 

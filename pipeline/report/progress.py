@@ -11,7 +11,7 @@ from rich.text import Text
 
 from data.schema import RecordKind
 from pipeline.inputs.prepare import Inputs
-from pipeline.launch.events import Event
+from pipeline.launch.events import Event, read_doing
 from pipeline.plan import Decision
 from pipeline.report.headline import PROGRESS, RESULT, headline
 from pipeline.run import Outcome
@@ -33,6 +33,7 @@ class ProgressView:
         self._task: TaskID | None = None
         self._phase: str = ""
         self._first: tuple[float, int] | None = None  # when the phase was first told of, and how far it was
+        self._latest: tuple[float, int] | None = None  # the last step of training that was told of, and when
         self._last_line_s = 0.0
         self._waits_for = ""
         self._place = ""
@@ -115,7 +116,7 @@ class ProgressView:
         elif kind == "start" and event.get("resumed_step"):
             self._say(f"{self._stage}: goes on from {event.get('unit', 'step')} {event['resumed_step']}")
         elif kind == "progress" and (counts := _read_counts(event)):
-            self._show_progress(str(event.get("phase", "")), *counts, read_figures(event.get("metrics")))
+            self._show_progress(str(event.get("phase", "")), *counts, read_figures(event.get("metrics")), read_doing(event))
 
     def stage_published(self, outcome: Outcome) -> None:
         """Close the bar with what was made."""
@@ -128,17 +129,20 @@ class ProgressView:
         """Close the bar; the error is told by whoever catches it."""
         self._close_bar()
 
-    def _show_progress(self, phase: str, step: int, total: int, metrics: dict[str, float]) -> None:
+    def _show_progress(self, phase: str, step: int, total: int, metrics: dict[str, float], doing: str) -> None:
         now = time.monotonic()
         if self._first is None or phase != self._phase:
-            self._phase, self._first = phase, (now, step)
-        started_s, first_step = self._first
+            self._phase, self._first, self._latest = phase, (now, step), None
+        if not doing or self._latest is None or self._latest[1] != step:
+            self._latest = now, step
+        (started_s, first_step), (latest_s, _) = self._first, self._latest
         left = ""
-        if first_step < step < total:
-            left = format_duration((now - started_s) / (step - first_step) * (total - step)) + " left"
+        if first_step < step < total:  # by the rate of whole steps
+            left_s = (latest_s - started_s) / (step - first_step) * (total - step) - (now - latest_s)
+            left = format_duration(max(left_s, 0.0)) + " left"
         what = "" if phase == "train" else f"{phase} "
         count = f"{step}/{total}" if total else ""
-        state = ", ".join(filter(None, (f"{what}{count}".strip(), headline(PROGRESS[self._stage], metrics), left)))
+        state = ", ".join(filter(None, (f"{what}{count}".strip(), doing, headline(PROGRESS[self._stage], metrics), left)))
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=step if total else 1, total=total or 1, state=state)
             self._progress.refresh()

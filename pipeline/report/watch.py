@@ -14,7 +14,7 @@ from pipeline.runs.watching import Place
 from pipeline.text import clean, format_duration, format_number
 from stages.spec import STAGES
 
-_SAID = {"note": "note", "error": "error"}
+_SAID = {"note": "note", "warning": "warning", "error": "error"}
 
 
 class WatchView:
@@ -75,7 +75,7 @@ class WatchView:
 def describe_place(stage: str, place: Place) -> str:
     """Say where a stage is: phase, step of how many, rate, time left, its figures."""
     count = f"{place.step}/{place.total}" if place.total else ""
-    words = [" ".join(filter(None, ("" if place.phase == "train" else place.phase, count)))]
+    words = [" ".join(filter(None, ("" if place.phase == "train" else place.phase, count))), place.doing]
     if place.steps_per_s is not None and place.left_s is not None:
         rate = place.steps_per_s
         words.append(f"{format_number(rate)}/s" if rate >= 1 else f"{format_number(rate * 60)}/min")
@@ -92,6 +92,7 @@ def place_data(events: Sequence[Event], place: Place, row: dict[str, Any]) -> di
         "phase": place.phase,
         "step": place.step,
         "total": place.total,
+        "doing": place.doing,
         "steps_per_s": place.steps_per_s,
         "left_s": place.left_s,
         "figures": dict(place.figures),

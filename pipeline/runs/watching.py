@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.errors import StoreError
-from pipeline.launch.events import Event, EventReader
+from pipeline.launch.events import Event, EventReader, read_doing
 from pipeline.runs.listing import describe_run, list_runs
 from pipeline.store.parts import RUNS_DIR
 from pipeline.store.store import Store
@@ -34,6 +34,7 @@ class Place:
         time: When that was told, Unix, s; None before the first event.
         first_time: When the phase was first told of, in this attempt.
         first_step: How far it was then.
+        doing: What the next step of it does, where it takes long.
     """
 
     phase: str = "starting"
@@ -43,6 +44,7 @@ class Place:
     time: float | None = None
     first_time: float = 0.0
     first_step: int = 0
+    doing: str = ""
 
     @property
     def steps_per_s(self) -> float | None:
@@ -66,11 +68,13 @@ def advance(place: Place, event: Event) -> Place:
         return Place(time=float(now))
     if event.get("event") != "progress" or not isinstance(step, int) or not isinstance(total, int):
         return place
-    phase = str(event.get("phase", ""))
+    phase, doing = str(event.get("phase", "")), read_doing(event)
     figures = read_figures(event.get("metrics"))
     if phase != place.phase or step < place.step:
-        return Place(phase, step, total, figures, float(now), float(now), step)
-    return replace(place, step=step, total=total, figures=figures or place.figures, time=float(now))
+        return Place(phase, step, total, figures, float(now), float(now), step, doing)
+    if doing and step == place.step:  # the rate is that of whole steps
+        return replace(place, doing=doing)
+    return replace(place, step=step, total=total, figures=figures or place.figures, time=float(now), doing=doing)
 
 
 def find_run(store: Store, wanted: str | None) -> dict[str, Any]:

@@ -101,11 +101,17 @@ def sample_answers(
     Raises:
         ValueError: the model's logits are not numbers; on every rank.
     """
-    share = (ranks.index, ranks.count)
+    given: dict[str, Any] = {"greedy": greedy, "batch_size": batch_size, "share": (ranks.index, ranks.count)}
 
-    def sample(chunk: list[list[int]], seed: int) -> list[list[int]]:
+    def sample(start: int, chunk: list[list[int]]) -> list[list[int]]:
         own = chunk[ranks.index :: ranks.count]
-        found = sample_responses(model, own, sampling, seed=seed, greedy=greedy, batch_size=batch_size, share=share) if own else []
+        if not own:
+            return []
+
+        def heard(done: int, _: int) -> None:  # of this rank's
+            told(start + min(done * ranks.count, len(chunk)), len(asked))
+
+        found = sample_responses(model, own, sampling, seed=derive_seed(seed, start), told=heard, **given)
         return [response.ids for response in found]
 
     asked = [prompt for prompt in prompts for _ in range(samples)]
@@ -113,7 +119,7 @@ def sample_answers(
     for start in range(0, len(asked), _CHUNK):
         told(start, len(asked))
         chunk = asked[start : start + _CHUNK]
-        ids += together(ranks, functools.partial(sample, chunk, derive_seed(seed, start)), len(chunk))
+        ids += together(ranks, functools.partial(sample, start, chunk), len(chunk))
     told(len(asked), len(asked))
     return {
         "ids": np.array([token for answer in ids for token in answer], dtype=np.int64),

@@ -49,7 +49,7 @@ class HeldOut:
         if not self.prompts:
             return {}, []
         told(0, len(self.prompts))
-        figures, rows = self._answer(way, way)
+        figures, rows = self._answer(way, way, told)
         average = self.trainer.average
         if average is not None and self.trainer.iteration > 0:  # before the first step both are one
             with average.in_use():
@@ -58,13 +58,18 @@ class HeldOut:
         told(len(self.prompts), len(self.prompts))
         return figures, rows
 
-    def _answer(self, way: Way, label: str) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    def _answer(self, way: Way, label: str, told: Told | None = None) -> tuple[dict[str, float], list[dict[str, Any]]]:
         trainer = self.trainer
         ranks = trainer.ranks
         # Equally many on each rank: the first prompts once more, where their number does not divide.
         count = -(-len(self.prompts) // ranks.count) * ranks.count
         prompts = [self.prompts[place % len(self.prompts)] for place in range(ranks.index, count, ranks.count)]
-        rollout = trainer.roll_out([prompt.prompt_ids for prompt in prompts], self.seed, greedy=way == "greedy")
+
+        def heard(done: int, total: int) -> None:  # of this rank's; scores and figures are still to come
+            if told and done * ranks.count < len(self.prompts):
+                told(done * ranks.count, len(self.prompts))
+
+        rollout = trainer.roll_out([prompt.prompt_ids for prompt in prompts], self.seed, greedy=way == "greedy", told=heard)
         scores = trainer.ask_reward_model(rollout).tolist()
         figures = trainer.evaluate_tokens(rollout)
         kls = estimate_kl_k1(figures.logprobs_BR, figures.ref_logprobs_BR, rollout.response_mask_BR).sum(dim=1).tolist()

@@ -5,6 +5,7 @@ prompts -> token ids -> iterations (trainer.py), with evaluations on fixed held-
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -124,13 +125,18 @@ def train(context: StageContext, trainer: PPOTrainer, held_out: HeldOut) -> tupl
     settings = trainer.settings
     start_figures, metrics, best = _resume_or_start(context, trainer, held_out)
     stop = False
+
+    def tell(doing: str, done: int, total: int) -> None:
+        context.progress_within(trainer.iteration, settings.iterations, f"{doing} {done}/{total}", metrics)
+
+    trainer.tell = tell
     with context.stops_at_step_end():
         while trainer.iteration < settings.iterations and not stop:
             metrics = trainer.step()
             step, last = trainer.iteration, trainer.iteration == settings.iterations
             evaluate = step % settings.eval_every == 0 and not last  # after the last one, `main` does it in full
             if evaluate:
-                figures, _ = held_out.answer("sampled")
+                figures, _ = held_out.answer("sampled", partial(tell, "held-out answers"))
                 metrics |= figures
                 before, best = best, choose(best, find_candidate(settings, step, figures))
                 if best != before:

@@ -4,6 +4,7 @@ Axes: B responses of this rank, R response tokens.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from stages.ppo.shares import gather_experience, split_alike
 from stages.ppo.state import collect_generator_states, read_state, restore_generator_states, write_state
 from stages.ppo.update import Updater, UpdateStats
 from stages.ppo.zero import ZeroLearner, partition_frozen
+from stages.process.context import Told
 from stages.process.engine import Engine
 from stages.process.ranks import Ranks
 from stages.process.seeds import derive_seed
@@ -92,6 +94,7 @@ class PPOTrainer:
         self.average = None if settings.ema_decay is None else AveragedWeights(self.policy, settings.ema_decay)
         rules = make_update_rules(settings)
         self.updater = Updater(ranks, self.actor, self.critic, rules, self.budget, self.average, self.demonstrations)
+        self.tell: Callable[[str, int, int], None] = lambda doing, done, total: None  # of what an iteration does, where it takes long
         self.kl_coef = settings.kl_coef
         self.score_moments = RunningMoments()
         self.iteration = 0
@@ -125,6 +128,7 @@ class PPOTrainer:
         with timed(times_s, "rollout"):
             rollout = self._roll_out()
         with timed(times_s, "score"):
+            self.tell("scores", 0, len(rollout.finished_B))
             raw_scores_B, scores_B = self._score(rollout)
             figures = self.evaluate_tokens(rollout)
             engine_metrics = self._compare_engine(rollout, figures)
@@ -147,14 +151,15 @@ class PPOTrainer:
     def _roll_out(self) -> Rollout:
         drawn = self.sampler.draw(self.settings.rollout_batch_size, self.ranks.index, self.ranks.count)
         prompts = [self.prompts[index] for index in drawn]
-        return self.roll_out(prompts, derive_seed(self.seed, _ROLLOUT, self.iteration, 0))
+        told = partial(self.tell, "responses")
+        return self.roll_out(prompts, derive_seed(self.seed, _ROLLOUT, self.iteration, 0), told=told)
 
-    def roll_out(self, prompts: list[list[int]], seed: int, *, greedy: bool = False) -> Rollout:
+    def roll_out(self, prompts: list[list[int]], seed: int, *, greedy: bool = False, told: Told | None = None) -> Rollout:
         """Answer this rank's share of some prompts; all ranks must call it. See `stages.responses.engine.roll_out`."""
         for learner in (self.actor, self.critic):
             learner.module.eval()
         share = (self.ranks.index, self.ranks.count)
-        return roll_out(self.rollout_engine, self.actor, prompts, self.sampling, seed=seed, greedy=greedy, share=share)
+        return roll_out(self.rollout_engine, self.actor, prompts, self.sampling, seed=seed, greedy=greedy, share=share, told=told)
 
     def _score(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         settings = self.settings
@@ -230,7 +235,7 @@ class PPOTrainer:
         for learner in (self.actor, self.critic):
             learner.module.train(self.settings.gradient_checkpointing)
         everything, seed = gather_experience(self.ranks, experience), derive_seed(self.seed, _UPDATE, self.iteration, 0)
-        stats = self.updater.update(everything, seed, train_policy=self.trains_policy)
+        stats = self.updater.update(everything, seed, train_policy=self.trains_policy, told=partial(self.tell, "minibatches"))
         require_finite_update(stats, self.iteration + 1)
         require_finite_weights((self.actor.module, self.critic.module), self.iteration + 1, self.ranks.sum)
         return stats

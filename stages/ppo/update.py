@@ -18,6 +18,7 @@ from stages.ppo.losses import compute_policy_losses, compute_value_losses, find_
 from stages.ppo.ptx import DemonstrationSampler, accumulate_ptx_gradients
 from stages.ppo.rules import UpdateRules
 from stages.ppo.shares import deal, split_alike
+from stages.process.context import Told
 from stages.process.ranks import Ranks
 from stages.process.seeds import derive_seed
 from stages.responses.kl import compute_log_ratios
@@ -59,20 +60,23 @@ class Updater:
     average: AveragedWeights | None = None  # takes in the policy's weights after each optimizer step
     demonstrations: DemonstrationSampler | None = None  # mixed in wherever the policy learns, with `rules.ptx_coef`
 
-    def update(self, experience: Experience, seed: int, *, train_policy: bool = True) -> UpdateStats:
+    def update(self, experience: Experience, seed: int, *, train_policy: bool = True, told: Told = lambda done, total: None) -> UpdateStats:
         """Train policy and critic on one rollout.
 
         Args:
             experience: the responses of all ranks.
             seed: of the permutations; the same on all ranks.
             train_policy: whether the policy learns too, or the critic alone.
+            told: hears how many minibatches are done.
         """
         rules, device = self.rules, experience.response_ids_BR.device
         sums = torch.zeros(len(_SUMS), device=device)
         start_deviation = torch.zeros((), device=device)
         norms: list[Tensor] = []
         lengths_B = experience.attention_mask_BT.sum(dim=1).cpu()
-        for rows_b in draw_minibatches(len(experience.finished_B), rules, seed):
+        minibatches = draw_minibatches(len(experience.finished_B), rules, seed)
+        for number, rows_b in enumerate(minibatches):
+            told(number, len(minibatches))
             share_b = deal(rows_b, lengths_B, self.ranks.index, self.ranks.count)
             minibatch = experience.select(share_b.to(device))
             if rules.early_stop_kl is not None and norms and not self.actor.can_drop_gradients:  # before the first step the KL is 0

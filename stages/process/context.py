@@ -28,6 +28,7 @@ from stages.warnings.watch import Watch
 Told = Callable[[int, int], None]
 
 _EVENTS_PER_S = 4
+_WITHIN_STEP_S = 1.0  # after the last report: quick steps are not told of in parts
 
 
 class StageContext:
@@ -42,7 +43,7 @@ class StageContext:
         self._stop_signal: int | None = None
         self._stop_s = 0.0
         self._stopping_at_step_end = False
-        self._phase, self._progress_s = "", 0.0  # of the last progress that was told
+        self._phase, self._progress_s, self._within_s = "", 0.0, 0.0  # of the last progress that was told
         self._metrics_path = spec.checkpoint_dir / METRICS_FILE
         self._watch: Watch | None = None
         self._warnings: list[StageWarning] = []  # those that rows of figures do not show
@@ -116,6 +117,20 @@ class StageContext:
         if phase != self._phase or step >= total or now - self._progress_s >= 1 / _EVENTS_PER_S:
             self._phase, self._progress_s = phase, now
             self.event("progress", phase=phase, step=step, total=total, metrics=dict(metrics or {}))
+
+    def progress_within(self, step: int, total: int, doing: str, metrics: Mapping[str, float]) -> None:
+        """Report what the next step of training is doing, where it takes long.
+
+        Args:
+            step: how many are done.
+            total: how many there are.
+            doing: in a few words, with how much of it is done.
+            metrics: the last that were reported.
+        """
+        now = time.monotonic()
+        if now - max(self._progress_s, self._within_s) >= _WITHIN_STEP_S:
+            self._within_s = now
+            self.event("progress", phase="train", step=step, total=total, metrics=dict(metrics), doing=doing)
 
     def tells(self, phase: str) -> Told:
         """Return what reports how far a phase is: of (done, total)."""

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 
+from stages.process.context import Told
 from stages.responses.generation import generate_responses
 from stages.responses.rollout import Rollout, pack_rollout
 from stages.responses.sampling import Response
@@ -53,6 +54,7 @@ def sample_responses(
     greedy: bool,
     batch_size: int,
     share: tuple[int, int],
+    told: Told | None = None,
 ) -> list[Response]:
     """Answer each prompt by a policy's own forward; for the arguments see `RolloutEngine`, and `generate_responses` for the batch size."""
     return generate_responses(
@@ -66,6 +68,7 @@ def sample_responses(
         max_rows=batch_size,
         share=share,
         stops=sampling.stop_text and sampling.stop_text.ends,
+        told=told,
     )
 
 
@@ -83,7 +86,15 @@ class RolloutEngine(Protocol):
     """What samples responses."""
 
     def answer(
-        self, actor: PolicyHolder, prompts: list[list[int]], sampling: Sampling, *, seed: int, greedy: bool, share: tuple[int, int]
+        self,
+        actor: PolicyHolder,
+        prompts: list[list[int]],
+        sampling: Sampling,
+        *,
+        seed: int,
+        greedy: bool,
+        share: tuple[int, int],
+        told: Told | None = None,
     ) -> list[Response]:
         """Answer each prompt by the actor's policy as it is now; all ranks must call it, each with its own prompts.
 
@@ -94,6 +105,7 @@ class RolloutEngine(Protocol):
             seed: of the sampling noise.
             greedy: take the likeliest tokens instead; for evaluation only.
             share: (rank, number of ranks); see `generate_responses`.
+            told: hears how many responses are done.
         """
         ...
 
@@ -105,11 +117,20 @@ class TorchEngine:
         self.batch_size = batch_size  # responses decoded at once
 
     def answer(
-        self, actor: PolicyHolder, prompts: list[list[int]], sampling: Sampling, *, seed: int, greedy: bool, share: tuple[int, int]
+        self,
+        actor: PolicyHolder,
+        prompts: list[list[int]],
+        sampling: Sampling,
+        *,
+        seed: int,
+        greedy: bool,
+        share: tuple[int, int],
+        told: Told | None = None,
     ) -> list[Response]:
         with actor.whole_weights():
             policy = actor.module.policy
-            return sample_responses(policy, prompts, sampling, seed=seed, greedy=greedy, batch_size=self.batch_size, share=share)
+            given = {"seed": seed, "greedy": greedy, "share": share, "told": told}
+            return sample_responses(policy, prompts, sampling, batch_size=self.batch_size, **given)
 
 
 def roll_out(
@@ -121,12 +142,13 @@ def roll_out(
     seed: int,
     greedy: bool = False,
     share: tuple[int, int] = (0, 1),
+    told: Told | None = None,
 ) -> Rollout:
     """Sample one response per prompt; it ends with the stop token or the end token, and is finished only with the stop token.
 
     For the arguments see `RolloutEngine`.
     """
-    answered = engine.answer(actor, prompts, sampling, seed=seed, greedy=greedy, share=share)
+    answered = engine.answer(actor, prompts, sampling, seed=seed, greedy=greedy, share=share, told=told)
     responses = [response.ids for response in answered]
     finished = [sampling.is_stopped(ids) for ids in responses]
     device: torch.device = next(actor.module.parameters()).device

@@ -21,7 +21,7 @@ from accelerate.utils import broadcast_object_list
 
 from stages.models.adapters import find_model, is_adapter
 from stages.models.logprobs import get_num_tokens
-from stages.process.context import StageContext
+from stages.process.context import StageContext, Told
 from stages.process.errors import Interrupted, StageError
 from stages.process.ranks import Ranks
 from stages.process.seeds import derive_seed
@@ -73,7 +73,15 @@ class VLLMEngine:
         self._client.close()
 
     def answer(
-        self, actor: PolicyHolder, prompts: list[list[int]], sampling: Sampling, *, seed: int, greedy: bool, share: tuple[int, int]
+        self,
+        actor: PolicyHolder,
+        prompts: list[list[int]],
+        sampling: Sampling,
+        *,
+        seed: int,
+        greedy: bool,
+        share: tuple[int, int],
+        told: Told | None = None,
     ) -> list[Response]:
         name = self._load_policy(actor)
         asked: dict[str, Any] = {
@@ -107,7 +115,12 @@ class VLLMEngine:
             )
 
         with ThreadPoolExecutor(min(len(prompts), _MAX_REQUESTS)) as pool:
-            return list(pool.map(ask, range(len(prompts))))
+            answered: list[Response] = []
+            for response in pool.map(ask, range(len(prompts))):
+                answered.append(response)
+                if told:
+                    told(len(answered), len(prompts))
+            return answered
 
     def use_loader(self, name: str) -> None:
         """Have weights read by another loader from now on."""

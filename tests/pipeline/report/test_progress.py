@@ -50,6 +50,25 @@ def test_in_a_pipe_each_phase_is_told_every_ten_seconds_with_the_time_that_it_ha
     ]
 
 
+def test_within_a_long_step_it_is_told_what_is_done_and_the_time_left_is_by_whole_steps(clock, tmp_path):
+    view, stream = watch(terminal=False, tmp_path=tmp_path)
+    for seconds, step, doing in (
+        (0, 0, "responses 1/16"),
+        (100, 1, ""),
+        (30, 1, "minibatches 1/4"),
+        (40, 1, "minibatches 3/4"),
+        (30, 2, ""),
+    ):
+        clock.s += seconds
+        view.stage_event({"event": "progress", "phase": "train", "step": step, "total": 3, "metrics": {"train/loss": 0.5}, "doing": doing})
+    assert stream.getvalue().splitlines()[2:] == [
+        "sft: 1/3, loss 0.5, 3:20 left",
+        "sft: 1/3, minibatches 1/4, loss 0.5, 2:50 left",
+        "sft: 1/3, minibatches 3/4, loss 0.5, 2:10 left",
+        "sft: 2/3, loss 0.5, 1:40 left",
+    ]
+
+
 def test_on_a_terminal_the_bar_begins_anew_with_each_phase(clock, tmp_path):
     view, stream = watch(terminal=True, tmp_path=tmp_path)
     tell(view, "train", 100, 100)

@@ -6,10 +6,12 @@ import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
 from pipeline.errors import StoreError
 from pipeline.launch.events import EventReader
 from pipeline.launch.failure import StageFailed
+from pipeline.report.watch import WatchView
 from pipeline.runs.directory import open_run_directory
 from pipeline.runs.record import record_attempt
 from pipeline.runs.watching import Place, advance, find_run, follow, read_exit_code
@@ -39,12 +41,25 @@ def test_rate_and_time_left_are_those_of_the_phase_since_this_attempt_began():
     assert (place.phase, place.steps_per_s, place.left_s, place.figures) == ("held-out answers", None, None, {})
 
 
+def test_what_a_long_step_does_is_told_and_leaves_the_rate_of_whole_steps():
+    place = walk(progress(0, 0.0), progress(2, 100.0, kl=0.5), {**progress(2, 140.0), "doing": "minibatches 1/4"})
+    assert (place.doing, place.steps_per_s, place.figures) == ("minibatches 1/4", pytest.approx(0.02), {"kl": 0.5})
+    assert advance(place, progress(3, 150.0)).doing == ""
+
+
 @pytest.mark.parametrize(
     "damaged", [{}, {"event": "progress", "time": "x"}, {"event": "progress", "time": 1.0, "step": "3"}, {"time": None}]
 )
 def test_an_event_that_is_damaged_leaves_it_where_it_was(damaged):
     place = walk(progress(1, 0.0), progress(2, 1.0))
     assert advance(place, damaged) == place
+
+
+def test_who_watches_is_told_of_notes_warnings_and_errors(capsys):
+    row = {"run": NAME, "stage": "ppo", "start": None, "outcome": "running"}
+    with WatchView(Console(width=80, highlight=False), row) as view:
+        view.show([{"event": name, "message": f"a {name}"} for name in ("note", "warning", "checkpoint", "error")], Place(), row)
+    assert capsys.readouterr().out.splitlines()[1:4] == ["ppo: note: a note", "ppo: warning: a warning", "ppo: error: a error"]
 
 
 def test_a_reader_begins_anew_where_the_file_was_begun_anew(tmp_path):

@@ -29,6 +29,20 @@ def test_the_invariants_hold_in_bfloat16_too(make_trainer):
     assert metrics["val/ratio_start_deviation"] < 0.05  # rounding of bfloat16 in differently padded micro-batches
 
 
+def test_an_iteration_tells_what_it_does_and_how_much_of_it_is_done(make_trainer):
+    trainer, told = make_trainer(ppo_epochs=2), []
+    trainer.tell = lambda *words: told.append(words)
+    metrics = trainer.step()
+    settings = trainer.settings
+    steps = 2 * settings.rollout_batch_size // settings.minibatch_size
+    answered = [done for doing, done, total in told if doing == "responses" and total == settings.rollout_batch_size]
+    assert answered == sorted(answered) and answered[-1] >= 1
+    scored = told.index(("scores", 0, settings.rollout_batch_size))
+    assert [words[0] for words in told[:scored]] == ["responses"] * scored
+    assert told[scored + 1 :] == [("minibatches", number, steps) for number in range(steps)]
+    assert metrics["objective/kl"] == 0.0
+
+
 def test_after_one_iteration_every_trainable_parameter_has_moved_and_no_frozen_one(make_trainer, tiny):
     trainer = make_trainer()
 
@@ -55,7 +69,7 @@ def test_policy_and_critic_have_learning_rates_of_their_own_that_warm_up_and_dec
 class Listener:
     """Takes the place of the updater: keeps the experience, and the iteration ends there."""
 
-    def update(self, experience, seed, *, train_policy):
+    def update(self, experience, seed, **options):
         self.experience = experience
         raise InterruptedError
 
