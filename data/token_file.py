@@ -174,6 +174,10 @@ class TokenRows(Sequence[Item], Generic[Item]):
             return TokenRows(self._file, self._rows[index], self._read)
         return self._read(self._file, int(self._rows[index]))
 
+    def choose(self, places: Sequence[int]) -> "TokenRows[Item]":
+        """Take those at some places, in that order; one may be taken twice."""
+        return TokenRows(self._file, self._rows[np.array(places, dtype=np.int64)], self._read)
+
     def count_tokens(self) -> NDArray[np.int64]:
         """Count the tokens of each record, of prompt and responses together."""
         return self._file.count_tokens()[self._rows]

@@ -60,6 +60,7 @@ def make_spec(recipe: Recipe, inputs: Inputs, decision: Decision, output_dir: Pa
         tokens_dir=root / TOKENS_DIR,
         replies_dir=root / REPLIES_DIR,
         fingerprints=inputs.source_fingerprints(),
+        weights=inputs.weights if "comparisons" in data_inputs(stage, recipe.settings(stage)) else {},
         output_dir=output_dir,
         checkpoint_dir=run_dir / "checkpoints",
         events_path=run_dir / "events.jsonl",
@@ -86,9 +87,10 @@ def read_result(stage: StageName, staging: Path, run_dir: Path) -> StageResult:
 def make_fields(
     recipe: Recipe, inputs: Inputs, decision: Decision, result: StageResult, duration_s: float, run_name: str
 ) -> ManifestFields:
-    """Say what the manifest holds of a stage that is done."""
+    """Say what the manifest holds of a stage that is done; published rankings that it read are parents too."""
+    rankings = inputs.rankings if "comparisons" in data_inputs(decision.stage, recipe.settings(decision.stage)) else []
     return ManifestFields(
-        parents=[Parent(ref=parent.ref, content_id=parent.content_id) for parent in decision.parents.values()],
+        parents=[Parent(ref=parent.ref, content_id=parent.content_id) for parent in [*decision.parents.values(), *rankings]],
         data=dict(flatten(inputs.fingerprints(decision.stage, recipe))),
         cache_key=decision.key,
         config=redact_values(decision.config),

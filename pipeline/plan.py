@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 
 from pipeline.errors import StoreError
 from pipeline.inputs.demo import demo_directory, demo_seeds
+from pipeline.inputs.mixing import FROM
 from pipeline.inputs.prepare import Inputs, prepare
 from pipeline.recipe.schema import Recipe
 from pipeline.runs.unfinished import describe_unfinished
@@ -19,7 +20,7 @@ from pipeline.store.artifact import Artifact
 from pipeline.store.compare import changed_leaves, describe_change
 from pipeline.store.disk import hash_file
 from pipeline.store.store import Store
-from stages.spec import EXIT_MISSING, RUN_STAGES, STAGES, StageName, asks_judge, with_ancestors
+from stages.spec import EXIT_MISSING, RANKINGS_KIND, RUN_STAGES, STAGES, StageName, asks_judge, with_ancestors
 
 # Settings that change how a stage runs but not what it makes, and those of `ppo.rollout`. In between, PPO evaluates without touching
 # what it trains with (`ppo.publish: best` chooses by that, see `_config_slice`); TRL's evaluations draw from torch's generator, so that
@@ -265,15 +266,27 @@ def _differences(
     manifest = newest.manifest
     yield from (describe_change(*change) for change in changed_leaves(manifest.config, config))
     for kind in sorted({name.partition(".")[0] for name, *_ in changed_leaves(manifest.data, data)}):
-        yield f"data.{kind} changed"
+        yield f"data.{kind} changed{_name_sources(kind, manifest.data, data.get(kind, {}))}"
     named = STAGES[stage].asked_for
-    old_parents = {parent.ref if named else parent.kind: parent for parent in manifest.parents}
+    old_parents = {parent.ref if named else parent.kind: parent for parent in manifest.parents if parent.kind != RANKINGS_KIND}
     new_parents = parents if named else {STAGES[cast("StageName", maker)].kind: parent for maker, parent in parents.items()}
     for kind, parent in new_parents.items():
         before = old_parents.get(kind)
         if before is None or (parent is not None and before.content_id != parent.content_id):
             yield f"{kind} changed {before.ref if before else 'none'} -> {parent.ref if parent else 'a new one'}"
     yield from (f"{kind} changed {before.ref} -> none" for kind, before in old_parents.items() if kind not in new_parents)
+
+
+def _name_sources(kind: str, old: Mapping[str, str], new: Mapping[str, str]) -> str:
+    """Say which of several sources came, went or changed: ` (rankings@v2 added)`; a single one before may be the first of several now."""
+    prefix = f"{kind}.{FROM}"
+    before = {name.removeprefix(prefix): content for name, content in old.items() if name.startswith(prefix)}
+    after = {name.removeprefix(FROM): content for name, content in new.items() if name.startswith(FROM)}
+    single = None if before else old.get(f"{kind}.train")
+    said = [f"{name} added" for name, content in after.items() if name not in before and content.partition(",")[0] != single]
+    said += [f"{name} removed" for name in before if name not in after]
+    said += [f"{name} changed" for name, content in after.items() if name in before and before[name] != content]
+    return f" ({', '.join(said)})" if said and after else ""
 
 
 def _name_run(stage: StageName, key: str) -> str:

@@ -4,12 +4,14 @@ comparisons -> token ids -> K-way ranking loss -> bias and scale from demonstrat
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from data.mix import count_passes, part_of
+from data.token_file import TokenRows
 from data.tokens import EncodedComparison
 from stages.family import check_lora
 from stages.models.adapters import apply_lora, find_model, require_adapter_base
@@ -63,7 +65,8 @@ def main(context: StageContext) -> StageResult:
         model = apply_lora(model, settings.lora, "SEQ_CLS", spec.hardware)
     note_padding(context, model)
     compile_layers(context, model)
-    trainer = make_ranking_trainer(context, settings, model, tokenizer, comparisons, held_out)
+    seen = weigh_sources(comparisons, spec.weights, spec.seed)
+    trainer = make_ranking_trainer(context, settings, model, tokenizer, seen, held_out)
     last_step = train(trainer, context)
 
     with whole_model(trainer) as model:
@@ -121,6 +124,19 @@ def calibrate(context: StageContext, settings: RMSettings, model: Any, tokenizer
     if remark:
         context.note(f"rm.scale_scores: {remark}")
     return calibration
+
+
+def weigh_sources(comparisons: TokenRows[EncodedComparison], weights: Mapping[str, float], seed: int) -> Sequence[EncodedComparison]:
+    """Repeat the comparisons of a source as often as it weighs; all once where nothing weighs otherwise.
+
+    A record of weight 2 stands twice in an epoch, as in the mixtures by share of others (open-instruct, alignment-handbook), and has not
+    twice the gradient: no field tool weighs the loss, and a batch's mean stays one over its records.
+    """
+    if all(weight == 1 for weight in weights.values()):
+        return comparisons
+    draws = torch.rand(len(comparisons), generator=torch.Generator().manual_seed(derive_seed(seed, 1))).tolist()
+    passes = [count_passes(weights.get(part_of(item.source), 1.0), draw) for item, draw in zip(comparisons, draws, strict=True)]
+    return comparisons.choose([place for place, count in enumerate(passes) for _ in range(count)])
 
 
 def draw_sample(count: int, at_most: int, seed: int) -> list[int]:

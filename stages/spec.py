@@ -238,6 +238,10 @@ class StageSpec(Closed):
     fingerprints: dict[str, dict[str, str]] = Field(
         default_factory=dict, description="Record kind -> split -> content hash of that source, where the pipeline has read it."
     )
+    weights: dict[str, float] = Field(
+        default_factory=dict,
+        description="Source of comparisons (`data.mix.part_of`) -> how often each record is seen in an epoch; default 1.",
+    )
     output_dir: Path
     checkpoint_dir: Path
     events_path: Path

@@ -12,7 +12,8 @@ from pydantic import TypeAdapter
 from data.demo import DEMO_VERSION
 from data.system.drafts import make_draft
 from pipeline.errors import StoreError
-from pipeline.recipe.schema import DEMO_PATTERN, Recipe
+from pipeline.recipe.schema import Recipe
+from pipeline.recipe.sources import DEMO_PATTERN, list_sources
 from pipeline.store.directory import list_tree, open_root
 from pipeline.store.disk import hash_file, make_directories, read_bounded, reading, writing
 from pipeline.store.parts import DEMO_DIR
@@ -46,18 +47,22 @@ def locate(value: str, store_root: Path) -> str:
 
 def locate_splits(splits: DataSplits, store_root: Path) -> DataSplits:
     """Locate both sources of a kind."""
+    held_out = locate_source(splits.eval, store_root) if splits.eval else None
+    return DataSplits(train=locate_source(splits.train, store_root), eval=held_out)
 
-    def located(source: DataSource) -> DataSource:
-        return source.model_copy(update={"path": locate(source.path, store_root)})
 
-    return DataSplits(train=located(splits.train), eval=located(splits.eval) if splits.eval else None)
+def locate_source(source: DataSource, store_root: Path) -> DataSource:
+    """Locate one source, as what a stage is given."""
+    return DataSource.model_validate(
+        {name: getattr(source, name) for name in DataSource.model_fields} | {"path": locate(source.path, store_root)}
+    )
 
 
 def demo_seeds(recipe: Recipe) -> set[int]:
     """Collect the seeds of all demos that a recipe names."""
     values = [recipe.base_model]
     for splits in (recipe.data.demonstrations, recipe.data.comparisons, recipe.data.prompts):
-        values += [source.path for source in (splits.train, splits.eval) if source] if splits else []
+        values += [source.path for _, source in list_sources(splits)] if splits else []
     return {seed for value in values if (seed := demo_seed(value)) is not None}
 
 

@@ -1,7 +1,7 @@
 """Recipe -> Inputs: the base model and all data that its stages start from, read and checked once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -10,10 +10,13 @@ from pipeline.inputs.base_model import identify_model
 from pipeline.inputs.demo import demo_seeds, locate, locate_splits, make_demo
 from pipeline.inputs.judge_code import identify_judge
 from pipeline.inputs.judge_model import JudgeModel, find_judge_model
+from pipeline.inputs.mixing import MixedSources, mix_sources
 from pipeline.inputs.records import Reading, Told, read_data
 from pipeline.privacy.lists import find_forgotten
 from pipeline.recipe.base_files import pin_revision
 from pipeline.recipe.schema import Recipe
+from pipeline.recipe.sources import ComparisonSource
+from pipeline.store.artifact import Artifact
 from stages.spec import DataSplits, StageName, data_inputs
 
 
@@ -29,6 +32,8 @@ class Inputs:
         probes_code: The same of `evaluate.probes`.
         data: Sources, by kind.
         readings: What was found in them.
+        weights: Of several sources of comparisons, how often each one's records are seen in an epoch.
+        rankings: The published rankings among them.
         forgotten: The store's `records/`, where something was forgotten.
         judge_model: The second reward model that judges.
     """
@@ -42,6 +47,8 @@ class Inputs:
     readings: dict[RecordKind, Reading]
     forgotten: Path | None = None
     judge_model: JudgeModel | None = None
+    weights: dict[str, float] = field(default_factory=dict[str, float])
+    rankings: list[Artifact] = field(default_factory=list["Artifact"])
 
     def fingerprints(self, stage: StageName, recipe: Recipe) -> dict[str, dict[str, str]]:
         """Return the content hashes of what a stage reads: kind -> split -> hash."""
@@ -103,10 +110,20 @@ def prepare(
     data: dict[RecordKind, DataSplits] = {}
     readings: dict[RecordKind, Reading] = {}
     problems: list[Problem] = []
+    mixed: MixedSources | None = None
     for kind in KINDS:
         if not any(kind in data_inputs(stage, recipe.settings(stage)) for stage in stages):
             continue
         splits = cast("DataSplits", getattr(recipe.data, kind))  # the checks of the recipe saw to it that it is there
+        if isinstance(splits.train, ComparisonSource) and splits.train.parts:
+            try:
+                mixed = mix_sources(recipe, store_root, trust_notes=trust_notes, keep_notes=keep_notes, told=told)
+            except DataError as error:
+                problems += error.problems
+                continue
+            data[kind], readings[kind] = mixed.splits, mixed.reading
+            problems += [Problem(kind, "", text) for text in mixed.reading.findings.errors]
+            continue
         data[kind] = locate_splits(splits, store_root)
         try:
             readings[kind] = read_data(
@@ -131,5 +148,18 @@ def prepare(
     probes = recipe.evaluate.probes if recipe.evaluate else None
     probes_code = identify_judge(probes, recipe.judge_directory) if probes else None
     identity, forgotten = identify_model(base_model, revision), find_forgotten(store_root)
+    weights, rankings = (mixed.weights, mixed.rankings) if mixed else ({}, [])
     judge_model = find_judge_model(recipe, store_root) if "evaluate" in stages else None
-    return Inputs(base_model, revision, identity, judge_code, probes_code, data, readings, forgotten, judge_model)
+    return Inputs(
+        base_model,
+        revision,
+        identity,
+        judge_code,
+        probes_code,
+        data,
+        readings,
+        forgotten=forgotten,
+        judge_model=judge_model,
+        weights=weights,
+        rankings=rankings,
+    )

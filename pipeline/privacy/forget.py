@@ -20,7 +20,7 @@ from pipeline.privacy.trace import Trace, trace
 from pipeline.store.artifact import Artifact
 from pipeline.store.directory import naming, open_root
 from pipeline.store.disk import locked, read_bounded, replace_durably, writing
-from pipeline.store.parts import RECORDS_DIR, REPLIES_DIR, RUNS_DIR, TOKENS_DIR
+from pipeline.store.parts import MIXES_DIR, RECORDS_DIR, REPLIES_DIR, RUNS_DIR, TOKENS_DIR
 from pipeline.store.store import Store
 from pipeline.store.withdrawn import Withdrawal, withdraw
 from stages.spec import EXIT_VERIFICATION
@@ -63,6 +63,8 @@ def forget(store: Store, wanted: set[bytes], secret: bytes) -> Forgetting:
         _withdraw(store, [found for found in traces if found.learnt])
     _remove_replies(store.root)
     num_new = len(after.digests) - len(before.digests)
+    with writing(store.root / MIXES_DIR), open_root(store.root) as root, suppress(FileNotFoundError):
+        shutil.rmtree(MIXES_DIR, dir_fd=root.fd)  # copies of records, made anew without those that were forgotten
     return Forgetting(traces, num_new, _remove_tokens(store.root, wanted, secret), _find_runs(store.root, wanted, secret))
 
 

@@ -11,13 +11,14 @@ from pipeline.ranking.settings import names_file
 from pipeline.recipe.base_files import find_damage, list_weights
 from pipeline.recipe.explain import show
 from pipeline.recipe.paths import find_absence, hint_path, show_path
-from pipeline.recipe.schema import DEMO_PATTERN, Recipe
+from pipeline.recipe.schema import Recipe
+from pipeline.recipe.sources import DEMO_PATTERN, PartSource, list_sources
 from pipeline.recipe.trainer_fields import config_class, trainer_fields
 from pipeline.recipe.yaml_lines import Document
 from stages.deepspeed_config import read_deepspeed_json
 from stages.rules import Refusal, find_refusals
 from stages.settings import TrainingSettings
-from stages.spec import DataSource, StageName, data_inputs
+from stages.spec import StageName, data_inputs
 from stages.trainer_args import find_refused_arguments
 
 ProblemAt = Callable[[str, str], str]
@@ -119,10 +120,9 @@ def _check_data(recipe: Recipe, stages: tuple[StageName, ...], problem: ProblemA
             if readers:
                 yield problem(f"data.{kind}", f"missing; {' and '.join(readers)} read it; give a file, a dataset id or demo")
             continue
-        for split in ("train", "eval"):
-            source: DataSource | None = getattr(splits, split)
-            if source is None:
-                continue
+        for split, source in list_sources(splits):
+            if isinstance(source, PartSource) and source.ref is not None:
+                continue  # in the store, which is asked when the data is read
             if kind == "texts" and DEMO_PATTERN.fullmatch(source.path):
                 yield problem(
                     "data.texts", f"found {show(source.path)}, but the demo has no texts; give a file, a directory or a dataset id"
@@ -139,8 +139,7 @@ def _check_hub(recipe: Recipe, stages: tuple[StageName, ...], problem: ProblemAt
     for kind in KINDS:
         splits = getattr(recipe.data, kind)
         if splits is not None and any(kind in data_inputs(stage, recipe.settings(stage)) for stage in stages):
-            sources: dict[str, DataSource | None] = {"train": splits.train, "eval": splits.eval}
-            named |= {f"data.{kind}.{split}": (source.path, source.revision) for split, source in sources.items() if source}
+            named |= {f"data.{kind}.{split}": (source.path, source.revision) for split, source in list_sources(splits)}
     for keys, (value, revision) in named.items():
         if value and (absence := find_absence(value, keys, revision)):
             yield problem(keys, absence)

@@ -114,7 +114,8 @@ def show(value: object) -> str:
 def _suggest(keys: Keys) -> str:
     """Suggest the nearest key of the same block, else the same key in another block, or what TRL's name for it is here."""
     declared = declared_keys()
-    name, block = re.sub(r"[^a-z0-9_]", "_", str(keys[-1])[:_COMPARED_CHARS].lower()), tuple(keys[:-1])
+    name = re.sub(r"[^a-z0-9_]", "_", str(keys[-1])[:_COMPARED_CHARS].lower())
+    block = tuple(key for key in keys[:-1] if isinstance(key, str))  # all entries of a list have the same keys
     siblings = {str(known[-1]): known for known in declared if known[:-1] == block}
     elsewhere = {known[-1]: known for known in declared if known[-1] == name}
     if here := recipe_keys(str(block[0]), name) if block else None:
@@ -151,6 +152,6 @@ def declared_keys() -> dict[tuple[str, ...], tuple[str, Any]]:
 def _collect_keys(node: dict[str, Any], defs: dict[str, Any], keys: tuple[str, ...], into: dict[tuple[str, ...], tuple[str, Any]]) -> None:
     for name, field in node.get("properties", {}).items():
         into[(*keys, name)] = (field.get("description", "see `rlhf config --schema`"), field.get("default"))
-        for option in [field, *field.get("anyOf", [])]:
+        for option in [field, *field.get("anyOf", []), field.get("items", {})]:
             if "$ref" in option:
                 _collect_keys(defs[option["$ref"].rpartition("/")[2]], defs, (*keys, name), into)

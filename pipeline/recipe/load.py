@@ -18,7 +18,8 @@ from pipeline.errors import ConfigError
 from pipeline.recipe.checks import check_recipe
 from pipeline.recipe.explain import declared_keys, explain, show, suggest_key
 from pipeline.recipe.paths import resolve_paths
-from pipeline.recipe.schema import DEMO_PATTERN, Recipe
+from pipeline.recipe.schema import Recipe
+from pipeline.recipe.sources import DEMO_PATTERN, expand_list
 from pipeline.recipe.yaml_lines import Document, Keys, parse_value, read_document, show_keys
 from pipeline.store.disk import expand_home
 from stages.spec import RUN_STAGES, STAGES, StageName
@@ -60,7 +61,7 @@ def load_recipe(
         ConfigError: With everything that is wrong, each as `place: key: found; needed; do`.
     """
     document = read_document(path)
-    _expand_shorthand(document.values)  # so that an override changes a part of it: `--set data.prompts.train.format=...` keeps the path
+    _expand_shorthand(document)  # so that an override changes a part of it: `--set data.prompts.train.format=...` keeps the path
     for override in overrides:
         _apply_override(document, override)
     secrets = list(_find_secrets(document))
@@ -70,7 +71,7 @@ def load_recipe(
     if huge := list(_find_huge(document)):
         raise ConfigError([*problems, *huge])
     document.values.setdefault("name", _name_after(path))
-    _expand_shorthand(document.values)
+    _expand_shorthand(document)
     evaluate: Any = document.values.get("evaluate")
     if document.values.get("judge") is not None or (isinstance(evaluate, dict) and cast("dict[str, Any]", evaluate).get("probes")):
         beside = Path.cwd() if path.parent == _PACKAGED_DIR else path.absolute().parent
@@ -152,8 +153,9 @@ def _leaves(value: object, keys: Keys) -> Iterator[tuple[Keys, object]]:
         yield keys, value
 
 
-def _expand_shorthand(values: dict[str, Any]) -> None:
-    """Turn a plain string into the block it stands for."""
+def _expand_shorthand(document: Document) -> None:
+    """Turn a plain string, and of comparisons a list, into the block it stands for."""
+    values = document.values
     data: Any = values.get("data")
     if isinstance(data, str) and DEMO_PATTERN.fullmatch(data) and ":" not in data:
         data = values["data"] = {kind: data for kind in KINDS if kind != "texts"}
@@ -168,3 +170,8 @@ def _expand_shorthand(values: dict[str, Any]) -> None:
         if isinstance(splits, dict):
             sources = cast("dict[str, Any]", splits)
             kinds[kind] = {name: {"path": source} if isinstance(source, str) else source for name, source in sources.items()}
+            if kind == "comparisons" and "train" in sources:
+                kinds[kind]["train"] = expand_list(kinds[kind]["train"], kind)
+    train = ("data", "comparisons", "train")
+    listed = {keys: place for keys, place in document.places.items() if keys[:3] == train and len(keys) > 3 and isinstance(keys[3], int)}
+    document.places |= {(*train, "parts", *keys[3:]): place for keys, place in listed.items()}

@@ -10,7 +10,7 @@ from typing import Any, cast
 from data.schema import KINDS
 from pipeline.errors import escape_controls
 from pipeline.ranking.settings import names_file
-from pipeline.recipe.schema import DEMO_PATTERN
+from pipeline.recipe.sources import DEMO_PATTERN
 from pipeline.recipe.yaml_lines import Document, Keys, show_keys
 from pipeline.store.disk import expand_home, is_utf8
 from stages.blocks import TEMPLATE_KEYWORDS
@@ -38,11 +38,14 @@ def resolve_paths(document: Document, recipe_dir: Path) -> Iterator[str]:
     Yields:
         What is wrong with a path: it is no UTF-8, which no library opens and no JSON holds, or none that the system takes.
     """
-    for keys in (*_LOCAL, *_OTHERS):
-        block: dict[str, Any] = document.values
+    for keys in (*_LOCAL, *_OTHERS, *_list_parts(document)):
+        inner: Any = document.values
         for key in keys[:-1]:
-            inner = block.get(str(key))
-            block = cast("dict[str, Any]", inner) if isinstance(inner, dict) else {}
+            try:
+                inner = inner[key]
+            except (LookupError, TypeError):
+                inner = {}
+        block = cast("dict[str, Any]", inner) if isinstance(inner, dict) else {}
         value = block.get(str(keys[-1]))
         if isinstance(value, str) and value:
             base = Path.cwd() if document.place(keys) == "--set" else recipe_dir
@@ -72,6 +75,16 @@ def _stays(keys: Keys, value: str, base: Path) -> bool:
 def names_artifact(reward_model: str) -> bool:
     """Whether a judge's name is that of an artifact: rm, rm@v2, rm@best. A directory called so is given as ./rm."""
     return re.fullmatch(r"rm(@[\w.-]+)?|[a-z][a-z0-9_-]{0,31}@[\w.-]+", reward_model) is not None
+
+
+def _list_parts(document: Document) -> Iterator[Keys]:
+    """List the keys of the paths in a list of sources of comparisons."""
+    keys: Keys = ("data", "comparisons", "train", "parts")
+    parts: Any = document.values
+    with suppress(LookupError, TypeError):
+        for key in keys:
+            parts = parts[key]
+        yield from ((*keys, number, "path") for number in range(len(parts)))
 
 
 def _names_file(template: str, base: Path) -> bool:

@@ -1,6 +1,5 @@
 """What a recipe can say: one closed model over the stages' settings. Torch-free."""
 
-import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -8,14 +7,13 @@ from pydantic import Field, PrivateAttr
 
 from data.redact import RedactKind
 from pipeline.ranking.settings import Settings as RankingSettings
+from pipeline.recipe.sources import ComparisonSplits
 from pipeline.recipe.yaml_lines import Document
 from stages.blocks import Closed, HardwareSettings, TokenSettings
 from stages.evaluate_settings import EvaluateSettings
 from stages.sample_settings import SampleSettings
 from stages.settings import PPOSettings, PretrainSettings, RMSettings, SFTSettings, StageSettings
 from stages.spec import RUN_STAGES, STAGES, DataSplits, StageName, Tracker
-
-DEMO_PATTERN = re.compile(r"demo(?:@(?P<seed>[0-9]{1,9}))?(?::(?P<kind>demonstrations|comparisons|prompts)\.(?P<split>train|eval))?")
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class RecipeData(Closed):
 
     texts: DataSplits | None = Field(None, description="Plain texts: continued pre-training, and PPO with `ppo.ptx_data: texts`.")
     demonstrations: DataSplits | None = Field(None, description="Prompts with good answers: SFT, and the zero of the reward model's scale.")
-    comparisons: DataSplits | None = Field(None, description="Prompts with ranked answers: the reward model.")
+    comparisons: ComparisonSplits | None = Field(None, description="Prompts with ranked answers: the reward model.")
     prompts: DataSplits | None = Field(None, description="Prompts to answer: PPO.")
     eval_fraction: float = Field(
         0.05, gt=0, lt=1, description="Share of conversations held out where a kind has no eval source, 2,000 records at most."
@@ -138,7 +136,9 @@ class Recipe(Closed):
 def recipe_schema() -> dict[str, Any]:
     """Return the JSON Schema of a recipe, for editors."""
     schema = Recipe.model_json_schema()
-    for name in ("DataSource", "DataSplits", "RecipeData"):
+    for name in ("DataSource", "DataSplits", "RecipeData", "PartSource", "ComparisonSource", "ComparisonSplits"):
         block = schema["$defs"][name]
         schema["$defs"][name] = {"anyOf": [{"type": "string", "description": "Shorthand for the path."}, block]}
+    parts = {"type": "array", "items": {"$ref": "#/$defs/PartSource"}, "description": "Shorthand for parts."}
+    schema["$defs"]["ComparisonSource"]["anyOf"].append(parts)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

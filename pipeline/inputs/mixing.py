@@ -1,0 +1,210 @@
+"""A list of sources of comparisons, published rankings among them -> two files in the store, which all else reads as any other source.
+
+    mixes/<key>/train.jsonl, eval.jsonl     named by all that they follow from; `rlhf forget` removes them, they are made anew
+    mixes/<key>/made.json                   how many records each source lost to held-out lists
+
+Each source is read and told of by itself, as if it were alone. The cache key of what learns from them holds the content of each.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+from data.load import load_records
+from data.mix import Mixed, MixedPart, mix_parts
+from data.schema import Comparison, DataError, Problem
+from data.system.drafts import make_draft
+from data.treatment import Treat, make_treatment
+from pipeline.errors import ConfigError, StoreError
+from pipeline.inputs.demo import locate_source
+from pipeline.inputs.records import Reading, Told, read_data
+from pipeline.privacy.lists import find_forgotten
+from pipeline.recipe.schema import Recipe
+from pipeline.recipe.sources import PartSource
+from pipeline.store.artifact import Artifact
+from pipeline.store.disk import make_directories, writing
+from pipeline.store.parts import MIXES_DIR
+from pipeline.store.store import Store
+from stages.lines import to_line
+from stages.spec import EXIT_VERIFICATION, DataSource, DataSplits
+
+_VERSION = 1  # raised by hand when the code makes other files of the same records
+MADE_FILE = "made.json"
+_STALE_DRAFT_S = 3600
+FROM = "from "  # before a source's name, among the fingerprints of a mixed set
+LEFT_OUT = "comparisons_left_out_as_held_out"
+Read = Callable[[DataSource, DataSource | None], Reading]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A source as it was found and read."""
+
+    name: str
+    weight: float
+    train: DataSource
+    held_out: DataSource | None
+    reading: Reading
+    artifact: Artifact | None
+
+    @property
+    def content(self) -> str:
+        """What it stands for in a cache key."""
+        hashes = [self.reading.fingerprints["train"], *([self.reading.fingerprints["eval"]] if self.held_out else [])]
+        return f"{' and '.join(hashes)}, weight {self.weight:g}"
+
+
+@dataclass(frozen=True)
+class MixedSources:
+    """What a list of sources became.
+
+    Args:
+        splits: The two files.
+        reading: Of them, with what was told of each source.
+        weights: Source -> how often each of its records is seen in an epoch.
+        rankings: The published rankings among them.
+    """
+
+    splits: DataSplits
+    reading: Reading
+    weights: dict[str, float]
+    rankings: list[Artifact]
+
+
+def mix_sources(recipe: Recipe, store_root: Path, *, trust_notes: bool, keep_notes: bool, told: Told) -> MixedSources:
+    """Read the sources of comparisons, and mix them unless that is done already; for the arguments see `prepare`.
+
+    Raises:
+        DataError: With every bad line of all sources.
+        ConfigError: Two sources go by one name.
+        StoreError: Rankings are not there (exit 4), damaged or withdrawn (exit 3).
+    """
+    splits = recipe.data.comparisons
+    assert splits is not None
+
+    def read(train: DataSource, held_out: DataSource | None) -> Reading:
+        return read_data(
+            "comparisons",
+            DataSplits(train=train, eval=held_out),
+            recipe.data.eval_fraction,
+            skip_bad=recipe.data.skip_bad,
+            redact=recipe.data.redact,
+            store_root=store_root,
+            trust_notes=trust_notes,
+            keep_note=keep_notes,
+            told=told,
+        )
+
+    parts = _read_parts(recipe, splits.train.parts, Store(store_root), read, verify=keep_notes)
+    given = locate_source(splits.eval, store_root) if splits.eval else None
+    held_out = read(given, None) if given else None
+    described = [_VERSION, [(part.name, part.content.rpartition(",")[0]) for part in parts], held_out and held_out.fingerprints["train"]]
+    described += [recipe.data.eval_fraction, recipe.seed]
+    key = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:32]
+    treat = make_treatment(recipe.data.redact, find_forgotten(store_root))
+
+    def mix() -> Mixed:
+        return _mix(parts, given, recipe, treat)
+
+    with ExitStack() as stack:
+        directory = store_root / MIXES_DIR / key
+        if not (directory / MADE_FILE).is_file():
+            if keep_notes:
+                _keep(directory, mix())
+            else:
+                directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                _write(directory, mix())
+        made = json.loads((directory / MADE_FILE).read_text(encoding="utf-8"))
+        sources = (DataSource.model_validate({"path": str(directory / f"{side}.jsonl")}) for side in ("train", "eval"))
+        mixed = DataSplits(**dict(zip(("train", "eval"), sources, strict=True)))
+        reading = read_data("comparisons", mixed, recipe.data.eval_fraction, store_root=store_root, keep_note=keep_notes, told=told)
+    weights = {part.name: part.weight for part in parts}
+    readings = [*(part.reading for part in parts), *([held_out] if held_out else [])]
+    return MixedSources(
+        mixed, _tell(reading, parts, readings, made["left_out"]), weights, [part.artifact for part in parts if part.artifact]
+    )
+
+
+def _read_parts(recipe: Recipe, sources: Sequence[PartSource], store: Store, read: Read, *, verify: bool) -> list[_Part]:
+    parts: list[_Part] = []
+    problems: list[Problem] = []
+    for number, source in enumerate(sources):
+        artifact, train, held_out = None, locate_source(source, store.root), None
+        if source.ref is not None:
+            artifact = _find_rankings(store, source.ref, recipe.place(f"data.comparisons.train.parts.{number}"), verify=verify)
+            train, held_out = (DataSource.model_validate({"path": str(artifact.path / f"{side}.jsonl")}) for side in ("train", "eval"))
+        name = source.name or (artifact.ref if artifact else source.label)
+        try:
+            parts.append(_Part(name, source.weight, train, held_out, read(train, held_out), artifact))
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise DataError(problems)
+    names = [part.name for part in parts]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        found = f"found two sources that go by {twice}"
+        place = recipe.place("data.comparisons.train")
+        raise ConfigError([f"{place}: data.comparisons.train: {found}; needed different names; give one of them name: ..."])
+    return parts
+
+
+def _find_rankings(store: Store, ref: str, place: str, *, verify: bool) -> Artifact:
+    """Find published rankings; in a run each byte is compared, as of any artifact that a stage reads."""
+    try:
+        found = store.get(ref)
+        if reason := store.find_withdrawal(found):
+            raise StoreError(f"{found.ref} is withdrawn: {reason}; publish rankings without them", EXIT_VERIFICATION)
+        return store.require_verified(found.ref) if verify else found
+    except StoreError as error:
+        raise StoreError(f"{place}: ref: {error.message}", error.exit_code) from error
+
+
+def _mix(parts: Sequence[_Part], given: DataSource | None, recipe: Recipe, treat: Treat | None) -> Mixed:
+    def load(source: DataSource | None) -> list[Comparison] | None:
+        return None if source is None else cast("list[Comparison]", load_records(source, "comparisons", recipe.data.skip_bad, treat=treat))
+
+    loaded = [MixedPart(part.name, load(part.train) or [], load(part.held_out)) for part in parts]
+    return mix_parts(loaded, load(given), recipe.data.eval_fraction, recipe.seed)
+
+
+def _keep(directory: Path, mixed: Mixed) -> None:
+    """Write them into the store, whole or not at all; another process that does the same does no harm."""
+    with writing(directory):
+        make_directories(directory.parent)
+        with make_draft(directory, stale_s=_STALE_DRAFT_S) as draft:
+            _write(draft, mixed)
+            if not directory.exists():
+                draft.rename(directory)
+
+
+def _write(directory: Path, mixed: Mixed) -> None:
+    for side, records in (("train", mixed.train), ("eval", mixed.held_out)):
+        with (directory / f"{side}.jsonl").open("w", encoding="utf-8") as stream:
+            stream.writelines(to_line(_lay_out(record), ascii_only=False) for record in records)
+    (directory / MADE_FILE).write_text(json.dumps({"left_out": dict(mixed.left_out)}), encoding="utf-8")
+
+
+def _lay_out(record: Comparison) -> dict[str, object]:
+    prompt = [{"role": message.role, "content": message.content} for message in record.prompt]
+    return {"prompt": prompt, "completions": record.completions, "ranks": record.ranks, "source": record.source}
+
+
+def _tell(mixed: Reading, parts: Sequence[_Part], readings: Sequence[Reading], left_out: dict[str, int]) -> Reading:
+    """Say of a mixed set what is told of its sources, and of what each of them holds."""
+    lines = [f"{part.name}: seen {part.weight:g} times in an epoch" for part in parts if part.weight != 1] + [
+        f"{name}: {count:,} comparisons are left out of training, as their conversations are held out" for name, count in left_out.items()
+    ]
+    treated = {name: sum(each.treated.get(name, 0) for each in readings) for each in readings for name in each.treated}
+    return replace(
+        mixed,
+        fingerprints={**mixed.fingerprints, **{f"{FROM}{part.name}": part.content for part in parts}},
+        told=(*(line for each in readings for line in each.told), *lines),
+        notable=(*(line for each in readings for line in each.notable), *lines),
+        skipped=tuple(bad for each in readings for bad in each.skipped),
+        treated=treated | ({LEFT_OUT: sum(left_out.values())} if left_out else {}),
+    )
