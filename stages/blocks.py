@@ -194,6 +194,9 @@ class HardwareSettings(Closed):
     restarts: Annotated[int, Field(ge=0)] = Field(
         0, description="How often torchrun starts the processes again, from the last checkpoint, after one of them failed."
     )
+    price_per_gpu_hour: float | None = Field(
+        None, ge=0, description="What one GPU costs you an hour, in dollars, for `rlhf plan --cost`; null: what sellers list."
+    )
     deepspeed_config: str | None = Field(
         None, description="Path of a JSON with more of DeepSpeed's settings, laid over those that this block makes."
     )

@@ -1,7 +1,7 @@
 """The commands that work on a recipe: run it, plan it, check its data, print it, start a stage by hand."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,8 +27,12 @@ from pipeline.cli.options import (
     parse_stage,
     print_json,
     say,
+    select_stages,
 )
 from stages.spec import RUN_STAGES, StageName, with_ancestors
+
+if TYPE_CHECKING:
+    from pipeline.plan import Selection
 
 
 def run_command(
@@ -77,11 +81,26 @@ def plan_command(
     overrides: SetOption = [],
     store: StoreOption = None,
     as_json: JsonOption = False,
+    cost: Annotated[
+        bool, typer.Option("--cost", help="Say instead what it needs: memory, disk, time, money. Nothing is downloaded.")
+    ] = False,
+    gpu: Annotated[str | None, typer.Option("--gpu", metavar="NAME", help="With --cost: on which GPU, such as h100.")] = None,
+    gpus: Annotated[int | None, typer.Option("--gpus", min=1, max=1024, help="With --cost: how many on each machine.")] = None,
+    records: Annotated[
+        list[str], typer.Option("--records", metavar="KIND=NUMBER", help="With --cost: how many records a hub's data set has; repeatable.")
+    ] = [],
+    explain: Annotated[bool, typer.Option("--explain", help="With --cost: each step of the arithmetic.")] = False,
 ) -> None:
-    """Say what `run` would do, and why.
+    """Say what `run` would do, and why; with --cost what it would need.
 
-    Example: rlhf plan mine.yaml
+    Example: rlhf plan mine.yaml --cost --gpu h100 --gpus 8
     """
+    if cost:
+        overrides = [*overrides, *([f"hardware.processes={gpus}"] if gpus else [])]
+        print_cost(recipe, overrides, select_stages(only, from_stage, until, force), store, gpu, records, explain=explain, as_json=as_json)
+        return
+    if gpu or gpus or records or explain:
+        raise typer.BadParameter("--gpu, --gpus, --records and --explain say what --cost asks; add --cost")
     from pipeline.plan import plan
     from pipeline.report.tables import plan_data, print_plan
 
@@ -91,6 +110,35 @@ def plan_command(
         print_json(plan_data(decisions))
     else:
         print_plan(make_console(), decisions)
+
+
+def print_cost(
+    recipe: str,
+    overrides: list[str],
+    selection: "Selection",
+    store: Path | None,
+    gpu: str | None,
+    records: list[str],
+    *,
+    explain: bool,
+    as_json: bool,
+) -> None:
+    """Print what the stages of a recipe need on a machine."""
+    from pipeline.estimate import choose_machine, make_estimate, parse_records
+    from pipeline.recipe.load import find_recipe, load_recipe
+    from pipeline.report.costs import estimate_data, print_estimate
+
+    resolved = load_recipe(find_recipe(recipe), overrides, with_ancestors(selection.run), has_files=False)
+    stages: list[StageName] = [stage for stage in selection.run if stage in resolved.stages]
+    waiting = make_console(err=True)
+    machine = choose_machine(resolved.hardware, gpu)
+    root = open_store(store, resolved).root
+    with waiting.status("tracing what the stages need") as status:
+        estimate = make_estimate(resolved, stages, root, machine, records=parse_records(records), told=status.update)
+    if as_json:
+        print_json(estimate_data(estimate))
+    else:
+        print_estimate(make_console(), estimate, explain=explain)
 
 
 def config_command(

@@ -20,10 +20,12 @@ from transformers import AutoConfig
 
 from stages.internals import fakes, silent_transformers
 from stages.models.kernels import as_on_a_gpu
+from stages.models.tokenizer import settle_tokenizer
 from stages.models.weights import find_base, open_pretrained
 from stages.process.errors import StageError
 from stages.process.output import redact_streams
 from stages.spec import EXIT_FAILED, EXIT_OK, STAGES, StageName
+from stages.tracing.lengths import read_lengths
 from stages.tracing.live import Live
 from stages.tracing.models import find_depths
 from stages.tracing.report import StageTrace, TraceReport, TraceSpec
@@ -46,6 +48,12 @@ def make_report(spec: TraceSpec) -> TraceReport:
     accelerator = Accelerator(mixed_precision=mixed, cpu=True)
     small, larger, total = find_depths(config)
     report = TraceReport(resident=resident, import_s=imports_s)
+    if spec.data:
+        tokenizer, _ = settle_tokenizer(spec.base_model, spec.tokens, spec.revision)
+        limits = (spec.tokens.max_prompt_tokens, spec.tokens.max_response_tokens)
+        report.lengths.update({kind: read_lengths(tokenizer, kind, splits, limits) for kind, splits in spec.data.items()})
+        most = max(2, *(lengths.most_answers for lengths in report.lengths.values()))
+        spec = spec.model_copy(update={"answers": most})
     stages: list[StageName] = [name for name in STAGES if name in spec.stages]
     for stage in stages:
         depths, tokens = [], {}

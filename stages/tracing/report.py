@@ -8,9 +8,10 @@ from typing import Any
 
 from pydantic import Field
 
+from data.schema import RecordKind
 from stages.blocks import Closed, HardwareSettings, TokenSettings
 from stages.settings import StageSettings
-from stages.spec import STAGES, StageName
+from stages.spec import STAGES, DataSplits, StageName
 
 
 class TraceSpec(Closed):
@@ -24,7 +25,10 @@ class TraceSpec(Closed):
     processes: int = Field(1, description="On all nodes.")
     shares: bool = Field(False, description="Whether DeepSpeed or DDP holds the gradients: they are then counted by formula, not traced.")
     on_gpu: bool = Field(False, description="Whether kernels of a GPU will run.")
-    answers: int = Field(2, ge=2, description="Ranked answers of a comparison, at most.")
+    answers: int = Field(2, ge=2, description="Ranked answers of a comparison, where no data tells.")
+    data: dict[RecordKind, DataSplits] = Field(
+        default_factory=dict[RecordKind, DataSplits], description="Sources on this machine, of which lengths are read."
+    )
     measure: bool = Field(False, description="Run with real weights and measure seconds, in place of counting bytes.")
     report_path: Path
 
@@ -63,9 +67,21 @@ class StageTrace(Closed):
     tokens: dict[str, int] = Field(description="Phase -> tokens that went through it.")
 
 
+class Lengths(Closed):
+    """How long the records of a kind are, in tokens on average, and how many there are."""
+
+    records: int = Field(description="To train on.")
+    held_out: int = Field(description="In a source of their own; 0 where they are split off.")
+    prompt: float
+    response: float = Field(description="Of each answer.")
+    answers: float
+    most_answers: int
+
+
 class TraceReport(Closed):
     """Of all stages."""
 
+    lengths: dict[RecordKind, Lengths] = Field(default_factory=dict[RecordKind, Lengths])
     stages: dict[StageName, StageTrace] = Field(default_factory=dict[StageName, StageTrace])
     resident: int = Field(description="Bytes that a stage process holds before it opens a model: libraries.")
     import_s: float = Field(description="CPU seconds of importing them.")

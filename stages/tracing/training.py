@@ -65,14 +65,17 @@ def train_step(model: Any, loss_of: Any, batch: dict[str, torch.Tensor], optimiz
     yield "optimizer", lambda: _step(model, optimizer, max_grad_norm)
 
 
-def fill_state(module: nn.Module, optimizer: Any, *, gradients: bool) -> None:
-    """Have the optimizer's state there, as after a first step, and gradients as after a first micro-batch where there are several."""
-    learning = trainable(module.parameters())
-    for parameter in learning:
-        parameter.grad = torch.zeros_like(parameter)
+def fill_state(module: nn.Module, optimizer: Any) -> None:
+    """Have the optimizer's state there, as after a first step."""
+    fill_gradients(module)
     optimizer.step()
-    if not gradients:
-        optimizer.zero_grad()
+    optimizer.zero_grad()
+
+
+def fill_gradients(module: nn.Module) -> None:
+    """Have gradients there, as after the first micro-batch of a step."""
+    for parameter in trainable(module.parameters()):
+        parameter.grad = torch.zeros_like(parameter)
 
 
 def _step(model: nn.Module, optimizer: Any, max_grad_norm: float) -> None:

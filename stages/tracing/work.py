@@ -34,6 +34,7 @@ from stages.tracing.training import (
     RMLoss,
     SFTLoss,
     Steps,
+    fill_gradients,
     fill_state,
     make_language_batch,
     make_ranking_batch,
@@ -169,7 +170,9 @@ def _train(job: Job, model: Any, loss: Any, batch: Any, settings: Any, times: in
     if job.spec.shares:
         _drop_gradients_as_they_come(model)
     else:
-        fill_state(model, optimizer, gradients=times > 1)
+        fill_state(model, optimizer)
+        if times > 1:
+            fill_gradients(model)
     for _ in range(_REPEATS if job.spec.measure else 1):
         job.run(train_step(prepared, loss, batch, optimizer, max_grad_norm=settings.max_grad_norm))
 
@@ -199,7 +202,7 @@ def _trace_ppo(job: Job, settings: PPOSettings) -> Depth:
         if spec.shares:
             _drop_gradients_as_they_come(learner.module)
         else:
-            fill_state(learner.module, learner.optimizer, gradients=minibatch_size > per_micro_batch)
+            fill_state(learner.module, learner.optimizer)
     count = min(settings.rollout_micro_batch_size, rollout_size)
     tokens = (prompt + response) * len(scored.finished_B)
     job.tokens |= {"score/reward": tokens, "score/policy": tokens, "rollout/prefill": count * prompt, "rollout/decode": count}
@@ -210,6 +213,8 @@ def _trace_ppo(job: Job, settings: PPOSettings) -> Depth:
         yield "score/policy", lambda: trainer.evaluate_tokens(scored)
         for learner in learners:
             learner.module.train(settings.gradient_checkpointing)
+            if not spec.shares and minibatch_size > per_micro_batch:
+                fill_gradients(learner.module)
         yield "update", lambda: trainer.updater.accumulate_gradients(learnt, settings.max_tokens_per_microbatch)
         yield "optimizer", lambda: [learner.step() for learner in learners]
 

@@ -1,0 +1,60 @@
+"""What machines can do: a small table of GPUs with its sources, and the shares of it that training reaches.
+
+Rates are those of data sheets, without sparsity. Prices are of one hour on demand, as listed by the sources on their days: they
+differ by a factor of four between sellers, so a user's own (`hardware.price_per_gpu_hour`) goes first.
+"""
+
+from dataclasses import dataclass
+
+GB = 1e9
+TABLE_DATE = "2026-01"
+
+
+@dataclass(frozen=True)
+class GPU:
+    """One GPU.
+
+    Args:
+        memory: Bytes.
+        flops: bfloat16 operations a second (of older ones float16), dense.
+        bandwidth: Of its memory, bytes a second.
+        link: To the other GPUs of its machine, bytes a second in one direction.
+        watts: At full load.
+        price: Dollars an hour, (least, most) that was listed; None: no source.
+    """
+
+    memory: float
+    flops: float
+    bandwidth: float
+    link: float
+    watts: float
+    price: tuple[float, float] | None = None
+
+
+# Sources: NVIDIA's data sheets; prices: aihardwareindex.com of 2025-12-31 (least), and what an H100 hour cost at most on one day of 2026.
+GPUS: dict[str, GPU] = {
+    "v100-32": GPU(32 * 2**30, 125e12, 900 * GB, 150 * GB, 300),
+    "t4": GPU(15 * 2**30, 65e12, 320 * GB, 16 * GB, 70),
+    "a10": GPU(23 * 2**30, 125e12, 600 * GB, 32 * GB, 150),
+    "a6000": GPU(48 * 2**30, 155e12, 768 * GB, 32 * GB, 300),
+    "l4": GPU(23 * 2**30, 121e12, 300 * GB, 32 * GB, 72),
+    "l40s": GPU(45 * 2**30, 362e12, 864 * GB, 32 * GB, 350, (0.87, 0.87)),
+    "rtx-3090": GPU(24 * 2**30, 71e12, 936 * GB, 16 * GB, 350),
+    "rtx-4090": GPU(24 * 2**30, 165e12, 1008 * GB, 32 * GB, 450),
+    "a100-40": GPU(40 * 2**30, 312e12, 1555 * GB, 300 * GB, 400),
+    "a100": GPU(80 * 2**30, 312e12, 2039 * GB, 300 * GB, 400, (1.35, 1.35)),
+    "h100": GPU(80 * 2**30, 989e12, 3350 * GB, 450 * GB, 700, (2.25, 12.29)),
+    "h200": GPU(141 * 2**30, 989e12, 4800 * GB, 450 * GB, 700),
+    "b200": GPU(180 * 2**30, 2250e12, 8000 * GB, 900 * GB, 1000),
+}
+
+# Shares of the table's rates. Training and scoring: what the products reach, kernels between them included. Decoding: of the bandwidth.
+MFU_TRAIN, MFU_SCORE, BANDWIDTH_SHARE = 0.35, 0.40, 0.60
+LAYER_LAUNCH_S = 0.9e-3  # decoding step by step launches some thirty kernels a layer, however little they do
+NETWORK = 25 * GB  # between machines, for each GPU: 200 Gbit/s; bytes a second
+SPREAD_TABLE, SPREAD_MEASURED = 2.0, 1.25  # times and by which a figure may be off
+
+# Beside what tensors hold: CUDA's context and its libraries' workspaces; NCCL's buffers with several GPUs.
+CONTEXT_BYTES, NCCL_BYTES = 0.9 * 2**30, 1.0 * 2**30
+GPU_ALLOCATOR = 1.05  # blocks are rounded up and not all reused
+TIGHT = 0.80  # an estimate below this share never ran out in 454 runs (Fujii et al. 2024, arXiv 2411.06465)

@@ -1,0 +1,92 @@
+"""What a rank of a stage holds at the peak of each phase: states by formula where they are shared out, the rest as it was traced.
+
+    weights        as they are held: float32 where they learn, bfloat16 or 4 bits where they are frozen below an adapter
+    optimizer      AdamW's two moments: 8 B for each weight that learns; DeepSpeed adds a master copy: 4 B
+    gradients      4 B for each weight that learns
+    activations    what forward and backward keep, logits, keys and values, workspaces: traced
+
+ZeRO (Rajbhandari et al. 2020) with N ranks: stage 1 shares the optimizer out, 2 the gradients too, 3 the weights.
+"""
+
+from dataclasses import dataclass
+
+from pipeline.cost.setup import Setup
+from stages.tracing.report import Depth
+
+BUCKET_ELEMENTS = 500_000_000  # of DeepSpeed: gradients are reduced in buffers of so many numbers
+LIVE_ELEMENTS = 1_000_000_000  # of DeepSpeed at stage 3: so many gathered weights may stay
+_LEARNING = ("forward", "backward", "optimizer", "update")
+
+
+@dataclass(frozen=True)
+class PhaseMemory:
+    """Bytes of a rank at the peak of a phase, by what they are; on the device, and in the host's memory."""
+
+    name: str
+    device: dict[str, int]
+    host: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """Bytes on the device."""
+        return sum(self.device.values())
+
+
+def measure_phases(need: Depth, setup: Setup) -> list[PhaseMemory]:
+    """Say what each phase of a stage holds.
+
+    Args:
+        need: The stage at the model's depth; traced without gradients and optimizer under DeepSpeed (`TraceSpec.shares`).
+        setup: Engine, processes, offloading.
+    """
+    measure = _measure_shared if setup.engine == "deepspeed" else _measure_whole
+    return [measure(need, setup, name) for name in need.phases]
+
+
+def find_peak(phases: list[PhaseMemory]) -> PhaseMemory:
+    """Find the phase that needs most of the device."""
+    return max(phases, key=lambda phase: phase.total)
+
+
+def _measure_whole(need: Depth, setup: Setup, name: str) -> PhaseMemory:
+    """One process, or several that average their gradients: each holds everything."""
+    phase = need.phases[name]
+    if name == "load":
+        return _load(phase.peak, setup)
+    learning = sum(need.learning)
+    optimizer = 8 * learning
+    gradients = max(min(phase.start - need.held - optimizer, 4 * learning), 0) if name in _LEARNING else 0
+    parts = {"weights": need.held, "optimizer": optimizer, "gradients": gradients}
+    parts["activations"] = max(phase.peak - sum(parts.values()), 0)
+    if setup.engine == "ddp":
+        parts["communication"] = 4 * learning  # buckets in which gradients are averaged
+    return PhaseMemory(name, parts, {})
+
+
+def _measure_shared(need: Depth, setup: Setup, name: str) -> PhaseMemory:
+    """DeepSpeed: what is shared out is 1/N on each rank."""
+    phase, ranks, stage = need.phases[name], setup.processes, setup.zero_stage
+    if name == "load":
+        return _load(phase.peak // (ranks if stage == 3 else 1), setup)
+    learning, largest = sum(need.learning), max(need.learning, default=0)
+    device: dict[str, int] = {}
+    host: dict[str, int] = {}
+    weights = need.held // (ranks if stage == 3 else 1)
+    (host if setup.offload_parameters else device)["weights"] = weights
+    if stage == 3:  # a rollout by the policy's own forward has all of them at once
+        device["gathered weights"] = need.whole if name.startswith(("rollout", "answers")) else min(need.whole, 4 * LIVE_ELEMENTS)
+    optimizer = 12 * learning // ranks
+    gradients = 4 * learning // (ranks if stage >= 2 else 1)
+    if setup.offload_optimizer:
+        host |= {"optimizer": optimizer, "gradients": gradients}
+    else:
+        device |= {"optimizer": optimizer, "gradients": gradients}
+    buckets = len(need.learning) if stage == 3 else 1
+    device["communication"] = buckets * 4 * (BUCKET_ELEMENTS if setup.on_gpu else min(BUCKET_ELEMENTS, largest))
+    device["activations"] = max(phase.peak - need.held, 0)
+    return PhaseMemory(name, device, host)
+
+
+def _load(peak: int, setup: Setup) -> PhaseMemory:
+    """Models are opened in float32 in the host's memory, and moved from there."""
+    return PhaseMemory("load", {}, {"weights": peak}) if setup.on_gpu else PhaseMemory("load", {"weights": peak}, {})

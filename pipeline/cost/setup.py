@@ -1,0 +1,27 @@
+"""On what a stage runs, as plain numbers."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Engine and processes of a stage.
+
+    Args:
+        engine: What computes together.
+        processes: On all nodes.
+        per_node: Processes on each node.
+        zero_stage: Of DeepSpeed.
+        offload_optimizer: DeepSpeed keeps optimizer and gradients in the host's memory.
+        offload_parameters: And the weights, at stage 3.
+        on_gpu: Whether each process has a GPU.
+    """
+
+    engine: Literal["none", "ddp", "deepspeed"]
+    processes: int = 1
+    per_node: int = 1
+    zero_stage: int = 2
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+    on_gpu: bool = True

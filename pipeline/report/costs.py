@@ -1,0 +1,105 @@
+"""An estimate of what a recipe needs -> tables, the arithmetic line by line, and plain data."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from pipeline.cost.memory import PhaseMemory
+from pipeline.estimate import Estimate, StageEstimate
+from pipeline.report.tables import print_table
+from pipeline.text import clean, format_bytes, format_duration
+
+_GB = 1e9
+
+
+def print_estimate(console: Console, estimate: Estimate, *, explain: bool) -> None:
+    """Print what the stages need: a table, what it does not know, and with `explain` each step of the arithmetic."""
+    machine = estimate.machine
+    many = f"{estimate.processes} x " if machine.gpu else f"{estimate.processes} process{'es' * (estimate.processes > 1)} on "
+    name = machine.name if machine.gpu else "this machine's CPU"
+    console.print(Text(clean(f"{many}{name}, {format_bytes(int(machine.memory))}")), soft_wrap=True)
+    columns = ["stage", "memory", "verdict", "at its peak", "disk", "time", *(["money"] if machine.price else [])]
+    print_table(console, columns, [_row(stage, estimate) for stage in estimate.stages])
+    if len(estimate.stages) > 1 and any(stage.parts for stage in estimate.stages):
+        total = sum(stage.seconds for stage in estimate.stages)
+        money = f", {_price(estimate, total)}" if machine.price else ""
+        energy = f", {machine.gpu.watts * estimate.processes * total / 3.6e6:,.1f} kWh at full load" if machine.gpu else ""
+        console.print(Text(f"all: {format_duration(total)}{money}{energy}"), soft_wrap=True)
+    for note in estimate.notes:
+        console.print(Text(clean(f"note: {note}")), soft_wrap=True)
+    if explain:
+        for line in explain_estimate(estimate):
+            console.print(Text(clean(line)), soft_wrap=True)
+
+
+def _row(stage: StageEstimate, estimate: Estimate) -> list[str]:
+    peak = stage.peak
+    parts = sorted(((size, name) for name, size in peak.device.items() if size), reverse=True)
+    made_of = ", ".join(f"{name} {format_bytes(size)}" for size, name in parts[:3])
+    time = format_duration(stage.seconds) if stage.parts else "-"
+    row = [
+        stage.stage,
+        format_bytes(int(stage.verdict.need)),
+        stage.verdict.word,
+        f"{peak.name}: {made_of}",
+        format_bytes(stage.disk),
+        time,
+    ]
+    return [*row, *([_price(estimate, stage.seconds) if stage.parts else "-"] if estimate.machine.price else [])]
+
+
+def _price(estimate: Estimate, seconds: float) -> str:
+    assert estimate.machine.price is not None
+    least, most = (rate * estimate.processes * seconds / 3600 for rate in estimate.machine.price)
+    return f"${least:,.0f}" if round(least) == round(most) else f"${least:,.0f} to ${most:,.0f}"
+
+
+def explain_estimate(estimate: Estimate) -> Iterator[str]:
+    """Say each step of the arithmetic."""
+    for kind, lengths in estimate.lengths.items():
+        known = "read" if lengths.known else "the limits"
+        count = "unknown" if lengths.records is None else f"{lengths.records:,}"
+        yield f"{kind}: {count} records, prompt {lengths.prompt:.1f} tokens, {lengths.answers:.1f} x {lengths.response:.1f} ({known})"
+    for stage in estimate.stages:
+        need = stage.need
+        learning = " + ".join(f"{count:,}" for count in need.learning) or "0"
+        yield f"{stage.stage}: {need.parameters:,} weights in {need.layers} layers, {learning} learn; {need.held:,} B held"
+        for phase in stage.phases:
+            yield f"  {phase.name}: {_explain_phase(phase)}"
+        yield f"  with allocator, libraries and context {stage.verdict.need:,.0f} B of {stage.verdict.room:,.0f} B: {stage.verdict.word}"
+        yield f"  disk: 3 checkpoints of {need.checkpoint:,} B, or 2 and an artifact of {need.output:,} B = {stage.disk:,} B"
+        for part in stage.parts:
+            yield f"  {part.name}: {part.seconds:,.1f} s = {part.how}"
+
+
+def _explain_phase(phase: PhaseMemory) -> str:
+    device = " + ".join(f"{name} {size:,}" for name, size in phase.device.items() if size) or "0"
+    host = f"; in the host's memory {' + '.join(f'{name} {size:,}' for name, size in phase.host.items())} B" if phase.host else ""
+    return f"{device} = {phase.total:,} B{host}"
+
+
+def estimate_data(estimate: Estimate) -> dict[str, Any]:
+    """Return an estimate as plain data; sizes in bytes, times in seconds."""
+    machine = estimate.machine
+    return {
+        "machine": machine.name,
+        "processes": estimate.processes,
+        "memory": machine.memory,
+        "price_per_gpu_hour": machine.price,
+        "notes": estimate.notes,
+        "stages": [
+            {
+                "stage": stage.stage,
+                "verdict": stage.verdict.word,
+                "need": round(stage.verdict.need),
+                "weights": stage.need.parameters,
+                "learning": stage.need.learning,
+                "phases": {phase.name: {"device": phase.device, "host": phase.host} for phase in stage.phases},
+                "disk": {"checkpoint": stage.need.checkpoint, "artifact": stage.need.output, "most": stage.disk},
+                "seconds": {part.name: part.seconds for part in stage.parts},
+            }
+            for stage in estimate.stages
+        ],
+    }

@@ -1,0 +1,118 @@
+"""The equations of memory and time, against numbers worked by hand."""
+
+from pytest import approx, mark
+
+from pipeline.cost.amounts import Amount, count_answers, count_training
+from pipeline.cost.machines import GPU
+from pipeline.cost.memory import find_peak, measure_phases
+from pipeline.cost.setup import Setup
+from pipeline.cost.times import time_measured, time_on_gpus
+from pipeline.cost.traced import extrapolate
+from pipeline.cost.verdict import judge
+from stages.tracing.report import Depth, Phase, StageTrace
+
+ZERO = {"parameters": 0, "learning": [0], "held": 0, "whole": 0, "checkpoint": 0, "output": 0}
+
+
+def make_depth(layers, phases, **more):
+    return Depth(layers=layers, phases={name: Phase(**phase) for name, phase in phases.items()}, **(ZERO | more))
+
+
+def test_each_phase_is_extrapolated_by_itself_and_then_the_peak_is_found():
+    two = make_depth(2, {"a": {"start": 0, "peak": 100, "flops": 10}, "b": {"start": 5, "peak": 90, "flops": 0}}, held=20)
+    three = make_depth(3, {"a": {"start": 0, "peak": 110, "flops": 14}, "b": {"start": 6, "peak": 115, "flops": 0}}, held=25)
+    found = extrapolate(StageTrace(layers=10, depths=[two, three], tokens={}))
+    assert (found.layers, found.held) == (10, 60)
+    assert (found.phases["a"].peak, found.phases["a"].flops) == (180, 42)
+    assert (found.phases["b"].peak, found.phases["b"].start) == (290, 13)  # the other phase is the larger one by now
+
+
+def test_a_model_of_one_depth_is_itself():
+    two = make_depth(2, {"a": {"start": 0, "peak": 100, "flops": 10}})
+    assert extrapolate(StageTrace(layers=2, depths=[two], tokens={})).phases["a"].peak == 100
+
+
+NEED = make_depth(
+    4,
+    {
+        "load": {"start": 0, "peak": 400, "flops": 0},
+        "forward": {"start": 1600, "peak": 1900, "flops": 0},
+        "backward": {"start": 1800, "peak": 2000, "flops": 0},
+    },
+    parameters=100,
+    learning=[100],
+    held=400,
+    whole=400,
+)
+DRAINED = make_depth(4, {"backward": {"start": 400, "peak": 700, "flops": 0}}, parameters=100, learning=[60, 40], held=400, whole=240)
+
+
+def test_one_process_holds_all_that_was_traced():
+    phases = {phase.name: phase for phase in measure_phases(NEED, Setup("none", on_gpu=False))}
+    assert phases["backward"].device == {"weights": 400, "optimizer": 800, "gradients": 400, "activations": 400}
+    assert find_peak(list(phases.values())).name == "backward"
+    assert phases["load"].total == 400
+
+
+def test_ddp_adds_buckets_of_all_gradients():
+    phases = {phase.name: phase for phase in measure_phases(NEED, Setup("ddp", 2, 2, on_gpu=False))}
+    assert phases["backward"].total == 2000 + 400
+
+
+@mark.parametrize(
+    ("stage", "weights", "optimizer", "gradients"),
+    [(1, 400, 12 * 100 // 4, 400), (2, 400, 12 * 100 // 4, 100), (3, 100, 12 * 100 // 4, 100)],
+)
+def test_zero_shares_out_what_its_stage_says(stage, weights, optimizer, gradients):
+    (phase,) = measure_phases(DRAINED, Setup("deepspeed", 4, 4, stage, on_gpu=False))
+    assert (phase.device["weights"], phase.device["optimizer"], phase.device["gradients"]) == (weights, optimizer, gradients)
+    assert phase.device["activations"] == 300
+    assert phase.device.get("gathered weights", 0) == (240 if stage == 3 else 0)
+
+
+def test_what_is_offloaded_lies_in_the_hosts_memory():
+    (phase,) = measure_phases(DRAINED, Setup("deepspeed", 4, 4, 3, True, True, on_gpu=True))
+    assert phase.host == {"weights": 100, "optimizer": 300, "gradients": 100}
+    assert "optimizer" not in phase.device and "weights" not in phase.device
+
+
+def test_a_verdict_is_tight_from_80_percent_on():
+    assert [judge(need, 100).word for need in (80, 81, 100, 101)] == ["fits", "tight", "tight", "does not fit"]
+
+
+def test_training_goes_forward_over_held_out_records_and_back_over_none():
+    amount = count_training(tokens=10, batch_records=4, records=100, epochs=2, scored_tokens=50)
+    assert amount.phases == {"forward": 2050, "backward": 2000}
+    assert amount.steps == {"optimizer": 50}
+
+
+def test_answers_are_decoded_in_batches_of_each_process():
+    amount = count_answers(64, prompt=10, response=20, rows=8, processes=2, prefix="rollout/")
+    assert amount.phases == {"rollout/prefill": 640}
+    assert amount.steps == {"rollout/decode": 4 * 20}
+    assert (amount.rows, amount.width) == (8, 20)
+
+
+ROUND = GPU(memory=1e10, flops=1e12, bandwidth=1e11, link=1e9, watts=100)
+
+
+def test_products_take_their_operations_over_the_share_of_the_rate_of_all_gpus():
+    need = make_depth(2, {"forward": {"start": 0, "peak": 0, "flops": 7 * 10**12}}, learning=[0])
+    spent = time_on_gpus("train", Amount({"forward": 200.0}), need, {"forward": 100}, ROUND, Setup("none"), 0.0)
+    assert spent.seconds == approx(2 * 7e12 / (1e12 * 0.35))
+
+
+def test_a_decoding_step_reads_weights_keys_and_values():
+    need = make_depth(1, {"rollout/decode": {"start": 0, "peak": 0, "flops": 1}}, parameters=5 * 10**9, learning=[0])
+    amount = Amount({}, {"rollout/decode": 10.0}, rows=4, width=100)
+    spent = time_on_gpus("rollout", amount, need, {}, ROUND, Setup("none"), kv_bytes=1e6)
+    assert spent.seconds == approx(10 * (1e10 + 4 * 100 * 1e6) / (1e11 * 0.6))
+
+
+def test_measured_seconds_go_by_tokens_and_by_steps():
+    need = make_depth(
+        1,
+        {"forward": {"start": 0, "peak": 0, "flops": 1, "seconds": 0.5}, "optimizer": {"start": 0, "peak": 0, "flops": 0, "seconds": 0.1}},
+    )
+    spent = time_measured("train", Amount({"forward": 1000.0}, {"optimizer": 3.0}), need, {"forward": 100}, processes=2)
+    assert spent.seconds == approx(1000 * 0.005 / 2 + 0.3)
