@@ -204,3 +204,12 @@ def ranks():
     from stages.process.ranks import Ranks
 
     return Ranks(Accelerator(cpu=True))
+
+
+@pytest.fixture
+def gpu():
+    """A pretend GPU for as long as the test runs; see tests/pretend_gpu.py."""
+    from tests.pretend_gpu import pretend_gpu
+
+    with pretend_gpu() as found:
+        yield found
