@@ -26,10 +26,10 @@ from stages.spec import EXIT_MISSING, RANKINGS_KIND, RUN_STAGES, STAGES, StageNa
 # what it trains with (`ppo.publish: best` chooses by that, see `_config_slice`); TRL's evaluations draw from torch's generator, so that
 # with dropout sft.eval_every and rm.eval_every change weights.
 _WITHOUT_EFFECT: dict[StageName, tuple[str, ...]] = {
-    "pretrain": ("save_every", "log_every"),
-    "sft": ("save_every", "log_every"),
-    "rm": ("save_every", "log_every"),
-    "ppo": ("save_every", "log_every", "eval_every"),
+    "pretrain": ("save_every", "save_minutes", "log_every"),
+    "sft": ("save_every", "save_minutes", "log_every"),
+    "rm": ("save_every", "save_minutes", "log_every"),
+    "ppo": ("save_every", "save_minutes", "log_every", "eval_every"),
     "evaluate": ("batch_size",),
     "sample": ("batch_size",),
 }
@@ -228,7 +228,11 @@ def _config_slice(stage: StageName, recipe: Recipe, inputs: Inputs) -> dict[str,
         **({"probes_code": inputs.probes_code} if stage == "evaluate" and inputs.probes_code else {}),
         # Of texts every token is learnt, in rows of a length of their own.
         **({"tokens": identify_tokens(recipe)} if stage != "pretrain" else {}),
-        "hardware": {"precision": recipe.hardware.precision, "attention": recipe.hardware.attention},
+        "hardware": {
+            "precision": recipe.hardware.precision,
+            "attention": recipe.hardware.attention,
+            **({"tf32": True} if recipe.hardware.tf32 else {}),
+        },
         stage: settings,
     }
 

@@ -154,6 +154,11 @@ class HardwareSettings(Closed):
         "their optimizer and all statistics stay float32. `auto` is bfloat16 where the GPU or the CPU states that it has instructions for "
         "it, else float32; the manifest tells which it was.",
     )
+    tf32: bool = Field(
+        False,
+        description="On a GPU, compute float32 products by 10 bits of the mantissa instead of 23 (TF32): several times as fast, and no "
+        "longer the reference that float32 is.",
+    )
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
         "auto",
         description="Attention kernel; `auto` computes sequences of unequal length without padding and a prompt once for all its answers "

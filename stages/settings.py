@@ -31,6 +31,12 @@ class _Optimization(Closed):
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass to save memory.")
     lora: LoRASettings | None = Field(None, description="Train low-rank adapters instead of all weights; `lora: {}` takes the defaults.")
     save_every: PositiveInt = Field(500, description="Steps (PPO: iterations) between checkpoints.")
+    save_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="Minutes after which a checkpoint is written too, at the end of the step (PPO: iteration) under way; for steps that "
+        "take long. null: by save_every alone.",
+    )
     log_every: PositiveInt = Field(10, description="Steps (PPO: iterations) between metric rows.")
 
 

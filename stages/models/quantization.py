@@ -13,6 +13,7 @@ from torch import nn
 
 from stages.blocks import HardwareSettings
 from stages.process.errors import StageError
+from stages.process.gpu import find_device, finds_gpu
 from stages.spec import EXIT_USAGE
 
 
@@ -49,7 +50,7 @@ def _quantize(layer: nn.Linear, hardware: HardwareSettings, bnb: Any) -> nn.Line
     quantized = bnb.Linear4bit(layer.in_features, layer.out_features, has_bias, compute_dtype=dtype, quant_type="nf4", device="meta")
     # On a GPU seconds, on a CPU minutes for a large model. It comes back: later the model is moved as a whole.
     place = layer.weight.device
-    fast_place = "cuda" if hardware.device != "cpu" and torch.cuda.is_available() else place
+    fast_place = find_device(hardware) if finds_gpu(hardware) else place
     quantized.weight = bnb.Params4bit(layer.weight.data, quant_type="nf4", compress_statistics=True).to(fast_place).to(place)
     quantized.weight.quant_state.dtype = dtype  # into which the backward pass turns it: no float32 copy on the way
     if has_bias:

@@ -17,6 +17,7 @@ import torch
 from stages.events import EventName, append_event
 from stages.lines import read_figures, to_line
 from stages.process.errors import Interrupted
+from stages.process.gpu import finds_gpu
 from stages.result import StageWarning
 from stages.settings import PPOSettings
 from stages.spec import METRICS_FILE, SAME_WISH_S, StageSpec
@@ -41,6 +42,7 @@ class StageContext:
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self.planned_bytes: dict[Path, int] = {}  # of a checkpoint, of the output: where they lie -> how much; see stages.process.room
         self._stop_signal: int | None = None
+        self._heard_signal = 0  # that came to another process; 0: none
         self._stop_s = 0.0
         self._stopping_at_step_end = False
         self._phase, self._progress_s, self._within_s = "", 0.0, 0.0  # of the last progress that was told
@@ -161,7 +163,16 @@ class StageContext:
     @property
     def stop_requested(self) -> bool:
         """True once SIGTERM or SIGINT came: save at the end of this step and raise `Interrupted`."""
-        return self._stop_signal is not None
+        return self.stop_signal != 0
+
+    @property
+    def stop_signal(self) -> int:
+        """Number of the stop signal that came, to this process or another one; 0: none did."""
+        return self._stop_signal or self._heard_signal
+
+    def hear_of_signal(self, number: int) -> None:
+        """Take in that a stop signal came to any process; one that comes here after that is still the first; 0: none did."""
+        self._heard_signal = number
 
     @contextmanager
     def stops_at_step_end(self) -> Iterator[None]:
@@ -202,12 +213,12 @@ class StageContext:
     @property
     def interrupted_exit_code(self) -> int:
         """130 after SIGINT, 143 after SIGTERM."""
-        return 128 + (self._stop_signal or signal.SIGTERM)
+        return 128 + (self.stop_signal or signal.SIGTERM)
 
 
 def uses_gpu(context: StageContext) -> bool:
     """Whether this stage computes on a GPU."""
-    return context.spec.hardware.device != "cpu" and torch.cuda.is_available()
+    return finds_gpu(context.spec.hardware)
 
 
 def describe_machine(context: StageContext) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from stages.process.disk import describe_refusal, find_refusal
 from stages.process.distributed import join, leave
 from stages.process.engine import choose_engine
 from stages.process.errors import Interrupted, StageError, is_out_of_memory
+from stages.process.gpu import finds_gpu, prepare_gpu
 from stages.process.machine import measure_peak_memory, settle_precision
 from stages.process.output import redact_streams
 from stages.process.places import clear_leftovers, find_misplacement, find_missing_gpus, needs_launcher
@@ -92,6 +93,9 @@ def start_process(context: StageContext) -> None:
     if missing := find_missing_gpus(hardware, torch.cuda.device_count() if torch.cuda.is_available() else 0, os.environ):
         raise StageError(missing, EXIT_USAGE)
     check_rules(context)
+    if hardware.tf32 and not finds_gpu(hardware):
+        context.note("hardware.tf32 = true is not used: it is a GPU's")
+    prepare_gpu(hardware)
     if needs_launcher(hardware) and (misplaced := find_misplacement(hardware, os.environ)):
         raise StageError(misplaced, EXIT_USAGE)
     join(context)

@@ -105,6 +105,7 @@ def test_a_stage_that_differs_itself_runs_whatever_its_parents_become(planned, p
     [
         "name=other",
         "sft.save_every=7",
+        "ppo.save_minutes=7",
         "ppo.log_every=3",
         "ppo.eval_every=3",
         "ppo.rollout.command=[x]",
@@ -123,6 +124,7 @@ def test_what_changes_no_weights_reruns_nothing(planned, publish_all, override):
         ("seed=3", "seed changed 11 -> 3"),
         ("tokens.max_prompt_tokens=9", "tokens.max_prompt_tokens changed 512 -> 9"),
         ("hardware.precision=float32", 'hardware.precision changed "auto" -> "float32"'),
+        ("hardware.tf32=true", "hardware.tf32 changed none -> true"),
     ],
 )
 def test_what_all_stages_read_reruns_all(planned, publish_all, override, reason):
