@@ -6,7 +6,7 @@ What is imported here from inside of transformers has no other name; the functio
 import copy
 import logging
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,6 +30,7 @@ __all__ = [
     "HfDeepSpeedConfig",
     "SequenceClassifierOutput",
     "allow_recompiles",
+    "copy_modules",
     "count_elements",
     "fakes",
     "find_refused_modules",
@@ -48,7 +49,9 @@ __all__ = [
     "sdpa_mask",
     "silent_transformers",
     "skip_inference_kernel",
+    "skip_input_casts",
     "unset_hf_deepspeed_config",
+    "use_one_gpu",
     "whole_models",
     "without_fakes",
 ]
@@ -84,6 +87,12 @@ def whole_models() -> Generator[None]:
         transformers_deepspeed._hf_deepspeed_config_weak_ref = standing
 
 
+def use_one_gpu(arguments: Any) -> None:
+    """Have a trainer of transformers compute on this process's GPU alone, however many it sees: it would copy the model onto all."""
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+
+
 def get_attention(config: Any) -> str:
     """Name the attention that a model computes by, as transformers registers it."""
     return config._attn_implementation
@@ -93,6 +102,21 @@ def replace_child(model: Any, name: str, child: torch.nn.Module) -> Any:
     """Copy a module around the very same tensors and children but one, which another takes the place of."""
     twin = copy.copy(model)
     twin._modules = {**model._modules, name: child}
+    return twin
+
+
+def copy_modules(module: Any, replace: Callable[[Any], Any] = lambda module: None) -> Any:
+    """Copy a tree of modules around the very same tensors, uncompiled; of each that `replace` gives another for, that one is taken.
+
+    What wraps a forward (a trainer's autocast) is left off: it would call the original.
+    """
+    if (found := replace(module)) is not None:
+        return found
+    twin = copy.copy(module)
+    twin.__dict__.pop("forward", None)
+    twin._compiled_call_impl = None
+    twin._parameters = dict(module._parameters)
+    twin._modules = {name: child if child is None else copy_modules(child, replace) for name, child in module._modules.items()}
     return twin
 
 
@@ -144,6 +168,13 @@ def skip_inference_kernel() -> None:
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def skip_input_casts(model: Any) -> None:
+    """Have peft's layers take their inputs as they are: they would widen bfloat16 to their weights' float32, and autocast narrow it."""
+    for module in model.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False
 
 
 def find_refused_modules(model: Any) -> set[str]:

@@ -37,7 +37,7 @@ class Learner(Protocol):
         """Add the gradients of a loss."""
 
     def step(self) -> Tensor:
-        """Clip the gradients, move the weights, drop the gradients; returns the norm before clipping."""
+        """Clip the gradients, move the weights, drop the gradients; returns the norm before clipping, where the module computes."""
         ...
 
     def drop_gradients(self) -> None:

@@ -8,8 +8,6 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
-import torch
-
 from data.pieces import Pieces
 from data.token_file import TokenRows
 from data.token_split import TokenSet
@@ -31,7 +29,8 @@ from stages.process.context import StageContext, describe_machine
 from stages.process.engine import choose_engine
 from stages.process.errors import Interrupted, StageError
 from stages.process.ranks import Ranks, join_ranks
-from stages.process.room import require_room
+from stages.process.room import count_saves, require_room
+from stages.process.step_end import StepEnd
 from stages.responses.engine import RolloutEngine, Sampling, make_sampling
 from stages.responses.judge import load_judge
 from stages.responses.judging import write_samples
@@ -124,7 +123,7 @@ def train(context: StageContext, trainer: PPOTrainer, held_out: HeldOut) -> tupl
     """
     settings = trainer.settings
     start_figures, metrics, best = _resume_or_start(context, trainer, held_out)
-    stop = False
+    stop, step_end = False, StepEnd(context, settings.save_minutes)
 
     def tell(doing: str, done: int, total: int) -> None:
         context.progress_within(trainer.iteration, settings.iterations, f"{doing} {done}/{total}", metrics)
@@ -146,10 +145,10 @@ def train(context: StageContext, trainer: PPOTrainer, held_out: HeldOut) -> tupl
             context.progress("train", step, settings.iterations, metrics)
             if settings.keep_every and step % settings.keep_every == 0 and step // settings.keep_every <= count_kept(settings):
                 keep_model(context, trainer, held_out.tokenizer)
-            # A signal may reach one rank only: all stop together.
-            stop = bool(trainer.ranks.sum(torch.tensor(int(context.stop_requested), device=trainer.ranks.device)))
-            if stop or step % settings.save_every == 0:
+            stop, save = step_end.decide()
+            if save or step % settings.save_every == 0:
                 _save(context, trainer, {"start_figures": start_figures, "metrics": metrics, "best": best_so_far.to_state(best)})
+                step_end.saved()
     if stop:
         raise Interrupted
     return metrics | {key.replace("eval/sampled/", "eval/start/"): value for key, value in start_figures.items()}, best
@@ -188,7 +187,11 @@ def _require_room(context: StageContext, trainer: PPOTrainer, tokenizer: Any) ->
         context,
         checkpoint,
         measure_published(trainer.policy, tokenizer_bytes, merge=bool(settings.lora and settings.lora.merge)),
-        saves=settings.iterations // settings.save_every - trainer.iteration // settings.save_every,
+        saves=count_saves(
+            settings.iterations // settings.save_every - trainer.iteration // settings.save_every,
+            settings.iterations - trainer.iteration,
+            settings.save_minutes,
+        ),
         rows=_ROW_BYTES * (settings.iterations // settings.log_every + settings.iterations // settings.eval_every),
         rows_in_checkpoints=False,
         kept=(to_come * kept_bytes + best_so_far.measure(context, trainer, policy), kept * kept_bytes),

@@ -53,7 +53,8 @@ class ZeroLearner:
 
     def step(self) -> Tensor:
         self._engine.step()
-        return torch.as_tensor(self._engine.get_global_grad_norm())
+        # With an optimizer on the CPU the norm lies there too; where gradients overflowed it is a number.
+        return torch.as_tensor(self._engine.get_global_grad_norm()).to(self._engine.device)
 
     def drop_gradients(self) -> None:
         raise NotImplementedError("gradients that are shared out over the ranks are dropped by a step only")

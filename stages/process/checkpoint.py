@@ -10,11 +10,14 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
+from torch import distributed
 
 from stages.blocks import Closed
 from stages.process.context import StageContext
@@ -25,6 +28,7 @@ from stages.spec import COMPLETE_FILE, EXIT_RESOURCE, EXIT_USAGE, checkpoint_nam
 
 KEPT = 2  # complete checkpoints: the newest, and the one before it, in case that is damaged
 WHOLE = "whole"  # the layout that any number of processes can go on from
+_THREADS = 8  # that hash: of a process, each 1 to 2 GB a second
 _MAX_MARKER_BYTES = 8 * 1024 * 1024
 
 
@@ -69,30 +73,82 @@ def save_checkpoint(
         path.mkdir(parents=True)
     wait_for_everyone()
     write(path)
+    mark_complete(path, step, layout=layout, is_main=is_main)
     if is_main:
-        mark_complete(path, step, layout=layout)
         prune(directory, keep=keep)
     wait_for_everyone()
     return path
 
 
-def mark_complete(path: Path, step: int, *, layout: str = WHOLE) -> None:
-    """Write COMPLETE.json (files, sizes, hashes, layout) after everything else is on the disk."""
-    mode = stat.S_IMODE(path.stat().st_mode) & 0o666  # as the umask has it: libraries write weights that only their owner may read
-    files: dict[str, _File] = {}
-    for file in sorted(path.rglob("*")):
-        if file.is_file() and file.name != COMPLETE_FILE:
-            with file.open("rb") as stream:
-                with suppress(OSError):  # a file system without modes
-                    os.fchmod(stream.fileno(), mode)
-                os.fsync(stream.fileno())
-            files[str(file.relative_to(path))] = _File(size=file.stat().st_size, sha256=_sha256(file))
+def mark_complete(path: Path, step: int, *, layout: str = WHOLE, is_main: bool = True) -> None:
+    """Write COMPLETE.json (files, sizes, hashes, layout) after everything else is on the disk; every rank calls it.
+
+    Each rank hashes its share of the bytes, several files at a time: by one thread, hundreds of gigabytes would take many minutes, in
+    which all others wait.
+    """
+    sizes: dict[str, int] = {}
+    if is_main:
+        found = sorted(file for file in path.rglob("*") if file.is_file() and file.name != COMPLETE_FILE)
+        sizes = {str(file.relative_to(path)): file.stat().st_size for file in found}
+    sizes, rank, count = _share_with_all(sizes)
+    parts = _gather_from_all(_settle_files(path, share_out(sizes, count)[rank]))
+    if not is_main:
+        return
+    files = {name: file for part in parts for name, file in part.items()}
+    files |= _settle_files(path, [name for name in sizes if name not in files])  # what another node does not see yet
     temporary = path / (COMPLETE_FILE + ".tmp")
     with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(_Marker(step=step, layout=layout, files=files).model_dump_json())
+        stream.write(_Marker(step=step, layout=layout, files={name: files[name] for name in sizes}).model_dump_json())
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path / COMPLETE_FILE)
+
+
+def share_out(sizes: Mapping[str, int], count: int) -> list[list[str]]:
+    """Share files out into so many parts of about as many bytes: the largest file first, each to the part that has least."""
+    parts: list[list[str]] = [[] for _ in range(count)]
+    totals = [0] * count
+    for name in sorted(sizes, key=lambda name: -sizes[name]):
+        least = totals.index(min(totals))
+        parts[least].append(name)
+        totals[least] += sizes[name]
+    return parts
+
+
+def _share_with_all(sizes: dict[str, int]) -> tuple[dict[str, int], int, int]:
+    """Give every rank what the main one has seen; returns (that, this rank, number of ranks)."""
+    if not distributed.is_initialized():
+        return sizes, 0, 1
+    shared = [sizes]
+    distributed.broadcast_object_list(shared)
+    return shared[0], distributed.get_rank(), distributed.get_world_size()
+
+
+def _gather_from_all(part: dict[str, _File]) -> list[dict[str, _File]]:
+    if not distributed.is_initialized():
+        return [part]
+    parts: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(parts, part)
+    return parts
+
+
+def _settle_files(path: Path, names: Sequence[str]) -> dict[str, _File]:
+    """See that files are on the disk, with the mode that the umask gives, and hash them; those that are not seen here are left out."""
+    mode = stat.S_IMODE(path.stat().st_mode) & 0o666  # libraries write weights that only their owner may read
+
+    def settle(name: str) -> _File | None:
+        try:
+            with (path / name).open("rb") as stream:
+                with suppress(OSError):  # a file system without modes
+                    os.fchmod(stream.fileno(), mode)
+                os.fsync(stream.fileno())
+                size = os.fstat(stream.fileno()).st_size
+                return _File(size=size, sha256=hashlib.file_digest(stream, "sha256").hexdigest())
+        except FileNotFoundError:
+            return None
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return {name: file for name, file in zip(names, pool.map(settle, names), strict=True) if file is not None}
 
 
 def latest_complete(directory: Path, *, layout: str = WHOLE, warn: Callable[[str], None] = print) -> tuple[Path, int] | None:
@@ -191,15 +247,20 @@ def _find_problem(path: Path, step: int) -> str | None:
         return f"unreadable {COMPLETE_FILE}"
     if marker.step != step:
         return f"{COMPLETE_FILE} is that of step {marker.step}"
-    for name, recorded in marker.files.items():
-        file = path / name
-        try:
-            if file.is_symlink() or not file.is_file() or ".." in file.parts or not file.is_relative_to(path):
-                return f"{name} is missing"
-            if file.stat().st_size != recorded.size or _sha256(file) != recorded.sha256:
-                return f"{name} is damaged"
-        except (OSError, ValueError) as error:  # it cannot be read, or such a name no file has
-            return f"{name}: {error}"
+    with ThreadPoolExecutor(_THREADS) as pool:
+        problems = pool.map(lambda item: _find_problem_of_file(path, *item), marker.files.items())
+        return next(filter(None, problems), None)
+
+
+def _find_problem_of_file(path: Path, name: str, recorded: _File) -> str | None:
+    file = path / name
+    try:
+        if file.is_symlink() or not file.is_file() or ".." in file.parts or not file.is_relative_to(path):
+            return f"{name} is missing"
+        if file.stat().st_size != recorded.size or _sha256(file) != recorded.sha256:
+            return f"{name} is damaged"
+    except (OSError, ValueError) as error:  # it cannot be read, or such a name no file has
+        return f"{name}: {error}"
     return None
 
 

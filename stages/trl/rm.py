@@ -36,7 +36,7 @@ def make_ranking_trainer(
     arguments |= {"max_length": None, "remove_unused_columns": False, "prediction_loss_only": True}
     return RankingTrainer(
         model=model,
-        args=make_config(RewardConfig, arguments, settings.trainer_args, "rm"),
+        args=make_config(RewardConfig, arguments, settings.trainer_args, "rm", model),
         train_dataset=_comparison_rows(train),
         eval_dataset=_comparison_rows(held_out) if held_out else None,
         processing_class=tokenizer,

@@ -27,7 +27,7 @@ from stages.spec import EXIT_USAGE
 from stages.trl.batches import draw_step, evaluate_records
 from stages.trl.fitting import fused_head_fits, packing_fits
 from stages.trl.rows import Row, make_rows, pack_rows, write_rows
-from stages.trl.training import StageCallback, make_arguments, make_config
+from stages.trl.training import StageCallback, is_mixture, make_arguments, make_config
 
 IGNORED_LABEL = -100
 _ROW_LENGTHS = "row_lengths"  # tokens of each row of a batch, however the rows lie in it
@@ -68,7 +68,7 @@ def make_language_trainer(
     """
     arguments = make_arguments(context, settings, len(held_out) > 0)
     arguments |= {"max_length": max_length, "packing": packing, "eval_packing": False}
-    config = make_config(SFTConfig, arguments, settings.trainer_args, context.spec.stage)
+    config = make_config(SFTConfig, arguments, settings.trainer_args, context.spec.stage, model)
     rows, held_out_rows = _language_rows(train), _language_rows(held_out) if held_out else None
     ours, head_fits = _takes_our_loss(context, model, config)
     if ours and config.packing:
@@ -128,7 +128,7 @@ def wants_router_loss(model: Any, config: SFTConfig) -> bool:
     text_config = model.config.get_text_config()
     coef = config.router_aux_loss_coef
     coef = getattr(text_config, "router_aux_loss_coef", 0.0) if coef is None else coef
-    return hasattr(text_config, "output_router_logits") and coef != 0.0
+    return is_mixture(model) and coef != 0.0
 
 
 def collate_demonstrations(rows: list[dict[str, Any]]) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from trl.trainer.reward_trainer import RewardTrainer
 from trl.trainer.sft_trainer import SFTTrainer
 
+from stages.internals import use_one_gpu
 from stages.models.adapters import find_model
 from stages.models.sizes import measure_published, measure_tokenizer, measure_trained, measure_weights
 from stages.models.special_tokens import has_grown
@@ -23,7 +24,8 @@ from stages.process.distributed import require_world_size
 from stages.process.engine import choose_engine
 from stages.process.errors import StageError
 from stages.process.ranks import Ranks
-from stages.process.room import require_room
+from stages.process.room import count_saves, require_room
+from stages.process.step_end import StepEnd
 from stages.settings import PretrainSettings, RMSettings, SFTSettings, TrainingSettings
 from stages.spec import EXIT_USAGE, StageName, checkpoint_name
 from stages.trainer_args import find_refused_arguments
@@ -60,6 +62,7 @@ class StageCallback(TrainerCallback):
 
     def __init__(self, context: StageContext) -> None:
         self.context = context
+        self.step_end = StepEnd(context, cast("TrainingSettings", context.spec.settings).save_minutes)
         self.latest: dict[str, float] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, processing_class: Any = None, **_: Any) -> None:
@@ -73,7 +76,11 @@ class StageCallback(TrainerCallback):
             self.context,
             measure_weights(model) + states + tokenizer + _SMALL_FILES + self.context.world_size * _RANK_STATE,
             measure_published(model, tokenizer, merge=merge),
-            saves=math.ceil(state.max_steps / args.save_steps) - state.global_step // args.save_steps,
+            saves=count_saves(
+                math.ceil(state.max_steps / args.save_steps) - state.global_step // args.save_steps,
+                state.max_steps - state.global_step,
+                settings.save_minutes,
+            ),
             rows=_ROW_BYTES * math.ceil(state.max_steps / args.logging_steps),
             rows_in_checkpoints=True,
         )
@@ -90,8 +97,9 @@ class StageCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.context.progress("train", state.global_step, state.max_steps, self.latest)
-        if self.context.stop_requested:
-            control.should_save = control.should_training_stop = True
+        stop, save = self.step_end.decide()
+        control.should_training_stop |= stop
+        control.should_save |= save
         self._leave_last_evaluation(state, control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -105,10 +113,11 @@ class StageCallback(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.context.world_size > 1:
             torch.distributed.barrier()
-        if state.is_world_process_zero:
-            path = Path(args.output_dir) / checkpoint_name(state.global_step)
-            mark_complete(path, state.global_step, layout=describe_layout(self.context))
+        path, is_main = Path(args.output_dir) / checkpoint_name(state.global_step), state.is_world_process_zero
+        mark_complete(path, state.global_step, layout=describe_layout(self.context), is_main=is_main)
+        if is_main:
             prune(path.parent)
+        self.step_end.saved()
         self.context.event("checkpoint", step=state.global_step)
 
 
@@ -170,7 +179,12 @@ def make_arguments(context: StageContext, settings: PretrainSettings | SFTSettin
     }
 
 
-def make_config(config_class: Any, arguments: dict[str, Any], extra: dict[str, Any], stage: StageName) -> Any:
+def is_mixture(model: Any) -> bool:
+    """Whether a model routes its tokens to experts."""
+    return hasattr(model.config.get_text_config(), "output_router_logits")
+
+
+def make_config(config_class: Any, arguments: dict[str, Any], extra: dict[str, Any], stage: StageName, model: Any) -> Any:
     """Make a config of TRL's from the user's `trainer_args`, and our arguments over them.
 
     Raises:
@@ -180,6 +194,9 @@ def make_config(config_class: Any, arguments: dict[str, Any], extra: dict[str, A
     if refused := [f"{key}: {message}" for key, message in find_refused_arguments(stage, extra, known, config_class.__name__)]:
         raise StageError(" | ".join(refused), EXIT_USAGE)
     try:
-        return config_class(**(_DEFAULTS | extra | arguments))
+        # Where no expert may go without a token, DDP's walk through the graph after each forward would find no weight that was not used.
+        config = config_class(**(_DEFAULTS | {"ddp_find_unused_parameters": is_mixture(model)} | extra | arguments))
     except (ValueError, TypeError, ImportError) as error:
         raise StageError(f"{stage}.trainer_args: TRL's {config_class.__name__} refuses {extra}: {error}", EXIT_USAGE) from error
+    use_one_gpu(config)
+    return config

@@ -222,3 +222,10 @@ def test_a_judge_that_fails_late_costs_its_figures_and_not_the_model(run, tmp_pa
     notes = [event["message"] for event in map(json.loads, spec.events_path.read_text().splitlines()) if event["event"] == "note"]
     (told,) = [note for note in notes if "judge" in note]
     assert told.startswith("judge: tiring:judge raised AttributeError") and told.endswith("published without its figures")
+
+
+@pytest.mark.slow
+def test_checkpoints_come_by_time_too(run):
+    spec, _, _ = run(iterations=3, eval_every=5, eval_samples=0, save_every=100, save_minutes=1e-9)
+    events = [json.loads(line) for line in spec.events_path.read_text().splitlines()]
+    assert [event["step"] for event in events if event["event"] == "checkpoint"] == [1, 2, 3]
