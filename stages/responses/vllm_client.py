@@ -11,16 +11,19 @@ import json
 import math
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
+import torch
 from accelerate.utils import broadcast_object_list
+from torch import Tensor
 
-from stages.models.adapters import find_model, is_adapter
+from stages.models.adapters import find_backbone, find_model, is_adapter
 from stages.models.logprobs import get_num_tokens
+from stages.models.precision import is_bfloat16
 from stages.process.context import StageContext, Told
 from stages.process.errors import Interrupted, StageError
 from stages.process.ranks import Ranks
@@ -40,7 +43,7 @@ T = TypeVar("T")
 class VLLMEngine:
     """A running server, as `stages.responses.engine.RolloutEngine`."""
 
-    def __init__(self, context: StageContext, ranks: Ranks, address: str, key: str, directory: Path) -> None:
+    def __init__(self, context: StageContext, ranks: Ranks, address: str, key: str, directories: Sequence[Path]) -> None:
         """Connect to it.
 
         Args:
@@ -48,12 +51,12 @@ class VLLMEngine:
             ranks: share the prompts.
             address: `http://host:port`.
             key: shown to a server that asks for one.
-            directory: where weights are handed over; the server must see it.
+            directories: where weights are handed over, in the first that has room for them; the server must see them.
 
         Raises:
             StageError: nobody answers there.
         """
-        self.directory = directory.resolve()
+        self.directories = [directory.resolve() for directory in directories]
         self._context = context
         self._ranks = ranks
         self._client = httpx2.Client(
@@ -134,7 +137,7 @@ class VLLMEngine:
         adapter, name = is_adapter(policy), self._name(self._num_loads)
         with actor.whole_weights(frozen=not adapter):
             if self._ranks.is_main:
-                path = self.directory / name
+                path = find_room(self.directories, measure_handed_over(policy)) / name
                 if adapter:
                     policy.save_pretrained(path)
                     self._call("POST", "/v1/load_lora_adapter", json={"lora_name": name, "lora_path": str(path)})
@@ -237,10 +240,31 @@ def _list_unused_rows(policy: Any) -> range:
     return range(get_num_tokens(policy) or num_rows, num_rows)
 
 
+def find_room(directories: Sequence[Path], num_bytes: int) -> Path:
+    """Find the first directory with room for so many bytes, and a tenth more; the last where none has."""
+    return next((path for path in directories if shutil.disk_usage(path).free >= 1.1 * num_bytes), directories[-1])
+
+
+def measure_handed_over(policy: Any) -> int:
+    """Count the bytes of what the server is given."""
+    if is_adapter(policy):
+        return sum(weight.nbytes for weight in policy.parameters() if weight.requires_grad)
+    narrows = is_bfloat16(find_backbone(policy))
+    return sum(2 * tensor.numel() if _narrows(tensor, narrows) else tensor.nbytes for tensor in policy.state_dict().values())
+
+
+def _narrows(tensor: Tensor, computes_in_bfloat16: bool) -> bool:
+    """Whether the server will hold a tensor in bfloat16: products are in that precision there too; vectors it may keep wider."""
+    return computes_in_bfloat16 and tensor.dtype == torch.float32 and tensor.dim() > 1
+
+
 def _save_weights(policy: Any, directory: Path) -> None:
-    """Write all weights, with a head of its own even where it is tied to the embeddings."""
+    """Write all weights in the precision of the products, with a head of its own even where it is tied to the embeddings."""
+    narrows = is_bfloat16(find_backbone(policy))
     # Copies: of tensors that share their memory, only one would be written.
-    weights = {name: tensor.detach().cpu().clone() for name, tensor in policy.state_dict().items()}
+    weights: dict[str, Tensor] = {}
+    for name, tensor in policy.state_dict().items():
+        weights[name] = tensor.detach().to(torch.bfloat16 if _narrows(tensor, narrows) else tensor.dtype).cpu().clone()
     policy.save_pretrained(directory, state_dict=weights)
     path = directory / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"tie_word_embeddings": False}), encoding="utf-8")

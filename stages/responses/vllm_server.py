@@ -3,6 +3,7 @@
 It lives in an environment of its own, since its pins are not ours.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -35,6 +36,7 @@ from stages.spec import EXIT_RESOURCE, EXIT_USAGE
 _START_S = 3600.0  # a large model is read, and its kernels are compiled
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has room for
 _LOG_FILE, _WEIGHTS_DIR = "vllm.log", "rollout"
+_MEMORY_DIR = Path("/dev/shm")
 _KEY = "VLLM_API_KEY"
 # What torchrun tells its workers, and what is of our environment: nothing that the server should go by.
 _OURS = ("RANK", "WORLD_SIZE", "MASTER_", "LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_", "TORCH_NCCL_", "PYTHONPATH")
@@ -53,22 +55,32 @@ def open_vllm(context: StageContext, ranks: Ranks, settings: PPOSettings, max_to
     Raises:
         StageError: the program is not there, it ended, or nobody answers.
     """
-    weights_dir = context.spec.events_path.parent / _WEIGHTS_DIR
+    weights_dirs = list_weights_dirs(context.spec.events_path.parent, settings.rollout.server)
     with ExitStack() as stack:
 
         def start() -> tuple[str, str]:
-            shutil.rmtree(weights_dir, ignore_errors=True)  # of an attempt that was killed
-            weights_dir.mkdir()
-            stack.callback(shutil.rmtree, weights_dir, ignore_errors=True)
+            for weights_dir in weights_dirs:
+                shutil.rmtree(weights_dir, ignore_errors=True)  # of an attempt that was killed
+                weights_dir.mkdir(mode=0o700)
+                stack.callback(shutil.rmtree, weights_dir, ignore_errors=True)
             key = os.environ.get(_KEY) or secrets.token_hex(16)
             return settings.rollout.server or _start(context, settings, max_tokens, key, stack), key
 
         address, key = decide_in_main(context, start)
-        engine = VLLMEngine(context, ranks, address, key, weights_dir)
+        engine = VLLMEngine(context, ranks, address, key, weights_dirs)
         stack.callback(engine.close)
         if not settings.lora:  # a loader of random weights, with which our own server starts, cannot load again
             engine.use_loader("auto")
         yield engine
+
+
+def list_weights_dirs(run_dir: Path, server: str | None) -> list[Path]:
+    """List where weights may be handed over: in memory first, where the server is one of this machine; else beside the run."""
+    beside = run_dir / _WEIGHTS_DIR
+    if server is not None or not os.access(_MEMORY_DIR, os.W_OK):
+        return [beside]
+    name = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]  # the same for another attempt, which clears it
+    return [_MEMORY_DIR / f"rlhf-{name}", beside]
 
 
 def make_command(context: StageContext, settings: PPOSettings, max_tokens: int, host: str, port: int) -> list[str]:

@@ -124,7 +124,7 @@ def test_what_changes_no_weights_reruns_nothing(planned, publish_all, override):
         ("seed=3", "seed changed 11 -> 3"),
         ("tokens.max_prompt_tokens=9", "tokens.max_prompt_tokens changed 512 -> 9"),
         ("hardware.precision=float32", 'hardware.precision changed "auto" -> "float32"'),
-        ("hardware.tf32=true", "hardware.tf32 changed none -> true"),
+        ("hardware.tf32=true", "hardware.tf32 changed null -> true"),
     ],
 )
 def test_what_all_stages_read_reruns_all(planned, publish_all, override, reason):

@@ -3,15 +3,18 @@
 import itertools
 import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from threading import Thread
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from stages.blocks import HardwareSettings, LoRASettings, TokenSettings
 from stages.process.context import StageContext
 from stages.process.errors import StageError
-from stages.responses.vllm_client import VLLMEngine, read_response
-from stages.responses.vllm_server import make_command, open_vllm
+from stages.responses.vllm_client import VLLMEngine, _save_weights, find_room, measure_handed_over, read_response
+from stages.responses.vllm_server import list_weights_dirs, make_command, open_vllm
 from stages.settings import PPOSettings, RolloutSettings
 from stages.spec import StageSpec
 
@@ -87,7 +90,7 @@ def test_a_server_that_refuses_is_told_with_what_it_said(make_context, tmp_path,
     Thread(target=server.serve_forever, daemon=True).start()
     try:
         with pytest.raises(StageError, match=r"(?s)/v1/models: 404 .*nothing of the kind"):
-            VLLMEngine(context, ranks, f"http://127.0.0.1:{server.server_port}", "key", tmp_path)
+            VLLMEngine(context, ranks, f"http://127.0.0.1:{server.server_port}", "key", [tmp_path])
     finally:
         server.shutdown()
         server.server_close()
@@ -119,7 +122,7 @@ def test_an_answer_that_is_no_vllms_is_told_in_one_line(make_context, tmp_path, 
     Thread(target=server.serve_forever, daemon=True).start()
     try:
         with pytest.raises(StageError, match=said) as caught:
-            VLLMEngine(context, ranks, f"http://127.0.0.1:{server.server_port}", "key", tmp_path)
+            VLLMEngine(context, ranks, f"http://127.0.0.1:{server.server_port}", "key", [tmp_path])
     finally:
         server.shutdown()
         server.server_close()
@@ -147,3 +150,27 @@ def test_a_response_that_cannot_be_is_refused(choice):
         read_response({"choices": [choice]}, max_tokens=4, num_rows=10)
     whole = read_response({"choices": [{"token_ids": [1, 9], "logprobs": {"token_logprobs": [-0.5, 0]}}]}, max_tokens=4, num_rows=10)
     assert (whole.ids, whole.logprobs) == ([1, 9], [-0.5, 0.0])
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_the_server_is_given_weights_in_the_precision_of_the_products(tiny, tmp_path, bfloat16):
+    policy = tiny.policy()
+    if bfloat16:
+        tiny.compute_in_bfloat16(policy)
+    _save_weights(policy, tmp_path)
+    found = load_file(tmp_path / "model.safetensors")
+    assert found.keys() == policy.state_dict().keys()  # the head too, though it is tied
+    for name, weight in policy.state_dict().items():
+        narrow = bfloat16 and weight.dim() > 1  # vectors a server may keep wider
+        assert found[name].dtype == (torch.bfloat16 if narrow else torch.float32), name
+        assert torch.equal(found[name].float(), weight.to(found[name].dtype).float())
+    assert measure_handed_over(policy) == sum(weight.nbytes for weight in found.values())
+
+
+def test_weights_go_through_memory_where_the_server_is_on_this_machine_and_there_is_room(tmp_path):
+    memory, beside = list_weights_dirs(tmp_path, None)
+    assert memory.parent == Path("/dev/shm") and beside == tmp_path / "rollout" and list_weights_dirs(tmp_path, None)[0] == memory
+    assert list_weights_dirs(tmp_path / "another", None)[0] != memory
+    assert list_weights_dirs(tmp_path, "http://elsewhere:8000") == [beside]
+    assert find_room([Path("/dev/shm"), tmp_path], 1000) == Path("/dev/shm")
+    assert find_room([Path("/dev/shm"), tmp_path], 10**16) == tmp_path  # which then says itself that it is full
