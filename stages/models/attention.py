@@ -12,9 +12,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from stages.internals import repeat_kv, sdpa_attention_forward, sdpa_mask
 from stages.models.kernels import is_cpu
-from stages.models.packing import DocumentGroup, PackedRow
+from stages.models.packing import DocumentGroup, PackedRow, Spans
 
 PACKED = "packed"  # the name of our attention among transformers' implementations
+_MAX_HEAD_SIZE = 256  # of the kernel for documents of unequal lengths
 _MATH_KEYS = 512  # up to so many keys the plain product is faster than the fused kernel in bfloat16 on a CPU (1.3 to 2 times)
 
 
@@ -55,8 +56,39 @@ def attend(
     if unsupported:  # only `enable_packing` gets here, which then leaves the model as it was
         raise NotImplementedError(f"packed attention knows no {', '.join(unsupported)}")
     query_NAE, key_NAE, value_NAE = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    if _takes_spans(query_NAE):
+        return _attend_spans(query_NAE, key_NAE, value_NAE, packed_row.spans, scaling)[None], None
     outputs = [_attend_group(query_NAE, key_NAE, value_NAE, group, scaling) for group in packed_row.groups]
     return torch.cat(outputs).index_select(0, packed_row.places_N)[None], None
+
+
+def _takes_spans(query_NAE: Tensor) -> bool:
+    """Whether torch's kernel for documents of unequal lengths computes such queries: on a GPU, in bfloat16."""
+    if not query_NAE.is_cuda or query_NAE.dtype != torch.bfloat16 or not torch.backends.cuda.is_flash_attention_available():
+        return False
+    size = query_NAE.shape[2]
+    return size <= _MAX_HEAD_SIZE and size % 8 == 0 and torch.cuda.get_device_capability(query_NAE.device) >= (8, 0)
+
+
+def _attend_spans(query_NAE: Tensor, key_NAE: Tensor, value_NAE: Tensor, spans: Spans, scaling: float) -> Tensor:
+    """Compute the outputs of a whole row, where its queries lie; only keys and values are gathered, where documents continue one."""
+    from torch.nn.attention.varlen import varlen_attn  # a second of imports, which a CPU has no use for
+
+    if spans.keys_M is not None:
+        key_NAE, value_NAE = key_NAE.index_select(0, spans.keys_M), value_NAE.index_select(0, spans.keys_M)
+    output: Any = varlen_attn(
+        query_NAE,
+        key_NAE,
+        value_NAE,
+        spans.query_ends,
+        spans.key_ends,
+        spans.longest_query,
+        spans.longest_key,
+        scale=scaling,
+        window_size=(-1, 0),
+        enable_gqa=True,
+    )
+    return output
 
 
 def _attend_group(query_NAE: Tensor, key_NAE: Tensor, value_NAE: Tensor, group: DocumentGroup, scaling: float) -> Tensor:

@@ -66,9 +66,10 @@ def _pad(row: PackedRow) -> tuple[dict[str, Any], Tensor]:
     Two documents a0 a1 and b0 b1 b2: the batch [[a0 a1 0] [b0 b1 b2]], and the row's tokens lie at [0 1 3 4 5] of its 6 places. If the
     second continues the first: the batch [[a0 a1 b0 b1 b2]], and they lie at [0 1 2 3 4].
     """
-    starts: list[int] = row.starts_D.tolist()
-    lengths: list[int] = row.lengths_D.tolist()
-    parents: list[int] = row.parents_D.tolist()
+    starts: list[int]
+    lengths: list[int]
+    parents: list[int]
+    starts, lengths, parents = row.layout_3D.tolist()
     continued = set(parents)
     sources: list[list[int]] = []  # the tokens of each padded row, by their index in the packed one
     for document, parent in enumerate(parents):

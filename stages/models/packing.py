@@ -9,6 +9,7 @@ Axes: N tokens of the row (its filling included), D documents; in a group of G d
 and K the longest with what it continues.
 """
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,21 +39,55 @@ class DocumentGroup:
 
 
 @dataclass(frozen=True)
+class Spans:
+    """The documents of a row as torch's attention over sequences of unequal lengths takes them; what fills the row up is the last one.
+
+    A document's queries are its own tokens; its keys are those of the document that it continues, then its own. With as many queries as
+    that, the last of them stands at the last key, and sees all before.
+    """
+
+    keys_M: Tensor | None  # index of each key in the row; None: the row itself
+    query_ends: Tensor  # int32, [documents + 1]: where in the row each document begins, and where the last one ends
+    key_ends: Tensor  # the same among the keys
+    longest_query: int
+    longest_key: int
+
+
+@dataclass(frozen=True)
 class PackedRow:
-    """One row of documents, filled up with tokens that belong to none."""
+    """One row of documents, filled up with tokens that belong to none. How they are attended to is laid out when it is asked for."""
 
     ids_N: Tensor
     positions_N: Tensor  # inside each document, counted on from the one that it continues
     starts_D: Tensor
     lengths_D: Tensor
     parents_D: Tensor  # the document that this one continues; -1: none
-    groups: list[DocumentGroup]
-    places_N: Tensor  # where each token's output lies among those of all groups
+    layout_3D: Tensor  # the last three once more, on the CPU
 
     @property
     def lasts_D(self) -> Tensor:
         """Index of each document's last token."""
         return self.starts_D + self.lengths_D - 1
+
+    @property
+    def groups(self) -> list[DocumentGroup]:
+        """All documents, in groups of similar length."""
+        return self._grouped[0]
+
+    @property
+    def places_N(self) -> Tensor:
+        """Where each token's output lies among those of all groups."""
+        return self._grouped[1]
+
+    @functools.cached_property
+    def _grouped(self) -> tuple[list[DocumentGroup], Tensor]:
+        groups, places_N = _group(*self.layout_3D.unbind(), len(self.ids_N))
+        return [_move(group, self.ids_N.device) for group in groups], _move(places_N, self.ids_N.device)
+
+    @functools.cached_property
+    def spans(self) -> Spans:
+        """The documents one after the other."""
+        return _move(make_spans(*self.layout_3D.unbind(), len(self.ids_N)), self.ids_N.device)
 
 
 def pack(documents: Sequence[Sequence[int]], parents: Sequence[int] | None = None, device: torch.device | None = None) -> PackedRow:
@@ -110,8 +145,16 @@ def lay_out(ids_N: Tensor, lengths_D: Tensor, parents_D: Tensor | None = None) -
     offsets_D = torch.where(has_parent_D, lengths_D[parents_D], 0)
     owners_N = torch.repeat_interleave(torch.arange(len(lengths_D)), lengths_D)
     positions_N = F.pad(torch.arange(num_tokens) - starts_D[owners_N] + offsets_D[owners_N], (0, len(ids_N) - num_tokens))
+    layout_3D = torch.stack([starts_D, lengths_D, parents_D])
+    positions_N, starts_D, lengths_D, parents_D = (_move(tensor, ids_N.device) for tensor in (positions_N, starts_D, lengths_D, parents_D))
+    return PackedRow(ids_N, positions_N, starts_D, lengths_D, parents_D, layout_3D)
+
+
+def _group(starts_D: Tensor, lengths_D: Tensor, parents_D: Tensor, num_tokens: int) -> tuple[list[DocumentGroup], Tensor]:
+    """Group the documents of a row; returns (groups, places_N of `num_tokens`)."""
+    offsets_D = torch.where(parents_D >= 0, lengths_D[parents_D], 0)
     groups: list[DocumentGroup] = []
-    places_N = torch.zeros(len(ids_N), dtype=torch.long)
+    places_N = torch.zeros(num_tokens, dtype=torch.long)
     num_places = 0
     for members_G in _group_by_length(offsets_D, lengths_D):
         group = _make_group(starts_D, lengths_D, parents_D, offsets_D, members_G)
@@ -120,7 +163,29 @@ def lay_out(ids_N: Tensor, lengths_D: Tensor, parents_D: Tensor | None = None) -
         places_N[group.queries_GQ[real_GQ]] = num_places + real_GQ.flatten().nonzero()[:, 0]
         num_places += real_GQ.numel()
         groups.append(group)
-    return _move(PackedRow(ids_N, positions_N, starts_D, lengths_D, parents_D, groups, places_N), ids_N.device)
+    return groups, places_N
+
+
+def make_spans(starts_D: Tensor, lengths_D: Tensor, parents_D: Tensor, num_tokens: int) -> Spans:
+    """Lay the documents of a row of `num_tokens` out one after the other.
+
+    Two documents of 2 and 3 tokens, the second of which continues the first, in a row of 6: queries end at [0 2 5 6], keys are those at
+    [0 1, 0 1 2 3 4, 5] and end at [0 2 7 8].
+    """
+    num_real = int(lengths_D.sum())
+    if num_tokens > num_real:  # a document of its own: what belongs to none would come out undefined
+        starts_D, lengths_D = F.pad(starts_D, (0, 1), value=num_real), F.pad(lengths_D, (0, 1), value=num_tokens - num_real)
+        parents_D = F.pad(parents_D, (0, 1), value=-1)
+    offsets_D = torch.where(parents_D >= 0, lengths_D[parents_D], 0)
+    key_lengths_D = offsets_D + lengths_D
+    query_ends, key_ends = (F.pad(tensor_D.cumsum(0), (1, 0)).int() for tensor_D in (lengths_D, key_lengths_D))
+    keys_M = None
+    if bool(offsets_D.any()):
+        owners_M = torch.repeat_interleave(torch.arange(len(lengths_D)), key_lengths_D)
+        place_M = torch.arange(len(owners_M)) - key_ends[owners_M]
+        own_M = place_M - offsets_D[owners_M]  # negative in the document that this one continues
+        keys_M = torch.where(own_M < 0, starts_D[parents_D][owners_M] + place_M, starts_D[owners_M] + own_M)
+    return Spans(keys_M, query_ends, key_ends, int(lengths_D.max()), int(key_lengths_D.max()))
 
 
 def split_by_tokens(lengths: Iterable[int], max_tokens: int, max_items: int | None = None) -> Iterator[slice]:
@@ -194,20 +259,10 @@ def _round_up(length: int) -> int:
     return -(-length // _LENGTH_STEP) * _LENGTH_STEP
 
 
-def _move(row: PackedRow, device: torch.device) -> PackedRow:
-    if device.type == "cpu":
-        return row
-
-    def move(tensor: Tensor | None) -> Any:
-        return None if tensor is None else tensor.to(device, non_blocking=True)
-
-    groups = [DocumentGroup(move(group.queries_GQ), move(group.keys_GK), move(group.mask_GQK)) for group in row.groups]
-    return PackedRow(
-        row.ids_N,
-        move(row.positions_N),
-        move(row.starts_D),
-        move(row.lengths_D),
-        move(row.parents_D),
-        groups,
-        move(row.places_N),
-    )
+def _move(thing: Any, device: torch.device) -> Any:
+    """Move a tensor, or the tensors of a group or of spans, without waiting for the device."""
+    if device.type == "cpu" or thing is None or isinstance(thing, int):
+        return thing
+    if isinstance(thing, Tensor):
+        return thing.to(device, non_blocking=True)
+    return type(thing)(**{name: _move(value, device) for name, value in vars(thing).items()})

@@ -46,7 +46,7 @@ class TokenBudget:
         # Outside of the except clause: the error is gone, and with it the tensors that its frames held.
         if undo is not None:
             undo()
-        self._halve(int(batch.attention_mask_BT.sum()))
+        self._halve(int(batch.lengths_2B.sum()))
         return work(self.max_tokens)
 
     def _halve(self, num_tokens: int) -> None:

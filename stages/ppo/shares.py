@@ -26,6 +26,8 @@ def gather_experience(ranks: Ranks, experience: Experience) -> Experience:
     accelerator = ranks.accelerator
     gathered: dict[str, Tensor] = {}
     for field in fields(experience):
+        if field.name == "lengths_2B":  # found anew
+            continue
         tensor: Tensor = getattr(experience, field.name)
         dtype = tensor.dtype
         if tensor.ndim == 2:  # prompts are padded on the left

@@ -73,12 +73,12 @@ class Updater:
         sums = torch.zeros(len(_SUMS), device=device)
         start_deviation = torch.zeros((), device=device)
         norms: list[Tensor] = []
-        lengths_B = experience.attention_mask_BT.sum(dim=1).cpu()
+        lengths_B = experience.lengths_2B.sum(dim=0)
         minibatches = draw_minibatches(len(experience.finished_B), rules, seed)
         for number, rows_b in enumerate(minibatches):
             told(number, len(minibatches))
             share_b = deal(rows_b, lengths_B, self.ranks.index, self.ranks.count)
-            minibatch = experience.select(share_b.to(device))
+            minibatch = experience.select(share_b)
             if rules.early_stop_kl is not None and norms and not self.actor.can_drop_gradients:  # before the first step the KL is 0
                 looked = self._look_at_policy(minibatch)
                 if looked > rules.early_stop_kl:

@@ -33,7 +33,7 @@ def evaluate_tokens(
         logprobs_K, entropies_K = actor(row, predictors_K, temperature, True)
         values_K = critic(row, predictors_K)
         for figure_BR, figure_K in zip(figures_BR, (logprobs_K, values_K, entropies_K), strict=True):
-            figure_BR[rows_b, : part.response_mask_BR.shape[1]] = part.unpack(figure_K)
+            figure_BR[rows_b.to(figure_BR.device, non_blocking=True), : part.response_mask_BR.shape[1]] = part.unpack(figure_K)
     return figures_BR[0], figures_BR[1], figures_BR[2]
 
 
@@ -45,7 +45,8 @@ def compute_ref_logprobs(reference: Any, rollout: Rollout, temperature: float, m
         part = rollout.select(rows_b)
         row, predictors_K = part.pack()
         ref_logprobs_K, _ = reference(row, predictors_K, temperature)
-        ref_logprobs_BR[rows_b, : part.response_mask_BR.shape[1]] = part.unpack(ref_logprobs_K)
+        places_b = rows_b.to(ref_logprobs_BR.device, non_blocking=True)
+        ref_logprobs_BR[places_b, : part.response_mask_BR.shape[1]] = part.unpack(ref_logprobs_K)
     return ref_logprobs_BR
 
 
@@ -70,7 +71,7 @@ def compute_logprobs_of_answers(policy: Any, rankings: Rankings, temperature: fl
     device = next(policy.parameters()).device
     logprobs: list[Tensor] = []
     for row, done in pack_rankings(rankings, device):
-        starts_D, lengths_D, parents_D = row.starts_D.cpu(), row.lengths_D.cpu(), row.parents_D.cpu()
+        starts_D, lengths_D, parents_D = row.layout_3D
         lasts_D = starts_D + lengths_D - 1
         places = [torch.arange(start, start + length) for start, length in zip(starts_D.tolist(), lengths_D.tolist(), strict=True)]
         is_response_D = (parents_D >= 0).tolist()

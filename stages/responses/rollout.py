@@ -5,8 +5,8 @@ response tokens, response after response. Only these small per-token figures are
 Masks are True at a real token. A mask comes from lengths, never from comparing with the pad token: a policy may sample that.
 """
 
-from dataclasses import dataclass, fields
-from typing import Self
+from dataclasses import dataclass, field, fields
+from typing import Self, cast
 
 import torch
 from torch import Tensor
@@ -24,15 +24,20 @@ class Rollout:
     response_mask_BR: Tensor
     finished_B: Tensor  # True where the response ended with the configured stop token
     engine_logprobs_BR: Tensor  # of each token as the engine that sampled it computed it, float32; 0 outside the mask
+    # Real tokens of each prompt and each response, on the CPU, where rows are laid out: to ask a GPU for them would be to wait for it.
+    lengths_2B: Tensor = field(default=cast("Tensor", None), kw_only=True)
 
     def __post_init__(self) -> None:
+        if self.lengths_2B is None:  # pyright: ignore[reportUnnecessaryComparison]
+            lengths_2B = torch.stack([self.prompt_mask_BP.sum(dim=1), self.response_mask_BR.sum(dim=1)]).cpu()
+            object.__setattr__(self, "lengths_2B", lengths_2B)
         num_responses = len(self.finished_B)
         for ids, mask in ((self.prompt_ids_BP, self.prompt_mask_BP), (self.response_ids_BR, self.response_mask_BR)):
             if ids.shape != mask.shape or len(ids) != num_responses or mask.dtype != torch.bool:
                 raise ValueError(f"ids {tuple(ids.shape)} and mask {tuple(mask.shape)} {mask.dtype} do not fit {num_responses} responses")
         if self.engine_logprobs_BR.shape != self.response_ids_BR.shape:
             raise ValueError(f"engine_logprobs_BR is {tuple(self.engine_logprobs_BR.shape)}; needed: {tuple(self.response_ids_BR.shape)}")
-        if not bool(self.response_mask_BR.any(dim=1).all()):
+        if not bool(self.lengths_2B[1].all()):
             raise ValueError("a response has no token; every response needs at least one")
 
     @property
@@ -51,17 +56,18 @@ class Rollout:
         return self.response_mask_BR.sum(dim=1)
 
     def select(self, rows_b: Tensor) -> Self:
-        """Take some responses, without the columns that are padding in all of them."""
-        num_prompt_tokens = int(self.prompt_mask_BP[rows_b].sum(dim=1).max())
-        num_response_tokens = int(self.response_mask_BR[rows_b].sum(dim=1).max())
-        selected: dict[str, Tensor] = {}
-        for field in fields(self):
-            tensor = getattr(self, field.name)[rows_b]
-            if field.name.endswith("_BP"):
+        """Take some responses, without the columns that are padding in all of them; rows on the CPU."""
+        lengths_2b = self.lengths_2B[:, rows_b]
+        num_prompt_tokens, num_response_tokens = lengths_2b.max(dim=1).values.tolist()
+        rows_b = rows_b.to(self.prompt_ids_BP.device, non_blocking=True)
+        selected: dict[str, Tensor] = {"lengths_2B": lengths_2b}
+        for name in (each.name for each in fields(self) if each.name not in selected):
+            tensor = getattr(self, name)[rows_b]
+            if name.endswith("_BP"):
                 tensor = tensor[:, tensor.shape[1] - num_prompt_tokens :]
-            elif field.name.endswith("_BR"):
+            elif name.endswith("_BR"):
                 tensor = tensor[:, :num_response_tokens]
-            selected[field.name] = tensor
+            selected[name] = tensor
         return type(self)(**selected)
 
     def pack(self) -> tuple[PackedRow, Tensor]:
@@ -70,10 +76,17 @@ class Rollout:
         Returns:
             (row, predictors_K: index in the row of the token before each response token).
         """
-        attention_mask_BT = self.attention_mask_BT
-        row = lay_out(self.input_ids_BT[attention_mask_BT], attention_mask_BT.sum(dim=1))
-        in_response_BT = torch.cat([torch.zeros_like(self.prompt_mask_BP), self.response_mask_BR], dim=1)
-        return row, in_response_BT[attention_mask_BT].nonzero()[:, 0] - 1
+        prompts_B, responses_B = self.lengths_2B
+        lengths_B = prompts_B + responses_B
+        owners_N = torch.repeat_interleave(torch.arange(len(lengths_B)), lengths_B)
+        places_N = torch.arange(len(owners_N)) - (lengths_B.cumsum(0) - lengths_B)[owners_N]  # inside the document
+        # Padding is before the prompt and behind the response: a document lies in one piece, around the column where its response begins.
+        num_prompt_columns, num_columns = self.prompt_ids_BP.shape[1], self.prompt_ids_BP.shape[1] + self.response_ids_BR.shape[1]
+        index_N = owners_N * num_columns + num_prompt_columns - prompts_B[owners_N] + places_N
+        predictors_K = (places_N >= prompts_B[owners_N]).nonzero()[:, 0] - 1
+        device = self.prompt_ids_BP.device
+        ids_N = self.input_ids_BT.flatten()[index_N.to(device, non_blocking=True)]
+        return lay_out(ids_N, lengths_B), predictors_K.to(device, non_blocking=True)
 
     def unpack(self, values_K: Tensor) -> Tensor:
         """Put a figure of each response token where it belongs, [B, R]; 0 outside the mask."""
@@ -87,9 +100,9 @@ class Rollout:
             at_least: micro-batches, no more than there are responses.
 
         Returns:
-            The rows of each.
+            The rows of each, on the CPU.
         """
-        lengths_B = self.attention_mask_BT.sum(dim=1)
+        lengths_B = self.lengths_2B.sum(dim=0)
         rows_B = lengths_B.argsort(stable=True)
         micro_batches: list[Tensor] = []
         start, tokens = 0, 0

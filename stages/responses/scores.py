@@ -45,7 +45,7 @@ def score_rollout(scorer: Any, rollout: Rollout, micro_batches: list[Tensor]) ->
     scores_B = torch.zeros(len(rollout.finished_B), device=rollout.finished_B.device)
     for rows_b in micro_batches:
         row, _ = rollout.select(rows_b).pack()
-        scores_B[rows_b] = scorer(row)
+        scores_B[rows_b.to(scores_B.device, non_blocking=True)] = scorer(row)
     return scores_B
 
 
