@@ -20,8 +20,6 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
-import torch
-
 from data.chat import encode_prompts
 from data.schema import DataError, Message
 from stages.blocks import HardwareSettings
@@ -30,6 +28,7 @@ from stages.models.policy import load_policy
 from stages.models.reward_model import open_reward_model
 from stages.models.tokenizer import align_special_tokens, load_tokenizer
 from stages.process.dialogue import Lines, Say, hold_dialogue
+from stages.process.gpu import prepare_gpu
 from stages.responses.generation import generate_responses
 from stages.responses.judging import response_text
 from stages.responses.scores import score_rankings, score_texts
@@ -40,9 +39,11 @@ class Speaker:
 
     def __init__(self, path: str, precision: str) -> None:
         self.tokenizer: Any = load_tokenizer(path)
-        model: Any = load_policy(path, HardwareSettings.model_validate({"precision": precision}))
+        hardware = HardwareSettings.model_validate({"precision": precision})
+        prepare_gpu(hardware)
+        model: Any = load_policy(path, hardware)
         align_special_tokens(model, self.tokenizer)
-        self.model: Any = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        self.model: Any = model.eval()
 
     def encode(self, messages: Sequence[Message], max_tokens: int) -> tuple[list[int], int]:
         """Encode a conversation; returns its ids, and how many tokens the answer may have.

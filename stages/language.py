@@ -39,7 +39,8 @@ def load_learner(context: StageContext, settings: PretrainSettings | SFTSettings
         StageError: it cannot be opened, or is an adapter itself where another one shall stand on it.
     """
     spec = context.spec
-    model: Any = load_policy(spec.models["base"], spec.hardware, spec.revision, engine=choose_engine(context))
+    quantizes = bool(settings.lora and settings.lora.quantize)
+    model: Any = load_policy(spec.models["base"], spec.hardware, spec.revision, engine=choose_engine(context), on_cpu=quantizes)
     if tokenizer is not None:
         grow_embeddings(model, tokenizer)
         align_special_tokens(model, tokenizer)
@@ -91,7 +92,7 @@ def heldout_losses(model: Any, pairs: Sequence[EncodedPair], told: Told = lambda
         batch = pairs[run]
         row = pack([pair.prompt_ids + pair.response_ids for pair in batch], device=device)
         is_target_N = torch.zeros(len(row.ids_N), dtype=torch.bool)
-        for pair, start in zip(batch, row.starts_D.tolist(), strict=True):
+        for pair, start in zip(batch, row.layout_3D[0].tolist(), strict=True):
             # Nothing precedes a document's first token, so nothing can predict it.
             is_target_N[start + max(len(pair.prompt_ids), 1) : start + len(pair.prompt_ids) + len(pair.response_ids)] = True
         predictors_K = is_target_N.nonzero()[:, 0].to(device) - 1

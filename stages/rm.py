@@ -59,7 +59,8 @@ def main(context: StageContext) -> StageResult:
     counts = train_set.counts() | {f"held_out_{key}": value for key, value in held_out_set.counts().items()}
     comparisons, held_out = train_set.comparisons, held_out_set.comparisons
 
-    model: Any = init_reward_model(spec.models["sft"], spec.hardware, spec.seed, engine=choose_engine(context))
+    quantizes = bool(settings.lora and settings.lora.quantize)
+    model: Any = init_reward_model(spec.models["sft"], spec.hardware, spec.seed, engine=choose_engine(context), on_cpu=quantizes)
     align_special_tokens(model, tokenizer)
     if settings.lora:
         model = apply_lora(model, settings.lora, "SEQ_CLS", spec.hardware)

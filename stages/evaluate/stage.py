@@ -33,6 +33,7 @@ from stages.models.special_tokens import grow_embeddings
 from stages.models.tokenizer import align_special_tokens, load_tokenizer
 from stages.process.context import StageContext, describe_machine
 from stages.process.errors import StageError
+from stages.process.gpu import release_memory
 from stages.process.ranks import Ranks, join_ranks
 from stages.responses.engine import make_sampling
 from stages.responses.judging import response_text, write_samples
@@ -230,8 +231,7 @@ class Evaluator:
         self.context.note(f"not measured: {line}")
 
     def _free(self) -> None:
-        if self.ranks.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_memory(self.ranks.device)
 
 
 def _load_held_out(context: StageContext, evaluator: Evaluator) -> tuple[dict[RecordKind, TokenSet], dict[str, int]]:

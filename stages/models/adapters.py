@@ -9,12 +9,13 @@ from typing import Any, Literal
 from transformers import PreTrainedModel
 
 from stages.blocks import HardwareSettings, LoRASettings
-from stages.internals import find_refused_modules
+from stages.internals import find_refused_modules, skip_input_casts
 from stages.models.head import HEAD
 from stages.models.partition import gathered
 from stages.models.precision import freeze
 from stages.models.quantization import quantize_layers
 from stages.process.errors import StageError
+from stages.process.gpu import finds_gpu
 from stages.spec import ADAPTER_CONFIG, EXIT_USAGE, EXIT_VERIFICATION, MERGED_DIR
 
 
@@ -63,7 +64,14 @@ def apply_lora(
         ) from error
     refuse_tied_targets(adapted)
     _refuse_bypassed_targets(adapted)
+    settle_casts(adapted, hardware)
     return adapted
+
+
+def settle_casts(model: Any, hardware: HardwareSettings) -> None:
+    """Have adapters on a GPU compute in bfloat16 without a detour by float32, where the precision is that; to be done last."""
+    if finds_gpu(hardware) and hardware.computes_in_bfloat16:
+        skip_input_casts(model)
 
 
 def _refuse_bypassed_targets(model: Any) -> None:

@@ -52,7 +52,9 @@ def _cool(logits_KV: Tensor, temperature: float) -> Tensor:
     return logits_KV.float() if temperature == 1.0 else logits_KV.float() / temperature
 
 
-_MAX_LOGITS = 2**24  # logits held at a time (64 MB in float32); beyond it the head is computed in chunks, again in the backward pass
+# Logits held at a time, in float32 64 MB, and 1 GB on a GPU, where small products are slow; beyond it the head is computed in chunks,
+# again in the backward pass, and its gradient is added up chunk by chunk.
+_MAX_LOGITS, _MAX_LOGITS_ON_GPU = 2**24, 2**28
 
 
 def compute_token_logprobs(
@@ -89,7 +91,8 @@ def compute_token_logprobs(
     model = find_model(policy)
     head = functools.partial(compute_logits, model, own_head=ways_of(model).own_head)
     vocab_size = None if all_rows else get_num_tokens(policy)
-    size = max(1, _MAX_LOGITS // model.config.get_text_config().vocab_size)
+    most = _MAX_LOGITS_ON_GPU if row.ids_N.is_cuda else _MAX_LOGITS
+    size = max(1, most // model.config.get_text_config().vocab_size)
     recompute = torch.is_grad_enabled() and len(targets_K) > size
     logprobs: list[Tensor] = []
     entropies: list[Tensor] = []

@@ -22,15 +22,18 @@ from stages.models.policy import load_policy
 from stages.models.precision import autocast
 from stages.models.weights import load_weights
 from stages.process.engine import Engine
+from stages.process.gpu import prepare_gpu
 
 
-def init_reward_model(path: str, hardware: HardwareSettings, seed: int, *, engine: Engine | None = None) -> PreTrainedModel:
+def init_reward_model(
+    path: str, hardware: HardwareSettings, seed: int, *, engine: Engine | None = None, on_cpu: bool = False
+) -> PreTrainedModel:
     """Start a reward model from an SFT model: its backbone, and a scalar head drawn from N(0, 1/(d+1)) (N+ details, 10)."""
     if is_unmerged_adapter(Path(path)):
         # peft opens an adapter only on the kind of model that it was trained on: merge there, then take the backbone.
-        model: Any = put_head_on(load_policy(path, hardware, engine=engine))
+        model: Any = put_head_on(load_policy(path, hardware, engine=engine, on_cpu=on_cpu))
     else:
-        model = load_weights("SEQ_CLS", path, hardware, engine=engine, new_head=True)
+        model = load_weights("SEQ_CLS", path, hardware, engine=engine, new_head=True, on_cpu=on_cpu)
     head = model.get_submodule(HEAD)
     generator = torch.Generator().manual_seed(seed)
     std = 1 / math.sqrt(head.in_features + 1)
@@ -39,17 +42,19 @@ def init_reward_model(path: str, hardware: HardwareSettings, seed: int, *, engin
     return model
 
 
-def load_reward_model(path: str, hardware: HardwareSettings, *, engine: Engine | None = None) -> PreTrainedModel:
+def load_reward_model(path: str, hardware: HardwareSettings, *, engine: Engine | None = None, on_cpu: bool = False) -> PreTrainedModel:
     """Load a trained reward model; a head that is missing or of another shape is refused, never drawn anew."""
-    model = load_weights("SEQ_CLS", path, hardware, engine=engine)
+    model = load_weights("SEQ_CLS", path, hardware, engine=engine, on_cpu=on_cpu)
     model.calibration = read_calibration(path)
     return model
 
 
 def open_reward_model(path: str, precision: str) -> Any:
     """Open a reward model to be asked, on a GPU where there is one."""
-    model: Any = load_reward_model(path, HardwareSettings.model_validate({"precision": precision}))
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    hardware = HardwareSettings.model_validate({"precision": precision})
+    prepare_gpu(hardware)
+    model: Any = load_reward_model(path, hardware)
+    return model.eval()
 
 
 def load_reward_adapter(policy: PreTrainedModel, path: str) -> Any:

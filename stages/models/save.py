@@ -52,7 +52,7 @@ def save_merged(adapter: Path, tokenizer: Any, directory: Path, *, generates: bo
         generates: Whether it is a policy; else a reward model.
     """
     load = load_policy if generates else load_reward_model
-    merged = load(str(adapter), HardwareSettings.model_validate({"precision": "float32"}))
+    merged = load(str(adapter), HardwareSettings.model_validate({"device": "cpu", "precision": "float32"}))
     if generates:
         grow_embeddings(merged, tokenizer)
     align_special_tokens(merged, tokenizer)

@@ -24,6 +24,7 @@ from stages.models.probe import Ways, enable_packing, find_ways
 from stages.models.quiet import quiet
 from stages.process.engine import Engine
 from stages.process.errors import StageError
+from stages.process.gpu import find_device
 from stages.spec import ADAPTER_CONFIG, EXIT_MISSING, EXIT_USAGE, EXIT_VERIFICATION, MERGED_DIR
 
 
@@ -60,8 +61,12 @@ def load_weights(
     engine: Engine | None,
     new_head: bool = False,
     revision: str | None = None,
+    on_cpu: bool = False,
 ) -> Any:
     """Load safetensors weights in float32; an adapter is merged into its base; no parameter may be left to chance.
+
+    They go straight to where the stage computes: through the CPU's memory, eight processes would need eight models of it at once. What
+    is loaded in pieces, or `on_cpu` since less of it will stay, comes there later.
 
     Raises:
         StageError: the family's code computes in none of our ways (see stages.models.probe), or weights are missing.
@@ -71,6 +76,8 @@ def load_weights(
     config = open_pretrained(AutoConfig, path, revision=revision, **({"num_labels": 1} if task == "SEQ_CLS" else {}))
     ways = find_ways(config)
     model_class = find_classifier(config) if task == "SEQ_CLS" else AutoModelForCausalLM
+    place = find_device(hardware)
+    goes_straight = place.type != "cpu" and not on_cpu and not (engine and engine.shares_weights)
     with partitioned(engine):
         model, loading = open_pretrained(
             model_class,
@@ -81,6 +88,7 @@ def load_weights(
             use_safetensors=True,
             revision=revision,
             output_loading_info=True,
+            **({"device_map": {"": place}} if goes_straight else {}),
         )
     missing = {name for name in loading["missing_keys"] if not ((new_head or adapter) and name.startswith(f"{HEAD}."))}
     if missing or loading["mismatched_keys"]:

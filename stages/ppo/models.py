@@ -27,6 +27,7 @@ from stages.models.adapters import (
     find_backbone,
     find_model,
     make_lora_config,
+    settle_casts,
     share_weights,
 )
 from stages.models.compiling import compile_layers
@@ -65,22 +66,27 @@ def load_models(context: StageContext, settings: PPOSettings, tokenizer: Any) ->
     sft, rm, hardware = context.spec.models["sft"], context.spec.models["rm"], context.spec.hardware
     engine = choose_engine(context)
 
+    quantizes = bool(settings.lora and settings.lora.quantize)
+
     def open_policy() -> Any:
-        model = _quantize(load_policy(sft, hardware, engine=engine), settings, hardware)
+        model = _quantize(load_policy(sft, hardware, engine=engine, on_cpu=quantizes), settings, hardware)
         align_special_tokens(model, tokenizer)
         return model
 
     def open_reward_model() -> Any:
-        return _quantize(load_reward_model(rm, hardware, engine=engine), settings, hardware)
+        return _quantize(load_reward_model(rm, hardware, engine=engine, on_cpu=quantizes), settings, hardware)
 
     policy = open_policy()
     note_padding(context, policy)
     if settings.rollout.engine == "torch":
         note_decoding(context, policy)
     shares_weights = settings.lora is not None and settings.share_weights
-    ref_policy: Any = share_weights(policy) if shares_weights else open_policy()
+    # What does not learn is narrowed as soon as it is there, before the next model comes beside it.
+    ref_policy: Any = share_weights(policy) if shares_weights else precision.freeze(open_policy(), hardware)
     reward_adapter = find_reward_adapter(sft, rm) if shares_weights else None
     reward_model = load_reward_adapter(ref_policy, reward_adapter) if reward_adapter else open_reward_model()
+    if not shares_weights:
+        precision.freeze(reward_model, hardware)
     _require_one_vocabulary(context, ref_policy, reward_model)
     critic_source: Any = share_weights(reward_model) if shares_weights else open_reward_model()
     for frozen in (ref_policy, reward_model):
@@ -91,6 +97,8 @@ def load_models(context: StageContext, settings: PPOSettings, tokenizer: Any) ->
         torch.manual_seed(context.spec.seed)  # adapters start alike, however the models were loaded
         policy = apply_lora(policy, adapter, "CAUSAL_LM", hardware)
         put_adapter_into(critic_source, adapter, hardware)
+    for model in (critic_source, reward_model):
+        settle_casts(model, hardware)
     if shares_weights:
         base = _read_base(_adapter_directory(rm))
         why = f"an adapter on {base}, not on {sft}" if base else "no adapter (rm.lora makes it one)"

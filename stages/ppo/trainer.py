@@ -38,6 +38,7 @@ from stages.ppo.update import Updater, UpdateStats
 from stages.ppo.zero import ZeroLearner, partition_frozen
 from stages.process.context import Told
 from stages.process.engine import Engine
+from stages.process.gpu import release_memory
 from stages.process.ranks import Ranks
 from stages.process.seeds import derive_seed
 from stages.responses.engine import RolloutEngine, Sampling, TorchEngine, roll_out
@@ -127,6 +128,7 @@ class PPOTrainer:
         self._set_learning_rates()
         with timed(times_s, "rollout"):
             rollout = self._roll_out()
+            release_memory(self.ranks.device)  # of keys and values, to activations
         with timed(times_s, "score"):
             self.tell("scores", 0, len(rollout.finished_B))
             raw_scores_B, scores_B = self._score(rollout)

@@ -24,6 +24,7 @@ from stages.models.precision import autocast
 from stages.models.probe import ConfigKey, attempt, refuse
 from stages.process.context import StageContext, Told
 from stages.responses.by_generate import answer_by_generate
+from stages.responses.narrow import narrowed
 from stages.responses.rows import Rows
 from stages.responses.sampling import Response
 
@@ -93,8 +94,8 @@ def generate_responses(
     model.eval()
     try:
         # The precision is entered once, so that weights are cast once.
-        with autocast(find_backbone(model), next(model.parameters()).device), eagerly(model):
-            return _decode(decoding, model, prompts, uniforms_NS, frozenset(stop_token_ids), stops, temperature, greedy, max_rows, told)
+        with narrowed(model) as decoder, autocast(find_backbone(model), next(model.parameters()).device), eagerly(model):
+            return _decode(decoding, decoder, prompts, uniforms_NS, frozenset(stop_token_ids), stops, temperature, greedy, max_rows, told)
     finally:
         model.train(was_training)
 

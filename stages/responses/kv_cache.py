@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import Cache
 
 _BLOCK = 32  # columns allocated at once: the cache is copied once in so many steps instead of in each
+_SPARE = 128  # columns beyond the longest row in a cache that never grows: its rows are moved to its beginning once in so many steps
 
 
 class KVCache(Cache):
@@ -19,9 +20,17 @@ class KVCache(Cache):
     Call `open_rows` before each prefill and `open_column` before each step.
     """
 
-    def __init__(self, max_rows: int) -> None:
+    def __init__(self, max_rows: int, longest_row: int | None = None) -> None:
+        """Begin empty.
+
+        Args:
+            max_rows: at once.
+            longest_row: tokens of the longest row there will be. The cache then has room for it from the first prefill on: on a GPU
+                every larger block would leave one behind that nothing fits into. None: it grows, and stays as small as its rows are.
+        """
         super().__init__(layers=[])
         self.max_rows = max_rows
+        self.num_columns = None if longest_row is None else _round_up(longest_row + _SPARE)
         self.buffers: list[tuple[Tensor, Tensor]] = []  # keys_BHCD and values_BHCD per layer
         self.num_rows = 0
         self.first_column = 0  # columns from here to `end_column` are in use
@@ -93,11 +102,15 @@ class KVCache(Cache):
         device_type = states_BHQD.device.type
         # Rotary embeddings leave keys in float32 under autocast, and attention would cast all of them anew in every step.
         dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else states_BHQD.dtype
-        return states_BHQD.new_zeros(self.max_rows, heads, _round_up(self.end_column), size, dtype=dtype)
+        return states_BHQD.new_zeros(self.max_rows, heads, self.num_columns or _round_up(self.end_column), size, dtype=dtype)
 
     def _reallocate(self, gap: int) -> None:
-        """Move the columns in use to new buffers, where they start at column `gap`, with room for more."""
+        """Move the columns in use to where they start at column `gap`, into new buffers with room for more, unless these have it."""
         used, self.first_column, self.end_column = slice(self.first_column, self.end_column), gap, gap + self.width
+        if self.num_columns is not None:
+            for buffer_BHCD in (buffer for layer in self.buffers for buffer in layer):
+                buffer_BHCD[: self.num_rows, :, gap : self.end_column] = buffer_BHCD[: self.num_rows, :, used].clone()
+            return
         for index, layer in enumerate(self.buffers):
             keys_BHCD, values_BHCD = (buffer.new_zeros(*buffer.shape[:2], _round_up(self.end_column), buffer.shape[3]) for buffer in layer)
             for new_BHCD, old_BHCD in zip((keys_BHCD, values_BHCD), layer, strict=True):

@@ -54,7 +54,8 @@ class Rows:
         self.max_rows = max_rows
         self.told = told
         self.responses = [Response([], []) for _ in prompts]
-        self.cache = KVCache(min(max_rows, len(prompts)))
+        longest_row = max(map(len, prompts)) + uniforms_NS.shape[1] if self.device.type == "cuda" else None
+        self.cache = KVCache(min(max_rows, len(prompts)), longest_row)
         self.indices: list[int] = []  # prompt of each row
         self.alive: list[bool] = []
         self.num_sampled: list[int] = []  # tokens of each row, those behind a stop token included

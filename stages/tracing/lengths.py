@@ -6,7 +6,7 @@ from typing import Any
 from data.load import stream_records
 from data.reading import report_on
 from data.schema import RecordKind
-from data.texts import encode_documents
+from data.texts import encode_texts
 from data.tokens import encode_records
 from stages.spec import DataSource, DataSplits
 from stages.tracing.report import Lengths
@@ -31,7 +31,7 @@ def read_lengths(tokenizer: Any, kind: RecordKind, splits: DataSplits, limits: t
     count = len(first) + sum(1 for _ in records)
     held_out = _count(splits.eval, kind) if splits.eval else 0
     if kind == "texts":
-        documents, _ = encode_documents(tokenizer, first)
+        documents = [ids for each in encode_texts(tokenizer, first) for ids in each.responses]
         mean = sum(map(len, documents)) / max(len(documents), 1)
         return Lengths(records=count, held_out=held_out, prompt=0.0, response=mean, answers=1.0, most_answers=1)
     encoded = [each for each in encode_records(tokenizer, first, limits) if each.used]

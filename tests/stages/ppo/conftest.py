@@ -26,6 +26,7 @@ def make_trainer(tiny, ranks, plain_hardware):
         demonstrations=(),
         note=print,
         seed=3,
+        ranks=ranks,
         **settings,
     ):
         values = {
