@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data.holdout import find_places
-from data.load import split_records
-from data.schema import Comparison
+from data.holdout import find_places, hold_out, too_few
+from data.schema import Comparison, DataError
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def mix_parts(parts: Sequence[MixedPart], held_out: Sequence[Comparison] | None,
     for part in parts:
         own, own_held_out = part.train, part.held_out
         if own_held_out is None and held_out is None:
-            own, own_held_out = split_records(part.train, eval_fraction, seed, where=part.name, kind="comparisons")
+            own, own_held_out = split_comparisons(part.train, eval_fraction, seed, part.name)
         train[part.name] = own
         kept += _name(part.name, own_held_out or ())
     if held_out is not None:
@@ -70,6 +69,27 @@ def mix_parts(parts: Sequence[MixedPart], held_out: Sequence[Comparison] | None,
             left_out[name] = left_out.get(name, 0) + 1
     stays = [replace_source(name, record) for (name, record), leaks in zip(named, is_kept, strict=True) if not leaks]
     return Mixed(stays, kept, left_out)
+
+
+def split_comparisons(records: Sequence[Comparison], share: float, seed: int, where: str) -> tuple[list[Comparison], list[Comparison]]:
+    """Hold out whole conversations, as stages do it; returns (to train on, held out), each in their old order.
+
+    Args:
+        records: Of one list.
+        share: Of conversations to hold out.
+        seed: Another one holds out other ones.
+        where: The list, for messages.
+
+    Raises:
+        DataError: Too little can be used to hold something out.
+    """
+    usable = np.array([record.has_pair for record in records])
+    sources = np.array([record.source for record in records])
+    held_out = hold_out(find_places([record.prompt for record in records], seed), usable, sources, share)
+    if held_out is None:
+        raise DataError([too_few(where, "comparisons", len(records))])
+    train = [record for record, is_held_out in zip(records, held_out, strict=True) if not is_held_out]
+    return train, [record for record, is_held_out in zip(records, held_out, strict=True) if is_held_out]
 
 
 def replace_source(name: str, record: Comparison) -> Comparison:

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 
 from data.schema import RecordKind
 from pipeline.cost.amounts import Amount, Lengths, count_answers, count_training, count_update
-from stages.settings import EvaluateSettings, PPOSettings, PretrainSettings, RMSettings, SFTSettings, StageSettings
+from stages.evaluate_settings import EvaluateSettings
+from stages.sample_settings import SampleSettings
+from stages.settings import PPOSettings, PretrainSettings, RMSettings, SFTSettings, StageSettings
 
 Parts = dict[str, Amount]
 _SFT_ROWS = 64  # held-out prompts that SFT answers at once
@@ -23,6 +25,8 @@ def list_parts(settings: StageSettings, lengths: Mapping[RecordKind, Lengths], l
         return _list_ppo(settings, lengths, limits, processes)
     if isinstance(settings, EvaluateSettings):
         return _list_evaluate(settings, lengths, limits, processes)
+    if isinstance(settings, SampleSettings):
+        raise ValueError("sample is no stage of a run")
     kind: RecordKind = (
         "comparisons" if isinstance(settings, RMSettings) else "texts" if isinstance(settings, PretrainSettings) else "demonstrations"
     )

@@ -12,10 +12,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-import numpy as np
-
 from data.fingerprint import fingerprint
-from data.holdout import find_places, hold_out, too_few
+from data.mix import split_comparisons
 from data.records import parse_row
 from data.schema import Comparison, DataError, Problem
 from pipeline.inputs.records import read_data
@@ -69,7 +67,7 @@ def publish_rankings(
     if not any(record.has_pair for record in rows):
         found = f"found {count(len(rows), 'ranking')}, none of which prefers an answer to another"
         raise DataError([Problem(str(place.journal), "", f"{found}; needed some that do; rank more, or see --by")])
-    train, eval_side = _split(list(rows), held_out, str(place.journal))
+    train, eval_side = split_comparisons(list(rows), held_out, _SPLIT_SEED, str(place.journal))
     sides: dict[str, Sequence[Comparison]] = {TRAIN_FILE: train, EVAL_FILE: eval_side}
     metrics, intervals = _measure(summary)
     parents = [Parent(ref=place.artifact.ref, content_id=place.artifact.content_id)] if place.artifact else []
@@ -103,17 +101,6 @@ def publish_rankings(
     _list_records(store, published)
     withdraw_if_forgotten(store, published)
     return PublishedRankings(published, is_old=False)
-
-
-def _split(records: Sequence[Comparison], share: float, where: str) -> tuple[list[Comparison], list[Comparison]]:
-    """Hold out whole conversations, the same in all rankings."""
-    usable = np.array([record.has_pair for record in records])
-    sources = np.array([record.source for record in records])
-    held_out = hold_out(find_places([record.prompt for record in records], _SPLIT_SEED), usable, sources, share)
-    if held_out is None:
-        raise DataError([too_few(where, "comparisons", len(records))])
-    train = [record for record, is_held_out in zip(records, held_out, strict=True) if not is_held_out]
-    return train, [record for record, is_held_out in zip(records, held_out, strict=True) if is_held_out]
 
 
 def tell_published(published: PublishedRankings) -> str:

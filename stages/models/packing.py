@@ -81,13 +81,15 @@ class PackedRow:
 
     @functools.cached_property
     def _grouped(self) -> tuple[list[DocumentGroup], Tensor]:
-        groups, places_N = _group(*self.layout_3D.unbind(), len(self.ids_N))
+        starts_D, lengths_D, parents_D = self.layout_3D
+        groups, places_N = _group(starts_D, lengths_D, parents_D, len(self.ids_N))
         return [_move(group, self.ids_N.device) for group in groups], _move(places_N, self.ids_N.device)
 
     @functools.cached_property
     def spans(self) -> Spans:
         """The documents one after the other."""
-        return _move(make_spans(*self.layout_3D.unbind(), len(self.ids_N)), self.ids_N.device)
+        starts_D, lengths_D, parents_D = self.layout_3D
+        return _move(make_spans(starts_D, lengths_D, parents_D, len(self.ids_N)), self.ids_N.device)
 
 
 def pack(documents: Sequence[Sequence[int]], parents: Sequence[int] | None = None, device: torch.device | None = None) -> PackedRow:
@@ -146,8 +148,10 @@ def lay_out(ids_N: Tensor, lengths_D: Tensor, parents_D: Tensor | None = None) -
     owners_N = torch.repeat_interleave(torch.arange(len(lengths_D)), lengths_D)
     positions_N = F.pad(torch.arange(num_tokens) - starts_D[owners_N] + offsets_D[owners_N], (0, len(ids_N) - num_tokens))
     layout_3D = torch.stack([starts_D, lengths_D, parents_D])
-    positions_N, starts_D, lengths_D, parents_D = (_move(tensor, ids_N.device) for tensor in (positions_N, starts_D, lengths_D, parents_D))
-    return PackedRow(ids_N, positions_N, starts_D, lengths_D, parents_D, layout_3D)
+    device = ids_N.device
+    return PackedRow(
+        ids_N, _move(positions_N, device), _move(starts_D, device), _move(lengths_D, device), _move(parents_D, device), layout_3D
+    )
 
 
 def _group(starts_D: Tensor, lengths_D: Tensor, parents_D: Tensor, num_tokens: int) -> tuple[list[DocumentGroup], Tensor]:

@@ -2,8 +2,7 @@
 
 import pytest
 
-from data.load import split_records
-from data.mix import MixedPart, count_passes, mix_parts, part_of
+from data.mix import MixedPart, count_passes, mix_parts, part_of, split_comparisons
 from data.schema import Comparison, DataError, Message
 
 
@@ -22,7 +21,7 @@ ROUND = MixedPart("rankings@v1", [ask(n, "mail") for n in range(100, 110)], [ask
 
 def test_a_source_without_a_list_of_its_own_holds_out_what_it_would_alone():
     mixed = mix_parts([MixedPart("base", BASE), ROUND], None, 0.2, seed=3)
-    train, held_out = split_records(BASE, 0.2, 3)
+    train, held_out = split_comparisons(BASE, 0.2, 3, "base")
     assert asked(mixed.train) == asked([*train, *ROUND.train]) and asked(mixed.held_out) == asked([*held_out, *ROUND.held_out])
     assert {record.source for record in mixed.train} == {"base", "rankings@v1/mail"}
     assert {part_of(record.source) for record in mixed.held_out} == {"base", "rankings@v1"}
