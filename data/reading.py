@@ -15,7 +15,7 @@ from data.formats.format import Format, Row, rename_root
 from data.formats.table import ALL_COLUMNS, DOCUMENT, OWN, choose_format, recognise
 from data.formats.transcript import TRANSCRIPT
 from data.formats.turns import unwrap
-from data.records import LEARNING, is_learnt, parse_row
+from data.records import LEARNING, count_opening, is_learnt, parse_row
 from data.rows import SourceLike, read_rows
 from data.schema import KINDS, Comparison, DataError, Problem, Record, RecordKind
 
@@ -29,6 +29,7 @@ UNREAD: dict[str, tuple[RecordKind, ...]] = {"tools": KINDS, "margin": ("compari
 LABELS = ("label", "kto_tag")  # false: the answer is a bad one (TRL's unpaired preferences, LLaMA-Factory's KTO)
 BAD = "rows whose label says that the answer is a bad one, left out"
 CONTEXT = "answers marked as not to be learnt (weight: 0, train: false)"
+OPENING = "answers before the user's first message, which are context alone"
 UNANSWERED = "conversations of which what follows the last answer is not read"
 IDENTICAL = "comparisons with identical answers, which make no pair"
 
@@ -200,11 +201,13 @@ def _count(row: Columns, kind: RecordKind) -> dict[str, int]:
     unread = sorted({key for turn in turns for key, value in turn.items() if not _is_read(key, value)})
     own = [turn for item in as_list(row.get("messages")) or () if (turn := as_object(item)) is not None and kind == "demonstrations"]
     context = sum(turn.get("role") == "assistant" and not is_learnt(turn) for turn in own)
+    opening = sum(turn.get("role") == "assistant" for turn in own[: count_opening(list(own))])
     answered = kind == "prompts" and "prompt" not in row and turns and turns[-1].get("role") == "assistant"
     return {
         **({PARTS: 1} if any(isinstance(turn.get("content"), list) for turn in turns) else {}),
         **({ANSWERED: 1} if answered else {}),
         **({CONTEXT: context} if context else {}),
+        **({OPENING: opening} if opening else {}),
         **({UNANSWERED: 1} if own and own[-1].get("role") != "assistant" else {}),
         **({f"records with fields of messages that are not read ({', '.join(unread)[:60]})": 1} if unread else {}),
     }

@@ -53,12 +53,20 @@ def _parse_demonstrations(columns: Columns) -> list[Demonstration]:
         answers = [(turn, message.content) for turn, message in enumerate(messages[added:]) if message.role == "assistant"]
         if not answers:
             raise FieldError("messages", "found no assistant message; needed at least one; add the answer")
+        opening = count_opening(turns)
+        answers = [answer for answer in answers if answer[0] >= opening] or answers
         return [
             Demonstration(_check_prompt(messages[: added + turn], f"messages[:{turn}]"), check_text(answer, f"messages[{turn}].content"))
             for turn, answer in answers
             if is_learnt(turns[turn])
         ]
     raise _missing(columns, "completion" if "prompt" in columns else "prompt", "prompt and completion, or messages; add it")
+
+
+def count_opening(turns: list[object]) -> int:
+    """Count the messages before the user's first one: an assistant's among them, a greeting, answer nothing and are context alone."""
+    roles = [(as_object(turn) or {}).get("role") for turn in turns]
+    return next((place for place, role in enumerate(roles) if role in ("user", "tool")), 0)
 
 
 def is_learnt(turn: object) -> bool:
@@ -250,6 +258,7 @@ def _parse_ranks(value: object, num_completions: int) -> tuple[int, ...]:
         raise FieldError(
             "ranks", f"{len(ranks)} ranks for {num_completions} completions; needed equal numbers; give one rank per completion"
         )
+    ranks = [int(rank) if isinstance(rank, float) and rank.is_integer() else rank for rank in ranks]  # pandas writes 1.0
     for i, rank in enumerate(ranks):
         if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
             raise FieldError(f"ranks[{i}]", f"found {describe(rank)}; needed a whole number from 1 (best); correct it")
@@ -264,6 +273,9 @@ def _require(columns: Columns, name: str, needed: str) -> object:
 
 def _missing(columns: Columns, name: str, needed: str) -> FieldError:
     """Name the missing column; of a row that has others than ours, also those that it has."""
+    if len(columns) == 1 and (inner := as_list(next(iter(columns.values())))) and as_object(inner[0]) is not None:
+        found = f"found one object, whose {next(iter(columns))[:40]} is a list of {len(inner):,} objects"
+        return FieldError(name, f"missing; {found}; needed {needed}; if they are the records, write that list alone")
     if columns.keys() - set(OWN_COLUMNS):
         found = ", ".join(list(columns)[:6])[:120]
         return FieldError(name, f"missing; found {found}; needed {needed}, or say by columns: which is which")

@@ -13,12 +13,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
+from data.file_kinds import FILE_FORMATS, OTHER_FILES, TEXT_FILE, find_other_content
 from data.schema import DataError, Problem, first_line
 
 MAX_LINE_BYTES = 10_000_000
-TEXT_FILE = ".txt"
-FILE_FORMATS = (".jsonl", ".jsonl.gz", ".json", ".parquet", TEXT_FILE)
-OTHER_FILES = (".csv", ".tsv", ".arrow", ".gz", ".zip")  # surely no dataset ids: never looked up on a hub
 
 Row = tuple[str, object]  # where, the decoded value
 Report = Callable[[Problem], None]
@@ -89,7 +87,10 @@ def _read_file(path: Path, wanted: Sequence[str], report: Report, *, whole_texts
     try:
         if name.endswith(".parquet"):
             yield from _read_parquet(path, wanted)
-        elif name.endswith(TEXT_FILE) and whole_texts:
+            return
+        if not name.endswith(".gz") and (found := find_other_content(path)):
+            raise _cannot_read(str(path), f"found {found}")
+        if name.endswith(TEXT_FILE) and whole_texts:
             text = _decode(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), str(path), report)
             yield from () if text is None else [(str(path), {"text": text})]
         elif name.endswith(".gz"):

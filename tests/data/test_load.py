@@ -354,3 +354,50 @@ def test_a_text_that_is_none_is_told_with_its_line(write_lines, tmp_path, source
 )
 def test_a_text_is_split_between_paragraphs_else_between_lines(text, fraction, parts):
     assert split_text(text, fraction) == parts
+
+
+def test_an_assistant_that_speaks_first_is_context_and_counted(write_lines):
+    opening = [{"role": "assistant", "content": "How can I help?"}, USER, ANSWER]
+    turns = [{"from": "gpt", "value": "How can I help?"}, {"from": "human", "value": "Hi?"}, {"from": "gpt", "value": "Hello."}]
+    for row in (
+        {"messages": opening},
+        {"messages": [{"role": "system", "content": "s"}, *opening]},
+        {"conversations": turns, "system": "s"},
+    ):
+        reports = []
+        (record,) = load_records(write_lines(row), "demonstrations", 0, reports)
+        assert [message.role for message in record.prompt][-2:] == ["assistant", "user"] and record.completion != "How can I help?"
+        assert reports[0].line().endswith("; 1 answers before the user's first message, which are context alone")
+    assert problems_of(write_lines({"messages": opening[:2]}), "demonstrations") == [
+        "records.jsonl:1: messages[:0]: found no message before the answer; needed a user's message; add it"
+    ]
+
+
+def test_whole_ranks_that_are_written_as_decimals_are_ranks(write_lines):
+    (record,) = load_records(write_lines({"prompt": "Q", "completions": ["a", "b"], "ranks": [2.0, 1.0]}), "comparisons")
+    assert record.ranks == (2, 1) and all(isinstance(rank, int) for rank in record.ranks)
+    assert (
+        "found 1.5 (a number)" in problems_of(write_lines({"prompt": "Q", "completions": ["a", "b"], "ranks": [1.5, 1]}), "comparisons")[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (gzip.compress(b'{"prompt": "Hi"}'), "found gzip data; needed text; give its name the ending .jsonl.gz"),
+        (b"PAR1....", "found a Parquet file; needed text; give its name the ending .parquet"),
+        (b"PK\x03\x04...", "found a zip archive; needed text; unpack it"),
+        ('{"prompt": "Hi"}'.encode("utf-16"), "found UTF-16 text; needed UTF-8 text; save the file as UTF-8"),
+    ],
+)
+def test_a_file_that_is_not_what_its_name_says_is_told_as_what_it_is(tmp_path, source, content, found):
+    (tmp_path / "records.jsonl").write_bytes(content)
+    assert problems_of(source(tmp_path / "records.jsonl"), "prompts") == [f"records.jsonl: {found}"]
+
+
+def test_records_inside_of_an_object_are_told_as_such(tmp_path, source):
+    (tmp_path / "all.json").write_text('{"data": [{"prompt": "a"}, {"prompt": "b"}]}')
+    assert problems_of(source(tmp_path / "all.json"), "prompts") == [
+        "all.json:1: prompt: missing; found one object, whose data is a list of 2 objects; needed a prompt, or messages; add it; if they "
+        "are the records, write that list alone"
+    ]
