@@ -77,20 +77,33 @@ class TokenFile:
         self._path = path
         reader: Any = arrow.ipc.open_file(arrow.memory_map(str(path)))
         self._batches: list[Any] = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-        self._lists = [{name: _view_lists(batch.column(name)) for name in ("ids", "lengths", "ranks")} for batch in self._batches]
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
         self._table: Any = arrow.Table.from_batches(self._batches, schema=reader.schema)
         self.used: NDArray[np.bool_] = self._table["used"].to_numpy()
         self.cut: NDArray[np.bool_] = self._table["cut"].to_numpy()
-        self.answers: NDArray[np.int32] = self._table["answers"].to_numpy()
-        self.dropped: NDArray[np.int32] = self._table["dropped"].to_numpy()
-        self.repeated: NDArray[np.int32] = self._table["repeated"].to_numpy()
 
     def __reduce__(self) -> tuple[type["TokenFile"], tuple[Path]]:
         return TokenFile, (self._path,)  # `datasets` pickles what a row is read by, to name a dataset: not the ids, please
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    # Counts are read from the disk whenever they are asked for: a million records would hold 12 MB of them in every process.
+
+    @property
+    def answers(self) -> NDArray[np.int32]:
+        """How many answers each record has, used or not."""
+        return self._table["answers"].to_numpy()
+
+    @property
+    def dropped(self) -> NDArray[np.int32]:
+        """How many of them are too long."""
+        return self._table["dropped"].to_numpy()
+
+    @property
+    def repeated(self) -> NDArray[np.int32]:
+        """How many of them begin with what the prompt ends with."""
+        return self._table["repeated"].to_numpy()
 
     @property
     def control(self) -> NDArray[np.bool_]:
@@ -99,7 +112,7 @@ class TokenFile:
 
     def count_tokens(self) -> NDArray[np.int64]:
         """Count the tokens of each record, of prompt and responses together."""
-        return np.concatenate([np.zeros(0, np.int64), *(np.diff(lists["ids"][0]) for lists in self._lists)])
+        return np.concatenate([np.zeros(0, np.int64), *(np.diff(_view_lists(batch.column("ids"))[0]) for batch in self._batches)])
 
     def documents(self, row: int) -> list[list[int]]:
         """Return the ids of a record's prompt, and of each of its responses."""
@@ -135,7 +148,7 @@ class TokenFile:
 
     def _read_list(self, name: str, row: int) -> NDArray[np.int32]:
         batch = int(np.searchsorted(self._starts, row, side="right")) - 1
-        offsets, values = self._lists[batch][name]
+        offsets, values = _view_lists(self._batches[batch].column(name))
         place = row - self._starts[batch]
         return values[offsets[place] : offsets[place + 1]]
 

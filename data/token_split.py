@@ -39,7 +39,8 @@ class TokenSet:
     @property
     def used(self) -> RowNumbers:
         """The rows that can be trained and evaluated on."""
-        return self.rows[self.file.used[self.rows]]
+        is_used = self.file.used[self.rows]
+        return self.rows if is_used.all() else self.rows[is_used]
 
     @property
     def pairs(self) -> TokenRows[EncodedPair]:
@@ -123,7 +124,7 @@ def load_places(directory: Path, file: TokenFile, seed: int, texts: Iterable[str
     """
     kept = directory / f"places-{seed}.npy"
     with suppress(OSError, ValueError, EOFError):
-        places: Places = np.load(kept)
+        places: Places = np.load(kept, mmap_mode="r")
         if places.shape == (len(file),):
             return places
     places = find_places(file.prompts() if texts is None else texts, seed)

@@ -21,7 +21,7 @@ def make_rows(count: int, read: Callable[[int], Row]) -> Dataset:
         rows = [read(number) for number in numbers["row"]]
         return {name: [row[name] for row in rows] for name in rows[0]}
 
-    return Dataset.from_dict({"row": np.arange(count)}).with_transform(read_all)
+    return Dataset.from_dict({"row": np.arange(count, dtype=np.int32)}).with_transform(read_all)
 
 
 def pack_rows(rows: Dataset, lengths: NDArray[np.int64], max_length: int, strategy: str, directory: Path) -> Dataset:

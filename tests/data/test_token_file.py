@@ -84,6 +84,18 @@ def test_nothing_is_held_of_rows_that_were_read(make):
     assert peak < 200_000  # the ids of one record are 80 kB as Python's numbers, those of all 8 MB as they lie in the file
 
 
+def test_of_each_record_a_process_holds_two_flags_and_its_row_number(make, tmp_path):
+    make([Prompt(user(f"{i}")) for i in range(8_000)])
+    load_places(tmp_path / "tokens", open_tokens(tmp_path / "tokens"), 3)
+    tracemalloc.start()
+    file = open_tokens(tmp_path / "tokens")
+    train, _ = split_tokens("prompts", file, load_places(tmp_path / "tokens", file, 3), 0.05, "file.jsonl")
+    train.counts()
+    rows, held = train.used, tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert rows is train.rows and held < 8_000 * (2 + 8) + 50_000  # and 16 batches
+
+
 def test_a_file_is_pickled_as_its_place(make):
     file = make([Demonstration(user("x" * 5000), "ab") for _ in range(200)])
     rows = TokenRows(file, np.arange(len(file)), read_pair)
