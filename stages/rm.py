@@ -12,6 +12,7 @@ from torch import Tensor
 
 from data.mix import count_passes, part_of
 from data.token_file import TokenRows
+from data.token_split import TokenSet
 from data.tokens import EncodedComparison
 from stages.family import check_lora
 from stages.models.adapters import apply_lora, find_model, require_adapter_base
@@ -93,7 +94,7 @@ def main(context: StageContext) -> StageResult:
             context.warn("chance", find_chance(accuracy, interval))
             context.warn("too_good", find_too_good(accuracy, interval))
             if context.is_main:
-                write_samples(spec.output_dir / SAMPLES_FILE, _sample_rows(tokenizer, held_out, calibration.apply(logits)))
+                write_samples(spec.output_dir / SAMPLES_FILE, make_sample_rows(tokenizer, held_out_set, calibration.apply(logits)))
         facts = read_facts(model, tokenizer, spec.models["sft"])
         if context.is_main:
             context.progress("saving", 0, 0)
@@ -182,11 +183,12 @@ def report_ranking(scores_N: Tensor, comparisons: Sequence[EncodedComparison]) -
     return metrics, intervals
 
 
-def _sample_rows(tokenizer: Any, comparisons: Sequence[EncodedComparison], scores: Tensor) -> list[dict[str, Any]]:
+def make_sample_rows(tokenizer: Any, held_out: TokenSet, scores: Tensor) -> list[dict[str, Any]]:
+    """Write the first held-out comparisons as rows of samples: prompts as people wrote them, without what a template writes around."""
     rows: list[dict[str, Any]] = []
     remaining = iter(scores.tolist())
-    for item in comparisons[:_SAMPLED_COMPARISONS]:
-        prompt = response_text(tokenizer, item.prompt_ids)
+    for row, item in zip(held_out.used[:_SAMPLED_COMPARISONS].tolist(), held_out.comparisons, strict=False):
+        prompt = held_out.file.prompt(row)[-1].content
         for response, rank in zip(item.responses, item.ranks, strict=True):
             rows.append({"prompt": prompt, "response": response_text(tokenizer, response), "rank": rank, "score": next(remaining)})
     return rows

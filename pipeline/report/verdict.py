@@ -221,7 +221,8 @@ def _tell_ppo(metrics: Mapping[str, float], counts: Mapping[str, int], answered:
         start, end, interval = metrics.get(f"eval/start/{name}"), metrics.get(f"eval/sampled/{name}"), intervals.get(f"eval/sampled/{name}")
         if start is not None and end is not None:
             known = known or interval is not None
-            bounds = f" ({_write_short(interval.low)} to {_write_short(interval.high)})" if interval else ""
+            chance = ", which may be chance" if interval and interval.low <= start <= interval.high else ""
+            bounds = f" ({_write_short(interval.low)} to {_write_short(interval.high)}{chance})" if interval else ""
             told.append(f"{label} went from {_write_short(start)} to {_write_short(end)}{bounds}")
     if not told:
         return ""

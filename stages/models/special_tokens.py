@@ -81,7 +81,7 @@ def settle_pad_token(tokenizer: Any, num_rows: int) -> str:
     if found:
         token, what = found
         _set_token(tokenizer, "pad_token", token)
-        return f"{what} of the vocabulary: the tokenizer has no pad token of its own"
+        return f"{what}, since the tokenizer has no pad token of its own"
     vocabulary = tokenizer.get_vocab()
     name = next(name for name in ("<|pad|>", "<|padding|>", "<|rlhf_pad|>") if name not in vocabulary)
     _set_token(tokenizer, "pad_token", name)

@@ -228,4 +228,5 @@ def describe_machine(context: StageContext) -> dict[str, Any]:
 
 def device_name(context: StageContext) -> str:
     """Name the device for people: the GPU's model or `cpu`."""
-    return torch.cuda.get_device_name() if uses_gpu(context) else f"cpu ({torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    return torch.cuda.get_device_name() if uses_gpu(context) else f"cpu ({threads} thread{'s' * (threads != 1)})"

@@ -7,18 +7,20 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from data.fingerprint import fingerprint
 from data.identity import FORGOTTEN_FILE, SECRET_FILE, Forgotten, ask_for, make_secret, render_forgotten
 from data.load import load_records
-from data.schema import DataError, Demonstration, Message, Prompt
+from data.schema import Comparison, DataError, Demonstration, Message, Prompt
 from data.system import watched
-from data.token_maker import TOKENS_FILE, open_tokens
+from data.token_maker import TOKENS_FILE, make_tokens, open_tokens
 from data.token_split import take_all
-from data.tokens import encode_comparisons, encode_demonstrations
+from data.tokens import encode_comparisons, encode_demonstrations, encode_records
 from stages.blocks import TokenSettings
 from stages.models.tokenizer import load_tokenizer
 from stages.process.context import StageContext
+from stages.rm import make_sample_rows
 from stages.spec import DataSource, DataSplits, TokensSpec
 from stages.tokens import load_tokens, make_all, open_sides
 
@@ -255,3 +257,18 @@ def test_stages_learn_from_records_as_the_pipeline_reads_them_without_what_was_f
     spec = spec.model_copy(update=treated | {"fingerprints": {"demonstrations": {"train": fingerprint(expected)}}})
     (directory,) = make_all(spec)["directories"]
     assert list(take_all("demonstrations", open_tokens(Path(directory))).pairs) == encode_demonstrations(tokenizer, expected, LIMITS)[0]
+
+
+def test_samples_of_a_reward_model_show_prompts_without_what_a_template_writes_around_them(tmp_path, tokenizer):
+    tokenizer.chat_template = "You are a robot. user {{ messages[0]['content'] }} assistant "
+    records = [Comparison((Message("user", f"Say {i}"),), ("a", "b"), (2, 1)) for i in range(3)]
+    placed = [("file.jsonl:1", record) for record in records]
+    given = {"expected": fingerprint(records), "workers": 1, "progress": lambda count: None}
+    assert make_tokens(tmp_path / "made", lambda: placed, lambda chunk: encode_records(tokenizer, chunk, LIMITS), **given)
+    held_out = take_all("comparisons", open_tokens(tmp_path / "made"))
+    rows = make_sample_rows(tokenizer, held_out, torch.arange(6.0))
+    assert [(row["prompt"], row["response"], row["rank"], row["score"]) for row in rows[:3]] == [
+        ("Say 0", "a", 2, 0.0),
+        ("Say 0", "b", 1, 1.0),
+        ("Say 1", "a", 2, 2.0),
+    ]

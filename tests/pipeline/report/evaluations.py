@@ -255,7 +255,7 @@ def publish_line(store, publish, *, counts=None, ppo_metrics=None, metric_rows=N
         metrics={"eval/loss": 0.33},
         packages={"torch": "2.13.0"},
         duration_s=48.8,
-        device="cpu (1 threads)",
+        device="cpu (1 thread)",
         precision="float32",
     )
     parents = [Parent(ref=sft.ref, content_id=sft.content_id)]
