@@ -1,11 +1,13 @@
 """A tokenizer that can carry the token stream: settled when a base model is opened, then read from each artifact as it is."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from data.schema import DataError
 from data.template_check import require_ends, require_special_tokens
 from data.turns import begins_with_prompt, find_openings
 from stages.blocks import TokenSettings
@@ -55,8 +57,14 @@ def settle_tokenizer(path: str, tokens: TokenSettings, revision: str | None = No
         DataError: The chat template does not render, or text turns into the end token.
     """
     tokenizer = open_pretrained(AutoTokenizer, path, revision=revision)
-    require_ends(tokenizer, lambda: _settle(tokenizer, path, tokens, revision))
-    return tokenizer, _settle(tokenizer, path, tokens, revision)
+    try:
+        require_ends(tokenizer, lambda: _settle(tokenizer, path, tokens, revision))
+        return tokenizer, _settle(tokenizer, path, tokens, revision)
+    except DataError as error:  # a template of the user's own is not the base model's fault
+        own = Path(tokens.chat_template).is_absolute()
+        raise DataError(
+            [replace(p, where=tokens.chat_template) if own and p.field == "chat_template" else p for p in error.problems]
+        ) from None
 
 
 def _settle(tokenizer: Any, path: str, tokens: TokenSettings, revision: str | None) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as arrow
 from datasets import Dataset, Features, List, Value
 from numpy.typing import NDArray
 from trl.data_utils import pack_dataset
@@ -50,19 +51,21 @@ def pack_rows(rows: Dataset, lengths: NDArray[np.int64], max_length: int, strate
     return make_rows(len(starts) - 1, read)
 
 
-def _pack_lengths(lengths: NDArray[np.int64], max_length: int, strategy: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _pack_lengths(lengths: NDArray[np.int64], max_length: int, strategy: str) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Have TRL pack stand-ins of the same lengths that hold their own number; returns (numbers of all bins, where each bin begins)."""
-    numbers: list[NDArray[np.int64]] = []
-    sizes: list[int] = []
+    numbers: list[NDArray[np.int32]] = []
+    sizes: list[NDArray[np.int32]] = [np.zeros(1, np.int32)]
     for first in range(0, len(lengths), _PROXY_ROWS):
         own = lengths[first : first + _PROXY_ROWS]
-        stand_ins = Dataset.from_dict({"input_ids": [np.full(length, first + i, np.int32) for i, length in enumerate(own)]})
-        packed: Any
-        for packed in pack_dataset(stand_ins, max_length, strategy).with_format("numpy"):
-            ends = packed["seq_lengths"].cumsum()
-            numbers.append(packed["input_ids"][ends - 1].astype(np.int64))
-            sizes.append(len(ends))
-    return np.concatenate(numbers), np.cumsum([0, *sizes])
+        ids = np.repeat(np.arange(first, first + len(own), dtype=np.int32), own)
+        offsets = np.cumsum([0, *own], dtype=np.int32)
+        stand_ins = Dataset(arrow.table({"input_ids": arrow.ListArray.from_arrays(offsets, ids)}))
+        packed: Any = pack_dataset(stand_ins, max_length, strategy).with_format("arrow")[:]
+        members, tokens = (packed[name].combine_chunks() for name in ("seq_lengths", "input_ids"))
+        ends = members.flatten().to_numpy().cumsum()  # of each demonstration, in all bins end to end
+        numbers.append(tokens.flatten().to_numpy()[ends - 1])
+        sizes.append(members.value_lengths().to_numpy())
+    return np.concatenate(numbers), np.cumsum(np.concatenate(sizes), dtype=np.int64)
 
 
 def write_rows(rows: Dataset, path: Path) -> Dataset:

@@ -164,11 +164,8 @@ def test_intervals_that_a_manifest_has_are_told():
     verdict = tell_artifact("ppo", metrics, {"held_out_prompts": 200}, 200, intervals)
     assert verdict.news == "open"
     assert "the judge went from 45.4 to 83.4 (80.4 to 86.2) on 200 held-out prompts; it was not compared with SFT" in verdict.sentence
-    intervals = {"eval/sampled/score": Interval(low=-0.25, high=1.3, n=33)}
-    assert (
-        "its score went from −0.2 to 0.9 (−0.25 to 1.3, which may be chance); no judge"
-        in tell_artifact("ppo", metrics, {}, None, intervals).sentence
-    )
+    within = {"eval/sampled/score": Interval(low=-0.25, high=1.3, n=33)}
+    assert "score went from −0.2 to 0.9 (−0.25 to 1.3, which may be chance) and" in tell_artifact("ppo", metrics, {}, 33, within).sentence
     known = {"eval/accuracy": Interval(low=0.79, high=0.83, n=900)}
     verdict = tell_artifact("rm", {"eval/accuracy": 0.81}, {"held_out_comparisons_used": 1000}, None, known)
     assert verdict == tell_artifact("rm", {"eval/accuracy": 0.81}, {}, None, known)

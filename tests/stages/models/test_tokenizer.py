@@ -120,6 +120,12 @@ def test_a_template_that_cannot_render_is_refused(tmp_path):
         settle(tmp_path / "base", Layout(("</s>",), eos="</s>", template="{{ 1 / 0 }}"))
 
 
+def test_a_template_of_ones_own_that_cannot_render_is_told_with_its_file(tmp_path):
+    (tmp_path / "own.jinja").write_text("{% if messages %}{{ messages[0]['content'] }}")
+    with pytest.raises(DataError, match=rf"^{tmp_path}/own\.jinja: chat_template: cannot render a user's message \(Unexpected end"):
+        settle(tmp_path / "base", LAYOUTS["gpt2"], chat_template=str(tmp_path / "own.jinja"))
+
+
 def test_thinking_is_switched_off_in_the_published_template(tmp_path):
     tokenizer, note = settle(tmp_path / "base", LAYOUTS["qwen3"], template_args={"enable_thinking": False})
     tokenizer.save_pretrained(tmp_path / "artifact")
