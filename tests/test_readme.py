@@ -176,6 +176,16 @@ def rows_of(text):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
 
 
+def test_each_fault_and_attack_names_tests_that_are_there():
+    rows = [row for row in rows_of(PAGES["tests/README.md"]) if re.fullmatch(r"[FS]\d+", row[0])]
+    assert [row[0] for row in rows] == [*(f"F{number}" for number in range(1, 16)), *(f"S{number}" for number in range(1, 13))]
+    for name, _, _, shown in rows:
+        named = [(path, test) for path, tests in re.findall(r"\]\((\S+)\): ([^<]+)", shown) for test in re.findall(r"`(\w+)`", tests)]
+        assert named and len(named) == shown.count("`test_"), name
+        for path, test in named:
+            assert f"def {test}(" in (ROOT / "tests" / path).read_text(encoding="utf-8"), f"{name}: {path}::{test}"
+
+
 def test_the_readmes_learning_table_is_an_excerpt():
     rows = [row for row in rows_of(README) if "`demo@" in row[0]]
     whole = [row for row in rows_of(PAGES["tests/learning/README.md"]) if "`demo@" in row[0]]
