@@ -42,5 +42,6 @@ def _fields(record: Record) -> list[object]:
     if isinstance(record, Demonstration):
         return ["demonstration", prompt, record.completion]
     if isinstance(record, Comparison):
-        return ["comparison", prompt, record.completions, record.ranks, record.source]
+        grades = [record.grades] if record.grades else []  # hashes of records without grades stay what they were
+        return ["comparison", prompt, record.completions, record.ranks, record.source, *grades]
     return ["prompt", prompt]

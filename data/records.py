@@ -15,6 +15,7 @@ OWN_COLUMNS = (
     "messages",
     "completions",
     "ranks",
+    "grades",
     "chosen",
     "rejected",
     "source",
@@ -22,6 +23,7 @@ OWN_COLUMNS = (
     "score_chosen",
     "score_rejected",
 )
+MIN_GRADE, MAX_GRADE = 1, 7  # of an answer (Ouyang et al. 2022: overall quality on a scale of seven)
 CALLS = ("tool_calls", "function_call")  # what an assistant's message says apart from its text
 LEARNING = ("weight", "train", "training")  # 0 or false: the message is context alone (OpenAI's files, axolotl's)
 
@@ -83,7 +85,8 @@ def _parse_comparison(columns: Columns) -> Comparison:
         prompt = _parse_prompt(columns, "a prompt beside the completions; add it")
         completions = _parse_completions(columns["completions"])
         ranks = _parse_ranks(_require(columns, "ranks", "one rank per completion, 1 = best; add them"), len(completions))
-        return Comparison(prompt, completions, tie_identical(completions, ranks), source)
+        grades = _parse_grades(columns["grades"], len(completions)) if "grades" in columns else ()
+        return Comparison(prompt, completions, tie_identical(completions, ranks), source, grades)
     for name in ("chosen", "rejected"):
         _require(columns, name, "completions and ranks, or chosen and rejected; add it")
     prompt, chosen, rejected = _parse_pair(columns)
@@ -263,6 +266,21 @@ def _parse_ranks(value: object, num_completions: int) -> tuple[int, ...]:
         if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
             raise FieldError(f"ranks[{i}]", f"found {describe(rank)}; needed a whole number from 1 (best); correct it")
     return tuple(cast(list[int], ranks))
+
+
+def _parse_grades(value: object, num_completions: int) -> tuple[float | None, ...]:
+    """Read how good each answer is; a row in which none is graded has no grades."""
+    grades = as_list(value)
+    if grades is None:
+        raise FieldError("grades", f"found {describe(value)}; needed a list of numbers from 1 (bad) to 7, or null for none; write it so")
+    if len(grades) != num_completions:
+        found = f"{len(grades)} grades for {num_completions} completions"
+        raise FieldError("grades", f"{found}; needed equal numbers; give one grade, or null, per completion")
+    read = tuple(None if grade is None else check_number(grade, f"grades[{i}]") for i, grade in enumerate(grades))
+    for i, grade in enumerate(read):
+        if grade is not None and not MIN_GRADE <= grade <= MAX_GRADE:
+            raise FieldError(f"grades[{i}]", f"found {grade:g}; needed {MIN_GRADE} (bad) to {MAX_GRADE}, or null for none; correct it")
+    return read if any(grade is not None for grade in read) else ()
 
 
 def _require(columns: Columns, name: str, needed: str) -> object:

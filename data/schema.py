@@ -35,12 +35,16 @@ class Demonstration:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A prompt and K >= 2 answers with their ranks: 1 is best, equal ranks are ties and make no pair."""
+    """A prompt and K >= 2 answers with their ranks: 1 is best, equal ranks are ties and make no pair.
+
+    `grades`: how good each answer is, 1 to 7 as people grade it; None for one without a grade, empty where none has one.
+    """
 
     prompt: tuple[Message, ...]
     completions: tuple[str, ...]
     ranks: tuple[int, ...]
     source: str = ""
+    grades: tuple[float | None, ...] = ()
 
     @property
     def answers(self) -> tuple[str, ...]:

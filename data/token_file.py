@@ -38,6 +38,7 @@ def make_schema() -> Any:
             ("dropped", arrow.int32()),
             ("repeated", arrow.int32()),
             ("control", arrow.bool_()),
+            ("grades", arrow.list_(arrow.float32())),
         ]
     )
 
@@ -57,15 +58,16 @@ def make_batch(records: Sequence[Record], encoded: Sequence[EncodedRecord]) -> A
         "dropped": [item.dropped for item in encoded],
         "repeated": [item.repeated for item in encoded],
         "control": [item.control for item in encoded],
+        "grades": _lay_lists([item.grades for item in encoded], np.float32),
     }
     return arrow.record_batch(columns, schema=make_schema())
 
 
-def _lay_lists(lists: Sequence[Sequence[int]]) -> Any:
+def _lay_lists(lists: Sequence[Sequence[float]], dtype: type[np.int32 | np.float32] = np.int32) -> Any:
     """Lay lists out end to end; numpy takes a tenth of Arrow's time for it."""
     arrow: Any = import_module("pyarrow")
     offsets = np.cumsum([0, *map(len, lists)], dtype=np.int32)
-    values = np.fromiter(chain.from_iterable(lists), np.int32, count=int(offsets[-1]))
+    values = np.fromiter(chain.from_iterable(lists), dtype, count=int(offsets[-1]))
     return arrow.ListArray.from_arrays(offsets, values)
 
 
@@ -127,6 +129,16 @@ class TokenFile:
     def ranks(self, row: int) -> tuple[int, ...]:
         """Return the ranks of a record's responses."""
         return tuple(self._read_list("ranks", row).tolist())
+
+    def grades(self, row: int) -> tuple[float, ...]:
+        """Return the grades of a record's responses; none in files of an earlier version, which were made of records without."""
+        return tuple(self._read_list("grades", row).tolist()) if "grades" in self._table.schema.names else ()
+
+    def count_grades(self) -> NDArray[np.int64]:
+        """Count the grades of each record."""
+        if "grades" not in self._table.schema.names:
+            return np.zeros(len(self), np.int64)
+        return np.concatenate([np.zeros(0, np.int64), *(np.diff(_view_lists(batch.column("grades"))[0]) for batch in self._batches)])
 
     def prompt(self, row: int) -> tuple[Message, ...]:
         """Return the messages of a record's prompt."""
@@ -204,7 +216,7 @@ def read_pair(file: TokenFile, row: int) -> EncodedPair:
 def read_comparison(file: TokenFile, row: int) -> EncodedComparison:
     """Read a comparison that is used."""
     prompt_ids, *responses = file.documents(row)
-    return EncodedComparison(prompt_ids, responses, file.ranks(row), file.source(row))
+    return EncodedComparison(prompt_ids, responses, file.ranks(row), file.source(row), file.grades(row))
 
 
 def read_prompt(file: TokenFile, row: int) -> EncodedPromptRecord:

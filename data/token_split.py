@@ -77,13 +77,15 @@ class TokenSet:
     def counts(self) -> Counts:
         """Say how many records are used, cut and dropped; see `count_records`."""
         used = self.used
-        return count_records(
+        counts = count_records(
             self.kind,
             used=len(used),
             records=len(self.rows),
             prompts_cut=int(self.file.cut[used].sum()),
             responses_dropped=int(self.file.dropped[self.rows].sum()),
-        ) | ({"openings_repeated": repeated} if (repeated := self.count_repeated()) else {})
+        )
+        some = {"openings_repeated": self.count_repeated(), f"{self.kind}_graded": int((self.file.count_grades()[used] > 0).sum())}
+        return counts | {name: number for name, number in some.items() if number}
 
 
 def take_all(kind: RecordKind, file: TokenFile) -> TokenSet:

@@ -9,6 +9,7 @@ Too long prompts are cut (see `cutting.py`) and counted; too long answers are dr
 that is cut and then ended teaches the model to stop in the middle.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -47,6 +48,7 @@ class EncodedComparison:
     responses: list[list[int]]
     ranks: tuple[int, ...]
     source: str
+    grades: tuple[float, ...] = ()  # NaN for a response without one; empty where none has one
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class EncodedRecord:
         repeated: How many of its answers begin with what the prompt ends with; it is not written twice.
         used: Whether it can be trained on.
         control: Of a text: whether it holds a control token's text.
+        grades: Of its responses, NaN for one without; empty where none has one.
     """
 
     prompt_ids: list[int]
@@ -80,6 +83,7 @@ class EncodedRecord:
     repeated: int
     used: bool
     control: bool = False
+    grades: tuple[float, ...] = ()
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: Sequence[Message], max_prompt_tokens: int) -> EncodedPrompt:
@@ -117,13 +121,15 @@ def encode_records(tokenizer: Tokenizer, records: Sequence[Conversation], limits
     for record, prompt in zip(records, prompts, strict=True):
         answers = [next(responses) for _ in record.answers]
         ranks = record.ranks if isinstance(record, Comparison) else (1,) * len(answers)
-        kept = [(ids, rank) for ids, rank in zip(answers, ranks, strict=True) if len(ids) <= max_response_tokens]
-        used = len({rank for _, rank in kept}) > 1 if isinstance(record, Comparison) else len(kept) == len(answers)
+        grades = [math.nan if grade is None else grade for grade in getattr(record, "grades", ())] or [math.nan] * len(answers)
+        kept = [each for each in zip(answers, ranks, grades, strict=True) if len(each[0]) <= max_response_tokens]
+        used = len({rank for _, rank, _ in kept}) > 1 if isinstance(record, Comparison) else len(kept) == len(answers)
         kept = kept if used else []
         dropped = sum(len(ids) > max_response_tokens for ids in answers)
         repeated = sum(drop_opening(text, openings) != text for text in record.answers)
-        own = [ids for ids, _ in kept], tuple(rank for _, rank in kept)
-        encoded.append(EncodedRecord(prompt.ids, *own, prompt.cut, dropped=dropped, repeated=repeated, used=used))
+        own = [ids for ids, _, _ in kept], tuple(rank for _, rank, _ in kept)
+        graded = tuple(grade for _, _, grade in kept) if any(not math.isnan(grade) for _, _, grade in kept) else ()
+        encoded.append(EncodedRecord(prompt.ids, *own, prompt.cut, dropped=dropped, repeated=repeated, used=used, grades=graded))
     return encoded
 
 
@@ -167,7 +173,7 @@ def encode_comparisons(
 ) -> tuple[list[EncodedComparison], Counts]:
     """Encode comparisons in order, otherwise as `encode_demonstrations`."""
     used, counts = _encode_used(tokenizer, "comparisons", records, limits)
-    return [EncodedComparison(item.prompt_ids, item.responses, item.ranks, record.source) for item, record in used], counts
+    return [EncodedComparison(item.prompt_ids, item.responses, item.ranks, record.source, item.grades) for item, record in used], counts
 
 
 def encode_prompts(tokenizer: Tokenizer, records: Sequence[Prompt], limits: tuple[int, int]) -> tuple[list[EncodedPromptRecord], Counts]:

@@ -2,6 +2,7 @@
 
 from data.schema import RecordKind
 from data.shortfall import warn_of_dropped_answers, warn_of_shortfall
+from pipeline.errors import ConfigError
 from pipeline.recipe.schema import Recipe
 from pipeline.tokens import Counts, add_splits
 from stages.statistics.intervals import smallest_difference
@@ -16,7 +17,14 @@ def foresee(recipe: Recipe, counts: Counts) -> dict[RecordKind, list[str]]:
     Args:
         recipe: Resolved recipe.
         counts: As `make_tokens` returns them.
+
+    Raises:
+        ConfigError: `rm.margin` asks for grades, and no comparison has one.
     """
+    if recipe.rm.margin == "grade" and "comparisons" in counts and not counts["comparisons"].get("train", {}).get("comparisons_graded"):
+        found = "found grade, but no comparison to train on has grades"
+        needed = "needed the column grades, 1 to 7 for each answer, in some; give them, or set none"
+        raise ConfigError([f"{recipe.place('rm.margin')}: rm.margin: {found}; {needed}"])
     limits = (recipe.tokens.max_prompt_tokens, recipe.tokens.max_response_tokens)
     warnings: dict[RecordKind, list[str]] = {}
     for kind, splits in counts.items():

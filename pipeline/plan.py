@@ -208,6 +208,8 @@ def hash_inputs(stage: StageName, config: Mapping[str, Any], data: Mapping[str, 
 def _config_slice(stage: StageName, recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     """Collect what a stage reads of the recipe, so far as it changes what the stage makes."""
     settings = {name: value for name, value in recipe.settings(stage).model_dump(mode="json").items() if name not in _WITHOUT_EFFECT[stage]}
+    if stage == "rm" and settings["margin"] == "none":
+        del settings["margin"], settings["margin_scale"]  # keys from before there was a choice stay valid
     if stage == "ppo":
         settings["rollout"] = {name: value for name, value in settings["rollout"].items() if name not in _WITHOUT_EFFECT_IN_ROLLOUT}
         if settings["ptx_data"] == "demonstrations":

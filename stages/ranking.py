@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from data.records import MAX_GRADE, MIN_GRADE
+
+_MOST_APART = MAX_GRADE - MIN_GRADE
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -36,8 +40,26 @@ def make_pairs(ranks_N: Tensor, prompts_N: Tensor) -> Pairs:
     return Pairs(better_Q, worse_Q, weight_Q, ranks_N[worse_Q] - ranks_N[better_Q], len(counts))
 
 
-def ranking_loss(scores_N: Tensor, pairs: Pairs) -> Tensor:
-    """Compute loss = mean over prompts of mean over pairs of −log σ(s_better − s_worse).
+def grade_margins(grades_N: Tensor, pairs: Pairs) -> Tensor:
+    """Compute how far apart the grades of each pair say that its answers are; shape Q, in [0, 1].
+
+        m = max(0, g_better − g_worse) / 6,   0 where one of the two has no grade
+
+    Llama 2 (Touvron et al. 2023, arXiv 2307.09288), 3.2.2: a discrete m(r) of four labels, "significantly better" (1) to "negligibly
+    better" (0). Differs: 1. from grades of 1 to 7, of which 6 apart is the most; 2. grades that contradict the ranks give no margin.
+
+    Example: grades 7 and 4, better first: 0.5.
+
+    Args:
+        grades_N: float, 1 to 7; NaN for an answer without one.
+        pairs: of those answers.
+    """
+    apart_Q = (grades_N[pairs.better_Q] - grades_N[pairs.worse_Q]) / _MOST_APART
+    return apart_Q.nan_to_num(0.0).clamp(min=0.0)
+
+
+def ranking_loss(scores_N: Tensor, pairs: Pairs, required_Q: Tensor | None = None) -> Tensor:
+    """Compute loss = mean over prompts of mean over pairs of −log σ(s_better − s_worse − m).
 
     InstructGPT (Ouyang et al. 2022, arXiv 2203.02155), eq. 1: the mean over the C(K,2) pairs of one prompt, all from
     the same K scores. Differs: 1. tied answers make no pair, and the mean runs over the pairs that remain.
@@ -45,11 +67,14 @@ def ranking_loss(scores_N: Tensor, pairs: Pairs) -> Tensor:
     Args:
         scores_N: float, one score per answer.
         pairs: of those answers.
+        required_Q: m, by how much the better answer's score shall be higher at least (Llama 2, eq. 2); None: 0.
 
     Returns:
         Scalar; 0 with a gradient of 0 where no pair exists.
     """
     margins_Q = scores_N.float()[pairs.better_Q] - scores_N.float()[pairs.worse_Q]
+    if required_Q is not None:
+        margins_Q = margins_Q - required_Q
     return -(F.logsigmoid(margins_Q) * pairs.weight_Q).sum()
 
 

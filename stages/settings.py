@@ -96,6 +96,14 @@ class RMSettings(_Optimization):
     scale_scores: bool = Field(
         False, description="Also scale scores so that demonstrations have standard deviation 1; their mean is always made 0."
     )
+    margin: Literal["none", "grade"] = Field(
+        "none",
+        description="`grade`: the better answer of a pair shall score higher by a margin, the larger the further apart the grades of both "
+        "are (Llama 2); it needs comparisons with `grades`, 1 to 7 for each answer. Held-out figures are without it.",
+    )
+    margin_scale: float = Field(
+        1.0, gt=0, description="margin: logits at grades 1 and 7, in proportion between; Llama 2 tried 1 (small) and 3 (large)."
+    )
     trainer_args: dict[str, Any] = Field(
         default_factory=dict, description="Further fields of TRL's RewardConfig, checked against its names."
     )

@@ -1,5 +1,6 @@
 """TRL's RewardTrainer with the K-way ranking loss: one batch element is a prompt with all its ranked answers."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from stages.models.head import HEAD
 from stages.models.packing import PackedRow, lay_out, list_documents
 from stages.process.context import StageContext, Told
 from stages.process.ranks import Ranks
-from stages.ranking import Pairs, make_pairs, pair_accuracy, ranking_loss
+from stages.ranking import Pairs, grade_margins, make_pairs, pair_accuracy, ranking_loss
 from stages.settings import RMSettings
 from stages.trl.batches import draw_step, evaluate_records
 from stages.trl.rows import Row, make_rows
@@ -43,6 +44,7 @@ def make_ranking_trainer(
         data_collator=collate_comparisons,
         callbacks=[StageCallback(context)],
         told=context.tells("evaluation"),
+        margin_scale=settings.margin_scale if settings.margin == "grade" else 0.0,
     )
 
 
@@ -50,11 +52,13 @@ def collate_comparisons(comparisons: list[dict[str, Any]]) -> dict[str, Tensor]:
     """Lay the documents of comparisons end to end: a prompt, then the answers that continue it, and so on.
 
     Returns:
-        `ranks` and `prompts` (which comparison) of each answer; `ids`, and `lengths` and `parents` of each document (see `pack`).
+        `ranks`, `grades` (NaN: none) and `prompts` (which comparison) of each answer; `ids`, and `lengths` and `parents` of each
+        document (see `pack`).
     """
     documents, parents = list_documents((item["prompt_ids"], item["responses"]) for item in comparisons)
     return {
         "ranks": torch.tensor([rank for item in comparisons for rank in item["ranks"]]),
+        "grades": torch.tensor([grade for item in comparisons for grade in item.get("grades") or [math.nan] * len(item["responses"])]),
         "prompts": torch.tensor([index for index, item in enumerate(comparisons) for _ in item["responses"]]),
         "ids": torch.tensor([token for document in documents for token in document]),
         "lengths": torch.tensor([len(document) for document in documents]),
@@ -77,9 +81,9 @@ class RankingTrainer(RewardTrainer):
 
     loss_is_scaled_for_ga = True  # by `num_items_in_batch`, the comparisons of the whole batch
 
-    def __init__(self, *, told: Told, **arguments: Any) -> None:
+    def __init__(self, *, told: Told, margin_scale: float = 0.0, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.told = told
+        self.told, self.margin_scale = told, margin_scale
         self._sums = {"train": torch.zeros(4), "eval": torch.zeros(4)}  # see `_measure`; since the last row of metrics
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
@@ -95,7 +99,9 @@ class RankingTrainer(RewardTrainer):
         pairs: Pairs = make_pairs(inputs["ranks"], inputs["prompts"])
         row = lay_out(inputs["ids"], inputs["lengths"], inputs["parents"])
         scores_N = self._compute_logits(model, row)[row.parents_D >= 0]
-        loss = ranking_loss(scores_N, pairs)  # a mean over this micro-batch's prompts
+        has_margin = self.margin_scale and model.training  # held out, a pair's probability is that of its scores' difference
+        required_Q = self.margin_scale * grade_margins(inputs["grades"], pairs) if has_margin else None
+        loss = ranking_loss(scores_N, pairs, required_Q)  # a mean over this micro-batch's prompts
         self._measure(scores_N.detach(), pairs, mode="train" if model.training else "eval")
         if num_items_in_batch is not None:  # a mean over those of the whole batch; the ranks' gradients are averaged
             loss = loss * (pairs.num_prompts * self.accelerator.num_processes / num_items_in_batch)
@@ -139,6 +145,6 @@ class RankingTrainer(RewardTrainer):
 def _comparison_rows(comparisons: Sequence[EncodedComparison]) -> Dataset:
     def read(number: int) -> Row:
         item = comparisons[number]
-        return {"prompt_ids": item.prompt_ids, "responses": item.responses, "ranks": item.ranks}
+        return {"prompt_ids": item.prompt_ids, "responses": item.responses, "ranks": item.ranks, "grades": list(item.grades)}
 
     return make_rows(len(comparisons), read)

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
+from data.fingerprint import fingerprint
 from data.holdout import split_text
 from data.load import load_records
 from data.rows import MAX_LINE_BYTES
@@ -66,6 +67,16 @@ def test_all_ways_to_write_a_comparison_give_the_same_record(write_lines, row):
 def test_comparison_keeps_ties_source_and_an_empty_answer(write_lines):
     row = {"prompt": "Hi?", "completions": ["", "b", "c"], "ranks": [2, 1, 2], "source": "forum"}
     assert load_records(write_lines(row), "comparisons") == [Comparison(user("Hi?"), ("", "b", "c"), (2, 1, 2), "forum")]
+
+
+def test_grades_stand_beside_ranks_and_none_is_none(write_lines):
+    row = {"prompt": "Hi?", "completions": ["a", "b"], "ranks": [1, 2]}
+    graded, half, none = (
+        load_records(write_lines(row | {"grades": grades}), "comparisons")[0] for grades in ([7, 2.5], [None, 3], [None, None])
+    )
+    assert (graded.grades, half.grades, none.grades) == ((7.0, 2.5), (None, 3.0), ())
+    plain = load_records(write_lines(row), "comparisons")
+    assert fingerprint([none]) == fingerprint(plain) != fingerprint([graded]) != fingerprint([half])
 
 
 def test_prompt_may_be_text_or_messages(write_lines):
@@ -211,6 +222,9 @@ def test_bad_comparisons_are_told_by_field(write_lines):
         {"chosen": [USER, ANSWER], "rejected": [USER]},
         {"prompt": "Other?", "chosen": [USER, ANSWER], "rejected": [USER, WORSE]},
         {"prompt": "a", "chosen": "b", "rejected": "c", "source": 4},
+        {"prompt": "a", "completions": ["b", "c"], "ranks": [1, 2], "grades": [7]},
+        {"prompt": "a", "completions": ["b", "c"], "ranks": [1, 2], "grades": [7, 8]},
+        {"prompt": "a", "completions": ["b", "c"], "ranks": [1, 2], "grades": "75"},
     ]
     assert problems_of(write_lines(*lines), "comparisons") == [
         "records.jsonl:1: ranks: 3 ranks for 2 completions; needed equal numbers; give one rank per completion",
@@ -227,6 +241,9 @@ def test_bad_comparisons_are_told_by_field(write_lines):
         "records.jsonl:12: rejected: the last message is from user; needed the assistant's answer last; add it",
         "records.jsonl:13: prompt: differs from the messages before the answer in chosen; needed one prompt; remove one of them",
         "records.jsonl:14: source: found 4 (a number); needed text; quote it",
+        "records.jsonl:15: grades: 1 grades for 2 completions; needed equal numbers; give one grade, or null, per completion",
+        "records.jsonl:16: grades[1]: found 8; needed 1 (bad) to 7, or null for none; correct it",
+        "records.jsonl:17: grades: found the text '75'; needed a list of numbers from 1 (bad) to 7, or null for none; write it so",
     ]
 
 

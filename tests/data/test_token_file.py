@@ -1,5 +1,6 @@
 """Token ids on the disk: what is read is what was encoded, whole or made again, and only what is asked for is held."""
 
+import math
 import os
 import pickle
 import time
@@ -124,6 +125,15 @@ def test_too_long_prompts_and_lost_pairs_are_not_held_out(make, tmp_path):
     only_cut = make([Prompt(user(f"{i}!")) for i in range(9)], name="cut")
     train, held_out = split_tokens("prompts", only_cut, load_places(tmp_path / "cut", only_cut, 3), 0.2, "file.jsonl")
     assert len(held_out.rows) >= 1
+
+
+def test_grades_go_with_the_answers_that_are_kept(make, tokenizer):
+    graded = Comparison(user("a"), ("a", "too long " * 9, "b"), (1, 2, 3), "", (7.0, 3.0, None))
+    records = [Comparison(user("c"), ("a", "b"), (1, 2)), graded, Comparison(user("d"), ("a", "b"), (1, 2), "", (None, 2.5))]
+    found = take_all("comparisons", make(records, lambda chunk: encode_records(tokenizer, chunk, (50, 9))))
+    first, second, third = (item.grades for item in found.comparisons)
+    assert first == () and second[0] == 7 and math.isnan(second[1]) and math.isnan(third[0]) and third[1] == 2.5
+    assert found.counts()["comparisons_graded"] == 2
 
 
 def test_too_few_usable_records_are_told_with_file_and_kind(make, tmp_path):

@@ -1,5 +1,8 @@
 """What an evaluation will not be able to say is said before anything trains."""
 
+import pytest
+
+from pipeline.errors import ConfigError
 from pipeline.foreseen import foresee, foresee_evaluation
 from pipeline.recipe.load import find_recipe, load_recipe
 
@@ -26,3 +29,14 @@ def test_long_answers_that_are_dropped_are_told_before_anything_trains_though_al
         "tokens.max_response_tokens"
     ]
     assert foresee(recipe, {"comparisons": {"train": found}})["comparisons"] == []  # of an earlier version
+
+
+def test_a_margin_from_grades_needs_some_before_anything_trains(base_model_dir):
+    recipe = load_recipe(find_recipe("demo"), [f"base_model={base_model_dir}", "rm.margin=grade"])
+    found = {"comparisons": 100, "comparisons_used": 100, "prompts_cut": 0, "responses_dropped": 0, "comparisons_without_pair": 0}
+    with pytest.raises(ConfigError) as caught:
+        foresee(recipe, {"comparisons": {"train": found}})
+    found_none = "found grade, but no comparison to train on has grades"
+    needed = "needed the column grades, 1 to 7 for each answer, in some; give them, or set none"
+    assert str(caught.value) == f"--set: rm.margin: {found_none}; {needed}"
+    assert foresee(recipe, {"comparisons": {"train": found | {"comparisons_graded": 3}}})["comparisons"] == []

@@ -425,6 +425,10 @@ def test_without_kept_models_ppo_has_the_key_from_before_there_were_any(store, r
     parents = {"sft": SimpleNamespace(content_id="s"), "rm": SimpleNamespace(content_id="r")}
     config = decide("ppo", recipe, inputs, parents, store).config["ppo"]
     assert not {"keep_every", "publish", "publish_by", "publish_max_kl"} & config.keys()
+    for overrides, keys in ((), set()), (["rm.margin=grade"], {"margin", "margin_scale"}):
+        changed = load_recipe(recipe_path, overrides)
+        config = decide("rm", changed, inputs, {"sft": parents["sft"]}, store).config["rm"]
+        assert {"margin", "margin_scale"} & config.keys() == keys
 
 
 def test_what_ppo_publishes_reruns_it_and_then_how_often_it_chooses_does_too(planned, publish_all):

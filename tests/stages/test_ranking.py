@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from stages.ranking import calibration_error, correlation, make_pairs, pair_accuracy, ranking_loss
+from stages.ranking import calibration_error, correlation, grade_margins, make_pairs, pair_accuracy, ranking_loss
 
 
 def slow_loss(scores, ranks, prompts):
@@ -35,6 +35,17 @@ def test_two_answers_give_the_pairwise_loss_worked_by_hand():
 def test_three_answers_give_the_mean_of_their_three_pairs_worked_by_hand():
     # scores 2, 0, 1 with ranks 1, 2, 3: margins 2, 1, -1 -> 0.126928, 0.313262, 1.313262; mean 0.584484
     assert loss_of([2.0, 0.0, 1.0], [1, 2, 3], [0, 0, 0]).item() == pytest.approx(0.584484, abs=1e-6)
+
+
+def test_grades_ask_for_a_margin_worked_by_hand():
+    # grades 7 and 4, better first: m = 3/6; scores 1.5 and 0.5: -log sigmoid(1 - 0.5) = log(1 + e^-0.5) = 0.474077
+    pairs = make_pairs(torch.tensor([1, 2]), torch.tensor([0, 0]))
+    required = grade_margins(torch.tensor([7.0, 4.0]), pairs)
+    assert required.tolist() == [0.5]
+    assert ranking_loss(torch.tensor([1.5, 0.5]), pairs, required).item() == pytest.approx(0.474077, abs=1e-6)
+    # Without a grade, or with grades that contradict the ranks, there is none.
+    for grades in ([7.0, math.nan], [math.nan, 4.0], [4.0, 7.0]):
+        assert grade_margins(torch.tensor(grades), pairs).tolist() == [0.0]
 
 
 def test_ties_make_no_pair():

@@ -94,6 +94,34 @@ def test_nine_answers_of_one_prompt_give_the_loss_and_gradients_of_trls_36_pairs
     assert torch.allclose(our_gradients, gradients(reward_model), atol=1e-5)
 
 
+def test_margins_from_grades_are_trls_own_margins_and_held_out_there_are_none(context, base_model_dir, tokenizer):
+    reward_model = init_reward_model(str(base_model_dir), HARDWARE, seed=1)
+    align_special_tokens(reward_model, tokenizer)
+    item = rank_nine(torch.Generator().manual_seed(0), tokenizer) | {"grades": [7, 6.5, 6, 6, 4, 3, 3, 2, 1]}
+    plain = make_ranking_trainer(context, RMSettings(), reward_model, tokenizer, [comparison_of(item)], [])
+    ours = make_ranking_trainer(context, RMSettings(margin="grade", margin_scale=3.0), reward_model, tokenizer, [comparison_of(item)], [])
+    reward_model.eval()
+    batch = collate_comparisons([item])
+    assert ours.compute_loss(reward_model, batch).item() == plain.compute_loss(reward_model, batch).item()
+    reward_model.train()
+    loss = ours.compute_loss(reward_model, batch)
+    loss.backward()
+    our_gradients = gradients(reward_model)
+    reward_model.zero_grad()
+
+    prompt, responses, grades = item["prompt_ids"], item["responses"], item["grades"]
+    pairs = [
+        {"chosen_ids": prompt + responses[i], "rejected_ids": prompt + responses[j], "margin": 3 * (grades[i] - grades[j]) / 6}
+        for i, j in itertools.combinations(range(9), 2)
+    ]
+    arguments = RewardConfig(output_dir=str(context.spec.checkpoint_dir), use_cpu=True, bf16=False, report_to=[], max_length=None)
+    theirs = RewardTrainer(model=reward_model, args=arguments, train_dataset=Dataset.from_list(pairs), processing_class=tokenizer)
+    reference = theirs.compute_loss(reward_model, DataCollatorForPreference(0)(pairs))
+    reference.backward()
+    assert loss.item() == pytest.approx(reference.item(), abs=1e-5) and loss.item() > plain.compute_loss(reward_model, batch).item() + 0.1
+    assert torch.allclose(our_gradients, gradients(reward_model), atol=1e-5)
+
+
 def test_ranked_answers_of_unequal_length_score_as_they_do_alone(context, base_model_dir, tokenizer):
     reward_model = init_reward_model(str(base_model_dir), HARDWARE.model_copy(update={"attention": "auto"}), seed=1)
     plain = init_reward_model(str(base_model_dir), HARDWARE, seed=1)
