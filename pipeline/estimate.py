@@ -4,32 +4,26 @@ recipe -> stages.tracing, a process -> bytes and operations of each phase -> pip
 """
 
 import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
 
 from data.schema import KINDS, RecordKind
 from pipeline.cost.amounts import Lengths
-from pipeline.cost.machines import GPU, GPUS
+from pipeline.cost.machines import GPU, GPUS, TRAINER_STEP_S
 from pipeline.cost.memory import PhaseMemory, find_peak, measure_phases
 from pipeline.cost.plan import list_parts
 from pipeline.cost.setup import Setup
 from pipeline.cost.times import Spent, time_measured, time_on_gpus
 from pipeline.cost.traced import extrapolate
 from pipeline.cost.verdict import Verdict, add_overhead, judge
-from pipeline.errors import ConfigError, StoreError
-from pipeline.inputs.demo import demo_seeds, locate, locate_splits, make_demo
-from pipeline.launch.environment import stage_environment
+from pipeline.errors import ConfigError
 from pipeline.recipe.schema import Recipe
+from pipeline.text import format_bytes
+from pipeline.traces import ask_trace, find_lengths, make_setup, settle_precision
 from stages.blocks import HardwareSettings
-from stages.spec import EXIT_FAILED, STAGES, DataSplits, StageName, data_inputs
-from stages.tracing.report import Depth, StageTrace, TraceReport, TraceSpec
-
-_LIMIT_S = 900
+from stages.spec import STAGES, StageName, data_inputs
+from stages.tracing.report import Depth, StageTrace, TraceReport
 
 
 @dataclass(frozen=True)
@@ -113,141 +107,6 @@ def choose_machine(hardware: HardwareSettings, name: str | None) -> Machine:
     return Machine(name.lower(), gpu, gpu.memory, price or gpu.price, own is not None)
 
 
-def make_setup(recipe: Recipe, *, on_gpu: bool) -> Setup:
-    """Say what computes together, as `stages.process.engine.choose_engine` will."""
-    hardware = recipe.hardware
-    processes = hardware.processes * hardware.nodes
-    wants_zero = hardware.engine == "deepspeed" or (hardware.engine == "auto" and processes > 1 and on_gpu)
-    engine: Literal["none", "ddp", "deepspeed"]
-    engine = "deepspeed" if wants_zero and hardware.zero_stage > 0 else "ddp" if processes > 1 else "none"
-    return Setup(
-        engine, processes, hardware.processes, hardware.zero_stage, hardware.offload_optimizer, hardware.offload_parameters, on_gpu
-    )
-
-
-def ask_trace(
-    recipe: Recipe,
-    stages: Iterable[StageName],
-    store_root: Path,
-    *,
-    on_gpu: bool,
-    measure: bool = False,
-    lengths: Mapping[RecordKind, Lengths] | None = None,
-) -> TraceReport:
-    """Have the stages traced in a process of their own.
-
-    Args:
-        recipe: Resolved recipe.
-        stages: That are traced.
-        store_root: Where its demo lies, or will.
-        on_gpu: Whether a GPU's kernels will run.
-        measure: Take times with real weights instead of counting bytes; records are then as long as `lengths` says.
-        lengths: Of the record sets.
-
-    Raises:
-        StoreError: It cannot, in one line and with the exit code of why.
-    """
-    setup = make_setup(recipe, on_gpu=on_gpu)
-    hardware, tokens = recipe.hardware, recipe.tokens
-    precision = hardware.precision if hardware.precision != "auto" else "bfloat16" if on_gpu else _settle_precision()
-    if measure and lengths:
-        demonstrations = lengths.get("demonstrations")
-        if demonstrations:
-            tokens = tokens.model_copy(
-                update={
-                    "max_prompt_tokens": max(round(demonstrations.prompt), 1),
-                    "max_response_tokens": max(round(demonstrations.response), 1),
-                }
-            )
-    with tempfile.TemporaryDirectory(prefix="rlhf-cost-") as directory:
-        place = Path(directory)
-        root = _find_demo(recipe, store_root, place)
-        path = place / "report.json"
-        spec = TraceSpec(
-            base_model=locate(recipe.base_model, root),
-            revision=recipe.revision,
-            tokens=tokens,
-            hardware=hardware.model_copy(update={"precision": precision, "engine": setup.engine}),
-            stages={stage: recipe.settings(stage).model_dump(mode="json") for stage in stages},
-            processes=setup.processes,
-            shares=setup.engine == "deepspeed",
-            on_gpu=on_gpu,
-            data={} if measure else _find_local(recipe, stages, root),
-            answers=round(lengths["comparisons"].answers) if lengths and "comparisons" in lengths and lengths["comparisons"].known else 2,
-            measure=measure,
-            report_path=path,
-        )
-        (place / "spec.json").write_text(spec.model_dump_json(), encoding="utf-8")
-        command = [sys.executable, "-P", "-m", "stages.tracing", str(place / "spec.json")]
-        environment, _ = stage_environment("", offline=Path(spec.base_model).is_absolute())
-        try:
-            done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", errors="replace", timeout=_LIMIT_S)
-        except subprocess.TimeoutExpired:
-            raise StoreError(f"plan --cost: the trace took more than {_LIMIT_S} s; give fewer stages with --only", EXIT_FAILED) from None
-        if not path.exists():
-            last = (done.stderr.strip().splitlines() or ["it left no report"])[-1]
-            raise StoreError(f"plan --cost: the trace failed: {last:.300}", EXIT_FAILED)
-        report = TraceReport.model_validate_json(path.read_text(encoding="utf-8"))
-    if report.error:
-        raise StoreError(f"plan --cost: {report.error}", done.returncode or EXIT_FAILED)
-    return report
-
-
-def _settle_precision() -> Literal["float32", "bfloat16"]:
-    """Say what `auto` will be on this CPU, by the flags that the kernel tells; see `stages.process.machine`."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return "float32"
-    return "bfloat16" if any(name in flags for name in ("avx512_bf16", "amx_bf16", " bf16")) else "float32"
-
-
-def _find_demo(recipe: Recipe, store_root: Path, place: Path) -> Path:
-    """Find the demo of a store, or make it in a temporary place: planning leaves a store as it is."""
-    seeds = demo_seeds(recipe)
-    if all(make_demo(store_root, seed, may_write=False).is_dir() for seed in seeds):
-        return store_root
-    for seed in seeds:
-        make_demo(place, seed)
-    return place
-
-
-def _find_local(recipe: Recipe, stages: Iterable[StageName], root: Path) -> dict[RecordKind, DataSplits]:
-    """List the sources that lie on this machine; those of a hub are not fetched to be counted."""
-    kinds = {kind for stage in stages for kind in data_inputs(stage, recipe.settings(stage))} | {"demonstrations"}
-    found: dict[RecordKind, DataSplits] = {}
-    for kind in KINDS:
-        splits = cast("DataSplits | None", getattr(recipe.data, kind))
-        if kind not in kinds or splits is None:
-            continue
-        located = locate_splits(splits, root)
-        if all(Path(source.path).is_absolute() and Path(source.path).exists() for source in (located.train, located.eval) if source):
-            found[kind] = located
-    return found
-
-
-def find_lengths(recipe: Recipe, report: TraceReport, counts: Mapping[str, int]) -> dict[RecordKind, Lengths]:
-    """Say how long records are: as they were read; else as long as the limits allow.
-
-    Args:
-        recipe: Resolved recipe.
-        report: That read them.
-        counts: Kind -> how many records to train on, as the user says (`--records`).
-    """
-    found: dict[RecordKind, Lengths] = {}
-    limits = recipe.tokens
-    for kind in KINDS:
-        read = report.lengths.get(kind)
-        count = counts.get(kind)
-        if read is None:
-            answers = 2.0 if kind == "comparisons" else 1.0
-            found[kind] = Lengths(count, limits.max_prompt_tokens, 0 if kind == "prompts" else limits.max_response_tokens, answers)
-        else:
-            left = read.records if read.held_out else read.records - min(2000, round(read.records * recipe.data.eval_fraction))
-            found[kind] = Lengths(count or left, read.prompt, read.response, read.answers, known=True)
-    return found
-
-
 def make_estimate(
     recipe: Recipe,
     stages: Iterable[StageName],
@@ -284,7 +143,7 @@ def make_estimate(
         told("measuring how fast this machine is")
         timed = dict(ask_trace(recipe, chosen, store_root, on_gpu=False, measure=True, lengths=lengths).stages)
     made = [_estimate_stage(recipe, stage, report, timed.get(stage), lengths, machine, setup, with_time=with_time) for stage in chosen]
-    return Estimate(machine, setup.processes, made, lengths, list(_list_notes(recipe, chosen, lengths, machine)))
+    return Estimate(machine, setup.processes, made, lengths, list(_list_notes(recipe, made, lengths, machine)))
 
 
 def _estimate_stage(
@@ -302,18 +161,25 @@ def _estimate_stage(
     need = extrapolate(trace)
     phases = measure_phases(need, setup)
     worst = find_peak(phases)
-    taken = add_overhead(worst, on_gpu=machine.gpu is not None, processes=setup.processes, resident=report.resident)
+    taken = add_overhead(
+        worst,
+        on_gpu=machine.gpu is not None,
+        processes=setup.processes,
+        resident=report.resident,
+        in_bfloat16=settle_precision(recipe, on_gpu=machine.gpu is not None) == "bfloat16",
+    )
     taken *= 1 if machine.gpu else setup.per_node  # processes of one machine share its memory
     parts: list[Spent] = []
     if with_time:
         limits = (recipe.tokens.max_prompt_tokens, recipe.tokens.max_response_tokens)
+        step_s = 0.0 if stage == "ppo" else TRAINER_STEP_S
         for name, amount in list_parts(recipe.settings(stage), lengths, limits, setup.processes).items():
             if machine.gpu is not None:
                 parts.append(time_on_gpus(name, amount, need, trace.tokens, machine.gpu, setup, _count_kv(need, trace)))
             elif timed is not None:
-                parts.append(time_measured(name, amount, extrapolate(timed), timed.tokens, setup.processes))
+                parts.append(time_measured(name, amount, extrapolate(timed), timed.tokens, setup.processes, step_s))
         if timed is not None:
-            parts.append(Spent("start", 2 * report.import_s, f"importing libraries twice as long as {report.import_s:.1f} s of computing"))
+            parts.append(Spent("start", report.import_s, "importing libraries"))
     return StageEstimate(stage, need, setup, phases, judge(taken, machine.memory), parts, _count_disk(need))
 
 
@@ -332,8 +198,11 @@ def _count_disk(need: Depth) -> int:
     return max(3 * need.checkpoint, 2 * need.checkpoint + need.output)
 
 
-def _list_notes(recipe: Recipe, stages: Iterable[StageName], lengths: Mapping[RecordKind, Lengths], machine: Machine) -> Iterable[str]:
-    kinds = {kind for stage in stages for kind in data_inputs(stage, recipe.settings(stage))}
+def _list_notes(recipe: Recipe, made: list[StageEstimate], lengths: Mapping[RecordKind, Lengths], machine: Machine) -> Iterator[str]:
+    kinds = {kind for each in made for kind in data_inputs(each.stage, recipe.settings(each.stage))}
+    if machine.gpu is not None:
+        most, stage = max((sum(phase.host.values()), each.stage) for each in made for phase in each.phases)
+        yield f"each machine needs {format_bytes(most * recipe.hardware.processes)} of main memory, most in {stage}"
     unread: list[RecordKind] = [kind for kind in KINDS if kind in kinds and not lengths[kind].known]
     if unread:
         uncounted = [kind for kind in unread if lengths[kind].records is None and kind != "prompts"]

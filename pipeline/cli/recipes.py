@@ -33,6 +33,7 @@ from stages.spec import RUN_STAGES, StageName, with_ancestors
 
 if TYPE_CHECKING:
     from pipeline.plan import Selection
+    from pipeline.recipe.schema import Recipe
 
 
 def run_command(
@@ -125,20 +126,33 @@ def print_cost(
 ) -> None:
     """Print what the stages of a recipe need on a machine."""
     from pipeline.estimate import choose_machine, make_estimate, parse_records
+    from pipeline.fits import find_fits
     from pipeline.recipe.load import find_recipe, load_recipe
-    from pipeline.report.costs import estimate_data, print_estimate
+    from pipeline.report.costs import estimate_data, print_estimate, print_fits
 
-    resolved = load_recipe(find_recipe(recipe), overrides, with_ancestors(selection.run), has_files=False)
+    def read(change: dict[str, str]) -> "Recipe":
+        more = [f"{key}={value}" for key, value in change.items()]
+        return load_recipe(find_recipe(recipe), [*overrides, *more], with_ancestors(selection.run), has_files=False)
+
+    resolved = read({})
     stages: list[StageName] = [stage for stage in selection.run if stage in resolved.stages]
     waiting = make_console(err=True)
     machine = choose_machine(resolved.hardware, gpu)
     root = open_store(store, resolved).root
     with waiting.status("tracing what the stages need") as status:
-        estimate = make_estimate(resolved, stages, root, machine, records=parse_records(records), told=status.update)
+        counts = parse_records(records)
+        estimate = make_estimate(resolved, stages, root, machine, records=counts, told=status.update)
+        fits = {
+            stage.stage: find_fits(stage, read, resolved, root, machine, counts, status.update)
+            for stage in estimate.stages
+            if stage.verdict.word == "does not fit"
+        }
     if as_json:
-        print_json(estimate_data(estimate))
-    else:
-        print_estimate(make_console(), estimate, explain=explain)
+        print_json(estimate_data(estimate, fits))
+        return
+    print_estimate(make_console(), estimate, explain=explain)
+    for stage, found in fits.items():
+        print_fits(make_console(), stage, found, estimate)
 
 
 def config_command(

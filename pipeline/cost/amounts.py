@@ -12,6 +12,7 @@ class Lengths:
         prompt: Tokens of a prompt, on average.
         response: Tokens of a response, on average.
         answers: Of a comparison.
+        held_out: Records that are held out.
         known: Whether they were read; else they are the limits.
     """
 
@@ -19,6 +20,7 @@ class Lengths:
     prompt: float
     response: float
     answers: float = 1.0
+    held_out: float = 0.0
     known: bool = False
 
 

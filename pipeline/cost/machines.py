@@ -51,6 +51,7 @@ GPUS: dict[str, GPU] = {
 # Shares of the table's rates. Training and scoring: what the products reach, kernels between them included. Decoding: of the bandwidth.
 MFU_TRAIN, MFU_SCORE, BANDWIDTH_SHARE = 0.35, 0.40, 0.60
 LAYER_LAUNCH_S = 0.9e-3  # decoding step by step launches some thirty kernels a layer, however little they do
+TRAINER_STEP_S = 0.030  # of a CPU: TRL's trainer, events, ranks that wait for one another; the demo's SFT and RM, 312 and 500 steps
 NETWORK = 25 * GB  # between machines, for each GPU: 200 Gbit/s; bytes a second
 SPREAD_TABLE, SPREAD_MEASURED = 2.0, 1.25  # times and by which a figure may be off
 

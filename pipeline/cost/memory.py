@@ -11,10 +11,11 @@ ZeRO (Rajbhandari et al. 2020) with N ranks: stage 1 shares the optimizer out, 2
 from dataclasses import dataclass
 
 from pipeline.cost.setup import Setup
-from stages.tracing.report import Depth
+from stages.tracing.report import Depth, Phase
 
 BUCKET_ELEMENTS = 500_000_000  # of DeepSpeed: gradients are reduced in buffers of so many numbers
 LIVE_ELEMENTS = 1_000_000_000  # of DeepSpeed at stage 3: so many gathered weights may stay
+_BY_HOST = ("load", "save")
 _LEARNING = ("forward", "backward", "optimizer", "update")
 
 
@@ -51,8 +52,8 @@ def find_peak(phases: list[PhaseMemory]) -> PhaseMemory:
 def _measure_whole(need: Depth, setup: Setup, name: str) -> PhaseMemory:
     """One process, or several that average their gradients: each holds everything."""
     phase = need.phases[name]
-    if name == "load":
-        return _load(phase.peak, setup)
+    if name in _BY_HOST:
+        return _by_host(phase, setup, phase.peak)
     learning = sum(need.learning)
     optimizer = 8 * learning
     gradients = max(min(phase.start - need.held - optimizer, 4 * learning), 0) if name in _LEARNING else 0
@@ -66,8 +67,8 @@ def _measure_whole(need: Depth, setup: Setup, name: str) -> PhaseMemory:
 def _measure_shared(need: Depth, setup: Setup, name: str) -> PhaseMemory:
     """DeepSpeed: what is shared out is 1/N on each rank."""
     phase, ranks, stage = need.phases[name], setup.processes, setup.zero_stage
-    if name == "load":
-        return _load(phase.peak // (ranks if stage == 3 else 1), setup)
+    if name in _BY_HOST:
+        return _by_host(phase, setup, phase.peak // ranks if stage == 3 and name == "load" else phase.peak)
     learning, largest = sum(need.learning), max(need.learning, default=0)
     device: dict[str, int] = {}
     host: dict[str, int] = {}
@@ -87,6 +88,10 @@ def _measure_shared(need: Depth, setup: Setup, name: str) -> PhaseMemory:
     return PhaseMemory(name, device, host)
 
 
-def _load(peak: int, setup: Setup) -> PhaseMemory:
-    """Models are opened in float32 in the host's memory, and moved from there."""
-    return PhaseMemory("load", {}, {"weights": peak}) if setup.on_gpu else PhaseMemory("load", {"weights": peak}, {})
+def _by_host(phase: Phase, setup: Setup, peak: int) -> PhaseMemory:
+    """Models are opened and merged in float32 in the host's memory; what is written is there once more, as the bytes of the file."""
+    written = peak - phase.start if phase.start else 0
+    parts = {"weights": peak - phase.start} | ({"bytes of the file": written} if written else {})
+    if setup.on_gpu:
+        return PhaseMemory("save" if phase.start else "load", {}, parts)
+    return PhaseMemory("save" if phase.start else "load", parts | ({"training": phase.start} if phase.start else {}), {})

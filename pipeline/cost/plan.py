@@ -9,6 +9,7 @@ from stages.sample_settings import SampleSettings
 from stages.settings import PPOSettings, PretrainSettings, RMSettings, SFTSettings, StageSettings
 
 Parts = dict[str, Amount]
+_CALIBRATED = 1000  # demonstrations that RM scores
 _SFT_ROWS = 64  # held-out prompts that SFT answers at once
 
 
@@ -36,7 +37,12 @@ def list_parts(settings: StageSettings, lengths: Mapping[RecordKind, Lengths], l
     if isinstance(settings, PretrainSettings) or (isinstance(settings, SFTSettings) and settings.packing):
         row = settings.sequence_length if isinstance(settings, PretrainSettings) else sum(limits)
         records, tokens = records * tokens / row, float(row)
-    parts: Parts = {"train": count_training(tokens, batch, records, settings.epochs)}
+    # Held-out records are looked at as often as the settings say, and once in the end; RM scores demonstrations then, its scale's zero.
+    looks = 1 + (settings.epochs if settings.eval_every is None else settings.epochs * records / batch // settings.eval_every)
+    scored = looks * found.held_out * tokens
+    if isinstance(settings, RMSettings) and (zero := lengths.get("demonstrations")):
+        scored += min(zero.records or 0, _CALIBRATED) * (zero.prompt + zero.response)
+    parts: Parts = {"train": count_training(tokens, batch, records, settings.epochs, scored)}
     if isinstance(settings, SFTSettings) and settings.eval_samples:
         # Nobody knows how long answers will be: as long as those that are learnt; greedy ones and sampled ones.
         parts["answers"] = count_answers(2.0 * settings.eval_samples, found.prompt, _longest(found, limits), _SFT_ROWS, 1, "answers/")
@@ -69,7 +75,11 @@ def _list_evaluate(settings: EvaluateSettings, lengths: Mapping[RecordKind, Leng
     prompt = lengths["prompts"].prompt
     most = settings.max_response_tokens or limits[1]
     each = settings.samples + 2 * settings.policy_samples + 3  # SFT's pool; base and PPO; a greedy answer of each
-    return {"answers": count_answers(float(settings.prompts * each), prompt, most, settings.batch_size, processes, "answers/")}
+    answers = float(settings.prompts * each)
+    decoded = count_answers(answers, prompt, most, settings.batch_size, processes, "answers/")
+    # Of each answer: what its model, SFT and the reward model say.
+    looked = 3 * answers * (prompt + _response_of(lengths, most))
+    return {"answers": decoded, "scores": Amount({"answers/prefill": looked})}
 
 
 def _response_of(lengths: Mapping[RecordKind, Lengths], most: float) -> float:

@@ -99,8 +99,17 @@ def _count_sent(amount: Amount, need: Depth, tokens: dict[str, int], setup: Setu
     return sent
 
 
-def time_measured(name: str, amount: Amount, need: Depth, tokens: dict[str, int], processes: int) -> Spent:
-    """Say how long one part of a stage takes where its phases were timed on this machine, one process."""
+def time_measured(name: str, amount: Amount, need: Depth, tokens: dict[str, int], processes: int, step_s: float = 0.0) -> Spent:
+    """Say how long one part of a stage takes where its phases were timed on this machine.
+
+    Args:
+        name: Of the part.
+        amount: Of work.
+        need: With seconds of one process.
+        tokens: Phase -> tokens that went through it there.
+        processes: That share the tokens.
+        step_s: What surrounds an optimizer step.
+    """
     seconds, words = 0.0, list[str]()
     for phase, through in amount.phases.items():
         if phase in need.phases and tokens.get(phase):
@@ -109,6 +118,7 @@ def time_measured(name: str, amount: Amount, need: Depth, tokens: dict[str, int]
             words.append(f"{phase}: {through:,.0f} tokens x {1e6 * each:.3g} µs / {processes}")
     for phase, steps in amount.steps.items():
         if phase in need.phases:
-            seconds += steps * need.phases[phase].seconds
-            words.append(f"{phase}: {steps:,.0f} x {1e3 * need.phases[phase].seconds:.3g} ms")
+            each = need.phases[phase].seconds + (step_s if phase == "optimizer" else 0.0)
+            seconds += steps * each
+            words.append(f"{phase}: {steps:,.0f} x {1e3 * each:.3g} ms")
     return Spent(name, seconds, "; ".join(words))

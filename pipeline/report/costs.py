@@ -8,6 +8,7 @@ from rich.text import Text
 
 from pipeline.cost.memory import PhaseMemory
 from pipeline.estimate import Estimate, StageEstimate
+from pipeline.fits import Fit
 from pipeline.report.tables import print_table
 from pipeline.text import clean, format_bytes, format_duration
 
@@ -32,6 +33,31 @@ def print_estimate(console: Console, estimate: Estimate, *, explain: bool) -> No
     if explain:
         for line in explain_estimate(estimate):
             console.print(Text(clean(line)), soft_wrap=True)
+
+
+def print_fits(console: Console, stage: str, fits: list[Fit], estimate: Estimate) -> None:
+    """Print with what a stage would fit, the cheapest first, as the options to paste."""
+    if not fits:
+        console.print(
+            Text(f"{stage} does not fit with any change that was tried; take more or larger GPUs, or a smaller model"), soft_wrap=True
+        )
+        return
+    console.print(Text(f"{stage} does not fit; it does with one of:"), soft_wrap=True)
+    rows: list[list[str]] = []
+    for fit in fits:
+        made = fit.estimate
+        price = estimate.machine.price
+        money = f"${price[0] * fit.gpu_seconds / 3600:,.0f}" if price and made.parts else "-"
+        rows.append(
+            [
+                fit.words,
+                format_bytes(int(made.verdict.need)),
+                made.verdict.word,
+                format_duration(made.seconds) if made.parts else "-",
+                money,
+            ]
+        )
+    print_table(console, ["change", "memory", "verdict", "time", "from"], rows)
 
 
 def _row(stage: StageEstimate, estimate: Estimate) -> list[str]:
@@ -80,8 +106,8 @@ def _explain_phase(phase: PhaseMemory) -> str:
     return f"{device} = {phase.total:,} B{host}"
 
 
-def estimate_data(estimate: Estimate) -> dict[str, Any]:
-    """Return an estimate as plain data; sizes in bytes, times in seconds."""
+def estimate_data(estimate: Estimate, fits: dict[str, list[Fit]]) -> dict[str, Any]:
+    """Return an estimate as plain data, and with what its stages would fit; sizes in bytes, times in seconds."""
     machine = estimate.machine
     return {
         "machine": machine.name,
@@ -94,6 +120,7 @@ def estimate_data(estimate: Estimate) -> dict[str, Any]:
                 "stage": stage.stage,
                 "verdict": stage.verdict.word,
                 "need": round(stage.verdict.need),
+                "fits_with": [{"set": fit.change, "need": round(fit.estimate.verdict.need)} for fit in fits.get(stage.stage, [])],
                 "weights": stage.need.parameters,
                 "learning": stage.need.learning,
                 "phases": {phase.name: {"device": phase.device, "host": phase.host} for phase in stage.phases},

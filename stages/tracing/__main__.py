@@ -59,7 +59,11 @@ def make_report(spec: TraceSpec) -> TraceReport:
         depths, tokens = [], {}
         for layers in dict.fromkeys((small, larger)):
             job = Job(spec, stage, config, tried, layers, Live(), accelerator)
-            with nullcontext() if spec.measure else fakes(), job.live, as_on_a_gpu() if spec.on_gpu else nullcontext():
+            with (
+                nullcontext() if spec.measure else fakes(),
+                nullcontext() if spec.measure else job.live,
+                as_on_a_gpu() if spec.on_gpu else nullcontext(),
+            ):
                 depths.append(trace(job))
             tokens = job.tokens
         report.stages[stage] = StageTrace(layers=total, depths=depths, tokens=tokens)

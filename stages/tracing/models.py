@@ -76,6 +76,19 @@ def adapt(model: Any, lora: LoRASettings | None, task: Any, hardware: HardwareSe
     return apply_lora(_quantize(model, lora, hardware), lora.model_copy(update={"quantize": None}), task, hardware)
 
 
+def merge_anew(config: PretrainedConfig, ways: Ways, layers: int, lora: LoRASettings) -> Any:
+    """Make what `stages.models.save.save_merged` holds: the whole model once more, in float32, and an adapter that is merged into it."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    plain = HardwareSettings.model_validate({"precision": "float32"})
+    model = apply_lora(build_policy(config, plain, ways, layers), lora.model_copy(update={"quantize": None}), "CAUSAL_LM", plain)
+    with torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, BaseTunerLayer):
+                layer.merge()
+    return model
+
+
 def build_ppo_models(
     config: PretrainedConfig, hardware: HardwareSettings, ways: Ways, layers: int, settings: PPOSettings, reward_lora: LoRASettings | None
 ) -> PPOModels:

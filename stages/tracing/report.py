@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from data.schema import RecordKind
-from stages.blocks import Closed, HardwareSettings, TokenSettings
+from stages.blocks import Closed, HardwareSettings, LoRASettings, TokenSettings
 from stages.settings import StageSettings
 from stages.spec import STAGES, DataSplits, StageName
 
@@ -22,6 +22,7 @@ class TraceSpec(Closed):
     tokens: TokenSettings
     hardware: HardwareSettings = Field(description="With a precision that is settled.")
     stages: dict[StageName, dict[str, Any]] = Field(description="Stage -> its settings.")
+    reward_lora: LoRASettings | None = Field(None, description="The reward model's adapter, which PPO can put on its own backbone.")
     processes: int = Field(1, description="On all nodes.")
     shares: bool = Field(False, description="Whether DeepSpeed or DDP holds the gradients: they are then counted by formula, not traced.")
     on_gpu: bool = Field(False, description="Whether kernels of a GPU will run.")
@@ -43,7 +44,9 @@ class Phase(Closed):
     start: int = Field(description="Bytes that live when it begins.")
     peak: int = Field(description="Bytes at its peak.")
     flops: int = Field(description="Floating-point operations of products and attention.")
-    seconds: float = Field(0.0, description="Measured, where the trace ran with real weights.")
+    seconds: float = Field(
+        0.0, description="Where it ran with real weights: of computing, a thread's share; whatever else the machine did."
+    )
 
 
 class Depth(Closed):

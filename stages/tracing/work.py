@@ -28,7 +28,7 @@ from stages.settings import EvaluateSettings, PPOSettings, PretrainSettings, RMS
 from stages.spec import StageName
 from stages.tracing.decoding import decode
 from stages.tracing.live import Live
-from stages.tracing.models import adapt, build_policy, build_ppo_models, build_reward_model
+from stages.tracing.models import adapt, build_policy, build_ppo_models, build_reward_model, merge_anew
 from stages.tracing.report import Depth, Phase, TraceSpec
 from stages.tracing.training import (
     RMLoss,
@@ -84,9 +84,9 @@ class Job:
         """Run phases, and take down what each needs: of one that comes several times the most, but its shortest time."""
         for name, work in steps:
             start = self.live.start()
-            begun_s = time.perf_counter()
+            begun_s = time.process_time()
             work()
-            seconds = time.perf_counter() - begun_s
+            seconds = (time.process_time() - begun_s) / torch.get_num_threads()
             name = prefix + name
             if (before := self.phases.get(name)) is None:
                 self.phases[name] = Phase(start=start, peak=self.live.peak, flops=self.live.flops, seconds=seconds)
@@ -140,7 +140,15 @@ def _trace_language(job: Job, settings: PretrainSettings | SFTSettings) -> Depth
         count = min(settings.eval_samples, _ANSWER_ROWS)
         job.tokens["answers/prefill"], job.tokens["answers/decode"] = count * prompt, count
         job.run(decode(model, count, prompt, response, steps=1, additive=job.tried.additive), "answers/")
+    _merge(job, settings)
     return depth.model_copy(update={"phases": job.phases})
+
+
+def _merge(job: Job, settings: TrainingSettings) -> None:
+    """Merge an adapter at the stage's end, where the settings say so; of a reward model it is the same but for the head."""
+    if settings.lora and settings.lora.merge and not job.spec.measure:
+        lora = settings.lora
+        job.run(iter([("save", lambda: merge_anew(job.config, job.tried.ways, job.layers, lora))]))
 
 
 def _trace_rm(job: Job, settings: RMSettings) -> Depth:
@@ -156,6 +164,7 @@ def _trace_rm(job: Job, settings: RMSettings) -> Depth:
     batch = make_ranking_batch(size, job.spec.answers, prompt, response)
     job.tokens["forward"] = job.tokens["backward"] = size * (prompt + job.spec.answers * response)
     _train(job, model, RMLoss(job.accelerator), batch, settings, times)
+    _merge(job, settings)
     return _describe(job, [model], [model], settings)
 
 
@@ -185,9 +194,7 @@ def _drop_gradients_as_they_come(module: Any) -> None:
 
 def _trace_ppo(job: Job, settings: PPOSettings) -> Depth:
     spec, hardware = job.spec, job.spec.hardware
-    reward = spec.settings("rm") if "rm" in spec.stages else None
-    reward_lora = reward.lora if isinstance(reward, RMSettings) else None
-    models = job.load(lambda: build_ppo_models(job.config, hardware, job.tried.ways, job.layers, settings, reward_lora))
+    models = job.load(lambda: build_ppo_models(job.config, hardware, job.tried.ways, job.layers, settings, spec.reward_lora))
     prompt, response = spec.tokens.max_prompt_tokens, settings.max_response_tokens or spec.tokens.max_response_tokens
     sampling = Sampling(response, settings.temperature, 0, 1, 1)
     engine = Engine("none", hardware, settings.max_grad_norm)
@@ -222,6 +229,7 @@ def _trace_ppo(job: Job, settings: PPOSettings) -> Depth:
         if settings.rollout.engine == "torch":
             job.run(decode(trainer.policy, count, prompt, response, steps=1, additive=job.tried.additive), "rollout/")
         job.run(steps())
+    _merge(job, settings)
     held = [*models.actor_critic, models.ref_policy, models.reward_model]
     return _describe(job, list(models.actor_critic), held, settings, published=trainer.policy)
 

@@ -47,13 +47,13 @@ SETTINGS = {
     "ppo": (
         PPOSettings,
         {
-            "iterations": 2,
+            "iterations": 1,
             "rollout_batch_size": 8,
             "rollout_micro_batch_size": 8,
-            "minibatch_size": 8,
+            "minibatch_size": 4,
             "ppo_epochs": 1,
-            "max_tokens_per_microbatch": 4 * (PROMPT + RESPONSE),
-            "eval_samples": 2,
+            "max_tokens_per_microbatch": 2 * (PROMPT + RESPONSE),
+            "eval_samples": 0,
             "learning_rate": 1e-6,
             "missing_eos_score": None,
         },

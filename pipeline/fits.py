@@ -1,0 +1,67 @@
+"""A stage that does not fit -> changes with which it does, each tried by an estimate of its own."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.cost.changes import Change, list_changes
+from pipeline.errors import ConfigError
+from pipeline.estimate import Machine, StageEstimate, make_estimate
+from pipeline.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A change with which a stage fits.
+
+    Args:
+        change: Key -> value.
+        estimate: With it.
+    """
+
+    change: Change
+    estimate: StageEstimate
+
+    @property
+    def words(self) -> str:
+        """As a command line takes it."""
+        return " ".join(f"--set {key}={value if value.isalnum() else repr(value)}" for key, value in self.change.items())
+
+    @property
+    def gpu_seconds(self) -> float:
+        """What it costs: seconds of all processes."""
+        return self.estimate.seconds * self.estimate.setup.processes
+
+
+def find_fits(
+    estimate: StageEstimate,
+    change_recipe: Callable[[Change], Recipe],
+    recipe: Recipe,
+    store_root: Path,
+    machine: Machine,
+    records: Mapping[str, int],
+    told: Callable[[str], None],
+) -> list[Fit]:
+    """Try changes with which a stage that does not fit would; the cheapest first.
+
+    Args:
+        estimate: Of the stage.
+        change_recipe: Reads the recipe again with a change.
+        recipe: As it is.
+        store_root: Of the store.
+        machine: That it runs on.
+        records: As `make_estimate` takes them.
+        told: Hears which is tried.
+    """
+    stage, found = estimate.stage, list[Fit]()
+    longest = recipe.tokens.max_prompt_tokens + recipe.tokens.max_response_tokens
+    for change in list_changes(stage, recipe.settings(stage), estimate.setup, longest):
+        told(f"{stage} does not fit; trying {' '.join(f'{key}={value}' for key, value in change.items())}")
+        try:
+            changed = change_recipe(change)
+        except ConfigError:  # it contradicts something else in the recipe
+            continue
+        made = make_estimate(changed, [stage], store_root, machine, records=records, with_time=machine.gpu is not None).stages[-1]
+        if made.verdict.word != "does not fit":
+            found.append(Fit(change, made))
+    return sorted(found, key=lambda fit: (fit.gpu_seconds, fit.estimate.setup.processes))
