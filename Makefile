@@ -4,6 +4,7 @@
 #   make ppo RECIPE=mine.yaml                another recipe: a file, or a name under pipeline/recipes/
 #   make rm SET="rm.epochs=2 seed=3"         override keys, separated by spaces
 #   make pipeline STORE=/big/disk            another store
+#   make gpu-check GPU="rollout steps"       some of what it checks; --pretend: without a GPU, at tiny sizes
 #   make bench BENCH="ppo --size small"      some of the measurements; --quick: a smoke test
 
 PYTHON ?= python3
@@ -11,6 +12,7 @@ RECIPE ?= demo
 SET    ?=
 STORE  ?=
 BENCH  ?=
+GPU    ?=
 
 VENV  := .venv
 STAMP := $(VENV)/.installed
@@ -27,7 +29,7 @@ STORE_OPTION = $(if $(STORE),--store '$(STORE)')
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pretrain sft rm ppo evaluate pipeline inspect test test-slurm test-vllm check check-style check-types check-tests bench clean
+.PHONY: help setup pretrain sft rm ppo evaluate pipeline inspect test test-slurm test-vllm check check-style check-types check-tests bench gpu-check clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -89,6 +91,9 @@ check-tests:
 
 bench: $(STAMP) ## Measure speed and memory against TRL, into tests/bench/results/
 	@$(VENV)/bin/python -m tests.bench $(BENCH)
+
+gpu-check: $(STAMP) ## What only a GPU can show: parity, speed, memory, into tests/bench/results/gpu.md; exits 2 without one
+	@$(VENV)/bin/python -m tests.gpu $(GPU)
 
 clean: ## Remove .venv and caches; the store stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis dist build

@@ -22,6 +22,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
@@ -219,6 +220,11 @@ def pretend_gpu(count: int = 1, *, has_bfloat16: bool = True) -> Iterator[Preten
     def real(device_type):
         return "cpu" if device_type == "cuda" else device_type
 
+    def attend(*given, **more):
+        with torch._C.DisableTorchFunction():  # a kernel does not wait, and this one reads lengths
+            result = attend_slowly(*given, **more)
+        return mode.mark(result)
+
     class Autocast(autocast):
         def __init__(self, device_type, *given, **more):
             super().__init__(real(device_type), *given, **more)
@@ -255,7 +261,7 @@ def pretend_gpu(count: int = 1, *, has_bfloat16: bool = True) -> Iterator[Preten
         stack.enter_context(patch.object(torch, "autocast", Autocast))
         stack.enter_context(patch.object(torch, "is_autocast_enabled", lambda kind="cuda": is_enabled(real(kind))))
         stack.enter_context(patch.object(torch, "get_autocast_dtype", lambda kind: get_dtype(real(kind))))
-        stack.enter_context(patch.dict(sys.modules, {"torch.nn.attention.varlen": _VarlenModule}))
+        stack.enter_context(patch.dict(sys.modules, {"torch.nn.attention.varlen": SimpleNamespace(varlen_attn=attend)}))
         for state in (PartialState, AcceleratorState, GradientState):  # as in a process that has just begun
             stack.enter_context(patch.dict(state._shared_state, clear=True))
         load = PreTrainedModel.from_pretrained.__func__
@@ -271,9 +277,3 @@ def pretend_gpu(count: int = 1, *, has_bfloat16: bool = True) -> Iterator[Preten
         stack.enter_context(patch.object(PreTrainedModel, "from_pretrained", classmethod(load_and_move)))
         stack.enter_context(mode)
         yield mode
-
-
-class _VarlenModule:
-    """Stands in for `torch.nn.attention.varlen`."""
-
-    varlen_attn = staticmethod(attend_slowly)

@@ -67,7 +67,7 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure speed and memory; see tests/bench/__main__.py.")
     parser.add_argument("what", nargs="?", default="all", choices=["all", *SECTIONS])
-    sizes = [size for size in SIZES if size != "tiny"]
+    sizes = [size for size in SIZES if size not in ("tiny", "1b")]
     parser.add_argument("--size", choices=sizes, help="default: small and big for ppo and rollout, wide for lora, else small")
     parser.add_argument("--repeats", type=int, default=3, help="turns that count, after one that warms up (default 3)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each side (default 2; rm: always 1)")

@@ -24,5 +24,6 @@ SIZES = {
     "tiny": Size(hidden=32, layers=2, heads=2, intermediate=64, vocabulary=128),  # for the bench's own test
     "small": Size(hidden=256, layers=6, heads=4, intermediate=688, vocabulary=4096),
     "wide": Size(hidden=768, layers=12, heads=12, intermediate=2048, vocabulary=32000),  # 134 M: weights outweigh activations
+    "1b": Size(hidden=2048, layers=16, heads=16, intermediate=8192, vocabulary=32000),  # 1.2 B, for GPUs
     "big": Size(hidden=512, layers=8, heads=8, intermediate=1376, vocabulary=8192),
 }

@@ -1,5 +1,6 @@
 """The embedded demo, whole and as shipped: each stage must learn what the README says it learns."""
 
+import os
 import subprocess
 import sys
 
@@ -15,7 +16,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 def store(tmp_path_factory):
     """The store that `make pipeline` leaves, from the command that it runs."""
     root = tmp_path_factory.mktemp("demo_store")
-    command = [sys.executable, "-m", "pipeline.cli", "run", "demo", "--store", str(root)]
+    changes = os.environ.get("RLHF_TEST_DEMO", "").split()  # such as hardware.device=cuda, by `make gpu-check`
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.cli",
+        "run",
+        "demo",
+        "--store",
+        str(root),
+        *(word for each in changes for word in ("--set", each)),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return Store(root)

@@ -1,6 +1,7 @@
 """What models do on a GPU, tried on a pretend one (tests/pretend_gpu.py): attention over spans, loading, adapters, chunks of logits."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from stages.models.packing import list_documents, make_spans, pack, pack_ranking
 from stages.models.policy import load_policy
 from stages.models.precision import autocast
 from stages.models.reward_model import init_reward_model
-from tests.pretend_gpu import _VarlenModule, pretend_gpu
+from tests.pretend_gpu import attend_slowly, pretend_gpu
 
 HARDWARE = HardwareSettings(precision="float32")
 BFLOAT16 = HardwareSettings(precision="bfloat16")
@@ -48,7 +49,7 @@ def test_attention_over_spans_equals_that_over_groups_and_so_do_its_gradients(mo
     given = [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
     weights = torch.randn(num_real, 4, 8, generator=generator)
     results = {}
-    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", _VarlenModule)
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", SimpleNamespace(varlen_attn=attend_slowly))
     for way in ("groups", "spans"):
         monkeypatch.setattr(attention, "_takes_spans", lambda _query, way=way: way == "spans")
         output, _ = attend(None, *given, None, scaling=0.3, packed_row=row)

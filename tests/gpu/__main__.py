@@ -1,0 +1,120 @@
+"""What only a GPU can show: that its branches compute what the CPU computes, how fast, and in how much memory.
+
+    make gpu-check                       all parts, into tests/bench/results/gpu.md and gpu.json; under nine minutes on an H100
+    make gpu-check GPU="rollout steps"   some of them, beside what is there of the others
+    make gpu-check GPU=--pretend         all parts on a pretend GPU, at tiny sizes, into build/gpu/: to try this program without one
+
+    parity   losses, gradients and log-probabilities of SFT, RM and PPO beside the CPU's in float32
+    kernels  attention over spans, casts and memory in decoding, float32 and TF32
+    steps    one step of SFT, RM and PPO at 134 M and 1.2 B weights: full, LoRA, QLoRA; tokens a second, MFU, peak memory
+    zero2    the same under DeepSpeed on one process
+    zero3
+    rollout  sampled tokens a second beside transformers' generate, and vLLM's where RLHF_TEST_VLLM names its program
+    demo     the embedded demo in both precisions, held to its bands
+
+Each part is a process of its own, which may take ten minutes. Exit code: 0, or 1 where a goal is missed, or 2 without a GPU.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.bench.protocol import ROOT
+from tests.gpu.place import Figure, Place
+from tests.gpu.table import Parts, describe_gpu, holds, write_results
+from tests.pretend_gpu import pretend_gpu
+
+PARTS = ("parity", "kernels", "steps", "zero2", "zero3", "rollout", "demo")
+_LIMIT_S = 600
+_NO_GPU = 2
+
+
+def main() -> int:
+    """Run the parts that the command line names; the table is written anew after each."""
+    arguments = parse_arguments()
+    if not (arguments.pretend or torch.cuda.is_available()):
+        print(
+            "gpu-check: found no GPU that torch can use; needed: one; run it on a machine with one, or try it with --pretend",
+            file=sys.stderr,
+        )
+        return _NO_GPU
+    if arguments.into:
+        return run_part(arguments.parts[0], arguments.into, pretend=arguments.pretend)
+    path = ROOT / "build" / "gpu" / "gpu" if arguments.pretend else ROOT / "tests" / "bench" / "results" / "gpu"
+    machine = describe_gpu(pretend=arguments.pretend)
+    parts: Parts = read_results(path, machine)
+    for name in arguments.parts or PARTS:
+        parts[name] = start_part(name, path.with_name(f"gpu-{name}.json"), pretend=arguments.pretend)
+        parts = {each: parts[each] for each in PARTS if each in parts}
+        text = write_results(path, machine, parts)
+    print(text)
+    print(f"written: {path.relative_to(ROOT)}.md and .json")
+    return 0 if holds({name: parts[name] for name in arguments.parts or PARTS}) else 1
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.gpu", description="See tests/gpu/__main__.py.")
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="default: all")
+    parser.add_argument("--pretend", action="store_true", help="on a pretend GPU, at tiny sizes")
+    parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)  # run one part here, and leave its figures there
+    return parser.parse_args()
+
+
+def read_results(path: Path, machine: str) -> Parts:
+    """Read what an earlier call on the same machine and versions left."""
+    try:
+        found = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return found["parts"] if found["machine"].rpartition(";")[0] == machine.rpartition(";")[0] else {}
+
+
+def start_part(name: str, into: Path, *, pretend: bool) -> dict[str, Any]:
+    """Run a part as a process; what it found before it failed counts."""
+    into.parent.mkdir(parents=True, exist_ok=True)
+    into.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "tests.gpu", name, "--into", str(into), *(["--pretend"] if pretend else [])]
+    start = time.monotonic()
+    print(f"{name} ...", file=sys.stderr, flush=True)
+    try:
+        code = subprocess.run(command, cwd=ROOT, env=os.environ | {"HF_HUB_OFFLINE": "1"}, timeout=_LIMIT_S, check=False).returncode
+        problem = f"it ended with exit code {code}" if code else ""
+    except subprocess.TimeoutExpired:
+        problem = f"it took more than {_LIMIT_S} s"
+    figures = [json.loads(line) for line in into.read_text().splitlines()] if into.exists() else []
+    into.unlink(missing_ok=True)
+    return {"seconds": time.monotonic() - start, "problem": problem, "figures": figures}
+
+
+def run_part(name: str, into: Path, *, pretend: bool) -> int:
+    """Run a part in this process, and leave each of its figures as soon as it is there."""
+    measure = find_measure(name)  # libraries are imported as they are where there is no GPU
+    with pretend_gpu() if pretend else nullcontext() as gpu, into.open("w") as stream:
+        for figure in measure(Place(gpu)):
+            stream.write(json.dumps(asdict(figure)) + "\n")
+            stream.flush()
+    return 0
+
+
+def find_measure(name: str) -> Callable[[Place], Iterator[Figure]]:
+    """Find what measures a part."""
+    if name.startswith("zero"):
+        return partial(import_module("tests.gpu.steps").measure_zero, stage=int(name[-1]))
+    return import_module(f"tests.gpu.{name}").measure
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""What the fast paths of a GPU make and cost: attention over spans, waits, casts, memory of the cache, float32 and TF32."""
+
+import copy
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from stages.models import attention
+from stages.models.attention import attend
+from stages.models.packing import pack
+from stages.models.precision import autocast
+from stages.process.gpu import prepare_gpu
+from stages.responses.generation import generate_responses
+from stages.responses.narrow import narrow
+from tests.bench.our_models import open_policy
+from tests.bench.sizes import SIZES
+from tests.bench.workload import EOS, PPOWork, make_prompts
+from tests.gpu.parity import prepare_ppo
+from tests.gpu.place import Figure, Place, at_most, make_hardware, measure_s
+
+_ROUNDING = 2.0**-7  # a step of bfloat16, relative
+
+
+def measure(place: Place) -> Iterator[Figure]:
+    """Measure all of it."""
+    for heads, key_heads, size in place.choose([(16, 16, 64), (32, 8, 128)], [(4, 2, 8)]):
+        for case, documents, parents in (("documents", *_lay_documents(place)), ("K answers", *_lay_answers(place))):
+            yield from measure_spans(place, f"{case} {heads}/{key_heads} heads of {size}", heads, key_heads, size, documents, parents)
+    yield measure_waits(place)
+    yield from measure_decoding(place)
+    yield from measure_products()
+
+
+def _lay_documents(place: Place) -> tuple[list[int], None]:
+    return [37, 512, 900, 64, 1500, 300, 700, 83] if not place.pretend else [3, 9, 5, 17], None
+
+
+def _lay_answers(place: Place) -> tuple[list[int], list[int]]:
+    prompt, answers = place.choose((600, [120, 300, 77, 260]), (6, [4, 9, 3, 7]))
+    return [prompt, *answers] * 2, [-1, 0, 0, 0, 0, -1, 5, 5, 5, 5]
+
+
+def measure_spans(
+    place: Place, case: str, heads: int, key_heads: int, size: int, lengths: list[int], parents: list[int] | None
+) -> Iterator[Figure]:
+    """Compare attention over spans and over groups, both in bfloat16, with groups in float32; outputs and gradients."""
+    row = pack([[1] * length for length in lengths], parents, device=torch.device("cuda"))
+    num_tokens, num_real = len(row.ids_N), sum(lengths)
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, count, num_tokens, size) for count in (heads, key_heads, key_heads)]
+    given = [torch.randn(shape, generator=generator).to("cuda") for shape in shapes]
+    weights = torch.randn(num_real, heads, size, generator=generator).to("cuda")
+    takes_spans = attention._takes_spans
+
+    def compute(dtype: torch.dtype, spans: bool) -> list[torch.Tensor]:
+        inputs = [tensor.detach().to(dtype).requires_grad_() for tensor in given]
+        attention._takes_spans = lambda query: spans and takes_spans(query)
+        try:
+            output = attend(torch.nn.Identity(), *inputs, None, packed_row=row)[0][0, :num_real]
+        finally:
+            attention._takes_spans = takes_spans
+        return [output.detach().float(), *(each.float() for each in torch.autograd.grad((output.float() * weights).sum(), inputs))]
+
+    expected = compute(torch.float32, False)
+    for name, spans in (("groups", False), ("spans", True)):
+        found = compute(torch.bfloat16, spans)
+        furthest = max(float((a - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True))
+        yield at_most(case, f"{name}: relative error", furthest, 4 * _ROUNDING)
+    repeats = place.choose(20, 1)
+
+    def run(spans: bool) -> None:
+        for _ in range(repeats):
+            compute(torch.bfloat16, spans)
+
+    times = {}
+    for spans in (False, True):
+        run(spans)
+        times[spans] = measure_s(lambda spans=spans: run(spans)) / repeats
+    yield Figure(case, "groups / spans, forward and backward", times[False] / times[True], "x")
+
+
+class _Casts(TorchDispatchMode):
+    """Counts matrices that are cast from float32 to bfloat16."""
+
+    def __init__(self, least: int) -> None:
+        super().__init__()
+        self.least, self.count = least, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and result.dtype == torch.bfloat16 and args[0].numel() >= self.least:
+            self.count += 1
+        return result
+
+
+def measure_waits(place: Place) -> Figure:
+    """Count how often the CPU waits for the GPU in the micro-batches of an update."""
+    trainer, experience, _ = prepare_ppo(place.choose("small", "tiny"), make_hardware("bfloat16"))
+    num_micro_batches = len(experience.split(256))
+    trainer.updater.accumulate_gradients(experience, 256)  # the first time libraries wait for what they set up
+    if place.pretend:
+        place.pretend.syncs.clear()
+        trainer.updater.accumulate_gradients(experience, 256)
+        waits = place.pretend.num_syncs
+    else:
+        torch.cuda.set_sync_debug_mode("warn")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trainer.updater.accumulate_gradients(experience, 256)
+        torch.cuda.set_sync_debug_mode("default")
+        waits = sum("synchroniz" in str(warning.message) for warning in caught)
+    return at_most("update", f"waits in {num_micro_batches} micro-batches", waits, 2)
+
+
+def measure_decoding(place: Place) -> Iterator[Figure]:
+    """Count casts of weights in a step, and see that rollouts of other lengths leave no memory behind."""
+    size = place.choose("small", "tiny")
+    hardware = make_hardware("bfloat16")
+    policy = open_policy(size, 0.02, hardware).to("cuda").eval()
+    copied = narrow(policy)
+    tokens = torch.full((1, 4), 5, device="cuda")
+    with torch.no_grad(), autocast(policy.base_model, tokens.device), _Casts(SIZES[size].hidden ** 2) as casts:
+        copied(input_ids=tokens, use_cache=False)
+    yield at_most("decoding", "casts of weights a step", casts.count, 0)
+    reserved = []
+    for turn, longest in enumerate(place.choose((64, 200, 120, 256, 90), (4, 12, 8))):
+        work = PPOWork(size, 0.02, place.choose(64, 4), 4, place.choose(200, 8), longest, 1)
+        generate_responses(policy, make_prompts(work), max_new_tokens=longest, stop_token_ids={EOS}, seed=turn, max_rows=32)
+        reserved.append(torch.cuda.memory_reserved() / 2**20)
+    yield at_most("decoding", "memory reserved after the last rollout over the largest", reserved[-1] / max(*reserved, 1e-9), 1.0, "x")
+    segments = [] if place.pretend else torch.cuda.memory_snapshot()
+    grow = all(segment.get("is_expandable", False) for segment in segments)
+    yield Figure("memory", "segments that grow", float(grow), "", "1", grow)
+
+
+def measure_products() -> Iterator[Figure]:
+    """Say how exact float32 products are, as the reference has them and with TF32."""
+    a, b = (torch.randn(256, 256, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in (0, 1))
+    expected = a @ b
+    hardware = make_hardware("float32")
+    for tf32, limit in ((False, 1e-6), (True, 1e-2)):
+        prepare_gpu(copy.copy(hardware).model_copy(update={"tf32": tf32}))
+        found = (a.float().to("cuda") @ b.float().to("cuda")).cpu().double()
+        error = float((found - expected).norm() / expected.norm())
+        yield at_most(f"products, tf32: {str(tf32).lower()}", "relative error", error, limit)
+    prepare_gpu(hardware)
+    yield Figure(
+        "attention", "cuDNN's", float(torch.backends.cuda.cudnn_sdp_enabled()), "", "0", not torch.backends.cuda.cudnn_sdp_enabled()
+    )

@@ -1,0 +1,99 @@
+"""Where the parts of the check compute: on a GPU, or (to try them where there is none) on a pretend one, at tiny sizes."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState
+
+from stages.blocks import HardwareSettings
+from stages.process.gpu import prepare_gpu
+from tests.bench.sizes import SIZES
+
+# Products of bfloat16 a second that a GPU's maker states, without sparsity.
+_PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table: what was found, and the goal if there is one."""
+
+    case: str
+    name: str
+    value: float
+    unit: str = ""
+    goal: str = ""
+    holds: bool | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a part is told."""
+
+    pretend: Any = None  # the pretend GPU; None: a real one
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """Models that speed is measured on."""
+        return ("tiny",) if self.pretend else ("wide", "1b")
+
+    def choose(self, real: Any, pretended: Any) -> Any:
+        """Take the one value on a GPU, the other one on a pretend one."""
+        return pretended if self.pretend else real
+
+    def reach(self, case: str, name: str, value: float, goal: float, unit: str = "x") -> Figure:
+        """Make a figure of speed that must not be lower than a goal; of a pretend GPU it says nothing."""
+        return Figure(case, name, value, unit) if self.pretend else at_least(case, name, value, goal, unit)
+
+    @property
+    def peak_flops(self) -> float | None:
+        """What the GPU could do, if that is known."""
+        name = torch.cuda.get_device_name()
+        return next((flops for part, flops in _PEAK_FLOPS.items() if part in name), None)
+
+
+def at_most(case: str, name: str, value: float, limit: float, unit: str = "") -> Figure:
+    """Make a figure that must not be larger than a limit."""
+    return Figure(case, name, value, unit, f"<= {limit:g}", value <= limit)
+
+
+def at_least(case: str, name: str, value: float, limit: float, unit: str = "") -> Figure:
+    """Make a figure that must not be smaller than a limit."""
+    return Figure(case, name, value, unit, f">= {limit:g}", value >= limit)
+
+
+def make_hardware(precision: str, **changes: Any) -> HardwareSettings:
+    """Describe the GPU to our code; with `device="cpu"` the CPU."""
+    hardware = HardwareSettings.model_validate({"precision": precision, **changes})
+    prepare_gpu(hardware)
+    return hardware
+
+
+def begin_anew() -> None:
+    """Have accelerate look anew at what it computes on."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def measure_s(work: Callable[[], Any]) -> float:
+    """Measure the seconds of some work, all of the GPU's included."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+@contextmanager
+def peak_memory() -> Iterator[Callable[[], float]]:
+    """Inside, count from zero; gives what reads the most GB that were held at once."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    yield lambda: torch.cuda.max_memory_allocated() / 2**30
+
+
+def count_weights(size: str) -> int:
+    """Count the weights that each token is multiplied with: all but the embeddings."""
+    return SIZES[size].parameters - SIZES[size].vocabulary * SIZES[size].hidden

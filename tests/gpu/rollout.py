@@ -1,0 +1,91 @@
+"""Sampled tokens a second: ours, transformers' `generate`, and vLLM where its program is named by RLHF_TEST_VLLM."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from stages.models.precision import autocast
+from stages.responses.generation import generate_responses
+from tests.bench.our_models import open_policy
+from tests.bench.workload import EOS, PAD, PPOWork, make_plain_policy, make_prompts
+from tests.gpu.place import Figure, Place, make_hardware, measure_s, peak_memory
+
+_GOAL = 0.6  # of vLLM's speed
+# Run by vLLM's own Python: the model's directory and prompts from a file, tokens a second to standard output.
+_VLLM = """
+import json, sys, time
+from vllm import LLM, SamplingParams
+given = json.load(open(sys.argv[1]))
+model = LLM(given["model"], dtype="bfloat16", skip_tokenizer_init=True, max_model_len=given["longest"], gpu_memory_utilization=0.6)
+sampling = SamplingParams(temperature=1.0, max_tokens=given["tokens"], ignore_eos=True, detokenize=False)
+prompts = [{"prompt_token_ids": ids} for ids in given["prompts"]]
+for _ in range(2):
+    start = time.perf_counter()
+    outputs = model.generate(prompts, sampling)
+    seconds = time.perf_counter() - start
+print("tokens a second:", sum(len(output.outputs[0].token_ids) for output in outputs) / seconds)
+"""
+
+
+def measure(place: Place) -> Iterator[Figure]:
+    """Measure each size with several numbers of rows; every response has all its tokens."""
+    hardware = make_hardware("bfloat16")
+    for size in place.sizes:
+        policy = open_policy(size, 0.0, hardware).to("cuda").eval()
+        for rows in place.choose((64, 256), (4,)):
+            work = PPOWork(size, 0.0, rows, place.choose(64, 4), place.choose(256, 8), place.choose(256, 6), 1)
+            prompts, case, seeds = make_prompts(work), f"{size}, {rows} rows", itertools.count()
+            with peak_memory() as read_peak:
+                ours = _rate(work, partial(_sample_ours, policy, work, prompts, seeds))
+                yield Figure(case, "ours", ours, "tokens/s")
+                yield Figure(case, "peak memory", read_peak(), "GB")
+            theirs = _rate(work, partial(_sample_transformers, policy, work, prompts))
+            yield Figure(case, "transformers' generate", theirs, "tokens/s")
+            yield place.reach(case, "ours / generate", ours / theirs, 1.0)
+            if vllm := os.environ.get("RLHF_TEST_VLLM"):
+                found = _run_vllm(vllm, size, work, prompts)
+                yield Figure(case, "vLLM", found, "tokens/s")
+                yield place.reach(case, "ours / vLLM", ours / found, _GOAL)
+
+
+def _rate(work: PPOWork, sample: Callable[[], Any]) -> float:
+    sample()
+    return work.num_prompts * work.max_new_tokens / measure_s(sample)
+
+
+def _sample_ours(policy: Any, work: PPOWork, prompts: list[list[int]], seeds: Iterator[int]) -> None:
+    rows = {"max_new_tokens": work.max_new_tokens, "max_rows": len(prompts)}
+    generate_responses(policy, prompts, stop_token_ids={EOS}, seed=next(seeds), **rows)
+
+
+@torch.no_grad()
+def _sample_transformers(policy: Any, work: PPOWork, prompts: list[list[int]]) -> None:
+    width = max(map(len, prompts))
+    ids = torch.tensor([[PAD] * (width - len(prompt)) + prompt for prompt in prompts], device="cuda")
+    config = GenerationConfig(max_new_tokens=work.max_new_tokens, do_sample=True, top_k=0, eos_token_id=EOS, pad_token_id=PAD)
+    with autocast(policy.base_model, ids.device):
+        policy.generate(input_ids=ids, attention_mask=(ids != PAD).long(), generation_config=config)
+
+
+def _run_vllm(program: str, size: str, work: PPOWork, prompts: list[list[int]]) -> float:
+    with tempfile.TemporaryDirectory() as directory:
+        make_plain_policy(size, seed=0).to(torch.bfloat16).save_pretrained(directory)
+        given = Path(directory) / "given.json"
+        longest = max(map(len, prompts)) + work.max_new_tokens
+        given.write_text(json.dumps({"model": directory, "prompts": prompts, "tokens": work.max_new_tokens, "longest": longest}))
+        python = Path(program).with_name("python")
+        done = subprocess.run([str(python), "-c", _VLLM, str(given)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(done.stdout[-2000:], done.stderr[-2000:], file=sys.stderr)
+        return float("nan")
+    return float(done.stdout.rpartition("tokens a second:")[2])
