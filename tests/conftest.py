@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -19,26 +20,34 @@ from tests.waiting import wait_until
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_xdist_auto_num_workers(config):
+    """One worker more than cores where slow tests are among them: a fifth of their time they wait for silences, kills and processes."""
+    return len(os.sched_getaffinity(0)) + (config.getoption("markexpr") != "not slow")
+
+
 @pytest.fixture(scope="session")
 def warm_start(tmp_path_factory):
     """warm_start(): an environment in which a stage's program starts without importing everything anew; see tests/warm/server.py."""
     server = ROOT / "tests" / "warm" / "server.py"
-    started = []
+    # All workers share a server, which lives as long as the process that started them.
+    shared = "PYTEST_XDIST_WORKER" in os.environ
+    directory = tmp_path_factory.getbasetemp().parent if shared else tmp_path_factory.getbasetemp()
+    path, started = directory / "warm", directory / "warm.started"
+
+    mine = []
 
     def start():
-        path = tmp_path_factory.getbasetemp() / "warm"
-        if not started:  # by the first test that needs it
+        with suppress(FileExistsError):  # by the first test that needs it
+            started.touch(exist_ok=False)
+            command = [sys.executable, "-P", str(server), str(path), str(os.getppid() if shared else os.getpid())]
             environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0"}
-            started.append(subprocess.Popen([sys.executable, "-P", str(server), str(path)], env=environment))
-            wait_until(lambda: path.exists() or started[0].poll() is not None, 120)
-        assert started[0].poll() is None, "the warm server has ended"
+            mine.append(subprocess.Popen(command, env=environment, start_new_session=True))
+        wait_until(lambda: path.exists() or any(process.poll() is not None for process in mine), 240)
+        assert path.exists(), "the warm server has ended"
         hook = os.pathsep.join([str(server.parent / "hook"), str(ROOT)])
         return {**os.environ, "PYTHONPATH": hook, "RLHF_TEST_WARM": str(path)}
 
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
+    return start
 
 
 @pytest.fixture(scope="session")
@@ -63,10 +72,16 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path not in slow)
 
 
+def pytest_collection():
+    """Collect no garbage while test files are imported, which leave none."""
+    gc.disable()
+
+
 def pytest_collection_finish():
     """Leave imports out of garbage collection: with torch in memory each one takes half a second, and trainers ask for many."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

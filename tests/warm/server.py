@@ -1,6 +1,6 @@
 """A process that has imported what a stage imports, and forks itself for each stage that a test starts.
 
-    python tests/warm/server.py SOCKET
+    python tests/warm/server.py SOCKET PID        serves until that process, which runs the tests, is gone
 
 Importing torch, transformers, TRL and peft takes a stage six CPU seconds, the stages of the tests mostly less. With `hook/` on its
 PYTHONPATH a Python that was told to run a stage's program sends its command line, its environment and its standard streams here, and
@@ -28,20 +28,20 @@ MAX_REQUEST = 1 << 20
 _CLONE_NEWNET = 0x40000000
 
 
-def serve(path):
-    """Fork for each client until the parent is gone."""
+def serve(path, tests):
+    """Fork for each client until the process that runs the tests, of which this is the pidfd, is gone."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listener.bind(path)
+    listener.bind(f"{path}.draft")
     listener.listen(64)
+    Path(f"{path}.draft").rename(path)  # now it hears
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ)
     # A child that has ended is told of by its own pidfd: its client gets the status.
-    parent = os.pidfd_open(os.getppid())
-    selector.register(parent, selectors.EVENT_READ)
+    selector.register(tests, selectors.EVENT_READ)
     clients = {}  # client's connection -> (child, its pidfd)
     while True:
         ready = [key.fileobj for key, _ in selector.select()]
-        if parent in ready:
+        if tests in ready:
             for child, _ in clients.values():
                 os.kill(child, signal.SIGKILL)
             return
@@ -132,9 +132,10 @@ def run(request, descriptors, connection):
 
 
 if __name__ == "__main__":
+    tests = os.pidfd_open(int(sys.argv[2]))
     os.environ["DS_ACCELERATOR"] = "cpu"  # which DeepSpeed reads when it is imported; a stage sets it as well
     for module in ("datasets", "deepspeed", "peft", "torch.distributed.run", "trl", "stages.ppo.stage", "stages.trl.sft", "stages.trl.rm"):
         importlib.import_module(module)
     gc.collect()
     gc.freeze()  # a collection in a child would copy every page of what was imported: half a second each
-    serve(sys.argv[1])
+    serve(sys.argv[1], tests)
