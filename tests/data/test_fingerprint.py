@@ -1,5 +1,6 @@
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +23,7 @@ records = st.one_of(
 
 
 @given(one=st.lists(records, max_size=3), other=st.lists(records, max_size=3))
+@pytest.mark.slow
 def test_fingerprints_are_equal_exactly_when_records_are(one, other):
     assert (fingerprint(one) == fingerprint(other)) == (one == other)
 

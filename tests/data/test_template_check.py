@@ -57,7 +57,7 @@ def short_limits(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "template", [ENDLESS, "{{ 9 ** (9 ** 9) }}"]
+    "template", [pytest.param(ENDLESS, marks=pytest.mark.slow), "{{ 9 ** (9 ** 9) }}"]
 )  # the second in native code, where no timer of Python's comes through
 def test_template_that_never_ends_is_stopped(tokenizer_of, short_limits, template):
     needed = "with a message of one word, it or the tokenizer took more than 0.5 s; needed ones that end; replace them"
@@ -76,6 +76,7 @@ def test_template_that_leaves_the_message_out_is_refused(tokenizer_of):
     assert faults_of(tokenizer_of("{{ 'Hello' }}"))[0].startswith("chat_template: wrote the same for Hello and Goodbye; ")
 
 
+@pytest.mark.slow
 def test_what_never_ends_with_an_answer_is_found_before_it_is_asked_here(tokenizer_of, short_limits):
     tokenizer = tokenizer_of("{% if messages | length > 1 %}" + ENDLESS + "{% endif %}" + GOOD_TEMPLATE)
     with pytest.raises(DataError, match=r"chat_template: with a message of one word, it or the tokenizer took more than 0\.5 s"):
@@ -85,7 +86,11 @@ def test_what_never_ends_with_an_answer_is_found_before_it_is_asked_here(tokeniz
 
 @pytest.mark.parametrize(
     ("template", "said"),
-    [(ENDLESS, "took more than 0.5 s"), ("{{ 'a' * 4000000000 }}", "took more than 2 GiB of memory"), ("{{ 1 / 0 }}", "cannot render")],
+    [
+        pytest.param(ENDLESS, "took more than 0.5 s", marks=pytest.mark.slow),
+        ("{{ 'a' * 4000000000 }}", "took more than 2 GiB of memory"),
+        ("{{ 1 / 0 }}", "cannot render"),
+    ],
 )
 def test_a_trial_that_renders_in_its_own_child_says_what_a_check_in_a_child_says(tokenizer_of, short_limits, template, said):
     tokenizer = tokenizer_of(template)

@@ -75,6 +75,7 @@ def test_rows_are_found_across_batches_in_any_order(make):
         rows[len(rows)]
 
 
+@pytest.mark.slow
 def test_nothing_is_held_of_rows_that_were_read(make):
     file = make([Demonstration(user("x" * 2000), "ab") for _ in range(2000)])
     rows = TokenRows(file, np.arange(len(file)), read_pair)
@@ -185,25 +186,31 @@ def test_a_refused_record_is_named_by_its_line_and_nothing_is_left(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_record_that_never_ends_and_prompts_that_become_the_same_are_named_by_their_lines(tmp_path, monkeypatch):
+def refused(directory, encode):
+    """What is said of 1,500 prompts that cannot be made into tokens."""
+    placed = [(f"file.jsonl:{i}", Prompt(user(f"{i}"))) for i in range(1500)]
+    with pytest.raises(DataError) as caught:
+        make_tokens(directory / "tokens", lambda: placed, encode, expected="", workers=2, progress=lambda count: None)
+    assert list(directory.iterdir()) == []
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.slow
+def test_a_record_that_never_ends_is_named_by_its_line(tmp_path, monkeypatch):
     monkeypatch.setattr(watched, "ITEM_SECONDS", 0.5)
     monkeypatch.setattr(watched, "CHUNK_SECONDS", 0.5)
-
-    def make(encode):
-        placed = [(f"file.jsonl:{i}", Prompt(user(f"{i}"))) for i in range(1500)]
-        with pytest.raises(DataError) as caught:
-            make_tokens(tmp_path / "tokens", lambda: placed, encode, expected="", workers=2, progress=lambda count: None)
-        assert list(tmp_path.iterdir()) == []
-        return str(caught.value).splitlines()
 
     def hang(chunk):
         while any(record.prompt[0].content == "700" for record in chunk):
             pass
         return spell(chunk)
 
-    (line,) = make(hang)
+    (line,) = refused(tmp_path, hang)
     assert line.startswith("file.jsonl:700: found 3 characters, of which rendering and tokenising took more than 0.5 s; needed a chat")
-    first, *_ = lines = make(lambda chunk: [replace(item, prompt_ids=item.prompt_ids[:3]) for item in spell(chunk)])
+
+
+def test_prompts_that_become_the_same_are_named_by_their_lines(tmp_path):
+    first, *_ = lines = refused(tmp_path, lambda chunk: [replace(item, prompt_ids=item.prompt_ids[:3]) for item in spell(chunk)])
     found = "found another prompt than file.jsonl:100, of which chat template and tokenizer make the same"
     assert first.startswith(f"file.jsonl:1000: {found}; needed ")
     assert len(lines) == 20

@@ -547,6 +547,7 @@ def test_a_user_without_a_name_is_named_by_number():
     assert done.stdout == "user 12345\n"
 
 
+@pytest.mark.slow
 def test_samples_that_are_none_are_shown_as_what_they_are(rlhf, store, publish):
     lines = [b"[1]", b'{"prompt": "\xff"}', b'{"prompt": "fine", "score": NaN}', b"x" * 8_100_000, b'{"prompt": "after"}']
     publish(store, "sft", {"model/model.safetensors": b"x", "samples.jsonl": b"\n".join(lines[:3]) + b"\n"}, metrics={"a": float("nan")})

@@ -170,6 +170,7 @@ def test_a_part_that_is_a_link_is_told_and_nothing_behind_it_is_touched(filled, 
     assert data.is_dir()
 
 
+@pytest.mark.slow
 def test_the_command_shows_first_mends_when_asked_and_says_so_by_its_exit_code(filled):
     trash = filled.root / ".trash" / f"sft-v0001-{HEX}"
     trash.mkdir(parents=True)

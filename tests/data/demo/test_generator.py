@@ -35,6 +35,7 @@ def test_sizes_are_the_measured_ones(rows):
     }
 
 
+@pytest.mark.slow
 def test_no_prompt_occurs_twice_anywhere(rows):
     prompts = [row["prompt"] for part in rows.values() for row in part]
     assert len(set(prompts)) == len(prompts) == 12900
@@ -72,6 +73,7 @@ def test_other_seeds_give_other_records():
     assert build(1, SMALL) != build(2, SMALL)
 
 
+@pytest.mark.slow
 def test_written_demo_passes_the_whole_set_checks(demo_dir, source):
     for kind in ("demonstrations", "comparisons", "prompts"):
         splits = {split: load_records(source(demo_dir / f"{kind}.{split}.jsonl"), kind) for split in ("train", "eval")}

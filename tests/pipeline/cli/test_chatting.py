@@ -37,10 +37,15 @@ def models(base_model_dir, tmp_path_factory):
 
 
 @pytest.fixture
-def ask(rlhf_here, models, warm_start, monkeypatch):
-    """A function: standard input, arguments -> how the command ended; the models' program starts from the warm server."""
+def warm(warm_start, monkeypatch):
+    """The models' program starts from the warm server."""
     for name, value in warm_start().items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def ask(rlhf_here, models, warm, monkeypatch):
+    """A function: standard input, arguments -> how the command ended."""
 
     def ask(text, *arguments):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
@@ -99,7 +104,8 @@ def test_bad_rows_are_told_with_their_lines_before_a_model_is_opened(rlhf_here, 
     assert rlhf_here("score", "rm", tmp_path / "nowhere", "--store", models.root).returncode == 4
 
 
-def test_what_a_chat_cannot_read_or_save_is_told_before_an_answer(rlhf_here, models, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_what_a_chat_cannot_read_or_save_is_told_before_an_answer(rlhf_here, warm, models, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n")))
     told = rlhf_here("chat", "sft", "--save", tmp_path / "kept.jsonl", "--store", models.root)
     assert told.returncode == 2 and "standard input:1: found bytes that are no UTF-8" in told.stderr

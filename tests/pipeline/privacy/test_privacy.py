@@ -231,6 +231,7 @@ def test_samples_are_published_as_the_recipe_wants_them(tmp_path, samples):
     assert (tmp_path / "samples.jsonl").exists() == (samples != "off")
 
 
+@pytest.mark.slow
 def test_a_list_of_a_million_records_is_searched_in_a_moment(store):
     secret = open_secret(store.root)
     digests = np.random.default_rng(0).bytes(16 * 1_000_000)

@@ -74,6 +74,7 @@ def test_artifacts_go_to_s3_and_back_and_what_is_there_is_told_by_its_hash(store
     assert not remote.files.exists(f"{bucket.removeprefix('s3://')}/team/rlhf/.staging")
 
 
+@pytest.mark.slow
 def test_run_reuses_all_that_was_pulled(finished_run, other, bucket):
     remote = open_remote(bucket)
     push(Store(finished_run.store), "ppo", remote, View())
@@ -89,6 +90,7 @@ def test_run_reuses_all_that_was_pulled(finished_run, other, bucket):
     assert other.refs() == ["ppo@v1", "rm@v1", "sft@v1"]
 
 
+@pytest.mark.slow
 def test_two_that_push_to_s3_at_once_cannot_both_win(tmp_path, publish, bucket):
     stores = [Store(tmp_path / f"store-{i}") for i in range(4)]
     for i, store in enumerate(stores):

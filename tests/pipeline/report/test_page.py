@@ -13,6 +13,7 @@ from pipeline.report.page.render import render
 from tests.pipeline.report.evaluations import FOOLED, publish_evaluation, publish_line, simulate
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+pytestmark = pytest.mark.slow  # a browser takes four CPU seconds
 
 HOSTILE = "</p></style></title><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"> "
 HOSTILE += "\x1b[31mred\x1b[0m \u202egpj.exe"
@@ -56,7 +57,6 @@ def overflow(page):
     return page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
 
 
-@pytest.mark.slow
 def test_the_page_says_nothing_to_the_console_loads_nothing_and_axe_finds_nothing(evaluated, report, visit):
     html = report(evaluated.evaluation.ref)
     assert "<script" not in html and " style=" not in html
@@ -90,7 +90,6 @@ def test_paper_leaves_out_what_cannot_be_opened_on_it(evaluated, report, visit):
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
 
 
-@pytest.mark.slow
 def test_hostile_texts_are_shown_as_text_wherever_they_come_from(store, publish, gain, report, visit):
     evaluation, rows = gain
     texts = [HOSTILE, HEBREW, LONG, HOSTILE_URL]

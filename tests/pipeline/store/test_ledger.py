@@ -252,6 +252,7 @@ def test_a_ledger_that_may_not_be_written_lets_nothing_be_published(store, publi
     assert store.refs() == ["sft@v1"] and (tmp_path / "elsewhere").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_publishers_and_readers_at_once_tear_no_line_and_accuse_nobody(store, publish):
     publish(store, cache_key=KEY)
     stop, accused = threading.Event(), []

@@ -90,6 +90,7 @@ def test_a_key_that_is_none_is_told(chain, keys, tmp_path):
     assert not list(chain.root.rglob("*.sig.json"))
 
 
+@pytest.mark.slow
 def test_a_bill_of_materials_is_valid_and_names_files_data_packages_and_ancestors(chain):
     from cyclonedx.schema import SchemaVersion
     from cyclonedx.validation.json import JsonStrictValidator

@@ -82,6 +82,7 @@ def test_in_bfloat16_the_ratio_stays_one_while_the_policy_stands_still(make_trai
         assert metrics["policy/clipfrac_avg"] == 0.0
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run_whatever_the_global_generators_hold(make_trainer):
     """Seen: minibatches were drawn from numpy's global generator, which nobody seeded."""
 

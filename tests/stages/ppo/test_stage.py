@@ -127,6 +127,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(run):
         torch.testing.assert_close(weight, weights[1][name], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_unfinished_answer_is_scored_by_the_configured_stop_token(run):
     """An untrained policy does not say the stop token within 8 tokens here: each answer gets the fixed score."""
     _, result, _ = run(stop_token="<|user|>", missing_eos_score=-7.0, iterations=1)
@@ -185,6 +186,7 @@ def test_a_run_killed_before_its_result_writes_each_metric_row_once(run, make_st
     assert again.metrics == result.metrics
 
 
+@pytest.mark.slow
 def test_with_ptx_coef_the_training_demonstrations_are_mixed_in_and_counted(run):
     spec, result, trainer = run(ptx_coef=0.5, iterations=1)
     assert "demonstrations" in spec.data
@@ -193,6 +195,7 @@ def test_with_ptx_coef_the_training_demonstrations_are_mixed_in_and_counted(run)
     assert result.metrics["loss/ptx"] > 0
 
 
+@pytest.mark.slow
 def test_a_size_of_demonstrations_that_nothing_uses_is_told(run):
     spec, _, _ = run(ptx_batch_size=4, iterations=1)
     assert "ppo.ptx_batch_size = 4 is not used: ppo.ptx_coef is 0" in spec.events_path.read_text()
