@@ -11,10 +11,11 @@ _MOST_ROWS = 200
 
 @dataclass(frozen=True)
 class Axis:
-    """A name with its unit, and ticks of one's own where values are transformed (log, root) before they are drawn."""
+    """A name with its unit; ticks of one's own where values are transformed (log, root) before they are drawn, or whole numbers only."""
 
     label: str
     ticks: Sequence[tuple[float, str]] = ()
+    whole: bool = False
 
 
 @dataclass(frozen=True)

@@ -51,11 +51,12 @@ def make_scale(values: Iterable[float], start: float, end: float, padding: float
     return Scale(low - margin, high + margin, start, end)
 
 
-def choose_ticks(low: float, high: float, about: int = 5) -> list[tuple[float, str]]:
-    """Choose round values (1, 2 or 5 times a power of ten apart) in [low, high], and how each is written."""
+def choose_ticks(low: float, high: float, about: int = 5, *, whole: bool = False) -> list[tuple[float, str]]:
+    """Choose round values (1, 2 or 5 times a power of ten apart; on request whole ones) in [low, high], and how each is written."""
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = power * next(factor for factor, most in ((1, 1.5), (2, 3), (5, 7), (10, 11)) if rough < most * power)
+    step = max(step, 1.0) if whole else step
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [(index * step, _write_tick(index * step, step)) for index in range(first, last + 1)]
 

@@ -158,7 +158,7 @@ def _axes(across: Scale, up: Scale, x: Axis, y: Axis) -> list[str]:
 
 def _x_axis(across: Scale, top: float, bottom: float, x: Axis) -> list[str]:
     drawn = [f'<line class="axis" x1="{across.start:.1f}" x2="{across.end:.1f}" y1="{bottom:.1f}" y2="{bottom:.1f}"/>']
-    for value, label in x.ticks or choose_ticks(across.low, across.high):
+    for value, label in x.ticks or choose_ticks(across.low, across.high, whole=x.whole):
         at = across.place(value)
         drawn.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{top:.1f}" y2="{bottom:.1f}"/>')
         drawn.append(_text(at, bottom + 15, label, "tick middle", 9))

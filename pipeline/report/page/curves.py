@@ -53,7 +53,7 @@ def list_metrics(kind: str) -> set[str]:
 def draw_curves(prefix: str, kind: str, curves: Curves) -> list[Picture]:
     """Draw what was measured."""
     pictures: list[Picture] = []
-    x = Axis(_STEP.get(kind, "optimizer step"))
+    x = Axis(_STEP.get(kind, "optimizer step"), whole=True)
     for place, (title, label, names) in enumerate(_PICTURES.get(kind, ())):
         series = _make_series(names, curves.points)
         if not series or (names.keys() <= set(_ALWAYS_CONSTANT) and _is_constant(series[0].points)):
@@ -67,7 +67,7 @@ def draw_curves(prefix: str, kind: str, curves: Curves) -> list[Picture]:
 def overlay_curves(prefix: str, kind: str, curves: Mapping[str, Curves]) -> list[Picture]:
     """Draw each metric of several artifacts of a kind in one picture."""
     pictures: list[Picture] = []
-    x = Axis(_STEP.get(kind, "optimizer step"))
+    x = Axis(_STEP.get(kind, "optimizer step"), whole=True)
     for title, label, names in _PICTURES.get(kind, ()):
         for name, what in names.items():
             series = [

@@ -97,3 +97,9 @@ def test_a_thinned_band_covers_the_whole_one():
     for column, (at, low, high) in enumerate(thinned):
         inside = [part for part in band if min(int(part[0] / (9999 / 100)), 99) == column]
         assert (at, low, high) == (inside[0][0], min(part[1] for part in inside), max(part[2] for part in inside))
+
+
+def test_ticks_of_steps_are_whole():
+    assert [label for _, label in choose_ticks(10, 11)][:2] == ["10.0", "10.2"]
+    assert [label for _, label in choose_ticks(10, 11, whole=True)] == ["10", "11"]
+    assert [label for _, label in choose_ticks(0, 100, whole=True)] == ["0", "20", "40", "60", "80", "100"]
