@@ -150,7 +150,7 @@ def _open_adapter(artifact: Artifact) -> Iterator[str]:
 
 
 def _list_figures(manifest: Manifest) -> Iterator[str]:
-    figures = {name: value for name, value in sorted(manifest.metrics.items()) if name.startswith("eval/")}
+    figures = {name: value for name, value in sorted(manifest.metrics.items()) if name.startswith("eval/") and not name.endswith("_se")}
     if figures:
         yield from ("## Held-out figures", "", "| figure | value | 95 % interval | prompts |", "|---|---|---|---|")
         for name, value in figures.items():

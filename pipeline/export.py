@@ -5,6 +5,7 @@ verified copy (pipeline.store.copies) -> stages.merge in a child process, where 
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +21,9 @@ from stages.spec import ADAPTER_CONFIG, EXIT_OK
 Dtype = Literal["bfloat16", "float16", "float32"]
 
 
-def export(store: Store, ref: str, directory: Path, *, merge: bool, dtype: Dtype | None = None) -> Artifact:
+def export(
+    store: Store, ref: str, directory: Path, *, merge: bool, dtype: Dtype | None = None, told: Callable[[str], None] = lambda step: None
+) -> Artifact:
     """Write an artifact's model into a new directory, whole or not at all.
 
     Args:
@@ -29,6 +32,7 @@ def export(store: Store, ref: str, directory: Path, *, merge: bool, dtype: Dtype
         directory: Where to; made, or empty.
         merge: A whole model in place of an adapter: merged/ where it was made, else merged now.
         dtype: Write the weights in this precision; None: as they are.
+        told: Hears of each step that takes long with a large model.
 
     Raises:
         StoreError: see `export_artifact`; or the adapter's base cannot be opened (exit 3 or 4).
@@ -42,10 +46,13 @@ def export(store: Store, ref: str, directory: Path, *, merge: bool, dtype: Dtype
         if dtype:
             arguments += ["--dtype", dtype]
         if arguments:
+            steps = ["merging the adapter into its base"] * ("--merge" in arguments) + [f"writing weights in {dtype}"] * (dtype is not None)
+            told(f"{artifact.ref}: {', '.join(steps)}")
             _change(artifact, draft, arguments)
         card = write_card(store, artifact, whole=not (draft / ADAPTER_CONFIG).exists(), dtype=dtype)
         (draft / "README.md").write_text(card, encoding="utf-8")
 
+    told(f"{ref}: copying it, every byte verified")
     return export_artifact(store, ref, directory, merged=merge, finish=finish)
 
 

@@ -209,5 +209,6 @@ def export_command(
     from pipeline.store.disk import expand_home
 
     target = expand_home(directory).absolute()
-    artifact = export(open_store(store), ref, target, merge=merge, dtype=dtype)
+    console = make_console(err=True)
+    artifact = export(open_store(store), ref, target, merge=merge, dtype=dtype, told=lambda step: say(console, step))
     say(make_console(), f"exported {artifact.ref}: {target}")

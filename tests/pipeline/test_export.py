@@ -15,6 +15,7 @@ def test_the_card_is_one_that_the_hub_reads(store, tmp_path, publish):
     (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A base\n")
     parent = publish(store, facts={"base_model": str(base)})
     metrics = {"eval/sampled/score": 0.5, "eval/sampled/kl": float("nan"), "eval/sampled/judge_score": 83.0, "objective/kl": 4.0}
+    metrics["eval/sampled/score_se"] = 0.1
     artifact = publish(
         store,
         "ppo",
@@ -32,6 +33,7 @@ def test_the_card_is_one_that_the_hub_reads(store, tmp_path, publish):
     assert results == {"sampled/score": 0.5, "sampled/judge_score": 83.0}  # no NaN, nothing that is not held out
     assert (card.data.license, card.data.pipeline_tag, card.data.library_name) == ("apache-2.0", "text-generation", "transformers")
     assert card.data.base_model is None  # a path of this machine is nobody's model
+    assert "score_se" not in card.content  # its interval says it
     assert "/home/ann" not in card.content and str(tmp_path) not in card.content
     for line in (
         f"# {artifact.ref}",

@@ -54,8 +54,9 @@ def score_as_we_do(directory):
 def test_a_merged_reward_model_scores_as_its_card_says_in_float32_and_about_so_in_bfloat16(reward_adapter_dir, tmp_path):
     facts = {"score_bias": BIAS, "score_scale": SCALE, "form": "adapter", "architecture": "LlamaForSequenceClassification"}
     store, _ = publish(tmp_path / "store", reward_adapter_dir, "rm", facts=facts)
-    exported = tmp_path / "exported"
-    export(store, "rm", exported, merge=True)
+    exported, told = tmp_path / "exported", []
+    export(store, "rm", exported, merge=True, told=told.append)
+    assert told == ["rm: copying it, every byte verified", "rm@v1: merging the adapter into its base"]
     made, expected = (load_file(path / "model.safetensors") for path in (exported, reward_adapter_dir.parent / "merged"))
     assert made.keys() == expected.keys() and all(torch.equal(made[name], expected[name]) for name in made)
     assert not list(exported.glob("adapter*")) and not (exported / ".merged").exists()
