@@ -28,7 +28,7 @@ def find_places(prompts: Iterable[Prompt], seed: int) -> Places:
     """Give each prompt a place on [0, 1) by a hash of how its conversation begins and the seed.
 
     A conversation begins with all up to its first user message. So its later turns, and answers to the same prompt, have one place. Where
-    more than half of the prompts begin alike (an agent's standing greeting), more of their user messages count.
+    more than half of the prompts begin alike, and go on in several ways (an agent's standing greeting), more of their user messages count.
 
     Args:
         prompts: Of one record set, in order; read several times. A text has a place by itself.
@@ -36,11 +36,14 @@ def find_places(prompts: Iterable[Prompt], seed: int) -> Places:
     """
     places = _places_at(prompts, seed, 1)
     for depth in range(2, _MAX_DEPTH):
-        _, sizes = np.unique(places, return_counts=True)
-        deeper = places if sizes.max(initial=0) * 2 <= len(places) else _places_at(prompts, seed, depth)
-        if np.array_equal(deeper, places):
+        found, sizes = np.unique(places, return_counts=True)
+        if sizes.max(initial=0) * 2 <= len(places):
             break
-        places = deeper
+        deeper = _places_at(prompts, seed, depth)
+        largest = deeper[places == found[sizes.argmax()]]
+        long = np.fromiter((_count_users(prompt) >= depth for prompt in prompts), np.bool_)[places == found[sizes.argmax()]]
+        if len(np.unique(largest[long])) > 1:  # else it is one conversation with several answers, so far
+            places = deeper
     return places
 
 
@@ -53,6 +56,10 @@ def _opening(prompt: Prompt, depth: int) -> tuple[Message, ...] | str:
         return prompt
     users = [i for i, message in enumerate(prompt) if message.role == "user"]
     return tuple(prompt[: users[min(depth, len(users)) - 1] + 1])
+
+
+def _count_users(prompt: Prompt) -> int:
+    return 0 if isinstance(prompt, str) else sum(message.role == "user" for message in prompt)
 
 
 def _place(opening: tuple[Message, ...] | str, seed: int) -> float:

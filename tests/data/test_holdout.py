@@ -57,6 +57,17 @@ def test_conversations_with_one_standing_greeting_are_told_apart_by_what_follows
     assert not {record.prompt[2] for record in train} & {record.prompt[2] for record in held_out}
 
 
+def test_a_single_conversation_is_not_torn_apart_however_long_and_a_greeting_of_two_turns_is():
+    turns = talk(*(f"turn {turn}" for turn in range(21)))
+    alone = [turns[:end] for end in range(1, 21, 2)]
+    assert len(np.unique(find_places(alone, 1))) == 1
+    beside = [*alone, *(talk(f"other {i}") for i in range(4))]
+    places = find_places(beside, 1)
+    assert len(np.unique(places[:10])) == 1 and len(np.unique(places)) == 5
+    greeted = [talk("Hello", "Yes?", "Are you a person?", "No.", f"question {i}") for i in range(40)]
+    assert len(np.unique(find_places(greeted, 1))) == 40
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_ties_are_not_held_out(seed):
     ranks = [(1, 2) if i < 10 else (1, 1) for i in range(20)]
