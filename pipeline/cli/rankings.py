@@ -159,4 +159,6 @@ def _export_rankings(
             expand_home(name).write_text(text, encoding="utf-8", newline="")
     repeats = sum(each.repeat for each in judgements) if form == "argilla" else 0
     told = [f"{count(len(judgements) - repeats, 'judgement')}: {', '.join(map(str, files))}"]
+    graded = sum(bool(each.grades) for each in judgements) if form != "csv" else 0
+    told += [f"left out: the grades of each answer in {count(graded, 'judgement')}, which CSV alone holds"] * bool(graded)
     return told + [f"left out: {count(repeats, 'repetition')}, as Argilla holds one response of a person"] * bool(repeats)

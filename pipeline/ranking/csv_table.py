@@ -9,6 +9,7 @@ An empty rank: the answer was not placed, and is worse than those that were.
 import csv
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from data.fields import Columns, FieldError, check_text
@@ -122,7 +123,9 @@ def _read_long(group: Sequence[Row], prompt: str, answer: str, rank: str) -> Ran
             flags[flag] = (*flags.get(flag, ()), place)
     ranks = [_read_rank(row[rank], f"{rank} at {where}" if len(group) > 1 else rank) for where, row in group]
     shown = _read_shown([row.get("place", "") for _, row in group])
-    return _make(group[0][0], group[0][1], prompt, texts, ranks, flags, shown)
+    made = _make(group[0][0], group[0][1], prompt, texts, ranks, flags, shown)
+    grades = tuple(read_grade(row.get("answer_grade", "").strip(), "answer_grade") for _, row in group)
+    return replace(made, grades=grades) if any(grades) else made
 
 
 def _read_wide(where: str, row: dict[str, str], prompt: str, numbered: dict[str, tuple[str, int]]) -> Ranking:

@@ -15,7 +15,21 @@ from pipeline.ranking.foreign import Tool
 from pipeline.ranking.journal import Judgement
 
 _COLUMNS = (
-    *("judgement", "item", "prompt", "completion", "rank", "annotator", "judge", "outcome", "partial", "place", "grade", "flags"),
+    *(
+        "judgement",
+        "item",
+        "prompt",
+        "completion",
+        "rank",
+        "annotator",
+        "judge",
+        "outcome",
+        "partial",
+        "place",
+        "grade",
+        "answer_grade",
+        "flags",
+    ),
     *("reason", "note", "seconds", "time", "repeat", "source", "answer_model"),
 )
 LABEL_STUDIO_CONFIG = """\
@@ -82,6 +96,7 @@ def _list_rows(answers: AnswerSet, said: Judgement, rename: Callable[[str], str]
             "partial": int(said.partial),
             "place": said.order.index(answer) + 1 if said.order else "",
             "grade": said.grade or "",
+            "answer_grade": (said.grades[answer] if said.grades else None) or "",
             "flags": ", ".join(flag for flag, marked in said.flags.items() if answer in marked),
             "reason": quote(said.reason),
             "note": quote(said.note),

@@ -36,11 +36,13 @@ def list_ranks(judgements: Sequence[Judgement]) -> Values:
 
 
 def list_grades(judgements: Sequence[Judgement]) -> Values:
-    """List the grades that each gives, of a set's best answer."""
+    """List the grades that each gives, of a set's best answer or of each one."""
     values: dict[str, dict[Unit, float]] = defaultdict(dict)
     for judgement in judgements:
         if judgement.grade is not None:
-            values[judgement.annotator][judgement.item, 0] = float(judgement.grade)
+            values[judgement.annotator][judgement.item, -1] = float(judgement.grade)
+        graded = {n: float(grade) for n, grade in enumerate(judgement.grades or ()) if grade is not None}
+        values[judgement.annotator] |= {(judgement.item, answer): grade for answer, grade in graded.items()}
     return values
 
 
@@ -96,12 +98,9 @@ def measure_disagreement(models: Sequence[Judgement], numbers: Mapping[str, int]
 
 
 def measure_grade(judgements: Sequence[Judgement], numbers: Mapping[str, int]) -> Estimate | None:
-    """Estimate the mean grade of the best answer."""
-    graded = [judgement for judgement in judgements if judgement.grade is not None]
-    if not graded:
-        return None
-    grades_N = np.array([float(judgement.grade or 0) for judgement in graded])
-    return estimate_mean(grades_N, np.array([numbers[judgement.item] for judgement in graded]), draws=DRAWS)
+    """Estimate the mean grade."""
+    graded = [(each.item, grade) for each in judgements for grade in (each.grade, *(each.grades or ())) if grade is not None]
+    return average(((item, float(grade)) for item, grade in graded), numbers)
 
 
 def average(taus: Iterator[tuple[str, float]], numbers: Mapping[str, int]) -> Estimate | None:

@@ -50,6 +50,7 @@ class Ranking:
     key: str = ""
     item: str = ""
     grade: int | None = None
+    grades: tuple[int | None, ...] | None = None
     flags: dict[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
     reason: str = ""
     note: str = ""

@@ -175,6 +175,7 @@ def _make_judgement(ranking: Ranking, tool: str, item: str, order: Sequence[int]
         "ranks": ranks,
         "partial": ranking.partial,
         "grade": ranking.grade,
+        "grades": tuple(grade for _, grade in sorted(zip(order, ranking.grades, strict=True))) if ranking.grades else None,
         "flags": {flag: tuple(sorted(order[place] for place in places)) for flag, places in ranking.flags.items()},
         "reason": ranking.reason,
         "note": ranking.note,

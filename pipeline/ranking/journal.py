@@ -36,6 +36,9 @@ class Judgement(Closed):
     ranks: tuple[int, ...] | None = Field(None, description="Of the answers in the file's order: 1 is best, equal ones are ties.")
     partial: bool = Field(False, description="Answers that were not named share the last rank: the rest is worse.")
     grade: Annotated[int, Field(ge=1, le=7)] | None = Field(None, description="Of the best answer, 7 is best.")
+    grades: tuple[Annotated[int, Field(ge=1, le=7)] | None, ...] | None = Field(
+        None, max_length=9, description="Of each answer in the file's order, where a study asks for them."
+    )
     flags: dict[str, tuple[int, ...]] = Field(default_factory=dict, description="Flag -> the answers that have it.")
     reason: str = Field("", max_length=1000, description="Why it was skipped.")
     note: str = Field("", max_length=10_000)

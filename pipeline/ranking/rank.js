@@ -1,5 +1,4 @@
-// Ranks the answers of one set by keyboard, by clicks or by dragging, and sends what was said. What is not sent yet survives a reload,
-// a closed tab and a server that was killed: it is kept in this browser, for this annotator, set and order of answers.
+// Ranks the answers of one set. What is not sent yet is kept in this browser, for this annotator, set and order of answers.
 "use strict";
 (() => {
   const find = (selector) => document.querySelector(selector);
@@ -37,13 +36,13 @@
   const key = keyOf(main.dataset.item, main.dataset.repeat, order);
   // levels: places as shown, best first; those in one level are ties.
   const draft = JSON.parse(localStorage.getItem(key) || "null") || { id: newId(), levels: [], flags: {}, grade: null, note: "", reason: "", seconds: 0 };
-  const flags = all("[name=flag]"), radios = all("[name=grade]");
+  const flags = all("[name=flag]"), radios = all("[name=grade]"), selects = all("select.grade"), grades = draft.grades ||= {};
   draft.flags = Object.fromEntries(Object.entries(draft.flags).filter(([flag]) => flags.some((box) => box.value === flag)));
   if (!radios.length) draft.grade = null;
+  if (!selects.length) draft.grades = {};
   let tie = false, awaits = "", sending = false, since = document.hidden ? null : performance.now();
 
-  const named = () => draft.levels.flat();
-  const isWhole = () => named().length > 0 && (mayBePartial || named().length === order.length);
+  const named = () => draft.levels.flat(), isWhole = () => named().length > 0 && (mayBePartial || named().length === order.length);
   function keep() { localStorage.setItem(key, JSON.stringify(draft)); }
   function take(place) { draft.levels = draft.levels.map((level) => level.filter((each) => each !== place)).filter((level) => level.length); }
   function put(place) {
@@ -72,10 +71,8 @@
     return chip;
   }
   function makeGap(index) {
-    const gap = Object.assign(document.createElement("li"), { className: "gap" });
-    gap.dataset.gap = index;
-    gap.setAttribute("aria-hidden", "true");
-    return gap;
+    const gap = Object.assign(document.createElement("li"), { className: "gap", ariaHidden: "true" });
+    return Object.assign(gap.dataset, { gap: index }) && gap;
   }
   function show() {
     const rows = [], focused = document.activeElement?.matches(".chip") ? document.activeElement.dataset.place : null;
@@ -108,9 +105,8 @@
     // The second click of a double click lands on the next set, which nobody has read.
     if (sending || (outcome === "ranked" && !isWhole()) || (event && performance.now() - shownAt < 300)) return;
     sending = true;
-    const { id, levels, flags, grade, note, reason } = draft;
-    const said = { id, levels, flags, grade, note, reason, outcome, order, item: main.dataset.item };
     try {
+      const said = { ...draft, outcome, order, item: main.dataset.item };
       const { written } = await post("/judge", { ...said, repeat: main.dataset.repeat === "1", seconds: Math.min(seconds(), 1e6) });
       if (!written) sessionStorage.setItem("told", "You had judged the last set in another tab already; what you said there stands.");
       localStorage.removeItem(key);
@@ -131,8 +127,7 @@
   all(".put").forEach((button) => button.addEventListener("click", (event) => { if (event.detail) button.blur(); put(Number(button.dataset.place)); }));
   find("#tie").addEventListener("click", () => { tie = !tie; show(); });
   find("#back").addEventListener("click", back);
-  find("#send").addEventListener("click", (event) => send("ranked", event));
-  find("#cannot").addEventListener("click", (event) => send("cannot say", event));
+  [["#send", "ranked"], ["#cannot", "cannot say"]].forEach(([at, outcome]) => find(at).addEventListener("click", (event) => send(outcome, event)));
   find("#skip").addEventListener("click", skip);
   find("#reason").addEventListener("keydown", (event) => { if (event.key === "Enter" && !event.isComposing && !event.repeat) skip(); });
   all("#note, #reason").forEach((field) => {
@@ -146,6 +141,10 @@
       draft.grade = radio.checked ? Number(radio.value) : null;
       keep();
     });
+  });
+  selects.forEach((select) => {
+    select.value = grades[select.dataset.place] || "";
+    select.addEventListener("change", () => { grades[select.dataset.place] = Number(select.value) || null; keep(); });
   });
   flags.forEach((box) => {
     const place = Number(box.dataset.place);
@@ -168,8 +167,7 @@
   });
 
   document.addEventListener("dragstart", (event) => {
-    const source = event.target.closest?.("[draggable]");
-    if (source) event.dataTransfer.setData("text/plain", source.dataset.place);
+    event.dataTransfer.setData("text/plain", event.target.closest?.("[draggable]")?.dataset.place ?? "");
   });
   const targetOf = (event) => event.target.closest?.("#levels li, .rest");
   document.addEventListener("dragover", (event) => {
@@ -185,16 +183,18 @@
   document.addEventListener("keydown", (event) => {
     // A key that is held down would judge the next sets too, unread.
     if (event.ctrlKey || event.metaKey || event.altKey || (event.repeat && event.key !== "Backspace")) return;
-    const field = event.target.closest("input:not([type=radio]):not([type=checkbox]), textarea");
+    const field = event.target.closest("input:not([type=radio]):not([type=checkbox]), textarea, select");
     if (field) { if (event.key === "Escape") field.blur(); return; }
     if (event.key === "Enter" && event.target.closest("button, summary, a")) return;
     const digit = /^[1-9]$/.test(event.key) ? Number(event.key) : null;
-    if (digit !== null && awaits === "g") radios[digit - 1]?.click();
+    const graded = awaits.startsWith("g") && selects[awaits.slice(1) - 1];
+    if (digit !== null && graded) { if (digit <= 7) { graded.value = digit; graded.dispatchEvent(new Event("change")); } }
+    else if (digit !== null && awaits === "g") radios[digit - 1]?.click();
     else if (digit !== null && awaits === "f") find(`[name=flag][data-place="${digit - 1}"]`)?.focus();
-    else if (digit !== null) put(digit - 1);
+    else if (digit !== null && awaits !== "g") put(digit - 1);
     const acts = { "=": () => { tie = !tie; show(); }, Backspace: back, Enter: () => send("ranked"), u: undo, c: () => send("cannot say"), s: skip };
     if (digit === null && acts[event.key]) { event.preventDefault(); acts[event.key](); }
-    awaits = "gf".includes(event.key) ? event.key : "";
+    awaits = "gf".includes(event.key) ? event.key : awaits === "g" && digit && selects.length ? `g${digit}` : "";
   });
   show();
 })();

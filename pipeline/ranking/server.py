@@ -189,7 +189,8 @@ class RankingServer:
             return JSONResponse({"item": None})
         said = {"levels": list_levels(undone.ranks, undone.order, partial=undone.partial) if undone.ranks and undone.order else []}
         said |= {"flags": {flag: [undone.order.index(each) for each in marked] for flag, marked in undone.flags.items() if undone.order}}
-        draft = said | {"grade": undone.grade, "note": undone.note, "reason": undone.reason}
+        grades = {undone.order.index(answer): grade for answer, grade in enumerate(undone.grades or ()) if grade and undone.order}
+        draft = said | {"grade": undone.grade, "grades": grades, "note": undone.note, "reason": undone.reason}
         return JSONResponse({"item": undone.item, "repeat": undone.repeat, "order": undone.order, "draft": draft})
 
     async def _serve_file(self, request: Request) -> Response:

@@ -24,6 +24,9 @@ class Settings(Closed):
     grade: bool = Field(
         True, description="Whether a grade of the best answer is asked for, 1 (bad) to 7 (as good as can be); it may be left out."
     )
+    grade_each: bool = Field(
+        False, description="Whether a grade of each answer is asked for, instead of the best one's: `rm.margin: grade` learns from them."
+    )
     guidelines: str = Field(
         "",
         description="What annotators or a judging model are told: Markdown, or a .md or .txt file (its path is relative to the recipe).",

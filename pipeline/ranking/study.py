@@ -62,7 +62,7 @@ class Study:
         Args:
             annotator: Who says it.
             sent: Of a set (`item`) with its answers in the `order` shown: `id`, `outcome`, `levels` of places as shown, `flags` of places,
-                `grade`, `reason`, `note`, `seconds`, `repeat`.
+                `grade`, `grades` by place (if the study asks for them), `reason`, `note`, `seconds`, `repeat`.
 
         Raises:
             ValueError, TypeError, LookupError, AttributeError: It is none of this study.
@@ -77,10 +77,16 @@ class Study:
         flags = {flag: tuple(order[place] for place in places) for flag, places in sent["flags"].items() if places}
         if not set(flags) <= set(self.settings.flags):
             raise ValueError("a flag is none of this study")
-        if sent["grade"] is not None and not self.settings.grade:
-            raise ValueError("this study asks for no grade")
+        if sent["grade"] is not None and (not self.settings.grade or self.settings.grade_each):
+            raise ValueError("this study asks for no grade of the best answer")
+        by_place: Mapping[Any, Any] = sent.get("grades") or {}
+        given = {order[_read_index(place)]: grade for place, grade in by_place.items() if grade is not None}
+        if given and not self.settings.grade_each:
+            raise ValueError("this study asks for no grade of each answer")
+        grades = tuple(given.get(answer) for answer in range(len(order))) if given else None
         fields = {name: sent[name] for name in ("id", "item", "outcome", "grade", "reason", "note", "seconds", "repeat")}
-        return Judgement(**fields, annotator=annotator, order=order, ranks=ranks, partial=partial, flags=flags, time=time.time())
+        said: dict[str, Any] = {"order": order, "ranks": ranks, "partial": partial, "flags": flags, "grades": grades}
+        return Judgement(**fields, **said, annotator=annotator, time=time.time())
 
     def judge(self, judgement: Judgement) -> bool:
         """Write a judgement; false where this annotator has judged that set already, in another tab or by sending it twice."""
@@ -122,3 +128,10 @@ class Study:
         judged = {judgement.item for judgement in others}
         now = time.monotonic()
         return judged | {item for item, (holder, until) in self._held.items() if holder != annotator and until > now}
+
+
+def _read_index(place: object) -> int:
+    """Read a place, which JSON holds as a text where it is a key."""
+    if not str(place).isdecimal():
+        raise ValueError(f"{str(place)[:20]!r} is no place of an answer")
+    return int(str(place))

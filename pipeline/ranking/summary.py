@@ -205,8 +205,8 @@ def name_secretly(name: str, judgements: Sequence[Judgement]) -> str:
 def make_comparisons(answers: Mapping[str, AnswerSet], judgements: Sequence[Judgement], by: By = "all") -> Iterator[dict[str, object]]:
     """Yield a comparison for each set that was ranked, in the order of the file; `judged_by` says whose ranking it is.
 
-    Where several people ranked a set, its ranks are by the mean of theirs; equal means are ties. Repetitions are left out, as they are
-    there to measure. A set whose answers are all tied is there too: it makes no pair, and the stages count it.
+    Where several people ranked a set, its ranks (and grades) are by the mean of theirs; equal means are ties. Repetitions are left out,
+    as they are there to measure. A set whose answers are all tied is there too: it makes no pair, and the stages count it.
 
     Args:
         answers: The sets.
@@ -226,5 +226,12 @@ def make_comparisons(answers: Mapping[str, AnswerSet], judgements: Sequence[Judg
         levels = sorted(set(means))
         row = {name: value for name, value in each.to_row().items() if name in ("prompt", "completions")}
         row["ranks"] = [1 + levels.index(mean) for mean in means]
+        grades = [_average_grade([said.grades[answer] for said in chosen if said.grades]) for answer in range(len(means))]
+        row |= {"grades": grades} if any(grade is not None for grade in grades) else {}
         row["judged_by"] = "people" if people else f"model {', '.join(sorted({judgement.model for judgement in chosen}))}"
         yield row | ({"source": each.source} if each.source else {})
+
+
+def _average_grade(grades: Sequence[int | None]) -> float | None:
+    given = [grade for grade in grades if grade is not None]
+    return fmean(given) if given else None

@@ -3,6 +3,7 @@
 Nothing that a model said steers the terminal; long answers are folded, and it is said by how much.
 """
 
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +37,7 @@ class _Draft:
 
     flags: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
     grade: int | None = None
+    grades: dict[int, int | None] = field(default_factory=dict[int, int | None])
     note: str = ""
     since: float = field(default_factory=time.monotonic)
 
@@ -52,7 +54,8 @@ def rank_on_terminal(study: Study, annotator: str, console: Console, read_line: 
     Raises:
         ResourceError: The disk is full.
     """
-    say(console, HELP)
+    each = "g 2 6    grade of answer 2: 1 (bad) to 7 (as good as can be)"
+    say(console, HELP if not study.settings.grade_each else re.sub(r"g 6 .*", each, HELP))
     drafts: dict[tuple[str, bool], _Draft] = {}  # one stays until it is sent, whatever is undone meanwhile
     shown: Assignment | None = None
     while (assignment := study.next(annotator)) is not None:
@@ -100,8 +103,7 @@ def _obey(line: str, study: Study, annotator: str, console: Console, assignment:
         undone = study.undo(annotator)
         say(console, "There is nothing to undo." if undone is None else "Taken back.")
     elif word == "g" or (word[0] == "g" and word[1:].isdecimal()):
-        draft.grade = _read_grade(word[1:] or rest, study)
-        say(console, f"grade {draft.grade}")
+        say(console, _grade(word[1:] + rest, study, draft, len(order)))
     elif word == "f":
         say(console, _flag(rest, study, draft, len(order)))
     elif word == "n":
@@ -126,8 +128,9 @@ def _send(
     levels: Sequence[Sequence[int]] = (),
     reason: str = "",
 ) -> bool:
-    sent = {"id": secrets.token_hex(16), "item": assignment.item, "order": assignment.order, "repeat": assignment.repeat}
+    sent: dict[str, object] = {"id": secrets.token_hex(16), "item": assignment.item, "order": assignment.order, "repeat": assignment.repeat}
     sent |= {"outcome": outcome, "levels": levels, "reason": reason, "flags": draft.flags, "grade": draft.grade, "note": draft.note}
+    sent |= {"grades": draft.grades}
     try:
         judgement = study.read_judgement(annotator, sent | {"seconds": min(time.monotonic() - draft.since, 1e6)})
     except ValidationError as error:
@@ -138,14 +141,21 @@ def _send(
     return True
 
 
-def _read_grade(text: str, study: Study) -> int | None:
-    if not study.settings.grade:
+def _grade(text: str, study: Study, draft: _Draft, count: int) -> str:
+    """Take a grade of the best answer, or where the study asks for each one's, of an answer; returns what stands then."""
+    if not study.settings.grade and not study.settings.grade_each:
         raise ValueError("this study asks for no grade")
-    if text in ("", "-"):
-        return None
-    if text not in tuple("1234567"):
+    text = text.replace(" ", "")
+    place = read_place(text[:1], count) if study.settings.grade_each else None
+    text = text if place is None else text[1:]
+    if text not in ("", "-", *"1234567"):
         raise ValueError(f"found the grade {text[:40]!r}; needed 1 to 7; write it so")
-    return int(text)
+    grade = int(text) if text.isdecimal() else None
+    if place is None:
+        draft.grade = grade
+        return f"grade {grade or 'none'}"
+    draft.grades[place] = grade
+    return "grades: " + (", ".join(f"answer {each + 1}: {grade}" for each, grade in sorted(draft.grades.items()) if grade) or "none")
 
 
 def _flag(text: str, study: Study, draft: _Draft, count: int) -> str:

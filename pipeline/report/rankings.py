@@ -43,7 +43,7 @@ def _list_lines(summary: Summary) -> Iterator[str]:
     yield f"of two answers, the one shown first is better {_write(summary.position_bias, 'no pair was ranked')}{_warn(summary)}"
     if summary.grade is not None:
         alpha = f", alpha {_write(summary.grade_alpha, '')}" if summary.grade_alpha else ""
-        yield f"grade of the best answer, 1 to 7              {_write(summary.grade, '')}{alpha}"
+        yield f"grades, 1 to 7                                {_write(summary.grade, '')}{alpha}"
     for name, flag in summary.flags.items():
         alpha = f", alpha {_write(flag.alpha, '')}" if flag.alpha else ""
         yield f"flag {name}: {count(flag.answers, 'answer')}{alpha}"

@@ -23,7 +23,7 @@ def ranked(tmp_path):
     first, second, _ = (each.id for each in iter_answer_sets(DataSource(path=str(tmp_path / "answers.jsonl"))))
     judgements = [
         make(1, first, "ann", (2, 1, 0), (1, 2, 2), partial=True, grade=6, flags={"wrong": (0, 2)}, note="+ as I see it", seconds=3.5),
-        make(2, first, "ben", (0, 1, 2), (1, 1, 3)),
+        make(2, first, "ben", (0, 1, 2), (1, 1, 3), grades=(7, None, 2)),
         make(3, second, "ann", (1, 0), None, outcome="skipped", reason="@me"),
         make(4, second, "ben", (0, 1), None, outcome="cannot say"),
         make(5, first, "ann", (0, 1, 2), (3, 2, 1), repeat=True),
@@ -44,7 +44,7 @@ KEPT = ("item", "annotator", "outcome", "ranks", "partial", "grade", "flags", "n
 @pytest.mark.parametrize(
     ("form", "kept", "without"),
     [
-        ("csv", (*KEPT, "order", "reason", "seconds", "time", "repeat", "model", "id"), ()),
+        ("csv", (*KEPT, "order", "reason", "seconds", "time", "repeat", "model", "id", "grades"), ()),
         ("label-studio", (*KEPT, "seconds", "time", "repeat"), (6,)),
         ("argilla", KEPT, (5, 6)),
     ],
@@ -79,7 +79,8 @@ def test_annotators_are_pseudonyms_and_no_cell_is_a_formula(rlhf_here, tmp_path,
 
 
 def test_a_tool_gets_the_tasks_too_and_label_studio_its_interface(rlhf_here, tmp_path, ranked):
-    rlhf_here("rankings", "answers.jsonl", "--export", "tasks.json", "--format", "label-studio")
+    told = rlhf_here("rankings", "answers.jsonl", "--export", "tasks.json", "--format", "label-studio")
+    assert "left out: the grades of each answer in 1 judgement, which CSV alone holds" in told.stdout
     tasks = json.loads((tmp_path / "tasks.json").read_text())
     assert [len(task["annotations"]) for task in tasks] == [3, 2, 0] and tasks[1]["predictions"][0]["model_version"] == "m"
     assert tasks[0]["data"]["items"][0] == {"id": "1", "title": "Answer 1", "body": "=cmd()"}

@@ -169,6 +169,23 @@ def test_a_clumsy_hand_judges_nothing_unread_and_undo_brings_back_what_was_said(
     assert page.heard == []
 
 
+def test_each_answer_has_a_grade_by_keyboard_where_the_study_asks_for_them(serve, open_page, read_journal, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("base_model: demo\ndata: demo\nranking: {grade_each: true}\n")
+    page = open_page(serve(2, "--recipe", str(tmp_path / "recipe.yaml")).links["ann"])
+    assert page.locator("[name=grade]").count() == 0
+    for key in ("g", "2", "6", "g", "1", "9", "g", "3", "1", "2"):
+        page.keyboard.press(key)
+    page.locator("select.grade").first.select_option("4")
+    page.locator("h1").click()
+    page.reload()
+    assert [select.input_value() for select in page.locator("select.grade").all()] == ["4", "6", "1"]
+    send(page, lambda: page.keyboard.press("Enter"))
+    send(page, lambda: page.keyboard.press("u"))
+    assert [select.input_value() for select in page.locator("select.grade").all()] == ["4", "6", "1"]
+    (said,) = [line for line in read_journal() if line["kind"] == "judgement"]
+    assert [said["grades"][answer] for answer in said["order"]] == [4, 6, 1] and page.heard == []
+
+
 def test_what_is_unsent_survives_a_closed_tab_but_no_other_order_of_answers(serve, open_page):
     server = serve(1)
     page = open_page(server.links["ann"])

@@ -100,6 +100,7 @@ def test_what_is_no_ranking_is_refused_and_nothing_is_written(page, read_journal
         {"flags": {"wrong": [9]}},
         {"flags": 3},
         {"seconds": -1},
+        {"grades": {"0": 5}},
         {"note": "x" * 10_001},
     ]
     bodies = [json.dumps(make_judgement(item, order) | changes) for changes in wrong]

@@ -105,6 +105,19 @@ def test_who_disagrees_with_all_others_is_named_and_sources_are_told_apart():
     assert {name: (source.sets, source.median_seconds) for name, source in summary.sources.items()} == {"even": (30, 20), "odd": (30, 20)}
 
 
+def test_grades_of_each_answer_are_averaged_and_go_into_the_comparisons():
+    sets = make_sets(2)
+    first, second = sets
+    judgements = [
+        say(1, first, "ann", (1, 2, 3), grades=(7, 4, None)),
+        say(2, first, "ben", (1, 2, 3), grades=(6, None, None)),
+        say(3, second, "ann", (1, 2, 3)),
+    ]
+    graded, plain = make_comparisons(sets, judgements)
+    assert graded["grades"] == [6.5, 4, None] and "grades" not in plain
+    assert summarise(judgements).grade.value == pytest.approx(17 / 3)
+
+
 def test_nothing_said_is_nothing_known():
     summary = summarise([])
     assert (summary.alpha, summary.with_self, summary.position_bias, summary.annotators) == (None, None, None, ())

@@ -96,6 +96,14 @@ def test_where_each_answer_must_be_placed_a_partial_ranking_is_told(say_lines):
     assert len(heard.said) == 1
 
 
+def test_each_answer_has_a_grade_where_the_study_asks_for_them(say_lines):
+    heard = say_lines(["g 2 6", "g13", "g 3", "g 2 9", "213"], grade_each=True)
+    (said,) = heard.said
+    assert [said.grades[answer] for answer in said.order] == [3, 6, None] and said.grade is None
+    assert "grades: answer 1: 3, answer 2: 6" in heard.screen and "found the grade '9'" in heard.screen
+    assert "g 2 6    grade of answer 2" in heard.screen
+
+
 def test_long_answers_are_folded_and_shown_on_request_and_nothing_steers_the_terminal(say_lines):
     folded, whole = say_lines([]).screen, say_lines(["+"]).screen
     assert re.search(r"\.\.\. 2\d\d more lines; \+ [123] shows them", folded) and folded.count("x") < 2_000
