@@ -191,7 +191,8 @@ def _write(directory: Path, mixed: Mixed) -> None:
 
 def _lay_out(record: Comparison) -> dict[str, object]:
     prompt = [{"role": message.role, "content": message.content} for message in record.prompt]
-    return {"prompt": prompt, "completions": record.completions, "ranks": record.ranks, "source": record.source}
+    row: dict[str, object] = {"prompt": prompt, "completions": record.completions, "ranks": record.ranks, "source": record.source}
+    return row | ({"grades": record.grades} if record.grades else {})
 
 
 def _tell(mixed: Reading, parts: Sequence[_Part], readings: Sequence[Reading], left_out: dict[str, int]) -> Reading:

@@ -64,6 +64,16 @@ def test_rankings_by_ref_are_mixed_in_and_bring_their_held_out_list(read, rank, 
     assert again.fingerprints("rm", recipe) == inputs.fingerprints("rm", recipe)
 
 
+def test_grades_of_rankings_stay_in_the_mixture(read, publish, store, tmp_path):
+    graded = rows_of(range(6)).replace(b'"ranks"', b'"grades": [7, 2.5], "ranks"')
+    files = {"train.jsonl": graded, "eval.jsonl": rows_of(range(6, 9))}
+    publish(store, "rankings", files, data={"comparisons.train": "sha256:" + "1" * 64})
+    _, inputs = read(f"[{tmp_path}/project/comparisons.jsonl, {{ref: rankings@v1}}]")
+    train = rows_in(inputs.data["comparisons"].train)
+    assert [record.grades for record in train if record.source == "rankings@v1"] == [(7.0, 2.5)] * 6
+    assert {record.grades for record in train if record.source != "rankings@v1"} == {()}
+
+
 def test_the_plan_says_which_rankings_came(recipe_path, read, rank, store, publish):
     first = load_recipe(recipe_path)
     inputs = prepare(first, store.root, STAGES)
