@@ -13,6 +13,7 @@ SET    ?=
 STORE  ?=
 BENCH  ?=
 GPU    ?=
+ROUNDS ?=
 
 VENV  := .venv
 STAMP := $(VENV)/.installed
@@ -29,7 +30,7 @@ STORE_OPTION = $(if $(STORE),--store '$(STORE)')
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pretrain sft rm ppo evaluate pipeline inspect test test-slurm test-vllm check check-style check-types check-tests bench gpu-check clean
+.PHONY: help setup pretrain sft rm ppo evaluate pipeline inspect rounds test test-slurm test-vllm check check-style check-types check-tests bench gpu-check clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -63,6 +64,9 @@ pipeline: $(STAMP) ## All stages; what is up to date is reused
 
 inspect: $(STAMP) ## Write the newest report, say its verdict, and show it where there is a desktop
 	@$(RLHF) report --open $(STORE_OPTION)
+
+rounds: $(STAMP) ## Three rounds of the demo: a simulated annotator ranks, reward model and policy learn; ROUNDS="--seed 12 --data 101"
+	@$(VENV)/bin/python -P -m pipeline.cli.demo_rounds $(ROUNDS) $(STORE_OPTION)
 
 test: $(STAMP) ## All tests
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)

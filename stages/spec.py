@@ -153,6 +153,7 @@ def asks_judge(settings: StageSettings) -> bool:
 
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_VERIFICATION, EXIT_MISSING, EXIT_RESOURCE = 0, 1, 2, 3, 4, 5
+EXIT_WAITING = 6  # for people: `rlhf round`
 EXIT_SIGINT, EXIT_SIGTERM = 130, 143
 
 # Raised by hand when the code makes other token ids of the same records, or refuses others.

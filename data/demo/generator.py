@@ -75,10 +75,11 @@ def _compare(case: Case, rng: Random) -> Row:
                 answers.append(flawed)
                 break
     answers = answers[:ANSWERS_PER_LIST]
-    noisy_points = {answer: assess(case, answer).points + RANKING_NOISE * _draw_gumbel(rng) for answer in answers}
+    noisy_points = {answer: assess(case, answer).points + RANKING_NOISE * draw_gumbel(rng) for answer in answers}
     best_first = sorted(answers, key=noisy_points.__getitem__, reverse=True)
     return {"prompt": write_prompt(case), "completions": best_first, "ranks": list(range(1, len(answers) + 1))}
 
 
-def _draw_gumbel(rng: Random) -> float:
+def draw_gumbel(rng: Random) -> float:
+    """Draw from the Gumbel distribution: ranking by points plus this noise is choosing by softmax of the points, again and again."""
     return -math.log(-math.log(rng.random()))

@@ -29,10 +29,11 @@ from pipeline.cli.options import (
     say,
     select_stages,
 )
+from pipeline.cli.rounds import open_rounds
 from stages.spec import RUN_STAGES, StageName, with_ancestors
 
 if TYPE_CHECKING:
-    from pipeline.plan import Selection
+    from pipeline.plan import Decision, Selection
     from pipeline.recipe.schema import Recipe
 
 
@@ -92,7 +93,7 @@ def plan_command(
     ] = [],
     explain: Annotated[bool, typer.Option("--explain", help="With --cost: each step of the arithmetic.")] = False,
 ) -> None:
-    """Say what `run` would do, and why; with --cost what it would need.
+    """Say what `run` would do, and why; of a recipe with a block `rounds`, what `rlhf round` would. With --cost: what it would need.
 
     Example: rlhf plan mine.yaml --cost --gpu h100 --gpus 8
     """
@@ -103,10 +104,23 @@ def plan_command(
     if gpu or gpus or records or explain:
         raise typer.BadParameter("--gpu, --gpus, --records and --explain say what --cost asks; add --cost")
     from pipeline.plan import plan
+    from pipeline.rounds.advance import tell
+    from pipeline.rounds.chain import walk
+
+    if not (only or from_stage or until or force) and open_recipe(recipe, overrides, (), to_run=False).rounds is not None:
+        resolved = open_rounds(recipe, overrides)
+        *_, last = walk(resolved, open_store(store, resolved))
+        print_plan_of(last.decisions, as_json)
+        say(make_console(err=as_json), tell(last, f"rlhf round {recipe}"))
+        return
+    resolved, selection = open_selected(recipe, overrides, only, from_stage, until, force)
+    print_plan_of(plan(resolved, open_store(store, resolved), selection), as_json)
+
+
+def print_plan_of(decisions: "list[Decision]", as_json: bool) -> None:
+    """Print what becomes of each stage."""
     from pipeline.report.tables import plan_data, print_plan
 
-    resolved, selection = open_selected(recipe, overrides, only, from_stage, until, force)
-    decisions = plan(resolved, open_store(store, resolved), selection)
     if as_json:
         print_json(plan_data(decisions))
     else:

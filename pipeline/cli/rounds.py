@@ -1,20 +1,28 @@
 """The commands of the loop with people: sample answers, and the rounds of which that is the first step."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.cli.options import (
     ForceOption,
+    JsonOption,
     PrivateOption,
+    RecipeArgument,
     RefArgument,
     SetOption,
     StoreOption,
     WaitOption,
     make_console,
+    open_recipe,
     open_store_to_write,
+    print_json,
     say,
 )
+from stages.spec import RUN_STAGES, STAGES, StageName
+
+if TYPE_CHECKING:
+    from pipeline.recipe.schema import Recipe
 
 PromptsOption = Annotated[
     str, typer.Option("--prompts", metavar="FILE", help="A file of prompts; or train, held-out: those of the policy's recipe.")
@@ -59,3 +67,45 @@ def sample_command(
     outcome = sample(resolved, open_store_to_write(opened.root, resolved), policies, ProgressView(terminal), force=force, wait=wait)
     print_summary(terminal, [outcome])
     say(terminal, f"have people rank them: rlhf rank {outcome.artifact.ref}")
+
+
+def round_command(
+    recipe: RecipeArgument = "demo",
+    wait: WaitOption = True,
+    private: PrivateOption = False,
+    overrides: SetOption = [],
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Go on with the rounds: sample answers, wait for people (exit code 6), publish their rankings, train reward model and policy anew.
+
+    A call does what can be done until people are needed, or the next policy is there. Each step is reused or resumed as stages are.
+
+    Example: rlhf round mine.yaml
+    """
+    from pipeline.report.progress import ProgressView
+    from pipeline.rounds.advance import advance, tell
+    from pipeline.rounds.chain import walk
+    from pipeline.rounds.table import list_rounds, print_rounds, rounds_data
+    from stages.spec import EXIT_WAITING
+
+    resolved = open_rounds(recipe, [*overrides, *(["private=true"] if private else [])])
+    opened = open_store_to_write(store, resolved)
+    terminal = make_console(err=as_json)
+    found = advance(resolved, opened, ProgressView(terminal), lambda line: say(terminal, line), wait=wait)
+    rows = list_rounds(list(walk(resolved, opened)))
+    if as_json:
+        print_json({"round": found.number, "step": found.step, "ranked": found.ranked, "sets": found.sets, "rounds": rounds_data(rows)})
+    else:
+        terminal.print()
+        print_rounds(terminal, rows)
+    say(terminal, tell(found, f"rlhf round {recipe}"))
+    if found.step == "rank":
+        raise typer.Exit(EXIT_WAITING)
+
+
+def open_rounds(name: str, overrides: list[str]) -> "Recipe":
+    """Load a recipe for its rounds; without comparisons they begin with the SFT model."""
+    begun: tuple[StageName, ...] = tuple(stage for stage in RUN_STAGES if "comparisons" not in STAGES[stage].data)
+    bare = open_recipe(name, overrides, (), to_run=False).data.comparisons is None
+    return open_recipe(name, overrides, (*(begun if bare else RUN_STAGES), "sample"))

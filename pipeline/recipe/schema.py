@@ -46,6 +46,14 @@ class RecipeData(Closed):
     )
 
 
+class RoundSettings(Closed):
+    """The rounds of `rlhf round`: the policy answers (block `sample`), people rank (`ranking`), reward model and policy are made anew."""
+
+    weight: float = Field(1.0, gt=0, le=100, description="How often each ranking of a round is seen in an epoch of the reward model.")
+    held_out: float = Field(0.1, gt=0, lt=1, description="Share of a round's conversations that is held out, in all later rounds too.")
+    with_sft: bool = Field(False, description="The SFT model answers in turn with the policy, so that old and new answers are compared.")
+
+
 class Recipe(Closed):
     """One whole (pretrain ->) SFT -> RM -> PPO training, and its evaluation: base model, data, the stages, hardware."""
 
@@ -76,6 +84,9 @@ class Recipe(Closed):
     ranking: RankingSettings = Field(
         default_factory=lambda: RankingSettings.model_validate({}),
         description="How people rank answers (`rlhf rank --recipe`); it changes nothing of what the stages make.",
+    )
+    rounds: RoundSettings | None = Field(
+        None, description="The rounds of `rlhf round`, which `rlhf plan` then shows too; null: the defaults, and plan shows none."
     )
     hardware: HardwareSettings = Field(
         default_factory=lambda: HardwareSettings.model_validate({}), description="Where and in which precision."

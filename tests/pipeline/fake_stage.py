@@ -73,7 +73,7 @@ for step in range(first_step + 1, total + 1):
 if behaviour == "print-secret":
     print("token:", os.environ["MY_TOKEN"])
 # What is learned depends on what is given, so that other settings make another content.
-learned = {"settings": spec["settings"], "seed": spec["seed"]}
+learned = {"settings": spec["settings"], "seed": spec["seed"]} | ({"weights": spec["weights"]} if spec["weights"] else {})
 for role, path in spec["models"].items():
     files = sorted(Path(path).rglob("*.safetensors")) if Path(path).is_absolute() else []
     learned[role] = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]

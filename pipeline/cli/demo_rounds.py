@@ -1,0 +1,123 @@
+"""`make rounds`: the demo goes round by itself. A simulated annotator ranks on the page of `rlhf rank`, by HTTP, as a person would.
+
+SFT -> its answers are ranked -> first reward model and policy -> its answers are ranked -> the second -> ... -> a table
+
+It begins without a single ranking. The annotator ranks by the demo's rule plus noise (`data.demo.annotator`), and the rule judges held-out
+answers: so the table shows what rankings bring where the people who rank agree with what is wanted.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from random import Random
+
+from data.demo.annotator import rank_answers
+from pipeline.cli.options import make_console, open_store_to_write, say
+from pipeline.cli.rounds import open_rounds
+from pipeline.report.progress import CountView, ProgressView
+from pipeline.rounds.advance import advance
+from pipeline.rounds.chain import Round, walk
+from pipeline.rounds.simulate import Visitor
+from pipeline.rounds.stale import measure_elsewhere
+from pipeline.rounds.table import RoundRow, list_rounds, print_rounds
+from pipeline.store.store import Store
+from pipeline.text import format_duration
+from stages.statistics.bootstrap import Estimate
+
+# What the rounds set beside the demo's recipe: no ranking to begin with, and a reward model that learns from a thousand lists, not eight.
+SETTINGS = (
+    "base_model=demo@{data}",
+    "data.demonstrations=demo@{data}",
+    "data.comparisons=null",
+    "data.prompts.train.path=demo@{data}:comparisons.train",
+    "data.prompts.eval.path=demo@{data}:prompts.eval",
+    "evaluate=null",
+    "rm.epochs=2",
+    "rm.warmup_steps=20",
+    "ppo.iterations=40",
+    "ppo.keep_every=null",
+    "sample.answers=4",
+    "sample.prompts={rankings}",
+    "sample.batch_size=256",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Go round, and print the table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.cli.demo_rounds", description="The demo's rounds, with a simulated annotator."
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="how many")
+    parser.add_argument("--rankings", type=int, default=1000, help="rankings of each")
+    parser.add_argument("--seed", type=int, default=11, help="of training and of the annotator's noise")
+    parser.add_argument("--data", type=int, default=7, help="of the demo's data")
+    parser.add_argument("--store", type=Path, default=None, help="default: ./store")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe; repeatable")
+    given = parser.parse_args(arguments)
+    recipe = open_rounds(
+        "demo", [f"seed={given.seed}", *(line.format(data=given.data, rankings=given.rankings) for line in SETTINGS), *given.set]
+    )
+    store, console = open_store_to_write(given.store, recipe), make_console()
+    started_s = time.monotonic()
+    while True:
+        found = advance(recipe, store, ProgressView(console), partial(say, console))
+        if found.step != "rank":
+            if found.number > given.rounds:
+                break
+            continue
+        ranked = _rank(found, store, given.seed)
+        say(console, f"round {found.number}: a simulated annotator ranked {ranked:,} times on the page")
+    rounds = list(walk(recipe, store))
+    rows = list_rounds(rounds, partial(_measure_before, store=store))
+    console.print()
+    print_rounds(console, rows)
+    say(console, _conclude(rows))
+    say(console, f"{len(rows) - 1} rounds in {format_duration(time.monotonic() - started_s)}")
+
+
+def _rank(found: Round, store: Store, seed: int) -> int:
+    """Serve the page as people have it, and rank on it until nothing is left; returns how often."""
+    assert found.answers is not None
+    command = [sys.executable, "-u", "-P", "-m", "pipeline.cli", "rank", found.answers.ref, "-a", "simulated", "--store", str(store.root)]
+    rng = Random(f"{seed} {found.number}")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as page:
+        try:
+            assert page.stdout is not None
+            link = next(line.rsplit(" ", 1)[1].strip() for line in page.stdout if line.startswith("simulated: "))
+            visitor = Visitor(link)
+            count = 0
+            with CountView(make_console(), f"round {found.number}: ranking") as view:
+                while visitor.rank_next(lambda prompt, answers: rank_answers(prompt, answers, rng)):
+                    count += 1
+                    view.told(min(count, found.sets), found.sets)
+            visitor.close()
+        finally:
+            page.terminate()
+    return count
+
+
+def _measure_before(earlier: Round, store: Store) -> Estimate | None:
+    """Ask a round's reward model of that round's rankings, from which only the next one learnt."""
+    model = next((decision.artifact for decision in earlier.decisions if decision.stage == "rm"), None)
+    if model is None or earlier.rankings is None:
+        return None
+    return measure_elsewhere(store.require_verified(model.ref), earlier.rankings, lambda done, total: None)
+
+
+def _conclude(rows: Sequence[RoundRow]) -> str:
+    """Say whether the last round is above the first by more than chance."""
+    last = rows[-1]
+    if last.gain_in_all is None or last.gain_in_all.low is None or len(rows) < 3:
+        return "too few rounds, or no judge: nothing can be said of the gain"
+    gain = f"{last.gain_in_all.value:+.1f} ({last.gain_in_all.low:+.1f} to {last.gain_in_all.high:+.1f})"
+    if last.gain_in_all.low > 0:
+        return f"round {last.number} is above round 1 by {gain} points of the judge, more than chance"
+    return f"round {last.number} against round 1: {gain} points of the judge, which chance alone can be; more rankings a round would tell"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""A recipe's rounds, brought as far as they go without people: train, sample, publish what was ranked, train anew."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from pipeline.ranking.journal import Journal
+from pipeline.ranking.place import find_answers
+from pipeline.ranking.summary import name_secretly, summarise
+from pipeline.recipe.schema import Recipe
+from pipeline.rounds.chain import Round, list_policies, sampling_recipe, selection_of, settings_of, walk
+from pipeline.rounds.publish import PublishedRankings, publish_rankings, tell_published
+from pipeline.rounds.sampling import sample
+from pipeline.run import View, run
+from pipeline.store.store import Store
+
+Say = Callable[[str], None]
+
+
+def advance(recipe: Recipe, store: Store, view: View, say: Say, *, wait: bool = True) -> Round:
+    """Do what can be done until people are needed, or the next reward model and policy are there.
+
+    Args:
+        recipe: Resolved, as the first round has it.
+        store: Where all steps are found and published.
+        view: Is told what happens.
+        say: Prints a line.
+        wait: For other processes that run the same step.
+
+    Returns:
+        The round at which it ends: waiting (`rank`), or, once a new policy was trained, before its answers are sampled (`sample`).
+
+    Raises:
+        DataError, StoreError, StageFailed, StoppedAfterStage: With their exit codes.
+    """
+    trained = False
+    while True:
+        *_, found = walk(recipe, store)
+        if found.step == "train":
+            say(f"round {found.number}: reward model and policy" if found.number > 1 else f"round {found.number}: the first policy")
+            run(found.recipe, store, selection_of(found.recipe), view, wait=wait)
+            trained = found.number > 1
+        elif found.step == "sample" and trained:
+            return found
+        elif found.step == "sample":
+            say(f"round {found.number}: answers")
+            policies = list_policies(found.recipe, found.decisions)
+            sample(sampling_recipe(found.recipe, found.number), store, policies, view, wait=wait)
+        elif found.step == "publish":
+            say(tell_published(publish_round(found, store)))
+        else:
+            return found
+
+
+def publish_round(found: Round, store: Store) -> PublishedRankings:
+    """Publish the rankings of a round, by whomever they are, with pseudonyms."""
+    assert found.answers is not None
+    place = find_answers(store, found.answers.ref)
+    judgements = [each for each in Journal(place.journal).judgements.values() if each.item in place.sets]
+    summary = summarise(judgements, place.sets)
+    named = tuple(replace(each, name=name_secretly(each.name, judgements)) for each in summary.annotators)
+    share = settings_of(found.recipe).held_out
+    return publish_rankings(store, place, judgements, replace(summary, annotators=named), "all", False, share)
+
+
+def tell(found: Round, command: str) -> str:
+    """Say in a line where a round stands, and what comes next.
+
+    Args:
+        found: The round.
+        command: That goes on with it.
+    """
+    begin = f"round {found.number}"
+    if found.step == "rank" and found.answers is not None:
+        ref = found.answers.ref
+        done = f"{found.ranked:,} of {found.sets:,} answer sets of {ref} are ranked"
+        return (
+            f"{begin} waits for people: {done}; `rlhf rank {ref}`, then `{command}`; or go on with these: `rlhf rankings {ref} --publish`"
+        )
+    if found.step == "sample" and found.policy is not None:
+        return f"{begin}: {found.policy.ref} is there; `{command}` samples its answers for people to rank"
+    todo = {"publish": "all answers are ranked: publish the rankings", "train": "train", "sample": "sample answers", "next": "done"}
+    return f"{begin}: {todo.get(found.step, found.step)}"

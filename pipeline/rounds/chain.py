@@ -1,0 +1,129 @@
+"""The rounds of a recipe, as far as they are in the store: nothing is noted of them, each step is found by what it was made from.
+
+policy n -> answers n (sampled) -> judgements (people) -> rankings n -> reward model n + 1 from SFT, on all rankings so far -> policy n + 1
+
+A recipe without comparisons begins with the SFT model as its first policy, as there is nothing to learn a reward from yet.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pipeline.plan import Decision, Selection, plan
+from pipeline.ranking.journal import Journal
+from pipeline.ranking.place import find_answers
+from pipeline.recipe.schema import Recipe, RoundSettings
+from pipeline.recipe.sources import ComparisonSource, ComparisonSplits, PartSource
+from pipeline.rounds.sampling import decide_answers
+from pipeline.store.artifact import Artifact
+from pipeline.store.store import Store
+from stages.spec import RANKINGS_KIND, StageName
+
+Step = Literal["train", "sample", "rank", "publish", "next"]
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round, as far as it is.
+
+    Args:
+        number: From 1.
+        recipe: With the rankings of the rounds before.
+        step: What comes next; `next`: it is done, the next round begins with its rankings.
+        decisions: What becomes of the stages up to its policy.
+        policy: Who answers.
+        answers: What it said.
+        ranked: How many answer sets somebody has judged.
+        sets: How many there are.
+        rankings: What was published of them.
+    """
+
+    number: int
+    recipe: Recipe
+    step: Step
+    decisions: list[Decision] = field(default_factory=list[Decision])
+    policy: Artifact | None = None
+    answers: Artifact | None = None
+    ranked: int = 0
+    sets: int = 0
+    rankings: Artifact | None = None
+
+
+def settings_of(recipe: Recipe) -> RoundSettings:
+    """Return the block `rounds`, or its defaults."""
+    return recipe.rounds or RoundSettings.model_validate({})
+
+
+def walk(recipe: Recipe, store: Store) -> Iterator[Round]:
+    """Yield the rounds that are done, and last the one that is not; nothing is written."""
+    rankings: list[Artifact] = []
+    while True:
+        found = _look(recipe, store, rankings)
+        yield found
+        if found.rankings is None:
+            return
+        rankings.append(found.rankings)
+
+
+def selection_of(recipe: Recipe) -> Selection:
+    """Say which stages make a round's policy, and test it: all, but without comparisons those up to SFT."""
+    return Selection() if recipe.data.comparisons else Selection(("pretrain", "sft"))
+
+
+def policy_stage(recipe: Recipe) -> StageName:
+    """Say which stage makes a round's policy."""
+    return "ppo" if recipe.data.comparisons else "sft"
+
+
+def add_rankings(recipe: Recipe, refs: list[str]) -> Recipe:
+    """Put published rankings behind the sources of comparisons that a recipe has."""
+    if not refs:
+        return recipe
+    weight, splits = settings_of(recipe).weight, recipe.data.comparisons
+    own: list[PartSource] = []
+    if splits is not None:
+        single = splits.train
+        named = {name: getattr(single, name) for name in ("path", "split", "subset", "revision", "format", "columns")}
+        own = single.parts or [PartSource.model_validate(named)]
+    parts = [*own, *(PartSource.model_validate({"ref": ref, "weight": weight}) for ref in refs)]
+    mixed = ComparisonSplits(train=ComparisonSource.model_validate({"parts": parts}), eval=splits.eval if splits else None)
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"comparisons": mixed})})
+
+
+def sampling_recipe(recipe: Recipe, number: int) -> Recipe:
+    """Say what a round samples: the prompts after those of the rounds before it."""
+    skipped = recipe.sample.skip_prompts + (number - 1) * (recipe.sample.prompts or 0)
+    return recipe.model_copy(update={"sample": recipe.sample.model_copy(update={"skip_prompts": skipped})})
+
+
+def list_policies(recipe: Recipe, decisions: list[Decision]) -> list[Artifact]:
+    """List who answers in a round: its policy, and with `rounds.with_sft` the SFT model."""
+    made = {decision.stage: decision.artifact for decision in decisions}
+    stages: list[StageName] = [policy_stage(recipe), *(["sft"] if settings_of(recipe).with_sft else [])]
+    return [artifact for stage in dict.fromkeys(stages) if (artifact := made.get(stage)) is not None]
+
+
+def find_rankings(store: Store, answers: Artifact) -> Artifact | None:
+    """Find the newest rankings of answers that stand."""
+    for artifact in reversed(store.list(RANKINGS_KIND)):
+        if any(parent.content_id == answers.content_id for parent in artifact.manifest.parents) and not store.find_withdrawal(artifact):
+            return artifact
+    return None
+
+
+def _look(base: Recipe, store: Store, rankings: list[Artifact]) -> Round:
+    number, recipe = len(rankings) + 1, add_rankings(base, [artifact.ref for artifact in rankings])
+    decisions = plan(recipe, store, selection_of(recipe))
+    policies = list_policies(recipe, decisions)
+    if not policies or any(decision.action != "reuse" for decision in decisions):
+        return Round(number, recipe, "train", decisions)
+    decision = decide_answers(sampling_recipe(recipe, number), store, policies, looking=True)
+    if decision.artifact is None:
+        return Round(number, recipe, "sample", decisions, policies[0])
+    answers = decision.artifact
+    if found := find_rankings(store, answers):
+        return Round(number, recipe, "next", decisions, policies[0], answers, rankings=found)
+    place = find_answers(store, answers.ref)
+    judged = {each.item for each in Journal(place.journal).judgements.values()} & place.sets.keys()
+    step: Step = "publish" if len(judged) == len(place.sets) else "rank"
+    return Round(number, recipe, step, decisions, policies[0], answers, len(judged), len(place.sets))

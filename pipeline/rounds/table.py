@@ -1,0 +1,157 @@
+"""Rounds that are done -> what each brought: the judge of its policy, the gain for its labels, its reward model on all held-out lists.
+
+The first row is before any ranking of these rounds. Gains are paired: the same held-out prompts, their differences resampled by prompt.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from pipeline.report.rows import read_rows
+from pipeline.report.tables import print_figures_table
+from pipeline.rounds.chain import Round
+from pipeline.store.artifact import Artifact
+from stages.result import Interval
+from stages.spec import SAMPLES_FILE
+from stages.statistics.bootstrap import Estimate, estimate_mean
+
+_JUDGE, _ACCURACY, _OF_SOURCE = "eval/sampled/judge_score", "eval/accuracy", "eval/accuracy_source_"
+_PER = 100  # labels
+Measure = Callable[[Round], Estimate | None]
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """What a round's reward model and policy are.
+
+    Args:
+        number: Of the rankings that they learnt from last; 0: of none.
+        labels: Rankings that were new to the reward model, to train on.
+        policy: Its ref.
+        judge: Mean of what the judge says of its sampled held-out answers.
+        gain: Over the row before, per 100 new rankings.
+        gain_in_all: Over the row of the first reward model.
+        reward_model: Its ref.
+        accuracy: Of the reward model on held-out lists: name -> figure.
+        before: Of the reward model of the row before on the newest of these lists, which it has not seen.
+    """
+
+    number: int
+    labels: int
+    policy: str
+    judge: float | None
+    judge_interval: Interval | None
+    gain: Estimate | None
+    gain_in_all: Estimate | None
+    reward_model: str = ""
+    accuracy: dict[str, tuple[float, Interval | None]] = field(default_factory=dict[str, tuple[float, Interval | None]])
+    before: Estimate | None = None
+
+
+def list_rounds(rounds: Sequence[Round], measure: Measure | None = None) -> list[RoundRow]:
+    """Describe the policies of rounds, in order; those that are not trained yet are left out.
+
+    Args:
+        rounds: As `walk` yields them.
+        measure: Asks the reward model of a round of its rankings, from which it did not learn; None: nothing is asked.
+    """
+    rows: list[RoundRow] = []
+    said: list[dict[str, float]] = []
+    for place, found in enumerate(rounds):
+        made = {decision.stage: decision.artifact for decision in found.decisions}
+        policy, reward_model = found.policy, made.get("rm")
+        if policy is None:
+            continue
+        new = rounds[place - 1].rankings if place else None
+        labels = new.manifest.counts["comparisons_train"] if new else 0
+        said.append(_read_judged(policy))
+        first = next((each for each, row in zip(said, rows, strict=False) if row.reward_model), None)
+        rows.append(
+            RoundRow(
+                number=found.number - 1,
+                labels=labels,
+                policy=policy.ref,
+                judge=policy.manifest.metrics.get(_JUDGE),
+                judge_interval=policy.manifest.intervals.get(_JUDGE),
+                gain=_compare(said[-2], said[-1], _PER / labels) if len(said) > 1 and labels else None,
+                gain_in_all=_compare(first, said[-1], 1.0) if first else None,
+                reward_model=reward_model.ref if reward_model else "",
+                accuracy=_read_accuracy(reward_model) if reward_model else {},
+                before=measure(rounds[place - 1]) if measure and new else None,
+            )
+        )
+    return rows
+
+
+def _read_judged(policy: Artifact) -> dict[str, float]:
+    """Read what the judge said of each sampled held-out answer: prompt -> score."""
+    path = policy.path / SAMPLES_FILE
+    if not path.is_file():
+        return {}
+    found = (row for _, row in read_rows(path, {}))
+    return {str(row["prompt"]): float(row["judge_score"]) for row in found if row.get("way") == "sampled" and "judge_score" in row}
+
+
+def _compare(before: dict[str, float], after: dict[str, float], scale: float) -> Estimate | None:
+    shared = [prompt for prompt in after if prompt in before]
+    if not shared:
+        return None
+    return estimate_mean(np.array([after[prompt] - before[prompt] for prompt in shared]) * scale, np.arange(len(shared)))
+
+
+def _read_accuracy(reward_model: Artifact) -> dict[str, tuple[float, Interval | None]]:
+    metrics, intervals = reward_model.manifest.metrics, reward_model.manifest.intervals
+    names = {name.removeprefix(_OF_SOURCE): name for name in metrics if name.startswith(_OF_SOURCE)}
+    names = names or ({"held out": _ACCURACY} if _ACCURACY in metrics else {})
+    return {said: (metrics[name], intervals.get(name)) for said, name in names.items()}
+
+
+def rounds_data(rows: Sequence[RoundRow]) -> list[dict[str, Any]]:
+    """Return rows as plain data."""
+    dumped = [asdict(row) for row in rows]
+    for row, plain in zip(rows, dumped, strict=True):
+        plain["judge_interval"] = row.judge_interval.model_dump() if row.judge_interval else None
+        plain["accuracy"] = {name: [value, each.model_dump() if each else None] for name, (value, each) in row.accuracy.items()}
+    return dumped
+
+
+def print_rounds(console: Console, rows: Sequence[RoundRow]) -> None:
+    """Print a line for each round."""
+    columns = (
+        "rankings of",
+        "new",
+        "policy",
+        "judge",
+        f"gain per {_PER}",
+        "gain over the first",
+        "reward model",
+        "accuracy on held-out lists",
+    )
+    cells = [
+        (
+            f"round {row.number}" if row.number else "none",
+            f"{row.labels:,}" if row.labels else "",
+            row.policy,
+            "" if row.judge is None else _write(row.judge, row.judge_interval),
+            _write_estimate(row.gain),
+            _write_estimate(row.gain_in_all),
+            row.reward_model,
+            ", ".join(f"{name} {_write(value, interval)}" for name, (value, interval) in row.accuracy.items())
+            + (f"; before, on the newest: {row.before.value:.3g} ({row.before.low:.3g} to {row.before.high:.3g})" if row.before else ""),
+        )
+        for row in rows
+    ]
+    print_figures_table(console, columns, cells)
+
+
+def _write(value: float, interval: Interval | None) -> str:
+    return f"{value:.3g}" + (f" ({interval.low:.3g} to {interval.high:.3g})" if interval else "")
+
+
+def _write_estimate(found: Estimate | None) -> str:
+    if found is None:
+        return ""
+    return f"{found.value:+.3g}" + (f" ({found.low:+.3g} to {found.high:+.3g})" if found.low is not None else "")

@@ -1,0 +1,111 @@
+"""`rlhf round`: steps are found again by what they were made from, people are waited for, then all rankings count. With fake stages."""
+
+import json
+import shutil
+import uuid
+
+import pytest
+
+from pipeline.cli.rounds import open_rounds
+from pipeline.ranking.journal import Journal, Judgement
+from pipeline.ranking.place import find_answers
+from pipeline.recipe.load import load_recipe
+from pipeline.rounds.chain import add_rankings, walk
+from pipeline.rounds.stale import measure_elsewhere
+from pipeline.store.store import Store
+from stages.spec import EXIT_WAITING
+
+pytestmark = pytest.mark.slow  # processes
+
+
+@pytest.fixture
+def rlhf(rlhf_here, finished_run, fake_stages, tmp_path):
+    shutil.copytree(finished_run.store, tmp_path / "store", symlinks=True)
+    return rlhf_here
+
+
+def judge_all(store, ref, count=8):
+    place = find_answers(store, ref)
+    place.make_room()
+    journal = Journal(place.journal)
+    for item in list(place.sets)[:count]:
+        journal.add(Judgement(id=uuid.uuid4().hex, item=item, annotator="ann", order=(0, 1), outcome="ranked", ranks=(1, 2), time=1.0))
+
+
+def parents_of(store, ref):
+    return [parent.ref for parent in store.get(ref).manifest.parents]
+
+
+def test_a_round_waits_for_people_then_trains_on_old_and_new_and_the_next_begins(rlhf, finished_run, tmp_path):
+    store, recipe = Store(tmp_path / "store"), finished_run.recipe_path
+    first = rlhf("round", recipe)
+    assert first.returncode == EXIT_WAITING, first.stderr
+    assert "round 1 waits for people: 0 of 8 answer sets of answers@v1 are ranked; `rlhf rank answers@v1`" in first.stdout
+    assert parents_of(store, "answers@v1") == ["ppo@v1"]
+    judge_all(store, "answers@v1", 5)
+    again = rlhf("round", recipe)
+    assert again.returncode == EXIT_WAITING and "5 of 8 answer sets" in again.stdout and "runs, because" not in again.stdout
+    planned = rlhf("plan", recipe, "--set", "rounds={}").stdout
+    assert "ppo  reuse    ppo@v1" in planned and "round 1 waits for people: 5 of 8" in planned
+    judge_all(store, "answers@v1")
+    assert "round 1: all answers are ranked: publish the rankings" in rlhf("plan", recipe, "--set", "rounds={}").stdout
+    trained = rlhf("round", recipe)
+    assert trained.returncode == 0, trained.stderr
+    assert "rankings@v1: published" in trained.stdout
+    assert "rm: runs, because data.comparisons changed (rankings@v1 added)" in trained.stdout
+    assert "round 2: ppo@v2 is there" in trained.stdout
+    assert parents_of(store, "rm@v2") == ["sft@v1", "rankings@v1"] and parents_of(store, "ppo@v2") == ["sft@v1", "rm@v2"]
+    second = rlhf("round", recipe, "--json")
+    assert second.returncode == EXIT_WAITING and parents_of(store, "answers@v2") == ["ppo@v2"]
+    told = json.loads(second.stdout)
+    assert (told["round"], told["step"], [row["policy"] for row in told["rounds"]]) == (2, "rank", ["ppo@v1", "ppo@v2"])
+    # What is there is taken on request, before all is ranked.
+    judge_all(store, "answers@v2", 7)
+    assert rlhf("rankings", "answers@v2", "--publish").returncode == 0
+    assert "(rankings@v2 added)" in rlhf("plan", recipe, "--set", "rounds={}").stdout
+    assert [each.step for each in walk(open_rounds(str(recipe), []), store)] == ["next", "next", "train"]
+
+
+def test_a_recipe_without_comparisons_begins_with_the_sft_model(rlhf, finished_run, tmp_path):
+    store, options = Store(tmp_path / "store"), (finished_run.recipe_path, "--set", "data.comparisons=null")
+    assert rlhf("round", *options).returncode == EXIT_WAITING
+    assert parents_of(store, "answers@v1") == ["sft@v1"]
+    judge_all(store, "answers@v1")
+    trained = rlhf("round", *options)
+    assert trained.returncode == 0, trained.stderr
+    assert "round 2: ppo@v2 is there" in trained.stdout and parents_of(store, "rm@v2") == ["sft@v1", "rankings@v1"]
+    assert "round 2: ppo@v2 is there" in rlhf("plan", *options, "--set", "rounds={}").stdout
+
+
+def test_rankings_come_behind_the_sources_of_the_recipe_with_the_weight_of_rounds(recipe_path):
+    recipe = load_recipe(recipe_path, ["rounds={weight: 2.0}"])
+    parts = add_rankings(recipe, ["rankings@v1", "rankings@v2"]).data.comparisons.train.parts
+    assert [(part.label, part.weight) for part in parts] == [("comparisons", 1.0), ("rankings@v1", 2.0), ("rankings@v2", 2.0)]
+    assert add_rankings(recipe, []) is recipe
+
+
+def test_an_old_reward_model_is_asked_of_what_it_has_not_seen(publish, store, fresh_model_dir):
+    rows = [{"prompt": f"question {n}", "completions": ["yes", "no", ""], "ranks": [1, 2, 2]} for n in range(6)]
+    text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    rankings = publish(store, "rankings", {"train.jsonl": text, "eval.jsonl": text})
+    files = {f"model/{path.name}": path.read_bytes() for path in fresh_model_dir.iterdir()}
+    model = publish(store, "rm", files, precision="float32")
+    found = measure_elsewhere(model, rankings, lambda done, total: None)
+    assert found.num_clusters == 6 and found.num_values == 12 and 0 <= found.value <= 1
+    tied = publish(store, "rankings", {"eval.jsonl": text.replace(b"[1, 2, 2]", b"[1, 1, 1]")})
+    assert measure_elsewhere(model, tied, lambda done, total: None) is None
+
+
+@pytest.fixture
+def fresh_model_dir(base_model_dir, tmp_path):
+    """A reward model with a fresh head on the demo's base model."""
+    from stages.blocks import HardwareSettings
+    from stages.models.reward_model import init_reward_model
+    from stages.models.save import save_model
+    from stages.models.tokenizer import align_special_tokens, load_tokenizer
+
+    hardware = HardwareSettings(device="cpu", precision="float32", attention="eager", threads=1)
+    model, tokenizer = init_reward_model(str(base_model_dir), hardware, seed=3), load_tokenizer(str(base_model_dir))
+    align_special_tokens(model, tokenizer)
+    save_model(model, tokenizer, tmp_path / "fresh")
+    return tmp_path / "fresh" / "model"
