@@ -1,0 +1,48 @@
+"""`make rounds` in small: real stages, the real page, a simulated annotator; from no ranking to a second reward model and policy."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.slow  # half a minute
+
+TINY = (
+    "hardware.processes=1",
+    "sft.epochs=0.1",
+    "sft.eval_samples=4",
+    "sample.answers=3",
+    "rm.epochs=1",
+    "rm.batch_size=4",
+    "rm.micro_batch_size=4",
+    "ppo.iterations=1",
+    "ppo.eval_samples=8",
+    "ppo.rollout_batch_size=16",
+    "ppo.max_response_tokens=16",
+)
+
+
+def test_the_demo_goes_round_by_itself_and_the_second_call_finds_all_of_it_again(tmp_path, warm_start):
+    store = tmp_path / "store"
+
+    def go(rounds):
+        command = [sys.executable, "-P", "-m", "pipeline.cli.demo_rounds", "--store", str(store)]
+        command += ["--rounds", str(rounds), "--rankings", "16", *(word for line in TINY for word in ("--set", line))]
+        done = subprocess.run(command, env=warm_start(), capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    told = go(1)
+    assert "round 1: a simulated annotator ranked 17 times on the page" in told and "round 1 " in told
+    told = go(2)
+    assert "sft: runs" not in told and "answers@v1" not in told.partition("round 2: answers")[0].replace("reused answers@v1", "")
+    assert "rm: runs, because data.comparisons changed (rankings@v2 added)" in told
+    manifest = json.loads((store / "artifacts/rm/v0002/manifest.json").read_text())
+    assert [parent["ref"] for parent in manifest["parents"]] == ["sft@v1", "rankings@v1", "rankings@v2"]
+    assert {"eval/accuracy_source_rankings@v1", "eval/accuracy_source_rankings@v2"} <= manifest["metrics"].keys()
+    # The scale of scores is kept: demonstrations have mean 0 and standard deviation 1 in each round.
+    first = json.loads((store / "artifacts/rm/v0001/manifest.json").read_text())
+    assert all(each["facts"]["score_scale"] != 1.0 for each in (first, manifest))
+    table = told[told.index("rankings of") :]
+    assert [line.split()[0] for line in table.splitlines()[1:4]] == ["none", "round", "round"] and "before, on the newest" in table
