@@ -21,6 +21,7 @@ from pipeline.plan import Decision, Selection, decide, missing_artifact
 from pipeline.privacy.forget import withdraw_if_forgotten
 from pipeline.privacy.samples import tame_samples
 from pipeline.recipe.schema import Recipe
+from pipeline.room import warn_of_room
 from pipeline.runs.directory import HeldRun, forget_checkpoints, leave_evidence, open_run_directory, remove_checkpoints
 from pipeline.runs.record import Attempt, record_attempt
 from pipeline.store.artifact import Artifact
@@ -98,6 +99,8 @@ def run(recipe: Recipe, store: Store, selection: Selection, view: View, *, wait:
                 try_judge(recipe, inputs, [stage for stage in selection.run if stage in recipe.stages])
                 counts = make_tokens(recipe, inputs, store.root, view.tokens_event)
                 view.tokens_made(foresee(recipe, counts))
+                for message in warn_of_room(recipe, [stage for stage in selection.run if stage in recipe.stages], store.root):
+                    view.note(message)
             outcome = run_stage(recipe, inputs, decision, store, view, fresh=selection.force, wait=wait)
         artifacts[stage] = outcome.artifact
         if selected:

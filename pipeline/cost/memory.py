@@ -75,9 +75,12 @@ def _measure_shared(need: Depth, setup: Setup, name: str) -> PhaseMemory:
     weights = need.held // (ranks if stage == 3 else 1)
     (host if setup.offload_parameters else device)["weights"] = weights
     if stage == 3:  # a rollout by the policy's own forward has all of them at once
-        device["gathered weights"] = need.whole if name.startswith(("rollout", "answers")) else min(need.whole, 4 * LIVE_ELEMENTS)
+        # Twice: as they come from the other ranks, and as they are used.
+        device["gathered weights"] = need.whole if name.startswith(("rollout", "answers")) else 2 * min(need.whole, 4 * LIVE_ELEMENTS)
     optimizer = 12 * learning // ranks
     gradients = 4 * learning // (ranks if stage >= 2 else 1)
+    if stage < 3 and name != "optimizer" and not need.accumulates:
+        gradients = 0  # they come as activations go, whose peak is before; stage 3 has a place for them from the start
     if setup.offload_optimizer:
         host |= {"optimizer": optimizer, "gradients": gradients}
     else:

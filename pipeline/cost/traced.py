@@ -29,6 +29,7 @@ def extrapolate(trace: StageTrace) -> Depth:
         },
         parameters=whole(small.parameters, large.parameters),
         learning=[whole(*pair) for pair in zip(small.learning, large.learning, strict=True)],
+        accumulates=small.accumulates,
         held=whole(small.held, large.held),
         whole=whole(small.whole, large.whole),
         checkpoint=whole(small.checkpoint, large.checkpoint),

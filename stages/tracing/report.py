@@ -56,6 +56,7 @@ class Depth(Closed):
     phases: dict[str, Phase]
     parameters: int = Field(description="Weights of one base model.")
     learning: list[int] = Field(description="Weights that learn, of each model in training.")
+    accumulates: bool = Field(False, description="Whether an optimizer step has several micro-batches.")
     held: int = Field(description="Bytes of all weights as they are held in training.")
     whole: int = Field(description="Bytes of the policy's weights, which a rollout gathers at ZeRO stage 3.")
     checkpoint: int = Field(description="Bytes of a checkpoint on the disk, in one process.")

@@ -134,14 +134,15 @@ def _trace_language(job: Job, settings: PretrainSettings | SFTSettings) -> Depth
     size, times = size_micro_batch(settings, job.spec.processes)
     batch = make_language_batch(size, prompt, response)
     job.tokens["forward"] = job.tokens["backward"] = size * (prompt + response)
-    _train(job, model, SFTLoss(job.accelerator, model, fused_head_fits=job.tried.fused_head_fits), batch, settings, times)
+    held = _train(job, model, SFTLoss(job.accelerator, model, fused_head_fits=job.tried.fused_head_fits), batch, settings, times)
     depth = _describe(job, [model], [model], settings)
     if isinstance(settings, SFTSettings) and settings.eval_samples:
         count = min(settings.eval_samples, _ANSWER_ROWS)
         job.tokens["answers/prefill"], job.tokens["answers/decode"] = count * prompt, count
         job.run(decode(model, count, prompt, response, steps=1, additive=job.tried.additive), "answers/")
     _merge(job, settings)
-    return depth.model_copy(update={"phases": job.phases})
+    del held
+    return depth.model_copy(update={"phases": job.phases, "accumulates": times > 1})
 
 
 def _merge(job: Job, settings: TrainingSettings) -> None:
@@ -163,13 +164,14 @@ def _trace_rm(job: Job, settings: RMSettings) -> Depth:
     size, times = size_micro_batch(settings, job.spec.processes)
     batch = make_ranking_batch(size, job.spec.answers, prompt, response)
     job.tokens["forward"] = job.tokens["backward"] = size * (prompt + job.spec.answers * response)
-    _train(job, model, RMLoss(job.accelerator), batch, settings, times)
+    held = _train(job, model, RMLoss(job.accelerator), batch, settings, times)
     _merge(job, settings)
-    return _describe(job, [model], [model], settings)
+    del held
+    return _describe(job, [model], [model], settings).model_copy(update={"accumulates": times > 1})
 
 
-def _train(job: Job, model: Any, loss: Any, batch: Any, settings: Any, times: int) -> None:
-    """Make an optimizer step that is not the first."""
+def _train(job: Job, model: Any, loss: Any, batch: Any, settings: Any, times: int) -> Any:
+    """Make an optimizer step that is not the first; returns the optimizer, which a trainer holds to the stage's end."""
     if settings.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
         if settings.lora:
@@ -184,6 +186,7 @@ def _train(job: Job, model: Any, loss: Any, batch: Any, settings: Any, times: in
             fill_gradients(model)
     for _ in range(_REPEATS if job.spec.measure else 1):
         job.run(train_step(prepared, loss, batch, optimizer, max_grad_norm=settings.max_grad_norm))
+    return optimizer
 
 
 def _drop_gradients_as_they_come(module: Any) -> None:
@@ -231,7 +234,8 @@ def _trace_ppo(job: Job, settings: PPOSettings) -> Depth:
         job.run(steps())
     _merge(job, settings)
     held = [*models.actor_critic, models.ref_policy, models.reward_model]
-    return _describe(job, list(models.actor_critic), held, settings, published=trainer.policy)
+    depth = _describe(job, list(models.actor_critic), held, settings, published=trainer.policy)
+    return depth.model_copy(update={"accumulates": minibatch_size > per_micro_batch})
 
 
 def models_of(models: Any) -> tuple[Any, Any, Any]:

@@ -34,6 +34,7 @@ SIZES = {
 LORA = {"rank": 16, "alpha": 32}
 # Name -> size, hardware, adapter, more of every stage.
 CASES = {
+    "6M full float32": ("6M", {"precision": "float32"}, None, {}),
     "57M full float32": ("57M", {"precision": "float32"}, None, {}),
     "57M lora bfloat16": ("57M", {"precision": "bfloat16"}, LORA, {}),
     "57M full bfloat16 recomputed": ("57M", {"precision": "bfloat16"}, None, {"gradient_checkpointing": True}),
@@ -42,7 +43,7 @@ CASES = {
     "25M full float32 zero 3": ("25M", {"precision": "float32", "processes": 2, "engine": "deepspeed", "zero_stage": 3}, None, {}),
 }
 SETTINGS = {
-    "sft": (SFTSettings, {"batch_size": 4, "micro_batch_size": 2, "eval_samples": 4, "learning_rate": 1e-5}),
+    "sft": (SFTSettings, {"batch_size": 4, "micro_batch_size": 2, "eval_samples": 2, "learning_rate": 1e-5}),
     "rm": (RMSettings, {"batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-5}),
     "ppo": (
         PPOSettings,
@@ -65,11 +66,12 @@ def main() -> None:
     """Measure the cases that the command line names."""
     parser = argparse.ArgumentParser()
     parser.add_argument("cases", nargs="*", default=list(CASES))
+    parser.add_argument("--until", choices=STAGES, default="ppo")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "memory.jsonl")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         for case in arguments.cases:
-            for row in measure(case, Path(directory) / case.replace(" ", "-")):
+            for row in measure(case, Path(directory) / case.replace(" ", "-"), arguments.until):
                 print(json.dumps(row), flush=True)
                 with arguments.out.open("a", encoding="utf-8") as stream:
                     stream.write(json.dumps(row) + "\n")
@@ -106,9 +108,11 @@ def make_specs(case: str, directory: Path) -> dict[str, StageSpec]:
     return specs
 
 
-def measure(case: str, directory: Path):
+def measure(case: str, directory: Path, until: str):
     """Run the stages of a case one after the other; yields what each took."""
-    for stage, spec in make_specs(case, directory).items():
+    specs = make_specs(case, directory)
+    for stage in STAGES[: STAGES.index(until) + 1]:
+        spec = specs[stage]
         (directory / stage).mkdir(parents=True, exist_ok=True)
         path = directory / stage / "spec.json"
         path.write_text(spec.model_dump_json())

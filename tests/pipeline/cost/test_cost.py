@@ -44,7 +44,9 @@ NEED = make_depth(
     held=400,
     whole=400,
 )
-DRAINED = make_depth(4, {"backward": {"start": 400, "peak": 700, "flops": 0}}, parameters=100, learning=[60, 40], held=400, whole=240)
+DRAINED = make_depth(
+    4, {"backward": {"start": 400, "peak": 700, "flops": 0}}, parameters=100, learning=[60, 40], held=400, whole=240, accumulates=True
+)
 
 
 def test_one_process_holds_all_that_was_traced():
@@ -67,7 +69,13 @@ def test_zero_shares_out_what_its_stage_says(stage, weights, optimizer, gradient
     (phase,) = measure_phases(DRAINED, Setup("deepspeed", 4, 4, stage, on_gpu=False))
     assert (phase.device["weights"], phase.device["optimizer"], phase.device["gradients"]) == (weights, optimizer, gradients)
     assert phase.device["activations"] == 300
-    assert phase.device.get("gathered weights", 0) == (240 if stage == 3 else 0)
+    assert phase.device.get("gathered weights", 0) == (480 if stage == 3 else 0)
+
+
+def test_without_accumulation_gradients_come_as_activations_go():
+    need = DRAINED.model_copy(update={"accumulates": False})
+    gradients = [measure_phases(need, Setup("deepspeed", 4, 4, stage, on_gpu=False))[0].device["gradients"] for stage in (2, 3)]
+    assert gradients == [0, 100]
 
 
 def test_what_is_offloaded_lies_in_the_hosts_memory():

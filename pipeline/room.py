@@ -1,0 +1,68 @@
+"""Whether the stages of a recipe fit into this machine's memory, told before the first of them trains."""
+
+import subprocess
+from pathlib import Path
+
+from data.schema import DataError
+from pipeline.cost.machines import GPU, TIGHT
+from pipeline.errors import ConfigError, StoreError
+from pipeline.estimate import Machine, find_memory, make_estimate
+from pipeline.inputs.demo import locate
+from pipeline.recipe.base_files import list_weights
+from pipeline.recipe.schema import Recipe
+from pipeline.text import format_bytes
+from stages.spec import StageName
+
+_STATES = 8  # a weight of 2 bytes on the disk is 16 in training: itself, its gradient, two moments in float32
+_LOOK = 0.25  # of the memory: where weights in training are less, a look would cost more than it tells
+
+
+def warn_of_room(recipe: Recipe, stages: list[StageName], store_root: Path) -> list[str]:
+    """Say which stages will run out of memory here; nothing is refused, since an estimate can be wrong.
+
+    Args:
+        recipe: Resolved recipe.
+        stages: That will run.
+        store_root: Of the store.
+    """
+    machine = _find_machine(recipe)
+    if not _may_be_short(recipe, machine, store_root):
+        return []
+    try:
+        made = make_estimate(recipe, stages, store_root, machine, with_time=False)
+    except (ConfigError, DataError, StoreError):  # whatever is wrong, the stages say it themselves
+        return []
+    return [
+        f"{each.stage} needs about {format_bytes(int(each.verdict.need))} of {format_bytes(int(each.verdict.room))} "
+        f"({each.peak.name}): it will run out of memory; `rlhf plan --cost` says what to change"
+        for each in made.stages
+        if each.verdict.word == "does not fit"
+    ]
+
+
+def _find_machine(recipe: Recipe) -> Machine:
+    memory = None if recipe.hardware.device == "cpu" else _ask_gpu()
+    if memory is None:
+        return Machine("cpu", None, find_memory(), None)
+    return Machine("GPU", GPU(memory, 1.0, 1.0, 1.0, 0.0), memory, None)
+
+
+def _ask_gpu() -> float | None:
+    """Bytes of the first GPU's memory; None: there is none."""
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=20).stdout
+        return float(said.split()[0]) * 2**20
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
+
+
+def _may_be_short(recipe: Recipe, machine: Machine, store_root: Path) -> bool:
+    try:
+        weights = sum(path.stat().st_size for path in list_weights(locate(recipe.base_model, store_root)))
+    except (ConfigError, StoreError, OSError):
+        return False
+    processes = 1 if machine.gpu is not None else recipe.hardware.processes
+    if not weights:  # a hub's, which are not here yet
+        return machine.gpu is not None
+    return weights * _STATES * processes > _LOOK * TIGHT * machine.memory

@@ -1,0 +1,100 @@
+"""What `rlhf plan --cost` says, asked of a real trace of a tiny model."""
+
+import json
+import subprocess
+import sys
+
+from pytest import approx, fixture, mark, raises
+
+from pipeline.cost.changes import list_changes
+from pipeline.cost.setup import Setup
+from pipeline.errors import ConfigError
+from pipeline.estimate import Machine, choose_machine, make_estimate, parse_records
+from pipeline.recipe.load import find_recipe, load_recipe
+from pipeline.room import warn_of_room
+from stages.blocks import HardwareSettings
+from stages.settings import EvaluateSettings, PPOSettings, SFTSettings
+
+CONFIG = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 512,
+    "tie_word_embeddings": False,
+}
+# Embeddings and head, and of each layer queries, keys, values, outputs, three products of the feed-forward and two norms.
+WEIGHTS = 2 * 512 * 64 + 6 * (64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 128 + 2 * 64) + 64
+
+
+@fixture
+def recipe(tmp_path):
+    """A recipe whose base model is a configuration alone, and whose data are not there."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(CONFIG))
+    path = tmp_path / "recipe.yaml"
+    data = "".join(f"  {kind}: someone/{kind}\n" for kind in ("demonstrations", "comparisons", "prompts"))
+    path.write_text(f"base_model: {tmp_path / 'model'}\ndata:\n{data}tokens: {{max_prompt_tokens: 32, max_response_tokens: 16}}\n")
+    return path
+
+
+@mark.slow
+def test_a_configuration_alone_tells_memory_disk_time_and_money(recipe, tmp_path):
+    given = ["--only", "sft", "--gpu", "h100", "--set", "hardware.price_per_gpu_hour=2", "--records", "demonstrations=3200"]
+    command = [sys.executable, "-P", "-m", "pipeline.cli", "plan", str(recipe), "--cost", "--json", *given]
+    done = subprocess.run([*command, "--store", str(tmp_path / "store")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    (sft,) = said["stages"]
+    assert sft["weights"] == WEIGHTS and sft["learning"] == [WEIGHTS]
+    assert sft["verdict"] == "fits" and sft["fits_with"] == []
+    backward = sft["phases"]["backward"]["device"]
+    assert backward["weights"] == approx(4 * WEIGHTS, rel=0.001)  # and a few numbers of the rotary embedding
+    assert backward["optimizer"] == 8 * WEIGHTS
+    assert sft["disk"]["checkpoint"] == approx(12 * WEIGHTS, rel=0.1)
+    assert sft["seconds"]["train"] > 0
+    assert said["price_per_gpu_hour"] == [2, 2]
+    assert not (tmp_path / "store").exists()
+
+
+@mark.slow
+def test_a_machine_that_is_too_small_does_not_fit(recipe, tmp_path):
+    read = load_recipe(find_recipe(str(recipe)), [], has_files=False)
+    machine = Machine("cpu", None, 1e6, None)
+    estimate = make_estimate(read, ["sft"], tmp_path, machine, with_time=False)
+    assert estimate.stages[0].verdict.word == "does not fit"
+
+
+def test_a_gpu_that_the_table_does_not_have_is_refused():
+    with raises(ConfigError, match="found 'h999', needed one of"):
+        choose_machine(HardwareSettings(), "h999")
+    with raises(ConfigError, match="give --gpu h100"):
+        choose_machine(HardwareSettings(device="cuda"), None)
+    assert choose_machine(HardwareSettings(price_per_gpu_hour=1.5), "h100").price == (1.5, 1.5)
+
+
+def test_records_are_a_kind_and_a_number():
+    assert parse_records(["demonstrations=200_000", "comparisons=5"]) == {"demonstrations": 200_000, "comparisons": 5}
+    for wrong in ("demos=5", "prompts", "prompts=many"):
+        with raises(ConfigError, match="--records: found"):
+            parse_records([wrong])
+
+
+def test_changes_begin_with_what_costs_nothing():
+    one = Setup("none", on_gpu=True)
+    changes = list(list_changes("sft", SFTSettings(), one, 1024))
+    assert changes[0] == {"sft.micro_batch_size": "1"}
+    assert changes[1] == {"sft.micro_batch_size": "1", "sft.gradient_checkpointing": "true"}
+    assert {"hardware.processes": "8", "hardware.zero_stage": "3"}.items() <= changes[2].items()
+    assert changes[-1]["sft.lora"] == "{quantize: nf4}"
+    ppo = next(list_changes("ppo", PPOSettings(), one, 3000))
+    assert ppo == {"ppo.rollout_micro_batch_size": "16", "ppo.max_tokens_per_microbatch": "3000"}
+    assert list(list_changes("evaluate", EvaluateSettings(), one, 3000)) == [{"evaluate.batch_size": "16"}]
+
+
+def test_a_small_model_is_not_looked_at_before_it_runs(recipe, tmp_path):
+    read = load_recipe(find_recipe(str(recipe)), ["hardware.device=cpu"], has_files=False)
+    assert warn_of_room(read, ["sft"], tmp_path) == []
