@@ -3,6 +3,7 @@
 recipe -> stages.tracing, a process -> bytes and operations of each phase -> pipeline.cost, equations -> Estimate
 """
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from pipeline.recipe.schema import Recipe
 from pipeline.text import format_bytes
 from pipeline.traces import ask_trace, find_lengths, make_setup, settle_precision
 from stages.blocks import HardwareSettings
+from stages.process.need import KEPT, measure_most
+from stages.settings import EvaluateSettings, PPOSettings, StageSettings
 from stages.spec import STAGES, StageName, data_inputs
 from stages.tracing.report import Depth, StageTrace, TraceReport
 
@@ -170,17 +173,19 @@ def _estimate_stage(
     )
     taken *= 1 if machine.gpu else setup.per_node  # processes of one machine share its memory
     parts: list[Spent] = []
+    limits = (recipe.tokens.max_prompt_tokens, recipe.tokens.max_response_tokens)
+    amounts = list_parts(recipe.settings(stage), lengths, limits, setup.processes)
+    saves = _count_saves(recipe.settings(stage), amounts["train"].steps["optimizer"] if "train" in amounts else 0.0)
     if with_time:
-        limits = (recipe.tokens.max_prompt_tokens, recipe.tokens.max_response_tokens)
         step_s = 0.0 if stage == "ppo" else TRAINER_STEP_S
-        for name, amount in list_parts(recipe.settings(stage), lengths, limits, setup.processes).items():
+        for name, amount in amounts.items():
             if machine.gpu is not None:
                 parts.append(time_on_gpus(name, amount, need, trace.tokens, machine.gpu, setup, _count_kv(need, trace)))
             elif timed is not None:
                 parts.append(time_measured(name, amount, extrapolate(timed), timed.tokens, setup.processes, step_s))
         if timed is not None:
             parts.append(Spent("start", report.import_s, "importing libraries"))
-    return StageEstimate(stage, need, setup, phases, judge(taken, machine.memory), parts, _count_disk(need))
+    return StageEstimate(stage, need, setup, phases, judge(taken, machine.memory), parts, measure_most(need.checkpoint, need.output, saves))
 
 
 def _count_kv(need: Depth, trace: StageTrace) -> float:
@@ -193,9 +198,13 @@ def _count_kv(need: Depth, trace: StageTrace) -> float:
     return 0.0
 
 
-def _count_disk(need: Depth) -> int:
-    """Bytes at the most while a stage runs: three checkpoints at once, or two and the artifact; see `stages.process.room`."""
-    return max(3 * need.checkpoint, 2 * need.checkpoint + need.output)
+def _count_saves(settings: StageSettings, steps: float) -> int:
+    """Say how many checkpoints there will be; of records that nobody counted, as many as are kept."""
+    if isinstance(settings, EvaluateSettings):
+        return 0
+    if isinstance(settings, PPOSettings):
+        return settings.iterations // settings.save_every
+    return math.ceil(steps / settings.save_every) if steps else KEPT + 1
 
 
 def _list_notes(recipe: Recipe, made: list[StageEstimate], lengths: Mapping[RecordKind, Lengths], machine: Machine) -> Iterator[str]:

@@ -25,6 +25,7 @@ TORCH_FREE_STAGES = {
     "stages.result_intervals",
     "stages.lines",
     "data.system.death",
+    "stages.process.need",
     "stages.process.output",
     "stages.process.places",
     "stages.responses.chat_api",

@@ -24,9 +24,9 @@ from stages.process.context import StageContext
 from stages.process.distributed import decide_in_main
 from stages.process.engine import choose_engine
 from stages.process.errors import StageError
+from stages.process.need import KEPT
 from stages.spec import COMPLETE_FILE, EXIT_RESOURCE, EXIT_USAGE, checkpoint_name, parse_checkpoint
 
-KEPT = 2  # complete checkpoints: the newest, and the one before it, in case that is damaged
 WHOLE = "whole"  # the layout that any number of processes can go on from
 _THREADS = 8  # that hash: of a process, each 1 to 2 GB a second
 _MAX_MARKER_BYTES = 8 * 1024 * 1024

@@ -1,16 +1,14 @@
-"""Room on the disk for all that a stage will write, asked for before it trains.
-
-While a checkpoint is written, the two before it are kept: three at once, or two and the output.
-"""
+"""Room on the disk for all that a stage will write, asked for before it trains; how much that is, says stages.process.need."""
 
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from stages.process.checkpoint import KEPT, count_complete, drop_unfinished
+from stages.process.checkpoint import count_complete, drop_unfinished
 from stages.process.context import StageContext
 from stages.process.distributed import decide_in_main
 from stages.process.errors import StageError
+from stages.process.need import KEPT, measure_checkpoints
 from stages.spec import EXIT_RESOURCE
 
 _RECORDS = 32 * 1024  # of the run: events, log, result
@@ -46,8 +44,7 @@ def require_room(
         directory, output_dir = context.spec.checkpoint_dir, context.spec.output_dir
         drop_unfinished(directory)
         complete = count_complete(directory)
-        most = max(min(complete + saves, KEPT + 1) - complete, 0) * checkpoint
-        at_end = max(min(complete + saves, KEPT) - complete, 0) * checkpoint
+        most, at_end = measure_checkpoints(checkpoint, saves, complete)
         if directory.stat().st_dev == output_dir.stat().st_dev:
             needs = {directory: max(most, at_end + output) + kept[0] + rows + _RECORDS}
         else:

@@ -9,6 +9,7 @@ from pipeline.cost.setup import Setup
 from pipeline.cost.times import time_measured, time_on_gpus
 from pipeline.cost.traced import extrapolate
 from pipeline.cost.verdict import judge
+from stages.process.need import measure_checkpoints, measure_most
 from stages.tracing.report import Depth, Phase, StageTrace
 
 ZERO = {"parameters": 0, "learning": [0], "held": 0, "whole": 0, "checkpoint": 0, "output": 0}
@@ -124,3 +125,11 @@ def test_measured_seconds_go_by_tokens_and_by_steps():
     )
     spent = time_measured("train", Amount({"forward": 1000.0}, {"optimizer": 3.0}), need, {"forward": 100}, processes=2)
     assert spent.seconds == approx(1000 * 0.005 / 2 + 0.3)
+
+
+def test_the_disk_holds_three_checkpoints_or_two_and_the_output():
+    assert measure_checkpoints(10, saves=5) == (30, 20)
+    assert measure_checkpoints(10, saves=1, complete=1) == (10, 10)
+    assert measure_most(10, 4, saves=5) == 30
+    assert measure_most(10, 14, saves=5) == 34
+    assert measure_most(10, 4, saves=0) == 4
