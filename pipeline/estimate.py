@@ -24,7 +24,7 @@ from pipeline.text import format_bytes
 from pipeline.traces import ask_trace, find_lengths, make_setup, settle_precision
 from stages.blocks import HardwareSettings
 from stages.process.need import KEPT, measure_most
-from stages.settings import EvaluateSettings, PPOSettings, StageSettings
+from stages.settings import PPOSettings, StageSettings, TrainingSettings
 from stages.spec import STAGES, StageName, data_inputs
 from stages.tracing.report import Depth, StageTrace, TraceReport
 
@@ -200,7 +200,7 @@ def _count_kv(need: Depth, trace: StageTrace) -> float:
 
 def _count_saves(settings: StageSettings, steps: float) -> int:
     """Say how many checkpoints there will be; of records that nobody counted, as many as are kept."""
-    if isinstance(settings, EvaluateSettings):
+    if not isinstance(settings, TrainingSettings):
         return 0
     if isinstance(settings, PPOSettings):
         return settings.iterations // settings.save_every

@@ -7,7 +7,8 @@ from typing import NoReturn
 
 import typer
 
-from pipeline.cli import F401, artifacts, before, chatting, cli, doctor, fail, from, ignore, import, imports, it, looks, next, noqa, pipeline, pyright, ranking, rankings, reading, recipes, records, remotes, reportUnusedImport, reports, rounds, shadowed, the, trust
+import pipeline.shadowed  # noqa: F401 # pyright: ignore[reportUnusedImport], it looks before the next imports fail
+from pipeline.cli import artifacts, chatting, doctor, ranking, rankings, reading, recipes, records, remotes, reports, rounds, trust
 from pipeline.launch.environment import QUIET
 from pipeline.terminal import prepare_terminal
 from stages.spec import EXIT_OK

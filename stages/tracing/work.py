@@ -286,4 +286,5 @@ def _describe(job: Job, learners: list[Any], held: list[Any], settings: Training
         whole=sum(weight.untyped_storage().nbytes() for weight in whole),
         checkpoint=checkpoint,
         output=output,
+        accumulates=False,
     )

@@ -13,6 +13,7 @@ from pipeline.errors import StoreError
 from pipeline.report.show import print_artifact, show_data
 from pipeline.report.tables import list_data, print_list
 from pipeline.store.manifest import Parent, render_manifest
+from pipeline.store.mark import MARK_FILE
 
 FILES = {
     "model/config.json": b'{"hidden_size": 8}',
@@ -217,7 +218,8 @@ def test_a_cycle_of_parents_is_reported_and_does_not_hang(store, publish):
     third = publish(store, "ppo", parents=[Parent(ref=second.ref, content_id=second.content_id)])
     forge(first, parents=[Parent(ref=second.ref, content_id=second.content_id)])
     assert "manifest was written anew" in store.verify("sft@v1")[0]
-    (store.root / "ledger.jsonl").unlink()  # as of an earlier version
+    for name in ("ledger.jsonl", MARK_FILE):  # as of an earlier version
+        (store.root / name).unlink()
     assert "sft@v1 descends from itself" in store.verify("sft@v1")[0]
     assert "rm@v1 descends from itself" in store.verify("rm@v1")[0]
     assert {artifact.ref for artifact in store.lineage(third.ref)} == {"sft@v1", "rm@v1"}
@@ -225,7 +227,8 @@ def test_a_cycle_of_parents_is_reported_and_does_not_hang(store, publish):
 
 def reseal(artifact, text):
     """Write a manifest of any text, under a right seal, in a store without a ledger that knows the one before."""
-    (artifact.path.parents[2] / "ledger.jsonl").unlink(missing_ok=True)
+    for name in ("ledger.jsonl", MARK_FILE):
+        (artifact.path.parents[2] / name).unlink(missing_ok=True)
     body = text.encode().removeprefix(b"{\n")
     (artifact.path / "manifest.json").write_bytes(b'{"manifest_sha256": "%s",\n' % hashlib.sha256(body).hexdigest().encode() + body)
 

@@ -13,6 +13,7 @@ import pytest
 from pipeline.errors import StoreError
 from pipeline.store import publish as publish_module
 from pipeline.store.manifest import ManifestFields, Parent
+from pipeline.store.mark import MARK_FILE
 from pipeline.store.store import Store
 
 
@@ -232,7 +233,8 @@ def test_an_ambiguous_content_prefix_is_refused(store, publish):
         path = artifact.path / "manifest.json"
         path.chmod(0o644)
         path.write_bytes(render_manifest(artifact.manifest.model_copy(update={"content_id": content_id})))
-    (store.root / "ledger.jsonl").unlink()  # which knows the real ones
+    for name in ("ledger.jsonl", MARK_FILE):  # which know the real ones
+        (store.root / name).unlink()
     error = refusal_of(store.get, "abcdef")
     assert error.exit_code == 2 and "sft@v1, sft@v2" in error.message
     assert store.get("abcdef0").ref == "sft@v1"
@@ -335,7 +337,7 @@ def test_a_long_and_wide_lineage_reads_each_manifest_once_for_each_child(store, 
     opened.clear()
     assert len(store.lineage(last.ref)) == 100
     # 100 have their predecessor as parent, 99 of them the first one too; and the artifact itself.
-    assert sorted(path.name for path in opened) == ["ledger.jsonl", *["manifest.json"] * 200]
+    assert sorted(path.name for path in opened) == [".ledger.json", "ledger.jsonl", *["manifest.json"] * 200]
 
 
 def test_listing_opens_one_small_file_for_each_artifact(store, publish, monkeypatch, opened):
