@@ -33,8 +33,8 @@ ONLY = {"qlora": ("ddp", "zero2"), "own head": ("zero3",)}
 RUNS = [(engine, form) for engine in ENGINES for form in FORMS if engine in ONLY.get(form, ENGINES)]
 RESUMED = ("zero2", "zero3")
 SETTINGS = {
-    "sft": {"epochs": 1, "eval_samples": 3, "save_every": 1},
-    "rm": {"epochs": 1, "save_every": 1},
+    "sft": {"epochs": 1, "eval_samples": 3, "save_every": 2},
+    "rm": {"epochs": 1, "save_every": 2},
     "ppo": {"iterations": 3, "learning_rate": 1e-4, "early_stop_kl": 1.0, "eval_samples": 3},
 }
 
@@ -119,7 +119,7 @@ def test_at_stage_3_a_process_never_holds_more_than_its_half_and_one_whole_weigh
 @pytest.mark.parametrize("engine", RESUMED)
 def test_a_resumed_run_leaves_the_weights_of_a_straight_one_to_the_last_bit(runs, engine):
     straight, resumed = runs[f"{engine}-full"], runs[f"{engine}-stopped"]
-    assert [event["resumed_step"] for event in resumed.events() if event["event"] == "start"] in ([0, 1], [0, 2])  # of three
+    assert [event["resumed_step"] for event in resumed.events() if event["event"] == "start"] == [0, 2]  # of three
     one, two = weights(straight), weights(resumed)
     for name, tensors in one.items():
         for key, tensor in tensors.items():
