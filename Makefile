@@ -17,8 +17,8 @@ ROUNDS ?=
 
 VENV  := .venv
 STAMP := $(VENV)/.installed
-# One worker per core; a file stays in one worker, so that its tests share what they set up. A worker that crashes ends the run: with a
-# new one in its place it would wait for ever for the file's other tests.
+# One worker per core, and one more for slow tests (tests/conftest.py); a file stays in one worker, so that its tests share what they set
+# up. A worker that crashes ends the run: with a new one in its place it would wait for ever for the file's other tests.
 PYTEST_ARGS := --numprocesses auto --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 RLHF  := $(VENV)/bin/rlhf
 # One option per word; a directory given as STORE stays one word.

@@ -13,6 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # One test worker per core: a second thread each would only make them wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import psutil
 import pytest
 
 from tests.waiting import wait_until
@@ -22,7 +23,8 @@ ROOT = Path(__file__).parents[1]
 
 def pytest_xdist_auto_num_workers(config):
     """One worker more than cores where slow tests are among them: a fifth of their time they wait for silences, kills and processes."""
-    return len(os.sched_getaffinity(0)) + (config.getoption("markexpr") != "not slow")
+    available = len(os.sched_getaffinity(0))
+    return min(psutil.cpu_count(logical=False) or available, available) + (config.getoption("markexpr") != "not slow")
 
 
 @pytest.fixture(scope="session")
