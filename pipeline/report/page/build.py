@@ -216,7 +216,7 @@ def _tell_missing(evidence: Evidence) -> list[str]:
         if (subject := evidence.subject).kind != EVALUATION_KIND:
             absent = "so no answers were compared and the reward model was not probed"
             told.append(f"no evaluation stands on {subject.ref}, {absent}; `rlhf run --until evaluate` makes one")
-    elif evidence.evaluation.judge is None:
+    elif evidence.evaluation.judge is None and not any("no judge" in missing for missing in evidence.evaluation.missing):
         told.append("no judge: nothing can tell whether PPO fools the reward model; name one in the recipe (`judge: module:function`)")
     for artifact in evidence.line:
         bad = sorted(name for name, value in artifact.manifest.metrics.items() if not math.isfinite(value))

@@ -24,11 +24,12 @@ _KL = "KL to the SFT model, nats (root scale)"
 
 def tabulate_models(evaluation: Evaluation) -> Table:
     """Put the models beside each other: what they said, in figures with their intervals."""
+    has_judge = any(answers.judge for answers in evaluation.answers)
     head = (
         "",
         "answers",
         "score",
-        f"judge, {evaluation.judge_unit}",
+        *([f"judge, {evaluation.judge_unit}"] if has_judge else []),
         "KL, nats",
         "length, tokens",
         "finished",
@@ -40,7 +41,7 @@ def tabulate_models(evaluation: Evaluation) -> Table:
             name_model(answers.model),
             f"{answers.way}, {answers.samples_per_prompt} each",
             write_cell(answers.score),
-            write_cell(answers.judge.get("score")),
+            *([write_cell(answers.judge.get("score"))] if has_judge else []),
             write_cell(answers.kl_k1),
             write_cell(answers.response_tokens),
             write_cell(answers.finished, share=True),
@@ -227,7 +228,11 @@ def _tell_curve(found: OverOptimisation) -> list[str]:
     told: list[str] = []
     last = found.curve[-1]
     if found.share_of_frontier is not None:
-        told.append(f"PPO reached {100 * found.share_of_frontier:.0f} % of the score possible at this KL.")
+        low, before = last.score.low, found.curve[0].score.value
+        chance = (
+            "; its score is not above SFT's by more than chance, so this may be chance too" if low is not None and low <= before else ""
+        )
+        told.append(f"PPO reached {100 * found.share_of_frontier:.0f} % of the score possible at this KL{chance}.")
     elif found.frontier and last.kl > found.frontier[-1].kl:
         seen, bound = f"PPO's KL of {_round(last.kl)} nats lies beyond what samples of SFT can show", found.share_at_least
         if bound is not None and (bound.low or 0.0) > 0:

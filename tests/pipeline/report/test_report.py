@@ -82,6 +82,9 @@ def test_the_share_of_what_is_possible_is_said_where_samples_of_sft_show_it():
     reached = OverOptimisation(curve=tuple(points), frontier=frontier, share_of_frontier=0.624)
     texts = show_over_optimisation(reached, Evaluation(prompts=4)).texts
     assert texts[0] == "PPO reached 62 % of the score possible at this KL."
+    points[1] = points[1].model_copy(update={"score": Estimate(0.6, -0.1, 1.3, 4, 4)})
+    texts = show_over_optimisation(reached.model_copy(update={"curve": tuple(points)}), Evaluation(prompts=4)).texts
+    assert texts[0].endswith("at this KL; its score is not above SFT's by more than chance, so this may be chance too.")
     beyond = OverOptimisation(curve=(points[0], points[1].model_copy(update={"kl": 9.0})), frontier=frontier)
     texts = show_over_optimisation(beyond, Evaluation(prompts=4)).texts
     assert texts[0] == "PPO's KL of 9 nats lies beyond what samples of SFT can show, so no share of what is possible is given."
@@ -106,7 +109,7 @@ def test_without_a_judge_the_report_says_that_nothing_can_tell(store, publish):
     publish_evaluation(store, publish, *simulate(num_prompts=24, samples=4, judge=False), line)
     page = page_of(store, "evaluation")
     assert page.banners[0].news == "open"
-    assert any("no judge" in line for line in page.missing)
+    assert sum("no judge" in line for line in page.missing) == 1
     section = next(section for section in page.sections if section.id == "over-optimisation")
     assert len(section.pictures) == 1
     assert any("nothing can tell where to stop" in text for text in section.texts)
