@@ -107,10 +107,11 @@ def follow(store: Store, name: str) -> Iterator[tuple[list[Event], Place, dict[s
     """Follow a run to its end.
 
     Yields:
-        What it said since the last time, where it is, and the row that `rlhf runs` has of it; the last one says how it ended.
+        What it said since the last time, where it is, and the row that `rlhf runs` has of it: at once, though it may not have said
+        anything yet, and whenever there is something new; the last one says how it ended.
     """
     reader = EventReader(store.root / RUNS_DIR / name / "events.jsonl", from_start=True)
-    place, heard_s = Place(), time.monotonic()
+    place, heard_s, first = Place(), time.monotonic(), True
     while True:
         row = describe_run(store, name)  # before its events: what it said last is read all the same
         events = reader.read()
@@ -123,8 +124,9 @@ def follow(store: Store, name: str) -> Iterator[tuple[list[Event], Place, dict[s
             and time.monotonic() - heard_s < _LOST_AFTER_S
         ):
             row = row | {"outcome": "running"}
-        if events or row["outcome"] != "running":
+        if events or first or row["outcome"] != "running":
             yield events, place, row
+            first = False
         if row["outcome"] != "running":
             return
         time.sleep(POLL_S)

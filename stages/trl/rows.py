@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from trl.data_utils import pack_dataset
 
 Row = dict[str, Any]
-_PROXY_ROWS = 20_000  # a multiple of the 1,000 among which TRL packs
+_PROXY_ROWS = 5_000  # a multiple of the 1,000 among which TRL packs
 
 
 def make_rows(count: int, read: Callable[[int], Row]) -> Dataset:

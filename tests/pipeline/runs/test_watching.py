@@ -137,3 +137,9 @@ def test_watching_in_a_pipe_is_a_line_for_each_change_until_the_run_ends(store, 
     assert lines[3].startswith("ppo: 2/10, ") and lines[3].endswith("left, KL 0.5")
     assert lines[4].startswith("ppo: failed: failed here after ")
     assert len(lines) == 5 and "\x1b" not in told
+
+
+def test_who_watches_a_stage_that_has_said_nothing_yet_is_told_that_it_starts(store, begin):
+    with begin() as held, record_attempt(held.directory):
+        events, place, row = next(follow(store, NAME))
+        assert (events, place.phase, row["outcome"]) == ([], "starting", "running")
