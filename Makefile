@@ -6,6 +6,7 @@
 #   make pipeline STORE=/big/disk            another store
 #   make gpu-check GPU="rollout steps"       some of what it checks; --pretend: without a GPU, at tiny sizes
 #   make bench BENCH="ppo --size small"      some of the measurements; --quick: a smoke test
+#   make soak SOAK=5 SOAK_MINUTES=5          five kills, five minutes of PPO and of edits
 
 PYTHON ?= python3
 RECIPE ?= demo
@@ -14,6 +15,8 @@ STORE  ?=
 BENCH  ?=
 GPU    ?=
 ROUNDS ?=
+SOAK   ?= 200
+SOAK_MINUTES ?= 120
 
 VENV  := .venv
 STAMP := $(VENV)/.installed
@@ -30,7 +33,7 @@ STORE_OPTION = $(if $(STORE),--store '$(STORE)')
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pretrain sft rm ppo evaluate pipeline inspect rounds test test-slurm test-vllm check check-style check-types check-tests bench gpu-check clean
+.PHONY: help setup pretrain sft rm ppo evaluate pipeline inspect rounds test test-slurm test-vllm soak check check-style check-types check-tests bench gpu-check clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -78,6 +81,9 @@ test-slurm: $(STAMP) ## The stages through a SLURM that it installs and starts o
 test-vllm: $(STAMP) ## PPO with a vLLM server, which it installs into build/vllm
 	tests/end_to_end/vllm/install.sh build/vllm
 	RLHF_TEST_VLLM=$(CURDIR)/build/vllm/bin/vllm $(VENV)/bin/python -m pytest tests/end_to_end/vllm
+
+soak: $(STAMP) ## 200 random kills, two hours of PPO's memory, five minutes of edits of all that is parsed
+	RLHF_TEST_SOAK=1 SOAK=$(SOAK) SOAK_MINUTES=$(SOAK_MINUTES) $(VENV)/bin/python -m pytest -s tests/end_to_end/soak
 
 check: $(STAMP) ## Format, lint, types and the fast tests
 	@$(MAKE) --no-print-directory --jobs --keep-going --output-sync=target check-style check-types check-tests
