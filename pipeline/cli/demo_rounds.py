@@ -36,6 +36,7 @@ SETTINGS = (
     "data.prompts.train.path=demo@{data}:comparisons.train",
     "data.prompts.eval.path=demo@{data}:prompts.eval",
     "evaluate=null",
+    "sft.eval_samples=200",
     "rm.epochs=2",
     "rm.warmup_steps=20",
     "ppo.iterations=40",
