@@ -220,6 +220,8 @@ def _config_slice(stage: StageName, recipe: Recipe, inputs: Inputs) -> dict[str,
             settings["eval_every"] = recipe.ppo.eval_every  # says which iterations there are to choose from
         else:
             del settings["publish"], settings["publish_by"], settings["publish_max_kl"]
+    if stage == "sft" and settings["publish"] == "last":
+        del settings["publish"], settings["publish_by"]
     if stage == "evaluate":
         settings |= _identify_evaluate_judge(settings.pop("judge"), inputs)
     return {

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from stages.blocks import HardwareSettings
-from stages.settings import PPOSettings, StageSettings, TrainingSettings
+from stages.settings import PPOSettings, SFTSettings, StageSettings, TrainingSettings
 from stages.spec import StageName
 
 
@@ -51,10 +51,13 @@ def find_refusals(
             yield Refusal(f"{stage}.{name}", f"found {size}, needed {needed}; choose sizes that divide")
     if settings.lora is not None and settings.lora.quantize is not None:
         yield from _find_quantization_refusals(f"{stage}.lora.quantize", settings.lora.quantize, settings, zero3=zero3)
-    if isinstance(settings, PPOSettings) and settings.publish == "best" and settings.publish_by == "judge" and judge is None:
-        yield Refusal(
-            "ppo.publish_by", "found judge, needed a judge, and the recipe has none; set judge: module:function, or publish_by: score"
-        )
+    if isinstance(settings, SFTSettings | PPOSettings) and settings.publish == "best" and settings.publish_by == "judge" and judge is None:
+        other = "score" if isinstance(settings, PPOSettings) else "loss"
+        found = "found judge, needed a judge, and the recipe has none"
+        yield Refusal(f"{stage}.publish_by", f"{found}; set judge: module:function, or publish_by: {other}")
+    if isinstance(settings, SFTSettings) and settings.publish == "best" and zero3:
+        needed = "whole weights to hold, which no process has at ZeRO stage 3"
+        yield Refusal("sft.publish", f"found best, needed {needed}; set hardware.zero_stage: 2, or publish: last")
     if isinstance(settings, PPOSettings) and settings.ema_decay is not None and zero3:
         needed = "whole weights to average, which no process has at ZeRO stage 3"
         yield Refusal("ppo.ema_decay", f"found {settings.ema_decay}, needed {needed}; set hardware.zero_stage: 2, or ema_decay: null")

@@ -77,11 +77,26 @@ class SFTSettings(_Optimization):
     )
     eval_every: PositiveInt | None = Field(None, description="Optimizer steps between held-out losses; default: once per epoch.")
     eval_samples: Annotated[int, Field(ge=0)] = Field(64, description="Held-out prompts answered at the end, sampled and greedy.")
+    publish: Literal["last", "best"] = Field(
+        "last",
+        description="Which step's model is published: the last, or of those that are evaluated on held-out demonstrations (each "
+        "eval_every-th, and the last) the best, by publish_by.",
+    )
+    publish_by: Literal["loss", "judge"] = Field(
+        "loss",
+        description="What publish: best goes by: the held-out loss, or what the recipe's judge says of eval_samples sampled answers.",
+    )
     trainer_args: dict[str, Any] = Field(default_factory=dict, description="Further fields of TRL's SFTConfig, checked against its names.")
 
     @model_validator(mode="after")
     def _micro_batch_divides_batch(self) -> "SFTSettings":
         _check_divides("micro_batch_size", self.micro_batch_size, "batch_size", self.batch_size)
+        return self
+
+    @model_validator(mode="after")
+    def _answers_what_is_judged(self) -> "SFTSettings":
+        if self.publish == "best" and self.publish_by == "judge" and not self.eval_samples:
+            raise ValueError("publish_by = judge needs held-out answers, eval_samples = 0 leaves none; raise it, or publish_by: loss")
         return self
 
 

@@ -3,6 +3,7 @@
 demonstrations -> token ids -> TRL's SFTTrainer (loss on the response) -> model/, held-out loss, sampled answers
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,9 @@ from stages.models.quiet import quiet
 from stages.models.save import save_model
 from stages.models.special_tokens import has_grown
 from stages.models.tokenizer import settle_tokenizer
+from stages.process.best import Candidate
 from stages.process.context import StageContext, describe_machine
+from stages.process.errors import StageError
 from stages.process.runtime import run_stage
 from stages.responses.generation import note_decoding
 from stages.responses.judge import Judge, load_judge
@@ -23,8 +26,9 @@ from stages.responses.judging import answer_prompts, judge_answers, report_answe
 from stages.result import Interval, StageResult
 from stages.result_intervals import find_answer_intervals
 from stages.settings import SFTSettings
-from stages.spec import SAMPLES_FILE
+from stages.spec import EXIT_USAGE, SAMPLES_FILE
 from stages.tokens import load_tokens
+from stages.trl.best import BestKeeper
 from stages.trl.gathering import whole_model
 from stages.trl.sft import make_sft_trainer
 from stages.trl.training import train
@@ -44,21 +48,31 @@ def main(context: StageContext) -> StageResult:
     counts = demonstrations.counts() | {f"held_out_{key}": value for key, value in held_out_demonstrations.counts().items()}
     pairs, held_out = demonstrations.pairs, held_out_demonstrations.pairs
 
+    prompts = held_out_demonstrations.prompts[: settings.eval_samples]
     model: Any = load_learner(context, settings, tokenizer)
     note_decoding(context, model)
-    trainer = make_sft_trainer(context, settings, model, tokenizer, pairs, held_out)
+    keeper = _make_keeper(context, settings, tokenizer, judge, prompts, len(held_out))
+    trainer = make_sft_trainer(context, settings, model, tokenizer, pairs, held_out, keeper)
     last_step = train(trainer, context)
 
     quiet(find_model(model))  # TRL has switched a mixture's routers on
     with whole_model(trainer) as model:
-        metrics: dict[str, float] = {}
-        intervals: dict[str, Interval] = {}
-        loss, interval = measure_loss(context, model, held_out, pairs)
-        if held_out:
-            metrics["eval/loss"] = loss
-            figures, rows = _answer_held_out(context, model, tokenizer, judge, held_out_demonstrations.prompts[: settings.eval_samples])
-            metrics |= figures
-            intervals = ({"eval/loss": interval} if interval else {}) | find_answer_intervals(rows)
+
+        def measure() -> tuple[dict[str, float], dict[str, Interval]]:
+            loss, interval = measure_loss(context, model, held_out, pairs)
+            if not held_out:
+                return {}, {}
+            figures, rows = _answer_held_out(context, model, tokenizer, judge, prompts)
+            return {"eval/loss": loss, **figures}, ({"eval/loss": interval} if interval else {}) | find_answer_intervals(rows)
+
+        metrics, intervals = measure()
+        last_loss = metrics.get("eval/loss")
+        if keeper:
+            step = keeper.go_back(model, _find_last(settings, last_step, metrics), last_step)
+            if step != last_step:
+                context.note(f"the model of step {step} of {last_step} was best by the held-out {settings.publish_by}: it is published")
+                metrics, intervals = measure()
+            metrics["published/step"] = step
         facts = read_facts(model, tokenizer, spec.models["base"])
         if context.is_main:
             context.progress("saving", 0, 0)
@@ -66,9 +80,42 @@ def main(context: StageContext) -> StageResult:
             save_model(
                 model, tokenizer, spec.output_dir, merge=bool(settings.lora and (settings.lora.merge or has_grown(find_model(model))))
             )
-    if held_out:
-        context.write_metrics(last_step, {"eval/loss": metrics["eval/loss"]})
+    if last_loss is not None:
+        context.write_metrics(last_step, {"eval/loss": last_loss})
     return StageResult(metrics=metrics, intervals=intervals, facts=facts, counts=counts, **describe_machine(context))
+
+
+def _make_keeper(
+    context: StageContext, settings: SFTSettings, tokenizer: Any, judge: Judge | None, prompts: Sequence[EncodedPromptRecord], held_out: int
+) -> BestKeeper | None:
+    """Make what holds the best model so far; None: the last is published.
+
+    Raises:
+        StageError: Nothing is held out to choose by; exit code 2.
+    """
+    if settings.publish == "last":
+        if settings.publish_by != "loss":
+            context.note(f"sft.publish_by = {settings.publish_by} is not used: sft.publish is last")
+        return None
+    if not held_out:
+        found = "sft.publish: found best and no held-out demonstration, needed at least one to choose by"
+        raise StageError(f"{found}; give data.demonstrations.eval or raise data.eval_fraction, or set publish: last", EXIT_USAGE)
+
+    def find_value(model: Any, loss: float) -> float:
+        nonlocal judge
+        if settings.publish_by == "loss":
+            return -loss
+        figures, _, failure = _answer(context, model, tokenizer, judge, prompts, "sampled")
+        judge = None if failure else judge
+        return figures.get("eval/sampled/judge_score", math.nan)
+
+    return BestKeeper(context, find_value)
+
+
+def _find_last(settings: SFTSettings, step: int, metrics: dict[str, float]) -> Candidate | None:
+    """Read what the last model is chosen by of its final figures."""
+    value = -metrics["eval/loss"] if settings.publish_by == "loss" else metrics.get("eval/sampled/judge_score", math.nan)
+    return Candidate(step, value) if math.isfinite(value) else None
 
 
 def _answer_held_out(
@@ -85,25 +132,32 @@ def _answer_held_out(
     rows: list[dict[str, Any]] = []
     metrics: dict[str, float] = {}
     for way in ("sampled", "greedy"):
-        answers = answer_prompts(
-            model,
-            tokenizer,
-            [prompt.prompt_ids for prompt in prompts],
-            max_new_tokens=spec.tokens.max_response_tokens,
-            seed=spec.seed,
-            greedy=way == "greedy",
-            told=context.tells(f"held-out answers, {way}"),
-        )
-        verdicts, failure = judge_answers(judge if context.is_main else None, prompts, answers)
-        if failure:
-            context.note(failure)
-            judge = None
-        averages, listed = report_answers(way, prompts, answers, verdicts)
+        averages, listed, failure = _answer(context, model, tokenizer, judge, prompts, way)
+        judge = None if failure else judge
         metrics |= averages
         rows += listed
     if context.is_main:
         write_samples(spec.output_dir / SAMPLES_FILE, rows)
     return metrics, rows
+
+
+def _answer(
+    context: StageContext, model: Any, tokenizer: Any, judge: Judge | None, prompts: Sequence[EncodedPromptRecord], way: str
+) -> tuple[dict[str, float], list[dict[str, Any]], str | None]:
+    """Answer held-out prompts in one way; return the averages, the rows, and how the judge failed."""
+    answers = answer_prompts(
+        model,
+        tokenizer,
+        [prompt.prompt_ids for prompt in prompts],
+        max_new_tokens=context.spec.tokens.max_response_tokens,
+        seed=context.spec.seed,
+        greedy=way == "greedy",
+        told=context.tells(f"held-out answers, {way}"),
+    )
+    verdicts, failure = judge_answers(judge if context.is_main else None, prompts, answers)
+    if failure:
+        context.note(failure)
+    return *report_answers(way, prompts, answers, verdicts), failure
 
 
 if __name__ == "__main__":

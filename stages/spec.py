@@ -180,7 +180,7 @@ def parse_checkpoint(name: str) -> int | None:
 MODEL_DIR, MERGED_DIR, METRICS_FILE, SAMPLES_FILE, RESULT_FILE = "model", "merged", "metrics.jsonl", "samples.jsonl", "result.json"
 ANSWERS_FILE = "answers.jsonl"
 KEPT_DIR = "kept"  # models of PPO's iterations, a directory each
-BEST_DIR = "best"  # beside PPO's checkpoints: the policy that was best so far, as it was in training
+BEST_DIR = "best"  # beside the checkpoints of sft and ppo: the model that was best so far, as it was in training
 ADAPTER_CONFIG = "adapter_config.json"  # peft's, in model/: names the base
 
 

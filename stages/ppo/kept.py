@@ -13,6 +13,7 @@ from typing import Any
 from stages.models.adapters import is_adapter
 from stages.models.save import save_model
 from stages.ppo.trainer import PPOTrainer
+from stages.process.best import drop_after, sync_files
 from stages.process.context import StageContext
 from stages.process.distributed import decide_in_main
 from stages.settings import PPOSettings
@@ -43,22 +44,12 @@ def keep_model(context: StageContext, trainer: PPOTrainer, tokenizer: Any) -> No
     trainer.ranks.wait()
 
 
-def sync_files(directory: Path) -> None:
-    """Have all files of a draft on the disk before its name says that it is whole."""
-    for file in directory.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-
-
 def drop_kept_after(context: StageContext, iteration: int) -> None:
     """Drop the models of iterations after one, the best so far too: a resumed run makes them anew. Every rank calls it."""
 
     def drop() -> None:
         for directory in (context.spec.checkpoint_dir / KEPT_DIR, context.spec.checkpoint_dir / BEST_DIR):
-            for path in directory.iterdir() if directory.is_dir() else ():
-                if not path.name.isdecimal() or int(path.name) > iteration:
-                    shutil.rmtree(path)
+            drop_after(directory, iteration)
 
     decide_in_main(context, drop)
 

@@ -18,12 +18,13 @@ from stages.models.handoff import check_handoff, read_facts
 from stages.models.save import save_model
 from stages.models.sizes import measure_published, measure_tokenizer, measure_trained
 from stages.models.tokenizer import load_tokenizer
-from stages.ppo import best as best_so_far
-from stages.ppo.best import Candidate, check_publish, choose, find_candidate, go_back
+from stages.ppo.best import check_publish, find_candidate, go_back, hold, measure
 from stages.ppo.heldout import HeldOut
 from stages.ppo.kept import count_kept, drop_kept_after, keep_model, publish_kept
 from stages.ppo.models import load_models
 from stages.ppo.trainer import PPOTrainer
+from stages.process import best as best_so_far
+from stages.process.best import Candidate
 from stages.process.checkpoint import describe_layout, find_checkpoint, save_checkpoint
 from stages.process.context import StageContext, describe_machine
 from stages.process.engine import choose_engine
@@ -137,9 +138,9 @@ def train(context: StageContext, trainer: PPOTrainer, held_out: HeldOut) -> tupl
             if evaluate:
                 figures, _ = held_out.answer("sampled", partial(tell, "held-out answers"))
                 metrics |= figures
-                before, best = best, choose(best, find_candidate(settings, step, figures))
+                before, best = best, best_so_far.choose(best, find_candidate(settings, step, figures))
                 if best != before:
-                    best_so_far.hold(context, trainer)
+                    hold(context, trainer)
             if (evaluate or step % settings.log_every == 0) and not last:
                 context.write_metrics(step, metrics)
             context.progress("train", step, settings.iterations, metrics)
@@ -194,7 +195,7 @@ def _require_room(context: StageContext, trainer: PPOTrainer, tokenizer: Any) ->
         ),
         rows=_ROW_BYTES * (settings.iterations // settings.log_every + settings.iterations // settings.eval_every),
         rows_in_checkpoints=False,
-        kept=(to_come * kept_bytes + best_so_far.measure(context, trainer, policy), kept * kept_bytes),
+        kept=(to_come * kept_bytes + measure(context, trainer, policy), kept * kept_bytes),
     )
 
 

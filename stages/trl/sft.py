@@ -25,6 +25,7 @@ from stages.process.errors import StageError
 from stages.settings import PretrainSettings, SFTSettings
 from stages.spec import EXIT_USAGE
 from stages.trl.batches import draw_step, evaluate_records
+from stages.trl.best import BestKeeper
 from stages.trl.fitting import fused_head_fits, packing_fits
 from stages.trl.rows import Row, make_rows, pack_rows, write_rows
 from stages.trl.training import StageCallback, is_mixture, make_arguments, make_config
@@ -35,12 +36,20 @@ _MAX_LOGITS = 2**26  # 256 MB in float32
 
 
 def make_sft_trainer(
-    context: StageContext, settings: SFTSettings, model: Any, tokenizer: Any, train: Sequence[EncodedPair], held_out: Sequence[EncodedPair]
+    context: StageContext,
+    settings: SFTSettings,
+    model: Any,
+    tokenizer: Any,
+    train: Sequence[EncodedPair],
+    held_out: Sequence[EncodedPair],
+    keeper: BestKeeper | None = None,
 ) -> SFTTrainer:
     """Build TRL's SFTTrainer on our token stream; the loss is on response tokens only, every one weighted alike in a batch."""
     limits = context.spec.tokens
-    max_length = limits.max_prompt_tokens + limits.max_response_tokens
-    return make_language_trainer(context, settings, model, tokenizer, train, held_out, max_length=max_length, packing=settings.packing)
+    max_length, packing = limits.max_prompt_tokens + limits.max_response_tokens, settings.packing
+    return make_language_trainer(
+        context, settings, model, tokenizer, train, held_out, max_length=max_length, packing=packing, keeper=keeper
+    )
 
 
 def make_language_trainer(
@@ -53,6 +62,7 @@ def make_language_trainer(
     *,
     max_length: int,
     packing: bool,
+    keeper: BestKeeper | None = None,
 ) -> SFTTrainer:
     """Build TRL's SFTTrainer on pairs; the loss is on their responses.
 
@@ -65,6 +75,7 @@ def make_language_trainer(
         held_out: whose loss is told on the way.
         max_length: of a packed row, in tokens.
         packing: fill rows with whole pairs; those of a batch are then rows.
+        keeper: holds the best model so far.
     """
     arguments = make_arguments(context, settings, len(held_out) > 0)
     arguments |= {"max_length": max_length, "packing": packing, "eval_packing": False}
@@ -88,7 +99,7 @@ def make_language_trainer(
         eval_dataset=held_out_rows,
         processing_class=tokenizer,
         data_collator=collate_demonstrations if ours else None,
-        callbacks=[StageCallback(context)],
+        callbacks=[keeper, StageCallback(context, keeper.measure)] if keeper else [StageCallback(context)],
         told=context.tells("evaluation"),
     )
 

@@ -4,6 +4,7 @@ Nothing outside of this package touches TRL.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
@@ -60,8 +61,8 @@ def train(trainer: SFTTrainer | RewardTrainer, context: StageContext) -> int:
 class StageCallback(TrainerCallback):
     """Speak our events, stop at a step's end when asked, and mark each checkpoint complete after it is written."""
 
-    def __init__(self, context: StageContext) -> None:
-        self.context = context
+    def __init__(self, context: StageContext, measure_held: Callable[[Any], int] = lambda model: 0) -> None:
+        self.context, self.measure_held = context, measure_held  # bytes of models that will be held beside the checkpoints
         self.step_end = StepEnd(context, cast("TrainingSettings", context.spec.settings).save_minutes)
         self.latest: dict[str, float] = {}
 
@@ -83,6 +84,7 @@ class StageCallback(TrainerCallback):
             ),
             rows=_ROW_BYTES * math.ceil(state.max_steps / args.logging_steps),
             rows_in_checkpoints=True,
+            kept=(self.measure_held(model), 0),
         )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:

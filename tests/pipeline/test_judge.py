@@ -2,10 +2,11 @@
 
 import pytest
 
+from pipeline.contract import make_spec
 from pipeline.errors import ConfigError
 from pipeline.inputs.prepare import prepare
 from pipeline.judge import try_judge
-from pipeline.plan import decide
+from pipeline.plan import Decision, decide
 from pipeline.recipe.load import load_recipe
 from stages.blocks import EndpointSettings
 from tests.chat_server import ChatServer
@@ -109,3 +110,22 @@ def test_a_reward_model_that_cannot_be_opened_is_told_before_anything_trains(sto
     inputs = prepare(recipe, store.root, ["evaluate"])
     with pytest.raises(ConfigError, match=r"--set: evaluate.judge.reward_model: .*empty cannot be opened by AutoTokenizer"):
         try_judge(recipe, inputs, ["evaluate"])
+
+
+def test_which_step_of_sft_is_published_is_in_its_cache_key_only_where_it_is_chosen(keys):
+    before = keys()["sft"]
+    assert keys("sft.publish=last", "sft.publish_by=judge")["sft"] == before
+    by_loss = keys("sft.publish=best")["sft"]
+    by_judge = keys("sft.publish=best", "sft.publish_by=judge", "judge=data.demo.rule:judge")["sft"]
+    assert len({before, by_loss, by_judge, keys("judge=data.demo.rule:judge")["sft"]}) == 4
+
+
+def test_evaluate_is_given_the_judges_model_and_where_replies_are_kept(store, publish, recipe_path, tmp_path):
+    parents = {stage: publish(store, stage) for stage in ("sft", "rm", "ppo")}
+    other = publish(store, "rm", {"model/config.json": b"{ }"})
+    recipe = load_recipe(recipe_path, ["evaluate={}", "evaluate.judge.reward_model=rm@v2"])
+    inputs = prepare(recipe, store.root, ["evaluate"])
+    decision = Decision("evaluate", "run", parents=parents, key="0" * 64)
+    spec = make_spec(recipe, inputs, decision, tmp_path / "output", tmp_path / "run", store.root)
+    assert spec.models["judge"] == str(other.model_path) and spec.models["rm"] == str(parents["rm"].model_path)
+    assert spec.replies_dir == store.root / "replies"

@@ -74,3 +74,12 @@ def test_a_stage_tells_all_that_it_refuses_with_exit_code_2(make_stage):
     ) as caught:
         check_rules(context)
     assert caught.value.exit_code == 2
+
+
+def test_the_best_step_of_sft_needs_a_judge_where_that_chooses_and_whole_weights():
+    by_judge = SFTSettings(publish="best", publish_by="judge")
+    assert refused("sft", by_judge) == ["sft.publish_by"]
+    assert list(find_refusals("sft", by_judge, HardwareSettings(), engine="none", num_processes=1, judge="mine:judge")) == []
+    assert refused("sft", SFTSettings(publish="best")) == refused("sft", SFTSettings(publish_by="judge")) == []
+    assert refused("sft", SFTSettings(publish="best"), ZERO_3) == ["sft.publish"]
+    assert refused("sft", SFTSettings(), ZERO_3) == []

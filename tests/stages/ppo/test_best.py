@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from stages.blocks import LoRASettings
-from stages.ppo.best import Candidate, _drop_superseded, choose, find_candidate, measure, require_held
+from stages.ppo.best import find_candidate, measure
+from stages.process.best import Candidate, _drop_superseded, choose, require_held
 from stages.process.errors import StageError
 from stages.settings import PPOSettings
 
@@ -30,7 +31,7 @@ def best_of(values, history):
     best = None
     for iteration, each in history.items():
         best = choose(best, find_candidate(values, iteration, each))
-    return best and best.iteration
+    return best and best.step
 
 
 def test_the_highest_score_within_the_bound_is_best_and_of_equal_ones_the_earlier():
