@@ -1,20 +1,27 @@
 """`sft.publish: best`: which step is published, that it is that one to the last bit, killed or not, and that the last is as it was."""
 
 import json
+import math
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from stages.blocks import LoRASettings
+from stages.models.adapters import apply_lora
+from stages.models.policy import load_policy
+from stages.process.best import Candidate
 from stages.process.context import StageContext
 from stages.sft import main
+from stages.trl.best import BestKeeper
 
 # A step size at which the model breaks: of twelve steps the last is not the best.
 BREAKS = {"rows": 16, "epochs": 6, "learning_rate": 0.3, "lr_schedule": "constant", "eval_every": 2, "save_every": 2}
 
-pytestmark = pytest.mark.slow  # 2 s each
+pytestmark = pytest.mark.slow  # some seconds each
 
 
 def losses_of(spec, directory):
@@ -77,8 +84,22 @@ def test_the_best_step_is_published_to_the_last_bit_killed_or_not_and_holding_it
     assert all(torch.equal(published[name], weight) for name, weight in weights_of(killed.spec).items())
 
 
-def test_of_an_adapter_the_best_step_is_published(run):
-    check_best(*run("lora", publish="best", lora={"rank": 4, "alpha": 512}, **BREAKS | {"learning_rate": 1.0, "epochs": 2}))
+def test_of_an_adapter_what_learns_is_held_and_gone_back_to(make_stage, base_model_dir, plain_hardware):
+    context = StageContext(make_stage("sft", publish="best", **BREAKS).spec)
+    context.spec.checkpoint_dir.mkdir()
+    model = apply_lora(load_policy(str(base_model_dir), plain_hardware), LoRASettings(rank=4), "CAUSAL_LM", plain_hardware)
+    keeper = BestKeeper(context, lambda model, loss: -loss)
+    learning = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    then = {}
+    for step, loss in ((2, 5.0), (4, 4.0), (6, 4.5), (8, math.nan)):
+        with torch.no_grad():
+            for parameter in learning.values():
+                parameter.add_(step)
+        then[step] = {name: parameter.detach().clone() for name, parameter in learning.items()}
+        keeper.on_evaluate(None, SimpleNamespace(global_step=step), None, model=model, metrics={"eval_loss": loss})
+    assert keeper.go_back(model, Candidate(10, -4.0), 10) == 4  # of equal ones the earlier
+    assert learning and all(torch.equal(learning[name], weight) for name, weight in then[4].items())
+    assert keeper.go_back(model, Candidate(10, -3.0), 10) == 10
 
 
 def test_the_judge_chooses_where_it_is_asked(run):
