@@ -7,6 +7,7 @@ import pytest
 
 from pipeline.errors import StoreError
 from pipeline.store.manifest import Parent, render_manifest
+from pipeline.store.mark import MARK_FILE
 from pipeline.store.removal import remove
 from pipeline.store.sbom import make_bill
 
@@ -70,7 +71,8 @@ def test_a_signature_holds_for_this_very_artifact_and_key_only(chain, keys, tmp_
         path.chmod(0o755)
     exchanged = artifact.manifest.model_copy(update={"parents": []})
     (artifact.path / "manifest.json").write_bytes(render_manifest(exchanged))
-    (chain.root / "ledger.jsonl").unlink()
+    for name in ("ledger.jsonl", MARK_FILE):
+        (chain.root / name).unlink()
     assert chain.verify("rm@v1") == [] and "manifest.json" in find_signature_problems(chain.get("rm"), public)[0]
 
     remove(chain, ["rm@v1"])
