@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from data.answers import AnswerSet, parse_answer_set
-from data.fields import Columns, FieldError, as_object
+from data.fields import Columns, FieldError, as_object, check_text
 from data.rows import read_rows
 from data.schema import DataError, Problem
 from pipeline.ranking.argilla import is_argilla, read_records
@@ -63,6 +63,7 @@ def read_export(path: Path, options: Options) -> Export:
         found = (read_records if export.tool == "argilla" else read_tasks)(own, export, options)
     for each in found:
         if isinstance(each, Ranking):
+            problems += _find_unwritable(each)
             export.rankings.append(each)
         else:
             problems.append(Problem(each[0], each[1].field, each[1].message))
@@ -71,6 +72,15 @@ def read_export(path: Path, options: Options) -> Export:
     if problems:
         raise DataError(problems)
     return export
+
+
+def _find_unwritable(ranking: Ranking) -> Iterator[Problem]:
+    """Find names that no file can hold; prompts and answers are checked where they are read."""
+    for name in ("annotator", "source", "item", "key", "note", "model"):
+        try:
+            check_text(getattr(ranking, name), name, may_be_empty=True)
+        except FieldError as error:
+            yield Problem(ranking.where, error.field, error.message)
 
 
 def _recognise(row: object) -> str:

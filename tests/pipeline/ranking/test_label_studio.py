@@ -122,6 +122,7 @@ def test_the_same_file_again_is_nothing_twice_and_a_changed_annotation_replaces_
             lambda task: task["data"].update(items=[]),
             "data: found prompt, items; needed a list of answers with id and body, or answer1 and answer2",
         ),
+        (lambda task: task["annotations"][0].update(completed_by="\ud800"), "annotator: found half a surrogate pair (\\ud800)"),
         (lambda task: task["data"].update(prompt=5), "data.prompt: found 5 (a number)"),
         (lambda task: task["data"].update(items=[{"id": str(n), "body": str(n)} for n in range(10)]), RANKER + "found the id 'mdn'"),
     ],
