@@ -81,15 +81,13 @@ class PackedRow:
 
     @functools.cached_property
     def _grouped(self) -> tuple[list[DocumentGroup], Tensor]:
-        starts_D, lengths_D, parents_D = self.layout_3D
-        groups, places_N = _group(starts_D, lengths_D, parents_D, len(self.ids_N))
+        groups, places_N = _group(self.layout_3D, len(self.ids_N))
         return [_move(group, self.ids_N.device) for group in groups], _move(places_N, self.ids_N.device)
 
     @functools.cached_property
     def spans(self) -> Spans:
         """The documents one after the other."""
-        starts_D, lengths_D, parents_D = self.layout_3D
-        return _move(make_spans(starts_D, lengths_D, parents_D, len(self.ids_N)), self.ids_N.device)
+        return _move(make_spans(self.layout_3D, len(self.ids_N)), self.ids_N.device)
 
 
 def pack(documents: Sequence[Sequence[int]], parents: Sequence[int] | None = None, device: torch.device | None = None) -> PackedRow:
@@ -148,14 +146,13 @@ def lay_out(ids_N: Tensor, lengths_D: Tensor, parents_D: Tensor | None = None) -
     owners_N = torch.repeat_interleave(torch.arange(len(lengths_D)), lengths_D)
     positions_N = F.pad(torch.arange(num_tokens) - starts_D[owners_N] + offsets_D[owners_N], (0, len(ids_N) - num_tokens))
     layout_3D = torch.stack([starts_D, lengths_D, parents_D])
-    device = ids_N.device
-    return PackedRow(
-        ids_N, _move(positions_N, device), _move(starts_D, device), _move(lengths_D, device), _move(parents_D, device), layout_3D
-    )
+    moved_3D: Tensor = _move(layout_3D, ids_N.device)
+    return PackedRow(ids_N, _move(positions_N, ids_N.device), moved_3D[0], moved_3D[1], moved_3D[2], layout_3D)
 
 
-def _group(starts_D: Tensor, lengths_D: Tensor, parents_D: Tensor, num_tokens: int) -> tuple[list[DocumentGroup], Tensor]:
+def _group(layout_3D: Tensor, num_tokens: int) -> tuple[list[DocumentGroup], Tensor]:
     """Group the documents of a row; returns (groups, places_N of `num_tokens`)."""
+    starts_D, lengths_D, parents_D = layout_3D
     offsets_D = torch.where(parents_D >= 0, lengths_D[parents_D], 0)
     groups: list[DocumentGroup] = []
     places_N = torch.zeros(num_tokens, dtype=torch.long)
@@ -170,12 +167,13 @@ def _group(starts_D: Tensor, lengths_D: Tensor, parents_D: Tensor, num_tokens: i
     return groups, places_N
 
 
-def make_spans(starts_D: Tensor, lengths_D: Tensor, parents_D: Tensor, num_tokens: int) -> Spans:
+def make_spans(layout_3D: Tensor, num_tokens: int) -> Spans:
     """Lay the documents of a row of `num_tokens` out one after the other.
 
     Two documents of 2 and 3 tokens, the second of which continues the first, in a row of 6: queries end at [0 2 5 6], keys are those at
     [0 1, 0 1 2 3 4, 5] and end at [0 2 7 8].
     """
+    starts_D, lengths_D, parents_D = layout_3D
     num_real = int(lengths_D.sum())
     if num_tokens > num_real:  # a document of its own: what belongs to none would come out undefined
         starts_D, lengths_D = F.pad(starts_D, (0, 1), value=num_real), F.pad(lengths_D, (0, 1), value=num_tokens - num_real)

@@ -28,13 +28,12 @@ PARENTS = [-1, 0, 0, 0, -1, -1, 5]
 
 
 def test_spans_of_the_worked_example():
-    starts, lengths, parents = torch.tensor([0, 2]), torch.tensor([2, 3]), torch.tensor([-1, 0])
-    spans = make_spans(starts, lengths, parents, 6)
+    spans = make_spans(torch.tensor([[0, 2], [2, 3], [-1, 0]]), 6)
     assert spans.keys_M.tolist() == [0, 1, 0, 1, 2, 3, 4, 5]
     assert (spans.query_ends.tolist(), spans.key_ends.tolist()) == ([0, 2, 5, 6], [0, 2, 7, 8])
     assert (spans.longest_query, spans.longest_key) == (3, 5)
     assert spans.query_ends.dtype == spans.key_ends.dtype == torch.int32
-    plain = make_spans(starts, lengths, torch.tensor([-1, -1]), 5)  # nothing is gathered, nothing fills the row up
+    plain = make_spans(torch.tensor([[0, 2], [2, 3], [-1, -1]]), 5)  # nothing is gathered, nothing fills the row up
     assert plain.keys_M is None and plain.query_ends.tolist() == plain.key_ends.tolist() == [0, 2, 5]
 
 
