@@ -401,11 +401,12 @@ def test_whole_ranks_that_are_written_as_decimals_are_ranks(write_lines):
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        (gzip.compress(b'{"prompt": "Hi"}'), "found gzip data; needed text; give its name the ending .jsonl.gz"),
+        (gzip.compress(b'{"prompt": "Hi"}', mtime=0), "found gzip data; needed text; give its name the ending .jsonl.gz"),
         (b"PAR1....", "found a Parquet file; needed text; give its name the ending .parquet"),
         (b"PK\x03\x04...", "found a zip archive; needed text; unpack it"),
         ('{"prompt": "Hi"}'.encode("utf-16"), "found UTF-16 text; needed UTF-8 text; save the file as UTF-8"),
     ],
+    ids=("gzip", "parquet", "zip", "utf-16"),
 )
 def test_a_file_that_is_not_what_its_name_says_is_told_as_what_it_is(tmp_path, source, content, found):
     (tmp_path / "records.jsonl").write_bytes(content)
