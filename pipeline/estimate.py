@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data.schema import KINDS, RecordKind
 from pipeline.cost.amounts import Lengths
-from pipeline.cost.machines import GPU, GPUS, TRAINER_STEP_S
+from pipeline.cost.machines import GPU, GPUS, SPREAD_MEASURED, SPREAD_TABLE, TRAINER_STEP_S
 from pipeline.cost.memory import PhaseMemory, find_peak, measure_phases
 from pipeline.cost.plan import list_parts
 from pipeline.cost.setup import Setup
@@ -220,6 +220,10 @@ def _list_notes(recipe: Recipe, made: list[StageEstimate], lengths: Mapping[Reco
         if uncounted:
             missing = f"how many {' and '.join(uncounted)} there are is not known, and so no time of what reads them"
             yield f"{missing}; give --records {uncounted[0]}=NUMBER"
+    if machine.gpu is None:
+        yield f"times are by what this machine takes now: all within a factor of {SPREAD_MEASURED:g}, one stage within {SPREAD_TABLE:g}"
+    else:
+        yield f"times are by the data sheet and a stated share of it: within a factor of {SPREAD_TABLE:g}"
     if machine.gpu is not None and machine.price is None:
         yield "no price is known; give hardware.price_per_gpu_hour"
 

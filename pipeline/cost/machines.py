@@ -53,7 +53,7 @@ MFU_TRAIN, MFU_SCORE, BANDWIDTH_SHARE = 0.35, 0.40, 0.60
 LAYER_LAUNCH_S = 0.9e-3  # decoding step by step launches some thirty kernels a layer, however little they do
 TRAINER_STEP_S = 0.030  # of a CPU: TRL's trainer, events, ranks that wait for one another; the demo's SFT and RM, 312 and 500 steps
 NETWORK = 25 * GB  # between machines, for each GPU: 200 Gbit/s; bytes a second
-SPREAD_TABLE, SPREAD_MEASURED = 2.0, 1.25  # times and by which a figure may be off
+SPREAD_TABLE, SPREAD_MEASURED = 2.0, 1.25  # times and by which the time of a whole run may be off: see this room's README
 
 # Beside what tensors hold: CUDA's context and its libraries' workspaces; NCCL's buffers with several GPUs.
 CONTEXT_BYTES, NCCL_BYTES = 0.9 * 2**30, 1.0 * 2**30
