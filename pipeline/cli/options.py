@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from stages.spec import ARTIFACT_KINDS, EXIT_MISSING, RUN_STAGES, StageName, data_inputs, with_ancestors
+from stages.spec import ARTIFACT_KINDS, EXIT_MISSING, EXIT_USAGE, RUN_STAGES, StageName, data_inputs, with_ancestors
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.console import Console
 
     from pipeline.plan import Selection
@@ -147,6 +149,22 @@ def open_store_to_write(given: Path | None, recipe: "Recipe | None" = None) -> "
     if recipe and recipe.private:
         os.umask(0o077)
     return store
+
+
+def refuse_idle(options: "Mapping[str, object]", why: str) -> None:
+    """Refuse options that would do nothing: what is typed is never ignored in silence.
+
+    Args:
+        options: Name -> value; None, False and what is empty were not given.
+        why: Beside or without which other option they stand, what is needed and what to do.
+
+    Raises:
+        StoreError: One was given (exit 2).
+    """
+    from pipeline.errors import StoreError
+
+    if found := [name for name, value in options.items() if value is not None and value is not False and value not in ("", [])]:
+        raise StoreError(f"found {', '.join(found)} {why}", EXIT_USAGE)
 
 
 def make_console(*, err: bool = False) -> "Console":

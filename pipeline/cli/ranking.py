@@ -13,6 +13,7 @@ from pipeline.cli.options import (
     make_console,
     open_recipe,
     open_store,
+    refuse_idle,
     say,
 )
 from pipeline.errors import StoreError
@@ -20,6 +21,8 @@ from stages.spec import EXIT_FAILED, EXIT_RESOURCE, EXIT_USAGE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from pydantic_core import ErrorDetails
 
     from data.answers import AnswerSet
     from pipeline.ranking.journal import Journal
@@ -44,35 +47,71 @@ JournalOption = Annotated[
 ]
 
 
+_ENDPOINT_OPTIONS = {
+    "url": "--url",
+    "model": "--model",
+    "api_key_env": "--api-key-env",
+    "max_cost": "--max-cost",
+    "price_per_1m_input": "--price-input",
+    "price_per_1m_output": "--price-output",
+}
+_NO_FLAG = "found one without a name, or too long a name; needed a short one; leave it away or shorten it"
+_HOW, _BY_MODEL = "How is ranked, before the recipe's block `ranking`", "With --by-model, before the recipe's ranking.judge"
+
+
 def rank_command(
     answers: AnswersArgument,
     journal: JournalOption = None,
     annotator: Annotated[list[str], typer.Option("--annotator", "-a", help="Who ranks; repeatable. Default: your user name.")] = [],
     recipe: Annotated[str | None, typer.Option("--recipe", "-r", help="Its block `ranking` says how; options go before it.")] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", min=0, max=65535, help="Of the page; default: the same as before, else any that is free.")
+    ] = None,
+    on_terminal: Annotated[bool, typer.Option("--terminal", help="Rank here, line by line, instead of on a page.")] = False,
+    by_model: Annotated[bool, typer.Option("--by-model", help="Let a language model rank, instead of a person.")] = False,
+    store: StoreOption = None,
+    guidelines: Annotated[
+        Path | None,
+        typer.Option("--guidelines", help="A Markdown file that is shown beside the answers; a model judges by it.", rich_help_panel=_HOW),
+    ] = None,
     flag: Annotated[
-        list[str], typer.Option("--flag", help="What an answer can be marked as; repeatable. Default: harmful, wrong, off-topic.")
+        list[str],
+        typer.Option(
+            "--flag", help="What an answer can be marked as; repeatable. Default: harmful, wrong, off-topic.", rich_help_panel=_HOW
+        ),
     ] = [],
-    guidelines: Annotated[Path | None, typer.Option("--guidelines", help="A Markdown file that is shown beside the answers.")] = None,
     overlap: Annotated[
-        float | None, typer.Option("--overlap", min=0, max=1, help="Share of the sets that everybody ranks; default 0.1.")
+        float | None,
+        typer.Option("--overlap", min=0, max=1, help="Share of the sets that everybody ranks; default 0.1.", rich_help_panel=_HOW),
     ] = None,
     repeats: Annotated[
-        float | None, typer.Option("--repeats", min=0, max=0.5, help="Share of judgements that repeat a set; default 0.1.")
+        float | None,
+        typer.Option("--repeats", min=0, max=0.5, help="Share of judgements that repeat a set; default 0.1.", rich_help_panel=_HOW),
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the orders in which sets and answers are shown; default 0.")] = None,
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Of the page; 0: the same as before, else any that is free.")] = 0,
-    on_terminal: Annotated[bool, typer.Option("--terminal", help="Rank here, line by line, instead of on a page.")] = False,
-    by_model: Annotated[
-        bool, typer.Option("--by-model", help="Let a language model rank, as the recipe's ranking.judge or --url and --model say.")
-    ] = False,
-    url: Annotated[str | None, typer.Option("--url", help="By model: OpenAI-compatible, such as http://localhost:8000/v1.")] = None,
-    model: Annotated[str | None, typer.Option("--model", help="By model: its name there.")] = None,
-    api_key_env: Annotated[str | None, typer.Option("--api-key-env", help="By model: the environment variable that holds the key.")] = None,
-    max_cost: Annotated[float | None, typer.Option("--max-cost", help="By model: most that it may cost in all; needs both prices.")] = None,
-    price_input: Annotated[float | None, typer.Option("--price-input", help="By model: of a million tokens that it reads.")] = None,
-    price_output: Annotated[float | None, typer.Option("--price-output", help="By model: of a million tokens that it writes.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="By model: how many sets at most, chosen at random.")] = None,
-    store: StoreOption = None,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", min=0, help="Of the orders in which sets and answers are shown; default 0.", rich_help_panel=_HOW),
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option("--url", help="OpenAI-compatible, such as http://localhost:8000/v1.", rich_help_panel=_BY_MODEL),
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Its name there.", rich_help_panel=_BY_MODEL)] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option("--api-key-env", help="The environment variable that holds the key.", rich_help_panel=_BY_MODEL)
+    ] = None,
+    price_input: Annotated[
+        float | None, typer.Option("--price-input", help="Of a million tokens that it reads.", rich_help_panel=_BY_MODEL)
+    ] = None,
+    price_output: Annotated[
+        float | None, typer.Option("--price-output", help="Of a million tokens that it writes.", rich_help_panel=_BY_MODEL)
+    ] = None,
+    max_cost: Annotated[
+        float | None, typer.Option("--max-cost", help="Most that it may cost in all; needs both prices.", rich_help_panel=_BY_MODEL)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="How many sets at most, chosen at random.", rich_help_panel=_BY_MODEL)
+    ] = None,
 ) -> None:
     """Rank answers on a page on this machine, on the terminal, or by a model. Each judgement is on the disk at once; the command goes on.
 
@@ -83,16 +122,22 @@ def rank_command(
     from pipeline.ranking.study import Study
     from pipeline.text import count
 
+    endpoint: dict[str, object] = {"url": url, "model": model, "api_key_env": api_key_env, "max_cost": max_cost}
+    endpoint |= {"price_per_1m_input": price_input, "price_per_1m_output": price_output}
+    if by_model:
+        of_people = {"--terminal": on_terminal, "--port": port, "--annotator": annotator}
+        of_people |= {"--flag": flag, "--overlap": overlap, "--repeats": repeats}
+        refuse_idle(of_people, "with --by-model, which asks no person; needed one of the two; leave the other away")
+    else:
+        of_models = {_ENDPOINT_OPTIONS[name]: value for name, value in endpoint.items()} | {"--limit": limit}
+        refuse_idle(of_models, "without --by-model; needed both; add --by-model")
     if on_terminal:
+        refuse_idle({"--port": port}, "with --terminal, which has no page; needed one of the two; leave the other away")
         _require_terminal(annotator)
     given: dict[str, object] = {"flags": flag or None, "overlap": overlap, "repeats": repeats, "seed": seed}
     settings = _read_settings(recipe, guidelines, given)
     place = find_answers(open_store(store), answers, journal)
-    endpoint: dict[str, object] = {"url": url, "model": model, "api_key_env": api_key_env, "max_cost": max_cost}
-    endpoint |= {"price_per_1m_input": price_input, "price_per_1m_output": price_output}
     given_endpoint = {name: value for name, value in endpoint.items() if value is not None}
-    if not by_model and (given_endpoint or limit):
-        raise StoreError(f"found {', '.join(given_endpoint) or '--limit'} without --by-model; needed both; add --by-model", EXIT_USAGE)
     place.make_room()
     if by_model:
         _rank_by_model(place.sets, Journal(place.journal), settings, given_endpoint, limit)
@@ -105,7 +150,7 @@ def rank_command(
 
         rank_on_terminal(study, names[0], make_console(), ask_line)
     else:
-        _serve(study, names, port)
+        _serve(study, names, port or 0)
 
 
 def _rank_by_model(
@@ -123,12 +168,7 @@ def _rank_by_model(
     try:
         judge = EndpointSettings.model_validate((settings.judge.model_dump() if settings.judge else {}) | given)
     except ValidationError as error:
-        hint = "give --url and --model, or --recipe with ranking.judge"
-        told = [
-            f"--by-model: {'.'.join(map(str, each['loc'])) or 'judge'}: {each['msg'].removeprefix('Value error, ')}; {hint}"
-            for each in error.errors()
-        ]
-        raise ConfigError(told) from error
+        raise ConfigError(list(map(_tell_endpoint_error, error.errors()))) from error
     console = make_console()
     say(console, f"prompts and answers go to {judge.model} at {judge.url}; judgements, marked as its own, to {journal.path}")
     with CountView(make_console(err=True), f"{judge.model} ranks answer sets") as view:
@@ -154,6 +194,20 @@ def _rank_by_model(
     if judged.unasked:
         found = f"{count(judged.unasked, 'set')} not asked, as they could cost more than is left of max_cost"
         raise StoreError(f"found {found}; needed more; raise --max-cost and run the same command", EXIT_RESOURCE)
+
+
+def _tell_endpoint_error(error: "ErrorDetails") -> str:
+    """Say what is wrong with an endpoint by the names of the options."""
+    keys = ".".join(map(str, error["loc"]))
+    name = _ENDPOINT_OPTIONS.get(keys, f"ranking.judge.{keys}" if keys else "--by-model")
+    if error["type"] == "missing":
+        return f"{name}: found none, needed one to ask; give --url and --model, or --recipe with ranking.judge"
+    if error["type"] != "value_error":
+        return f"{name}: found {error['input']!r:.60}; {error['msg']}; change it"
+    told = error["msg"].removeprefix("Value error, ")
+    for key in ("price_per_1m_input", "price_per_1m_output", "max_cost"):
+        told = told.replace(key, _ENDPOINT_OPTIONS[key])
+    return f"{name}: {told}"
 
 
 def _serve(study: "Study", names: list[str], port: int) -> None:
@@ -207,4 +261,5 @@ def _read_settings(recipe: str | None, guidelines: Path | None, given: dict[str,
     try:
         return Settings.model_validate(block.model_dump() | chosen | {"guidelines": text})
     except ValidationError as error:
-        raise ConfigError([f"--flag: {each['msg'].removeprefix('Value error, ')}" for each in error.errors()]) from error
+        told = [each["msg"].removeprefix("Value error, ") if each["type"] == "value_error" else _NO_FLAG for each in error.errors()]
+        raise ConfigError([f"--flag: {line}" for line in told]) from error

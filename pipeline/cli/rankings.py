@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from pipeline.cli.options import JsonOption, StoreOption, make_console, open_store, open_store_to_write, print_json, say
+from pipeline.cli.options import JsonOption, StoreOption, make_console, open_store, open_store_to_write, print_json, refuse_idle, say
 from pipeline.cli.ranking import AnswersArgument, JournalOption
 from pipeline.errors import StoreError
 from stages.spec import EXIT_USAGE
@@ -19,35 +19,72 @@ if TYPE_CHECKING:
     from pipeline.ranking.journal import Judgement
 
 
+_TO_TRAIN_ON, _OTHER_TOOLS = "Comparisons to train on", "From and to other tools"
+_HELD_OUT = 0.1
+
+
 def rankings_command(
     answers: AnswersArgument,
     journal: JournalOption = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write comparisons here, to train on: data.comparisons.")] = None,
+    names: Annotated[bool, typer.Option("--names", help="Name the annotators; default: pseudonyms.")] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write comparisons here: data.comparisons.", rich_help_panel=_TO_TRAIN_ON)
+    ] = None,
+    publish: Annotated[
+        bool,
+        typer.Option(
+            "--publish",
+            help="Publish them as an artifact, which data.comparisons names by ref: rankings@v1.",
+            rich_help_panel=_TO_TRAIN_ON,
+        ),
+    ] = False,
+    held_out: Annotated[
+        float | None,
+        typer.Option(
+            "--held-out",
+            min=0.01,
+            max=0.9,
+            help=f"Share of conversations that --publish holds out, for good; default {_HELD_OUT}.",
+            rich_help_panel=_TO_TRAIN_ON,
+        ),
+    ] = None,
     by: Annotated[
-        Literal["all", "people", "model"],
-        typer.Option("--by", help="Whose rankings -o takes: people, model, or all (a model's where no person ranked)."),
-    ] = "all",
+        Literal["all", "people", "model"] | None,
+        typer.Option(
+            "--by",
+            help="Whose rankings -o and --publish take; default: all, a model's where no person ranked.",
+            rich_help_panel=_TO_TRAIN_ON,
+        ),
+    ] = None,
     import_path: Annotated[
         Path | None,
         typer.Option(
-            "--import", metavar="FILE", help="Bring in rankings of Label Studio or Argilla (JSON), or a CSV table; again is nothing twice."
+            "--import",
+            metavar="FILE",
+            help="Bring in rankings of Label Studio or Argilla (JSON), or a CSV table; again is nothing twice.",
+            rich_help_panel=_OTHER_TOOLS,
         ),
     ] = None,
-    question: Annotated[str | None, typer.Option("--question", help="Which question of the imported file is the ranking.")] = None,
-    buckets: Annotated[str, typer.Option("--buckets", help="Label Studio's buckets, best first: good,fair,bad.")] = "",
-    export_path: Annotated[Path | None, typer.Option("--export", metavar="FILE", help="Write all that was said to this file.")] = None,
-    form: Annotated[
-        Literal["csv", "label-studio", "argilla"] | None, typer.Option("--format", help="Of --export; default: csv for .csv files.")
+    question: Annotated[
+        str | None,
+        typer.Option("--question", help="Of --import: which of Argilla's questions is the ranking.", rich_help_panel=_OTHER_TOOLS),
     ] = None,
-    names: Annotated[bool, typer.Option("--names", help="Name the annotators; default: pseudonyms.")] = False,
-    publish: Annotated[
-        bool, typer.Option("--publish", help="Publish them as an artifact, which data.comparisons names by ref: rankings@v1.")
-    ] = False,
-    held_out: Annotated[
-        float, typer.Option("--held-out", min=0.01, max=0.9, help="Share of conversations that --publish holds out, for good.")
-    ] = 0.1,
-    store: StoreOption = None,
-    as_json: JsonOption = False,
+    buckets: Annotated[
+        str,
+        typer.Option(
+            "--buckets", help="Of --import: Label Studio's buckets, best first, such as good,fair,bad.", rich_help_panel=_OTHER_TOOLS
+        ),
+    ] = "",
+    export_path: Annotated[
+        Path | None,
+        typer.Option("--export", metavar="FILE", help="Write all that was said to this file.", rich_help_panel=_OTHER_TOOLS),
+    ] = None,
+    form: Annotated[
+        Literal["csv", "label-studio", "argilla"] | None,
+        typer.Option("--format", help="Of --export; default: csv for .csv files.", rich_help_panel=_OTHER_TOOLS),
+    ] = None,
 ) -> None:
     """Say how far the annotators agree, and write or publish their rankings as comparisons. Imports from other tools, and exports to them.
 
@@ -65,6 +102,10 @@ def rankings_command(
     from pipeline.text import count
     from stages.lines import to_line
 
+    refuse_idle({} if import_path else {"--question": question, "--buckets": buckets}, "without --import; needed both; add --import FILE")
+    refuse_idle({} if export_path else {"--format": form}, "without --export; needed both; add --export FILE")
+    refuse_idle({} if publish else {"--held-out": held_out}, "without --publish; needed both; add --publish")
+    refuse_idle({} if publish or output else {"--by": by}, "without --output or --publish; needed one of them; add it")
     if export_path is not None and form is None and export_path.suffix.lower() != ".csv":
         raise StoreError(f"--export: {export_path}: found no --format; needed csv, label-studio or argilla; say which", EXIT_USAGE)
     told: list[str] = []
@@ -84,13 +125,16 @@ def rankings_command(
 
     summary = replace(summary, annotators=tuple(replace(each, name=rename(each.name)) for each in summary.annotators))
     if output is not None:
-        rows = list(make_comparisons(sets, judgements, by))
+        rows = list(make_comparisons(sets, judgements, by or "all"))
         with writing(output), expand_home(output).open("w", encoding="utf-8") as stream:
             stream.writelines(to_line(row, ascii_only=False) for row in rows)
         told.append(f"{count(len(rows), 'comparison')}: {output}")
     if export_path is not None:
         told += _export_rankings(export_path, form or "csv", sets, judgements, rename)
-    published = publish_rankings(open_store_to_write(store), place, judgements, summary, by, names, held_out) if publish else None
+    published = None
+    if publish:
+        opened = open_store_to_write(store)
+        published = publish_rankings(opened, place, judgements, summary, by or "all", names, held_out or _HELD_OUT)
     if published is not None:
         told.append(tell_published(published))
     if as_json:

@@ -26,6 +26,7 @@ from pipeline.cli.options import (
     open_store_to_write,
     parse_stage,
     print_json,
+    refuse_idle,
     say,
     select_stages,
 )
@@ -74,6 +75,9 @@ def run_command(
     print_summary(terminal, outcomes)
 
 
+_WITH_COST = "With --cost"
+
+
 def plan_command(
     recipe: RecipeArgument = "demo",
     only: OnlyOption = None,
@@ -86,12 +90,23 @@ def plan_command(
     cost: Annotated[
         bool, typer.Option("--cost", help="Say instead what it needs: memory, disk, time, money. Nothing is downloaded.")
     ] = False,
-    gpu: Annotated[str | None, typer.Option("--gpu", metavar="NAME", help="With --cost: on which GPU, such as h100.")] = None,
-    gpus: Annotated[int | None, typer.Option("--gpus", min=1, max=1024, help="With --cost: how many on each machine.")] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option("--gpu", metavar="NAME", help="On which GPU, such as h100; default: this machine.", rich_help_panel=_WITH_COST),
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", min=1, max=1024, help="How many on each machine.", rich_help_panel=_WITH_COST)
+    ] = None,
     records: Annotated[
-        list[str], typer.Option("--records", metavar="KIND=NUMBER", help="With --cost: how many records a hub's data set has; repeatable.")
+        list[str],
+        typer.Option(
+            "--records",
+            metavar="KIND=NUMBER",
+            help="How many records a hub's data set has, such as comparisons=60000; repeatable.",
+            rich_help_panel=_WITH_COST,
+        ),
     ] = [],
-    explain: Annotated[bool, typer.Option("--explain", help="With --cost: each step of the arithmetic.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Each step of the arithmetic.", rich_help_panel=_WITH_COST)] = False,
 ) -> None:
     """Say what `run` would do, and why; of a recipe with a block `rounds`, what `rlhf round` would. With --cost: what it would need.
 
@@ -101,8 +116,8 @@ def plan_command(
         overrides = [*overrides, *([f"hardware.processes={gpus}"] if gpus else [])]
         print_cost(recipe, overrides, select_stages(only, from_stage, until, force), store, gpu, records, explain=explain, as_json=as_json)
         return
-    if gpu or gpus or records or explain:
-        raise typer.BadParameter("--gpu, --gpus, --records and --explain say what --cost asks; add --cost")
+    idle = {"--gpu": gpu, "--gpus": gpus, "--records": records, "--explain": explain}
+    refuse_idle(idle, "without --cost; needed both; add --cost")
     from pipeline.plan import plan
     from pipeline.rounds.advance import tell
     from pipeline.rounds.chain import walk

@@ -136,10 +136,17 @@ def test_a_recipe_names_the_judge_and_its_key_is_never_written(rlhf_here, ask, t
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (("--by-model",), "--by-model: url: Field required; give --url and --model, or --recipe with ranking.judge"),
-        (("--by-model", "--url", "ftp://x", "--model", "m"), "--by-model: url: found 'ftp://x', needed http:// or https://"),
-        (("--by-model", "--url", "http://127.0.0.1:9/v1", "--model", "m", "--max-cost", "1"), "max_cost = 1 needs price_per_1m_input"),
-        (("--url", "http://127.0.0.1:9/v1"), "found url without --by-model; needed both"),
+        (("--by-model",), "--url: found none, needed one to ask; give --url and --model, or --recipe with ranking.judge\n"),
+        (("--by-model", "--url", "ftp://x", "--model", "m"), "--url: found 'ftp://x', needed http:// or https://"),
+        (
+            ("--by-model", "--url", "http://127.0.0.1:9/v1", "--model", "m", "--max-cost", "1"),
+            "--max-cost = 1 needs --price-input and --price-output",
+        ),
+        (("--by-model", "--url", "http://127.0.0.1:9/v1", "--model", "m", "--price-input", "-1"), "--price-input: found -1.0; "),
+        (("--url", "http://127.0.0.1:9/v1", "--price-input", "0"), "found --url, --price-input without --by-model; needed both"),
+        (("--by-model", "--terminal", "-a", "ann"), "found --terminal, --annotator with --by-model, which asks no person"),
+        (("--terminal", "--port", "0"), "found --port with --terminal, which has no page"),
+        (("--flag", ""), "--flag: found one without a name"),
     ],
 )
 def test_what_is_missing_is_told_before_anything_is_asked(ask, rlhf_here, options, told):
