@@ -84,8 +84,9 @@ def read_rankings(rows: Sequence[Row], path: Path, _export: Export) -> Iterator[
         for group in _group(rows, prompt):
             yield _guard(group[0][0], lambda group=group: _read_long(group, prompt, answer, rank))
     else:
+        found = f"found the columns {', '.join(names)[:200]}" if rows else "found no rows"
         needed = "needed prompt, completion, rank, annotator; or prompt, completion_1, completion_2, rank_1, rank_2, annotator"
-        raise DataError([Problem(f"{path}:1", "", f"found the columns {', '.join(names)[:200] or 'none'}; {needed}; rename them")])
+        raise DataError([Problem(f"{path}:1", "", f"{found}; {needed}; {'rename them' if rows else 'check the export'}")])
 
 
 def _guard(where: str, read: Callable[[], Ranking]) -> Ranking | tuple[str, FieldError]:

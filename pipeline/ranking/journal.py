@@ -84,6 +84,8 @@ class Journal:
         """Read what others have added since; a line that is not whole yet stays for the next time."""
         if not self.path.exists():
             return []
+        if self.path.is_dir():
+            raise StoreError(f"{self.path}: found a directory; needed a file of judgements; give another --journal", EXIT_USAGE)
         with self.path.open("rb") as stream:
             stream.seek(self._read_to)
             added = list(self._take(stream.read()))

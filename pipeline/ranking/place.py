@@ -4,6 +4,8 @@ answers.jsonl                    answers.rankings.jsonl
 answers@v1                       <store>/judgements/<content id>.jsonl, as an artifact is read-only
 """
 
+import errno
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,14 +42,19 @@ class AnswersPlace:
     store_root: Path | None = None
 
     def make_room(self) -> None:
-        """Make the directory of a journal that lies in the store.
+        """Make the directory of a journal that lies in the store; another's is looked at, before anybody ranks.
 
         Raises:
-            ResourceError: It cannot be made, or is a link.
+            ResourceError: It cannot be made or written to, is not there, or is a link.
         """
-        if self.store_root is not None:
-            with writing(self.journal), open_root(self.store_root, create=True) as store, store.enter(JOURNALS_DIR, create=True):
-                pass
+        with writing(self.journal):
+            if self.store_root is not None:
+                with open_root(self.store_root, create=True) as store, store.enter(JOURNALS_DIR, create=True):
+                    return
+            place = self.journal if self.journal.exists() else self.journal.parent
+            if not os.access(place, os.W_OK):
+                code = errno.EACCES if place.exists() else errno.ENOENT
+                raise OSError(code, os.strerror(code), str(self.journal))
 
 
 def find_answers(store: Store, answers: Path | str, journal: Path | None = None) -> AnswersPlace:

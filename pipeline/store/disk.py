@@ -36,6 +36,10 @@ def writing(path: Path, need_bytes: int = 0) -> Generator[None]:
             needed, todo = f"{need} needed, {free_bytes(path):,} bytes free", "free space, or choose a store on another disk"
         elif error.errno in _FORBIDDEN:
             needed, todo = "write permission needed", "change its mode or owner, or choose another store"
+        elif error.errno == errno.ENOENT:
+            needed, todo = "a directory that is there needed", "make it, or give another path"
+        elif error.errno == errno.EISDIR:
+            needed, todo = "a file needed", "give another path"
         elif error.errno == errno.EXDEV:
             needed, todo = "one file system needed for the whole store", "move the store instead of linking parts of it elsewhere"
         else:

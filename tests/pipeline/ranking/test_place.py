@@ -1,0 +1,33 @@
+"""What is mistyped of a ranking's files and options is told in one line, and leaves nothing on the disk."""
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (("rankings", "a.jsonl", "-j", "folder"), 2, "folder: found a directory; needed a file of judgements; give another --journal"),
+        (("rank", "a.jsonl", "-j", "folder"), 2, "folder: found a directory; needed a file of judgements; give another --journal"),
+        (("rank", "a.jsonl", "-j", "no/j.jsonl"), 5, "j.jsonl: No such file or directory; a directory that is there needed; make it, or"),
+        (
+            ("rankings", "a.jsonl", "-o", "no/r.jsonl"),
+            5,
+            "r.jsonl: No such file or directory; a directory that is there needed; make it, or",
+        ),
+        (("rankings", "a.jsonl", "-o", "folder"), 5, "folder: Is a directory; a file needed; give another path"),
+        (("rankings", "a.jsonl", "--import", "head.csv"), 2, "head.csv:1: found no rows; needed prompt, completion, rank, annotator; or"),
+        (("rankings", "a.jsonl", "--question", "q"), 2, "found --question without --import; needed both; add --import FILE"),
+        (("rankings", "a.jsonl", "--buckets", "a,b", "--export", "x.csv"), 2, "found --buckets without --import; needed both"),
+        (("rankings", "a.jsonl", "--format", "csv"), 2, "found --format without --export; needed both"),
+        (("rankings", "a.jsonl", "-o", "r.jsonl", "--held-out", "0.2"), 2, "found --held-out without --publish; needed both"),
+        (("rankings", "a.jsonl", "--by", "people"), 2, "found --by without --output or --publish; needed one of them; add it"),
+    ],
+)
+def test_a_slip_is_one_line_and_leaves_nothing(rlhf_here, tmp_path, arguments, code, told):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "p", "completions": ["a", "b"]}\n')
+    (tmp_path / "head.csv").write_text("prompt,completion,rank\n")
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    heard = rlhf_here(*arguments)
+    assert heard.returncode == code and told in heard.stderr and len(heard.stderr.splitlines()) == 1
+    assert heard.stdout == "" and sorted(tmp_path.rglob("*")) == before
