@@ -141,7 +141,7 @@ def prepare(
         except DataError as error:
             problems += error.problems
     if problems:
-        raise DataError(problems)
+        raise DataError(list(dict.fromkeys(problems)))  # one source may be both sides
     base_model = locate(recipe.base_model, store_root)
     revision = pin_revision(base_model, recipe.revision)
     judge_code = identify_judge(recipe.judge, recipe.judge_directory) if recipe.judge else None

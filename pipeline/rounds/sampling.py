@@ -1,5 +1,6 @@
 """Policies, named by ref, and prompts -> an artifact of answers for people to rank, by the stage `sample`; reused where it is there."""
 
+import difflib
 import json
 from collections.abc import Sequence
 
@@ -14,7 +15,7 @@ from pipeline.store.disk import expand_home
 from pipeline.store.manifest import CONFIG_FILE
 from pipeline.store.parts import require_places
 from pipeline.store.store import Store
-from stages.spec import EXIT_MISSING, EXIT_USAGE, STAGES, StageName
+from stages.spec import EXIT_USAGE, STAGES, StageName
 
 _STAGE: StageName = "sample"
 
@@ -36,13 +37,15 @@ def override_prompts(asked: str) -> list[str]:
     """Say by overrides which prompts are answered: those of the recipe (`train`, `held-out`), or all of a file.
 
     Raises:
-        StoreError: It is neither (exit 4).
+        StoreError: It is neither (exit 2).
     """
     if asked in ("train", "held-out"):
         return [f"sample.which={asked.replace('-', '_')}"]
     path = expand_home(asked).absolute()
     if not path.exists():
-        raise StoreError(f"--prompts: found no file {path}; needed a file of prompts, train or held-out; check the path", EXIT_MISSING)
+        near = difflib.get_close_matches(asked.replace("_", "-"), ("train", "held-out"), n=1)
+        todo = f"did you mean {near[0]}?" if near else "check the path"
+        raise StoreError(f"--prompts: found no file {path}; needed a file of prompts, train or held-out; {todo}", EXIT_USAGE)
     # Both sides are the file, so that nothing of it is held out.
     return ["sample.which=train", *(f"data.prompts.{split}={{path: {json.dumps(str(path))}}}" for split in ("train", "eval"))]
 

@@ -45,6 +45,6 @@ def test_what_cannot_answer_or_be_found_is_refused_before_anything_runs(rlhf):
     again = rlhf("sample", "ppo", "--with", "ppo@v1")
     assert again.returncode == EXIT_USAGE and "found ppo@v1 twice" in again.stderr
     assert rlhf("sample", "ppo@v7").returncode == EXIT_MISSING
-    assert "--prompts" in (missing := rlhf("sample", "ppo", "--prompts", "gone.jsonl")).stderr, missing.stderr
-    assert missing.returncode == EXIT_MISSING
+    assert "--prompts" in (missing := rlhf("sample", "ppo", "--prompts", "held_out")).stderr, missing.stderr
+    assert missing.returncode == EXIT_USAGE and missing.stderr.endswith("did you mean held-out?\n")
     assert listed(rlhf) == []
