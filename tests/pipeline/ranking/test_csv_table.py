@@ -50,7 +50,7 @@ def test_a_row_for_each_set_and_other_separators(bring_in, table):
         ),
         ("prompt,completion_1,completion_2,ranking\nWhy?,a,b,3>1\n", "export.csv:2: ranking: found '3'; needed a number of 1 to 2"),
         ("prompt,completion,rank,outcome\nWhy?,a,1,skipped\nWhy?,b,2,skipped\n", "outcome: found 'skipped' with ranks"),
-        (LONG, "found the columns none; needed"),
+        (LONG, "found no rows; needed"),
     ],
 )
 def test_what_is_no_ranking_is_told_with_its_line_and_nothing_is_written(bring_in, table, told):
