@@ -95,7 +95,7 @@ def rankings_command(
     from pipeline.ranking.importing import import_rankings
     from pipeline.ranking.journal import Journal
     from pipeline.ranking.place import find_answers, names_answers
-    from pipeline.ranking.summary import make_comparisons, name_secretly, summarise
+    from pipeline.ranking.summary import make_comparisons, summarise
     from pipeline.report.rankings import print_rankings
     from pipeline.rounds.publish import publish_rankings, tell_published
     from pipeline.store.disk import expand_home, writing
@@ -117,11 +117,11 @@ def rankings_command(
     if imported is not None and import_path is not None:
         place.make_room()
         told += _tell_imported(import_rankings(imported, sets, kept), import_path)
-    judgements = [each for each in kept.judgements.values() if each.item in sets]
+    judgements = kept.list_of(sets)
     summary = summarise(judgements, sets)
 
     def rename(name: str) -> str:
-        return name if names else name_secretly(name, judgements)
+        return name if names else kept.name_secretly(name)
 
     summary = replace(summary, annotators=tuple(replace(each, name=rename(each.name)) for each in summary.annotators))
     if output is not None:
@@ -134,7 +134,7 @@ def rankings_command(
     published = None
     if publish:
         opened = open_store_to_write(store)
-        published = publish_rankings(opened, place, judgements, summary, by or "all", names, held_out or _HELD_OUT)
+        published = publish_rankings(opened, place, kept, summary, by or "all", names, held_out or _HELD_OUT)
     if published is not None:
         told.append(tell_published(published))
     if as_json:

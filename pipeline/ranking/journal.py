@@ -5,8 +5,10 @@ writer left torn is the last one, and is closed off before the next is written.
 """
 
 import fcntl
+import hashlib
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+import secrets
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
@@ -49,6 +51,7 @@ class Judgement(Closed):
     judge: str = Field("", max_length=64, description="By a model: a hash of what its verdicts depend on: guidelines, address, request.")
     cost: float = Field(0.0, ge=0, description="By a model: what its replies cost, in the currency of the prices given.")
     tool: str = Field("", max_length=40, description="From whose export it was imported; empty: it was said here.")
+    key: str = Field("", max_length=64, description="In the first line of a journal: random, from which pseudonyms follow; never shown.")
     time: float
 
 
@@ -77,7 +80,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.judgements: dict[str, Judgement] = {}  # that stand, by id, as they came
-        self._read_to, self._line = 0, 0
+        self._read_to, self._line, self._key = 0, 0, ""
         self.read()
 
     def read(self) -> list[Judgement | Undo]:
@@ -90,6 +93,19 @@ class Journal:
             stream.seek(self._read_to)
             added = list(self._take(stream.read()))
         return added
+
+    def list_of(self, items: Collection[str]) -> list[Judgement]:
+        """List the judgements of these sets that stand, as they came."""
+        return [each for each in self.judgements.values() if each.item in items]
+
+    def name_secretly(self, name: str) -> str:
+        """Give an annotator a pseudonym, the same in all that is ever said of this journal.
+
+        Its key is random and stands in the journal alone: names cannot be found by trying them. (Ids of judgements stand in exports, and
+        those of a model or of an import follow from what they say.)
+        """
+        key = self._key or next(iter(self.judgements))  # a journal that began without a key, and was not written to since
+        return "#" + hashlib.sha256(f"{key}\0{name}".encode()).hexdigest()[:8]
 
     def add(self, line: Judgement | Undo, refuse: Callable[[], bool] = lambda: False) -> bool:
         """Write a line to the disk.
@@ -107,7 +123,7 @@ class Journal:
         with self._writing() as descriptor:
             if (line.id in self.judgements) == isinstance(line, Judgement) or refuse():
                 return False
-            _append(descriptor, [line])
+            _append(descriptor, self._with_key([line]))
         self.read()
         return True
 
@@ -119,8 +135,15 @@ class Journal:
         """
         if lines:
             with self._writing() as descriptor:
-                _append(descriptor, lines)
+                _append(descriptor, self._with_key(lines))
             self.read()
+
+    def _with_key(self, lines: Sequence[Judgement | Undo]) -> Sequence[Judgement | Undo]:
+        """Give the first judgement of a journal the key."""
+        first, *rest = lines
+        if self._key or not isinstance(first, Judgement):
+            return lines
+        return [first.model_copy(update={"key": secrets.token_hex(16)}), *rest]
 
     @contextmanager
     def _writing(self) -> Generator[int]:
@@ -149,6 +172,8 @@ class Journal:
                     continue
                 raise StoreError(f"{where}: found no judgement ({what['msg']}); needed lines of a journal; mend it", EXIT_USAGE) from error
             if isinstance(line, Judgement):
+                self._key = self._key or line.key
+                line = line.model_copy(update={"key": ""}) if line.key else line
                 self.judgements[line.id] = line
             else:
                 self.judgements.pop(line.id, None)

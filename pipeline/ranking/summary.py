@@ -3,7 +3,6 @@
 What people say and what a model says stand apart, and so does how far the two agree.
 """
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -192,14 +191,6 @@ def _find_median(ranked: Sequence[Judgement]) -> float | None:
 def _find_ties(ranked: Sequence[Judgement]) -> float | None:
     pairs = [a == b for judgement in ranked for a, b in combinations(judgement.ranks or (), 2)]
     return fmean(pairs) if pairs else None
-
-
-def name_secretly(name: str, judgements: Sequence[Judgement]) -> str:
-    """Give an annotator a pseudonym, the same in all that is said of one journal.
-
-    Its key is the id of the first judgement, which is random and never shown: names cannot be found by trying them.
-    """
-    return "#" + hashlib.sha256(f"{judgements[0].id}\0{name}".encode()).hexdigest()[:8]
 
 
 def make_comparisons(answers: Mapping[str, AnswerSet], judgements: Sequence[Judgement], by: By = "all") -> Iterator[dict[str, object]]:

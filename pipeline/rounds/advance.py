@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from pipeline.ranking.journal import Journal
 from pipeline.ranking.place import find_answers
-from pipeline.ranking.summary import name_secretly, summarise
+from pipeline.ranking.summary import summarise
 from pipeline.recipe.schema import Recipe
 from pipeline.rounds.chain import Round, list_policies, sampling_recipe, selection_of, settings_of, walk
 from pipeline.rounds.publish import PublishedRankings, publish_rankings, tell_published
@@ -55,11 +55,11 @@ def publish_round(found: Round, store: Store) -> PublishedRankings:
     """Publish the rankings of a round, by whomever they are, with pseudonyms."""
     assert found.answers is not None
     place = find_answers(store, found.answers.ref)
-    judgements = [each for each in Journal(place.journal).judgements.values() if each.item in place.sets]
-    summary = summarise(judgements, place.sets)
-    named = tuple(replace(each, name=name_secretly(each.name, judgements)) for each in summary.annotators)
+    journal = Journal(place.journal)
+    summary = summarise(journal.list_of(place.sets), place.sets)
+    named = tuple(replace(each, name=journal.name_secretly(each.name)) for each in summary.annotators)
     share = settings_of(found.recipe).held_out
-    return publish_rankings(store, place, judgements, replace(summary, annotators=named), "all", False, share)
+    return publish_rankings(store, place, journal, replace(summary, annotators=named), "all", False, share)
 
 
 def tell(found: Round, command: str) -> str:

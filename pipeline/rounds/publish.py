@@ -18,9 +18,9 @@ from data.records import parse_row
 from data.schema import Comparison, DataError, Problem
 from pipeline.inputs.records import read_data
 from pipeline.privacy.forget import withdraw_if_forgotten
-from pipeline.ranking.journal import Judgement
+from pipeline.ranking.journal import Journal, Judgement
 from pipeline.ranking.place import AnswersPlace
-from pipeline.ranking.summary import By, Summary, make_comparisons, name_secretly
+from pipeline.ranking.summary import By, Summary, make_comparisons
 from pipeline.store.artifact import Artifact
 from pipeline.store.disk import writing
 from pipeline.store.manifest import ManifestFields, Parent
@@ -46,15 +46,15 @@ class PublishedRankings:
 
 
 def publish_rankings(
-    store: Store, place: AnswersPlace, judgements: Sequence[Judgement], summary: Summary, by: By, names: bool, held_out: float
+    store: Store, place: AnswersPlace, journal: Journal, summary: Summary, by: By, names: bool, held_out: float
 ) -> PublishedRankings:
     """Publish what was ranked as the next version of `rankings`, unless the same is there.
 
     Args:
         store: Where to.
         place: What was ranked.
-        judgements: That stand.
-        summary: Of them, with pseudonyms unless `names`.
+        journal: Of it.
+        summary: Of what stands there, with pseudonyms unless `names`.
         by: Whose rankings count.
         names: Name the annotators.
         held_out: Share of conversations to hold out.
@@ -63,6 +63,7 @@ def publish_rankings(
         DataError: Too little is ranked for a training and a held-out side.
         StoreError: With its exit code.
     """
+    judgements = journal.list_of(place.sets)
     rows = {_parse(row): row for row in make_comparisons(place.sets, judgements, by)}
     if not any(record.has_pair for record in rows):
         found = f"found {count(len(rows), 'ranking')}, none of which prefers an answer to another"
@@ -93,7 +94,7 @@ def publish_rankings(
             for name, side in sides.items():
                 lines = [to_line(rows[record], ascii_only=False) for record in side]
                 (staging.path / name).write_text("".join(lines), encoding="utf-8")
-            said = [to_line(_describe(each, judgements, names), ascii_only=False) for each in judgements]
+            said = [to_line(_describe(each, journal, names), ascii_only=False) for each in judgements]
             (staging.path / "judgements.jsonl").write_text("".join(said), encoding="utf-8")
             text = json.dumps(name_numbers(asdict(summary)), indent=1, ensure_ascii=False)
             (staging.path / "summary.json").write_text(text + "\n", encoding="utf-8")
@@ -124,9 +125,9 @@ def _is_same(artifact: Artifact, fields: ManifestFields, store: Store) -> bool:
     return parents and all(getattr(old, name) == getattr(fields, name) for name in names) and not store.find_withdrawal(artifact)
 
 
-def _describe(judgement: Judgement, judgements: Sequence[Judgement], names: bool) -> dict[str, object]:
+def _describe(judgement: Judgement, journal: Journal, names: bool) -> dict[str, object]:
     """Say what somebody said, without what may name them: their name, free text, when it was."""
-    who = judgement.annotator if names else name_secretly(judgement.annotator, judgements)
+    who = judgement.annotator if names else journal.name_secretly(judgement.annotator)
     return {"annotator": who, **judgement.model_dump(mode="json", exclude_defaults=True, exclude=_BY_HAND)}
 
 

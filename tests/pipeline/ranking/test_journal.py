@@ -1,5 +1,6 @@
 """What annotators say stands on the disk, once, whoever is killed."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -67,3 +68,17 @@ def test_many_writers_lose_nothing(tmp_path):
     assert [writer.wait(60) for writer in writers] == [0, 0, 0]
     assert len(Journal(path).judgements) == 60
     assert all(json.loads(line)["kind"] == "judgement" for line in path.read_text().splitlines())
+
+
+def test_pseudonyms_follow_from_a_key_that_stands_in_no_judgement_and_outlives_an_undo(tmp_path):
+    journal = Journal(tmp_path / "j.jsonl")
+    journal.add_all([make(1), make(2, annotator="ben", item="b")])
+    name = journal.name_secretly("ann")
+    ids = [make(number).id for number in (1, 2)]
+    assert name not in {"#" + hashlib.sha256(f"{each}\0ann".encode()).hexdigest()[:8] for each in ids}
+    assert name != journal.name_secretly("ben") and all(not each.key for each in journal.judgements.values())
+    journal.add(Undo(id=make(1).id, annotator="ann", time=2.0))
+    assert Journal(journal.path).name_secretly("ann") == name
+    other = Journal(tmp_path / "other.jsonl")
+    other.add(make(1))
+    assert other.name_secretly("ann") != name
