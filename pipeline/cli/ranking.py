@@ -13,6 +13,7 @@ from pipeline.cli.options import (
     make_console,
     open_recipe,
     open_store,
+    open_store_to_write,
     refuse_idle,
     say,
 )
@@ -120,6 +121,7 @@ def rank_command(
     from pipeline.ranking.journal import Journal
     from pipeline.ranking.place import find_answers
     from pipeline.ranking.study import Study
+    from pipeline.store.parts import REPLIES_DIR
     from pipeline.text import count
 
     endpoint: dict[str, object] = {"url": url, "model": model, "api_key_env": api_key_env, "max_cost": max_cost}
@@ -136,11 +138,12 @@ def rank_command(
         _require_terminal(annotator)
     given: dict[str, object] = {"flags": flag or None, "overlap": overlap, "repeats": repeats, "seed": seed}
     settings = _read_settings(recipe, guidelines, given)
-    place = find_answers(open_store(store), answers, journal)
+    opened = open_store_to_write(store) if by_model else open_store(store)
+    place = find_answers(opened, answers, journal)
     given_endpoint = {name: value for name, value in endpoint.items() if value is not None}
     place.make_room()
     if by_model:
-        _rank_by_model(place.sets, Journal(place.journal), settings, given_endpoint, limit)
+        _rank_by_model(place.sets, Journal(place.journal), settings, given_endpoint, limit, opened.root / REPLIES_DIR)
         return
     study = Study(place.sets, Journal(place.journal), settings)
     say(make_console(), f"{count(len(place.sets), 'answer set')}; judgements go to {place.journal}")
@@ -154,13 +157,19 @@ def rank_command(
 
 
 def _rank_by_model(
-    sets: "Mapping[str, AnswerSet]", journal: "Journal", settings: "Settings", given: dict[str, object], limit: int | None
+    sets: "Mapping[str, AnswerSet]",
+    journal: "Journal",
+    settings: "Settings",
+    given: dict[str, object],
+    limit: int | None,
+    replies_dir: Path,
 ) -> None:
     from pydantic import ValidationError
 
     from pipeline.errors import ConfigError
     from pipeline.ranking.by_model import rank_by_model
     from pipeline.report.progress import CountView
+    from pipeline.store.disk import writing
     from pipeline.text import count
     from stages.blocks import EndpointSettings
     from stages.responses.chat_http import ChatError
@@ -171,14 +180,14 @@ def _rank_by_model(
         raise ConfigError(list(map(_tell_endpoint_error, error.errors()))) from error
     console = make_console()
     say(console, f"prompts and answers go to {judge.model} at {judge.url}; judgements, marked as its own, to {journal.path}")
-    with CountView(make_console(err=True), f"{judge.model} ranks answer sets") as view:
+    with writing(replies_dir), CountView(make_console(err=True), f"{judge.model} ranks answer sets") as view:
         try:
             judged = rank_by_model(
                 sets,
                 journal,
                 judge,
                 guidelines=settings.guidelines,
-                cache_dir=journal.path.with_suffix(".replies"),
+                cache_dir=replies_dir,
                 seed=settings.seed,
                 limit=limit,
                 told=view.told,

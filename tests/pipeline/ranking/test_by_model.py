@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from pipeline.privacy.forget import forget
 from pipeline.ranking.by_model import rank_by_points
 from pipeline.ranking.journal import Journal
+from pipeline.store.store import Store
 from tests.chat_server import ChatServer, complete, prefers, shown
 
 
@@ -70,6 +72,10 @@ def test_the_same_command_asks_nothing_twice_and_other_guidelines_are_another_ju
         (tmp_path / "answers.rankings.jsonl").unlink()
         told = ask(server, "--guidelines", "guide.md")
         assert "12 of them cached" in told.stdout and len(server.asked) == asked + 1 + 3 * 12
+    assert len(list((tmp_path / "store" / "replies").glob("*/*.json"))) == 4 * 12
+    assert not list(tmp_path.glob("*.replies"))  # nowhere else: what follows removes all
+    forget(Store(tmp_path / "store"), {b"x" * 16}, b"secret")
+    assert not list((tmp_path / "store" / "replies").iterdir())
 
 
 def test_the_limit_on_the_cost_holds_over_all_runs_and_what_was_judged_stands(ask, said):
