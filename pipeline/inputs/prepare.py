@@ -149,7 +149,7 @@ def prepare(
     probes_code = identify_judge(probes, recipe.judge_directory) if probes else None
     identity, forgotten = identify_model(base_model, revision), find_forgotten(store_root)
     weights, rankings = (mixed.weights, mixed.rankings) if mixed else ({}, [])
-    judge_model = find_judge_model(recipe, store_root) if "evaluate" in stages else None
+    judge_model = find_judge_model(recipe, store_root, verify=keep_notes) if "evaluate" in stages else None
     return Inputs(
         base_model,
         revision,

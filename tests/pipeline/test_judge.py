@@ -3,12 +3,14 @@
 import pytest
 
 from pipeline.contract import make_spec
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StoreError
 from pipeline.inputs.prepare import prepare
 from pipeline.judge import try_judge
 from pipeline.plan import Decision, decide
 from pipeline.recipe.load import load_recipe
+from pipeline.store.withdrawn import Withdrawal, withdraw
 from stages.blocks import EndpointSettings
+from stages.spec import EXIT_VERIFICATION
 from tests.chat_server import ChatServer
 
 LLM = ["evaluate={}", "evaluate.judge.llm.url=http://127.0.0.1:1/v1", "evaluate.judge.llm.model=big", "evaluate.judge.llm.retries=0"]
@@ -101,6 +103,22 @@ def test_an_artifact_is_a_judge_if_it_is_a_reward_model(store, publish, recipe_p
     with pytest.raises(ConfigError, match=r"--set: evaluate.judge.reward_model: .*rm@v7"):
         find("rm@v7")
     assert find("some/hub-model").path == "some/hub-model"
+
+
+def test_a_judge_that_is_damaged_or_withdrawn_is_refused_as_any_input_of_a_stage(store, publish, recipe_path):
+    judge = publish(store, "rm")
+    recipe = load_recipe(recipe_path, ["evaluate={}", "evaluate.judge.reward_model=rm@v1"])
+    file = judge.model_path / "config.json"
+    content = file.read_bytes()
+    file.chmod(0o644)
+    file.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    with pytest.raises(StoreError, match="rm@v1 is damaged") as damaged:
+        prepare(recipe, store.root, ["evaluate"])
+    file.write_bytes(content)
+    withdraw(store.root, {"rm@v1": Withdrawal(seal=judge.seal, reason="it learnt from her", at="now")})
+    with pytest.raises(StoreError, match=r"--set: evaluate.judge.reward_model: rm@v1 is withdrawn: it learnt from her") as withdrawn:
+        prepare(recipe, store.root, ["evaluate"])
+    assert damaged.value.exit_code == withdrawn.value.exit_code == EXIT_VERIFICATION
 
 
 @pytest.mark.slow  # 5 s, a process that imports torch
