@@ -111,6 +111,8 @@ def decide(
     config = _config_slice(stage, recipe, inputs)
     data = inputs.fingerprints(stage, recipe)
     content = {kind: parent.content_id for kind, parent in own_parents.items()}
+    if STAGES[stage].asked_for and list(content) != sorted(content):
+        content["order"] = " ".join(content)  # the first policy answers most; keys of those in alphabetical order stay valid
     key = hash_inputs(stage, config, data, content)
     found = store.find_by_cache_key(STAGES[stage].kind, key)
     if found and not force:

@@ -33,9 +33,11 @@ def test_answers_are_an_artifact_with_its_policies_as_parents_and_are_reused(rlh
     assert "reused answers@v1" in rlhf("sample", "ppo", "--k", 2, "--with", "sft@v1", "--set", "sample.batch_size=3").stdout
     assert "because sample.temperature changed 1.0 -> 0.5" in rlhf("sample", "ppo", "--k", 2, "--with", "sft", "--temperature", 0.5).stdout
     assert "because sft@v1 changed sft@v1 -> none" in rlhf("sample", "ppo", "--k", 2, "--set", "sample.temperature=0.5").stdout
+    other = rlhf("sample", "sft", "--k", 2, "--with", "ppo@v1").stdout  # answers most where the shares are not even
+    assert "published answers@v4" in other
     (tmp_path / "own.jsonl").write_text(json.dumps({"prompt": "mine?"}) + "\n")
     assert "data.prompts changed" in rlhf("sample", "ppo", "--k", 2, "--prompts", tmp_path / "own.jsonl").stdout
-    assert listed(rlhf) == [f"answers@v{number}" for number in range(1, 5)]
+    assert listed(rlhf) == [f"answers@v{number}" for number in range(1, 6)]
     assert rlhf("verify").returncode == 0
     assert "ppo@v1" in rlhf("lineage", "answers@v1").stdout
 
