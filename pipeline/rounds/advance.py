@@ -7,7 +7,7 @@ from pipeline.ranking.journal import Journal
 from pipeline.ranking.place import find_answers
 from pipeline.ranking.summary import summarise
 from pipeline.recipe.schema import Recipe
-from pipeline.rounds.chain import Round, list_policies, sampling_recipe, selection_of, settings_of, walk
+from pipeline.rounds.chain import Round, find_replaced, list_policies, sampling_recipe, selection_of, settings_of, walk
 from pipeline.rounds.publish import PublishedRankings, publish_rankings, tell_published
 from pipeline.rounds.sampling import sample
 from pipeline.run import View, run
@@ -34,8 +34,11 @@ def advance(recipe: Recipe, store: Store, view: View, say: Say, *, wait: bool = 
     """
     trained = False
     while True:
-        *_, found = walk(recipe, store)
+        *before, found = walk(recipe, store)
         if found.step == "train":
+            for older, newer, model in find_replaced(store, [each.rankings for each in before if each.rankings]):
+                anew = f"what came after begins anew, with new answers to rank; to go on as before: `rlhf rm {newer.ref}`"
+                say(f"{newer.ref} takes the place of {older.ref}, from which {model.ref} learnt: {anew}")
             say(f"round {found.number}: reward model and policy" if found.number > 1 else f"round {found.number}: the first policy")
             run(found.recipe, store, selection_of(found.recipe), view, wait=wait)
             trained = found.number > 1
@@ -43,6 +46,11 @@ def advance(recipe: Recipe, store: Store, view: View, say: Say, *, wait: bool = 
             return found
         elif found.step == "sample":
             say(f"round {found.number}: answers")
+            if recipe.sample.which != "train":
+                told = (
+                    "held-out prompts are ranked, and the reward model learns from them: its scores of held-out answers will look too good"
+                )
+                say(f"sample.which = {recipe.sample.which}: {told}; needed: train")
             policies = list_policies(found.recipe, found.decisions)
             sample(sampling_recipe(found.recipe, found.number), store, policies, view, wait=wait)
         elif found.step == "publish":

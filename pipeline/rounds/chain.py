@@ -111,6 +111,23 @@ def find_rankings(store: Store, answers: Artifact) -> Artifact | None:
     return None
 
 
+def find_replaced(store: Store, rankings: list[Artifact]) -> list[tuple[Artifact, Artifact, Artifact]]:
+    """Find rankings that newer ones of the same answers replace, though a reward model learnt from them: what came after begins anew.
+
+    Returns:
+        (the older ones, the newer ones, the newest reward model that learnt from the older ones and not from the newer) each.
+    """
+    models = [({parent.content_id for parent in model.manifest.parents}, model) for model in reversed(store.list("rm"))]
+    found: list[tuple[Artifact, Artifact, Artifact]] = []
+    for newer in rankings:
+        answers = {parent.content_id for parent in newer.manifest.parents}
+        for older in store.list(RANKINGS_KIND):
+            if older.version < newer.version and answers & {parent.content_id for parent in older.manifest.parents}:
+                learnt = (model for parents, model in models if older.content_id in parents and newer.content_id not in parents)
+                found += [(older, newer, model) for model in learnt][:1]
+    return found
+
+
 def _look(base: Recipe, store: Store, rankings: list[Artifact]) -> Round:
     number, recipe = len(rankings) + 1, add_rankings(base, [artifact.ref for artifact in rankings])
     decisions = plan(recipe, store, selection_of(recipe))

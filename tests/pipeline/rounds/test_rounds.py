@@ -10,7 +10,7 @@ from pipeline.cli.rounds import open_rounds
 from pipeline.ranking.journal import Journal, Judgement
 from pipeline.ranking.place import find_answers
 from pipeline.recipe.load import load_recipe
-from pipeline.rounds.chain import add_rankings, walk
+from pipeline.rounds.chain import add_rankings, find_replaced, walk
 from pipeline.rounds.stale import measure_elsewhere
 from pipeline.store.store import Store
 from stages.spec import EXIT_WAITING
@@ -67,14 +67,32 @@ def test_a_round_waits_for_people_then_trains_on_old_and_new_and_the_next_begins
 
 
 def test_a_recipe_without_comparisons_begins_with_the_sft_model(rlhf, finished_run, tmp_path):
-    store, options = Store(tmp_path / "store"), (finished_run.recipe_path, "--set", "data.comparisons=null")
-    assert rlhf("round", *options).returncode == EXIT_WAITING
+    store = Store(tmp_path / "store")
+    options = (finished_run.recipe_path, "--set", "data.comparisons=null", "--set", "sample.which=all")
+    asked = rlhf("round", *options)
+    assert asked.returncode == EXIT_WAITING
+    assert "sample.which = all: held-out prompts are ranked, and the reward model learns from them" in asked.stdout
     assert parents_of(store, "answers@v1") == ["sft@v1"]
     judge_all(store, "answers@v1")
     trained = rlhf("round", *options)
     assert trained.returncode == 0, trained.stderr
     assert "round 2: ppo@v2 is there" in trained.stdout and parents_of(store, "rm@v2") == ["sft@v1", "rankings@v1"]
     assert "round 2: ppo@v2 is there" in rlhf("plan", *options, "--set", "rounds={}").stdout
+
+
+def test_rankings_that_replace_some_from_which_a_model_learnt_are_named(publish, store):
+    def make(kind, *parents):
+        text = {"made.json": str(len(store.list(kind))).encode()}
+        return publish(store, kind, text, parents=[{"ref": each.ref, "content_id": each.content_id} for each in parents])
+
+    answers, others = make("answers"), make("answers")
+    older, apart = make("rankings", answers), make("rankings", others)
+    assert find_replaced(store, [older, apart]) == []
+    newer = make("rankings", answers)
+    assert find_replaced(store, [newer, apart]) == []  # nothing learnt from the older ones
+    model = make("rm", older)
+    assert [[each.ref for each in found] for found in find_replaced(store, [newer, apart])] == [[older.ref, newer.ref, model.ref]]
+    assert find_replaced(store, [older, apart]) == []
 
 
 def test_rankings_come_behind_the_sources_of_the_recipe_with_the_weight_of_rounds(recipe_path):
