@@ -6,7 +6,7 @@ from dataclasses import replace
 from pipeline.ranking.journal import Journal
 from pipeline.ranking.place import find_answers
 from pipeline.ranking.summary import summarise
-from pipeline.recipe.schema import Recipe
+from pipeline.recipe.schema import Recipe, RoundSettings
 from pipeline.rounds.chain import Round, find_replaced, list_policies, sampling_recipe, selection_of, settings_of, walk
 from pipeline.rounds.publish import PublishedRankings, publish_rankings, tell_published
 from pipeline.rounds.sampling import sample
@@ -81,9 +81,11 @@ def tell(found: Round, command: str) -> str:
     if found.step == "rank" and found.answers is not None:
         ref = found.answers.ref
         done = f"{found.ranked:,} of {found.sets:,} answer sets of {ref} are ranked"
-        return (
-            f"{begin} waits for people: {done}; `rlhf rank {ref}`, then `{command}`; or go on with these: `rlhf rankings {ref} --publish`"
+        share = settings_of(found.recipe).held_out
+        publish = f"rlhf rankings {ref} --publish" + (
+            f" --held-out {share:g}" if share != RoundSettings.model_validate({}).held_out else ""
         )
+        return f"{begin} waits for people: {done}; `rlhf rank {ref}`, then `{command}`; or go on with these: `{publish}`"
     if found.step == "sample" and found.policy is not None:
         return f"{begin}: {found.policy.ref} is there; `{command}` samples its answers for people to rank"
     todo = {"publish": "all answers are ranked: publish the rankings", "train": "train", "sample": "sample answers", "next": "done"}

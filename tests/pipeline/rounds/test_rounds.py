@@ -69,8 +69,8 @@ def test_a_round_waits_for_people_then_trains_on_old_and_new_and_the_next_begins
 def test_a_recipe_without_comparisons_begins_with_the_sft_model(rlhf, finished_run, tmp_path):
     store = Store(tmp_path / "store")
     options = (finished_run.recipe_path, "--set", "data.comparisons=null", "--set", "sample.which=all")
-    asked = rlhf("round", *options)
-    assert asked.returncode == EXIT_WAITING
+    asked = rlhf("round", *options, "--set", "rounds.held_out=0.2")
+    assert asked.returncode == EXIT_WAITING and "`rlhf rankings answers@v1 --publish --held-out 0.2`" in asked.stdout
     assert "sample.which = all: held-out prompts are ranked, and the reward model learns from them" in asked.stdout
     assert parents_of(store, "answers@v1") == ["sft@v1"]
     judge_all(store, "answers@v1")
