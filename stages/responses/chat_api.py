@@ -12,10 +12,11 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 
@@ -24,6 +25,7 @@ from stages.responses.chat_http import ChatServer, Reply
 
 Messages = Sequence[Mapping[str, str]]  # {role, content} each
 Told = Callable[[int, int], None]
+Result = TypeVar("Result")
 
 _TOKENS_OF_A_MESSAGE = 32  # at most, of a template around it
 _CHECK_RETRIES = 2
@@ -76,7 +78,7 @@ class ChatClient:
                 body = self._make_body([{"role": "user", "content": "Reply with the word OK."}])
                 await self._server.send(http, body, self._bound(body), min(_CHECK_RETRIES, self.settings.retries))
 
-        asyncio.run(ask())
+        _run(ask())
 
     def bound_cost(self, conversations: Sequence[Messages]) -> float | None:
         """Say what replies to all of them cost at most; None without prices."""
@@ -93,7 +95,7 @@ class ChatClient:
         """
         bodies = [self._make_body(messages) for messages in conversations]
         keys = [self._identify(body) for body in bodies]
-        found = asyncio.run(self._ask(dict(zip(keys, bodies, strict=True)), told or (lambda done, total: None)))
+        found = _run(self._ask(dict(zip(keys, bodies, strict=True)), told or (lambda done, total: None)))
         return [found.get(key) for key in keys]
 
     async def _ask(self, bodies: Mapping[str, dict[str, Any]], told: Told) -> dict[str, Reply]:
@@ -195,3 +197,13 @@ class ChatClient:
     @staticmethod
     def _place(cache_dir: Path, key: str) -> Path:
         return cache_dir / key[:2] / f"{key}.json"
+
+
+def _run(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run to the end; on a thread of its own where this one has an event loop already, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()

@@ -5,6 +5,7 @@ import json
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 
 import pytest
@@ -66,6 +67,18 @@ def test_replies_come_in_the_order_of_the_questions_with_no_more_at_once_than_al
     assert told[-1] == (12, 12)
     body = server.asked[0]
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("m", 0, 1024)
+
+
+def test_a_caller_with_an_event_loop_of_its_own_may_ask_as_in_a_notebook(serve):
+    client = make_client(serve(lambda body: "yes"))
+
+    async def ask():
+        return client.ask(say("0"))
+
+    # On a thread of its own, as another test's browser may have left a loop in this one.
+    with ThreadPoolExecutor(1) as pool:
+        (reply,) = pool.submit(asyncio.run, ask()).result()
+    assert reply.text == "yes"
 
 
 @pytest.mark.parametrize("ending", ["", "/", "/chat/completions"])
