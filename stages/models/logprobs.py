@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stages.models.adapters import find_backbone, find_model
 from stages.models.forward import compute_hidden_states
+from stages.models.kernels import is_cpu
 from stages.models.logits import compute_logits
 from stages.models.packing import PackedRow, count_filling
 from stages.models.probe import ways_of
@@ -91,7 +92,7 @@ def compute_token_logprobs(
     model = find_model(policy)
     head = functools.partial(compute_logits, model, own_head=ways_of(model).own_head)
     vocab_size = None if all_rows else get_num_tokens(policy)
-    most = _MAX_LOGITS_ON_GPU if row.ids_N.is_cuda else _MAX_LOGITS
+    most = _MAX_LOGITS if is_cpu(row.ids_N) else _MAX_LOGITS_ON_GPU
     size = max(1, most // model.config.get_text_config().vocab_size)
     recompute = torch.is_grad_enabled() and len(targets_K) > size
     logprobs: list[Tensor] = []

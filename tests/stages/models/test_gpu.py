@@ -13,6 +13,7 @@ from stages.models import attention
 from stages.models.adapters import apply_lora, find_model
 from stages.models.attention import attend
 from stages.models.forward import compute_hidden_states
+from stages.models.kernels import as_on_a_gpu
 from stages.models.logprobs import compute_token_logprobs
 from stages.models.packing import list_documents, make_spans, pack, pack_rankings
 from stages.models.policy import load_policy
@@ -142,6 +143,10 @@ def test_a_gpu_computes_more_logits_at_once(monkeypatch, tiny):
                 logprobs, _ = compute_token_logprobs(model.to("cuda"), row, torch.arange(8, device="cuda"), 1.0)
                 found[place] = logprobs.cpu()
             assert len(calls) == 1
+    calls.clear()
+    with as_on_a_gpu():  # a plan for GPUs is traced where there is none
+        compute_token_logprobs(model.to("cpu"), pack(DOCUMENTS), torch.arange(8), 1.0)
+    assert len(calls) == 1
     torch.testing.assert_close(found["gpu"], found["cpu"], atol=1e-5, rtol=1e-5)
 
 
