@@ -23,7 +23,7 @@ from pipeline.recipe.schema import Recipe
 from pipeline.text import format_bytes
 from pipeline.traces import ask_trace, find_lengths, make_setup, settle_precision
 from stages.blocks import HardwareSettings
-from stages.process.need import KEPT, measure_most
+from stages.process.need import KEPT, count_saves, measure_most
 from stages.settings import PPOSettings, StageSettings, TrainingSettings
 from stages.spec import STAGES, StageName, data_inputs
 from stages.tracing.report import Depth, StageTrace, TraceReport
@@ -57,8 +57,6 @@ class StageEstimate:
         phases: Memory of each phase, of the process that needs most.
         verdict: Of the device's memory.
         parts: Time of each part; empty where it is not known.
-        checkpoint: Bytes of one on the disk.
-        output: Bytes of the artifact.
         disk: Bytes at the most, while it runs.
     """
 
@@ -203,8 +201,9 @@ def _count_saves(settings: StageSettings, steps: float) -> int:
     if not isinstance(settings, TrainingSettings):
         return 0
     if isinstance(settings, PPOSettings):
-        return settings.iterations // settings.save_every
-    return math.ceil(steps / settings.save_every) if steps else KEPT + 1
+        return count_saves(settings.iterations // settings.save_every, settings.iterations, settings.save_minutes)
+    by_steps = math.ceil(steps / settings.save_every)
+    return count_saves(by_steps, math.ceil(steps), settings.save_minutes) if steps else KEPT + 1
 
 
 def _list_notes(recipe: Recipe, made: list[StageEstimate], lengths: Mapping[RecordKind, Lengths], machine: Machine) -> Iterator[str]:
@@ -212,6 +211,8 @@ def _list_notes(recipe: Recipe, made: list[StageEstimate], lengths: Mapping[Reco
     if machine.gpu is not None:
         most, stage = max((sum(phase.host.values()), each.stage) for each in made for phase in each.phases)
         yield f"each machine needs {format_bytes(most * recipe.hardware.processes)} of main memory, most in {stage}"
+    if any(each.stage == "ppo" for each in made) and recipe.ppo.rollout.engine == "vllm":
+        yield "ppo's responses come from vLLM: the time in which it makes them, its GPUs' memory and their price are not in this estimate"
     unread: list[RecordKind] = [kind for kind in KINDS if kind in kinds and not lengths[kind].known]
     if unread:
         uncounted = [kind for kind in unread if lengths[kind].records is None and kind != "prompts"]

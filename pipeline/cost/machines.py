@@ -7,7 +7,6 @@ differ by a factor of four between sellers, so a user's own (`hardware.price_per
 from dataclasses import dataclass
 
 GB = 1e9
-TABLE_DATE = "2026-01"
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,8 @@ class GPU:
     price: tuple[float, float] | None = None
 
 
-# Sources: NVIDIA's data sheets; prices: aihardwareindex.com of 2025-12-31 (least), and what an H100 hour cost at most on one day of 2026.
+# As of January 2026. Sources: NVIDIA's data sheets; prices: aihardwareindex.com of 2025-12-31 (least), and what an H100 hour cost at
+# most on one day of 2026.
 GPUS: dict[str, GPU] = {
     "v100-32": GPU(32 * 2**30, 125e12, 900 * GB, 150 * GB, 300),
     "t4": GPU(15 * 2**30, 65e12, 320 * GB, 16 * GB, 70),

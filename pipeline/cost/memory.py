@@ -40,7 +40,8 @@ def measure_phases(need: Depth, setup: Setup) -> list[PhaseMemory]:
         need: The stage at the model's depth; traced without gradients and optimizer under DeepSpeed (`TraceSpec.shares`).
         setup: Engine, processes, offloading.
     """
-    measure = _measure_shared if setup.engine == "deepspeed" else _measure_whole
+    # Where nothing learns (evaluate), no engine is there: each process opens whole models.
+    measure = _measure_shared if setup.engine == "deepspeed" and need.learning else _measure_whole
     return [measure(need, setup, name) for name in need.phases]
 
 
@@ -59,7 +60,7 @@ def _measure_whole(need: Depth, setup: Setup, name: str) -> PhaseMemory:
     gradients = max(min(phase.start - need.held - optimizer, 4 * learning), 0) if name in _LEARNING else 0
     parts = {"weights": need.held, "optimizer": optimizer, "gradients": gradients}
     parts["activations"] = max(phase.peak - sum(parts.values()), 0)
-    if setup.engine == "ddp":
+    if setup.engine == "ddp" and learning:
         parts["communication"] = 4 * learning  # buckets in which gradients are averaged
     return PhaseMemory(name, parts, {})
 

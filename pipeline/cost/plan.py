@@ -34,12 +34,13 @@ def list_parts(settings: StageSettings, lengths: Mapping[RecordKind, Lengths], l
     found = lengths[kind]
     tokens = found.prompt + found.answers * found.response
     records, batch = float(found.records or 0), float(settings.batch_size)
+    held_out_tokens = found.held_out * tokens  # these are not packed
     if isinstance(settings, PretrainSettings) or (isinstance(settings, SFTSettings) and settings.packing):
         row = settings.sequence_length if isinstance(settings, PretrainSettings) else sum(limits)
         records, tokens = records * tokens / row, float(row)
     # Held-out records are looked at as often as the settings say, and once in the end; RM scores demonstrations then, its scale's zero.
     looks = 1 + (settings.epochs if settings.eval_every is None else settings.epochs * records / batch // settings.eval_every)
-    scored = looks * found.held_out * tokens
+    scored = looks * held_out_tokens
     if isinstance(settings, RMSettings) and (zero := lengths.get("demonstrations")):
         scored += min(zero.records or 0, _CALIBRATED) * (zero.prompt + zero.response)
     parts: Parts = {"train": count_training(tokens, batch, records, settings.epochs, scored)}
@@ -64,7 +65,9 @@ def _list_ppo(settings: PPOSettings, lengths: Mapping[RecordKind, Lengths], limi
     parts["update"] = count_update(tokens, settings.ppo_epochs, minibatches)
     if settings.eval_samples:
         evaluations = 2 + settings.iterations / settings.eval_every
-        answers = count_answers(settings.eval_samples, prompt, most, settings.rollout_micro_batch_size, processes, "rollout/")
+        answers = Amount()  # by vLLM: not known
+        if settings.rollout.engine == "torch":
+            answers = count_answers(settings.eval_samples, prompt, most, settings.rollout_micro_batch_size, processes, "rollout/")
         scored = settings.eval_samples * (prompt + response)
         answers = Amount(answers.phases | {"score/reward": scored, "score/policy": scored}, answers.steps, answers.rows, answers.width)
         parts["held-out answers"] = _times(answers, evaluations)

@@ -91,7 +91,7 @@ def _count_sent(amount: Amount, need: Depth, tokens: dict[str, int], setup: Setu
     share = (setup.processes - 1) / setup.processes
     steps = sum(count for phase, count in amount.steps.items() if phase == "optimizer")
     sent = 2 * 4 * sum(need.learning) * steps * share
-    if setup.engine == "deepspeed" and setup.zero_stage == 3:
+    if setup.engine == "deepspeed" and setup.zero_stage == 3 and need.learning:
         for phase, through in amount.phases.items():
             if tokens.get(phase):
                 passes = 2 if phase == "update" else 1

@@ -29,8 +29,9 @@ from stages.process.checkpoint import describe_layout, find_checkpoint, save_che
 from stages.process.context import StageContext, describe_machine
 from stages.process.engine import choose_engine
 from stages.process.errors import Interrupted, StageError
+from stages.process.need import count_saves
 from stages.process.ranks import Ranks, join_ranks
-from stages.process.room import count_saves, require_room
+from stages.process.room import require_room
 from stages.process.step_end import StepEnd
 from stages.responses.engine import RolloutEngine, Sampling, make_sampling
 from stages.responses.judge import load_judge

@@ -6,6 +6,11 @@ While a checkpoint is written, those before it are kept: one more than that at o
 KEPT = 2  # complete checkpoints: the newest, and one in case that is damaged
 
 
+def count_saves(by_steps: int, steps: int, save_minutes: float | None) -> int:
+    """Count the checkpoints still to come, at most: those by steps, or where they come by time too, one after each step to come."""
+    return by_steps if save_minutes is None else steps
+
+
 def measure_checkpoints(checkpoint: int, saves: int, complete: int = 0) -> tuple[int, int]:
     """Say how many more bytes checkpoints will take.
 

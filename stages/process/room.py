@@ -14,11 +14,6 @@ from stages.spec import EXIT_RESOURCE
 _RECORDS = 32 * 1024  # of the run: events, log, result
 
 
-def count_saves(by_steps: int, steps: int, save_minutes: float | None) -> int:
-    """Count the checkpoints still to come, at most: those by steps, or where they come by time too, one after each step to come."""
-    return by_steps if save_minutes is None else steps
-
-
 def require_room(
     context: StageContext, checkpoint: int, output: int, *, saves: int, rows: int, rows_in_checkpoints: bool, kept: tuple[int, int] = (0, 0)
 ) -> None:

@@ -24,8 +24,9 @@ from stages.process.context import StageContext, uses_gpu
 from stages.process.distributed import require_world_size
 from stages.process.engine import choose_engine
 from stages.process.errors import StageError
+from stages.process.need import count_saves
 from stages.process.ranks import Ranks
-from stages.process.room import count_saves, require_room
+from stages.process.room import require_room
 from stages.process.step_end import StepEnd
 from stages.settings import PretrainSettings, RMSettings, SFTSettings, TrainingSettings
 from stages.spec import EXIT_USAGE, StageName, checkpoint_name

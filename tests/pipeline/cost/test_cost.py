@@ -2,14 +2,16 @@
 
 from pytest import approx, mark
 
-from pipeline.cost.amounts import Amount, count_answers, count_training
+from pipeline.cost.amounts import Amount, Lengths, count_answers, count_training
 from pipeline.cost.machines import GPU
 from pipeline.cost.memory import find_peak, measure_phases
+from pipeline.cost.plan import list_parts
 from pipeline.cost.setup import Setup
 from pipeline.cost.times import time_measured, time_on_gpus
 from pipeline.cost.traced import extrapolate
 from pipeline.cost.verdict import judge
 from stages.process.need import measure_checkpoints, measure_most
+from stages.settings import PPOSettings, SFTSettings
 from stages.tracing.report import Depth, Phase, StageTrace
 
 ZERO = {"parameters": 0, "learning": [0], "held": 0, "whole": 0, "checkpoint": 0, "output": 0}
@@ -133,3 +135,30 @@ def test_the_disk_holds_three_checkpoints_or_two_and_the_output():
     assert measure_most(10, 4, saves=5) == 30
     assert measure_most(10, 14, saves=5) == 34
     assert measure_most(10, 4, saves=0) == 4
+
+
+def test_where_nothing_learns_each_process_holds_whole_models_and_sends_nothing():
+    phases = {"answers/prefill": {"start": 400, "peak": 500, "flops": 60}}
+    need = make_depth(4, phases, parameters=100, learning=[], held=400, whole=400)
+    for stage in (2, 3):
+        setup = Setup("deepspeed", processes=4, per_node=4, zero_stage=stage, on_gpu=True)
+        (answers,) = measure_phases(need, setup)
+        assert answers.device == {"weights": 400, "optimizer": 0, "gradients": 0, "activations": 100}
+        spent = time_on_gpus("answers", Amount({"answers/prefill": 10.0}), need, {"answers/prefill": 10}, GPU(1, 1.0, 1, 1, 1), setup, 0)
+        assert spent.seconds == approx(60 / (4 * 0.40))
+
+
+def test_held_out_records_are_not_packed():
+    lengths = {"demonstrations": Lengths(records=100, prompt=10, response=10, held_out=5, known=True)}
+    settings = SFTSettings(packing=True, epochs=1, eval_samples=0)
+    train = list_parts(settings, lengths, (60, 40), 1)["train"]
+    assert train.phases["backward"] == 100 * 20
+    looks = (train.phases["forward"] - train.phases["backward"]) / (5 * 20)
+    assert looks == 2  # after the epoch, and in the end
+
+
+def test_of_responses_by_vllm_only_what_the_stage_itself_computes_is_counted():
+    lengths = {"prompts": Lengths(8, 10, 0), "demonstrations": Lengths(8, 10, 20)}
+    parts = list_parts(PPOSettings.model_validate({"rollout": {"engine": "vllm"}, "eval_samples": 4}), lengths, (60, 40), 1)
+    assert "rollout" not in parts and not parts["held-out answers"].steps
+    assert set(parts["held-out answers"].phases) == {"score/reward", "score/policy"}
