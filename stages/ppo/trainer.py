@@ -245,18 +245,15 @@ class PPOTrainer:
     def _record(
         self, raw_scores_B: Tensor, scores_B: Tensor, figures: TokenFigures, experience: Experience, stats: UpdateStats
     ) -> dict[str, float]:
-        metrics = describe_rollout(raw_scores_B, scores_B, figures, experience, self.kl_coef, self.ranks.sum)
-        return (
-            metrics
-            | describe_update(stats)
-            | {
-                "policy/trained": float(self.trains_policy),
-                "kl_coef": self.kl_coef,
-                "lr": self.learning_rate,
-                "critic_lr": self.critic_learning_rate,
-                "episodes": float((self.iteration + 1) * self.settings.rollout_batch_size),
-            }
-        )
+        return {
+            **describe_rollout(raw_scores_B, scores_B, figures, experience, self.kl_coef, self.ranks.sum),
+            **describe_update(stats),
+            "policy/trained": float(self.trains_policy),
+            "kl_coef": self.kl_coef,
+            "lr": self.learning_rate,
+            "critic_lr": self.critic_learning_rate,
+            "episodes": float((self.iteration + 1) * self.settings.rollout_batch_size),
+        }
 
     def _adapt_kl_coef(self, kl_per_response: float) -> None:
         settings = self.settings
