@@ -1,5 +1,6 @@
 """A stage that does not fit -> changes with which it does, each tried by an estimate of its own."""
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ class Fit:
     @property
     def words(self) -> str:
         """As a command line takes it."""
-        return " ".join(f"--set {key}={value if value.isalnum() else repr(value)}" for key, value in self.change.items())
+        return " ".join(f"--set {shlex.quote(f'{key}={value}')}" for key, value in self.change.items())
 
     @property
     def gpu_seconds(self) -> float:

@@ -113,7 +113,7 @@ def plan_command(
     Example: rlhf plan mine.yaml --cost --gpu h100 --gpus 8
     """
     if cost:
-        overrides = [*overrides, *([f"hardware.processes={gpus}"] if gpus else [])]
+        overrides = [*([f"hardware.processes={gpus}"] if gpus else []), *overrides]  # a change that is pasted behind it counts
         print_cost(recipe, overrides, select_stages(only, from_stage, until, force), store, gpu, records, explain=explain, as_json=as_json)
         return
     idle = {"--gpu": gpu, "--gpus": gpus, "--records": records, "--explain": explain}

@@ -45,4 +45,4 @@ def list_changes(stage: str, settings: StageSettings, setup: Setup, longest: int
     if settings.lora is None:
         yield lean | {f"{stage}.lora": "{}"}
     if (settings.lora is None or settings.lora.quantize is None) and not (setup.engine == "deepspeed" and setup.zero_stage == 3):
-        yield lean | {f"{stage}.lora": "{quantize: nf4}" if settings.lora is None else f"{{rank: {settings.lora.rank}, quantize: nf4}}"}
+        yield lean | ({f"{stage}.lora": "{quantize: nf4}"} if settings.lora is None else {f"{stage}.lora.quantize": "nf4"})

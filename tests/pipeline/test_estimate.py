@@ -1,6 +1,7 @@
 """What `rlhf plan --cost` says, asked of a real trace of a tiny model."""
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from pipeline.cost.changes import list_changes
 from pipeline.cost.setup import Setup
 from pipeline.errors import ConfigError
 from pipeline.estimate import Machine, choose_machine, make_estimate, parse_records
+from pipeline.fits import Fit
 from pipeline.recipe.load import find_recipe, load_recipe
 from pipeline.room import warn_of_room
 from stages.blocks import HardwareSettings
@@ -90,9 +92,27 @@ def test_changes_begin_with_what_costs_nothing():
     assert changes[1] == {"sft.micro_batch_size": "1", "sft.gradient_checkpointing": "true"}
     assert {"hardware.processes": "8", "hardware.zero_stage": "3"}.items() <= changes[2].items()
     assert changes[-1]["sft.lora"] == "{quantize: nf4}"
+    own = SFTSettings.model_validate({"lora": {"rank": 4, "alpha": 64}})
+    assert list(list_changes("sft", own, one, 1024))[-1]["sft.lora.quantize"] == "nf4"  # all else of the adapter stays
     ppo = next(list_changes("ppo", PPOSettings(), one, 3000))
     assert ppo == {"ppo.rollout_micro_batch_size": "16", "ppo.max_tokens_per_microbatch": "3000"}
     assert list(list_changes("evaluate", EvaluateSettings(), one, 3000)) == [{"evaluate.batch_size": "16"}]
+
+
+def test_a_change_is_printed_as_a_shell_and_a_recipe_read_it(recipe):
+    for change in ({"sft.lora": "{quantize: nf4}"}, {"sft.gradient_checkpointing": "true", "hardware.processes": "8"}):
+        words = shlex.split(Fit(change, None).words)
+        assert words[::2] == ["--set"] * len(change)
+        assert words[1::2] == [f"{key}={value}" for key, value in change.items()]
+    read = load_recipe(find_recipe(str(recipe)), ["sft.lora={rank: 4, alpha: 64}", "sft.lora.quantize=nf4"], has_files=False)
+    assert (read.sft.lora.rank, read.sft.lora.alpha, read.sft.lora.quantize) == (4, 64, "nf4")
+
+
+@mark.slow
+def test_a_plan_with_vllm_says_that_its_rollouts_are_not_in_it(recipe, tmp_path):
+    read = load_recipe(find_recipe(str(recipe)), ["ppo.rollout.engine=vllm", "ppo.save_minutes=5"], has_files=False)
+    estimate = make_estimate(read, ["ppo"], tmp_path, choose_machine(HardwareSettings(), "h100"))
+    assert any("vLLM" in note and "not in this estimate" in note for note in estimate.notes)
 
 
 def test_a_small_model_is_not_looked_at_before_it_runs(recipe, tmp_path):
