@@ -34,6 +34,7 @@ class RMLoss(RankingTrainer):
 
     def __init__(self, accelerator: Any) -> None:
         self.accelerator = accelerator
+        self.margin_scale = 0.0  # a margin is a number for each pair
         self._sums = {"train": torch.zeros(4), "eval": torch.zeros(4)}
 
 
