@@ -7,35 +7,20 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, cast
 
 from pipeline.errors import StoreError
 from pipeline.inputs.demo import demo_directory, demo_seeds
 from pipeline.inputs.mixing import FROM
 from pipeline.inputs.prepare import Inputs, prepare
+from pipeline.inputs.slices import slice_config
 from pipeline.recipe.schema import Recipe
 from pipeline.runs.unfinished import describe_unfinished
 from pipeline.store.artifact import Artifact
 from pipeline.store.compare import changed_leaves, describe_change
-from pipeline.store.disk import hash_file
 from pipeline.store.store import Store
-from stages.spec import EXIT_MISSING, RANKINGS_KIND, RUN_STAGES, STAGES, StageName, asks_judge, with_ancestors
+from stages.spec import EXIT_MISSING, RANKINGS_KIND, RUN_STAGES, STAGES, StageName, with_ancestors
 
-# Settings that change how a stage runs but not what it makes, and those of `ppo.rollout`. In between, PPO evaluates without touching
-# what it trains with (`ppo.publish: best` chooses by that, see `_config_slice`); TRL's evaluations draw from torch's generator, so that
-# with dropout sft.eval_every and rm.eval_every change weights.
-_WITHOUT_EFFECT: dict[StageName, tuple[str, ...]] = {
-    "pretrain": ("save_every", "save_minutes", "log_every"),
-    "sft": ("save_every", "save_minutes", "log_every"),
-    "rm": ("save_every", "save_minutes", "log_every"),
-    "ppo": ("save_every", "save_minutes", "log_every", "eval_every"),
-    "evaluate": ("batch_size",),
-    "sample": ("batch_size",),
-}
-# Of a language model that judges: how it is asked, not what.
-_WITHOUT_EFFECT_IN_LLM = ("api_key_env", "concurrency", "timeout_s", "retries")
-_WITHOUT_EFFECT_IN_ROLLOUT = ("command", "options", "server")
 _REASONS_SHOWN = 4
 _KEY_CHARS = 16
 
@@ -108,7 +93,7 @@ def decide(
         force: Run it even where an artifact has its key.
     """
     own_parents: dict[str, Artifact] = dict(parents) if STAGES[stage].asked_for else {kind: parents[kind] for kind in recipe.parents(stage)}
-    config = _config_slice(stage, recipe, inputs)
+    config = slice_config(stage, recipe, inputs)
     data = inputs.fingerprints(stage, recipe)
     content = {kind: parent.content_id for kind, parent in own_parents.items()}
     if STAGES[stage].asked_for and list(content) != sorted(content):
@@ -175,7 +160,7 @@ def missing_artifact(decision: Decision, selection: Selection) -> StoreError:
 
 def _decide_waiting(stage: StageName, waiting: Sequence[str], recipe: Recipe, inputs: Inputs, store: Store, *, force: bool) -> Decision:
     """Decide a stage whose parents will run: it surely runs when something else differs too, else it depends on what they become."""
-    config = _config_slice(stage, recipe, inputs)
+    config = slice_config(stage, recipe, inputs)
     data = inputs.fingerprints(stage, recipe)
     reasons = [*_find_withdrawn(stage, store), *_differences(stage, config, data, dict.fromkeys(recipe.parents(stage)), store)]
     reasons = ["--force was given"] if force else reasons
@@ -205,64 +190,6 @@ def hash_inputs(stage: StageName, config: Mapping[str, Any], data: Mapping[str, 
     """Hash all that decides a stage's content into its cache key."""
     everything = {"stage": stage, "config": config, "data": data, "parents": content}
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
-
-
-def _config_slice(stage: StageName, recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
-    """Collect what a stage reads of the recipe, so far as it changes what the stage makes."""
-    settings = {name: value for name, value in recipe.settings(stage).model_dump(mode="json").items() if name not in _WITHOUT_EFFECT[stage]}
-    if stage == "rm" and settings["margin"] == "none":
-        del settings["margin"], settings["margin_scale"]  # keys from before there was a choice stay valid
-    if stage == "ppo":
-        settings["rollout"] = {name: value for name, value in settings["rollout"].items() if name not in _WITHOUT_EFFECT_IN_ROLLOUT}
-        if settings["ptx_data"] == "demonstrations":
-            del settings["ptx_data"]  # the default: keys from before there was a choice stay valid
-        if settings["keep_every"] is None:
-            del settings["keep_every"]
-        if settings["publish"] == "best":
-            settings["eval_every"] = recipe.ppo.eval_every  # says which iterations there are to choose from
-        else:
-            del settings["publish"], settings["publish_by"], settings["publish_max_kl"]
-    if stage == "sft" and settings["publish"] == "last":
-        del settings["publish"], settings["publish_by"]
-    if stage == "evaluate":
-        settings |= _identify_evaluate_judge(settings.pop("judge"), inputs)
-    return {
-        "stage_version": STAGES[stage].version,
-        "base_model": inputs.base_identity,
-        "seed": recipe.seed,
-        **(_identify_judge(recipe, inputs) if asks_judge(recipe.settings(stage)) and "judge" not in settings else {}),
-        **({"probes_code": inputs.probes_code} if stage == "evaluate" and inputs.probes_code else {}),
-        # Of texts every token is learnt, in rows of a length of their own.
-        **({"tokens": identify_tokens(recipe)} if stage != "pretrain" else {}),
-        "hardware": {
-            "precision": recipe.hardware.precision,
-            "attention": recipe.hardware.attention,
-            **({"tf32": True} if recipe.hardware.tf32 else {}),
-        },
-        stage: settings,
-    }
-
-
-def _identify_evaluate_judge(judge: dict[str, Any] | None, inputs: Inputs) -> dict[str, Any]:
-    """Say who judges in place of the recipe's judge; nothing where nobody does."""
-    if judge is None:
-        return {}
-    if judge["llm"] is None:
-        return {"judge": {"reward_model": inputs.judge_model.identity if inputs.judge_model else judge["reward_model"]}}
-    return {"judge": {"llm": {name: value for name, value in judge["llm"].items() if name not in _WITHOUT_EFFECT_IN_LLM}}}
-
-
-def _identify_judge(recipe: Recipe, inputs: Inputs) -> dict[str, str | None]:
-    return {"judge": recipe.judge, **({"judge_code": inputs.judge_code} if inputs.judge_code else {})}
-
-
-def identify_tokens(recipe: Recipe) -> dict[str, Any]:
-    return recipe.tokens.model_dump(mode="json") | {"chat_template": _identify_template(recipe.tokens.chat_template)}
-
-
-def _identify_template(template: str) -> str:
-    """Name a chat template in a file by its content; other ones name themselves, and the base model's are in its identity."""
-    return f"sha256:{hash_file(Path(template))[1]}" if Path(template).is_absolute() else template
 
 
 def _differences(

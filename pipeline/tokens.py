@@ -21,11 +21,11 @@ from pydantic import TypeAdapter
 from data.schema import DataError, Problem, RecordKind
 from pipeline.errors import StoppedAfterStage
 from pipeline.inputs.prepare import Inputs
+from pipeline.inputs.slices import identify_tokens
 from pipeline.launch.commands import Command
 from pipeline.launch.events import Event
 from pipeline.launch.failure import StageFailed
 from pipeline.launch.launch import launch
-from pipeline.plan import identify_tokens
 from pipeline.recipe.schema import Recipe
 from pipeline.store.disk import locked, make_directories, writing
 from pipeline.store.parts import TOKENS_DIR
