@@ -216,8 +216,7 @@ def _list_notes(recipe: Recipe, made: list[StageEstimate], lengths: Mapping[Reco
     unread: list[RecordKind] = [kind for kind in KINDS if kind in kinds and not lengths[kind].known]
     if unread:
         uncounted = [kind for kind in unread if lengths[kind].records is None and kind != "prompts"]
-        limits = "tokens.max_prompt_tokens and max_response_tokens"
-        yield f"{', '.join(unread)} are not on this machine: records are taken to be as long as {limits} allow"
+        yield f"{', '.join(unread)} are not on this machine: taken as long as `tokens` allows"
         if uncounted:
             missing = f"how many {' and '.join(uncounted)} there are is not known, and so no time of what reads them"
             yield f"{missing}; give --records {uncounted[0]}=NUMBER"

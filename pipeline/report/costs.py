@@ -21,7 +21,7 @@ def print_estimate(console: Console, estimate: Estimate, *, explain: bool) -> No
     many = f"{estimate.processes} x " if machine.gpu else f"{estimate.processes} process{'es' * (estimate.processes > 1)} on "
     name = machine.name if machine.gpu else "this machine's CPU"
     console.print(Text(clean(f"{many}{name}, {format_bytes(int(machine.memory))}")), soft_wrap=True)
-    columns = ["stage", "memory", "verdict", "at its peak", "disk", "time", *(["money"] if machine.price else [])]
+    columns = ["stage", "memory", "verdict", "peak in", "disk", "time", *(["money"] if machine.price else [])]
     print_table(console, columns, [_row(stage, estimate) for stage in estimate.stages])
     if len(estimate.stages) > 1 and any(stage.parts for stage in estimate.stages):
         total = sum(stage.seconds for stage in estimate.stages)
@@ -61,15 +61,12 @@ def print_fits(console: Console, stage: str, fits: list[Fit], estimate: Estimate
 
 
 def _row(stage: StageEstimate, estimate: Estimate) -> list[str]:
-    peak = stage.peak
-    parts = sorted(((size, name) for name, size in peak.device.items() if size), reverse=True)
-    made_of = ", ".join(f"{name} {format_bytes(size)}" for size, name in parts[:3])
     time = format_duration(stage.seconds) if stage.parts else "-"
     row = [
         stage.stage,
         format_bytes(int(stage.verdict.need)),
         stage.verdict.word,
-        f"{peak.name}: {made_of}",
+        stage.peak.name,  # of what it is made, says --explain
         format_bytes(stage.disk),
         time,
     ]

@@ -7,15 +7,21 @@ import sys
 
 from pytest import approx, fixture, mark, raises
 
+from pipeline.cli.options import make_console
 from pipeline.cost.changes import list_changes
+from pipeline.cost.memory import PhaseMemory
 from pipeline.cost.setup import Setup
+from pipeline.cost.times import Spent
+from pipeline.cost.verdict import Verdict
 from pipeline.errors import ConfigError
-from pipeline.estimate import Machine, choose_machine, make_estimate, parse_records
+from pipeline.estimate import Estimate, Machine, StageEstimate, choose_machine, make_estimate, parse_records
 from pipeline.fits import Fit
 from pipeline.recipe.load import find_recipe, load_recipe
+from pipeline.report.costs import print_estimate
 from pipeline.room import warn_of_room
 from stages.blocks import HardwareSettings
 from stages.settings import EvaluateSettings, PPOSettings, SFTSettings
+from stages.tracing.report import Depth
 
 CONFIG = {
     "model_type": "llama",
@@ -106,6 +112,25 @@ def test_a_change_is_printed_as_a_shell_and_a_recipe_read_it(recipe):
         assert words[1::2] == [f"{key}={value}" for key, value in change.items()]
     read = load_recipe(find_recipe(str(recipe)), ["sft.lora={rank: 4, alpha: 64}", "sft.lora.quantize=nf4"], has_files=False)
     assert (read.sft.lora.rank, read.sft.lora.alpha, read.sft.lora.quantize) == (4, 64, "nf4")
+
+
+def test_the_table_fits_80_columns_and_the_arithmetic_says_of_what_the_peak_is_made(capsys):
+    parts = {"weights": 10**10, "activations": 10**9}
+    need = Depth(layers=2, phases={}, parameters=1, learning=[1], held=1, whole=1, checkpoint=1, output=1)
+    stage = StageEstimate(
+        "evaluate",
+        need,
+        Setup("none"),
+        [PhaseMemory("answers/prefill", parts, {})],
+        Verdict("does not fit", 99.9e9, 85.9e9),
+        [Spent("answers", 99_999.0, "")],
+        90 * 10**9,
+    )
+    estimate = Estimate(choose_machine(HardwareSettings(), "h100"), 1, [stage], {}, [])
+    print_estimate(make_console(), estimate, explain=True)
+    heading, row, *explained = capsys.readouterr().out.splitlines()[1:]
+    assert "answers/prefill" in row and max(len(heading), len(row)) <= 80
+    assert any("weights 10,000,000,000 + activations 1,000,000,000" in line for line in explained)
 
 
 @mark.slow
