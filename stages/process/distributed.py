@@ -37,13 +37,29 @@ def join(context: StageContext) -> None:
     if gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     with context.dies_of_signals():  # another process may never come
-        distributed.init_process_group("nccl" if gpu else "gloo", timeout=_COLLECTIVE_TIMEOUT)
+        restarted = _find_store_after_restart(context)
+        meeting = {"store": restarted, "rank": context.rank, "world_size": context.world_size} if restarted else {}
+        distributed.init_process_group("nccl" if gpu else "gloo", timeout=_COLLECTIVE_TIMEOUT, **meeting)
     if engine == "deepspeed":
         start_deepspeed(gpu)
     if context.world_size > 1:
         with context.dies_of_signals():
             _require_shared_directory(context)
         Heartbeat(context).start()
+
+
+def _find_store_after_restart(context: StageContext) -> Any:
+    """Give processes that torchrun started once more on one machine a part of its store of their own; None: nothing was restarted.
+
+    Its store outlives a restart, with the addresses of processes that are gone: who came first would call those. On several machines
+    the count may differ between them, so that there they meet as torchrun has it.
+    """
+    count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if count == "0" or os.environ.get("LOCAL_WORLD_SIZE") != str(context.world_size):
+        return None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store: Any = distributed.TCPStore(address, port, is_master=False, timeout=_COLLECTIVE_TIMEOUT)  # pyright: ignore[reportPrivateImportUsage]
+    return distributed.PrefixStore(f"restart-{count}", store)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def decide_in_main(context: StageContext, work: Callable[[], Found]) -> Found:
