@@ -34,8 +34,9 @@ def shown(page):
 
 
 def send(page, act):
-    """Do what sends a judgement, and wait for the next set."""
+    """Do what sends a judgement, and wait for the next set; not sooner than a person could: what comes at once is taken for a slip."""
     before = page.locator("header p").inner_text()
+    page.wait_for_timeout(350)
     act()
     page.wait_for_function("before => document.querySelector('header p')?.innerText !== before", arg=before)
 
