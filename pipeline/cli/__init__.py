@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import NoReturn
 
 import typer
@@ -60,13 +61,18 @@ app.command("forget", rich_help_panel=_RECORDS)(records.forget_command)
 
 
 def main() -> NoReturn:
-    """Run the command line; user mistakes and failures end in one line on stderr and their exit code."""
+    """Run the command line."""
+    run(app)
+
+
+def run(command: Callable[[], object]) -> NoReturn:
+    """Run a program to its end; user mistakes and failures end in one line on stderr and their exit code."""
     prepare_terminal()
     os.environ.update(QUIET)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _end_by_signal)
     try:
-        app()
+        command()
     except Exception as error:
         from pipeline.report.errors import print_error
 

@@ -16,8 +16,10 @@ from pathlib import Path
 from random import Random
 
 from data.demo.annotator import rank_answers
+from pipeline.cli import run
 from pipeline.cli.options import make_console, open_store_to_write, say
 from pipeline.cli.rounds import open_rounds
+from pipeline.errors import StoreError
 from pipeline.report.progress import CountView, ProgressView
 from pipeline.rounds.advance import advance
 from pipeline.rounds.chain import Round, walk
@@ -26,6 +28,7 @@ from pipeline.rounds.stale import measure_elsewhere
 from pipeline.rounds.table import RoundRow, list_rounds, print_rounds
 from pipeline.store.store import Store
 from pipeline.text import format_duration
+from stages.spec import EXIT_FAILED
 from stages.statistics.bootstrap import Estimate
 
 # What the rounds set beside the demo's recipe: no ranking to begin with, and a reward model that learns from a thousand lists, not eight.
@@ -88,7 +91,9 @@ def _rank(found: Round, store: Store, seed: int) -> int:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as page:
         try:
             assert page.stdout is not None
-            link = next(line.rsplit(" ", 1)[1].strip() for line in page.stdout if line.startswith("simulated: "))
+            links = (line.rsplit(" ", 1)[1].strip() for line in page.stdout if line.startswith("simulated: "))
+            if (link := next(links, None)) is None:  # it has said why
+                raise StoreError(f"`rlhf rank {found.answers.ref}` ended before it showed its page; run that by itself", EXIT_FAILED)
             visitor = Visitor(link)
             count = 0
             with CountView(make_console(), f"round {found.number}: ranking") as view:
@@ -121,4 +126,4 @@ def _conclude(rows: Sequence[RoundRow]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -38,7 +38,7 @@ MADE_FILE = "made.json"
 _STALE_DRAFT_S = 3600
 FROM = "from "  # before a source's name, among the fingerprints of a mixed set
 LEFT_OUT = "comparisons_left_out_as_held_out"
-Read = Callable[[DataSource, DataSource | None], Reading]
+Read = Callable[[DataSplits], Reading]
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,15 @@ class MixedSources:
     rankings: list[Artifact]
 
 
-def mix_sources(recipe: Recipe, store_root: Path, *, trust_notes: bool, keep_notes: bool, told: Told) -> MixedSources:
-    """Read the sources of comparisons, and mix them unless that is done already; for the arguments see `prepare`.
+def mix_sources(recipe: Recipe, store_root: Path, read: Read, *, keep_notes: bool, told: Told) -> MixedSources:
+    """Read the sources of comparisons, and mix them unless that is done already.
+
+    Args:
+        recipe: Resolved recipe, with a list of sources.
+        store_root: Where the demo, rankings and mixed files lie.
+        read: Reads a source and what it holds out, as the recipe says.
+        keep_notes: Keep the mixed files; not for looking, which leaves the store as it is.
+        told: Hears now and then how many records of them are read.
 
     Raises:
         DataError: With every bad line of all sources.
@@ -87,22 +94,9 @@ def mix_sources(recipe: Recipe, store_root: Path, *, trust_notes: bool, keep_not
     splits = recipe.data.comparisons
     assert splits is not None
 
-    def read(train: DataSource, held_out: DataSource | None) -> Reading:
-        return read_data(
-            "comparisons",
-            DataSplits(train=train, eval=held_out),
-            recipe.data.eval_fraction,
-            skip_bad=recipe.data.skip_bad,
-            redact=recipe.data.redact,
-            store_root=store_root,
-            trust_notes=trust_notes,
-            keep_note=keep_notes,
-            told=told,
-        )
-
     parts = _read_parts(recipe, splits.train.parts, Store(store_root), read, verify=keep_notes)
     given = locate_source(splits.eval, store_root) if splits.eval else None
-    held_out = read(given, None) if given else None
+    held_out = read(DataSplits(train=given, eval=None)) if given else None
     described = [_VERSION, [(part.name, part.content.rpartition(",")[0]) for part in parts], held_out and held_out.fingerprints["train"]]
     described += [recipe.data.eval_fraction, recipe.seed]
     key = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:32]
@@ -140,7 +134,7 @@ def _read_parts(recipe: Recipe, sources: Sequence[PartSource], store: Store, rea
             train, held_out = (DataSource.model_validate({"path": str(artifact.path / f"{side}.jsonl")}) for side in ("train", "eval"))
         name = source.name or (artifact.ref if artifact else source.label)
         try:
-            parts.append(_Part(name, source.weight, train, held_out, read(train, held_out), artifact))
+            parts.append(_Part(name, source.weight, train, held_out, read(DataSplits(train=train, eval=held_out)), artifact))
         except DataError as error:
             problems += error.problems
     if problems:

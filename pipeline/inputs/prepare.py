@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -111,13 +112,27 @@ def prepare(
     readings: dict[RecordKind, Reading] = {}
     problems: list[Problem] = []
     mixed: MixedSources | None = None
+
+    def read(kind: RecordKind, splits: DataSplits) -> Reading:
+        return read_data(
+            kind,
+            splits,
+            recipe.data.eval_fraction,
+            skip_bad=recipe.data.skip_bad,
+            redact=recipe.data.redact,
+            store_root=store_root,
+            trust_notes=trust_notes,
+            keep_note=keep_notes,
+            told=told,
+        )
+
     for kind in KINDS:
         if not any(kind in data_inputs(stage, recipe.settings(stage)) for stage in stages):
             continue
         splits = cast("DataSplits", getattr(recipe.data, kind))  # the checks of the recipe saw to it that it is there
         if isinstance(splits.train, ComparisonSource) and splits.train.parts:
             try:
-                mixed = mix_sources(recipe, store_root, trust_notes=trust_notes, keep_notes=keep_notes, told=told)
+                mixed = mix_sources(recipe, store_root, partial(read, kind), keep_notes=keep_notes, told=told)
             except DataError as error:
                 problems += error.problems
                 continue
@@ -126,17 +141,7 @@ def prepare(
             continue
         data[kind] = locate_splits(splits, store_root)
         try:
-            readings[kind] = read_data(
-                kind,
-                data[kind],
-                recipe.data.eval_fraction,
-                skip_bad=recipe.data.skip_bad,
-                redact=recipe.data.redact,
-                store_root=store_root,
-                trust_notes=trust_notes,
-                keep_note=keep_notes,
-                told=told,
-            )
+            readings[kind] = read(kind, data[kind])
             problems += [Problem(kind, "", text) for text in readings[kind].findings.errors]
         except DataError as error:
             problems += error.problems
