@@ -1,9 +1,9 @@
-"""Published runs on paper: each within a factor of 1.5, by the same equations and shares that a plan uses."""
+"""Published runs on paper: each within a factor of 1.5, by closed forms and the shares of the rates that a plan uses; not by a plan."""
 
 from pytest import approx
 
-from pipeline.cost.formulas import PPORun, count_training, time_ppo, to_petaflop_days
 from pipeline.cost.machines import BANDWIDTH_SHARE, GPUS, MFU_TRAIN
+from tests.pipeline.cost.closed_forms import PPORun, count_training, time_ppo, to_petaflop_days
 
 BILLION = 1e9
 

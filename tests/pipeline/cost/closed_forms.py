@@ -1,4 +1,4 @@
-"""Closed formulas, as a check on what is traced, and for runs of which only a few numbers are published.
+"""Closed forms for runs of which only a few numbers are published: too few for a recipe that could be planned.
 
 N weights, D tokens: a forward makes 2 N D operations, a backward twice as many (Kaplan et al. 2020, arXiv 2001.08361, table 1); attention
 adds 2 x 2 T H a token and layer for products of T x T, half of it causal.
