@@ -1,5 +1,6 @@
 """The terminal, or what stands in its place: what it cannot show is escaped, secrets are blotted out, and names of files are bytes."""
 
+import errno
 import io
 import os
 import signal
@@ -14,10 +15,15 @@ from stages.process.output import redact_streams
 from stages.spec import EXIT_USAGE
 
 
+class ReaderGone(SystemExit):
+    """Nobody reads any more what is printed: the end of a command that does nothing else. Others pass over it, and over no other end."""
+
+
 def prepare_terminal() -> None:
     """Have what standard output and error cannot encode written as escapes, no secret written there, and names of files read as UTF-8.
 
-    Once whoever reads them is gone (`rlhf ls | head -1`), the command ends quietly, with the exit code of SIGPIPE.
+    Once whoever reads them is gone (`rlhf ls | head -1`), the command ends quietly, with the exit code of SIGPIPE. What is written to a
+    terminal that was closed is lost: SIGHUP tells of that.
 
     Where the language settings say another encoding for names, this starts the command anew in Python's UTF-8 mode: in it every name,
     text or not, becomes a string and the same bytes again, for us and for the stages.
@@ -42,12 +48,18 @@ def prepare_terminal() -> None:
 
 
 def _end_with_reader(stream: Any, call: Callable[..., Any]) -> Callable[..., Any]:
+    is_terminal = stream.isatty()  # one that was closed does not say so any more
+
     @wraps(call)
     def ending(*args: Any) -> Any:
         try:
             return call(*args)
-        except BrokenPipeError:
+        except OSError as error:
+            if error.errno != errno.EPIPE and not (error.errno == errno.EIO and is_terminal):
+                raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # for what is still held back
-            sys.exit(128 + signal.SIGPIPE)
+            if error.errno == errno.EPIPE:
+                raise ReaderGone(128 + signal.SIGPIPE) from None
+            return None
 
     return ending

@@ -15,6 +15,7 @@ from pipeline.launch.events import Event, read_doing
 from pipeline.plan import Decision
 from pipeline.report.headline import PROGRESS, RESULT, headline
 from pipeline.run import Outcome
+from pipeline.terminal import ReaderGone
 from pipeline.text import clean, format_duration
 from stages.lines import read_figures
 from stages.spec import StageName
@@ -175,7 +176,7 @@ class ProgressView:
 
     def _say(self, line: str, style: str = "") -> None:
         # A reader that went away (`rlhf run | head`) must not end hours of training; rich is quiet from then on.
-        with suppress(OSError, SystemExit):
+        with suppress(OSError, ReaderGone):
             self._console.print(Text(clean(line), style=style), soft_wrap=True)
 
 

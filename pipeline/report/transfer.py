@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.text import Text
 
+from pipeline.terminal import ReaderGone
 from pipeline.text import clean, format_bytes
 
 _BAR_AFTER_S = 2.0
@@ -48,7 +49,7 @@ class TransferView:
                 self._draw(now)
             elif not self._console.is_terminal and now - self._shown_s >= _LINE_EVERY_S:
                 self._shown_s = now
-                with suppress(OSError, SystemExit):  # nobody reads any more; the transfer goes on
+                with suppress(OSError, ReaderGone):  # nobody reads any more; the transfer goes on
                     line = f"{self._text}: {format_bytes(self._done)} of {format_bytes(self._total)}"
                     self._console.print(Text(clean(line)), soft_wrap=True)
 

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from pipeline.report import progress
 from pipeline.report.progress import ProgressView
+from pipeline.terminal import ReaderGone
 
 
 @pytest.fixture
@@ -80,3 +81,23 @@ def test_on_a_terminal_the_bar_begins_anew_with_each_phase(clock, tmp_path):
     tell(view, "saving", 0, 0)
     assert stream.getvalue().rstrip().endswith("saving") and view._progress.finished
     view.stage_failed("sft")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_ctrl_c_that_comes_while_a_line_is_printed_ends_the_run(terminal):
+    class Stream(io.StringIO):
+        def write(self, text):
+            raise SystemExit(130)  # as the handler of the signal does, wherever the program is
+
+    view = ProgressView(Console(file=Stream(), force_terminal=terminal, width=80, highlight=False))
+    with pytest.raises(SystemExit):
+        view.stage_waits("sft", "process 7 of ann on node3", 1.0, [])
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run():
+    class Stream(io.StringIO):
+        def write(self, text):
+            raise ReaderGone(141)
+
+    view = ProgressView(Console(file=Stream(), width=80, highlight=False))
+    view.stage_waits("sft", "process 7 of ann on node3", 1.0, [])
