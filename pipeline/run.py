@@ -17,6 +17,7 @@ from pipeline.launch.commands import Command, commands_by_hand, stage_commands
 from pipeline.launch.events import Event
 from pipeline.launch.failure import StageFailed, last_lines
 from pipeline.launch.launch import launch
+from pipeline.launch.signals import keep_signals
 from pipeline.plan import Decision, Selection, decide, missing_artifact
 from pipeline.privacy.forget import withdraw_if_forgotten
 from pipeline.privacy.samples import tame_samples
@@ -177,21 +178,22 @@ def _make(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, view
             with tracked(recipe, spec, decision.config, run_dir, store.root, tell_once):
                 received = launch(decision.stage, make_commands, run_dir, hear, offline=inputs.local, held=[held.lock])
             duration_s = time.monotonic() - started_s
-            result = read_result(decision.stage, staging.path, run_dir)
-            fields = make_fields(recipe, inputs, decision, result, duration_s, run_dir.name)
-            tame_samples(staging.path, recipe.data.samples, recipe.data.redact)
-            leave_evidence(recipe, inputs.skipped(decision.stage, recipe), staging.path, run_dir)
-            outcome = Outcome(decision.stage, store.publish(staging, fields), False, duration_s)
+            with keep_signals(most=1) as late:  # what the stage took its time for is published first, unless a second one comes
+                result = read_result(decision.stage, staging.path, run_dir)
+                fields = make_fields(recipe, inputs, decision, result, duration_s, run_dir.name)
+                tame_samples(staging.path, recipe.data.samples, recipe.data.redact)
+                leave_evidence(recipe, inputs.skipped(decision.stage, recipe), staging.path, run_dir)
+                outcome = Outcome(decision.stage, store.publish(staging, fields), False, duration_s)
+                withdraw_if_forgotten(store, outcome.artifact)  # of what was forgotten while it learnt from it
+                record_published(outcome.artifact.ref)
+                view.stage_published(outcome)
+                # Only now: a run that is killed before this line finds its checkpoints again.
+                remove_checkpoints(held.directory)
         except BaseException:
             view.stage_failed(decision.stage)
             raise
-        withdraw_if_forgotten(store, outcome.artifact)  # of what was forgotten while it learnt from it
-        record_published(outcome.artifact.ref)
-        view.stage_published(outcome)
-        # Only now: a run that is killed before this line finds its checkpoints again.
-        remove_checkpoints(held.directory)
-    if received is not None:
-        raise StoppedAfterStage(received)
+    if received is not None or late:
+        raise StoppedAfterStage(late[0] if received is None else received)
     return outcome
 
 

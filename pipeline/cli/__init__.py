@@ -11,6 +11,7 @@ import typer
 import pipeline.shadowed  # noqa: F401 # pyright: ignore[reportUnusedImport], it looks before the next imports fail
 from pipeline.cli import artifacts, chatting, doctor, ranking, rankings, reading, recipes, records, remotes, reports, rounds, trust
 from pipeline.launch.environment import QUIET
+from pipeline.launch.signals import stop_signals
 from pipeline.terminal import prepare_terminal
 from stages.spec import EXIT_OK
 
@@ -69,7 +70,7 @@ def run(command: Callable[[], object]) -> NoReturn:
     """Run a program to its end; user mistakes and failures end in one line on stderr and their exit code."""
     prepare_terminal()
     os.environ.update(QUIET)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in stop_signals():
         signal.signal(number, _end_by_signal)
     try:
         command()
@@ -83,4 +84,4 @@ def run(command: Callable[[], object]) -> NoReturn:
 
 
 def _end_by_signal(number: int, frame: object) -> NoReturn:
-    sys.exit(128 + number)
+    sys.exit(128 + (signal.SIGTERM if number == signal.SIGHUP else number))  # a closed terminal counts as SIGTERM

@@ -7,26 +7,24 @@ import os
 import shlex
 import signal
 import subprocess
-import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 
 from data.secrets import redact
 from data.system.death import die_with_parent
 from pipeline.launch.commands import Command
 from pipeline.launch.environment import stage_environment
 from pipeline.launch.events import Event, EventReader
-from pipeline.launch.failure import End, describe_failure
+from pipeline.launch.failure import End, describe_failure, name_signal
 from pipeline.launch.node import STOP, pack_environment
 from pipeline.launch.processes import start_watchdog, sweep
+from pipeline.launch.signals import keep_signals
 from pipeline.store.disk import writing
 from pipeline.store.manifest import LOG_FILE
 from stages.process.output import open_log
-from stages.spec import SAME_WISH_S
 
 _POLL_S = 0.05
 _AFTER_ERROR_S = 15.0  # within which a stage that reported an error must end, hung ranks and unreachable nodes included
@@ -109,7 +107,7 @@ def _run_to_end(
                 error = event
             on_event(event)
 
-    with _held_signals() as received:
+    with keep_signals() as received:
         processes = [_Process(command, environment, log) for command in commands]
         try:
             num_passed = 0
@@ -117,6 +115,9 @@ def _run_to_end(
             while any(process.is_running for process in processes):
                 follow()
                 if len(received) > num_passed:
+                    if num_passed == 0:
+                        said = f"{name_signal(received[0])} was passed on; the stage saves at the end of its step; one more ends it at once"
+                        on_event({"event": "note", "message": said})
                     num_passed = len(received)
                     for process in processes:
                         # To the launcher alone: torchrun passes it on, and a worker takes a second signal as "leave at once".
@@ -200,30 +201,3 @@ class _Process:
         if self._process.stdin is not None:
             with suppress(OSError):
                 self._process.stdin.close()
-
-
-@contextmanager
-def _held_signals() -> Generator[list[int]]:
-    """Collect SIGTERM and SIGINT instead of dying of them; a closed terminal counts as SIGTERM. Only the main thread can."""
-    received: list[int] = []
-    first_s = 0.0
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def hold(number: int, _frame: FrameType | None) -> None:
-        nonlocal first_s
-        if number == signal.SIGTERM and received and time.monotonic() - first_s < SAME_WISH_S:
-            return
-        first_s = time.monotonic()
-        received.append(signal.SIGTERM if number == signal.SIGHUP else number)
-
-    held = [signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup stays nohup
-        held.append(signal.SIGHUP)
-    before = {number: signal.signal(number, hold) for number in held}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

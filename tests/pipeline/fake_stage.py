@@ -1,7 +1,7 @@
 """A stage program that obeys the contract and trains nothing. FAKE_SFT, FAKE_RM, FAKE_PPO say how it behaves:
 
 ok (default), steps (a second of work, a checkpoint per step), fail:<code>, slow-fail:<code> (once checkpoints/waiting is removed),
-crash, die, no-result, no-model, wait, stubborn, child, same,
+crash, die, no-result, no-model, wait, slow-stop (half a second of progress after a signal), stubborn, child, same,
 print-secret
 """
 
@@ -28,6 +28,10 @@ def say(event, **fields):
 
 
 def stop(number, _frame):
+    if behaviour == "slow-stop":
+        for step in range(1, 6):
+            say("progress", phase="train", step=step, total=9, metrics={})
+            time.sleep(0.1)
     if behaviour != "stubborn":
         print("saved", flush=True)
         os._exit(128 + number)
@@ -54,7 +58,7 @@ if behaviour == "die":
 if behaviour == "child":  # as torchrun does: a worker in a session of its own
     worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
     print(f"worker {worker.pid}", flush=True)
-if behaviour in ("wait", "stubborn", "child"):
+if behaviour in ("wait", "slow-stop", "stubborn", "child"):
     say("progress", phase="train", step=1, total=9, metrics={})
     (checkpoints / "waiting").touch()
     time.sleep(600)

@@ -157,9 +157,11 @@ def test_a_second_signal_ends_a_stage_that_does_not_want_to(run_script, tmp_path
     assert error.exit_code == 143  # by itself it would end with 0, after a minute
 
 
-def test_sigterms_within_a_second_are_one_wish_to_stop(run_script, tmp_path):
-    """SLURM signals every process of a job, the launchers too, which pass it on."""
-    thread = send_when(tmp_path / "ready", signal.SIGTERM, signal.SIGTERM, signal.SIGTERM, gap_s=0.05)
+@pytest.mark.usefixtures("terminal")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_sigterms_within_a_second_are_one_wish_to_stop(run_script, tmp_path, number):
+    """SLURM signals every process of a job, the launchers too, which pass it on; of a closed terminal both system and shell tell."""
+    thread = send_when(tmp_path / "ready", number, number, number, gap_s=0.05)
     error = failure_of(run_script, GRACEFUL)
     thread.join()
     assert error.exit_code == 143 and error.last_lines[-1] == "saved"
