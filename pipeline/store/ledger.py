@@ -140,6 +140,8 @@ def _parse(lines: list[bytes]) -> Ledger:
 
 def _apply(ledger: Ledger, row: dict[str, Any]) -> None:
     event, at, by = row["event"], row["at"], row["by"]
+    if not all(isinstance(word, str) for word in (event, at, by, row.get("ref", ""))):  # no line vouches for the last one
+        raise ValueError("not as the store writes it")
     if event == "begin":
         ledger.entries = {ref: Entry("begin", seal, at, by) for ref, seal in row["versions"].items()}
         return

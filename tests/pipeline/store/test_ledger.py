@@ -199,6 +199,16 @@ def test_a_ledger_that_was_changed_is_told_with_its_line_and_nothing_is_reused_u
     assert [store.verify(ref) for ref in store.refs()] == [[]] * 4 and store.find_by_cache_key("sft", KEY)
 
 
+@pytest.mark.parametrize("change", [{"at": 5}, {"by": None}, {"event": ["publish"]}, {"ref": 1}])
+def test_the_last_line_for_which_no_other_vouches_may_hold_anything(store, publish, ledger_path, change):
+    publish(store)
+    shutil.rmtree(store.root / "artifacts" / "sft")
+    lines = ledger_path.read_bytes().splitlines(keepends=True)
+    ledger_path.write_bytes(b"".join(lines[:-1]) + json.dumps(json.loads(lines[-1]) | change).encode() + b"\n")
+    with pytest.raises(StoreError, match=rf"ledger.jsonl:{len(lines)}: .*changed by hand"):
+        [str(entry) for entry in store.find_lost().values()]
+
+
 def test_what_a_power_cut_left_of_a_line_is_cut_off_by_the_next_one(store, publish, ledger_path):
     publish(store)
     whole = ledger_path.read_bytes()
