@@ -6,7 +6,7 @@
 #   make pipeline STORE=/big/disk            another store
 #   make gpu-check GPU="rollout steps"       some of what it checks; --pretend: without a GPU, at tiny sizes
 #   make bench BENCH="ppo --size small"      some of the measurements; --quick: a smoke test
-#   make soak SOAK=5 SOAK_MINUTES=5          five kills, five minutes of PPO and of edits
+#   make soak SOAK=5 SOAK_ITERATIONS=500 SOAK_MINUTES=1     five kills, 500 iterations of PPO, a minute of edits of each format
 
 PYTHON ?= python3
 RECIPE ?= demo
@@ -16,7 +16,8 @@ BENCH  ?=
 GPU    ?=
 ROUNDS ?=
 SOAK   ?= 200
-SOAK_MINUTES ?= 120
+SOAK_ITERATIONS ?= 20000
+SOAK_MINUTES ?= 5
 
 VENV  := .venv
 STAMP := $(VENV)/.installed
@@ -82,8 +83,8 @@ test-vllm: $(STAMP) ## PPO with a vLLM server, which it installs into build/vllm
 	tests/end_to_end/vllm/install.sh build/vllm
 	RLHF_TEST_VLLM=$(CURDIR)/build/vllm/bin/vllm $(VENV)/bin/python -m pytest tests/end_to_end/vllm
 
-soak: $(STAMP) ## 200 random kills, two hours of PPO's memory, five minutes of edits of all that is parsed
-	RLHF_TEST_SOAK=1 SOAK=$(SOAK) SOAK_MINUTES=$(SOAK_MINUTES) $(VENV)/bin/python -m pytest -s tests/end_to_end/soak
+soak: $(STAMP) ## 200 random kills, the memory of 20,000 PPO iterations, five minutes of edits of each format that is parsed
+	RLHF_TEST_SOAK=1 SOAK=$(SOAK) SOAK_ITERATIONS=$(SOAK_ITERATIONS) SOAK_MINUTES=$(SOAK_MINUTES) $(VENV)/bin/python -m pytest -s tests/end_to_end/soak
 
 check: $(STAMP) ## Format, lint, types and the fast tests
 	@$(MAKE) --no-print-directory --jobs --keep-going --output-sync=target check-style check-types check-tests

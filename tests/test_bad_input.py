@@ -1,12 +1,13 @@
 """S6, S7, S8: 60 edits of each file and reply that we parse give the value or a known error, never anything else."""
 
 import hashlib
+import io
 import json
-import os
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import seed as draw_by
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -21,10 +22,15 @@ from pipeline.launch.events import EventReader
 from pipeline.launch.failure import End, StageFailed, describe_failure
 from pipeline.recipe.load import load_recipe
 from pipeline.report.progress import ProgressView
+from pipeline.report.runs import print_runs
 from pipeline.report.samples import read_first
+from pipeline.runs.listing import list_runs
+from pipeline.runs.unfinished import describe_unfinished
 from pipeline.store.aliases import read_alias
 from pipeline.store.manifest import Manifest, parse_manifest, render_manifest
 from pipeline.store.refs import parse_ref
+from pipeline.store.removal import plan_collection
+from pipeline.store.store import Store
 from stages.deepspeed_config import read_deepspeed_json
 from stages.lines import read_line
 from stages.process.checkpoint import latest_complete
@@ -33,7 +39,7 @@ from stages.responses.vllm_client import read_base_name, read_response
 from stages.result import StageResult
 from stages.spec import DataSource
 
-EDITS = int(os.environ.get("RLHF_TEST_EDITS", "60"))  # more, and others each time, with `make soak`
+EDITS = 60  # more, and others each time, with `make soak`
 # What is put into the text, or in the place of a value.
 ODD = [
     b"", b"\xff", b"\x00", b"\r", b"\n", b"\n\n", b"\xe2\x80\xa8", b"\xc2\xb2", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\\ud800", b"\\",
@@ -113,6 +119,15 @@ MANIFEST = {
     "parents": [{"ref": "sft@v1", "content_id": "c" * 64}], "metrics": {"a": 1.0}, "config": {"a": {"b": 1}},
 }  # fmt: skip
 EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # sha256 of nothing
+RUN = "runs/ppo-0123456789abcdef"
+NOW = "2026-11-26T14:50:32+00:00"
+ATTEMPT = {
+    "user": "me", "host": "node3", "process": 4711, "command": "rlhf run", "start": NOW, "end": NOW, "duration_s": 1.5, "outcome": "failed",
+    "reason": "no", "exit_code": 3, "ref": None,
+}  # fmt: skip
+BEGIN = json.dumps({"event": "begin", "versions": {"sft@v1": "a" * 64}, "store": "b", "at": NOW, "by": "me", "previous": "0" * 64}).encode()
+PUBLISH = {"event": "publish", "ref": "rm@v1", "manifest": "c" * 64, "cache_key": "d", "at": NOW, "by": "me"}
+LEDGER = BEGIN + b"\n" + rows(PUBLISH | {"previous": hashlib.sha256(BEGIN).hexdigest()})
 CHECKPOINT = json.dumps({"step": 3, "layout": "whole", "files": {"a": {"size": 0, "sha256": EMPTY}}}).encode()
 EVENTS = rows(
     {"event": "start", "stage": "sft", "unit": "step", "resumed_step": 3},
@@ -191,6 +206,43 @@ def read_an_alias(path):
     read_alias(path.parent, "ppo", "best")
 
 
+def put_into_store(path, name):
+    """A store that holds nothing but this."""
+    place = path.with_name("store") / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(path.read_bytes())
+    return Store(path.with_name("store"))
+
+
+def read_a_ledger(path):
+    for ref, entry in put_into_store(path, "ledger.jsonl").find_lost().items():
+        assert f"{ref}: it {entry}"
+
+
+def read_a_mark(path):
+    store = put_into_store(path, "artifacts/.ledger.json")
+    (store.root / "ledger.jsonl").write_bytes(LEDGER)
+    store.find_lost()
+
+
+def read_withdrawals(path):
+    put_into_store(path, "withdrawn.json").has_withdrawals()
+
+
+def show_runs(path):
+    print_runs(Console(file=io.StringIO()), list_runs(put_into_store(path, f"{RUN}/run.json")), path)
+
+
+def find_inputs_of_a_run(path):
+    """As `rlhf gc` and `rlhf plan` do."""
+    store = put_into_store(path, f"{RUN}/spec.json")
+    complete = store.root / RUN / "checkpoints" / "checkpoint-2" / "COMPLETE.json"
+    complete.parent.mkdir(parents=True, exist_ok=True)
+    complete.touch()
+    describe_unfinished(store.root, "ppo", "ppo-1123456789abcdef", {"seed": 1})
+    plan_collection(store, 1)
+
+
 def show_samples(path):
     class Artifact:
         path: Path
@@ -199,7 +251,7 @@ def show_samples(path):
     artifact.path = path.parent
     path.rename(path.with_name("samples.jsonl"))
     for sample in read_first(artifact, 3):
-        assert isinstance(sample, dict) and "".join(map(str, sample.values()))
+        assert isinstance(sample, dict) and str(sample)
 
 
 def read_reply(path):
@@ -232,6 +284,19 @@ PARSERS = {
         [json.dumps({"ref": "ppo@v1", "content_id": SHA, "previous": None, "by": "me", "at": "now"}).encode()],
         StoreError,
     ),
+    "ledger": (read_a_ledger, [LEDGER], StoreError),
+    "mark": (read_a_mark, [json.dumps({"since": NOW, "first_sha256": hashlib.sha256(BEGIN).hexdigest()}).encode()], StoreError),
+    "withdrawn": (
+        read_withdrawals,
+        [json.dumps({"versions": {"sft@v1": {"seal": SHA, "reason": "it learnt from them", "at": NOW}}}).encode()],
+        StoreError,
+    ),
+    "runs": (show_runs, [json.dumps({"began": 2, "attempts": [ATTEMPT, ATTEMPT | {"outcome": "running"}]}).encode()], ()),
+    "spec": (
+        find_inputs_of_a_run,
+        [json.dumps({"settings": {"seed": 2}, "models": {"sft": "/s/artifacts/sft/v0001/model"}}).encode()],
+        StoreError,
+    ),
     "ref": (
         lambda path: parse_ref(path.read_bytes().decode("utf-8", "surrogateescape")),
         [b"ppo@v3", b"ppo@best", b"0a1b2c3d"],
@@ -254,15 +319,15 @@ PARSERS = {
 }
 
 
-def try_edits(directory, valid, parse, known):
-    """Parse the edited contents; what is raised must be of the known kinds, on lines without control characters."""
+def try_edits(directory, valid, parse, known, *, number=EDITS, seed=None):
+    """Parse so many edited contents, the same each time unless there is a seed; what is raised must be of the known kinds."""
     name = {"recipe": "r.yaml"}.get(directory.name, "content.jsonl")
 
     @settings(
-        max_examples=EDITS,
+        max_examples=number,
         deadline=None,
         database=None,
-        derandomize="RLHF_TEST_EDITS" not in os.environ,
+        derandomize=seed is None,
         suppress_health_check=list(HealthCheck),
     )
     @given(edits(valid))
@@ -276,7 +341,7 @@ def try_edits(directory, valid, parse, known):
             if isinstance(error, ConfigError | StoreError | DataError | SlurmError | StageFailed):
                 assert str(error).count("\n") < 42 and len(str(error)) < 40_000
 
-    check()
+    (check if seed is None else draw_by(seed)(check))()
 
 
 @pytest.mark.parametrize("name", PARSERS)
@@ -295,13 +360,20 @@ def test_edits_of_what_we_parse_give_a_value_or_a_known_error(name, tmp_path):
     try_edits(directory, valid, parse, known)
 
 
-@pytest.mark.parametrize("kind", DATA)
-def test_edits_of_data_give_records_or_bad_lines(kind, tmp_path):
+def parse_data(kind):
+    """How records of a kind are parsed, valid contents, and what is known to be raised."""
+
     def parse(path):
         source = DataSource.model_validate({"path": str(path)})
         assert all(record is not None for _, record in stream_records(source, kind, report_on(source)))
 
-    for content in DATA[kind]:
+    return parse, DATA[kind], DataError
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_edits_of_data_give_records_or_bad_lines(kind, tmp_path):
+    parse, valid, known = parse_data(kind)
+    for content in valid:
         (tmp_path / "valid.jsonl").write_bytes(content)
         parse(tmp_path / "valid.jsonl")
-    try_edits(tmp_path, DATA[kind], parse, DataError)
+    try_edits(tmp_path, valid, parse, known)

@@ -134,7 +134,9 @@ def run(request, descriptors, connection):
 if __name__ == "__main__":
     tests = os.pidfd_open(int(sys.argv[2]))
     os.environ["DS_ACCELERATOR"] = "cpu"  # which DeepSpeed reads when it is imported; a stage sets it as well
-    for module in ("datasets", "deepspeed", "peft", "torch.distributed.run", "trl", "stages.ppo.stage", "stages.trl.sft", "stages.trl.rm"):
+    stages = ("datasets", "deepspeed", "peft", "torch.distributed.run", "trl", "stages.ppo.stage", "stages.trl.sft", "stages.trl.rm")
+    commands = ("pipeline.run", "pipeline.report.progress", "pipeline.report.tables") if "RLHF_TEST_SOAK" in os.environ else ()
+    for module in (*stages, *commands):
         importlib.import_module(module)
     gc.collect()
     gc.freeze()  # a collection in a child would copy every page of what was imported: half a second each

@@ -1,6 +1,7 @@
 """Python imports this at its start when `tests/warm/hook` is on its path: a stage's program is then run by the warm server.
 
-All else (`rlhf` itself, launchers on other nodes, any other program) starts as ever. See `tests/warm/server.py`.
+All else (launchers on other nodes, any other program) starts as ever; `rlhf` itself too, but where RLHF_TEST_WARM_COMMANDS says so. See
+`tests/warm/server.py`.
 """
 
 import os
@@ -13,7 +14,8 @@ def find_program(argv):
     for place in words:
         if argv[place] == "-m":
             module = argv[place + 1]
-            return (module, argv[place + 1 :]) if module.startswith(("stages.", "torch.distributed.run")) else None
+            served = ("stages.", "torch.distributed.run", *(["pipeline.cli"] if "RLHF_TEST_WARM_COMMANDS" in os.environ else []))
+            return (module, argv[place + 1 :]) if module.startswith(served) else None
         if not argv[place].startswith("-"):
             return (None, argv[place:]) if argv[place].endswith("_driver.py") else None
     return None
