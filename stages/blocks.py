@@ -265,6 +265,13 @@ class RolloutSettings(Closed):
         pattern=r"^https?://",
         description="vllm: address of a server that runs already, instead of one that the stage starts; it must see the store's files.",
     )
+    sleep: bool | None = Field(
+        None,
+        description="vllm: the server gives the GPU's memory to the stage while nobody asks it (vLLM's sleep mode). Default: where the "
+        "stage computes on a GPU, starts the server, and `command` gives that no GPU of its own (CUDA_VISIBLE_DEVICES); it then takes 0.4 "
+        "of the memory while awake, or the --gpu-memory-utilization of `options`. A server that runs already must have been started with "
+        "VLLM_SERVER_DEV_MODE=1 and --enable-sleep-mode.",
+    )
     importance_cap: float = Field(
         2.0,
         ge=1,

@@ -21,7 +21,7 @@ _WITHOUT_EFFECT: dict[StageName, tuple[str, ...]] = {
 }
 # Of a language model that judges: how it is asked, not what.
 _WITHOUT_EFFECT_IN_LLM = ("api_key_env", "concurrency", "timeout_s", "retries")
-_WITHOUT_EFFECT_IN_ROLLOUT = ("command", "options", "server")
+_WITHOUT_EFFECT_IN_ROLLOUT = ("command", "options", "server", "sleep")
 
 
 def slice_config(stage: StageName, recipe: Recipe, inputs: Inputs) -> dict[str, Any]:

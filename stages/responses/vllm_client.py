@@ -3,6 +3,9 @@
     LoRA            the adapter, each time under a new name; the one before is forgotten
     all weights     reloaded in place, by the server's development endpoints
 
+A server on the stage's own GPU sleeps unless it is asked: it forgets keys and values, and weights that come anew; an adapter's base goes to
+the CPU's memory.
+
 The server computes by kernels of its own: what it says of the tokens it samples is compared with what the trainer says, and weighed
 (`stages.ppo.losses.compute_importance_weights`).
 """
@@ -17,19 +20,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx2
-import torch
 from accelerate.utils import broadcast_object_list
-from torch import Tensor
 
-from stages.models.adapters import find_backbone, find_model, is_adapter
+from stages.models.adapters import find_model, is_adapter
 from stages.models.logprobs import get_num_tokens
-from stages.models.precision import is_bfloat16
 from stages.process.context import StageContext, Told
 from stages.process.errors import Interrupted, StageError
+from stages.process.gpu import release_memory
 from stages.process.ranks import Ranks
 from stages.process.seeds import derive_seed
 from stages.responses.engine import PolicyHolder, Sampling
 from stages.responses.sampling import Response
+from stages.responses.vllm_weights import find_room, measure_handed_over, save_weights
 from stages.spec import EXIT_RESOURCE
 
 _ANSWER_S = 3600.0
@@ -43,7 +45,9 @@ T = TypeVar("T")
 class VLLMEngine:
     """A running server, as `stages.responses.engine.RolloutEngine`."""
 
-    def __init__(self, context: StageContext, ranks: Ranks, address: str, key: str, directories: Sequence[Path]) -> None:
+    def __init__(
+        self, context: StageContext, ranks: Ranks, address: str, key: str, directories: Sequence[Path], *, sleeps: bool = False
+    ) -> None:
         """Connect to it.
 
         Args:
@@ -52,6 +56,7 @@ class VLLMEngine:
             address: `http://host:port`.
             key: shown to a server that asks for one.
             directories: where weights are handed over, in the first that has room for them; the server must see them.
+            sleeps: whether it gives the GPU's memory away while nobody asks it.
 
         Raises:
             StageError: nobody answers there.
@@ -70,6 +75,7 @@ class VLLMEngine:
         # A server that outlives the run may know the names of an earlier attempt.
         self._run: str = broadcast_object_list([uuid.uuid4().hex[:8]])[0]
         self._num_loads = 0
+        self._sleeps = sleeps
 
     def close(self) -> None:
         """Close the connections."""
@@ -123,7 +129,8 @@ class VLLMEngine:
                 answered.append(response)
                 if told:
                     told(len(answered), len(prompts))
-            return answered
+        self.sleep(keep_weights=is_adapter(actor.module.policy))
+        return answered
 
     def use_loader(self, name: str) -> None:
         """Have weights read by another loader from now on."""
@@ -131,21 +138,46 @@ class VLLMEngine:
         if self._ranks.is_main:
             self._call("POST", "/collective_rpc", json={"method": "update_config", "kwargs": {"overrides": overrides}})
 
+    def sleep(self, *, keep_weights: bool) -> None:
+        """Have the GPU's memory of a server that sleeps, once everybody's prompts are answered.
+
+        Args:
+            keep_weights: in the CPU's memory; else they must come anew.
+        """
+        if not self._sleeps:
+            return
+        self._ranks.wait()
+        if self._ranks.is_main:
+            self._call("POST", "/sleep", params={"level": "1" if keep_weights else "2"})
+        self._ranks.wait()
+
+    def _wake(self, *parts: str) -> None:
+        if self._sleeps:
+            self._call("POST", "/wake_up", params={"tags": parts})
+
     def _load_policy(self, actor: PolicyHolder) -> str:
         """Give the server the policy's weights; returns the name that it knows them by."""
         policy: Any = actor.module.policy
         adapter, name = is_adapter(policy), self._name(self._num_loads)
         with actor.whole_weights(frozen=not adapter):
-            if self._ranks.is_main:
-                path = find_room(self.directories, measure_handed_over(policy)) / name
-                if adapter:
-                    policy.save_pretrained(path)
-                    self._call("POST", "/v1/load_lora_adapter", json={"lora_name": name, "lora_path": str(path)})
-                else:
-                    _save_weights(policy, path)
-                    self._call("POST", "/collective_rpc", json={"method": "reload_weights", "kwargs": {"weights_path": str(path)}})
-                    self._forget_prefixes()
-                shutil.rmtree(path)
+            path = find_room(self.directories, measure_handed_over(policy)) / name
+            if self._ranks.is_main and adapter:
+                policy.save_pretrained(path)
+            elif self._ranks.is_main:
+                save_weights(policy, path)
+        if self._sleeps:
+            release_memory(self._ranks.device)  # of all ranks, before the server takes it
+            self._ranks.wait()
+        if self._ranks.is_main and adapter:
+            self._wake("weights", "kv_cache")
+            self._call("POST", "/v1/load_lora_adapter", json={"lora_name": name, "lora_path": str(path)})
+        elif self._ranks.is_main:
+            self._wake("weights")
+            self._call("POST", "/collective_rpc", json={"method": "reload_weights", "kwargs": {"weights_path": str(path)}})
+            self._wake("kv_cache")
+            self._forget_prefixes()
+        if self._ranks.is_main:
+            shutil.rmtree(path)
         self._ranks.wait()  # nobody asks before it is there
         if adapter and self._num_loads > 0 and self._ranks.is_main:
             self._call("POST", "/v1/unload_lora_adapter", json={"lora_name": self._name(self._num_loads - 1)})
@@ -189,7 +221,12 @@ class VLLMEngine:
             ) from error
         if not response.is_success:
             needed = "a request that it accepts is needed; see its log"
-            if response.status_code == httpx2.codes.NOT_FOUND:
+            if path in ("/sleep", "/wake_up"):
+                needed = (
+                    "a vLLM that can sleep is needed; start it with VLLM_SERVER_DEV_MODE=1 and --enable-sleep-mode, or set "
+                    "ppo.rollout.sleep: false"
+                )
+            elif response.status_code == httpx2.codes.NOT_FOUND:
                 needed = (
                     "a vLLM that takes new weights is needed; start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True (with ppo.lora) or "
                     "VLLM_SERVER_DEV_MODE=1 (without), or give no ppo.rollout.server"
@@ -238,33 +275,3 @@ def _list_unused_rows(policy: Any) -> range:
     """List the embedding rows that stand for no token, see `stages.models.logprobs.get_num_tokens`."""
     num_rows = find_model(policy).config.get_text_config().vocab_size
     return range(get_num_tokens(policy) or num_rows, num_rows)
-
-
-def find_room(directories: Sequence[Path], num_bytes: int) -> Path:
-    """Find the first directory with room for so many bytes, and a tenth more; the last where none has."""
-    return next((path for path in directories if shutil.disk_usage(path).free >= 1.1 * num_bytes), directories[-1])
-
-
-def measure_handed_over(policy: Any) -> int:
-    """Count the bytes of what the server is given."""
-    if is_adapter(policy):
-        return sum(weight.nbytes for weight in policy.parameters() if weight.requires_grad)
-    narrows = is_bfloat16(find_backbone(policy))
-    return sum(2 * tensor.numel() if _narrows(tensor, narrows) else tensor.nbytes for tensor in policy.state_dict().values())
-
-
-def _narrows(tensor: Tensor, computes_in_bfloat16: bool) -> bool:
-    """Whether the server will hold a tensor in bfloat16: products are in that precision there too; vectors it may keep wider."""
-    return computes_in_bfloat16 and tensor.dtype == torch.float32 and tensor.dim() > 1
-
-
-def _save_weights(policy: Any, directory: Path) -> None:
-    """Write all weights in the precision of the products, with a head of its own even where it is tied to the embeddings."""
-    narrows = is_bfloat16(find_backbone(policy))
-    # Copies: of tensors that share their memory, only one would be written.
-    weights: dict[str, Tensor] = {}
-    for name, tensor in policy.state_dict().items():
-        weights[name] = tensor.detach().to(torch.bfloat16 if _narrows(tensor, narrows) else tensor.dtype).cpu().clone()
-    policy.save_pretrained(directory, state_dict=weights)
-    path = directory / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"tie_word_embeddings": False}), encoding="utf-8")

@@ -25,7 +25,7 @@ from data.secrets import redact
 from data.system.death import die_with_parent
 from stages.models.adapters import is_unmerged_adapter
 from stages.models.weights import find_weights
-from stages.process.context import StageContext
+from stages.process.context import StageContext, uses_gpu
 from stages.process.distributed import decide_in_main
 from stages.process.errors import StageError
 from stages.process.ranks import Ranks
@@ -33,6 +33,7 @@ from stages.responses.vllm_client import VLLMEngine
 from stages.settings import PPOSettings
 from stages.spec import EXIT_RESOURCE, EXIT_USAGE
 
+_SHARE = "0.4"  # of a GPU's memory, where the stage needs some: its models lie there while the server is awake too
 _START_S = 3600.0  # a large model is read, and its kernels are compiled
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has room for
 _LOG_FILE, _WEIGHTS_DIR = "vllm.log", "rollout"
@@ -67,10 +68,11 @@ def open_vllm(context: StageContext, ranks: Ranks, settings: PPOSettings, max_to
             return settings.rollout.server or _start(context, settings, max_tokens, key, stack), key
 
         address, key = decide_in_main(context, start)
-        engine = VLLMEngine(context, ranks, address, key, weights_dirs)
+        engine = VLLMEngine(context, ranks, address, key, weights_dirs, sleeps=shares_gpu(context, settings))
         stack.callback(engine.close)
         if not settings.lora:  # a loader of random weights, with which our own server starts, cannot load again
             engine.use_loader("auto")
+        engine.sleep(keep_weights=bool(settings.lora))
         yield engine
 
 
@@ -81,6 +83,15 @@ def list_weights_dirs(run_dir: Path, server: str | None) -> list[Path]:
         return [beside]
     name = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]  # the same for another attempt, which clears it
     return [_MEMORY_DIR / f"rlhf-{name}", beside]
+
+
+def shares_gpu(context: StageContext, settings: PPOSettings) -> bool:
+    """Whether the server sleeps while the stage trains: unless the recipe says so, where both compute on the same GPU."""
+    rollout = settings.rollout
+    if rollout.sleep is not None:
+        return rollout.sleep
+    has_its_own = any(word.startswith("CUDA_VISIBLE_DEVICES=") for word in rollout.command)
+    return rollout.server is None and not has_its_own and uses_gpu(context)
 
 
 def make_command(context: StageContext, settings: PPOSettings, max_tokens: int, host: str, port: int) -> list[str]:
@@ -97,7 +108,9 @@ def make_command(context: StageContext, settings: PPOSettings, max_tokens: int, 
     else:
         # Weights come before the first prompt. Untied: a head that is tied to the embeddings is not reloaded on a CPU.
         command += ["--load-format", "dummy", "--hf-overrides", json.dumps({"tie_word_embeddings": False})]
-    return command + settings.rollout.options
+    if shares_gpu(context, settings):
+        command += ["--enable-sleep-mode", "--gpu-memory-utilization", _SHARE]
+    return command + settings.rollout.options  # of an option that stands twice the last one counts
 
 
 def _start(context: StageContext, settings: PPOSettings, max_tokens: int, key: str, stack: ExitStack) -> str:
@@ -120,7 +133,9 @@ def _start(context: StageContext, settings: PPOSettings, max_tokens: int, key: s
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
     command = make_command(context, settings, max_tokens, host, port)
-    switch = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"} if settings.lora else {"VLLM_SERVER_DEV_MODE": "1"}
+    switch = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"} if settings.lora else {}
+    if not settings.lora or shares_gpu(context, settings):
+        switch |= {"VLLM_SERVER_DEV_MODE": "1"}
     log = context.spec.events_path.parent / _LOG_FILE
     context.note(f"starting vLLM: {' '.join(f'{key}={value}' for key, value in switch.items())} {shlex.join(command)}; its log: {log}")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)} | switch | {_KEY: key}

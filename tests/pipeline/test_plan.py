@@ -109,6 +109,7 @@ def test_a_stage_that_differs_itself_runs_whatever_its_parents_become(planned, p
         "ppo.log_every=3",
         "ppo.eval_every=3",
         "ppo.rollout.command=[x]",
+        "ppo.rollout.sleep=true",
         "hardware.threads=1",
         "hardware.device=cpu",
     ],

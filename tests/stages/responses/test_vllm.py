@@ -1,22 +1,28 @@
 """What can be said of a vLLM server without vLLM: command, messages. With it: tests/end_to_end/vllm."""
 
 import itertools
+import json
 import sys
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from stages.blocks import HardwareSettings, LoRASettings, TokenSettings
+from stages.models.adapters import apply_lora
 from stages.process.context import StageContext
 from stages.process.errors import StageError
-from stages.responses.vllm_client import VLLMEngine, _save_weights, find_room, measure_handed_over, read_response
-from stages.responses.vllm_server import list_weights_dirs, make_command, open_vllm
+from stages.responses.vllm_client import VLLMEngine, read_response
+from stages.responses.vllm_server import list_weights_dirs, make_command, open_vllm, shares_gpu
+from stages.responses.vllm_weights import find_room, measure_handed_over, save_weights
 from stages.settings import PPOSettings, RolloutSettings
 from stages.spec import StageSpec
+from tests.pretend_gpu import pretend_gpu
 
 
 @pytest.fixture
@@ -157,7 +163,7 @@ def test_the_server_is_given_weights_in_the_precision_of_the_products(tiny, tmp_
     policy = tiny.policy()
     if bfloat16:
         tiny.compute_in_bfloat16(policy)
-    _save_weights(policy, tmp_path)
+    save_weights(policy, tmp_path)
     found = load_file(tmp_path / "model.safetensors")
     assert found.keys() == policy.state_dict().keys()  # the head too, though it is tied
     for name, weight in policy.state_dict().items():
@@ -174,3 +180,104 @@ def test_weights_go_through_memory_where_the_server_is_on_this_machine_and_there
     assert list_weights_dirs(tmp_path, "http://elsewhere:8000") == [beside]
     assert find_room([Path("/dev/shm"), tmp_path], 1000) == Path("/dev/shm")
     assert find_room([Path("/dev/shm"), tmp_path], 10**16) == tmp_path  # which then says itself that it is full
+
+
+class SleepyServer(BaseHTTPRequestHandler):
+    """Holds weights and a cache of keys and values as vLLM does, and answers only with both; `told` is all that it was asked."""
+
+    def do_GET(self):
+        self.reply({"data": [{"id": "base"}]})
+
+    def do_POST(self):
+        url = urlsplit(self.path)
+        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "{}")
+        query, held = parse_qs(url.query), self.server.held
+        told = "".join([url.path, *(f" {value}" for values in query.values() for value in values)])
+        match url.path, query:
+            case "/sleep", {"level": [level]}:
+                held["kv_cache"] = held["weights"] = False
+                self.server.forgot = level == "2"
+            case "/wake_up", {"tags": tags}:
+                held |= dict.fromkeys(tags, True)
+            case "/collective_rpc", _ if body["method"] == "reload_weights":
+                self.server.forgot = self.server.forgot and not held["weights"]
+                assert (Path(body["kwargs"]["weights_path"]) / "model.safetensors").exists()
+            case "/v1/load_lora_adapter", _:
+                assert held["weights"] and (Path(body["lora_path"]) / "adapter_model.safetensors").exists()
+            case "/v1/completions", _ if not all(held.values()) or self.server.forgot:
+                return self.send_error(500, f"asleep: {held}")
+        if not self.server.told or self.server.told[-1] != told:
+            self.server.told.append(told)
+        self.reply({"success": True, "choices": [{"token_ids": [5, 1], "logprobs": {"token_logprobs": [-1.0, -2.0]}}]})
+
+    def reply(self, found):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(found).encode())
+
+    def log_message(self, *_):
+        pass
+
+
+class Sleepless(SleepyServer):
+    def do_POST(self):
+        return self.send_error(404) if "/sleep" in self.path else super().do_POST()
+
+
+@contextmanager
+def run_sleepy_server(handler=SleepyServer):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.held, server.forgot, server.told = {"weights": True, "kv_cache": True}, False, []
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+FULL = ["/wake_up weights", "/collective_rpc", "/wake_up kv_cache", "/reset_prefix_cache true", "/v1/completions", "/sleep 2"]
+ADAPTER = ["/wake_up weights kv_cache", "/v1/load_lora_adapter", "/v1/completions", "/sleep 1"]
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_g10_a_server_on_the_same_gpu_is_awake_for_no_longer_than_it_is_asked(make_context, tiny, ranks, lora):
+    policy = tiny.policy()
+    with run_sleepy_server() as server:
+        context, settings = make_context(server=f"http://127.0.0.1:{server.server_port}", sleep=True)
+        if lora:
+            policy = apply_lora(policy, LoRASettings(rank=2), "CAUSAL_LM", context.spec.hardware)
+        else:
+            settings = settings.model_copy(update={"lora": None})
+        with open_vllm(context, ranks, settings, 64) as engine:
+            assert server.held == {"weights": False, "kv_cache": False}  # before the first prompt too
+            server.told.clear()
+            for seed in (1, 2):
+                given = {"seed": seed, "greedy": False, "share": (0, 1)}
+                answers = engine.answer(tiny.actor_learner(policy), [[3, 4], [5]], tiny.sampling(), **given)
+                assert [answer.ids for answer in answers] == [[5, 1]] * 2
+                assert server.held == {"weights": False, "kv_cache": False} and server.forgot != lora
+    told = [word for word in server.told if word != "/v1/unload_lora_adapter"]
+    assert told == (ADAPTER if lora else FULL) * 2
+
+
+def test_g10_a_server_that_cannot_sleep_is_told_with_what_to_do(make_context, ranks):
+    needed = r"start it with VLLM_SERVER_DEV_MODE=1 and --enable-sleep-mode, or set ppo\.rollout\.sleep: false"
+    with run_sleepy_server(Sleepless) as server:
+        context, settings = make_context(server=f"http://127.0.0.1:{server.server_port}", sleep=True)
+        with pytest.raises(StageError, match=needed), open_vllm(context, ranks, settings, 64):
+            pass
+
+
+def test_g10_a_server_sleeps_by_itself_where_it_shares_the_stages_gpu(make_context):
+    def sleeps(**rollout):
+        return shares_gpu(*make_context(**rollout))
+
+    assert not sleeps() and sleeps(sleep=True)  # a CPU gives no memory away
+    with pretend_gpu():
+        assert sleeps() and not sleeps(sleep=False)
+        assert not sleeps(command=["env", "CUDA_VISIBLE_DEVICES=7", "vllm"]) and not sleeps(server="http://elsewhere:8000")
+        context, settings = make_context(options=["--gpu-memory-utilization", "0.6"])
+        command = make_command(context, settings, 640, "127.0.0.1", 8000)
+        assert "--enable-sleep-mode" in command and command[-2:] == ["--gpu-memory-utilization", "0.6"] and "0.4" in command
