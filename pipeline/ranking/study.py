@@ -96,6 +96,8 @@ class Study:
                 same = (each for each in self.own(judgement.annotator) if each.item == judgement.item)
                 return any(each.repeat == judgement.repeat for each in same)
 
+            if self._held.get(judgement.item, ("", 0.0))[0] == judgement.annotator:
+                del self._held[judgement.item]  # what was skipped is for others now
             return self.journal.add(judgement, refuse=is_there)
 
     def undo(self, annotator: str) -> Judgement | None:
@@ -123,8 +125,12 @@ class Study:
         return self._queues[annotator]
 
     def _taken(self, annotator: str) -> set[str]:
-        # What a model has judged is still there for people: that is how the two are compared.
-        others = (each for each in self.journal.judgements.values() if each.annotator != annotator and not each.model)
+        # What a model has judged is still there for people: that is how the two are compared. So is what somebody skipped, for others.
+        others = (
+            each
+            for each in self.journal.judgements.values()
+            if each.annotator != annotator and not each.model and each.outcome != "skipped"
+        )
         judged = {judgement.item for judgement in others}
         now = time.monotonic()
         return judged | {item for item, (holder, until) in self._held.items() if holder != annotator and until > now}

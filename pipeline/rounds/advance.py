@@ -80,6 +80,11 @@ def tell(found: Round, command: str) -> str:
     begin = f"round {found.number}"
     if found.step == "rank" and found.answers is not None:
         ref = found.answers.ref
+        if found.lack:
+            other = f"`rlhf rank {ref} -a NAME` with another name has what was skipped ranked by somebody else, `u` there takes back"
+            return (
+                f"{begin} waits for people: all {found.sets:,} answer sets of {ref} are judged, but {found.lack}; {other}; then `{command}`"
+            )
         done = f"{found.ranked:,} of {found.sets:,} answer sets of {ref} are ranked"
         share = settings_of(found.recipe).held_out
         publish = f"rlhf rankings {ref} --publish" + (

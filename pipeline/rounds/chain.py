@@ -14,6 +14,7 @@ from pipeline.ranking.journal import Journal
 from pipeline.ranking.place import find_answers
 from pipeline.recipe.schema import Recipe, RoundSettings
 from pipeline.recipe.sources import ComparisonSource, ComparisonSplits, PartSource
+from pipeline.rounds.publish import find_lack
 from pipeline.rounds.sampling import decide_answers
 from pipeline.store.artifact import Artifact
 from pipeline.store.store import Store
@@ -36,6 +37,7 @@ class Round:
         ranked: How many answer sets somebody has judged.
         sets: How many there are.
         rankings: What was published of them.
+        lack: Why what was said of them cannot be published, though all are judged: people have to rank more.
     """
 
     number: int
@@ -47,6 +49,7 @@ class Round:
     ranked: int = 0
     sets: int = 0
     rankings: Artifact | None = None
+    lack: str = ""
 
 
 def settings_of(recipe: Recipe) -> RoundSettings:
@@ -141,6 +144,8 @@ def _look(base: Recipe, store: Store, rankings: list[Artifact]) -> Round:
     if found := find_rankings(store, answers):
         return Round(number, recipe, "next", decisions, policies[0], answers, rankings=found)
     place = find_answers(store, answers.ref)
-    judged = {each.item for each in Journal(place.journal).judgements.values()} & place.sets.keys()
-    step: Step = "publish" if len(judged) == len(place.sets) else "rank"
-    return Round(number, recipe, step, decisions, policies[0], answers, len(judged), len(place.sets))
+    judgements = Journal(place.journal).list_of(place.sets)
+    judged = {each.item for each in judgements}
+    lack = find_lack(place, judgements) if len(judged) == len(place.sets) else ""
+    step: Step = "publish" if len(judged) == len(place.sets) and not lack else "rank"
+    return Round(number, recipe, step, decisions, policies[0], answers, len(judged), len(place.sets), lack=lack)

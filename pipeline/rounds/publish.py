@@ -8,11 +8,16 @@
 A conversation has its place by a hash that is the same for all rankings: what one round holds out, no other trains on.
 """
 
+import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+import numpy as np
+
 from data.fingerprint import fingerprint
+from data.holdout import find_places
 from data.mix import split_comparisons
 from data.records import parse_row
 from data.schema import Comparison, DataError, Problem
@@ -32,7 +37,7 @@ from stages.result import Interval
 from stages.spec import RANKINGS_KIND, DataSource, DataSplits
 from stages.statistics.bootstrap import Estimate
 
-TRAIN_FILE, EVAL_FILE = "train.jsonl", "eval.jsonl"
+TRAIN_FILE, EVAL_FILE, _SAID_FILE = "train.jsonl", "eval.jsonl", "judgements.jsonl"
 _SPLIT_SEED = 0  # the same for all rankings, see above
 _BY_HAND = {"id", "kind", "note", "reason", "time", "annotator"}
 
@@ -64,44 +69,37 @@ def publish_rankings(
         StoreError: With its exit code.
     """
     judgements = journal.list_of(place.sets)
+    if lack := find_lack(place, judgements, by):
+        raise DataError([Problem(str(place.journal), "", f"{lack}; rank more, or see --by")])
     rows = {_parse(row): row for row in make_comparisons(place.sets, judgements, by)}
-    if not any(record.has_pair for record in rows):
-        found = f"found {count(len(rows), 'ranking')}, none of which prefers an answer to another"
-        raise DataError([Problem(str(place.journal), "", f"{found}; needed some that do; rank more, or see --by")])
     train, eval_side = split_comparisons(list(rows), held_out, _SPLIT_SEED, str(place.journal))
     sides: dict[str, Sequence[Comparison]] = {TRAIN_FILE: train, EVAL_FILE: eval_side}
-    metrics, intervals = _measure(summary)
-    parents = [Parent(ref=place.artifact.ref, content_id=place.artifact.content_id)] if place.artifact else []
-    fields = ManifestFields(
-        parents=parents,
-        cache_key=None,
-        precision=None,
-        world_size=1,
-        duration_s=None,
-        run_id=None,
-        data={f"comparisons.{name.partition('.')[0]}": fingerprint(side) for name, side in sides.items()},
-        config={"by": by, "held_out": held_out, "names": names} | _name_models(rows.values(), summary),
-        code=code_state(),
-        packages=package_versions(),
-        counts=_count(summary, sides) | _count_by_model(rows.values()),
-        metrics=metrics,
-        intervals=intervals,
-    )
-    if old := next((each for each in reversed(store.list(RANKINGS_KIND)) if _is_same(each, fields, store)), None):
+    said = [_describe(each, journal, names) for each in judgements]
+    files = {name: _to_lines(rows[record] for record in side) for name, side in sides.items()} | {_SAID_FILE: _to_lines(said)}
+    fields = _make_fields(place, rows.values(), summary, sides, {"by": by, "held_out": held_out, "names": names})
+    if old := next((each for each in reversed(store.list(RANKINGS_KIND)) if _is_same(each, fields, files, store)), None):
         return PublishedRankings(old, is_old=True)
+    files["summary.json"] = json.dumps(name_numbers(asdict(summary)), indent=1, ensure_ascii=False) + "\n"
     with store.staging(RANKINGS_KIND) as staging:
         with writing(staging.path):
-            for name, side in sides.items():
-                lines = [to_line(rows[record], ascii_only=False) for record in side]
-                (staging.path / name).write_text("".join(lines), encoding="utf-8")
-            said = [to_line(_describe(each, journal, names), ascii_only=False) for each in judgements]
-            (staging.path / "judgements.jsonl").write_text("".join(said), encoding="utf-8")
-            text = json.dumps(name_numbers(asdict(summary)), indent=1, ensure_ascii=False)
-            (staging.path / "summary.json").write_text(text + "\n", encoding="utf-8")
+            for name, text in files.items():
+                (staging.path / name).write_text(text, encoding="utf-8")
         published = store.publish(staging, fields)
     _list_records(store, published)
     withdraw_if_forgotten(store, published)
     return PublishedRankings(published, is_old=False)
+
+
+def find_lack(place: AnswersPlace, judgements: Sequence[Judgement], by: By = "all") -> str:
+    """Say what is missing in what was said of answers, for rankings to be published; empty where nothing is."""
+    records = [_parse(row) for row in make_comparisons(place.sets, judgements, by)]
+    usable = np.array([record.has_pair for record in records], np.bool_)
+    if len(np.unique(find_places([record.prompt for record in records], _SPLIT_SEED)[usable])) > 1:
+        return ""
+    outcomes = Counter(judgement.outcome for judgement in judgements if judgement.outcome != "ranked")
+    others = "".join(f", {number:,} x {outcome}" for outcome, number in sorted(outcomes.items()))
+    found = f"found {count(len(records), 'ranking')}{others}; {usable.sum() or 'none'} of them prefers an answer to another"
+    return f"{found}; needed such rankings of two conversations at least, to train on one and hold one out"
 
 
 def tell_published(published: PublishedRankings) -> str:
@@ -118,11 +116,44 @@ def _parse(row: Mapping[str, object]) -> Comparison:
     return record
 
 
-def _is_same(artifact: Artifact, fields: ManifestFields, store: Store) -> bool:
-    """Whether an artifact says the same of the same answers, and stands."""
-    old, names = artifact.manifest, ("data", "config", "counts", "metrics")
-    parents = [parent.content_id for parent in old.parents] == [parent.content_id for parent in fields.parents]
-    return parents and all(getattr(old, name) == getattr(fields, name) for name in names) and not store.find_withdrawal(artifact)
+def _to_lines(rows: Iterable[Mapping[str, object]]) -> str:
+    return "".join(to_line(row, ascii_only=False) for row in rows)
+
+
+def _make_fields(
+    place: AnswersPlace,
+    rows: Iterable[Mapping[str, object]],
+    summary: Summary,
+    sides: Mapping[str, Sequence[Comparison]],
+    config: dict[str, object],
+) -> ManifestFields:
+    metrics, intervals = _measure(summary)
+    rows = list(rows)
+    return ManifestFields(
+        parents=[Parent(ref=place.artifact.ref, content_id=place.artifact.content_id)] if place.artifact else [],
+        data={f"comparisons.{name.partition('.')[0]}": fingerprint(side) for name, side in sides.items()},
+        cache_key=None,
+        precision=None,
+        world_size=1,
+        duration_s=None,
+        run_id=None,
+        config=config | _name_models(rows, summary),
+        code=code_state(),
+        packages=package_versions(),
+        counts=_count(summary, sides) | _count_by_model(rows),
+        metrics=metrics,
+        intervals=intervals,
+    )
+
+
+def _is_same(artifact: Artifact, fields: ManifestFields, files: Mapping[str, str], store: Store) -> bool:
+    """Whether an artifact was made in the same way from the same answers and judgements, to the last flag, and stands."""
+    old = artifact.manifest
+    if [parent.content_id for parent in old.parents] != [parent.content_id for parent in fields.parents] or old.config != fields.config:
+        return False
+    kept = {entry.path: entry.sha256 for entry in old.files}
+    same = all(kept.get(name) == hashlib.sha256(text.encode()).hexdigest() for name, text in files.items())
+    return same and not store.find_withdrawal(artifact)
 
 
 def _describe(judgement: Judgement, journal: Journal, names: bool) -> dict[str, object]:

@@ -57,6 +57,17 @@ def test_one_ranks_all_once_and_every_tenth_is_a_repetition_in_another_order(mak
     assert all(sorted(each.order) == [0, 1, 2, 3] for each in shown)
 
 
+def test_what_one_skips_is_there_for_others_and_what_one_cannot_say_is_done(make_study):
+    study = make_study(3, overlap=0.0, repeats=0.0)
+    skipped = study.next("ann")
+    judge(study, "ann", skipped, outcome="skipped", ranks=None)
+    unclear = study.next("ann")
+    judge(study, "ann", unclear, outcome="cannot say", ranks=None)
+    assert study.progress("ann").left == 1 and study.progress("ben").left == 2
+    shown = {each.item for each in run(study, "ben")["ben"]}
+    assert skipped.item in shown and unclear.item not in shown and len(shown) == 2
+
+
 def test_several_share_the_sets_but_for_the_overlap(make_study):
     shown = run(make_study(40, overlap=0.25), "ann", "ben")
     by = Counter(each.item for annotator in shown.values() for each in annotator if not each.repeat)

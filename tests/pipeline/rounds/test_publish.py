@@ -6,7 +6,7 @@ import uuid
 import pytest
 
 from pipeline.errors import ResourceError
-from pipeline.ranking.journal import Journal, Judgement
+from pipeline.ranking.journal import Journal, Judgement, Undo
 from pipeline.ranking.place import find_answers
 from stages.spec import EXIT_MISSING, EXIT_USAGE
 
@@ -89,12 +89,31 @@ def test_answers_that_are_not_there_or_not_ranked_are_refused(store, answers, rl
     refused = rlhf_here("rankings", "answer@v1")
     assert refused.returncode == EXIT_USAGE and "no such file; a file of answers, or an artifact such as answers@v1" in refused.stderr
     refused = rlhf_here("rankings", "answers@v1", "--publish")
-    assert refused.returncode == EXIT_USAGE and "found 0 rankings, none of which prefers" in refused.stderr
+    assert refused.returncode == EXIT_USAGE and "found 0 rankings; none of them prefers an answer" in refused.stderr
     place = find_answers(store, "answers@v1")
     place.make_room()
     say(place, 3, ranks=(1, 1, 1))
-    assert "found 3 rankings, none of which prefers" in rlhf_here("rankings", "answers@v1", "--publish").stderr
+    assert "found 3 rankings; none of them prefers" in rlhf_here("rankings", "answers@v1", "--publish").stderr
     assert store.list("rankings") == []
+
+
+def test_rankings_that_differ_in_what_no_figure_tells_are_other_ones(store, answers, rlhf_here):
+    """Flags, seconds and who said what are in the artifact, though nothing is counted or measured of some of them."""
+    place = find_answers(store, "answers")
+    place.make_room()
+    say(place, flags={"harmful": (0,)})
+    assert "rankings@v1: published" in rlhf_here("rankings", "answers", "--publish").stdout
+    journal = Journal(place.journal)
+    last = list(journal.judgements.values())[-1]
+    again = Judgement(**{**last.model_dump(), "id": uuid.uuid4().hex, "flags": {"wrong": (0,)}})
+    journal.add_all([Undo(id=last.id, annotator=last.annotator, time=2.0), again])
+    assert "rankings@v2: published" in rlhf_here("rankings", "answers", "--publish").stdout
+    assert "rankings@v2: is there already" in rlhf_here("rankings", "answers", "--publish").stdout
+    first, second = (store.get(f"rankings@v{number}").manifest for number in (1, 2))
+    assert (first.counts, first.metrics, first.data) == (second.counts, second.metrics, second.data)
+    text = (store.get("rankings@v2").path / "judgements.jsonl").read_text()
+    assert text.count('"wrong"') == 1 and text.count('"harmful"') == 39
+    assert "rankings@v3: published" in rlhf_here("rankings", "answers", "--publish", "--names").stdout
 
 
 def test_a_file_keeps_its_journal_beside_it_and_an_artifact_in_the_store(store, answers, tmp_path):

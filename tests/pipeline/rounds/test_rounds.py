@@ -24,12 +24,13 @@ def rlhf(rlhf_here, finished_run, fake_stages, tmp_path):
     return rlhf_here
 
 
-def judge_all(store, ref, count=8):
+def judge_all(store, ref, count=8, annotator="ann", **more):
     place = find_answers(store, ref)
     place.make_room()
     journal = Journal(place.journal)
+    said = {"order": (0, 1), "outcome": "ranked", "ranks": (1, 2), "time": 1.0, **more}
     for item in list(place.sets)[:count]:
-        journal.add(Judgement(id=uuid.uuid4().hex, item=item, annotator="ann", order=(0, 1), outcome="ranked", ranks=(1, 2), time=1.0))
+        journal.add(Judgement(id=uuid.uuid4().hex, item=item, annotator=annotator, **said))
 
 
 def parents_of(store, ref):
@@ -64,6 +65,23 @@ def test_a_round_waits_for_people_then_trains_on_old_and_new_and_the_next_begins
     assert rlhf("rankings", "answers@v2", "--publish").returncode == 0
     assert "(rankings@v2 added)" in rlhf("plan", recipe, "--set", "rounds={}").stdout
     assert [each.step for each in walk(open_rounds(str(recipe), []), store)] == ["next", "next", "train"]
+
+
+def test_a_round_in_which_people_only_skipped_waits_for_people_and_says_so_in_one_line(rlhf, finished_run, tmp_path):
+    store, recipe = Store(tmp_path / "store"), finished_run.recipe_path
+    rlhf("round", recipe)
+    judge_all(store, "answers@v1", outcome="skipped", ranks=None, reason="not my field")
+    waits = rlhf("round", recipe)
+    assert waits.returncode == EXIT_WAITING and waits.stderr == ""
+    told = waits.stdout.splitlines()[-1]
+    assert told.startswith("round 1 waits for people: all 8 answer sets of answers@v1 are judged, but found 0 rankings, 8 x skipped; none")
+    assert "`rlhf rank answers@v1 -a NAME` with another name has what was skipped ranked by somebody else" in told
+    assert told in rlhf("plan", recipe, "--set", "rounds={}").stdout
+    # One alone cannot be trained on and tested; with a second one the round goes on.
+    judge_all(store, "answers@v1", 1, annotator="ben")
+    assert "found 1 ranking, 8 x skipped; 1 of them prefers" in rlhf("round", recipe).stdout
+    judge_all(store, "answers@v1", 2, annotator="ben")
+    assert [each.step for each in walk(open_rounds(str(recipe), []), store)] == ["publish"]
 
 
 def test_a_recipe_without_comparisons_begins_with_the_sft_model(rlhf, finished_run, tmp_path):
