@@ -38,6 +38,8 @@ def make_spec(recipe: Recipe, inputs: Inputs, decision: Decision, output_dir: Pa
     for role, maker in STAGES[stage].models.items():
         made = decision.parents.get(maker) if maker else None
         models[role] = str(made.opened_path) if made else inputs.base_model
+    if stage == "ppo" and (start := decision.parents.get("ppo")):
+        models["start"] = str(start.opened_path)
     settings = recipe.settings(stage)
     if isinstance(settings, EvaluateSettings) and settings.judge is not None and inputs.judge_model is not None:
         models["judge"] = inputs.judge_model.path

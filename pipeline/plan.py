@@ -14,6 +14,7 @@ from pipeline.inputs.demo import demo_directory, demo_seeds
 from pipeline.inputs.mixing import FROM
 from pipeline.inputs.prepare import Inputs, prepare
 from pipeline.inputs.slices import slice_config
+from pipeline.inputs.start import require_same_sft
 from pipeline.recipe.schema import Recipe
 from pipeline.runs.unfinished import describe_unfinished
 from pipeline.store.artifact import Artifact
@@ -93,6 +94,9 @@ def decide(
         force: Run it even where an artifact has its key.
     """
     own_parents: dict[str, Artifact] = dict(parents) if STAGES[stage].asked_for else {kind: parents[kind] for kind in recipe.parents(stage)}
+    if stage == "ppo" and inputs.start is not None:
+        require_same_sft(recipe, inputs.start, own_parents["sft"])
+        own_parents["ppo"] = inputs.start
     config = slice_config(stage, recipe, inputs)
     data = inputs.fingerprints(stage, recipe)
     content = {kind: parent.content_id for kind, parent in own_parents.items()}
@@ -162,7 +166,8 @@ def _decide_waiting(stage: StageName, waiting: Sequence[str], recipe: Recipe, in
     """Decide a stage whose parents will run: it surely runs when something else differs too, else it depends on what they become."""
     config = slice_config(stage, recipe, inputs)
     data = inputs.fingerprints(stage, recipe)
-    reasons = [*_find_withdrawn(stage, store), *_differences(stage, config, data, dict.fromkeys(recipe.parents(stage)), store)]
+    parents = dict.fromkeys(recipe.parents(stage)) | ({"ppo": inputs.start} if stage == "ppo" and inputs.start else {})
+    reasons = [*_find_withdrawn(stage, store), *_differences(stage, config, data, parents, store)]
     reasons = ["--force was given"] if force else reasons
     if reasons:
         return Decision(stage, "run", reasons=reasons, config=config)
@@ -210,8 +215,14 @@ def _differences(
     for kind, parent in new_parents.items():
         before = old_parents.get(kind)
         if before is None or (parent is not None and before.content_id != parent.content_id):
-            yield f"{kind} changed {before.ref if before else 'none'} -> {parent.ref if parent else 'a new one'}"
-    yield from (f"{kind} changed {before.ref} -> none" for kind, before in old_parents.items() if kind not in new_parents)
+            yield f"{_name_parent(stage, kind)} changed {before.ref if before else 'none'} -> {parent.ref if parent else 'a new one'}"
+    gone = (kind for kind in old_parents if kind not in new_parents)
+    yield from (f"{_name_parent(stage, kind)} changed {old_parents[kind].ref} -> none" for kind in gone)
+
+
+def _name_parent(stage: StageName, kind: str) -> str:
+    """Name what a stage reads; a policy that PPO reads is where it begins."""
+    return "ppo.start" if stage == "ppo" and kind == STAGES["ppo"].kind else kind
 
 
 def _name_sources(kind: str, old: Mapping[str, str], new: Mapping[str, str]) -> str:

@@ -132,6 +132,12 @@ class RMSettings(_Optimization):
 class PPOSettings(_Optimization):
     """Stage 3, PPO (Schulman et al. 2017) against the reward model with a KL penalty (Ziegler et al. 2019)."""
 
+    start: str | None = Field(
+        None,
+        pattern=r"^ppo@[A-Za-z][A-Za-z0-9_.-]{0,63}$",
+        description="Policy at which it begins in place of the SFT model, such as ppo@v1: one that learnt from the same SFT model, to "
+        "which the KL penalty stays, with the same ppo.lora. null: the SFT model.",
+    )
     learning_rate: float = Field(3e-6, gt=0, description="Peak learning rate of the policy.")
     critic_learning_rate: float | None = Field(None, gt=0, description="Peak learning rate of the critic; default: the policy's.")
     lr_schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="Shape of the decay after the warm-up.")

@@ -220,7 +220,9 @@ class StageSpec(Closed):
     settings: StageSettings
     tokens: TokenSettings
     hardware: HardwareSettings
-    models: dict[str, str] = Field(description="Role (sample: ref; evaluate: judge too) -> model directory or hub id, per STAGES.")
+    models: dict[str, str] = Field(
+        description="Role (sample: ref; evaluate: judge too; ppo: start too) -> model directory or hub id, per STAGES."
+    )
     revision: str | None = Field(None, description="Revision of a base model from the hub.")
     data: dict[str, DataSplits] = Field(description="Record kind -> sources, per `data_inputs`.")
     eval_fraction: float = Field(

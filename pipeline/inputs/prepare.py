@@ -13,6 +13,7 @@ from pipeline.inputs.judge_code import identify_judge
 from pipeline.inputs.judge_model import JudgeModel, find_judge_model
 from pipeline.inputs.mixing import MixedSources, mix_sources
 from pipeline.inputs.records import Reading, Told, read_data
+from pipeline.inputs.start import find_start
 from pipeline.privacy.lists import find_forgotten
 from pipeline.recipe.base_files import pin_revision
 from pipeline.recipe.schema import Recipe
@@ -37,6 +38,7 @@ class Inputs:
         rankings: The published rankings among them.
         forgotten: The store's `records/`, where something was forgotten.
         judge_model: The second reward model that judges.
+        start: The policy at which PPO begins; None: at the SFT model.
     """
 
     base_model: str
@@ -50,6 +52,7 @@ class Inputs:
     judge_model: JudgeModel | None = None
     weights: dict[str, float] = field(default_factory=dict[str, float])
     rankings: list[Artifact] = field(default_factory=list["Artifact"])
+    start: Artifact | None = None
 
     def fingerprints(self, stage: StageName, recipe: Recipe) -> dict[str, dict[str, str]]:
         """Return the content hashes of what a stage reads: kind -> split -> hash."""
@@ -167,4 +170,5 @@ def prepare(
         judge_model=judge_model,
         weights=weights,
         rankings=rankings,
+        start=find_start(recipe, store_root, verify=keep_notes) if "ppo" in stages else None,
     )

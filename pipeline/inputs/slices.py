@@ -30,6 +30,7 @@ def slice_config(stage: StageName, recipe: Recipe, inputs: Inputs) -> dict[str, 
     if stage == "rm" and settings["margin"] == "none":
         del settings["margin"], settings["margin_scale"]  # keys from before there was a choice stay valid
     if stage == "ppo":
+        del settings["start"]  # stands among the parents, by its content
         settings["rollout"] = {name: value for name, value in settings["rollout"].items() if name not in _WITHOUT_EFFECT_IN_ROLLOUT}
         if settings["ptx_data"] == "demonstrations":
             del settings["ptx_data"]  # the default: keys from before there was a choice stay valid

@@ -51,6 +51,12 @@ class RoundSettings(Closed):
 
     weight: float = Field(1.0, gt=0, le=100, description="How often each ranking of a round is seen in an epoch of the reward model.")
     held_out: float = Field(0.1, gt=0, lt=1, description="Share of a round's conversations that is held out, in all later rounds too.")
+    start: Literal["sft", "policy"] = Field(
+        "sft",
+        description="Where PPO begins in a round after the first: at the SFT model, so that nothing is handed on of what the last policy "
+        "learnt of an older reward model's blind spots (Bai et al. 2022, 4.5, train anew on all comparisons); or at the last policy, which "
+        "takes fewer iterations (Llama 2, 3.2.3, goes on from the last model). The KL penalty is to the SFT model in both.",
+    )
     with_sft: bool = Field(False, description="The SFT model answers in turn with the policy, so that old and new answers are compared.")
 
 

@@ -18,7 +18,7 @@ from pipeline.rounds.publish import find_lack
 from pipeline.rounds.sampling import decide_answers
 from pipeline.store.artifact import Artifact
 from pipeline.store.store import Store
-from stages.spec import RANKINGS_KIND, StageName
+from stages.spec import RANKINGS_KIND, STAGES, StageName
 
 Step = Literal["train", "sample", "rank", "publish", "next"]
 
@@ -60,12 +60,14 @@ def settings_of(recipe: Recipe) -> RoundSettings:
 def walk(recipe: Recipe, store: Store) -> Iterator[Round]:
     """Yield the rounds that are done, and last the one that is not; nothing is written."""
     rankings: list[Artifact] = []
+    policy: Artifact | None = None
     while True:
-        found = _look(recipe, store, rankings)
+        found = _look(_begin_at(recipe, policy), store, rankings)
         yield found
         if found.rankings is None:
             return
         rankings.append(found.rankings)
+        policy = found.policy
 
 
 def selection_of(recipe: Recipe) -> Selection:
@@ -129,6 +131,13 @@ def find_replaced(store: Store, rankings: list[Artifact]) -> list[tuple[Artifact
                 learnt = (model for parents, model in models if older.content_id in parents and newer.content_id not in parents)
                 found += [(older, newer, model) for model in learnt][:1]
     return found
+
+
+def _begin_at(recipe: Recipe, policy: Artifact | None) -> Recipe:
+    """Have PPO begin at the last round's policy, with `rounds.start: policy`; without comparisons the first policy is the SFT model."""
+    if settings_of(recipe).start == "sft" or policy is None or policy.kind != STAGES["ppo"].kind:
+        return recipe
+    return recipe.model_copy(update={"ppo": recipe.ppo.model_copy(update={"start": policy.ref})})
 
 
 def _look(base: Recipe, store: Store, rankings: list[Artifact]) -> Round:

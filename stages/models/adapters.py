@@ -163,6 +163,21 @@ def is_unmerged_adapter(directory: Path) -> bool:
     return (directory / ADAPTER_CONFIG).exists() and not (directory.parent / MERGED_DIR).exists()
 
 
+def take_adapter(model: Any, directory: Path) -> None:
+    """Set the adapter of a model to one that was trained on the same base, in the same places.
+
+    Raises:
+        StageError: It has other places or sizes; exit code 3.
+    """
+    from peft import get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+
+    found, own = load_peft_weights(str(directory), device="cpu"), get_peft_model_state_dict(model)
+    if {name: value.shape for name, value in found.items()} != {name: value.shape for name, value in own.items()}:
+        told = f"found an adapter in {directory} with other places or ranks than lora says"
+        raise StageError(f"{told}; needed the same, to go on with it; set lora as it was made", EXIT_VERIFICATION)
+    set_peft_model_state_dict(model, found)
+
+
 def merge_adapter(model: Any, adapter: str) -> Any:
     """Add an adapter, from its directory, to the weights of the model that it was trained on; all of them can learn then."""
     from peft import PeftModel

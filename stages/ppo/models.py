@@ -29,6 +29,7 @@ from stages.models.adapters import (
     make_lora_config,
     settle_casts,
     share_weights,
+    take_adapter,
 )
 from stages.models.compiling import compile_layers
 from stages.models.forward import note_padding
@@ -63,26 +64,28 @@ def load_models(context: StageContext, settings: PPOSettings, tokenizer: Any) ->
     Raises:
         StageError: policy and reward model have embeddings of different sizes.
     """
-    sft, rm, hardware = context.spec.models["sft"], context.spec.models["rm"], context.spec.hardware
+    sft, rm, start = (context.spec.models.get(role, "") for role in ("sft", "rm", "start"))
+    hardware = context.spec.hardware
     engine = choose_engine(context)
 
     quantizes = bool(settings.lora and settings.lora.quantize)
 
-    def open_policy() -> Any:
-        model = _quantize(load_policy(sft, hardware, engine=engine, on_cpu=quantizes), settings, hardware)
+    def open_policy(path: str) -> Any:
+        model = _quantize(load_policy(path, hardware, engine=engine, on_cpu=quantizes), settings, hardware)
         align_special_tokens(model, tokenizer)
         return model
 
     def open_reward_model() -> Any:
         return _quantize(load_reward_model(rm, hardware, engine=engine, on_cpu=quantizes), settings, hardware)
 
-    policy = open_policy()
+    # A full policy opens by itself; an adapter goes on upon the SFT model, below.
+    policy = open_policy(sft if settings.lora else start or sft)
     note_padding(context, policy)
     if settings.rollout.engine == "torch":
         note_decoding(context, policy)
     shares_weights = settings.lora is not None and settings.share_weights
     # What does not learn is narrowed as soon as it is there, before the next model comes beside it.
-    ref_policy: Any = share_weights(policy) if shares_weights else precision.freeze(open_policy(), hardware)
+    ref_policy: Any = share_weights(policy) if shares_weights else precision.freeze(open_policy(sft), hardware)
     reward_adapter = find_reward_adapter(sft, rm) if shares_weights else None
     reward_model = load_reward_adapter(ref_policy, reward_adapter) if reward_adapter else open_reward_model()
     if not shares_weights:
@@ -96,6 +99,8 @@ def load_models(context: StageContext, settings: PPOSettings, tokenizer: Any) ->
         adapter = _without_dropout(context, settings.lora)
         torch.manual_seed(context.spec.seed)  # adapters start alike, however the models were loaded
         policy = apply_lora(policy, adapter, "CAUSAL_LM", hardware)
+        if start:
+            take_adapter(policy, _adapter_directory(start))
         put_adapter_into(critic_source, adapter, hardware)
     for model in (critic_source, reward_model):
         settle_casts(model, hardware)

@@ -54,6 +54,8 @@ def main(context: StageContext) -> StageResult:
     spec, settings = context.spec, _settings(context)
     judge = load_judge(spec.judge, spec.judge_directory)
     check_handoff(spec.models["sft"], spec.models["rm"])
+    if "start" in spec.models:
+        context.note(f"the policy begins at {settings.start}, and so does the KL, which is to the SFT model")
     if settings.lora:
         require_adapter_base(spec.models["sft"], "ppo.lora")
         check_lora(spec.models["sft"], {"ppo": settings.lora})
@@ -121,7 +123,7 @@ def train(context: StageContext, trainer: PPOTrainer, held_out: HeldOut) -> tupl
     """Iterate from the newest complete checkpoint to the end, or to a checkpoint where a stop is asked for.
 
     Returns:
-        (The last iteration's metrics, and the held-out figures of the SFT policy as `eval/start/...`; the best iteration before the last).
+        (The last iteration's metrics, and the held-out figures at the start as `eval/start/...`; the best iteration before the last).
     """
     settings = trainer.settings
     start_figures, metrics, best = _resume_or_start(context, trainer, held_out)
@@ -159,7 +161,7 @@ def train(context: StageContext, trainer: PPOTrainer, held_out: HeldOut) -> tupl
 def _resume_or_start(
     context: StageContext, trainer: PPOTrainer, held_out: HeldOut
 ) -> tuple[dict[str, float], dict[str, float], Candidate | None]:
-    """Load the newest complete checkpoint, or evaluate the SFT policy; returns (figures at the start, last metrics, best so far)."""
+    """Load the newest complete checkpoint, or evaluate the policy as it is; returns (figures at the start, last metrics, best so far)."""
     found = find_checkpoint(context)
     saved = trainer.load(found[0]) if found else None
     best = best_so_far.from_state(saved.get("best")) if saved else None
@@ -171,7 +173,7 @@ def _resume_or_start(
     context.event("start", stage="ppo", unit="iteration", total=trainer.settings.iterations, resumed_step=trainer.iteration)
     if saved:
         return saved["start_figures"], saved["metrics"], best
-    start_figures, _ = held_out.answer("sampled", context.tells("held-out answers of the SFT model"))
+    start_figures, _ = held_out.answer("sampled", context.tells("held-out answers of the policy as it begins"))
     context.write_metrics(0, start_figures)
     return start_figures, {}, None
 

@@ -84,6 +84,25 @@ def test_a_round_in_which_people_only_skipped_waits_for_people_and_says_so_in_on
     assert [each.step for each in walk(open_rounds(str(recipe), []), store)] == ["publish"]
 
 
+def test_ppo_begins_at_the_last_policy_where_the_recipe_says_so_and_at_sft_otherwise(rlhf, finished_run, tmp_path):
+    store, options = Store(tmp_path / "store"), (finished_run.recipe_path, "--set", "rounds.start=policy")
+    begins_anew = open_rounds(str(finished_run.recipe_path), ["rounds.start=sft"])
+    assert rlhf("round", *options).returncode == EXIT_WAITING  # the first policy is that of any recipe: it begins at the SFT model
+    assert [artifact.ref for artifact in store.list("ppo")] == ["ppo@v1"]
+    judge_all(store, "answers@v1")
+    rlhf("rankings", "answers@v1", "--publish")
+    assert "ppo.start changed none -> ppo@v1" in " ".join(rlhf("plan", *options).stdout.split())
+    trained = rlhf("round", *options)
+    assert trained.returncode == 0, trained.stderr
+    assert parents_of(store, "rm@v2") == ["sft@v1", "rankings@v1"]
+    assert parents_of(store, "ppo@v2") == ["sft@v1", "rm@v2", "ppo@v1"]
+    made = store.get("ppo@v2")
+    spec = json.loads((store.root / "runs" / made.manifest.run_id / "spec.json").read_text())
+    assert spec["models"]["start"] == str(store.get("ppo@v1").opened_path) and "start" not in made.manifest.config["ppo"]
+    assert "round 2: ppo@v2 is there" in rlhf("plan", *options).stdout
+    assert [each.step for each in walk(begins_anew, store)] == ["next", "train"]
+
+
 def test_a_recipe_without_comparisons_begins_with_the_sft_model(rlhf, finished_run, tmp_path):
     store = Store(tmp_path / "store")
     options = (finished_run.recipe_path, "--set", "data.comparisons=null", "--set", "sample.which=all")

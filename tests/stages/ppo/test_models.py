@@ -8,13 +8,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stages.blocks import HardwareSettings, LoRASettings
-from stages.models.adapters import find_backbone
+from stages.models.adapters import apply_lora, find_backbone
 from stages.models.policy import load_policy
 from stages.models.quantization import quantize_layers
 from stages.models.reward_model import compute_scores
+from stages.models.save import save_model
 from stages.models.tokenizer import load_tokenizer
 from stages.ppo.models import find_reward_adapter, load_models
 from stages.process.context import StageContext
+from stages.process.errors import StageError
 
 LORA = LoRASettings(rank=4)
 QLORA = LoRASettings(rank=4, quantize="nf4")
@@ -35,9 +37,10 @@ def count_bytes(modules):
 def load(make_stage, base_model_dir, reward_adapter_dir):
     """Load the models of the stage: load(tag, rm=..., hardware=..., **settings) -> (spec, models, notes)."""
 
-    def load_here(tag, rm=reward_adapter_dir, hardware=None, **settings):
+    def load_here(tag, rm=reward_adapter_dir, hardware=None, start=None, **settings):
         given = {"hardware": hardware} if hardware else {}
-        spec = make_stage("ppo", tag=tag, models={"sft": base_model_dir, "rm": rm}, **given, **{"lora": LORA} | settings).spec
+        models = {"sft": base_model_dir, "rm": rm} | ({"start": start} if start else {})
+        spec = make_stage("ppo", tag=tag, models=models, **given, **{"lora": LORA} | settings).spec
         loaded = load_models(StageContext(spec), spec.settings, load_tokenizer(str(base_model_dir)))
         return loaded, spec.events_path.read_text() if spec.events_path.exists() else ""
 
@@ -92,6 +95,51 @@ def test_sharing_changes_no_number(run, reward_adapter_dir, hardware):
         assert metrics["objective/kl"] == pytest.approx(metrics_apart["objective/kl"], abs=1e-3)
         for name, weight in weights.items():
             torch.testing.assert_close(weight, apart[name], atol=1e-4, rtol=1e-3)
+
+
+def change_model(path, name, by):
+    """Change one tensor of a saved model; returns it."""
+    state = load_file(path)
+    state[name] = state[name] + by
+    save_file(state, path, metadata={"format": "pt"})
+    return state[name]
+
+
+@pytest.mark.slow
+def test_a_policy_that_goes_on_begins_at_its_weights_and_its_kl_is_to_sft(run, base_model_dir, reward_model_dir, tmp_path):
+    start = shutil.copytree(base_model_dir, tmp_path / "start")
+    changed = change_model(start / "model.safetensors", "model.layers.0.mlp.up_proj.weight", 0.02)
+    spec, result, trainer = run(models={"start": start}, start="ppo@v1", iterations=1, learning_rate=1e-9)
+    weight, reference = (find_backbone(model).layers[0].mlp.up_proj.weight for model in (trainer.policy, trainer.reference.policy))
+    torch.testing.assert_close(weight, changed, atol=1e-6, rtol=0)
+    torch.testing.assert_close(reference, changed - 0.02, atol=1e-6, rtol=0)
+    assert abs(result.metrics["eval/start/kl"]) > 0.01 and result.metrics["val/ratio_start_deviation"] < 1e-5
+    assert "the policy begins at ppo@v1" in spec.events_path.read_text()
+
+
+def test_an_adapter_that_goes_on_is_taken_onto_the_shared_backbone(load, run_adapter, base_model_dir, tmp_path):
+    loaded, notes = load("goes-on", start=run_adapter)
+    assert "one backbone" in notes
+    found = {
+        name.replace(".default", ""): value for name, value in loaded.actor_critic.actor.policy.state_dict().items() if "lora_" in name
+    }
+    saved = load_file(run_adapter / "adapter_model.safetensors")
+    assert found.keys() == saved.keys() and all(torch.equal(saved[name], found[name]) for name in saved)
+    assert all(value.requires_grad for name, value in loaded.actor_critic.actor.policy.named_parameters() if "lora_" in name)
+    with pytest.raises(StageError, match="other places or ranks than lora says"):
+        load("other-rank", start=run_adapter, lora=LoRASettings(rank=2))
+
+
+@pytest.fixture
+def run_adapter(base_model_dir, tmp_path):
+    """A policy's adapter with random weights; `merged/` lies beside it."""
+    hardware = HardwareSettings(device="cpu", precision="float32", threads=1)
+    model = apply_lora(load_policy(str(base_model_dir), hardware), LORA, "CAUSAL_LM", hardware)
+    torch.manual_seed(2)
+    for parameter in (value for name, value in model.named_parameters() if "lora_B" in name):
+        torch.nn.init.normal_(parameter, std=0.05)
+    save_model(model, load_tokenizer(str(base_model_dir)), tmp_path / "policy", merge=True)
+    return tmp_path / "policy" / "model"
 
 
 def test_the_critic_starts_as_the_reward_model(load, tiny):
