@@ -1,12 +1,15 @@
 """Records -> the artifacts that learnt from them, directly or through those that they were made from."""
 
 import json
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.fields import Columns, FieldError, present_columns
+from data.file_kinds import FILE_FORMATS, OTHER_FILES
 from data.formats.table import ALL_COLUMNS, OWN, recognise
 from data.identity import ask_for
 from data.records import parse_row
@@ -14,9 +17,13 @@ from data.rows import read_rows
 from data.schema import KINDS, DataError, Problem, Record, RecordKind
 from pipeline.privacy.lists import count_listed, list_path
 from pipeline.store.artifact import Artifact
+from pipeline.store.disk import expand_home
 from pipeline.store.store import Store
 from stages.spec import ARTIFACT_KINDS, MODEL_KINDS, DataSource
 
+_MAX_PATH_CHARS = 4095
+_FILE_ENDINGS = {Path(f"a{ending}").suffix for ending in (*FILE_FORMATS, *OTHER_FILES)}
+_NEEDED = 'needed a file of records that can be read; correct its name, or, if it is a text, give {"prompt": "..."}'
 _CLAIMED = "an object with the columns of a record"
 
 
@@ -59,17 +66,36 @@ def read_asked(text: str) -> list[Record]:
         DataError: There is no record in it, with every line that holds none.
     """
     problems: list[Problem] = []
-    path = Path(text).expanduser() if "\n" not in text and len(text) < 4096 else None
-    with suppress(OSError):
-        if path is not None and path.is_file():
-            rows = read_rows(DataSource.model_validate({"path": str(path)}), ALL_COLUMNS, problems.append)
-            asked = [record for where, row in rows for record in _read_row(where, row, problems)]
-            return _require(asked, problems, text)
+    if (path := _find_file(text)) is not None:
+        rows = read_rows(DataSource.model_validate({"path": str(path)}), ALL_COLUMNS, problems.append)
+        asked = [record for where, row in rows for record in _read_row(where, row, problems)]
+        return _require(asked, problems, text)
     row: object = {"prompt": text, "text": text}
     if text.lstrip().startswith(("{", "[")):
         with suppress(ValueError, RecursionError):
             row = json.loads(text)
     return _require(list(_read_row("RECORD", row, problems)), problems, text)
+
+
+def _find_file(text: str) -> Path | None:
+    """Find the file that is named; None where it is a text. A name that was mistyped must not be looked for, or forgotten, as a text.
+
+    Raises:
+        DataError: It names no file, and is hardly a text either.
+    """
+    if "\n" in text or not 0 < len(text) <= _MAX_PATH_CHARS:
+        return None
+    path = expand_home(text)
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        if path.suffix in _FILE_ENDINGS or os.path.lexists(path):
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise DataError([Problem(text[:80], "", f"{reason}; {_NEEDED}")]) from error
+        return None
+    if not stat.S_ISREG(mode):
+        raise DataError([Problem(text[:80], "", f"found no plain file; {_NEEDED}")])
+    return path
 
 
 def _require(asked: list[Record], problems: list[Problem], text: str) -> list[Record]:

@@ -13,6 +13,7 @@ from pipeline.errors import StoreError
 from pipeline.store.artifact import Artifact
 from pipeline.store.disk import hash_file, make_directories, sync_directory, writing
 from pipeline.store.manifest import FileEntry
+from pipeline.store.parts import PARTS
 from pipeline.store.store import Store
 from stages.spec import EXIT_USAGE, EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR
 
@@ -37,6 +38,7 @@ def export_artifact(store: Store, ref: str, directory: Path, *, merged: bool, fi
     """
     directory = directory.absolute()
     _require_free(directory)
+    _require_elsewhere(store, directory)
     artifact = store.require_verified(store.get(ref).ref)
     entries = (merged and _list_part(artifact, MERGED_DIR)) or _list_part(artifact, MODEL_DIR)
     if not entries:
@@ -68,6 +70,13 @@ def _list_part(artifact: Artifact, part: str) -> dict[str, FileEntry]:
 def _require_free(directory: Path) -> None:
     if os.path.lexists(directory) and not (directory.is_dir() and not directory.is_symlink() and not any(directory.iterdir())):
         raise StoreError(f"{directory}: already there; a new or an empty directory is needed; choose another", EXIT_USAGE)
+
+
+def _require_elsewhere(store: Store, directory: Path) -> None:
+    below = Path(os.path.realpath(directory)).parts[len(Path(os.path.realpath(store.root)).parts) :]
+    if below and below[0] in PARTS and Path(os.path.realpath(directory)).is_relative_to(os.path.realpath(store.root)):
+        found = f"{directory}: found a place in {below[0]}/ of the store, which is its own"
+        raise StoreError(f"{found}; a directory elsewhere is needed; choose another", EXIT_USAGE)
 
 
 def _sync(path: Path) -> None:

@@ -139,7 +139,10 @@ def _check_model(source: Directory, names: list[str]) -> int:
 def _resolve(source: Directory, name: str) -> Path:
     """Follow a link as a hub's cache makes them (`../../blobs/<hash>`), and no other."""
     path = source.path / name
-    target = path.resolve()
+    try:
+        target = path.resolve()
+    except RuntimeError:  # links that go round in a circle
+        raise ValueError(f"{name!r}: a link that leads nowhere; copy the file there") from None
     own, blobs = source.path.resolve(), (source.path.resolve() / "../../blobs").resolve()
     if not target.is_relative_to(own) and target.parent != blobs:
         raise ValueError(f"{name!r}: a link to {target}, outside of the model; copy the file there")

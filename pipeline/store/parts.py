@@ -24,7 +24,7 @@ _LOCK_FILE = ".lock"
 RUN_PATTERN = re.compile(r"(?P<stage>[a-z]+)-(?P<key>[0-9a-f]{16})")
 
 # Those in which each directory of such a name is a part too.
-_PARTS = {
+PARTS = {
     ARTIFACTS_DIR: KIND_PATTERN,
     ALIASES_DIR: KIND_PATTERN,
     RUNS_DIR: RUN_PATTERN,
@@ -54,7 +54,7 @@ def require_own_parts(root: Path) -> None:
         ResourceError: one is (exit 5).
     """
     with suppress(FileNotFoundError), reading(root), open_root(root) as store:
-        for part, pattern in _PARTS.items():
+        for part, pattern in PARTS.items():
             with suppress(FileNotFoundError), store.enter(part) as directory:
                 links = sorted(directory.links()) if pattern else []
                 if found := next((name for name in links if pattern and pattern.fullmatch(name)), None):

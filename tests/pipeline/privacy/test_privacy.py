@@ -1,6 +1,7 @@
 """A person's record in demonstrations, rankings and prompts: traced, forgotten, and gone after one more run."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -183,6 +184,19 @@ def test_a_row_is_looked_for_as_all_that_it_can_be_read_as(tmp_path):
     (tmp_path / "rows.jsonl").write_text(shared + '\n{"answer": 3}\n')
     with pytest.raises(DataError, match=r"rows\.jsonl:2: found no record of any kind; needed"):
         read_asked(str(tmp_path / "rows.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "name", ["poeple.jsonl", "my poeple.json", "gone/people.txt", "link", "folder", "pipe", "people.jsonl.gz", "x" * 3000 + ".csv"]
+)
+def test_a_name_that_is_no_file_of_records_is_neither_looked_for_nor_forgotten_as_a_text(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="needed a file of records that can be read"):
+        read_asked(name)
+    assert read_asked(json.dumps({"prompt": name})) and read_asked("who wrote it?") and read_asked("a text.\nmy poeple.json")
 
 
 def test_a_list_is_written_once_for_each_set_and_also_where_only_a_note_was_kept(store, recipe_path):

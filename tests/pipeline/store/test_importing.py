@@ -99,6 +99,14 @@ def test_s4_links_are_followed_as_a_hubs_cache_makes_them_and_no_others(store, t
     assert store.refs() == ["sft@v1"]
 
 
+def test_s4_links_in_a_circle_are_told(store, model):
+    (model / "around.json").symlink_to("again.json")
+    (model / "again.json").symlink_to("around.json")
+    with pytest.raises(StoreError, match=r"'again\.json': a link that leads nowhere"):
+        import_directory(store, model, None)
+    assert store.refs() == []
+
+
 def test_an_artifact_from_another_store_keeps_what_its_manifest_says_and_the_parents_that_are_here(store, tmp_path, publish):
     elsewhere = Store(tmp_path / "elsewhere")
     parent = publish(elsewhere, metrics={"eval/loss": 1.5})
@@ -194,6 +202,22 @@ def test_an_export_replaces_nothing_and_leaves_nothing_half(store, tmp_path, pub
         export(store, "sft", tmp_path / "new", merge=False)
     assert caught.value.exit_code == 3
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["full", "link", "store"]
+
+
+@pytest.mark.parametrize("below", ["artifacts/sft/v0002", "artifacts/mine", "runs/x", ".staging/../aliases/y", "linked"])
+def test_nothing_is_exported_into_the_parts_of_a_store(store, tmp_path, publish, below):
+    publish(store)
+    (store.root / "linked").symlink_to("artifacts/sft")
+    with pytest.raises(StoreError, match="of the store, which is its own") as caught:
+        export(store, "sft", store.root / below / "z", merge=False, dtype=None, told=print)
+    assert caught.value.exit_code == 2
+    assert store.refs() == ["sft@v1"] and sorted(path.name for path in store.root.iterdir()) == [
+        ".staging",
+        "artifacts",
+        "ledger.jsonl",
+        "linked",
+    ]
+    export(store, "sft", store.root / "models" / "mine", merge=False, dtype=None, told=print)
 
 
 def test_an_exported_model_comes_back_as_the_same_content(store, tmp_path, model):
