@@ -48,6 +48,7 @@ class Pipeline:
         self.store_root = directory / "store"
         self.output_path = directory / "output.txt"
         self.marker = uuid.uuid4().hex
+        self.warm_path = environment.get("RLHF_TEST_WARM")  # what its stages are forked by
         self._command = [sys.executable, "-m", "pipeline.cli", "run", str(recipe), "--store", str(self.store_root), *arguments]
         self._environment = environment
 

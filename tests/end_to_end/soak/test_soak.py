@@ -59,9 +59,9 @@ def find(pipeline, victim, rng):
     return ranks if victim == "all ranks" else rng.sample(ranks, min(1, len(ranks)))
 
 
-def num_forks():
-    """Count what the warm server has at work, which bears the server's command line."""
-    return sum(any(word.endswith(b"warm/server.py") for word in words_of(entry.name)) for entry in Path("/proc").glob("[0-9]*")) - 1
+def num_forks(pipeline):
+    """Count what its warm server has at work, which bears the server's command line."""
+    return sum(os.fsencode(pipeline.warm_path) in words_of(entry.name) for entry in Path("/proc").glob("[0-9]*")) - 1
 
 
 def kill(process, pipeline, victim, rng):
@@ -79,7 +79,7 @@ def kill(process, pipeline, victim, rng):
             os.kill(pid, signal.SIGKILL)
     process.wait(ENDS_WITHIN_S)
     wait_until(lambda: not pipeline.processes(), GONE_WITHIN_S, lambda: str([words_of(pid) for pid in pipeline.processes()]))
-    wait_until(lambda: num_forks() <= 0, GONE_WITHIN_S, lambda: f"{num_forks()} processes of the warm server are left")
+    wait_until(lambda: num_forks(pipeline) <= 0, GONE_WITHIN_S, lambda: f"{num_forks(pipeline)} processes of the warm server are left")
     output = pipeline.output_path.read_text()
     assert "Traceback" not in output.rpartition("error:")[2], output[-4000:]
     return victim
