@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from data.secrets import redact_values
+from pipeline.inputs.judge_model import named_judge
 from pipeline.inputs.prepare import Inputs
 from pipeline.launch.failure import StageFailed
 from pipeline.plan import Decision
@@ -17,7 +18,6 @@ from pipeline.store.manifest import LOG_FILE, ManifestFields, Parent
 from pipeline.store.parts import REPLIES_DIR, TOKENS_DIR
 from pipeline.store.provenance import code_state, package_versions
 from pipeline.text import clean
-from stages.evaluate_settings import EvaluateSettings
 from stages.result import StageResult
 from stages.spec import EXIT_FAILED, MODEL_DIR, RESULT_FILE, STAGES, StageName, StageSpec, asks_judge, data_inputs
 
@@ -41,9 +41,10 @@ def make_spec(recipe: Recipe, inputs: Inputs, decision: Decision, output_dir: Pa
     if stage == "ppo" and (start := decision.parents.get("ppo")):
         models["start"] = str(start.opened_path)
     settings = recipe.settings(stage)
-    if isinstance(settings, EvaluateSettings) and settings.judge is not None and inputs.judge_model is not None:
-        models["judge"] = inputs.judge_model.path
-        settings = settings.model_copy(update={"judge": settings.judge.model_copy(update={"revision": inputs.judge_model.revision})})
+    judge = named_judge(settings)
+    if judge is not None and (found := inputs.judge_models.get(stage)):
+        models["judge"] = found.path
+        settings = settings.model_copy(update={"judge": judge.model_copy(update={"revision": found.revision})})
     return StageSpec(
         stage=stage,
         settings=settings,

@@ -14,9 +14,11 @@ from data.reading import report_on
 from data.schema import Demonstration, RecordKind, Text
 from data.treatment import Treat, make_treatment
 from pipeline.errors import ConfigError
+from pipeline.inputs.judge_model import named_judge
 from pipeline.inputs.prepare import Inputs
 from pipeline.launch.environment import stage_environment
 from pipeline.recipe.schema import Recipe
+from pipeline.store.artifact import Artifact
 from pipeline.text import clean
 from stages.evaluate_settings import LLMJudgeSettings
 from stages.spec import EXIT_OK, StageName, asks_judge
@@ -25,6 +27,7 @@ _LIMIT_S = 300.0  # a judge may load a model of its own
 # To whose prompts each stage's answers are judged.
 _JUDGED: dict[StageName, RecordKind] = {"sft": "demonstrations", "ppo": "prompts", "evaluate": "prompts"}
 _ANSWER = "I do not know."
+_MODEL_KEY = "evaluate.judge.reward_model"
 
 
 def try_judge(recipe: Recipe, inputs: Inputs, stages: Sequence[StageName]) -> None:
@@ -39,24 +42,45 @@ def try_judge(recipe: Recipe, inputs: Inputs, stages: Sequence[StageName]) -> No
     if recipe.judge is not None and asking:
         command = ["stages.responses.judge", recipe.judge, recipe.judge_directory or ""]
         _try_program(recipe, inputs, "judge", recipe.judge, command, asking)
-    if evaluate is None or evaluate.judge is None:
-        return
-    if evaluate.judge.llm is not None:
-        _try_llm(recipe, evaluate.judge.llm)
-    elif inputs.judge_model is not None:
-        asking = ["evaluate"]
-        command = ["stages.responses.judge_model", inputs.judge_model.path, inputs.judge_model.revision or ""]
-        _try_program(recipe, inputs, "evaluate.judge.reward_model", str(evaluate.judge.reward_model), command, asking)
+    for stage in stages:
+        judge, model = named_judge(recipe.settings(stage)), inputs.judge_models.get(stage)
+        if judge is not None and judge.llm is not None:
+            _try_llm(recipe, f"{stage}.judge.llm", judge.llm)
+        elif model is not None:
+            key = f"{stage}.judge.reward_model"
+            command = ["stages.responses.judge_model", model.path, model.revision or "", key]
+            _try_program(recipe, inputs, key, str(judge and judge.reward_model), command, [stage])
 
 
-def _try_llm(recipe: Recipe, settings: LLMJudgeSettings) -> None:
+def doubt_judge(recipe: Recipe, inputs: Inputs, reward_model: Artifact | None) -> str | None:
+    """Say that the second reward model that judges is none: the one that PPO learns from, or one that learnt from the same comparisons.
+
+    Args:
+        recipe: Resolved recipe.
+        inputs: As `prepare` returns them.
+        reward_model: What PPO learns from, where that is there already.
+    """
+    judge, settings = inputs.judge_models.get("evaluate"), recipe.evaluate and recipe.evaluate.judge
+    if judge is None or settings is None or "comparisons" not in inputs.readings:
+        return None
+    named = f"{recipe.place(_MODEL_KEY)}: {_MODEL_KEY}: found {settings.reward_model}"
+    if reward_model is not None and judge.identity == f"artifact:{reward_model.content_id}":
+        needed = "needed one that PPO does not learn from: it cannot tell whether PPO fools it; name another"
+        return f"{named}, the very reward model that PPO learns from; {needed}"
+    if judge.comparisons == inputs.readings["comparisons"].fingerprints["train"]:
+        needed = "needed one with others: what they leave unsaid neither sees; name another, or take its word with care"
+        return f"{named}, which learnt from the comparisons of this recipe's reward model; {needed}"
+    return None
+
+
+def _try_llm(recipe: Recipe, key: str, settings: LLMJudgeSettings) -> None:
     from stages.responses.chat_api import ChatClient  # few recipes ask one
     from stages.responses.chat_http import ChatError
 
     try:
         ChatClient(settings, None).check()
     except ChatError as error:
-        raise _refusal(recipe, "evaluate.judge.llm", clean(str(error))) from error
+        raise _refusal(recipe, key, clean(str(error))) from error
 
 
 def _try_program(recipe: Recipe, inputs: Inputs, key: str, name: str, command: Sequence[str], asking: Sequence[StageName]) -> None:

@@ -12,7 +12,7 @@ from pipeline.contract import make_fields, make_spec, read_result
 from pipeline.errors import StoppedAfterStage
 from pipeline.foreseen import foresee
 from pipeline.inputs.prepare import Inputs, prepare
-from pipeline.judge import try_judge
+from pipeline.judge import doubt_judge, try_judge
 from pipeline.launch.commands import Command, commands_by_hand, stage_commands
 from pipeline.launch.events import Event
 from pipeline.launch.failure import StageFailed, last_lines
@@ -98,6 +98,8 @@ def run(recipe: Recipe, store: Store, selection: Selection, view: View, *, wait:
                 for message in find_missing_trackers(recipe):
                     view.note(message)
                 try_judge(recipe, inputs, [stage for stage in selection.run if stage in recipe.stages])
+                if doubt := doubt_judge(recipe, inputs, artifacts.get("rm")):
+                    view.note(doubt)
                 counts = make_tokens(recipe, inputs, store.root, view.tokens_event)
                 view.tokens_made(foresee(recipe, counts))
                 for message in warn_of_room(recipe, [stage for stage in selection.run if stage in recipe.stages], store.root):

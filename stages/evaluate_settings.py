@@ -20,13 +20,13 @@ class LLMJudgeSettings(EndpointSettings):
 
 
 class JudgeSettings(Closed):
-    """The judge of evaluate, in place of the recipe's `judge`: a language model, or a second reward model."""
+    """A judge of one stage, in place of the recipe's `judge`: a language model, or a second reward model."""
 
     llm: LLMJudgeSettings | None = Field(None, description="A language model behind an OpenAI-compatible address.")
     reward_model: Annotated[str, Field(min_length=1)] | None = Field(
         None,
         description="A reward model that PPO did not learn from: a directory, a hub id, or an artifact such as rm@v2. It has a tokenizer "
-        "and a chat template of its own.",
+        "and a chat template of its own, or is an encoder, which reads prompt and answer as a pair.",
     )
     revision: str | None = Field(None, description="Revision of a reward model from the hub; pin a commit.")
 

@@ -51,7 +51,8 @@ def find_refusals(
             yield Refusal(f"{stage}.{name}", f"found {size}, needed {needed}; choose sizes that divide")
     if settings.lora is not None and settings.lora.quantize is not None:
         yield from _find_quantization_refusals(f"{stage}.lora.quantize", settings.lora.quantize, settings, zero3=zero3)
-    if isinstance(settings, SFTSettings | PPOSettings) and settings.publish == "best" and settings.publish_by == "judge" and judge is None:
+    by_judge = isinstance(settings, SFTSettings | PPOSettings) and settings.publish == "best" and settings.publish_by == "judge"
+    if by_judge and judge is None and not (isinstance(settings, SFTSettings) and settings.chooser):
         other = "score" if isinstance(settings, PPOSettings) else "loss"
         found = "found judge, needed a judge, and the recipe has none"
         yield Refusal(f"{stage}.publish_by", f"{found}; set judge: module:function, or publish_by: {other}")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from stages.blocks import Closed, Fraction, LoRASettings, PositiveInt, RolloutSettings
-from stages.evaluate_settings import EvaluateSettings
+from stages.evaluate_settings import EvaluateSettings, JudgeSettings
 from stages.sample_settings import SampleSettings
 
 
@@ -84,7 +84,12 @@ class SFTSettings(_Optimization):
     )
     publish_by: Literal["loss", "judge"] = Field(
         "loss",
-        description="What publish: best goes by: the held-out loss, or what the recipe's judge says of eval_samples sampled answers.",
+        description="What publish: best goes by: the held-out loss, or what the judge says of eval_samples sampled answers.",
+    )
+    judge: JudgeSettings | None = Field(
+        None,
+        description="Who judges there in place of the recipe's judge: a language model (`llm`), which says whether a sampled answer is "
+        "better than the demonstration's own (max_cost is that of one evaluation), or a reward model.",
     )
     trainer_args: dict[str, Any] = Field(default_factory=dict, description="Further fields of TRL's SFTConfig, checked against its names.")
 
@@ -92,6 +97,11 @@ class SFTSettings(_Optimization):
     def _micro_batch_divides_batch(self) -> "SFTSettings":
         _check_divides("micro_batch_size", self.micro_batch_size, "batch_size", self.batch_size)
         return self
+
+    @property
+    def chooser(self) -> JudgeSettings | None:
+        """Who says which step is best, in place of the recipe's judge."""
+        return self.judge if self.publish == "best" and self.publish_by == "judge" else None
 
     @model_validator(mode="after")
     def _answers_what_is_judged(self) -> "SFTSettings":

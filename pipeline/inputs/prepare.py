@@ -37,7 +37,7 @@ class Inputs:
         weights: Of several sources of comparisons, how often each one's records are seen in an epoch.
         rankings: The published rankings among them.
         forgotten: The store's `records/`, where something was forgotten.
-        judge_model: The second reward model that judges.
+        judge_models: The reward models that judge, by the stage whose answers they judge.
         start: The policy at which PPO begins; None: at the SFT model.
     """
 
@@ -49,7 +49,7 @@ class Inputs:
     data: dict[RecordKind, DataSplits]
     readings: dict[RecordKind, Reading]
     forgotten: Path | None = None
-    judge_model: JudgeModel | None = None
+    judge_models: dict[StageName, JudgeModel] = field(default_factory=dict["StageName", JudgeModel])
     weights: dict[str, float] = field(default_factory=dict[str, float])
     rankings: list[Artifact] = field(default_factory=list["Artifact"])
     start: Artifact | None = None
@@ -78,10 +78,10 @@ class Inputs:
     @property
     def local(self) -> bool:
         """Whether nothing has to come from a hub."""
-        judge = [self.judge_model.path] if self.judge_model else []
+        judges = [judge.path for judge in self.judge_models.values()]
         paths = [
             self.base_model,
-            *judge,
+            *judges,
             *(source.path for splits in self.data.values() for source in (splits.train, splits.eval) if source),
         ]
         return all(Path(path).is_absolute() for path in paths)
@@ -157,7 +157,10 @@ def prepare(
     probes_code = identify_judge(probes, recipe.judge_directory) if probes else None
     identity, forgotten = identify_model(base_model, revision), find_forgotten(store_root)
     weights, rankings = (mixed.weights, mixed.rankings) if mixed else ({}, [])
-    judge_model = find_judge_model(recipe, store_root, verify=keep_notes) if "evaluate" in stages else None
+    judges: dict[StageName, JudgeModel] = {}
+    for stage in stages:
+        if judge := find_judge_model(recipe, stage, store_root, verify=keep_notes):
+            judges[stage] = judge
     return Inputs(
         base_model,
         revision,
@@ -167,7 +170,7 @@ def prepare(
         data,
         readings,
         forgotten=forgotten,
-        judge_model=judge_model,
+        judge_models=judges,
         weights=weights,
         rankings=rankings,
         start=find_start(recipe, store_root, verify=keep_notes) if "ppo" in stages else None,

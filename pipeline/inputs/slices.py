@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from pipeline.inputs.judge_model import named_judge
 from pipeline.inputs.prepare import Inputs
 from pipeline.recipe.schema import Recipe
 from pipeline.store.disk import hash_file
@@ -42,8 +43,13 @@ def slice_config(stage: StageName, recipe: Recipe, inputs: Inputs) -> dict[str, 
             del settings["publish"], settings["publish_by"], settings["publish_max_kl"]
     if stage == "sft" and settings["publish"] == "last":
         del settings["publish"], settings["publish_by"]
+    if stage == "sft":  # beside the recipe's judge, who is asked for figures
+        del settings["judge"]
+        if other := _identify_other_judge(stage, recipe, inputs):
+            settings["chooser"] = other["judge"]
     if stage == "evaluate":
-        settings |= _identify_evaluate_judge(settings.pop("judge"), inputs)
+        del settings["judge"]
+        settings |= _identify_other_judge(stage, recipe, inputs)
     return {
         "stage_version": STAGES[stage].version,
         "base_model": inputs.base_identity,
@@ -61,13 +67,16 @@ def slice_config(stage: StageName, recipe: Recipe, inputs: Inputs) -> dict[str, 
     }
 
 
-def _identify_evaluate_judge(judge: dict[str, Any] | None, inputs: Inputs) -> dict[str, Any]:
+def _identify_other_judge(stage: StageName, recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     """Say who judges in place of the recipe's judge; nothing where nobody does."""
+    judge = named_judge(recipe.settings(stage))
     if judge is None:
         return {}
-    if judge["llm"] is None:
-        return {"judge": {"reward_model": inputs.judge_model.identity if inputs.judge_model else judge["reward_model"]}}
-    return {"judge": {"llm": {name: value for name, value in judge["llm"].items() if name not in _WITHOUT_EFFECT_IN_LLM}}}
+    if judge.llm is None:
+        found = inputs.judge_models.get(stage)
+        return {"judge": {"reward_model": found.identity if found else judge.reward_model}}
+    llm = judge.llm.model_dump(mode="json")
+    return {"judge": {"llm": {name: value for name, value in llm.items() if name not in _WITHOUT_EFFECT_IN_LLM}}}
 
 
 def _identify_judge(recipe: Recipe, inputs: Inputs) -> dict[str, str | None]:

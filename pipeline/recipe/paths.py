@@ -28,8 +28,8 @@ _LOCAL: tuple[Keys, ...] = (
     _TEMPLATE,
     _GUIDELINES,
 )
-_JUDGE: Keys = ("evaluate", "judge", "reward_model")
-_OTHERS: tuple[Keys, ...] = (("base_model",), _JUDGE, *(("data", kind, split, "path") for kind in KINDS for split in ("train", "eval")))
+_JUDGES: tuple[Keys, ...] = (("sft", "judge", "reward_model"), ("evaluate", "judge", "reward_model"))
+_OTHERS: tuple[Keys, ...] = (("base_model",), *_JUDGES, *(("data", kind, split, "path") for kind in KINDS for split in ("train", "eval")))
 
 
 def resolve_paths(document: Document, recipe_dir: Path) -> Iterator[str]:
@@ -69,7 +69,7 @@ def _stays(keys: Keys, value: str, base: Path) -> bool:
     """Whether what stands where a path may stand is none: the name of a template or an artifact, or a text."""
     if keys == _TEMPLATE:
         return not _names_file(value, base)
-    return (keys == _GUIDELINES and not names_file(value)) or (keys == _JUDGE and names_artifact(value))
+    return (keys == _GUIDELINES and not names_file(value)) or (keys in _JUDGES and names_artifact(value))
 
 
 def names_artifact(reward_model: str) -> bool:

@@ -37,6 +37,9 @@ def tell_evaluation(evaluation: Evaluation) -> Verdict:
         why = f": {evaluation.missing[0]}" if evaluation.missing else ""
         return Verdict(f"Nothing was compared on {count(evaluation.prompts, 'held-out prompt')}{why}", "open")
     main = evaluation.comparisons[0]
+    if evaluation.judge_doubt is not None and main.by == "judge":
+        told = _tell_comparison(main, evaluation)
+        return Verdict(f"{told.sentence}; but {evaluation.judge_doubt}", "open" if told.news == "good" else told.news)
     curve = evaluation.over_optimisation
     if curve is not None and curve.over_optimised and (told := _tell_over_optimised(curve, main, evaluation)):
         return Verdict(told, "bad")

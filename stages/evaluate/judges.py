@@ -91,6 +91,8 @@ def _open_model(context: StageContext, ranks: Ranks, prompts: Prompts) -> Ask:
     assert isinstance(settings, EvaluateSettings) and settings.judge is not None
     context.progress("opening the judge", 0, 0)
     model = JudgeModel(spec.models["judge"], settings.judge.revision, spec.hardware, ranks.device)
+    if model.is_encoder:
+        context.note(f"the judge {settings.judge.reward_model} is an encoder: it reads prompt and answer as a pair of texts")
 
     def ask(answers: Sequence[tuple[int, str, bool]]) -> list[dict[str, float]]:
         scores = model.score(

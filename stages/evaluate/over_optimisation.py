@@ -22,8 +22,13 @@ BEST_OF = (1, 4, 16)
 _FRONTIER_POINTS = 60  # in the file: more look like a line already
 
 
-def measure_over_optimisation(measured: dict[str, Measured]) -> OverOptimisation | None:
-    """Measure it from all that was sampled; None where the SFT model has no scores, or no model of PPO has."""
+def measure_over_optimisation(measured: dict[str, Measured], *, may_judge: bool = True) -> OverOptimisation | None:
+    """Measure it from all that was sampled; None where the SFT model has no scores, or no model of PPO has.
+
+    Args:
+        measured: Name -> answers.
+        may_judge: Whether the judge may say where to stop.
+    """
     sft = measured.get("sft-sampled")
     steps = sorted(
         (
@@ -37,7 +42,7 @@ def measure_over_optimisation(measured: dict[str, Measured]) -> OverOptimisation
         return None
     points = [sft, *steps]
     curve = tuple(_make_point(found) for found in points)
-    judged = all(found.by("judge") is not None for found in points)
+    judged = may_judge and all(found.by("judge") is not None for found in points)
     scores_PM = sft.scores_N.reshape(-1, sft.answers.samples)
     frontier = trace_frontier(scores_PM)
     last = curve[-1]

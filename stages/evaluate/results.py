@@ -157,6 +157,9 @@ class Evaluation(Closed):
     judge_kind: Literal["function", "reward_model", "llm"] = "function"
     judge_unit: Annotated[str, Field(max_length=40)] = "points"
     llm: LLMAsked | None = Field(None, description="What it was asked, where it is a language model.")
+    judge_doubt: str | None = Field(
+        None, exclude_if=lambda why: why is None, description="Why the judge cannot tell whether PPO fools the reward model."
+    )
     answers: tuple[Answers, ...] = ()
     comparisons: tuple[Comparison, ...] = Field(
         default=(), description="PPO over SFT first, by the judge where there is one; then the others."

@@ -7,6 +7,7 @@ One model is in memory at a time. What fails is told in `missing`, and the rest 
 
 from collections.abc import Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from stages.evaluate.answers import Shelf, sample_answers, unpack_answers
 from stages.evaluate.judges import judge_each, judge_pairs, name_judge
 from stages.evaluate.measure import Measured, describe_answers, list_comparisons, list_rows
 from stages.evaluate.over_optimisation import measure_over_optimisation
+from stages.evaluate.proxy import find_same_order, find_same_weights
 from stages.evaluate.results import EVALUATION_FILE, Evaluation, LLMAsked, RewardCard
 from stages.evaluate.reward_model import examine_reward_model
 from stages.evaluate.room import require_room_for_answers
@@ -54,6 +56,8 @@ def main(context: StageContext) -> StageResult:
     prompts = list(held_out["prompts"].prompts[: settings.prompts])
     require_room_for_answers(context, subjects, prompts, evaluator.sampling.max_new_tokens)
     context.event("start", stage="evaluate", unit="model", resumed_step=0)
+    if "judge" in spec.models:
+        evaluator.doubt(find_same_weights(Path(spec.models["judge"]), Path(spec.models["rm"])))
     if len(prompts) < 2:
         evaluator.missing.append(f"how sure the figures are: found {len(prompts)} held-out prompts, needed 2; give data.prompts.eval")
     evaluator.answer(subjects, prompts)
@@ -82,6 +86,7 @@ class Evaluator:
         self.shelf = Shelf(context, ranks)
         self.missing: list[str] = []
         self.llm: LLMAsked | None = None
+        self.judge_doubt: str | None = None
 
     def answer(self, subjects: Sequence[Subject], prompts: Sequence[EncodedPromptRecord]) -> None:
         """Have each model answer, and say of its own sampled tokens how likely they were; of the others' too, while it is SFT."""
@@ -154,18 +159,26 @@ class Evaluator:
             missing = ["whether the answers are better, or only score higher: no judge is named; give judge: module:function"]
         for line in missing:
             self._miss(line)
+        self.doubt(find_same_order(measured.values()))
         self._free()
+
+    def doubt(self, why: str | None) -> None:
+        """Warn, once, of a judge that is none; None: nothing is known against it."""
+        if why is not None and self.judge_doubt is None:
+            self.judge_doubt = why
+            self.context.warn("judge", why)
 
     def conclude(self, measured: dict[str, Measured], prompts: Sequence[EncodedPromptRecord], card: RewardCard | None) -> Evaluation:
         """Say what all of it allows to say."""
         self.context.progress("intervals", 0, 0)
         if not self.context.is_main:
-            return Evaluation(prompts=len(prompts), judge=None, llm=None)
-        over_optimisation = measure_over_optimisation(measured)
+            return Evaluation(prompts=len(prompts), judge=None, llm=None, judge_doubt=None)
+        over_optimisation = measure_over_optimisation(measured, may_judge=self.judge_doubt is None)
         if over_optimisation is None:
             self._miss("whether PPO over-optimised: the scores of SFT or of PPO are not there")
         elif over_optimisation.over_optimised is None:
-            self._miss("where PPO should have stopped: without a judge of every model nothing can tell; give judge: module:function")
+            needed = "a judge of every model" if self.judge_doubt is None else "a judge that PPO did not learn from"
+            self._miss(f"where PPO should have stopped: without {needed} nothing can tell; give judge: module:function")
         if over_optimisation is not None and over_optimisation.share_of_frontier is None:
             seen = over_optimisation.frontier[-1].kl if over_optimisation.frontier else 0.0
             found = f"PPO's KL is {over_optimisation.curve[-1].kl:.2g}, and samples of SFT show what is possible up to {seen:.2g}"
@@ -182,6 +195,7 @@ class Evaluator:
             judge_kind=kind,
             judge_unit={"function": "points", "reward_model": "of its scores", "llm": "of wins over SFT"}[kind],
             llm=self.llm,
+            judge_doubt=self.judge_doubt,
             answers=tuple(describe_answers(found, self.settings.policy_samples) for found in measured.values()),
             comparisons=list_comparisons(measured),
             reward_card=card,

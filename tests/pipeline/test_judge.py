@@ -5,7 +5,7 @@ import pytest
 from pipeline.contract import make_spec
 from pipeline.errors import ConfigError, StoreError
 from pipeline.inputs.prepare import prepare
-from pipeline.judge import try_judge
+from pipeline.judge import doubt_judge, try_judge
 from pipeline.plan import Decision, decide
 from pipeline.recipe.load import load_recipe
 from pipeline.store.withdrawn import Withdrawal, withdraw
@@ -93,7 +93,7 @@ def test_an_artifact_is_a_judge_if_it_is_a_reward_model(store, publish, recipe_p
 
     def find(name):
         recipe = load_recipe(recipe_path, ["evaluate={}", f"evaluate.judge.reward_model={name}"])
-        return prepare(recipe, store.root, ["evaluate"]).judge_model
+        return prepare(recipe, store.root, ["evaluate"]).judge_models.get("evaluate")
 
     found = find("rm@v1")
     assert found == find("rm") and found.path == str(store.get("rm").model_path)
@@ -121,6 +121,22 @@ def test_a_judge_that_is_damaged_or_withdrawn_is_refused_as_any_input_of_a_stage
     assert damaged.value.exit_code == withdrawn.value.exit_code == EXIT_VERIFICATION
 
 
+def test_a_judge_that_ppo_learns_from_is_doubted_before_anything_trains_and_so_is_its_twin(store, publish, recipe_path):
+    def doubt(name, reward_model):
+        recipe = load_recipe(recipe_path, ["evaluate={}", f"evaluate.judge.reward_model={name}"])
+        return doubt_judge(recipe, prepare(recipe, store.root, ["evaluate"]), reward_model)
+
+    recipe = load_recipe(recipe_path, ["evaluate={}"])
+    inputs = prepare(recipe, store.root, ["evaluate"])
+    other_files, third_files = ({"model/config.json": b"{}", "model/model.safetensors": weights} for weights in (b"2", b"3"))
+    same = {"comparisons.train": inputs.readings["comparisons"].fingerprints["train"]}
+    proxy, twin, other = publish(store, "rm", data=same), publish(store, "rm", other_files, data=same), publish(store, "rm", third_files)
+    assert "found rm@v1, the very reward model that PPO learns from; needed one that PPO does not learn from" in doubt("rm@v1", proxy)
+    assert "found rm@v2, which learnt from the comparisons of this recipe's reward model" in doubt("rm@v2", proxy)
+    assert doubt("rm@v1", None) and doubt("rm@v3", proxy) is None and doubt_judge(recipe, inputs, proxy) is None
+    assert len({artifact.content_id for artifact in (proxy, twin, other)}) == 3
+
+
 @pytest.mark.slow  # 5 s, a process that imports torch
 def test_a_reward_model_that_cannot_be_opened_is_told_before_anything_trains(store, recipe_path, tmp_path):
     (tmp_path / "empty").mkdir()
@@ -136,6 +152,11 @@ def test_which_step_of_sft_is_published_is_in_its_cache_key_only_where_it_is_cho
     by_loss = keys("sft.publish=best")["sft"]
     by_judge = keys("sft.publish=best", "sft.publish_by=judge", "judge=data.demo.rule:judge")["sft"]
     assert len({before, by_loss, by_judge, keys("judge=data.demo.rule:judge")["sft"]}) == 4
+    own = [word.replace("evaluate", "sft") for word in LLM[1:]]
+    assert keys(*own)["sft"] == before and keys("sft.publish=best", *own)["sft"] == by_loss  # of which nobody asks
+    by_llm = keys("sft.publish=best", "sft.publish_by=judge", *own)
+    assert by_llm["sft"] not in (before, by_loss, by_judge) and by_llm["rm"] == keys()["rm"]
+    assert keys("sft.publish=best", "sft.publish_by=judge", *own, "sft.judge.llm.timeout_s=5") == by_llm
 
 
 def test_evaluate_is_given_the_judges_model_and_where_replies_are_kept(store, publish, recipe_path, tmp_path):

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from stages.blocks import HardwareSettings, LoRASettings
+from stages.evaluate_settings import JudgeSettings
 from stages.process.context import StageContext
 from stages.process.errors import StageError
 from stages.process.runtime import check_rules
@@ -80,6 +81,7 @@ def test_the_best_step_of_sft_needs_a_judge_where_that_chooses_and_whole_weights
     by_judge = SFTSettings(publish="best", publish_by="judge")
     assert refused("sft", by_judge) == ["sft.publish_by"]
     assert list(find_refusals("sft", by_judge, HardwareSettings(), engine="none", num_processes=1, judge="mine:judge")) == []
+    assert refused("sft", SFTSettings(publish="best", publish_by="judge", judge=JudgeSettings(reward_model="rm@v1"))) == []
     assert refused("sft", SFTSettings(publish="best")) == refused("sft", SFTSettings(publish_by="judge")) == []
     assert refused("sft", SFTSettings(publish="best"), ZERO_3) == ["sft.publish"]
     assert refused("sft", SFTSettings(), ZERO_3) == []

@@ -96,6 +96,8 @@ def _tell_judge(found: Evaluation) -> str:
     """Say who judged, and how."""
     if found.judge is None:
         return _NO_JUDGE
+    if found.judge_doubt is not None:
+        return f"Judged by {found.judge}; but {found.judge_doubt}."
     if found.judge_kind == "reward_model":
         return f"Judged by a second reward model, {found.judge}, from which PPO did not learn."
     asked = found.llm

@@ -101,7 +101,7 @@ def show_over_optimisation(found: OverOptimisation, evaluation: Evaluation) -> S
         judged = _curve_series(found, judged=True)
         picture = Markup(line_chart("judged", title, judged, x, Axis(evaluation.judge_unit), 300))
         pictures.append(Picture(title, picture, _curve_table(title, found, judged=True)))
-    return Section("over-optimisation", "Over-optimisation", texts=_tell_curve(found), pictures=pictures)
+    return Section("over-optimisation", "Over-optimisation", texts=_tell_curve(found, evaluation.judge_doubt), pictures=pictures)
 
 
 def draw_checkpoints(found: Sequence[tuple[str, OverOptimisation]]) -> list[Picture]:
@@ -224,7 +224,7 @@ def _curve_table(title: str, found: OverOptimisation, *, judged: bool) -> Markup
     return Markup(table(title, ("", "KL, nats", "value (95 % interval)"), cells))
 
 
-def _tell_curve(found: OverOptimisation) -> list[str]:
+def _tell_curve(found: OverOptimisation, judge_doubt: str | None) -> list[str]:
     told: list[str] = []
     last = found.curve[-1]
     if found.share_of_frontier is not None:
@@ -239,7 +239,9 @@ def _tell_curve(found: OverOptimisation) -> list[str]:
             told.append(f"{seen}; of the score possible there it reached at least {write_estimate(bound, share=True)}, by a bound.")
         else:
             told.append(f"{seen}, so no share of what is possible is given.")
-    if found.stop_iteration is None:
+    if judge_doubt is not None:
+        told.append(f"Nothing can tell where to stop: {judge_doubt}.")
+    elif found.stop_iteration is None:
         told.append(
             "No judge has seen these answers, so nothing can tell where to stop: a rising score alone looks the same when it fools."
         )

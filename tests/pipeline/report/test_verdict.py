@@ -222,3 +222,9 @@ def test_where_it_should_have_stopped_is_told_with_what_else_may_be_the_best():
     curve = OverOptimisation(curve=points, stop_iteration=20, stop_may_be=(20, 40), over_optimised=True)
     told = tell_evaluation(evaluate(compare(0.6, 0.5, 0.7), over_optimisation=curve)).sentence
     assert "highest at iteration 20 with 70 (65 to 75) points and fell to 50 (45 to 55); within noise (95 %) it may as well be 40" in told
+
+
+def test_a_gain_by_a_judge_that_ppo_learnt_from_is_no_good_news():
+    why = "the judge is the reward model that PPO learnt from (the same weights): it cannot tell whether PPO fools that model"
+    told = tell_evaluation(evaluate(compare(0.84, 0.8, 0.88), judge_doubt=why))
+    assert told.news == "open" and told.sentence.endswith(f"; but {why}") and "PPO wins 84 %" in told.sentence

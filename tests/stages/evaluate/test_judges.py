@@ -3,10 +3,13 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from stages.evaluate.measure import Measured
+from stages.evaluate.proxy import find_same_order
 from stages.evaluate.results import read_evaluation
 from stages.evaluate.stage import main
 from stages.evaluate_settings import EvaluateSettings
@@ -49,6 +52,7 @@ def evaluate(make_stage, models, tmp_path):
         main(StageContext(spec))
         rows = [json.loads(line) for line in (spec.output_dir / "samples.jsonl").read_text().splitlines()]
         notes = [event["message"] for event in stage.events() if event["event"] == "note"]
+        evaluate.events = stage.events
         return read_evaluation(spec.output_dir), rows, notes
 
     return evaluate
@@ -112,6 +116,33 @@ def test_a_judge_that_cannot_be_asked_costs_its_figures_alone(evaluate):
     assert all("judge_score" not in row for row in rows)
 
 
+def test_a_judge_that_is_the_reward_model_ppo_learnt_from_is_doubted_before_anything_is_answered(evaluate, models, tmp_path):
+    judge = shutil.copytree(models["rm"], tmp_path / "copy")
+    found, _, _ = evaluate("proxy", {"judge": judge}, reward_model=str(judge))
+    assert found.judge_doubt.startswith("the judge is the reward model that PPO learnt from (the same weights): ")
+    assert found.comparisons[0].by == "judge" and found.over_optimisation.stop_iteration is None
+    assert any(line.startswith("where PPO should have stopped: without a judge that PPO did not learn from") for line in found.missing)
+    told = [event for event in evaluate.events() if event["event"] in ("warning", "progress")]
+    assert told[0] == told[0] | {"event": "warning", "message": found.judge_doubt}
+    assert sum(event["event"] == "warning" for event in told) == 1
+
+
+def test_a_judge_that_says_what_the_reward_model_says_is_doubted_and_one_that_says_half_of_it_is_not():
+    def measure(scores, judge, pairwise=False):
+        return Measured(None, None, [], np.array(scores), {"score": np.array(judge)}, pairwise=pairwise)
+
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=60)
+    copied = 3.0 + 1.7 * torch.tensor(scores).bfloat16().double().numpy()  # in another precision, unit and zero
+    why = find_same_order([measure(scores[:20], copied[:20]), measure(scores[20:], copied[20:])])
+    assert why.startswith("the judge says what the reward model says that PPO learnt from (correlation 1.0000 over 60 answers)")
+    assert find_same_order([measure(scores, scores + rng.normal(size=60))]) is None
+    assert find_same_order([measure(scores, -scores)]) is None
+    assert find_same_order([measure(scores[:5], copied[:5])]) is None  # of five answers, much may look alike
+    assert find_same_order([measure(scores, np.ones(60))]) is None and find_same_order([]) is None
+    assert find_same_order([measure(scores, copied, pairwise=True)]) is None
+
+
 @pytest.mark.parametrize("is_ours", [True, False])
 def test_a_second_reward_model_scores_every_answer_with_its_own_tokenizer(evaluate, models, tmp_path, is_ours, plain_hardware):
     from data.schema import Message
@@ -128,4 +159,5 @@ def test_a_second_reward_model_scores_every_answer_with_its_own_tokenizer(evalua
     for row in rows[::7]:
         expected = judge.score([[Message("user", row["prompt"])]], [row["response"]], [row["finished"]])[0]
         assert row["judge_score"] == pytest.approx(expected, abs=1e-4)
+    assert found.judge_doubt is None and "judge_doubt" not in found.model_dump()
     assert {round(row["judge_score"], 3) for row in rows} != {round(row["score"], 3) for row in rows}

@@ -4,19 +4,24 @@ import json
 import math
 import signal
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from data.schema import Message
 from stages.blocks import LoRASettings
+from stages.evaluate_settings import JudgeSettings
 from stages.models.adapters import apply_lora
 from stages.models.policy import load_policy
 from stages.process.best import Candidate
 from stages.process.context import StageContext
+from stages.responses.judge_model import JudgeModel
 from stages.sft import main
 from stages.trl.best import BestKeeper
+from tests.chat_server import ChatServer, prefers
 
 # A step size at which the model breaks: of twelve steps the last is not the best.
 BREAKS = {"rows": 16, "epochs": 6, "learning_rate": 0.3, "lr_schedule": "constant", "eval_every": 2, "save_every": 2}
@@ -33,10 +38,15 @@ def losses_of(spec, directory):
 def run(make_stage):
     """Run SFT in this process: run(tag, **settings) -> (spec, result)."""
 
-    def run(tag, **settings):
+    def run(tag, own_judge=None, **settings):
         spec = make_stage("sft", tag=tag, **settings).spec
-        spec.output_dir.mkdir()
-        spec.checkpoint_dir.mkdir()
+        if own_judge is not None:
+            directory, judge = own_judge
+            settings = spec.settings.model_copy(update={"judge": JudgeSettings.model_validate(judge)})
+            models = spec.models | ({"judge": str(directory)} if directory else {})
+            spec = spec.model_copy(update={"settings": settings, "models": models, "replies_dir": spec.output_dir.parents[1] / "replies"})
+        for directory in (spec.output_dir, spec.checkpoint_dir):
+            directory.mkdir(exist_ok=True)
         return spec, main(StageContext(spec))
 
     return run
@@ -108,3 +118,38 @@ def test_the_judge_chooses_where_it_is_asked(run):
     rows = [json.loads(line) for line in (spec.output_dir / "samples.jsonl").read_text().splitlines()]
     scores = [row["judge_score"] for row in rows if row["way"] == "sampled"]
     assert result.metrics["eval/sampled/judge_score"] == pytest.approx(sum(scores) / len(scores))
+
+
+FEW = {"rows": 16, "epochs": 2, "learning_rate": 0.1, "eval_every": 2, "eval_samples": 3, "publish": "best", "publish_by": "judge"}
+
+
+def answers_of(spec):
+    rows = [json.loads(line) for line in (spec.output_dir / "samples.jsonl").read_text().splitlines()]
+    return [(row["prompt"], row["response"], row["finished"]) for row in rows if row["way"] == "sampled"]
+
+
+def test_a_language_model_chooses_by_how_often_it_prefers_an_answer_to_the_demonstrations_own(run):
+    with ChatServer(prefers(len)).serving() as server:
+        spec, result = run("llm", (None, {"llm": {"url": server.url, "model": "big"}}), **FEW)
+    assert len(server.asked) >= 2 * 3  # both orders
+    lines = Path(spec.data["demonstrations"].eval.path).read_text().splitlines()
+    demonstrations = {row["prompt"]: row["completion"] for row in map(json.loads, lines)}
+    longer = [len(response) - len(demonstrations[prompt]) for prompt, response, _ in answers_of(spec)]
+    assert result.metrics["published/judge_score"] == sum(0.5 if more == 0 else more > 0 for more in longer) / len(longer)
+
+
+def test_a_reward_model_chooses_the_step_whose_answers_it_scores_highest(run, fresh_reward_model):
+    spec, result = run("rm", (fresh_reward_model, {"reward_model": "rm@v1"}), **FEW)
+    model = JudgeModel(str(fresh_reward_model), None, spec.hardware, torch.device("cpu"))
+    asked = answers_of(spec)
+    scores = model.score(
+        [[Message("user", prompt)] for prompt, _, _ in asked], [text for _, text, _ in asked], [done for *_, done in asked]
+    )
+    assert result.metrics["published/judge_score"] == pytest.approx(sum(scores) / len(scores), abs=1e-4)
+
+
+def test_a_step_of_which_the_judge_says_nothing_cannot_be_chosen(run):
+    with ChatServer(lambda _: (401, {}, b'{"error": {"message": "who are you?"}}')).serving() as server:
+        spec, result = run("refused", (None, {"llm": {"url": server.url, "model": "big"}}), **FEW)
+    told = spec.events_path.read_text()
+    assert "published/judge_score" not in result.metrics and "who are you?" in told and "; this step cannot be chosen" in told, told
