@@ -43,12 +43,17 @@ def report_command(
         told = [{"of": name, "sentence": verdict.sentence, "news": verdict.news} for name, verdict in verdicts]
         print_json({"path": str(path), "verdicts": told, "missing": list(page.missing)})
     else:
+        from rich.text import Text
+
+        from pipeline.report.tables import print_indented
+        from pipeline.text import clean
+
         terminal = make_console()
         for name, verdict in verdicts:
-            say(terminal, f"{name}: {verdict.sentence}")
+            print_indented(terminal, Text(clean(f"{name}: {verdict.sentence}")), "")
         if page.missing:
             several = f"{len(page.missing)} things are missing; the report names them"
-            say(terminal, several if len(page.missing) > 1 else f"missing: {page.missing[0]}")
+            print_indented(terminal, Text(clean(several if len(page.missing) > 1 else f"missing: {page.missing[0]}")), "")
         say(terminal, f"report: {path}")
     if open_it and has_desktop():
         open_in_browser(path)

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from pipeline.errors import StoreError
 from pipeline.report.headline import labels_of, write_figure
-from pipeline.report.tables import print_table, read_intervals
+from pipeline.report.tables import print_indented, print_table, read_intervals
 from pipeline.store.artifact import Artifact
 from pipeline.store.compare import Difference, Part, compare_lines
 from pipeline.store.manifest import Manifest
@@ -80,7 +80,7 @@ def _write_difference(difference: Difference, manifests: dict[str, Manifest]) ->
 def print_diff(console: Console, data: dict[str, Any]) -> None:
     """Print what differs: for each kind what changed, and of the artifacts themselves what that did to their figures."""
     for problem in data["problems"]:
-        console.print(Text(clean(problem), style="yellow"), soft_wrap=True)
+        print_indented(console, Text(clean(problem), style="yellow"), "")
     differences = data["differences"]
     same = [found["kind"] for found in differences[:-1] if found["same_content"] and not found["changes"]]
     for place, found in enumerate(differences):

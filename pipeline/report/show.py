@@ -140,7 +140,8 @@ def print_page(console: Console, artifact: Artifact, data: dict[str, Any]) -> No
     print_lineage(console, data["tree"])
     console.print()
     console.print(Text(clean(str(artifact.path))), soft_wrap=True)
-    console.print(Text(f"everything: rlhf show {artifact.ref} --all   more answers: rlhf samples {artifact.ref}"), soft_wrap=True)
+    console.print(Text(f"everything: rlhf show {artifact.ref} --all"), soft_wrap=True)
+    console.print(Text(f"more answers: rlhf samples {artifact.ref}"), soft_wrap=True)
 
 
 def show_data(store: Store, artifact: Artifact) -> dict[str, Any]:
@@ -153,6 +154,12 @@ def show_data(store: Store, artifact: Artifact) -> dict[str, Any]:
         "withdrawn": store.find_withdrawal(artifact),
         "samples": read_first(artifact, _SAMPLES),
     }
+
+
+def _say_where(manifest: dict[str, Any]) -> str:
+    where = f" on {manifest['device']}" if manifest["device"] else ""
+    processes = f", {manifest['world_size']} process{'es' * (manifest['world_size'] != 1)}" if manifest["world_size"] else ""
+    return f"{manifest['created_utc'].removesuffix('+00:00')} UTC{where}{processes}"
 
 
 def print_artifact(console: Console, data: dict[str, Any]) -> None:
@@ -169,7 +176,7 @@ def print_artifact(console: Console, data: dict[str, Any]) -> None:
     code = manifest["code"]
     made = [
         ("content id", manifest["content_id"]),
-        ("made", f"{manifest['created_utc']} on {manifest['device']}, {manifest['world_size']} process(es)"),
+        ("made", _say_where(manifest)),
         ("computed in", manifest["precision"] or "not recorded"),
         ("stage time", format_duration(manifest["duration_s"] or 0.0)),
         ("code", f"{(code['commit'] or 'no git checkout')[:_ID_CHARS]}{' with changes' if code['dirty'] else ''}"),
