@@ -1,12 +1,11 @@
 """What the README and the pages beside the code tell people to type exists, what they show loads, and where they point is something."""
 
 import re
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.recipe.explain import declared_keys
@@ -50,9 +49,9 @@ KNOWN_KEYS = declared_keys().keys()
 
 @cache
 def help_of(verb):
-    shown = subprocess.run([sys.executable, "-m", "pipeline.cli", verb, "--help"], capture_output=True, text=True, check=False)
-    assert shown.returncode == 0, shown.stderr
-    return shown.stdout
+    shown = CliRunner().invoke(app, [verb, "--help"])
+    assert shown.exit_code == 0, shown.output
+    return shown.output
 
 
 def test_the_readme_names_the_two_commands():
