@@ -4,6 +4,8 @@ What is imported here from inside of transformers has no other name; the functio
 """
 
 import copy
+import functools
+import importlib.metadata
 import logging
 import os
 from collections.abc import Callable, Generator
@@ -58,6 +60,10 @@ __all__ = [
 
 # peft opens bitsandbytes wherever it is installed, which then misses a kernel that it would download: a line in every log.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+# accelerate asks for what is installed whenever it wraps or unwraps a model, and Python reads the answer anew: 9 ms, 40 times a stage.
+importlib.metadata.metadata = functools.cache(importlib.metadata.metadata)
+importlib.metadata.version = functools.cache(importlib.metadata.version)
 
 
 def list_layers(model: Any) -> list[Any]:

@@ -65,6 +65,7 @@ def apply_lora(
     refuse_tied_targets(adapted)
     _refuse_bypassed_targets(adapted)
     settle_casts(adapted, hardware)
+    adapted.create_or_update_model_card = lambda directory: None  # an empty one, made anew with each checkpoint
     return adapted
 
 

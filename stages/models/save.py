@@ -34,7 +34,6 @@ def save_model(model: Any, tokenizer: Any, output_dir: Path, *, merge: bool = Fa
         calibration.write(directory)
     if not is_adapter(model):
         return
-    (directory / "README.md").unlink(missing_ok=True)  # peft's empty model card
     if merge:
         shutil.rmtree(output_dir / MERGED_DIR, ignore_errors=True)  # of an attempt that was killed: it would be taken for the model
         save_merged(directory, tokenizer, output_dir / MERGED_DIR, generates=model.can_generate())

@@ -89,6 +89,9 @@ class RankingTrainer(RewardTrainer):
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         return dataset  # already token ids
 
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Write none: a checkpoint is nobody's to read."""
+
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         return draw_step(self, epoch_iterator, num_batches, keep_comparisons, weigh_comparisons)
 

@@ -184,6 +184,9 @@ class EvenSFTTrainer(SFTTrainer):
         self.told = told
         self.data_collator = partial(_collate_with_lengths, self.data_collator)
 
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Write none: a checkpoint is nobody's to read."""
+
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         return draw_step(self, epoch_iterator, num_batches, keep_demonstrations, weigh_demonstrations)
 

@@ -64,6 +64,7 @@ def make_run(tmp_path):
             }
         )
         result = main(StageContext(spec))
+        assert list(directory.rglob("README.md")) == [], "a library's model card, in a checkpoint or beside an adapter"
         rows = [json.loads(line) for line in (directory / "checkpoints" / "metrics.jsonl").read_text().splitlines()]
         samples = [json.loads(line) for line in (directory / "output" / "samples.jsonl").read_text().splitlines()]
         return SimpleNamespace(model=directory / "output" / "model", output=directory / "output", result=result, rows=rows, samples=samples)
