@@ -33,6 +33,7 @@ from stages.spec import ANSWERS_FILE, EXIT_FAILED, EXIT_USAGE, EXIT_VERIFICATION
 from stages.tokens import load_tokens
 
 _PROMPTS, _ORDER = 1, 2  # what a seed is for
+_NUL = "\0"
 
 
 @dataclass
@@ -58,8 +59,8 @@ class AnswerSlots:
         return [place for place, whose in enumerate(self.policies) if whose == policy and self.texts[place] is None]
 
     def offer(self, place: int, text: str, limit: float, *, finished: bool) -> bool:
-        """Put an answer into its place, unless it is a near-duplicate of one that is there; tells whether it stands."""
-        if any(known is not None and measure_overlap(known, text) >= limit for known in self.texts):
+        """Put an answer into its place, unless it is a near-duplicate of one that is there, or no text; tells whether it stands."""
+        if _NUL in text or any(known is not None and measure_overlap(known, text) >= limit for known in self.texts):
             return False
         self.texts[place], self.finished[place] = text, finished
         return True
@@ -78,7 +79,7 @@ def main(context: StageContext) -> StageResult:
     context.event("start", stage="sample", unit="policy", resumed_step=0)
     slots = [AnswerSlots([place % len(names) for place in range(settings.answers)]) for _ in prompts]
     shelf = Shelf(context, ranks)
-    resampled = 0
+    resampled = no_texts = 0
     for attempt in range(settings.attempts + 1):
         for policy in range(len(names)):
             asked = [(number, place) for number, each in enumerate(slots) for place in each.missing(policy)]
@@ -88,12 +89,15 @@ def main(context: StageContext) -> StageResult:
                 ids = [prompts[number].prompt_ids for number, _ in asked]
                 answers = _sample(context, ranks, shelf, tokenizer, sampling, (policy, attempt), ids, told)
                 for (number, place), (text, finished) in zip(asked, answers, strict=True):
+                    no_texts += _NUL in text
                     slots[number].offer(place, text, settings.near_duplicate, finished=finished)
     rows, more, metrics = _lay_out(context, settings, prompts, slots, names)
     if context.is_main:
         context.progress("saving", 0, 0)
         with (spec.output_dir / ANSWERS_FILE).open("w", encoding="utf-8") as stream:
             stream.writelines(to_line(row, ascii_only=False) for row in rows)
+    if no_texts:
+        context.warn("no text", f"{no_texts} answers held a NUL character, which no text has and nobody can rank; they were sampled again")
     metrics |= {"resampled": resampled / max(1, len(prompts) * settings.answers)}
     return StageResult(metrics=metrics, counts=counts | more | {"resampled": resampled}, **describe_machine(context))
 

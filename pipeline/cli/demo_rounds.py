@@ -23,13 +23,12 @@ from pipeline.errors import StoreError
 from pipeline.report.progress import CountView, ProgressView
 from pipeline.rounds.advance import advance
 from pipeline.rounds.chain import Round, walk
+from pipeline.rounds.examine import examine, write_rounds_page
 from pipeline.rounds.simulate import Visitor
-from pipeline.rounds.stale import measure_elsewhere
-from pipeline.rounds.table import RoundRow, list_rounds, print_rounds
+from pipeline.rounds.table import print_flaws, print_rounds, tell_flaws, tell_gain
 from pipeline.store.store import Store
 from pipeline.text import format_duration
 from stages.spec import EXIT_FAILED
-from stages.statistics.bootstrap import Estimate
 
 # What the rounds set beside the demo's recipe: no ranking to begin with, and a reward model that learns from a thousand lists, not eight.
 SETTINGS = (
@@ -48,6 +47,7 @@ SETTINGS = (
     "sample.prompts={rankings}",
     "sample.batch_size=256",
 )
+_FLAWS = "data.demo.probes:edit"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -75,11 +75,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             continue
         ranked = _rank(found, store, given.seed)
         say(console, f"round {found.number}: a simulated annotator ranked {ranked:,} times on the page")
-    rounds = list(walk(recipe, store))
-    rows = list_rounds(rounds, partial(_measure_before, store=store))
+    with CountView(console, "reward models: scores of answers with a flaw") as view:
+        examined = examine(recipe, store, list(walk(recipe, store)), view.told, _FLAWS)
+    rows, flaws, models = examined.rows, examined.flaws, examined.models
     console.print()
     print_rounds(console, rows)
-    say(console, _conclude(rows))
+    console.print()
+    print_flaws(console, flaws, models)
+    for line in (*tell_flaws(flaws, models), tell_gain(rows).sentence):
+        say(console, line)
+    say(console, f"report: {write_rounds_page(recipe, store, examined)}")
     say(console, f"{len(rows) - 1} rounds in {format_duration(time.monotonic() - started_s)}")
 
 
@@ -104,25 +109,6 @@ def _rank(found: Round, store: Store, seed: int) -> int:
         finally:
             page.terminate()
     return count
-
-
-def _measure_before(earlier: Round, store: Store) -> Estimate | None:
-    """Ask a round's reward model of that round's rankings, from which only the next one learnt."""
-    model = next((decision.artifact for decision in earlier.decisions if decision.stage == "rm"), None)
-    if model is None or earlier.rankings is None:
-        return None
-    return measure_elsewhere(store.require_verified(model.ref), earlier.rankings, lambda done, total: None)
-
-
-def _conclude(rows: Sequence[RoundRow]) -> str:
-    """Say whether the last round is above the first by more than chance."""
-    last = rows[-1]
-    if last.gain_in_all is None or last.gain_in_all.low is None or len(rows) < 3:
-        return "too few rounds, or no judge: nothing can be said of the gain"
-    gain = f"{last.gain_in_all.value:+.1f} ({last.gain_in_all.low:+.1f} to {last.gain_in_all.high:+.1f})"
-    if last.gain_in_all.low > 0:
-        return f"round {last.number} is above round 1 by {gain} points of the judge, more than chance"
-    return f"round {last.number} against round 1: {gain} points of the judge, which chance alone can be; more rankings a round would tell"
 
 
 if __name__ == "__main__":

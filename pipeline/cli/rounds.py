@@ -23,6 +23,9 @@ from stages.spec import RUN_STAGES, STAGES, StageName
 
 if TYPE_CHECKING:
     from pipeline.recipe.schema import Recipe
+    from pipeline.rounds.chain import Round
+    from pipeline.rounds.examine import Examined
+    from pipeline.store.store import Store
 
 PromptsOption = Annotated[
     str, typer.Option("--prompts", metavar="FILE", help="A file of prompts; or train, held-out: those of the policy's recipe.")
@@ -76,6 +79,9 @@ def round_command(
     overrides: SetOption = [],
     store: StoreOption = None,
     as_json: JsonOption = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write a page of all rounds into reports/ of the store; old reward models are asked anew.")
+    ] = False,
 ) -> None:
     """Go on with the rounds: sample answers, wait for people (exit code 6), publish their rankings, train reward model and policy anew.
 
@@ -86,22 +92,39 @@ def round_command(
     from pipeline.report.progress import ProgressView
     from pipeline.rounds.advance import advance, tell
     from pipeline.rounds.chain import walk
-    from pipeline.rounds.table import list_rounds, print_rounds, rounds_data
+    from pipeline.rounds.examine import Examined, write_rounds_page
+    from pipeline.rounds.table import flaws_data, list_rounds, print_rounds, rounds_data, tell_flaws
     from stages.spec import EXIT_WAITING
 
     resolved = open_rounds(recipe, [*overrides, *(["private=true"] if private else [])])
     opened = open_store_to_write(store, resolved)
     terminal = make_console(err=as_json)
     found = advance(resolved, opened, ProgressView(terminal), lambda line: say(terminal, line), wait=wait)
-    rows = list_rounds(list(walk(resolved, opened)))
+    rounds, page = list(walk(resolved, opened)), None
+    examined = _examine(resolved, opened, rounds) if report else Examined(list_rounds(rounds))
+    page = write_rounds_page(resolved, opened, examined) if report else None
     if as_json:
-        print_json({"round": found.number, "step": found.step, "ranked": found.ranked, "sets": found.sets, "rounds": rounds_data(rows)})
+        told = {"round": found.number, "step": found.step, "ranked": found.ranked, "sets": found.sets}
+        told |= {"report": str(page), "flaws": flaws_data(examined.flaws), "missing": examined.missing} if report else {}
+        print_json(told | {"rounds": rounds_data(examined.rows)})
     else:
         terminal.print()
-        print_rounds(terminal, rows)
+        print_rounds(terminal, examined.rows)
+        for line in tell_flaws(examined.flaws, examined.models):
+            say(terminal, line)
+    if page is not None:
+        say(terminal, f"report: {page}")
     say(terminal, tell(found, f"rlhf round {recipe}"))
     if found.step == "rank":
         raise typer.Exit(EXIT_WAITING)
+
+
+def _examine(recipe: "Recipe", store: "Store", rounds: "list[Round]") -> "Examined":
+    from pipeline.report.progress import CountView
+    from pipeline.rounds.examine import examine
+
+    with CountView(make_console(err=True), "reward models: scores of answers with a flaw") as view:
+        return examine(recipe, store, rounds, view.told)
 
 
 def open_rounds(name: str, overrides: list[str]) -> "Recipe":

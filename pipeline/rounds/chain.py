@@ -108,6 +108,11 @@ def list_policies(recipe: Recipe, decisions: list[Decision]) -> list[Artifact]:
     return [artifact for stage in dict.fromkeys(stages) if (artifact := made.get(stage)) is not None]
 
 
+def find_made(found: Round, stage: StageName) -> Artifact | None:
+    """Find what a stage made in a round, where it did."""
+    return next((decision.artifact for decision in found.decisions if decision.stage == stage), None)
+
+
 def find_rankings(store: Store, answers: Artifact) -> Artifact | None:
     """Find the newest rankings of answers that stand."""
     for artifact in reversed(store.list(RANKINGS_KIND)):

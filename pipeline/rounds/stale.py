@@ -8,9 +8,11 @@ import numpy as np
 
 from data.load import load_records
 from data.schema import Comparison, Demonstration
+from pipeline.rounds.chain import Round, find_made
 from pipeline.rounds.publish import EVAL_FILE
 from pipeline.score import score
 from pipeline.store.artifact import Artifact
+from pipeline.store.store import Store
 from stages.spec import DataSource
 from stages.statistics.bootstrap import Estimate, estimate_mean
 
@@ -44,3 +46,11 @@ def measure_elsewhere(model: Artifact, rankings: Artifact, told: Told) -> Estima
                 right.append((np.sign(own[better] - own[worse]) + 1) / 2)
                 clusters.append(number)
     return estimate_mean(np.array(right), np.array(clusters)) if right else None
+
+
+def measure_before(earlier: Round, store: Store) -> Estimate | None:
+    """Ask a round's reward model of that round's rankings, from which only the next one learnt; None where there is none."""
+    model = find_made(earlier, "rm")
+    if model is None or earlier.rankings is None:
+        return None
+    return measure_elsewhere(store.require_verified(model.ref), earlier.rankings, lambda done, total: None)

@@ -12,14 +12,16 @@ from rich.console import Console
 
 from pipeline.report.rows import read_rows
 from pipeline.report.tables import print_figures_table
-from pipeline.rounds.chain import Round
+from pipeline.report.verdict import Verdict, write_estimate
+from pipeline.rounds.chain import Round, find_made
+from pipeline.rounds.flaws import Flaw
 from pipeline.store.artifact import Artifact
 from stages.result import Interval
 from stages.spec import SAMPLES_FILE
 from stages.statistics.bootstrap import Estimate, estimate_mean
 
 _JUDGE, _ACCURACY, _OF_SOURCE = "eval/sampled/judge_score", "eval/accuracy", "eval/accuracy_source_"
-_PER = 100  # labels
+PER = 100  # labels
 Measure = Callable[[Round], Estimate | None]
 
 
@@ -37,6 +39,8 @@ class RoundRow:
         reward_model: Its ref.
         accuracy: Of the reward model on held-out lists: name -> figure.
         before: Of the reward model of the row before on the newest of these lists, which it has not seen.
+        rankings: Ref of those that it learnt from last.
+        held_out: How many of these are held out.
     """
 
     number: int
@@ -49,6 +53,8 @@ class RoundRow:
     reward_model: str = ""
     accuracy: dict[str, tuple[float, Interval | None]] = field(default_factory=dict[str, tuple[float, Interval | None]])
     before: Estimate | None = None
+    rankings: str = ""
+    held_out: int = 0
 
 
 def list_rounds(rounds: Sequence[Round], measure: Measure | None = None) -> list[RoundRow]:
@@ -61,8 +67,7 @@ def list_rounds(rounds: Sequence[Round], measure: Measure | None = None) -> list
     rows: list[RoundRow] = []
     said: list[dict[str, float]] = []
     for place, found in enumerate(rounds):
-        made = {decision.stage: decision.artifact for decision in found.decisions}
-        policy, reward_model = found.policy, made.get("rm")
+        policy, reward_model = found.policy, find_made(found, "rm")
         if policy is None:
             continue
         new = rounds[place - 1].rankings if place else None
@@ -76,11 +81,13 @@ def list_rounds(rounds: Sequence[Round], measure: Measure | None = None) -> list
                 policy=policy.ref,
                 judge=policy.manifest.metrics.get(_JUDGE),
                 judge_interval=policy.manifest.intervals.get(_JUDGE),
-                gain=_compare(said[-2], said[-1], _PER / labels) if len(said) > 1 and labels else None,
+                gain=_compare(said[-2], said[-1], PER / labels) if len(said) > 1 and labels else None,
                 gain_in_all=_compare(first, said[-1], 1.0) if first else None,
                 reward_model=reward_model.ref if reward_model else "",
                 accuracy=_read_accuracy(reward_model) if reward_model else {},
                 before=measure(rounds[place - 1]) if measure and new else None,
+                rankings=new.ref if new else "",
+                held_out=new.manifest.counts["comparisons_eval"] if new else 0,
             )
         )
     return rows
@@ -118,6 +125,11 @@ def rounds_data(rows: Sequence[RoundRow]) -> list[dict[str, Any]]:
     return dumped
 
 
+def flaws_data(flaws: Sequence[Flaw]) -> list[dict[str, Any]]:
+    """Return flaws as plain data."""
+    return [asdict(flaw) | {"seen": {model: probe.model_dump() for model, probe in flaw.seen.items()}} for flaw in flaws]
+
+
 def print_rounds(console: Console, rows: Sequence[RoundRow]) -> None:
     """Print a line for each round."""
     columns = (
@@ -125,7 +137,7 @@ def print_rounds(console: Console, rows: Sequence[RoundRow]) -> None:
         "new",
         "policy",
         "judge",
-        f"gain per {_PER}",
+        f"gain per {PER}",
         "gain over the first",
         "reward model",
         "accuracy on held-out lists",
@@ -145,6 +157,48 @@ def print_rounds(console: Console, rows: Sequence[RoundRow]) -> None:
         for row in rows
     ]
     print_figures_table(console, columns, cells)
+
+
+def tell_gain(rows: Sequence[RoundRow]) -> Verdict:
+    """Say whether the last policy is above that of the first rankings by more than chance."""
+    last = rows[-1] if rows else None
+    if last is None or last.gain_in_all is None or last.gain_in_all.low is None or len(rows) < 3:
+        return Verdict("too few rounds, or no judge: nothing can be said of the gain", "open")
+    gain = f"{last.gain_in_all.value:+.1f} ({last.gain_in_all.low:+.1f} to {last.gain_in_all.high:+.1f})"
+    if last.gain_in_all.low > 0:
+        return Verdict(f"round {last.number} is above round 1 by {gain} points of the judge, more than chance", "good")
+    told = f"round {last.number} against round 1: {gain} points of the judge"
+    if last.gain_in_all.high is not None and last.gain_in_all.high < 0:
+        return Verdict(f"{told}, less by more than chance", "bad")
+    return Verdict(f"{told}, which chance alone can be; more rankings a round would tell", "open")
+
+
+def print_flaws(console: Console, flaws: Sequence[Flaw], models: Sequence[str]) -> None:
+    """Print a line for each flaw: in how many pairs each round's reward model prefers the answer without it."""
+    cells = [(flaw.name, *(_write_seen(flaw, model) for model in models), flaw.description) for flaw in flaws]
+    print_figures_table(console, ("prefers the answer without", *models, "a copy that"), cells)
+
+
+def _write_seen(flaw: Flaw, model: str) -> str:
+    """Write in how many pairs a reward model sees a flaw."""
+    probe = flaw.seen.get(model)
+    return "" if probe is None else write_estimate(probe.accuracy, share=True) + (" blind" if probe.blind else "")
+
+
+def tell_flaws(flaws: Sequence[Flaw], models: Sequence[str]) -> list[str]:
+    """Say where the first reward model was blind and the last one sees, where it is blind still, and what it no longer sees."""
+    if not models or not flaws:
+        return []
+    first, last = models[0], models[-1]
+    known = [(flaw.name, flaw.seen[first].blind, flaw.seen[last].blind) for flaw in flaws if first in flaw.seen and last in flaw.seen]
+    groups = {
+        f"{first} was blind to {{}}, which {last} sees": [name for name, was, still in known if was and not still],
+        f"{last} is blind to {{}}, as {first} was": [name for name, was, still in known if was and still and first != last],
+        f"{last} is blind to {{}}, which {first} saw": [name for name, was, still in known if not was and still],
+        f"{last} is blind to {{}}": [name for name, _, still in known if still and first == last],
+    }
+    told = [sentence.format(", ".join(names)) for sentence, names in groups.items() if names]
+    return told or [f"{last} sees all {len(known)} flaws, and so did {first}" if first != last else f"{last} sees all {len(known)} flaws"]
 
 
 def _write(value: float, interval: Interval | None) -> str:

@@ -46,3 +46,6 @@ def test_the_demo_goes_round_by_itself_and_the_second_call_finds_all_of_it_again
     assert all(each["facts"]["score_scale"] != 1.0 for each in (first, manifest))
     table = told[told.index("rankings of") :]
     assert [line.split()[0] for line in table.splitlines()[1:4]] == ["none", "round", "round"] and "before, on the newest" in table
+    assert "prefers the answer without  rm@v1" in table and "rm@v2" in table.partition("prefers the answer without")[2]
+    page = (store / "reports/rounds-demo.html").read_text()
+    assert "<script" not in page and "Old and new reward model on held-out lists" in page and "rankings@v2 (new answers)" in page

@@ -106,5 +106,6 @@ def test_a_place_takes_the_first_answer_that_differs_from_all_others():
     assert slots.missing(0) == [0, 2] and slots.missing(1) == [1]
     assert slots.offer(0, "Yes, it is.", 0.9, finished=True)
     assert not slots.offer(1, "yes it is", 0.9, finished=True)
+    assert not slots.offer(1, "No\0.", 0.9, finished=True)  # `data.answers` refuses it, and a whole file with it
     assert slots.offer(1, "No.", 0.9, finished=False)
     assert slots.missing(1) == [] and slots.missing(0) == [2] and slots.finished == [True, False, False]

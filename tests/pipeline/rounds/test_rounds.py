@@ -149,18 +149,3 @@ def test_an_old_reward_model_is_asked_of_what_it_has_not_seen(publish, store, fr
     assert found.num_clusters == 6 and found.num_values == 12 and 0 <= found.value <= 1
     tied = publish(store, "rankings", {"eval.jsonl": text.replace(b"[1, 2, 2]", b"[1, 1, 1]")})
     assert measure_elsewhere(model, tied, lambda done, total: None) is None
-
-
-@pytest.fixture
-def fresh_model_dir(base_model_dir, tmp_path):
-    """A reward model with a fresh head on the demo's base model."""
-    from stages.blocks import HardwareSettings
-    from stages.models.reward_model import init_reward_model
-    from stages.models.save import save_model
-    from stages.models.tokenizer import align_special_tokens, load_tokenizer
-
-    hardware = HardwareSettings(device="cpu", precision="float32", attention="eager", threads=1)
-    model, tokenizer = init_reward_model(str(base_model_dir), hardware, seed=3), load_tokenizer(str(base_model_dir))
-    align_special_tokens(model, tokenizer)
-    save_model(model, tokenizer, tmp_path / "fresh")
-    return tmp_path / "fresh" / "model"
