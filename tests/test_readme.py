@@ -64,7 +64,6 @@ def test_a_make_target_exists(target):
 
 
 @pytest.mark.parametrize("command", RLHF)
-@pytest.mark.slow
 def test_an_rlhf_command_and_its_options_exist(command):
     verb, *words = command.removeprefix("rlhf ").split()
     shown = help_of(verb)
