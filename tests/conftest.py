@@ -52,6 +52,13 @@ def warm_start(tmp_path_factory):
     return start
 
 
+@pytest.fixture
+def warm(warm_start, monkeypatch):
+    """Programs of stages that this test's process starts, whoever starts them, begin with their imports done."""
+    for name, value in warm_start().items():
+        monkeypatch.setenv(name, value)
+
+
 @pytest.fixture(scope="session")
 def demo_dir(tmp_path_factory):
     """The embedded demo's files: records and base model."""

@@ -69,6 +69,7 @@ def test_a_configuration_alone_tells_memory_disk_time_and_money(recipe, tmp_path
 
 
 @mark.slow
+@mark.usefixtures("warm")
 def test_a_machine_that_is_too_small_does_not_fit(recipe, tmp_path):
     read = load_recipe(find_recipe(str(recipe)), [], has_files=False)
     machine = Machine("cpu", None, 1e6, None)
@@ -134,6 +135,7 @@ def test_the_table_fits_80_columns_and_the_arithmetic_says_of_what_the_peak_is_m
 
 
 @mark.slow
+@mark.usefixtures("warm")
 def test_a_plan_with_vllm_says_that_its_rollouts_are_not_in_it(recipe, tmp_path):
     read = load_recipe(find_recipe(str(recipe)), ["ppo.rollout.engine=vllm", "ppo.save_minutes=5"], has_files=False)
     estimate = make_estimate(read, ["ppo"], tmp_path, choose_machine(HardwareSettings(), "h100"))

@@ -64,6 +64,7 @@ def test_what_a_user_wrote_stays_text_in_the_card(store, tmp_path, publish):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_what_cannot_be_merged_or_cast_leaves_nothing(store, tmp_path, publish):
     publish(store, "ppo", files=POLICY)  # no safetensors at all
     for arguments in ({"merge": False, "dtype": "bfloat16"},):

@@ -12,10 +12,8 @@ from pipeline.tokens import make_tokens
 
 
 @pytest.fixture
-def make(tmp_path, base_model_dir, store, warm_start, monkeypatch):
+def make(tmp_path, base_model_dir, store, warm):
     """make(demonstrations, **tokens) -> (counts, events) of a recipe with the demo's tokenizer and few records."""
-    for name, value in warm_start().items():
-        monkeypatch.setenv(name, value)
 
     def make(demonstrations, **tokens):
         rows = {

@@ -37,13 +37,6 @@ def models(base_model_dir, tmp_path_factory):
 
 
 @pytest.fixture
-def warm(warm_start, monkeypatch):
-    """The models' program starts from the warm server."""
-    for name, value in warm_start().items():
-        monkeypatch.setenv(name, value)
-
-
-@pytest.fixture
 def ask(rlhf_here, models, warm, monkeypatch):
     """A function: standard input, arguments -> how the command ended."""
 
@@ -169,9 +162,8 @@ def test_as_json_each_exchange_is_an_object_and_the_likeliest_answer_needs_no_se
 
 
 @pytest.mark.slow
-def test_a_conversation_that_leaves_no_room_is_told_and_the_chat_goes_on(models, warm_start, monkeypatch):
-    for name, value in warm_start().items():
-        monkeypatch.setenv(name, value)
+@pytest.mark.usefixtures("warm")
+def test_a_conversation_that_leaves_no_room_is_told_and_the_chat_goes_on(models):
     chat = Chat([models.get("sft")], temperature=1.0, max_tokens=200, seed=1)
     told = []
     with open_chat(chat, None) as program:

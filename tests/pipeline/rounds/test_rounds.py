@@ -139,6 +139,7 @@ def test_rankings_come_behind_the_sources_of_the_recipe_with_the_weight_of_round
     assert add_rankings(recipe, []) is recipe
 
 
+@pytest.mark.usefixtures("warm")
 def test_an_old_reward_model_is_asked_of_what_it_has_not_seen(publish, store, fresh_model_dir):
     rows = [{"prompt": f"question {n}", "completions": ["yes", "no", ""], "ranks": [1, 2, 2]} for n in range(6)]
     text = "".join(json.dumps(row) + "\n" for row in rows).encode()

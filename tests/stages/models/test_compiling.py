@@ -29,8 +29,7 @@ def stage(make_stage):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_compiled_layers_give_the_same_states_and_gradients_for_rows_of_any_length(stage, base_model_dir):
     command = [sys.executable, str(DRIVER), str(stage.spec_path), str(base_model_dir)]
-    environment = {**os.environ, "PYTHONPATH": str(DRIVER.parents[3])}
-    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    found = subprocess.run(command, env=stage.environment(), capture_output=True, text=True, timeout=500)
     assert found.returncode == 0, (found.stdout + found.stderr)[-4000:]
 
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -201,10 +200,9 @@ def test_f4_damaged_metric_rows_are_left_out_with_a_note(spec, line, capsys):
     assert "metrics.jsonl: 1 damaged lines are left out" in capsys.readouterr().err
 
 
-def test_a_file_that_is_no_spec_is_refused_with_exit_2(tmp_path):
+def test_a_file_that_is_no_spec_is_refused_with_exit_2(tmp_path, warm_start):
     path = tmp_path / "spec.json"
     path.write_text('{"stage": "sft"}')
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "stages.sft", str(path)], capture_output=True, text=True, env=os.environ, check=False
-    )
+    command = [sys.executable, "-P", "-m", "stages.sft", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=warm_start(), check=False)
     assert done.returncode == 2 and "not a stage spec" in done.stderr
