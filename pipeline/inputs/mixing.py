@@ -8,6 +8,7 @@ Each source is read and told of by itself, as if it were alone. The cache key of
 
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -23,7 +24,7 @@ from data.treatment import Treat, make_treatment
 from pipeline.errors import ConfigError, StoreError
 from pipeline.inputs.demo import locate_source
 from pipeline.inputs.records import Reading, Told, read_data
-from pipeline.privacy.lists import find_forgotten
+from pipeline.privacy.lists import find_forgotten, name_forgotten
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.sources import PartSource
 from pipeline.store.artifact import Artifact
@@ -91,37 +92,52 @@ def mix_sources(recipe: Recipe, store_root: Path, read: Read, *, keep_notes: boo
         ConfigError: Two sources go by one name.
         StoreError: Rankings are not there (exit 4), damaged or withdrawn (exit 3).
     """
+    while True:
+        forgotten = name_forgotten(store_root)
+        try:
+            found, directory = _mix_sources(recipe, store_root, read, keep_notes=keep_notes, told=told)
+        except (FileNotFoundError, DataError):
+            if name_forgotten(store_root) == forgotten:
+                raise
+            continue  # `rlhf forget` has removed what was mixed: anew, without what was forgotten
+        if name_forgotten(store_root) == forgotten:
+            return found
+        if keep_notes:  # its list was written after ours was read, and its removal may have been before our files were there
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _mix_sources(recipe: Recipe, store_root: Path, read: Read, *, keep_notes: bool, told: Told) -> tuple[MixedSources, Path]:
+    """Read and mix the sources once; returns them, and the directory of the mixed files."""
     splits = recipe.data.comparisons
     assert splits is not None
-
     parts = _read_parts(recipe, splits.train.parts, Store(store_root), read, verify=keep_notes)
     given = locate_source(splits.eval, store_root) if splits.eval else None
     held_out = read(DataSplits(train=given, eval=None)) if given else None
-    described = [_VERSION, [(part.name, part.content.rpartition(",")[0]) for part in parts], held_out and held_out.fingerprints["train"]]
-    described += [recipe.data.eval_fraction, recipe.seed]
-    key = hashlib.sha256(json.dumps(described).encode()).hexdigest()[:32]
+    directory = store_root / MIXES_DIR / _name_mix(recipe, parts, held_out)
     treat = make_treatment(recipe.data.redact, find_forgotten(store_root))
-
-    def mix() -> Mixed:
-        return _mix(parts, given, recipe, treat)
-
     with ExitStack() as stack:
-        directory = store_root / MIXES_DIR / key
         if not (directory / MADE_FILE).is_file():
+            mixed = _mix(parts, given, recipe, treat)
             if keep_notes:
-                _keep(directory, mix())
+                _keep(directory, mixed)
             else:
                 directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-                _write(directory, mix())
+                _write(directory, mixed)
         made = json.loads((directory / MADE_FILE).read_text(encoding="utf-8"))
-        sources = (DataSource.model_validate({"path": str(directory / f"{side}.jsonl")}) for side in ("train", "eval"))
-        mixed = DataSplits(**dict(zip(("train", "eval"), sources, strict=True)))
-        reading = read_data("comparisons", mixed, recipe.data.eval_fraction, store_root=store_root, keep_note=keep_notes, told=told)
+        sides = {side: DataSource.model_validate({"path": str(directory / f"{side}.jsonl")}) for side in ("train", "eval")}
+        both = DataSplits(train=sides["train"], eval=sides["eval"])
+        reading = read_data("comparisons", both, recipe.data.eval_fraction, store_root=store_root, keep_note=keep_notes, told=told)
     weights = {part.name: part.weight for part in parts}
     readings = [*(part.reading for part in parts), *([held_out] if held_out else [])]
-    return MixedSources(
-        mixed, _tell(reading, parts, readings, made["left_out"]), weights, [part.artifact for part in parts if part.artifact]
-    )
+    rankings = [part.artifact for part in parts if part.artifact]
+    return MixedSources(both, _tell(reading, parts, readings, made["left_out"]), weights, rankings), directory
+
+
+def _name_mix(recipe: Recipe, parts: Sequence[_Part], held_out: Reading | None) -> str:
+    """Name a mixture by all that it follows from."""
+    described = [_VERSION, [(part.name, part.content.rpartition(",")[0]) for part in parts], held_out and held_out.fingerprints["train"]]
+    described += [recipe.data.eval_fraction, recipe.seed]
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:32]
 
 
 def _read_parts(recipe: Recipe, sources: Sequence[PartSource], store: Store, read: Read, *, verify: bool) -> list[_Part]:

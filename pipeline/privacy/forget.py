@@ -5,6 +5,7 @@ hashes -> `records/forgotten` -> artifacts that learnt from them, and all that s
 The sources are nobody's but the user's: they stay as they are, and loading leaves the records out.
 """
 
+import errno
 import json
 import shutil
 from collections.abc import Iterable
@@ -63,8 +64,7 @@ def forget(store: Store, wanted: set[bytes], secret: bytes) -> Forgetting:
         _withdraw(store, [found for found in traces if found.learnt])
     _remove_replies(store.root)
     num_new = len(after.digests) - len(before.digests)
-    with writing(store.root / MIXES_DIR), open_root(store.root) as root, suppress(FileNotFoundError):
-        shutil.rmtree(MIXES_DIR, dir_fd=root.fd)  # copies of records, made anew without those that were forgotten
+    _remove_mixes(store.root)
     return Forgetting(traces, num_new, _remove_tokens(store.root, wanted, secret), _find_runs(store.root, wanted, secret))
 
 
@@ -107,6 +107,19 @@ def _remove_tokens(root: Path, wanted: set[bytes], secret: bytes) -> list[str]:
                     shutil.rmtree(name, dir_fd=tokens.fd)
                     removed.append(name)
     return sorted(removed)
+
+
+def _remove_mixes(root: Path) -> None:
+    """Remove mixed sources, copies of records, made anew without those that were forgotten; who writes there now removes its own."""
+    with writing(root / MIXES_DIR), suppress(FileNotFoundError), open_root(root) as store, store.enter(MIXES_DIR) as mixes:
+        for name in mixes.directories():
+            shutil.rmtree(name, dir_fd=mixes.fd, onerror=_pass_over_moved)
+
+
+def _pass_over_moved(_function: object, path: str, failure: tuple[type[BaseException], BaseException, object]) -> None:
+    """Pass over what another process writes into, renames or removes: it reads the list once more before it goes on."""
+    if not (isinstance(failure[1], OSError) and failure[1].errno in (errno.ENOENT, errno.ENOTEMPTY)):
+        raise failure[1]
 
 
 def _remove_replies(root: Path) -> None:

@@ -5,11 +5,16 @@ import json
 import pytest
 
 from data.load import load_records
+from data.records import parse_row
 from pipeline.cli.options import open_recipe
 from pipeline.contract import make_spec
 from pipeline.errors import ConfigError, StoreError
+from pipeline.inputs import mixing
 from pipeline.inputs.prepare import prepare
 from pipeline.plan import Selection, decide, plan
+from pipeline.privacy.forget import forget
+from pipeline.privacy.lists import open_secret
+from pipeline.privacy.trace import hash_asked
 from pipeline.recipe.load import load_recipe
 from pipeline.store.withdrawn import Withdrawal, withdraw
 from stages.spec import EXIT_MISSING, EXIT_VERIFICATION
@@ -164,3 +169,26 @@ def test_the_demo_stands_in_a_list_too(tmp_path):
     recipe = open_recipe("demo", ["data.comparisons.train=[demo@9, {ref: rankings@v1}]"], ("rm",), to_run=False)
     assert [part.label for part in recipe.data.comparisons.train.parts] == ["demo@9", "rankings@v1"]
     assert recipe.data.comparisons.train.parts[0].path == "demo@9:comparisons.train" and recipe.data.comparisons.eval is not None
+
+
+@pytest.mark.parametrize("step", ["_mix", "read_data"])
+def test_what_is_forgotten_while_sources_are_mixed_does_not_stay_in_the_store(read, rank, store, tmp_path, monkeypatch, step):
+    rank(range(6))
+    path = tmp_path / "project" / "comparisons.jsonl"
+    hers = json.loads(path.read_text().splitlines()[0])
+    plain, calls = getattr(mixing, step), []
+
+    def forget_once(*given, **named):
+        """Another process forgets a record, after the sources were read, or after the mixed files were written."""
+        calls.append(step)
+        if len(calls) == 1:
+            secret = open_secret(store.root)
+            forget(store, hash_asked(list(parse_row(dict(hers), "comparisons")), secret), secret)
+        return plain(*given, **named)
+
+    monkeypatch.setattr(mixing, step, forget_once)
+    _, inputs = read(f"[{path}, {{ref: rankings@v1}}]")
+    assert len(calls) == 2  # it began anew
+    mixed = [text for file in (store.root / "mixes").rglob("*.jsonl") for text in file.read_text().splitlines()]
+    assert mixed and not any(json.dumps(hers["prompt"])[1:-1] in line for line in mixed)
+    assert sum(map(len, map(rows_in, (inputs.data["comparisons"].train, inputs.data["comparisons"].eval)))) == len(mixed)
