@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from data.answers import AnswerSet
     from pipeline.ranking.journal import Journal
+    from pipeline.ranking.place import AnswersPlace
     from pipeline.ranking.server import RankingServer
     from pipeline.ranking.settings import Settings
     from pipeline.ranking.study import Study
@@ -60,6 +61,46 @@ _NO_FLAG = "found one without a name, or too long a name; needed a short one; le
 _HOW, _BY_MODEL = "How is ranked, before the recipe's block `ranking`", "With --by-model, before the recipe's ranking.judge"
 
 
+GuidelinesOption = Annotated[
+    Path | None,
+    typer.Option("--guidelines", help="A Markdown file that is shown beside the answers; a model judges by it.", rich_help_panel=_HOW),
+]
+FlagOption = Annotated[
+    list[str],
+    typer.Option("--flag", help="What an answer can be marked as; repeatable. Default: harmful, wrong, off-topic.", rich_help_panel=_HOW),
+]
+OverlapOption = Annotated[
+    float | None, typer.Option("--overlap", min=0, max=1, help="Share of the sets that everybody ranks; default 0.1.", rich_help_panel=_HOW)
+]
+RepeatsOption = Annotated[
+    float | None,
+    typer.Option("--repeats", min=0, max=0.5, help="Share of judgements that repeat a set; default 0.1.", rich_help_panel=_HOW),
+]
+SeedOption = Annotated[
+    int | None,
+    typer.Option("--seed", min=0, help="Of the orders in which sets and answers are shown; default 0.", rich_help_panel=_HOW),
+]
+UrlOption = Annotated[
+    str | None, typer.Option("--url", help="OpenAI-compatible, such as http://localhost:8000/v1.", rich_help_panel=_BY_MODEL)
+]
+ModelOption = Annotated[str | None, typer.Option("--model", help="Its name there.", rich_help_panel=_BY_MODEL)]
+KeyOption = Annotated[
+    str | None, typer.Option("--api-key-env", help="The environment variable that holds the key.", rich_help_panel=_BY_MODEL)
+]
+InputPriceOption = Annotated[
+    float | None, typer.Option("--price-input", help="Of a million tokens that it reads.", rich_help_panel=_BY_MODEL)
+]
+OutputPriceOption = Annotated[
+    float | None, typer.Option("--price-output", help="Of a million tokens that it writes.", rich_help_panel=_BY_MODEL)
+]
+CostOption = Annotated[
+    float | None, typer.Option("--max-cost", help="Most that it may cost in all; needs both prices.", rich_help_panel=_BY_MODEL)
+]
+LimitOption = Annotated[
+    int | None, typer.Option("--limit", min=1, help="How many sets at most, chosen at random.", rich_help_panel=_BY_MODEL)
+]
+
+
 def rank_command(
     answers: AnswersArgument,
     journal: JournalOption = None,
@@ -71,48 +112,18 @@ def rank_command(
     on_terminal: Annotated[bool, typer.Option("--terminal", help="Rank here, line by line, instead of on a page.")] = False,
     by_model: Annotated[bool, typer.Option("--by-model", help="Let a language model rank, instead of a person.")] = False,
     store: StoreOption = None,
-    guidelines: Annotated[
-        Path | None,
-        typer.Option("--guidelines", help="A Markdown file that is shown beside the answers; a model judges by it.", rich_help_panel=_HOW),
-    ] = None,
-    flag: Annotated[
-        list[str],
-        typer.Option(
-            "--flag", help="What an answer can be marked as; repeatable. Default: harmful, wrong, off-topic.", rich_help_panel=_HOW
-        ),
-    ] = [],
-    overlap: Annotated[
-        float | None,
-        typer.Option("--overlap", min=0, max=1, help="Share of the sets that everybody ranks; default 0.1.", rich_help_panel=_HOW),
-    ] = None,
-    repeats: Annotated[
-        float | None,
-        typer.Option("--repeats", min=0, max=0.5, help="Share of judgements that repeat a set; default 0.1.", rich_help_panel=_HOW),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option("--seed", min=0, help="Of the orders in which sets and answers are shown; default 0.", rich_help_panel=_HOW),
-    ] = None,
-    url: Annotated[
-        str | None,
-        typer.Option("--url", help="OpenAI-compatible, such as http://localhost:8000/v1.", rich_help_panel=_BY_MODEL),
-    ] = None,
-    model: Annotated[str | None, typer.Option("--model", help="Its name there.", rich_help_panel=_BY_MODEL)] = None,
-    api_key_env: Annotated[
-        str | None, typer.Option("--api-key-env", help="The environment variable that holds the key.", rich_help_panel=_BY_MODEL)
-    ] = None,
-    price_input: Annotated[
-        float | None, typer.Option("--price-input", help="Of a million tokens that it reads.", rich_help_panel=_BY_MODEL)
-    ] = None,
-    price_output: Annotated[
-        float | None, typer.Option("--price-output", help="Of a million tokens that it writes.", rich_help_panel=_BY_MODEL)
-    ] = None,
-    max_cost: Annotated[
-        float | None, typer.Option("--max-cost", help="Most that it may cost in all; needs both prices.", rich_help_panel=_BY_MODEL)
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="How many sets at most, chosen at random.", rich_help_panel=_BY_MODEL)
-    ] = None,
+    guidelines: GuidelinesOption = None,
+    flag: FlagOption = [],
+    overlap: OverlapOption = None,
+    repeats: RepeatsOption = None,
+    seed: SeedOption = None,
+    url: UrlOption = None,
+    model: ModelOption = None,
+    api_key_env: KeyOption = None,
+    price_input: InputPriceOption = None,
+    price_output: OutputPriceOption = None,
+    max_cost: CostOption = None,
+    limit: LimitOption = None,
 ) -> None:
     """Rank answers on a page on this machine, on the terminal, or by a model. Each judgement is on the disk at once; the command goes on.
 
@@ -120,9 +131,7 @@ def rank_command(
     """
     from pipeline.ranking.journal import Journal
     from pipeline.ranking.place import find_answers
-    from pipeline.ranking.study import Study
     from pipeline.store.parts import REPLIES_DIR
-    from pipeline.text import count
 
     endpoint: dict[str, object] = {"url": url, "model": model, "api_key_env": api_key_env, "max_cost": max_cost}
     endpoint |= {"price_per_1m_input": price_input, "price_per_1m_output": price_output}
@@ -140,20 +149,26 @@ def rank_command(
     settings = _read_settings(recipe, guidelines, given)
     opened = open_store_to_write(store) if by_model else open_store(store)
     place = find_answers(opened, answers, journal)
-    given_endpoint = {name: value for name, value in endpoint.items() if value is not None}
     place.make_room()
     if by_model:
+        given_endpoint = {name: value for name, value in endpoint.items() if value is not None}
         _rank_by_model(place.sets, Journal(place.journal), settings, given_endpoint, limit, opened.root / REPLIES_DIR)
-        return
+    else:
+        _rank_by_people(place, settings, annotator or [getpass.getuser()], port or 0, on_terminal=on_terminal)
+
+
+def _rank_by_people(place: "AnswersPlace", settings: "Settings", names: list[str], port: int, *, on_terminal: bool) -> None:
+    from pipeline.ranking.journal import Journal
+    from pipeline.ranking.study import Study
+    from pipeline.ranking.terminal import rank_on_terminal
+    from pipeline.text import count
+
     study = Study(place.sets, Journal(place.journal), settings)
     say(make_console(), f"{count(len(place.sets), 'answer set')}; judgements go to {place.journal}")
-    names = annotator or [getpass.getuser()]
     if on_terminal:
-        from pipeline.ranking.terminal import rank_on_terminal
-
         rank_on_terminal(study, names[0], make_console(), ask_line)
     else:
-        _serve(study, names, port or 0)
+        _serve(study, names, port)
 
 
 def _rank_by_model(

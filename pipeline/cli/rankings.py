@@ -23,68 +23,73 @@ _TO_TRAIN_ON, _OTHER_TOOLS = "Comparisons to train on", "From and to other tools
 _HELD_OUT = 0.1
 
 
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Write comparisons here: data.comparisons.", rich_help_panel=_TO_TRAIN_ON)
+]
+PublishOption = Annotated[
+    bool,
+    typer.Option(
+        "--publish", help="Publish them as an artifact, which data.comparisons names by ref: rankings@v1.", rich_help_panel=_TO_TRAIN_ON
+    ),
+]
+HeldOutOption = Annotated[
+    float | None,
+    typer.Option(
+        "--held-out",
+        min=0.01,
+        max=0.9,
+        help=f"Share of conversations that --publish holds out, for good; default {_HELD_OUT}.",
+        rich_help_panel=_TO_TRAIN_ON,
+    ),
+]
+ByOption = Annotated[
+    Literal["all", "people", "model"] | None,
+    typer.Option(
+        "--by",
+        help="Whose rankings -o and --publish take; default: all, a model's where no person ranked.",
+        rich_help_panel=_TO_TRAIN_ON,
+    ),
+]
+ImportOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--import",
+        metavar="FILE",
+        help="Bring in rankings of Label Studio or Argilla (JSON), or a CSV table; again is nothing twice.",
+        rich_help_panel=_OTHER_TOOLS,
+    ),
+]
+QuestionOption = Annotated[
+    str | None, typer.Option("--question", help="Of --import: which of Argilla's questions is the ranking.", rich_help_panel=_OTHER_TOOLS)
+]
+BucketsOption = Annotated[
+    str,
+    typer.Option("--buckets", help="Of --import: Label Studio's buckets, best first, such as good,fair,bad.", rich_help_panel=_OTHER_TOOLS),
+]
+ExportOption = Annotated[
+    Path | None, typer.Option("--export", metavar="FILE", help="Write all that was said to this file.", rich_help_panel=_OTHER_TOOLS)
+]
+FormatOption = Annotated[
+    Literal["csv", "label-studio", "argilla"] | None,
+    typer.Option("--format", help="Of --export; default: csv for .csv files.", rich_help_panel=_OTHER_TOOLS),
+]
+
+
 def rankings_command(
     answers: AnswersArgument,
     journal: JournalOption = None,
     names: Annotated[bool, typer.Option("--names", help="Name the annotators; default: pseudonyms.")] = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write comparisons here: data.comparisons.", rich_help_panel=_TO_TRAIN_ON)
-    ] = None,
-    publish: Annotated[
-        bool,
-        typer.Option(
-            "--publish",
-            help="Publish them as an artifact, which data.comparisons names by ref: rankings@v1.",
-            rich_help_panel=_TO_TRAIN_ON,
-        ),
-    ] = False,
-    held_out: Annotated[
-        float | None,
-        typer.Option(
-            "--held-out",
-            min=0.01,
-            max=0.9,
-            help=f"Share of conversations that --publish holds out, for good; default {_HELD_OUT}.",
-            rich_help_panel=_TO_TRAIN_ON,
-        ),
-    ] = None,
-    by: Annotated[
-        Literal["all", "people", "model"] | None,
-        typer.Option(
-            "--by",
-            help="Whose rankings -o and --publish take; default: all, a model's where no person ranked.",
-            rich_help_panel=_TO_TRAIN_ON,
-        ),
-    ] = None,
-    import_path: Annotated[
-        Path | None,
-        typer.Option(
-            "--import",
-            metavar="FILE",
-            help="Bring in rankings of Label Studio or Argilla (JSON), or a CSV table; again is nothing twice.",
-            rich_help_panel=_OTHER_TOOLS,
-        ),
-    ] = None,
-    question: Annotated[
-        str | None,
-        typer.Option("--question", help="Of --import: which of Argilla's questions is the ranking.", rich_help_panel=_OTHER_TOOLS),
-    ] = None,
-    buckets: Annotated[
-        str,
-        typer.Option(
-            "--buckets", help="Of --import: Label Studio's buckets, best first, such as good,fair,bad.", rich_help_panel=_OTHER_TOOLS
-        ),
-    ] = "",
-    export_path: Annotated[
-        Path | None,
-        typer.Option("--export", metavar="FILE", help="Write all that was said to this file.", rich_help_panel=_OTHER_TOOLS),
-    ] = None,
-    form: Annotated[
-        Literal["csv", "label-studio", "argilla"] | None,
-        typer.Option("--format", help="Of --export; default: csv for .csv files.", rich_help_panel=_OTHER_TOOLS),
-    ] = None,
+    output: OutputOption = None,
+    publish: PublishOption = False,
+    held_out: HeldOutOption = None,
+    by: ByOption = None,
+    import_path: ImportOption = None,
+    question: QuestionOption = None,
+    buckets: BucketsOption = "",
+    export_path: ExportOption = None,
+    form: FormatOption = None,
 ) -> None:
     """Say how far the annotators agree, and write or publish their rankings as comparisons. Imports from other tools, and exports to them.
 
@@ -92,15 +97,11 @@ def rankings_command(
     """
     from dataclasses import asdict, replace
 
-    from pipeline.ranking.importing import import_rankings
     from pipeline.ranking.journal import Journal
-    from pipeline.ranking.place import find_answers, names_answers
-    from pipeline.ranking.summary import make_comparisons, summarise
+    from pipeline.ranking.place import find_answers
+    from pipeline.ranking.summary import summarise
     from pipeline.report.rankings import print_rankings
     from pipeline.rounds.publish import publish_rankings, tell_published
-    from pipeline.store.disk import expand_home, writing
-    from pipeline.text import count
-    from stages.lines import to_line
 
     refuse_idle({} if import_path else {"--question": question, "--buckets": buckets}, "without --import; needed both; add --import FILE")
     refuse_idle({} if export_path else {"--format": form}, "without --export; needed both; add --export FILE")
@@ -108,34 +109,24 @@ def rankings_command(
     refuse_idle({} if publish or output else {"--by": by}, "without --output or --publish; needed one of them; add it")
     if export_path is not None and form is None and export_path.suffix.lower() != ".csv":
         raise StoreError(f"--export: {export_path}: found no --format; needed csv, label-studio or argilla; say which", EXIT_USAGE)
-    told: list[str] = []
-    imported = None if import_path is None else _read_export(import_path, question, buckets)
-    if imported is not None and not expand_home(answers).exists() and not names_answers(answers):
-        told.append(_make_answers(imported, answers))
+    told = [] if import_path is None else _import_rankings(answers, journal, store, import_path, question, buckets)
     place = find_answers(open_store(store), answers, journal)
-    sets, kept = place.sets, Journal(place.journal)
-    if imported is not None and import_path is not None:
-        place.make_room()
-        told += _tell_imported(import_rankings(imported, sets, kept), import_path)
-    judgements = kept.list_of(sets)
-    summary = summarise(judgements, sets)
+    kept = Journal(place.journal)
+    judgements = kept.list_of(place.sets)
+    summary = summarise(judgements, place.sets)
 
     def rename(name: str) -> str:
         return name if names else kept.name_secretly(name)
 
     summary = replace(summary, annotators=tuple(replace(each, name=rename(each.name)) for each in summary.annotators))
     if output is not None:
-        rows = list(make_comparisons(sets, judgements, by or "all"))
-        with writing(output), expand_home(output).open("w", encoding="utf-8") as stream:
-            stream.writelines(to_line(row, ascii_only=False) for row in rows)
-        told.append(f"{count(len(rows), 'comparison')}: {output}")
+        told.append(_write_comparisons(output, place.sets, judgements, by or "all"))
     if export_path is not None:
-        told += _export_rankings(export_path, form or "csv", sets, judgements, rename)
+        told += _export_rankings(export_path, form or "csv", place.sets, judgements, rename)
     published = None
     if publish:
         opened = open_store_to_write(store)
         published = publish_rankings(opened, place, kept, summary, by or "all", names, held_out or _HELD_OUT)
-    if published is not None:
         told.append(tell_published(published))
     if as_json:
         print_json(asdict(summary) | ({"published": published.artifact.ref} if published else {}))
@@ -143,6 +134,36 @@ def rankings_command(
     print_rankings(make_console(), summary)
     for line in told:
         say(make_console(), line)
+
+
+def _import_rankings(
+    answers: Path, journal: Path | None, store: Path | None, import_path: Path, question: str | None, buckets: str
+) -> list[str]:
+    """Bring in another tool's export, with its answers where there is no such file yet; returns what to tell."""
+    from pipeline.ranking.importing import import_rankings
+    from pipeline.ranking.journal import Journal
+    from pipeline.ranking.place import find_answers, names_answers
+    from pipeline.store.disk import expand_home
+
+    imported = _read_export(import_path, question, buckets)
+    told = [_make_answers(imported, answers)] if not expand_home(answers).exists() and not names_answers(answers) else []
+    place = find_answers(open_store(store), answers, journal)
+    place.make_room()
+    return told + _tell_imported(import_rankings(imported, place.sets, Journal(place.journal)), import_path)
+
+
+def _write_comparisons(
+    output: Path, sets: "Mapping[str, AnswerSet]", judgements: "Sequence[Judgement]", by: Literal["all", "people", "model"]
+) -> str:
+    from pipeline.ranking.summary import make_comparisons
+    from pipeline.store.disk import expand_home, writing
+    from pipeline.text import count
+    from stages.lines import to_line
+
+    rows = list(make_comparisons(sets, judgements, by))
+    with writing(output), expand_home(output).open("w", encoding="utf-8") as stream:
+        stream.writelines(to_line(row, ascii_only=False) for row in rows)
+    return f"{count(len(rows), 'comparison')}: {output}"
 
 
 def _read_export(path: Path, question: str | None, buckets: str) -> "Export":

@@ -79,10 +79,7 @@ def rank_by_model(
     """
     instructions = guidelines.strip() or INSTRUCTIONS
     judge = _identify(settings, instructions)
-    own = [each for each in journal.judgements.values() if each.model == settings.model and not each.tool]
-    if other := [each for each in own if each.judge != judge]:
-        found = f"found {len(other)} rankings of {settings.model} under other guidelines or settings"
-        raise StoreError(f"{journal.path}: {found}; needed those of one judge; give another --journal", EXIT_USAGE)
+    own = _list_own(journal, settings.model, judge)
     chosen = sorted(answers, key=lambda item: draw(seed, "model", item))[:limit]
     done = {each.item for each in own}
     waiting = [item for item in chosen if item not in done]
@@ -113,6 +110,15 @@ def rank_by_model(
     judged.replies, judged.cached = client.usage.replies, client.usage.cached
     judged.cost = None if client.cost is None else spent + client.cost
     return judged
+
+
+def _list_own(journal: Journal, model: str, judge: str) -> list[Judgement]:
+    """List what a model has said before, and refuse to mix it with what it said when it was asked otherwise."""
+    own = [each for each in journal.judgements.values() if each.model == model and not each.tool]
+    if other := [each for each in own if each.judge != judge]:
+        found = f"found {len(other)} rankings of {model} under other guidelines or settings"
+        raise StoreError(f"{journal.path}: {found}; needed those of one judge; give another --journal", EXIT_USAGE)
+    return own
 
 
 def list_pairs(answers: AnswerSet) -> list[Pair]:
