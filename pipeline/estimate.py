@@ -4,48 +4,30 @@ recipe -> stages.tracing, a process -> bytes and operations of each phase -> pip
 """
 
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.schema import KINDS, RecordKind
-from pipeline.cost.amounts import Lengths
-from pipeline.cost.machines import GPU, GPUS, SPREAD_MEASURED, SPREAD_TABLE, TRAINER_STEP_S
+from pipeline.cost.amounts import Amount, Lengths
+from pipeline.cost.calibration import Calibration
+from pipeline.cost.machines import GPU, TRAINER_STEP_S
 from pipeline.cost.memory import PhaseMemory, find_peak, measure_phases
 from pipeline.cost.plan import list_parts
+from pipeline.cost.serving import Serving, find_serving
 from pipeline.cost.setup import Setup
-from pipeline.cost.times import Spent, time_measured, time_on_gpus
+from pipeline.cost.times import Spent, time_measured, time_on_gpus, time_served
 from pipeline.cost.traced import extrapolate
 from pipeline.cost.verdict import Verdict, add_overhead, judge
 from pipeline.errors import ConfigError
+from pipeline.machine import Machine
 from pipeline.recipe.schema import Recipe
 from pipeline.text import format_bytes
-from pipeline.traces import ask_trace, find_lengths, make_setup, settle_precision
-from stages.blocks import HardwareSettings
+from pipeline.traces import ask_trace, find_lengths, make_setup
 from stages.process.need import KEPT, count_saves, measure_most
 from stages.settings import PPOSettings, StageSettings, TrainingSettings
 from stages.spec import STAGES, StageName, data_inputs
 from stages.tracing.report import Depth, StageTrace, TraceReport
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What stages will run on.
-
-    Args:
-        name: Of the GPU, or `cpu`.
-        gpu: Of the table; None: this machine's CPU.
-        memory: Bytes of a GPU, or of this machine.
-        price: Dollars an hour of one GPU, (least, most); None: not known.
-        own_price: Whether that is the user's.
-    """
-
-    name: str
-    gpu: GPU | None
-    memory: float
-    price: tuple[float, float] | None
-    own_price: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +40,8 @@ class StageEstimate:
         verdict: Of the device's memory.
         parts: Time of each part; empty where it is not known.
         disk: Bytes at the most, while it runs.
+        serving: The vLLM server that answers for it.
+        calibration: What past runs say of such times.
     """
 
     stage: StageName
@@ -67,6 +51,8 @@ class StageEstimate:
     verdict: Verdict
     parts: list[Spent]
     disk: int
+    serving: Serving | None = None
+    calibration: Calibration | None = None
 
     @property
     def peak(self) -> PhaseMemory:
@@ -75,8 +61,13 @@ class StageEstimate:
 
     @property
     def seconds(self) -> float:
-        """Of all its parts."""
-        return sum(part.seconds for part in self.parts)
+        """Of all its parts, as past runs correct them."""
+        return sum(part.seconds for part in self.parts) * (self.calibration.factor if self.calibration else 1.0)
+
+    @property
+    def gpus(self) -> int:
+        """That are paid for: of its processes, and of a server that has its own."""
+        return self.setup.processes + (self.serving.own if self.serving else 0)
 
 
 @dataclass(frozen=True)
@@ -88,24 +79,17 @@ class Estimate:
     stages: list[StageEstimate]
     lengths: dict[RecordKind, Lengths]
     notes: list[str]
+    report: TraceReport
 
+    @property
+    def seconds(self) -> float:
+        """Of all stages."""
+        return sum(stage.seconds for stage in self.stages)
 
-def choose_machine(hardware: HardwareSettings, name: str | None) -> Machine:
-    """Say what stages run on: the GPU that is named, the one of a recipe for GPUs, else this machine's CPU.
-
-    Raises:
-        ConfigError: The table does not have it, or the recipe needs a GPU and none is named.
-    """
-    own = hardware.price_per_gpu_hour
-    price = None if own is None else (own, own)
-    if name is None and hardware.device == "cuda":
-        raise ConfigError([f"--gpu: not given, but hardware.device is cuda; needed one of {', '.join(GPUS)}; give --gpu h100"])
-    if name is None:
-        return Machine("cpu", None, find_memory(), price, own is not None)
-    gpu = GPUS.get(name.lower())
-    if gpu is None:
-        raise ConfigError([f"--gpu: found {name!r:.40}, needed one of {', '.join(GPUS)}; give the nearest"])
-    return Machine(name.lower(), gpu, gpu.memory, price or gpu.price, own is not None)
+    @property
+    def gpu_seconds(self) -> float:
+        """Of all GPUs that are paid for."""
+        return sum(stage.seconds * stage.gpus for stage in self.stages)
 
 
 def make_estimate(
@@ -134,17 +118,22 @@ def make_estimate(
     """
     wanted = set(stages)
     chosen: list[StageName] = [stage for stage in STAGES if stage in wanted]
-    on_gpu = machine.gpu is not None
-    setup = make_setup(recipe, on_gpu=on_gpu)
+    setup = make_setup(recipe, machine.gpu)
     told("tracing what the stages need")
-    report = ask_trace(recipe, chosen, store_root, on_gpu=on_gpu)
+    report = ask_trace(recipe, chosen, store_root, gpu=machine.gpu)
     lengths = find_lengths(recipe, report, records or {})
     timed: dict[StageName, StageTrace] = {}
-    if with_time and not on_gpu:
+    if with_time and machine.gpu is None:
         told("measuring how fast this machine is")
-        timed = dict(ask_trace(recipe, chosen, store_root, on_gpu=False, measure=True, lengths=lengths).stages)
+        timed = dict(ask_trace(recipe, chosen, store_root, gpu=None, measure=True, lengths=lengths).stages)
     made = [_estimate_stage(recipe, stage, report, timed.get(stage), lengths, machine, setup, with_time=with_time) for stage in chosen]
-    return Estimate(machine, setup.processes, made, lengths, list(_list_notes(recipe, made, lengths, machine)))
+    return Estimate(machine, setup.processes, made, lengths, list(_list_notes(recipe, made, lengths, machine)), report)
+
+
+def estimate_again(recipe: Recipe, estimate: Estimate, stage: StageName) -> StageEstimate:
+    """Say what a stage needs with more GPUs, by the trace that was made with fewer: micro-batches are never larger with more."""
+    setup = make_setup(recipe, estimate.machine.gpu)
+    return _estimate_stage(recipe, stage, estimate.report, None, estimate.lengths, estimate.machine, setup, with_time=True)
 
 
 def _estimate_stage(
@@ -160,40 +149,50 @@ def _estimate_stage(
 ) -> StageEstimate:
     trace = report.stages[stage]
     need = extrapolate(trace)
-    phases = measure_phases(need, setup)
+    phases = measure_phases(need, setup, machine.memory if machine.gpu else None)
     worst = find_peak(phases)
     taken = add_overhead(
         worst,
         on_gpu=machine.gpu is not None,
         processes=setup.processes,
         resident=report.resident,
-        in_bfloat16=settle_precision(recipe, on_gpu=machine.gpu is not None) == "bfloat16",
+        in_bfloat16=setup.precision == "bfloat16",
     )
     taken *= 1 if machine.gpu else setup.per_node  # processes of one machine share its memory
-    parts: list[Spent] = []
+    settings = recipe.settings(stage)
+    serving = find_serving(settings.rollout) if isinstance(settings, PPOSettings) else None
+    if machine.gpu is not None and serving is not None:
+        taken += serving.share * machine.memory
     limits = (recipe.tokens.max_prompt_tokens, recipe.tokens.max_response_tokens)
-    amounts = list_parts(recipe.settings(stage), lengths, limits, setup.processes)
-    saves = _count_saves(recipe.settings(stage), amounts["train"].steps["optimizer"] if "train" in amounts else 0.0)
-    if with_time:
-        step_s = 0.0 if stage == "ppo" else TRAINER_STEP_S
-        for name, amount in amounts.items():
-            if machine.gpu is not None:
-                parts.append(time_on_gpus(name, amount, need, trace.tokens, machine.gpu, setup, _count_kv(need, trace)))
-            elif timed is not None:
-                parts.append(time_measured(name, amount, extrapolate(timed), timed.tokens, setup.processes, step_s))
-        if timed is not None:
-            parts.append(Spent("start", report.import_s, "importing libraries"))
-    return StageEstimate(stage, need, setup, phases, judge(taken, machine.memory), parts, measure_most(need.checkpoint, need.output, saves))
+    kept = (recipe.ppo.iterations - 1) // recipe.ppo.keep_every if recipe.ppo.keep_every else 0
+    amounts = list_parts(settings, lengths, limits, setup.processes, kept)
+    saves = _count_saves(settings, amounts["train"].steps["optimizer"] if "train" in amounts else 0.0)
+    parts: list[Spent] = []
+    if with_time and machine.gpu is not None:
+        parts = [_time_part(name, amount, need, trace, machine.gpu, setup, settings, serving) for name, amount in amounts.items()]
+    elif with_time and timed is not None:
+        step_s, measured = 0.0 if stage == "ppo" else TRAINER_STEP_S, extrapolate(timed)
+        own = {name: amount for name, amount in amounts.items() if not (serving and "decode" in amount.steps)}
+        parts = [time_measured(name, amount, measured, timed.tokens, setup.processes, step_s) for name, amount in own.items()]
+        parts.append(Spent("start", report.import_s, "importing libraries"))
+    disk = measure_most(need.checkpoint, need.output, saves)
+    return StageEstimate(stage, need, setup, phases, judge(taken, machine.memory), parts, disk, serving)
 
 
-def _count_kv(need: Depth, trace: StageTrace) -> float:
-    """Bytes of keys and values of one token: what a rollout's cache grows by, as it was traced."""
-    for prefix in ("rollout/", "answers/"):
-        if f"{prefix}prefill" in need.phases:
-            first, later = need.phases[f"{prefix}prefill"], need.phases.get(f"{prefix}widen")
-            if later is not None:
-                return max(later.start - first.start, 0) / max(trace.tokens[f"{prefix}prefill"], 1)
-    return 0.0
+def _time_part(
+    name: str,
+    amount: Amount,
+    need: Depth,
+    trace: StageTrace,
+    gpu: GPU,
+    setup: Setup,
+    settings: StageSettings,
+    serving: Serving | None,
+) -> Spent:
+    if serving is None or "decode" not in amount.steps or not isinstance(settings, PPOSettings):
+        return time_on_gpus(name, amount, need, trace.tokens, gpu, setup)
+    handed = 4.0 * need.learning[0] if settings.lora else 2.0 * need.parameters  # an adapter, or all weights in bfloat16
+    return time_served(name, amount, need, gpu, serving.gpus, handed, settings.iterations if name == "rollout" else 1.0)
 
 
 def _count_saves(settings: StageSettings, steps: float) -> int:
@@ -211,8 +210,12 @@ def _list_notes(recipe: Recipe, made: list[StageEstimate], lengths: Mapping[Reco
     if machine.gpu is not None:
         most, stage = max((sum(phase.host.values()), each.stage) for each in made for phase in each.phases)
         yield f"each machine needs {format_bytes(most * recipe.hardware.processes)} of main memory, most in {stage}"
-    if any(each.stage == "ppo" for each in made) and recipe.ppo.rollout.engine == "vllm":
-        yield "ppo's responses come from vLLM: the time in which it makes them, its GPUs' memory and their price are not in this estimate"
+    yield from _tell_serving(made, machine)
+    if machine.gpu is not None and not machine.gpu.has_bfloat16:
+        asked = recipe.hardware.precision
+        how = {"auto": "so all is planned in float32", "bfloat16": "but the recipe asks for it: it is emulated, slower than float32"}
+        if asked in how:
+            yield f"{machine.name} has no bfloat16, {how[asked]}"
     unread: list[RecordKind] = [kind for kind in KINDS if kind in kinds and not lengths[kind].known]
     if unread:
         uncounted = [kind for kind in unread if lengths[kind].records is None and kind != "prompts"]
@@ -220,12 +223,25 @@ def _list_notes(recipe: Recipe, made: list[StageEstimate], lengths: Mapping[Reco
         if uncounted:
             missing = f"how many {' and '.join(uncounted)} there are is not known, and so no time of what reads them"
             yield f"{missing}; give --records {uncounted[0]}=NUMBER"
-    if machine.gpu is None:
-        yield f"times are by what this machine takes now: all within a factor of {SPREAD_MEASURED:g}, one stage within {SPREAD_TABLE:g}"
-    else:
-        yield f"times are by the data sheet and a stated share of it: within a factor of {SPREAD_TABLE:g}"
     if machine.gpu is not None and machine.price is None:
         yield "no price is known; give hardware.price_per_gpu_hour"
+
+
+def _tell_serving(made: list[StageEstimate], machine: Machine) -> Iterator[str]:
+    serving = next((each.serving for each in made if each.serving), None)
+    if serving is None:
+        return
+    if machine.gpu is None:
+        yield "ppo's responses come from vLLM: the time in which it makes them is not in this estimate"
+    elif not serving.known:
+        yield (
+            f"ppo's responses come from a vLLM server elsewhere: taken as {serving.gpus} x {machine.name}, in its time and price; where it "
+            f"has more, give ppo.rollout.options [--tensor-parallel-size, N]"
+        )
+    elif serving.own:
+        yield f"ppo's responses come from vLLM on {serving.own} x {machine.name} of its own, in its time and price"
+    else:
+        yield f"ppo's responses come from vLLM on the stage's GPUs, of which it takes {serving.share:.0%} of the memory"
 
 
 def parse_records(given: Iterable[str]) -> dict[str, int]:
@@ -241,8 +257,3 @@ def parse_records(given: Iterable[str]) -> dict[str, int]:
             raise ConfigError([f"--records: found {text!r:.60}, needed {' or '.join(KINDS)} = a number, such as demonstrations=200000"])
         counts[kind] = int(number)
     return counts
-
-
-def find_memory() -> float:
-    """Bytes of this machine's memory."""
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

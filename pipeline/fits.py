@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pipeline.cost.changes import Change, list_changes
 from pipeline.errors import ConfigError
-from pipeline.estimate import Machine, StageEstimate, make_estimate
+from pipeline.estimate import StageEstimate, make_estimate
+from pipeline.machine import Machine
 from pipeline.recipe.schema import Recipe
 
 
@@ -31,7 +32,7 @@ class Fit:
     @property
     def gpu_seconds(self) -> float:
         """What it costs: seconds of all processes."""
-        return self.estimate.seconds * self.estimate.setup.processes
+        return self.estimate.seconds * self.estimate.gpus
 
 
 def find_fits(

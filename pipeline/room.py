@@ -6,8 +6,9 @@ from pathlib import Path
 from data.schema import DataError
 from pipeline.cost.machines import GPU, TIGHT
 from pipeline.errors import ConfigError, StoreError
-from pipeline.estimate import Machine, find_memory, make_estimate
+from pipeline.estimate import make_estimate
 from pipeline.inputs.demo import locate
+from pipeline.machine import Machine, find_memory
 from pipeline.recipe.base_files import list_weights
 from pipeline.recipe.schema import Recipe
 from pipeline.text import format_bytes
@@ -41,18 +42,19 @@ def warn_of_room(recipe: Recipe, stages: list[StageName], store_root: Path) -> l
 
 
 def _find_machine(recipe: Recipe) -> Machine:
-    memory = None if recipe.hardware.device == "cpu" else _ask_gpu()
-    if memory is None:
+    gpu = None if recipe.hardware.device == "cpu" else _ask_gpu()
+    if gpu is None:
         return Machine("cpu", None, find_memory(), None)
-    return Machine("GPU", GPU(memory, 1.0, 1.0, 1.0, 0.0), memory, None)
+    return Machine("GPU", gpu, gpu.memory, None)
 
 
-def _ask_gpu() -> float | None:
-    """Bytes of the first GPU's memory; None: there is none."""
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+def _ask_gpu() -> GPU | None:
+    """Say how much memory the first GPU has, and its compute capability; None: there is none."""
+    command = ["nvidia-smi", "--query-gpu=memory.total,compute_cap", "--format=csv,noheader,nounits"]
     try:
         said = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=20).stdout
-        return float(said.split()[0]) * 2**20
+        memory, capability = said.splitlines()[0].split(",")
+        return GPU(float(memory) * 2**20, 1.0, 1.0, 1.0, 0.0, 1.0, float(capability))
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return None
 

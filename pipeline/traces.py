@@ -9,6 +9,7 @@ from typing import Literal, cast
 
 from data.schema import KINDS, RecordKind
 from pipeline.cost.amounts import Lengths
+from pipeline.cost.machines import GPU
 from pipeline.cost.setup import Setup
 from pipeline.errors import StoreError
 from pipeline.inputs.demo import demo_seeds, locate, locate_splits, make_demo
@@ -20,15 +21,23 @@ from stages.tracing.report import TraceReport, TraceSpec
 _LIMIT_S = 900
 
 
-def make_setup(recipe: Recipe, *, on_gpu: bool) -> Setup:
+def make_setup(recipe: Recipe, gpu: GPU | None) -> Setup:
     """Say what computes together, as `stages.process.engine.choose_engine` will."""
     hardware = recipe.hardware
     processes = hardware.processes * hardware.nodes
-    wants_zero = hardware.engine == "deepspeed" or (hardware.engine == "auto" and processes > 1 and on_gpu)
+    wants_zero = hardware.engine == "deepspeed" or (hardware.engine == "auto" and processes > 1 and gpu is not None)
     engine: Literal["none", "ddp", "deepspeed"]
     engine = "deepspeed" if wants_zero and hardware.zero_stage > 0 else "ddp" if processes > 1 else "none"
     return Setup(
-        engine, processes, hardware.processes, hardware.zero_stage, hardware.offload_optimizer, hardware.offload_parameters, on_gpu
+        engine,
+        processes,
+        hardware.processes,
+        hardware.zero_stage,
+        hardware.offload_optimizer,
+        hardware.offload_parameters,
+        gpu is not None,
+        settle_precision(recipe, gpu),
+        hardware.tf32,
     )
 
 
@@ -37,7 +46,7 @@ def ask_trace(
     stages: Iterable[StageName],
     store_root: Path,
     *,
-    on_gpu: bool,
+    gpu: GPU | None,
     measure: bool = False,
     lengths: Mapping[RecordKind, Lengths] | None = None,
 ) -> TraceReport:
@@ -47,16 +56,15 @@ def ask_trace(
         recipe: Resolved recipe.
         stages: That are traced.
         store_root: Where its demo lies, or will.
-        on_gpu: Whether a GPU's kernels will run.
+        gpu: Whose kernels will run; None: this machine's CPU.
         measure: Take times with real weights instead of counting bytes; records are then as long as `lengths` says.
         lengths: Of the record sets.
 
     Raises:
         StoreError: It cannot, in one line and with the exit code of why.
     """
-    setup = make_setup(recipe, on_gpu=on_gpu)
+    setup = make_setup(recipe, gpu)
     hardware, tokens = recipe.hardware, recipe.tokens
-    precision = settle_precision(recipe, on_gpu=on_gpu)
     if measure and lengths:
         demonstrations = lengths.get("demonstrations")
         if demonstrations:
@@ -74,12 +82,12 @@ def ask_trace(
             base_model=locate(recipe.base_model, root),
             revision=recipe.revision,
             tokens=tokens,
-            hardware=hardware.model_copy(update={"precision": precision, "engine": setup.engine}),
+            hardware=hardware.model_copy(update={"precision": setup.precision, "engine": setup.engine}),
             stages={stage: recipe.settings(stage).model_dump(mode="json") for stage in stages},
             reward_lora=recipe.rm.lora if "rm" in recipe.stages else None,
             processes=setup.processes,
             shares=setup.engine == "deepspeed",
-            on_gpu=on_gpu,
+            on_gpu=gpu is not None,
             data={} if measure else _find_local(recipe, stages, root),
             answers=round(lengths["comparisons"].answers) if lengths and "comparisons" in lengths and lengths["comparisons"].known else 2,
             measure=measure,
@@ -101,12 +109,12 @@ def ask_trace(
     return report
 
 
-def settle_precision(recipe: Recipe, *, on_gpu: bool) -> Literal["float32", "bfloat16"]:
-    """Say what `hardware.precision: auto` will be, on this CPU by the flags that the kernel tells; see `stages.process.machine`."""
+def settle_precision(recipe: Recipe, gpu: GPU | None) -> Literal["float32", "bfloat16"]:
+    """Say what `hardware.precision: auto` will be: on this CPU by the flags that the kernel tells; see `stages.process.machine`."""
     if recipe.hardware.precision != "auto":
         return recipe.hardware.precision
-    if on_gpu:
-        return "bfloat16"
+    if gpu is not None:
+        return "bfloat16" if gpu.has_bfloat16 else "float32"
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -157,5 +165,7 @@ def find_lengths(recipe: Recipe, report: TraceReport, counts: Mapping[str, int])
         else:
             split_off = 0 if read.held_out else min(2000, round(read.records * recipe.data.eval_fraction))
             held_out = float(read.held_out or split_off)
-            found[kind] = Lengths(count or read.records - split_off, read.prompt, read.response, read.answers, held_out, known=True)
+            found[kind] = Lengths(
+                count or read.records - split_off, read.prompt, read.response, read.answers, held_out, True, tuple(read.quantiles)
+            )
     return found

@@ -34,8 +34,7 @@ from pipeline.cli.rounds import open_rounds
 from stages.spec import RUN_STAGES, StageName, with_ancestors
 
 if TYPE_CHECKING:
-    from pipeline.plan import Decision, Selection
-    from pipeline.recipe.schema import Recipe
+    from pipeline.plan import Decision
 
 
 def run_command(
@@ -107,6 +106,9 @@ def plan_command(
         ),
     ] = [],
     explain: Annotated[bool, typer.Option("--explain", help="Each step of the arithmetic.", rich_help_panel=_WITH_COST)] = False,
+    scale: Annotated[
+        bool, typer.Option("--scale", help="Also on 8 to 1,024 GPUs: what more of them bring.", rich_help_panel=_WITH_COST)
+    ] = False,
 ) -> None:
     """Say what `run` would do, and why; of a recipe with a block `rounds`, what `rlhf round` would. With --cost: what it would need.
 
@@ -114,9 +116,12 @@ def plan_command(
     """
     if cost:
         overrides = [*([f"hardware.processes={gpus}"] if gpus else []), *overrides]  # a change that is pasted behind it counts
-        print_cost(recipe, overrides, select_stages(only, from_stage, until, force), store, gpu, records, explain=explain, as_json=as_json)
+        from pipeline.cli.costs import print_cost
+
+        selection = select_stages(only, from_stage, until, force)
+        print_cost(recipe, overrides, selection, store, gpu, records, explain=explain, scale=scale, as_json=as_json)
         return
-    idle = {"--gpu": gpu, "--gpus": gpus, "--records": records, "--explain": explain}
+    idle = {"--gpu": gpu, "--gpus": gpus, "--records": records, "--explain": explain, "--scale": scale}
     refuse_idle(idle, "without --cost; needed both; add --cost")
     from pipeline.plan import plan
     from pipeline.rounds.advance import tell
@@ -140,48 +145,6 @@ def print_plan_of(decisions: "list[Decision]", as_json: bool) -> None:
         print_json(plan_data(decisions))
     else:
         print_plan(make_console(), decisions)
-
-
-def print_cost(
-    recipe: str,
-    overrides: list[str],
-    selection: "Selection",
-    store: Path | None,
-    gpu: str | None,
-    records: list[str],
-    *,
-    explain: bool,
-    as_json: bool,
-) -> None:
-    """Print what the stages of a recipe need on a machine."""
-    from pipeline.estimate import choose_machine, make_estimate, parse_records
-    from pipeline.fits import find_fits
-    from pipeline.recipe.load import find_recipe, load_recipe
-    from pipeline.report.costs import estimate_data, print_estimate, print_fits
-
-    def read(change: dict[str, str]) -> "Recipe":
-        more = [f"{key}={value}" for key, value in change.items()]
-        return load_recipe(find_recipe(recipe), [*overrides, *more], with_ancestors(selection.run), has_files=False)
-
-    resolved = read({})
-    stages: list[StageName] = [stage for stage in selection.run if stage in resolved.stages]
-    waiting = make_console(err=True)
-    machine = choose_machine(resolved.hardware, gpu)
-    root = open_store(store, resolved).root
-    with waiting.status("tracing what the stages need") as status:
-        counts = parse_records(records)
-        estimate = make_estimate(resolved, stages, root, machine, records=counts, told=status.update)
-        fits = {
-            stage.stage: find_fits(stage, read, resolved, root, machine, counts, status.update)
-            for stage in estimate.stages
-            if stage.verdict.word == "does not fit"
-        }
-    if as_json:
-        print_json(estimate_data(estimate, fits))
-        return
-    print_estimate(make_console(), estimate, explain=explain)
-    for stage, found in fits.items():
-        print_fits(make_console(), stage, found, estimate)
 
 
 def config_command(

@@ -1,6 +1,10 @@
 """How much work a recipe is: tokens, steps and answers of each phase, as plain numbers."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from pipeline.cost.schedule import count_steps, draw_lengths
 
 
 @dataclass(frozen=True)
@@ -14,6 +18,7 @@ class Lengths:
         answers: Of a comparison.
         held_out: Records that are held out.
         known: Whether they were read; else they are the limits.
+        quantiles: Of the responses' tokens, from the shortest to the longest; empty: not known.
     """
 
     records: int | None
@@ -22,6 +27,7 @@ class Lengths:
     answers: float = 1.0
     held_out: float = 0.0
     known: bool = False
+    quantiles: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class Amount:
     Args:
         phases: Phases of the trace that make it up, and how many tokens go through each.
         steps: How often something comes that does not depend on tokens: optimizer steps, decoding steps of a batch.
-        rows: Responses that are decoded at once, in each process; 0: nothing is decoded.
+        rows: Responses that a decoding step feeds, in each process and on average; 0: nothing is decoded.
         width: Tokens before the one that is decoded, on average.
     """
 
@@ -56,15 +62,30 @@ def count_training(tokens: float, batch_records: float, records: float, epochs: 
     return Amount(phases, {"optimizer": epochs * records / batch_records})
 
 
-def count_answers(answers: float, prompt: float, response: float, rows: float, processes: int, prefix: str) -> Amount:
+def count_answers(
+    answers: float, prompt: float, quantiles: Sequence[float], rows: float, processes: int, prefix: str, at_once: float | None = None
+) -> Amount:
     """Say how much it is to answer prompts by the policy's own forward.
 
-    Rows that finish leave and waiting prompts come in, so that about so many are decoded at once until few are left.
+    Rows that finish leave and waiting prompts come in; the last ones of a call are decoded by few rows, to the longest one's end.
+
+    Args:
+        answers: Of all processes.
+        prompt: Tokens of a prompt.
+        quantiles: Of the answers' tokens, from the shortest to the longest.
+        rows: Answers that a process decodes at once, at most.
+        processes: That share the answers.
+        prefix: Of the phases.
+        at_once: Answers of all processes that are given to the decoder in one call; None: all.
     """
-    share = answers / processes
-    rows = min(rows, share)
-    batches = share / rows if rows else 0.0
-    return Amount({f"{prefix}prefill": answers * prompt}, {f"{prefix}decode": batches * response}, rows, prompt + response / 2)
+    call = math.ceil(min(at_once or answers, answers) / processes)
+    if not call:
+        return Amount({f"{prefix}prefill": 0.0}, {f"{prefix}decode": 0.0}, rows, prompt)
+    lengths = draw_lengths(quantiles, call)
+    steps, fed = count_steps(lengths, max(round(rows), 1))
+    calls = answers / processes / call
+    tokens = {f"{prefix}prefill": answers * prompt}
+    return Amount(tokens, {f"{prefix}decode": calls * steps}, fed / steps if steps else 0.0, prompt + sum(lengths) / call / 2)
 
 
 def count_update(tokens: float, epochs: float, minibatches: float) -> Amount:

@@ -16,7 +16,9 @@ from stages.tracing.report import Depth, Phase
 BUCKET_ELEMENTS = 500_000_000  # of DeepSpeed: gradients are reduced in buffers of so many numbers
 LIVE_ELEMENTS = 1_000_000_000  # of DeepSpeed at stage 3: so many gathered weights may stay
 _BY_HOST = ("load", "save")
-_LEARNING = ("forward", "backward", "optimizer", "update")
+_LEARNING = ("forward", "backward", "optimizer", "update", "ptx")
+_DECODING = ("rollout", "answers")
+_NARROW_SHARE = 0.5  # of the free memory, at most, for the copy by which a GPU decodes (`stages.responses.narrow`)
 
 
 @dataclass(frozen=True)
@@ -33,16 +35,30 @@ class PhaseMemory:
         return sum(self.device.values())
 
 
-def measure_phases(need: Depth, setup: Setup) -> list[PhaseMemory]:
+def measure_phases(need: Depth, setup: Setup, room: float | None = None) -> list[PhaseMemory]:
     """Say what each phase of a stage holds.
 
     Args:
         need: The stage at the model's depth; traced without gradients and optimizer under DeepSpeed (`TraceSpec.shares`).
         setup: Engine, processes, offloading.
+        room: Bytes of a GPU, where the stage decodes by a narrow copy of the policy if it is half of what is free, or less.
     """
     # Where nothing learns (evaluate), no engine is there: each process opens whole models.
     measure = _measure_shared if setup.engine == "deepspeed" and need.learning else _measure_whole
-    return [measure(need, setup, name) for name in need.phases]
+    return [_place_copy(measure(need, setup, name), need, room) for name in need.phases]
+
+
+def _place_copy(phase: PhaseMemory, need: Depth, room: float | None) -> PhaseMemory:
+    """Name the narrow copy, or leave it out where there is no room for it: autocast then casts weights that learn, and keeps them."""
+    if not need.narrow or not phase.name.startswith(_DECODING) or "activations" not in phase.device:
+        return phase
+    around = phase.device | {"activations": max(phase.device["activations"] - need.narrow, 0)}
+    # In each phase of decoding alike: before the copy, only what is there all the time lies in the memory.
+    before = sum(size for part, size in phase.device.items() if part != "activations")
+    if room is None or need.narrow <= _NARROW_SHARE * (room - before):
+        return PhaseMemory(phase.name, around | {"narrow copy": need.narrow}, phase.host)
+    learns = 4 * sum(need.learning) > need.narrow  # weights in float32
+    return PhaseMemory(phase.name, phase.device if learns else around, phase.host)
 
 
 def find_peak(phases: list[PhaseMemory]) -> PhaseMemory:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from data.schema import RecordKind
 from pipeline.cost.amounts import Amount, Lengths, count_answers, count_training, count_update
+from pipeline.cost.serving import MAX_ROWS
 from stages.evaluate_settings import EvaluateSettings
 from stages.sample_settings import SampleSettings
 from stages.settings import PPOSettings, PretrainSettings, RMSettings, SFTSettings, StageSettings
@@ -11,9 +12,13 @@ from stages.settings import PPOSettings, PretrainSettings, RMSettings, SFTSettin
 Parts = dict[str, Amount]
 _CALIBRATED = 1000  # demonstrations that RM scores
 _SFT_ROWS = 64  # held-out prompts that SFT answers at once
+_EVALUATED_AT_ONCE = 512  # answers of all processes between two words on how far evaluate is
+_PROBES = 6  # copies with a flaw that are made of an answer
 
 
-def list_parts(settings: StageSettings, lengths: Mapping[RecordKind, Lengths], limits: tuple[int, int], processes: int) -> Parts:
+def list_parts(
+    settings: StageSettings, lengths: Mapping[RecordKind, Lengths], limits: tuple[int, int], processes: int, kept: int = 0
+) -> Parts:
     """Take a stage apart into what is done one after the other.
 
     Args:
@@ -21,11 +26,12 @@ def list_parts(settings: StageSettings, lengths: Mapping[RecordKind, Lengths], l
         lengths: Of the record sets that it reads.
         limits: Tokens of a prompt and of a response, at most.
         processes: On all nodes.
+        kept: Models that PPO kept of its iterations, which evaluate asks too.
     """
     if isinstance(settings, PPOSettings):
         return _list_ppo(settings, lengths, limits, processes)
     if isinstance(settings, EvaluateSettings):
-        return _list_evaluate(settings, lengths, limits, processes)
+        return _list_evaluate(settings, lengths, limits, processes, kept)
     if isinstance(settings, SampleSettings):
         raise ValueError("sample is no stage of a run")
     kind: RecordKind = (
@@ -46,43 +52,79 @@ def list_parts(settings: StageSettings, lengths: Mapping[RecordKind, Lengths], l
     parts: Parts = {"train": count_training(tokens, batch, records, settings.epochs, scored)}
     if isinstance(settings, SFTSettings) and settings.eval_samples:
         # Nobody knows how long answers will be: as long as those that are learnt; greedy ones and sampled ones.
-        parts["answers"] = count_answers(2.0 * settings.eval_samples, found.prompt, _longest(found, limits), _SFT_ROWS, 1, "answers/")
+        quantiles = _quantiles_of(lengths, limits[1])
+        answers = count_answers(float(settings.eval_samples), found.prompt, quantiles, _SFT_ROWS, 1, "answers/")
+        parts["answers"] = _times(answers, 2.0)
     return parts
 
 
 def _list_ppo(settings: PPOSettings, lengths: Mapping[RecordKind, Lengths], limits: tuple[int, int], processes: int) -> Parts:
     prompt = lengths["prompts"].prompt
     most = settings.max_response_tokens or limits[1]
-    response = min(_response_of(lengths, most), most)
+    response, quantiles = min(_response_of(lengths, most), most), _quantiles_of(lengths, most)
+    rows, by_torch = settings.rollout_micro_batch_size, settings.rollout.engine == "torch"
     responses = float(settings.iterations * settings.rollout_batch_size)
     tokens = responses * (prompt + response)
     minibatches = settings.iterations * settings.rollout_batch_size / settings.minibatch_size
     parts: Parts = {}
-    if settings.rollout.engine == "torch":
-        rollout = count_answers(settings.rollout_batch_size, prompt, most, settings.rollout_micro_batch_size, processes, "rollout/")
-        parts["rollout"] = _times(rollout, settings.iterations)
+    given = (rows, processes, "rollout/") if by_torch else (MAX_ROWS, 1, "")  # the server shares rows out over its GPUs by itself
+    rollout = count_answers(settings.rollout_batch_size, prompt, quantiles, *given)
+    parts["rollout"] = _times(rollout, settings.iterations)
     parts["score"] = Amount({"score/reward": tokens, "score/policy": tokens})
     parts["update"] = count_update(tokens, settings.ppo_epochs, minibatches)
+    if settings.ptx_coef > 0:
+        parts["ptx"] = _count_mixed(settings, lengths, limits, minibatches)
     if settings.eval_samples:
-        evaluations = 2 + settings.iterations / settings.eval_every
-        answers = Amount()  # by vLLM: not known
-        if settings.rollout.engine == "torch":
-            answers = count_answers(settings.eval_samples, prompt, most, settings.rollout_micro_batch_size, processes, "rollout/")
-        scored = settings.eval_samples * (prompt + response)
-        answers = Amount(answers.phases | {"score/reward": scored, "score/policy": scored}, answers.steps, answers.rows, answers.width)
-        parts["held-out answers"] = _times(answers, evaluations)
+        between = (settings.iterations - 1) // settings.eval_every
+        asked = float(min(settings.eval_samples, lengths["prompts"].held_out or settings.eval_samples))
+        evaluations = 3.0 + between  # of SFT, in between, and in the end sampled and greedy
+        parts["held-out answers"] = _times(count_answers(asked, prompt, quantiles, *given), evaluations)
+        scored = evaluations * asked * (prompt + response)
+        parts["held-out scores"] = Amount({"score/reward": scored, "score/policy": scored})
     return parts
 
 
-def _list_evaluate(settings: EvaluateSettings, lengths: Mapping[RecordKind, Lengths], limits: tuple[int, int], processes: int) -> Parts:
-    prompt = lengths["prompts"].prompt
+def _count_mixed(settings: PPOSettings, lengths: Mapping[RecordKind, Lengths], limits: tuple[int, int], minibatches: float) -> Amount:
+    """Say how much is learnt beside PPO's objective: demonstrations, or pieces of texts that fill the limits."""
+    learnt = lengths.get("demonstrations")
+    whole = settings.ptx_data == "texts" or learnt is None
+    tokens = float(sum(limits)) if whole or learnt is None else learnt.prompt + learnt.response
+    records = settings.ptx_batch_size or settings.minibatch_size
+    return Amount({"ptx": minibatches * settings.ppo_epochs * records * tokens})
+
+
+def _list_evaluate(
+    settings: EvaluateSettings, lengths: Mapping[RecordKind, Lengths], limits: tuple[int, int], processes: int, kept: int
+) -> Parts:
+    """Base, PPO, the models that PPO kept and SFT answer; PPO and SFT say how likely what was sampled is; all is scored."""
+    asked, prompt = lengths["prompts"], lengths["prompts"].prompt
+    prompts = float(min(settings.prompts, asked.held_out or settings.prompts))
     most = settings.max_response_tokens or limits[1]
-    each = settings.samples + 2 * settings.policy_samples + 3  # SFT's pool; base and PPO; a greedy answer of each
-    answers = float(settings.prompts * each)
-    decoded = count_answers(answers, prompt, most, settings.batch_size, processes, "answers/")
-    # Of each answer: what its model, SFT and the reward model say.
-    looked = 3 * answers * (prompt + _response_of(lengths, most))
-    return {"answers": decoded, "scores": Amount({"answers/prefill": looked})}
+    response, quantiles = min(_response_of(lengths, most), most), _quantiles_of(lengths, most)
+    few, pool = settings.policy_samples, max(settings.samples, settings.policy_samples)
+
+    def answer(samples: float, how_long: tuple[float, ...]) -> Amount:
+        given = (prompts * samples, prompt, how_long, settings.batch_size, processes, "answers/", _EVALUATED_AT_ONCE)
+        return count_answers(*given)
+
+    def look(samples: float, tokens: float) -> float:
+        return prompts * (prompt + samples * tokens)  # a prompt once for all its answers
+
+    trained = [answer(few, quantiles)] * (1 + kept) + [answer(pool, quantiles)] + [answer(1.0, quantiles)] * 2
+    # A base model does not know where an answer ends.
+    base = [answer(few, (float(most),)), answer(1.0, (float(most),))]
+    likely = 2 * ((1 + kept) * look(few, response) + look(few, most))
+    ranked = lengths.get("comparisons")
+    scored = (1 + kept) * look(few, response) + look(few, most) + look(pool, response) + 2 * look(1.0, response) + look(1.0, most)
+    if ranked is not None:
+        compared = float(min(settings.comparisons, ranked.held_out or settings.comparisons))
+        scored += compared * (ranked.prompt + ranked.answers * ranked.response)
+        scored += min(settings.probe_prompts, compared) * (ranked.prompt + _PROBES * ranked.response)
+    return {
+        "answers": _add([*base, *trained]),
+        "log-probabilities": Amount({"score/policy": likely}),
+        "scores": Amount({"score/reward": scored}),
+    }
 
 
 def _response_of(lengths: Mapping[RecordKind, Lengths], most: float) -> float:
@@ -91,9 +133,11 @@ def _response_of(lengths: Mapping[RecordKind, Lengths], most: float) -> float:
     return learnt.response if learnt and learnt.response else most
 
 
-def _longest(found: Lengths, limits: tuple[int, int]) -> float:
-    """Rows are decoded until the last has ended."""
-    return min(2 * found.response, limits[1])
+def _quantiles_of(lengths: Mapping[RecordKind, Lengths], most: float) -> tuple[float, ...]:
+    """Guess the same of the shortest answer, the longest, and those between them."""
+    learnt = lengths.get("demonstrations")
+    known = learnt.quantiles if learnt and learnt.quantiles else (_response_of(lengths, most),)
+    return tuple(min(length, most) for length in known)
 
 
 def _times(amount: Amount, count: float) -> Amount:
@@ -103,3 +147,17 @@ def _times(amount: Amount, count: float) -> Amount:
         amount.rows,
         amount.width,
     )
+
+
+def _add(amounts: list[Amount]) -> Amount:
+    """Add amounts of the same phases; rows and width are averages over all decoding steps."""
+    phases: dict[str, float] = {}
+    steps: dict[str, float] = {}
+    for amount in amounts:
+        for name, tokens in amount.phases.items():
+            phases[name] = phases.get(name, 0.0) + tokens
+        for name, count in amount.steps.items():
+            steps[name] = steps.get(name, 0.0) + count
+    total = sum(steps.values()) or 1.0
+    rows = sum(amount.rows * sum(amount.steps.values()) for amount in amounts) / total
+    return Amount(phases, steps, rows, sum(amount.width * sum(amount.steps.values()) for amount in amounts) / total)

@@ -16,6 +16,8 @@ class Setup:
         offload_optimizer: DeepSpeed keeps optimizer and gradients in the host's memory.
         offload_parameters: And the weights, at stage 3.
         on_gpu: Whether each process has a GPU.
+        precision: That products are computed in, settled.
+        tf32: Whether float32 products of a GPU are rounded to TF32.
     """
 
     engine: Literal["none", "ddp", "deepspeed"]
@@ -25,3 +27,5 @@ class Setup:
     offload_optimizer: bool = False
     offload_parameters: bool = False
     on_gpu: bool = True
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    tf32: bool = False

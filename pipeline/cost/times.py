@@ -3,6 +3,7 @@
 On a GPU of the table
     products    operations / (rate of the data sheet x share that is reached), all GPUs at once
     a step of decoding   the larger of (weights + keys and values read) / bandwidth and operations / rate, and the launches of each layer
+    a micro-batch        no less than its weights take to be read: with few tokens for each GPU
     several GPUs         bytes of weights and gradients that are sent / the link's rate, where that is not hidden behind the products
 
 Measured: the seconds that each phase took on this machine, by tokens; what does not depend on tokens by the number of steps.
@@ -11,24 +12,37 @@ Measured: the seconds that each phase took on this machine, by tokens; what does
 from dataclasses import dataclass
 
 from pipeline.cost.amounts import Amount
-from pipeline.cost.machines import BANDWIDTH_SHARE, GPU, LAYER_LAUNCH_S, MFU_SCORE, MFU_TRAIN, NETWORK
+from pipeline.cost.machines import BANDWIDTH_SHARE, GPU, HANDOVER, LAYER_LAUNCH_S, MFU_SCORE, MFU_TRAIN, NETWORK, VLLM_STEP_S
 from pipeline.cost.setup import Setup
-from stages.tracing.report import Depth
+from stages.tracing.report import FEW_ROWS, Depth
 
-_LEARNING = ("forward", "backward", "update")
+_LEARNING = ("forward", "backward", "update", "ptx")
+_IN_4_BITS = 1.5  # bytes a weight, below which linear layers are held in 4 bits
 _HIDDEN = 0.5  # of what is sent while products run
 
 
 @dataclass(frozen=True)
 class Spent:
-    """Seconds of one part of a stage, and what they are made of: words for `--explain`."""
+    """Seconds of one part of a stage, and what they are made of.
+
+    Args:
+        name: Of the part.
+        seconds: All in all.
+        how: Words for `--explain`.
+        operations: Of its products and attention, of all GPUs.
+        sending_s: Seconds of it in which GPUs only wait for what others send.
+        unfilled: Whether reading the weights takes longer than the products: too few tokens for each GPU.
+    """
 
     name: str
     seconds: float
     how: str
+    operations: float = 0.0
+    sending_s: float = 0.0
+    unfilled: bool = False
 
 
-def time_on_gpus(name: str, amount: Amount, need: Depth, tokens: dict[str, int], gpu: GPU, setup: Setup, kv_bytes: float) -> Spent:
+def time_on_gpus(name: str, amount: Amount, need: Depth, tokens: dict[str, int], gpu: GPU, setup: Setup) -> Spent:
     """Say how long one part of a stage takes on GPUs.
 
     Args:
@@ -38,43 +52,89 @@ def time_on_gpus(name: str, amount: Amount, need: Depth, tokens: dict[str, int],
         tokens: Phase of the trace -> tokens that went through it there.
         gpu: What computes.
         setup: How many of them, and what they share.
-        kv_bytes: Keys and values of one token.
     """
-    seconds, words = 0.0, list[str]()
+    seconds, total, words, unfilled = 0.0, 0.0, list[str](), False
+    steps_of_all = sum(count for phase, count in amount.steps.items() if phase == "optimizer")
+    rate = gpu.rate(setup.precision, tf32=setup.tf32)
     for phase, through in amount.phases.items():
         if phase not in need.phases or not tokens.get(phase):
             continue
         operations = need.phases[phase].flops / tokens[phase] * through
         share = MFU_TRAIN if phase in _LEARNING else MFU_SCORE
-        part = operations / (gpu.flops * share * setup.processes)
-        seconds += part
-        words.append(f"{phase}: {operations:.3g} operations / ({setup.processes} x {gpu.flops:.3g} x {share}) = {part:.3g} s")
+        part = operations / (rate * share * setup.processes)
+        how = f"{phase}: {operations:.3g} operations / ({setup.processes} x {rate:.3g} x {share}) = {part:.3g} s"
+        # However few tokens there are, a micro-batch reads each weight: once forward, twice more backward.
+        micro_batches = max(through / tokens[phase] / setup.processes, steps_of_all if phase in _LEARNING else 0.0)
+        read = micro_batches * need.phases[phase].flops / tokens[phase] * _get_weight_bytes(setup) / 2  # 2 operations a weight and token
+        reading = read / (gpu.bandwidth * BANDWIDTH_SHARE)
+        if reading > part:
+            part, unfilled = reading, True
+            how += f", but {micro_batches:,.0f} micro-batches read {read:.3g} B at {gpu.bandwidth * BANDWIDTH_SHARE:.3g} B/s = {part:.3g} s"
+        seconds, total = seconds + part, total + operations
+        words.append(how)
     for phase, steps in amount.steps.items():
         if phase.endswith("decode"):
-            part, how = _time_decoding(amount, need, gpu, kv_bytes)
+            part, how = _time_decoding(amount, need, gpu, setup)
         else:
             part, how = _time_step(need, gpu, setup)
         seconds += steps * part
         words.append(f"{phase}: {steps:,.0f} steps x {how}")
     sent = _count_sent(amount, need, tokens, setup)
+    waiting = 0.0
     if sent:
-        rate = min(gpu.link, NETWORK if setup.processes > setup.per_node else gpu.link)
-        part = sent / rate * (1 - _HIDDEN)
-        seconds += part
-        words.append(f"sent: {sent:.3g} B / {rate:.3g} B/s, half of it hidden = {part:.3g} s")
-    return Spent(name, seconds, "; ".join(words))
+        link = min(gpu.link, NETWORK if setup.processes > setup.per_node else gpu.link)
+        waiting = sent / link * (1 - _HIDDEN)
+        words.append(f"sent: {sent:.3g} B / {link:.3g} B/s, half of it hidden = {waiting:.3g} s")
+    return Spent(name, seconds + waiting, "; ".join(words), total, waiting, unfilled)
 
 
-def _time_decoding(amount: Amount, need: Depth, gpu: GPU, kv_bytes: float) -> tuple[float, str]:
-    read = 2 * need.parameters + amount.rows * amount.width * kv_bytes
+def _get_weight_bytes(setup: Setup) -> int:
+    return 2 if setup.precision == "bfloat16" else 4
+
+
+def _time_decoding(amount: Amount, need: Depth, gpu: GPU, setup: Setup) -> tuple[float, str]:
+    each = _get_weight_bytes(setup)
+    if need.parameters and need.whole / need.parameters < _IN_4_BITS:
+        each = 0.5 + 2 * each  # read in 4 bits, written out, and read
+    read = each * need.parameters + amount.rows * amount.width * need.cache
     by_memory = read / (gpu.bandwidth * BANDWIDTH_SHARE)
-    by_products = 2 * need.parameters * amount.rows / (gpu.flops * MFU_SCORE)
+    by_products = 2 * need.parameters * amount.rows / (gpu.rate(setup.precision, tf32=setup.tf32) * MFU_SCORE)
     launches = LAYER_LAUNCH_S * need.layers
     seconds = max(by_memory, by_products, launches)
     return seconds, (
-        f"the largest of {read:.3g} B / ({gpu.bandwidth:.3g} B/s x {BANDWIDTH_SHARE}) = {by_memory:.2g} s, products {by_products:.2g} s "
-        f"and launches {launches:.2g} s"
+        f"the largest of {read:.3g} B / ({gpu.bandwidth:.3g} B/s x {BANDWIDTH_SHARE}) = {by_memory:.2g} s, products of {amount.rows:.1f} "
+        f"rows {by_products:.2g} s and launches {launches:.2g} s"
     )
+
+
+def time_served(name: str, amount: Amount, need: Depth, gpu: GPU, gpus: int, handed: float, times: float) -> Spent:
+    """Say how long a vLLM server takes to answer, its weights and rows shared out over its GPUs.
+
+    Args:
+        name: Of the part.
+        amount: Of work, `prefill` and `decode`.
+        need: The traced stage.
+        gpu: Of the server.
+        gpus: How many it has.
+        handed: Bytes of the weights that it is given before each rollout.
+        times: How often it is.
+    """
+    operations = 2 * need.parameters * amount.phases["prefill"]
+    prefill = operations / (gpus * gpu.flops * MFU_SCORE)
+    read = 2 * need.parameters + amount.rows * amount.width * need.cache
+    by_memory = read / (gpus * gpu.bandwidth * BANDWIDTH_SHARE)
+    by_products = 2 * need.parameters * amount.rows / (gpus * gpu.flops * MFU_SCORE)
+    step = max(by_memory, by_products) + VLLM_STEP_S
+    decode, handover = amount.steps["decode"] * step, times * handed / HANDOVER
+    reading = f"{read:.3g} B / ({gpus} x {gpu.bandwidth:.3g} B/s x {BANDWIDTH_SHARE}) = {by_memory:.2g} s"
+    how = (
+        f"prefill: {operations:.3g} operations / ({gpus} x {gpu.flops:.3g} x {MFU_SCORE}) = {prefill:.3g} s",
+        f"decode: {amount.steps['decode']:,.0f} steps of {amount.rows:.1f} rows x (the larger of {reading} and products "
+        f"{by_products:.2g} s, and {VLLM_STEP_S} s) = {decode:.3g} s",
+        f"weights: {times:,.0f} x {handed:.3g} B / {HANDOVER:.3g} B/s = {handover:.3g} s",
+    )
+    operations += amount.steps["decode"] * 2 * need.parameters * amount.rows
+    return Spent(name, prefill + decode + handover, "; ".join(how), operations)
 
 
 def _time_step(need: Depth, gpu: GPU, setup: Setup) -> tuple[float, str]:
@@ -94,8 +154,8 @@ def _count_sent(amount: Amount, need: Depth, tokens: dict[str, int], setup: Setu
     if setup.engine == "deepspeed" and setup.zero_stage == 3 and need.learning:
         for phase, through in amount.phases.items():
             if tokens.get(phase):
-                passes = 2 if phase == "update" else 1
-                sent += passes * need.whole * share * through / tokens[phase] / setup.processes
+                micro_batches = max(through / tokens[phase] / setup.processes, steps if phase in _LEARNING else 0.0)
+                sent += (2 if phase == "update" else 1) * need.whole * share * micro_batches
     return sent
 
 
@@ -117,8 +177,22 @@ def time_measured(name: str, amount: Amount, need: Depth, tokens: dict[str, int]
             seconds += through * each / processes
             words.append(f"{phase}: {through:,.0f} tokens x {1e6 * each:.3g} µs / {processes}")
     for phase, steps in amount.steps.items():
-        if phase in need.phases:
+        if phase in need.phases and phase.endswith("decode"):
+            each = _time_rows(phase, amount.rows, need, tokens)
+            seconds += steps * each
+            words.append(f"{phase}: {steps:,.0f} steps of {amount.rows:.1f} rows x {1e3 * each:.3g} ms")
+        elif phase in need.phases:
             each = need.phases[phase].seconds + (step_s if phase == "optimizer" else 0.0)
             seconds += steps * each
             words.append(f"{phase}: {steps:,.0f} x {1e3 * each:.3g} ms")
     return Spent(name, seconds, "; ".join(words))
+
+
+def _time_rows(phase: str, rows: float, need: Depth, tokens: dict[str, int]) -> float:
+    """Say how long a decoding step of so many rows takes: on a line through the two numbers of rows that were measured."""
+    few = phase.removesuffix("decode") + FEW_ROWS
+    most = need.phases[phase].seconds
+    if few not in need.phases or tokens[few] == tokens[phase]:
+        return most
+    least = min(need.phases[few].seconds, most)
+    return max(least + (most - least) * (rows - tokens[few]) / (tokens[phase] - tokens[few]), least)

@@ -32,6 +32,8 @@ def extrapolate(trace: StageTrace) -> Depth:
         accumulates=small.accumulates,
         held=whole(small.held, large.held),
         whole=whole(small.whole, large.whole),
+        narrow=whole(small.narrow, large.narrow),
+        cache=whole(small.cache, large.cache),
         checkpoint=whole(small.checkpoint, large.checkpoint),
         output=whole(small.output, large.output),
     )

@@ -1,16 +1,19 @@
 """An estimate of what a recipe needs -> tables, the arithmetic line by line, and plain data."""
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
+from pipeline.cost.machines import SPREAD_MEASURED, SPREAD_TABLE
 from pipeline.cost.memory import PhaseMemory
 from pipeline.estimate import Estimate, StageEstimate
 from pipeline.fits import Fit
 from pipeline.report.tables import print_table
-from pipeline.text import clean, format_bytes, format_duration
+from pipeline.scale import Scaled, list_limits
+from pipeline.text import clean, count, format_bytes, format_duration
 
 _GB = 1e9
 
@@ -24,11 +27,10 @@ def print_estimate(console: Console, estimate: Estimate, *, explain: bool) -> No
     columns = ["stage", "memory", "verdict", "peak in", "disk", "time", *(["money"] if machine.price else [])]
     print_table(console, columns, [_row(stage, estimate) for stage in estimate.stages])
     if len(estimate.stages) > 1 and any(stage.parts for stage in estimate.stages):
-        total = sum(stage.seconds for stage in estimate.stages)
-        money = f", {_price(estimate, total)}" if machine.price else ""
-        energy = f", {machine.gpu.watts * estimate.processes * total / 3.6e6:,.1f} kWh at full load" if machine.gpu else ""
-        console.print(Text(f"all: {format_duration(total)}{money}{energy}"), soft_wrap=True)
-    for note in estimate.notes:
+        money = f", {_price(estimate, estimate.gpu_seconds)}" if machine.price else ""
+        energy = f", {machine.gpu.watts * estimate.gpu_seconds / 3.6e6:,.1f} kWh at full load" if machine.gpu else ""
+        console.print(Text(f"all: {format_duration(estimate.seconds)}{money}{energy}"), soft_wrap=True)
+    for note in [*estimate.notes, *tell_spread(estimate)]:
         console.print(Text(clean(f"note: {note}")), soft_wrap=True)
     if explain:
         for line in explain_estimate(estimate):
@@ -70,12 +72,46 @@ def _row(stage: StageEstimate, estimate: Estimate) -> list[str]:
         format_bytes(stage.disk),
         time,
     ]
-    return [*row, *([_price(estimate, stage.seconds) if stage.parts else "-"] if estimate.machine.price else [])]
+    return [*row, *([_price(estimate, stage.seconds * stage.gpus) if stage.parts else "-"] if estimate.machine.price else [])]
 
 
-def _price(estimate: Estimate, seconds: float) -> str:
+def tell_spread(estimate: Estimate) -> Iterator[str]:
+    """Say how sure times are, and by what they were corrected."""
+    raw = [stage.stage for stage in estimate.stages if stage.parts and stage.calibration is None]
+    for stage in estimate.stages:
+        if (found := stage.calibration) is not None:
+            runs = count(found.runs, "run")
+            sure = f"within a factor of {found.spread:.2f}"
+            yield f"{stage.stage}: {found.factor:.2f} x what was counted, as {runs} on this hardware took; {sure}"
+    if raw:
+        which = f"times of {', '.join(raw)} are" if len(raw) < len(estimate.stages) else "times are"
+        if estimate.machine.gpu is None:
+            spread = f"all within a factor of {SPREAD_MEASURED:g}, one stage within {SPREAD_TABLE:g}"
+            yield f"{which} by what this machine takes now: {spread}"
+        else:
+            yield f"{which} by the data sheet and a stated share of it: within a factor of {SPREAD_TABLE:g}"
+
+
+def print_scale(console: Console, scaled: Sequence[Scaled], estimate: Estimate) -> None:
+    """Print what more GPUs bring, and what holds them up."""
+    rows: list[list[str]] = []
+    for each in scaled:
+        stages = [*each.stages]
+        worst = next((word for word in ("does not fit", "tight") if any(stage.verdict.word == word for stage in stages)), "fits")
+        faster = scaled[0].seconds / each.seconds if each.seconds else 1.0
+        money = [_price(estimate, each.gpu_seconds)] if estimate.machine.price else []
+        shares = [f"{each.share(name):.0%}" for name in ("sending", "rollout")]
+        rows.append([f"{each.gpus:,}", format_duration(each.seconds), f"{faster:.1f} x", *money, *shares, worst])
+    console.print(Text("on more GPUs, eight to a machine:"), soft_wrap=True)
+    heads = ["GPUs", "time", "faster", *(["money"] if estimate.machine.price else []), "sending", "rollout", "verdict"]
+    print_table(console, heads, rows)
+    for line in list_limits(scaled):
+        console.print(Text(clean(line)), soft_wrap=True)
+
+
+def _price(estimate: Estimate, gpu_seconds: float) -> str:
     assert estimate.machine.price is not None
-    least, most = (rate * estimate.processes * seconds / 3600 for rate in estimate.machine.price)
+    least, most = (rate * gpu_seconds / 3600 for rate in estimate.machine.price)
     return f"${least:,.0f}" if round(least) == round(most) else f"${least:,.0f} to ${most:,.0f}"
 
 
@@ -103,6 +139,21 @@ def _explain_phase(phase: PhaseMemory) -> str:
     return f"{device} = {phase.total:,} B{host}"
 
 
+def scale_data(scaled: Sequence[Scaled]) -> list[dict[str, Any]]:
+    """Return what more GPUs bring as plain data."""
+    return [
+        {
+            "gpus": each.gpus,
+            "seconds": each.seconds,
+            "gpu_seconds": each.gpu_seconds,
+            "sending": each.share("sending"),
+            "rollout": each.share("rollout"),
+            "working": each.working,
+        }
+        for each in scaled
+    ]
+
+
 def estimate_data(estimate: Estimate, fits: dict[str, list[Fit]]) -> dict[str, Any]:
     """Return an estimate as plain data, and with what its stages would fit; sizes in bytes, times in seconds."""
     machine = estimate.machine
@@ -111,7 +162,8 @@ def estimate_data(estimate: Estimate, fits: dict[str, list[Fit]]) -> dict[str, A
         "processes": estimate.processes,
         "memory": machine.memory,
         "price_per_gpu_hour": machine.price,
-        "notes": estimate.notes,
+        "notes": [*estimate.notes, *tell_spread(estimate)],
+        "gpu_seconds": estimate.gpu_seconds,
         "stages": [
             {
                 "stage": stage.stage,
@@ -122,7 +174,10 @@ def estimate_data(estimate: Estimate, fits: dict[str, list[Fit]]) -> dict[str, A
                 "learning": stage.need.learning,
                 "phases": {phase.name: {"device": phase.device, "host": phase.host} for phase in stage.phases},
                 "disk": {"checkpoint": stage.need.checkpoint, "artifact": stage.need.output, "most": stage.disk},
+                "gpus": stage.gpus,
                 "seconds": {part.name: part.seconds for part in stage.parts},
+                "operations": {part.name: part.operations for part in stage.parts if part.operations},
+                "calibration": None if stage.calibration is None else dataclasses.asdict(stage.calibration),
             }
             for stage in estimate.stages
         ],

@@ -15,6 +15,7 @@ from pipeline.report.page.build import give_verdicts
 from pipeline.report.page.evidence import EVALUATION_KIND, Evidence, gather
 from pipeline.report.samples import pick_three, print_sample, read_first
 from pipeline.report.sparkline import ASCII_BLOCKS, BLOCKS, draw_sparkline
+from pipeline.report.spent import compare_cost, print_cost
 from pipeline.report.tables import print_indented, print_table
 from pipeline.report.verdict import News, place_model, write_share
 from pipeline.store.artifact import Artifact
@@ -88,6 +89,7 @@ def page_data(store: Store, artifact: Artifact) -> dict[str, Any]:
         "evaluation": _list_answers(evidence.evaluation) if evidence.evaluation else [],
         "evaluated_by": evidence.tested.ref if evidence.tested else None,
         "curves": _read_curves(artifact),
+        "cost": compare_cost(store.root, artifact),
         "three_samples": samples,
         "tree": tree,
         "problems": list(dict.fromkeys([*evidence.problems, *find_problems(tree), *unread])),
@@ -133,6 +135,7 @@ def print_page(console: Console, artifact: Artifact, data: dict[str, Any]) -> No
     _print_figures(console, artifact.ref, data["figures"])
     _print_evaluation(console, data)
     _print_curves(console, data["curves"])
+    print_cost(console, data["cost"])
     for title, row in data["three_samples"]:
         console.print()
         print_sample(console, row, title)

@@ -19,6 +19,7 @@ from pipeline.store.staging import ARTIFACTS_DIR, STAGING_DIR, require_renames
 
 RUNS_DIR, RECORDS_DIR, NOTES_DIR, TOKENS_DIR, REPLIES_DIR = "runs", "records", "notes", "tokens", "replies"
 REPORTS_DIR, TRACKING_DIR, SLURM_DIR, DEMO_DIR, TRASH_DIR = "reports", "tracking", "slurm", "demo", ".trash"
+ESTIMATES_DIR = "estimates"  # what `rlhf plan --cost` said
 JOURNALS_DIR, MIXES_DIR = "judgements", "mixes"  # what people said of answers that are artifacts; several sources as one
 _LOCK_FILE = ".lock"
 RUN_PATTERN = re.compile(r"(?P<stage>[a-z]+)-(?P<key>[0-9a-f]{16})")
@@ -42,6 +43,7 @@ PARTS = {
             TRACKING_DIR,
             JOURNALS_DIR,
             MIXES_DIR,
+            ESTIMATES_DIR,
         )
     ),
 }

@@ -24,7 +24,7 @@ _GROUP_GROWTH = 2.0  # and the longest over the shortest of them
 _ROW_STEP, _LONG_ROW_STEP = 64, 128  # a row's tokens are a multiple of this; what fills it up is never read
 _LONG_ROW = 1024
 _LENGTH_STEP = 16  # so are a group's queries and keys
-_RANKING_PROMPTS, _RANKING_TOKENS = 32, 16_384  # of a row: prompts with all their responses, and their tokens
+RANKING_PROMPTS, RANKING_TOKENS = 32, 16_384  # of a row: prompts with all their responses, and their tokens
 
 Rankings = Sequence[tuple[list[int], Sequence[list[int]]]]  # prompt ids, and the ids of each response
 
@@ -117,7 +117,7 @@ def list_documents(rankings: Iterable[tuple[list[int], Iterable[list[int]]]]) ->
 def pack_rankings(rankings: Rankings, device: torch.device) -> Iterator[tuple[PackedRow, int]]:
     """Lay prompts and the responses that continue them out in rows; yields each row, and how many prompts are laid out with it."""
     lengths = [len(prompt) + sum(map(len, responses)) for prompt, responses in rankings]
-    for run in split_by_tokens(lengths, _RANKING_TOKENS, _RANKING_PROMPTS):
+    for run in split_by_tokens(lengths, RANKING_TOKENS, RANKING_PROMPTS):
         yield pack(*list_documents(rankings[run]), device), run.stop
 
 

@@ -25,11 +25,12 @@ from stages.models.weights import find_base, open_pretrained
 from stages.process.errors import StageError
 from stages.process.output import redact_streams
 from stages.spec import EXIT_FAILED, EXIT_OK, STAGES, StageName
+from stages.tracing.job import Job, try_family
 from stages.tracing.lengths import read_lengths
 from stages.tracing.live import Live
 from stages.tracing.models import find_depths
 from stages.tracing.report import StageTrace, TraceReport, TraceSpec
-from stages.tracing.work import Job, trace, try_family
+from stages.tracing.work import trace
 
 
 def make_report(spec: TraceSpec) -> TraceReport:

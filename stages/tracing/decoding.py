@@ -8,6 +8,7 @@ from torch import Tensor
 
 from stages.models.adapters import find_backbone
 from stages.models.precision import autocast
+from stages.responses.kv_cache import KVCache
 from stages.responses.rows import Rows
 
 
@@ -26,30 +27,49 @@ class CountedRows(Rows):
         self._lay_out()
 
 
-def decode(model: Any, count: int, prompt_tokens: int, response_tokens: int, *, steps: int, additive: bool) -> Iterator[tuple[str, Any]]:
-    """Decode the first token of each response, then the last ones.
+def make_rows(model: Any, count: int, prompt_tokens: int, response_tokens: int, *, additive: bool, on_gpu: bool) -> CountedRows:
+    """Make the rows of as many responses, before any is decoded.
 
     Args:
         model: The policy.
         count: Responses that are decoded at once.
         prompt_tokens: Of each prompt.
         response_tokens: Of each response.
-        steps: Tokens of each response that are decoded, the last ones.
         additive: Whether by one mask for all layers, see `stages.responses.generation`.
+        on_gpu: Whether the cache is one block from the first prefill on, as a GPU has it.
     """
     uniforms_NS = torch.rand(count, response_tokens, dtype=torch.float64)
     prompts = [[1] * prompt_tokens] * count
     rows = CountedRows(model, prompts, uniforms_NS, frozenset(), None, 1.0, False, count, None, additive)
-    device = next(model.parameters()).device
+    if on_gpu:
+        rows.cache = KVCache(count, prompt_tokens + response_tokens)
+    return rows
+
+
+def decode(rows: CountedRows, *, steps: int, half: bool = False) -> Iterator[tuple[str, Any]]:
+    """Decode the first token of each response, then a few more.
+
+    Args:
+        rows: None of which has a token.
+        steps: Tokens of each response that are decoded, the last ones.
+        half: Whether they are those in the middle of a response: what a step takes on average, not at most.
+    """
+    model, response_tokens = rows.model, rows.uniforms_NS.shape[1]
 
     def run(work: Any) -> None:
         model.eval()
-        with torch.no_grad(), autocast(find_backbone(model), device):
+        with torch.no_grad(), autocast(find_backbone(model), rows.device):
             work()
 
-    yield "prefill", lambda: run(lambda: rows.admit(list(range(count))))
+    yield "prefill", lambda: run(lambda: rows.admit(list(range(len(rows.prompts)))))
     steps = min(steps, response_tokens - 1)
     if steps:
-        yield "widen", lambda: rows.widen(response_tokens - 1 - steps)
+        before = response_tokens - 1 - steps
+        yield "widen", lambda: rows.widen(before // 2 if half else before)
         for _ in range(steps):
             yield "decode", lambda: run(rows.decode)
+
+
+def measure_cache(rows: CountedRows) -> int:
+    """Count the bytes of keys and values of one token of one row."""
+    return sum(buffer.element_size() * buffer.shape[1] * buffer.shape[3] for layer in rows.cache.buffers for buffer in layer)

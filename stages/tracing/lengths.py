@@ -43,7 +43,14 @@ def read_lengths(tokenizer: Any, kind: RecordKind, splits: DataSplits, limits: t
         response=sum(responses) / max(len(responses), 1),
         answers=len(responses) / max(len(encoded), 1),
         most_answers=max((len(each.responses) for each in encoded), default=1),
+        quantiles=find_tenths(responses),
     )
+
+
+def find_tenths(lengths: list[int]) -> list[int]:
+    """Find how long the shortest is, that below which a tenth of them are, and so on to the longest."""
+    in_order = sorted(lengths)
+    return [in_order[round(tenth * (len(in_order) - 1) / 10)] for tenth in range(11)] if in_order else []
 
 
 def _count(source: DataSource, kind: RecordKind) -> int:

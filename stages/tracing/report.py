@@ -13,6 +13,8 @@ from stages.blocks import Closed, HardwareSettings, LoRASettings, TokenSettings
 from stages.settings import StageSettings
 from stages.spec import STAGES, DataSplits, StageName
 
+FEW_ROWS = "decode by few rows"  # phase of a decoder, beside `decode`
+
 
 class TraceSpec(Closed):
     """Which stages are traced, with which settings."""
@@ -59,6 +61,8 @@ class Depth(Closed):
     accumulates: bool = Field(False, description="Whether an optimizer step has several micro-batches.")
     held: int = Field(description="Bytes of all weights as they are held in training.")
     whole: int = Field(description="Bytes of the policy's weights, which a rollout gathers at ZeRO stage 3.")
+    narrow: int = Field(default=0, description="Bytes of the bfloat16 copy by which a GPU with room for it decodes, in those phases.")
+    cache: int = Field(default=0, description="Bytes of keys and values of one token.")
     checkpoint: int = Field(description="Bytes of a checkpoint on the disk, in one process.")
     output: int = Field(description="Bytes of the published model, without its tokenizer.")
 
@@ -80,6 +84,7 @@ class Lengths(Closed):
     response: float = Field(description="Of each answer.")
     answers: float
     most_answers: int
+    quantiles: list[int] = Field(default_factory=list[int], description="Tokens of the responses, at each tenth from the shortest on.")
 
 
 class TraceReport(Closed):

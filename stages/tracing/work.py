@@ -3,37 +3,35 @@
 The stage's own code runs: its models, losses, learners, decoding. Only what surrounds it (data, checkpoints, processes) is not there.
 """
 
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import gc
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
+from data.tokens import EncodedPair
 from stages.internals import count_elements
+from stages.models import precision
 from stages.models.adapters import find_model
-from stages.models.attention import PACKED
-from stages.models.probe import Ways, find_ways
+from stages.models.packing import RANKING_PROMPTS, RANKING_TOKENS
 from stages.models.sizes import measure_published, measure_trained, measure_weights
 from stages.ppo.actor_critic import trainable
 from stages.ppo.experience import Experience
+from stages.ppo.ptx import accumulate_ptx_gradients
 from stages.ppo.trainer import PPOTrainer
 from stages.process.engine import Engine
 from stages.process.ranks import Ranks
 from stages.responses.engine import Sampling
-from stages.responses.generation import decide_decoding
+from stages.responses.figures import compute_logprobs_of_answers
 from stages.responses.rollout import Rollout, pack_rollout
+from stages.responses.scores import score_rankings
 from stages.settings import EvaluateSettings, PPOSettings, PretrainSettings, RMSettings, SFTSettings, TrainingSettings
-from stages.spec import StageName
-from stages.tracing.decoding import decode
-from stages.tracing.live import Live
+from stages.tracing.job import REPEATS, Job
 from stages.tracing.models import adapt, build_policy, build_ppo_models, build_reward_model, merge_anew
-from stages.tracing.report import Depth, Phase, TraceSpec
+from stages.tracing.report import Depth
 from stages.tracing.training import (
     RMLoss,
     SFTLoss,
-    Steps,
     fill_gradients,
     fill_state,
     make_language_batch,
@@ -41,72 +39,8 @@ from stages.tracing.training import (
     size_micro_batch,
     train_step,
 )
-from stages.trl.fitting import fused_head_fits
 
-_REPEATS = 3  # of what is measured in seconds; the shortest counts
 _ANSWER_ROWS = 64  # held-out prompts that SFT answers at once
-
-
-@dataclass(frozen=True)
-class Tried:
-    """What was tried of a family on a miniature of the model, before there are fake tensors."""
-
-    ways: Ways
-    additive: bool  # responses are decoded with one mask for all layers
-    fused_head_fits: bool
-
-
-def try_family(config: Any) -> Tried:
-    """Try what the family of a configuration can do.
-
-    Raises:
-        StageError: it cannot go through the stages; exit code 2.
-    """
-    ways = find_ways(config)
-    return Tried(ways, decide_decoding(config, PACKED if ways.packed else ways.attention) == "additive", fused_head_fits(config))
-
-
-@dataclass
-class Job:
-    """One stage at one depth, and what was seen of it."""
-
-    spec: TraceSpec
-    stage: StageName
-    config: Any
-    tried: "Tried"
-    layers: int
-    live: Live
-    accelerator: Accelerator
-    phases: dict[str, Phase] = field(default_factory=dict[str, Phase])
-    tokens: dict[str, int] = field(default_factory=dict[str, int])
-
-    def run(self, steps: Steps, prefix: str = "") -> None:
-        """Run phases, and take down what each needs: of one that comes several times the most, but its shortest time."""
-        for name, work in steps:
-            start = self.live.start()
-            begun_s = time.process_time()
-            work()
-            seconds = (time.process_time() - begun_s) / torch.get_num_threads()
-            name = prefix + name
-            if (before := self.phases.get(name)) is None:
-                self.phases[name] = Phase(start=start, peak=self.live.peak, flops=self.live.flops, seconds=seconds)
-            else:
-                self.phases[name] = Phase(
-                    start=max(start, before.start),
-                    peak=max(self.live.peak, before.peak),
-                    flops=max(self.live.flops, before.flops),
-                    seconds=min(seconds, before.seconds),
-                )
-
-    def load(self, build: Callable[[], Any]) -> Any:
-        """Build models, as a phase."""
-        built: list[Any] = []
-        self.run(iter([("load", lambda: built.append(build()))]))
-        return built[0]
-
-    @property
-    def limits(self) -> tuple[int, int]:
-        return self.spec.tokens.max_prompt_tokens, self.spec.tokens.max_response_tokens
 
 
 def trace(job: Job) -> Depth:
@@ -138,11 +72,10 @@ def _trace_language(job: Job, settings: PretrainSettings | SFTSettings) -> Depth
     depth = _describe(job, [model], [model], settings)
     if isinstance(settings, SFTSettings) and settings.eval_samples:
         count = min(settings.eval_samples, _ANSWER_ROWS)
-        job.tokens["answers/prefill"], job.tokens["answers/decode"] = count * prompt, count
-        job.run(decode(model, count, prompt, response, steps=1, additive=job.tried.additive), "answers/")
+        job.answer(model, count, prompt, response, "answers/")
     _merge(job, settings)
     del held
-    return depth.model_copy(update={"phases": job.phases, "accumulates": times > 1})
+    return job.complete(depth, accumulates=times > 1)
 
 
 def _merge(job: Job, settings: TrainingSettings) -> None:
@@ -167,7 +100,7 @@ def _trace_rm(job: Job, settings: RMSettings) -> Depth:
     held = _train(job, model, RMLoss(job.accelerator), batch, settings, times)
     _merge(job, settings)
     del held
-    return _describe(job, [model], [model], settings).model_copy(update={"accumulates": times > 1})
+    return job.complete(_describe(job, [model], [model], settings), accumulates=times > 1)
 
 
 def _train(job: Job, model: Any, loss: Any, batch: Any, settings: Any, times: int) -> Any:
@@ -184,7 +117,7 @@ def _train(job: Job, model: Any, loss: Any, batch: Any, settings: Any, times: in
         fill_state(model, optimizer)
         if times > 1:
             fill_gradients(model)
-    for _ in range(_REPEATS if job.spec.measure else 1):
+    for _ in range(REPEATS if job.spec.measure else 1):
         job.run(train_step(prepared, loss, batch, optimizer, max_grad_norm=settings.max_grad_norm))
     return optimizer
 
@@ -201,12 +134,16 @@ def _trace_ppo(job: Job, settings: PPOSettings) -> Depth:
     prompt, response = spec.tokens.max_prompt_tokens, settings.max_response_tokens or spec.tokens.max_response_tokens
     sampling = Sampling(response, settings.temperature, 0, 1, 1)
     engine = Engine("none", hardware, settings.max_grad_norm)
-    trainer = PPOTrainer(Ranks(job.accelerator), *models_of(models), [[1] * prompt], sampling, settings, seed=0, engine=engine)
+    pairs = [EncodedPair([1] * prompt, [1] * response)]
+    given: dict[str, Any] = {"seed": 0, "engine": engine, "demonstrations": pairs}
+    trainer = PPOTrainer(Ranks(job.accelerator), *models_of(models), [[1] * prompt], sampling, settings, **given)
     rollout_size = max(settings.rollout_batch_size // spec.processes, 1)
     minibatch_size = max(settings.minibatch_size // spec.processes, 1)
     per_micro_batch = max(settings.max_tokens_per_microbatch // (prompt + response), 1)
     scored = _make_rollout(min(per_micro_batch, rollout_size), prompt, response)
     learnt = _make_experience(_make_rollout(min(per_micro_batch, minibatch_size), prompt, response))
+    mixed_size = max((settings.ptx_batch_size or settings.minibatch_size) // spec.processes, 1)
+    mixed = _make_rollout(min(per_micro_batch, mixed_size), prompt, response)
     learners: list[Any] = [trainer.actor, trainer.critic]
     for learner in learners:
         if spec.shares:
@@ -215,8 +152,9 @@ def _trace_ppo(job: Job, settings: PPOSettings) -> Depth:
             fill_state(learner.module, learner.optimizer)
     count = min(settings.rollout_micro_batch_size, rollout_size)
     tokens = (prompt + response) * len(scored.finished_B)
-    job.tokens |= {"score/reward": tokens, "score/policy": tokens, "rollout/prefill": count * prompt, "rollout/decode": count}
+    job.tokens |= {"score/reward": tokens, "score/policy": tokens}
     job.tokens["update"] = (prompt + response) * len(learnt.finished_B)
+    job.tokens["ptx"] = (prompt + response) * len(mixed.finished_B)
 
     def steps() -> Iterator[tuple[str, Any]]:
         yield "score/reward", lambda: trainer.ask_reward_model(scored)
@@ -225,17 +163,22 @@ def _trace_ppo(job: Job, settings: PPOSettings) -> Depth:
             learner.module.train(settings.gradient_checkpointing)
             if not spec.shares and minibatch_size > per_micro_batch:
                 fill_gradients(learner.module)
+        if settings.ptx_coef > 0:
+            mixing = (mixed, settings.ptx_coef, settings.max_tokens_per_microbatch)
+            yield "ptx", lambda: accumulate_ptx_gradients(trainer.ranks, trainer.actor, *mixing)
         yield "update", lambda: trainer.updater.accumulate_gradients(learnt, settings.max_tokens_per_microbatch)
         yield "optimizer", lambda: [learner.step() for learner in learners]
 
-    for _ in range(_REPEATS if spec.measure else 1):
+    for _ in range(REPEATS if spec.measure else 1):
         if settings.rollout.engine == "torch":
-            job.run(decode(trainer.policy, count, prompt, response, steps=1, additive=job.tried.additive), "rollout/")
+            job.answer(trainer.policy, count, prompt, response, "rollout/")
+        else:
+            job.look_at_cache(trainer.policy)
         job.run(steps())
     _merge(job, settings)
     held = [*models.actor_critic, models.ref_policy, models.reward_model]
     depth = _describe(job, list(models.actor_critic), held, settings, published=trainer.policy)
-    return depth.model_copy(update={"accumulates": minibatch_size > per_micro_batch})
+    return job.complete(depth, accumulates=minibatch_size > per_micro_batch)
 
 
 def models_of(models: Any) -> tuple[Any, Any, Any]:
@@ -256,11 +199,21 @@ def _make_experience(rollout: Rollout) -> Experience:
 
 def _trace_evaluate(job: Job, settings: EvaluateSettings) -> Depth:
     spec = job.spec
-    model = job.load(lambda: build_policy(job.config, spec.hardware, job.tried.ways, job.layers).requires_grad_(False))
+    models = [job.load(lambda: build_policy(job.config, spec.hardware, job.tried.ways, job.layers).requires_grad_(False))]
     prompt, response = spec.tokens.max_prompt_tokens, settings.max_response_tokens or spec.tokens.max_response_tokens
-    job.tokens["answers/prefill"], job.tokens["answers/decode"] = settings.batch_size * prompt, settings.batch_size
-    job.run(decode(model, settings.batch_size, prompt, response, steps=1, additive=job.tried.additive), "answers/")
-    return _describe(job, [], [model], None)
+    samples = settings.policy_samples
+    prompts = max(min(RANKING_TOKENS // (prompt + samples * response), RANKING_PROMPTS, settings.prompts), 1)
+    asked = [([1] * prompt, [[1] * response] * samples)] * prompts
+    job.tokens["score/policy"] = job.tokens["score/reward"] = prompts * (prompt + samples * response)
+    job.answer(models[0], settings.batch_size, prompt, response, "answers/")
+    job.run_often(lambda: [("score/policy", lambda: compute_logprobs_of_answers(models[0], asked, settings.temperature or 1.0))])
+    depth = _describe(job, [], models, None)
+    models.clear()  # one is in memory at a time
+    gc.collect()
+    models.append(build_reward_model(build_policy(job.config, spec.hardware, job.tried.ways, job.layers)))
+    precision.freeze(models[0], spec.hardware)
+    job.run_often(lambda: [("score/reward", lambda: score_rankings(models[0], asked))])
+    return job.complete(depth, accumulates=False)
 
 
 def _describe(job: Job, learners: list[Any], held: list[Any], settings: TrainingSettings | None, published: Any = None) -> Depth:

@@ -14,14 +14,15 @@ from pipeline.cost.setup import Setup
 from pipeline.cost.times import Spent
 from pipeline.cost.verdict import Verdict
 from pipeline.errors import ConfigError
-from pipeline.estimate import Estimate, Machine, StageEstimate, choose_machine, make_estimate, parse_records
+from pipeline.estimate import Estimate, StageEstimate, make_estimate, parse_records
 from pipeline.fits import Fit
+from pipeline.machine import Machine, choose_machine
 from pipeline.recipe.load import find_recipe, load_recipe
 from pipeline.report.costs import print_estimate
 from pipeline.room import warn_of_room
 from stages.blocks import HardwareSettings
 from stages.settings import EvaluateSettings, PPOSettings, SFTSettings
-from stages.tracing.report import Depth
+from stages.tracing.report import Depth, TraceReport
 
 CONFIG = {
     "model_type": "llama",
@@ -65,7 +66,7 @@ def test_a_configuration_alone_tells_memory_disk_time_and_money(recipe, tmp_path
     assert sft["disk"]["checkpoint"] == approx(12 * WEIGHTS, rel=0.1)
     assert sft["seconds"]["train"] > 0
     assert said["price_per_gpu_hour"] == [2, 2]
-    assert not (tmp_path / "store").exists()
+    assert [path.parent.name for path in (tmp_path / "store").rglob("*.json")] == ["estimates"]  # to be compared with what it takes
 
 
 @mark.slow
@@ -127,7 +128,7 @@ def test_the_table_fits_80_columns_and_the_arithmetic_says_of_what_the_peak_is_m
         [Spent("answers", 99_999.0, "")],
         90 * 10**9,
     )
-    estimate = Estimate(choose_machine(HardwareSettings(), "h100"), 1, [stage], {}, [])
+    estimate = Estimate(choose_machine(HardwareSettings(), "h100"), 1, [stage], {}, [], TraceReport(resident=0, import_s=0.0))
     print_estimate(make_console(), estimate, explain=True)
     heading, row, *explained = capsys.readouterr().out.splitlines()[1:]
     assert "answers/prefill" in row and max(len(heading), len(row)) <= 80
@@ -136,10 +137,21 @@ def test_the_table_fits_80_columns_and_the_arithmetic_says_of_what_the_peak_is_m
 
 @mark.slow
 @mark.usefixtures("warm")
-def test_a_plan_with_vllm_says_that_its_rollouts_are_not_in_it(recipe, tmp_path):
-    read = load_recipe(find_recipe(str(recipe)), ["ppo.rollout.engine=vllm", "ppo.save_minutes=5"], has_files=False)
-    estimate = make_estimate(read, ["ppo"], tmp_path, choose_machine(HardwareSettings(), "h100"))
-    assert any("vLLM" in note and "not in this estimate" in note for note in estimate.notes)
+def test_a_vllm_server_is_in_the_time_in_the_memory_that_it_shares_and_in_the_price_of_what_it_has(recipe, tmp_path):
+    h100 = choose_machine(HardwareSettings(), "h100")
+
+    def plan(*more):
+        read = load_recipe(find_recipe(str(recipe)), ["ppo.rollout.engine=vllm", "ppo.save_minutes=5", *more], has_files=False)
+        return make_estimate(read, ["ppo"], tmp_path, h100)
+
+    beside = plan("ppo.rollout.options=[--gpu-memory-utilization, '0.45']")
+    apart = plan("ppo.rollout.command=[env, 'CUDA_VISIBLE_DEVICES=6,7', vllm]", "ppo.rollout.options=[--tensor-parallel-size, '2']")
+    spent = [{part.name: part.seconds for part in each.stages[0].parts} for each in (beside, apart)]
+    assert spent[0]["rollout"] > 0 and spent[0]["update"] == spent[1]["update"]
+    assert beside.stages[0].verdict.need - apart.stages[0].verdict.need == approx(0.45 * h100.memory)
+    assert (beside.stages[0].gpus, apart.stages[0].gpus) == (1, 3)
+    assert any("45% of the memory" in note for note in beside.notes)
+    assert any("2 x h100 of its own" in note for note in apart.notes)
 
 
 def test_a_small_model_is_not_looked_at_before_it_runs(recipe, tmp_path):

@@ -12,6 +12,7 @@ from pipeline.report.markup import table
 from pipeline.report.metrics import Curves, read_curves
 from pipeline.report.page.answers import choose_cases, choose_rankings, read_answers
 from pipeline.report.page.blocks import Banner, Page, Picture, Section, Table
+from pipeline.report.page.costs import tell_costs
 from pipeline.report.page.curves import draw_curves, list_metrics
 from pipeline.report.page.evidence import EVALUATION_KIND, Evidence
 from pipeline.report.page.facts import list_notes, list_settings, list_warnings, summarize_data, tell_making
@@ -62,6 +63,8 @@ def build_page(evidence: Evidence, store_root: Path) -> Page:
         sections.append(answers)
     sections += _show_findings(evidence, missing)
     sections += [_show_curves(artifact, curves[artifact.ref], missing) for artifact in evidence.line if artifact.ref in curves]
+    if (costs := tell_costs(evidence.line, store_root)) is not None:
+        sections.append(costs)
     if evidence.line:
         sections += [summarize_data(evidence.line, store_root), list_settings(evidence.line), tell_making(evidence.line, curves)]
     missing += _tell_missing(evidence)

@@ -98,25 +98,27 @@ def test_training_goes_forward_over_held_out_records_and_back_over_none():
 
 
 def test_answers_are_decoded_in_batches_of_each_process():
-    amount = count_answers(64, prompt=10, response=20, rows=8, processes=2, prefix="rollout/")
+    amount = count_answers(64, prompt=10, quantiles=[20], rows=8, processes=2, prefix="rollout/")
     assert amount.phases == {"rollout/prefill": 640}
-    assert amount.steps == {"rollout/decode": 4 * 20}
+    assert amount.steps == {"rollout/decode": 4 * 19}  # the prefill gives each its first token
     assert (amount.rows, amount.width) == (8, 20)
 
 
-ROUND = GPU(memory=1e10, flops=1e12, bandwidth=1e11, link=1e9, watts=100)
+ROUND = GPU(memory=1e10, flops=1e12, bandwidth=1e11, link=1e9, watts=100, float32=1e11)
 
 
 def test_products_take_their_operations_over_the_share_of_the_rate_of_all_gpus():
     need = make_depth(2, {"forward": {"start": 0, "peak": 0, "flops": 7 * 10**12}}, learning=[0])
-    spent = time_on_gpus("train", Amount({"forward": 200.0}), need, {"forward": 100}, ROUND, Setup("none"), 0.0)
+    spent = time_on_gpus("train", Amount({"forward": 200.0}), need, {"forward": 100}, ROUND, Setup("none"))
     assert spent.seconds == approx(2 * 7e12 / (1e12 * 0.35))
 
 
 def test_a_decoding_step_reads_weights_keys_and_values():
-    need = make_depth(1, {"rollout/decode": {"start": 0, "peak": 0, "flops": 1}}, parameters=5 * 10**9, learning=[0])
+    need = make_depth(
+        1, {"rollout/decode": {"start": 0, "peak": 0, "flops": 1}}, parameters=5 * 10**9, whole=10**10, cache=10**6, learning=[0]
+    )
     amount = Amount({}, {"rollout/decode": 10.0}, rows=4, width=100)
-    spent = time_on_gpus("rollout", amount, need, {}, ROUND, Setup("none"), kv_bytes=1e6)
+    spent = time_on_gpus("rollout", amount, need, {}, ROUND, Setup("none"))
     assert spent.seconds == approx(10 * (1e10 + 4 * 100 * 1e6) / (1e11 * 0.6))
 
 
@@ -144,7 +146,7 @@ def test_where_nothing_learns_each_process_holds_whole_models_and_sends_nothing(
         setup = Setup("deepspeed", processes=4, per_node=4, zero_stage=stage, on_gpu=True)
         (answers,) = measure_phases(need, setup)
         assert answers.device == {"weights": 400, "optimizer": 0, "gradients": 0, "activations": 100}
-        spent = time_on_gpus("answers", Amount({"answers/prefill": 10.0}), need, {"answers/prefill": 10}, GPU(1, 1.0, 1, 1, 1), setup, 0)
+        spent = time_on_gpus("answers", Amount({"answers/prefill": 10.0}), need, {"answers/prefill": 10}, GPU(1, 1.0, 1e12, 1, 1, 1), setup)
         assert spent.seconds == approx(60 / (4 * 0.40))
 
 
@@ -157,8 +159,9 @@ def test_held_out_records_are_not_packed():
     assert looks == 2  # after the epoch, and in the end
 
 
-def test_of_responses_by_vllm_only_what_the_stage_itself_computes_is_counted():
+def test_responses_by_vllm_are_counted_apart_from_what_the_stage_itself_computes():
     lengths = {"prompts": Lengths(8, 10, 0), "demonstrations": Lengths(8, 10, 20)}
     parts = list_parts(PPOSettings.model_validate({"rollout": {"engine": "vllm"}, "eval_samples": 4}), lengths, (60, 40), 1)
-    assert "rollout" not in parts and not parts["held-out answers"].steps
-    assert set(parts["held-out answers"].phases) == {"score/reward", "score/policy"}
+    for name in ("rollout", "held-out answers"):
+        assert set(parts[name].phases) == {"prefill"} and set(parts[name].steps) == {"decode"}
+    assert set(parts["held-out scores"].phases) == {"score/reward", "score/policy"}

@@ -1,0 +1,82 @@
+"""`rlhf plan --cost`: what a recipe needs, printed and kept to be compared with what it takes."""
+
+from pathlib import Path
+
+from pipeline.cli.options import make_console, open_store, print_json, say
+from pipeline.errors import ConfigError, ResourceError
+from pipeline.estimate import make_estimate, parse_records
+from pipeline.fits import find_fits
+from pipeline.kept_estimates import keep_estimate
+from pipeline.machine import choose_machine
+from pipeline.past import calibrate_estimate
+from pipeline.plan import Selection
+from pipeline.recipe.load import find_recipe, load_recipe
+from pipeline.recipe.schema import Recipe
+from pipeline.report.costs import estimate_data, print_estimate, print_fits, print_scale, scale_data
+from pipeline.scale import PER_MACHINE, scale_up
+from stages.spec import StageName, with_ancestors
+
+
+def print_cost(
+    recipe: str,
+    overrides: list[str],
+    selection: Selection,
+    store: Path | None,
+    gpu: str | None,
+    records: list[str],
+    *,
+    explain: bool,
+    scale: bool,
+    as_json: bool,
+) -> None:
+    """Print what the stages of a recipe need on a machine.
+
+    Args:
+        recipe: As it was named.
+        overrides: Of `--set`.
+        selection: Which stages.
+        store: That was named.
+        gpu: Of the table; None: this machine.
+        records: Of `--records`.
+        explain: Each step of the arithmetic too.
+        scale: On more and more GPUs too.
+        as_json: As plain data.
+    """
+
+    def read(change: dict[str, str]) -> Recipe:
+        more = [f"{key}={value}" for key, value in change.items()]
+        return load_recipe(find_recipe(recipe), [*overrides, *more], with_ancestors(selection.run), has_files=False)
+
+    resolved = read({})
+    stages: list[StageName] = [stage for stage in selection.run if stage in resolved.stages]
+    waiting, opened = make_console(err=True), open_store(store, resolved)
+    machine = choose_machine(resolved.hardware, gpu)
+    if scale and machine.gpu is None:
+        raise ConfigError(["--scale: found this machine's CPU, needed a GPU of the table; give --gpu h100"])
+    with waiting.status("tracing what the stages need") as status:
+        counts = parse_records(records)
+        made = make_estimate(resolved, stages, opened.root, machine, records=counts, told=status.update)
+        estimate = calibrate_estimate(made, resolved, opened)
+        fits = {
+            stage.stage: find_fits(stage, read, resolved, opened.root, machine, counts, status.update)
+            for stage in estimate.stages
+            if stage.verdict.word == "does not fit"
+        }
+        scaled = []
+        if scale:
+            status.update("scaling up")
+            wide = read({"hardware.processes": str(PER_MACHINE)})
+            alike = resolved.hardware.processes > 1  # else it was traced as one process holds everything
+            scaled = scale_up(wide, made if alike else make_estimate(wide, stages, opened.root, machine, records=counts))
+    try:
+        keep_estimate(opened.root, resolved, estimate)
+    except ResourceError as error:
+        say(waiting, f"not kept to be compared with what it takes: {error}")
+    if as_json:
+        print_json(estimate_data(estimate, fits) | ({"scale": scale_data(scaled)} if scale else {}))
+        return
+    print_estimate(make_console(), estimate, explain=explain)
+    for stage, found in fits.items():
+        print_fits(make_console(), stage, found, estimate)
+    if scale:
+        print_scale(make_console(), scaled, estimate)

@@ -1,0 +1,52 @@
+"""A vLLM server, as a recipe names it: how many GPUs it has, and whose."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from stages.blocks import RolloutSettings
+
+_TENSOR_PARALLEL = ("--tensor-parallel-size", "-tp")
+_MEMORY_SHARE = "--gpu-memory-utilization"
+_DEFAULT_SHARE = 0.9  # of vLLM
+MAX_ROWS = 256  # responses that it decodes at once, at most
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A server.
+
+    Args:
+        gpus: That share its weights and rows.
+        own: GPUs of it that no training process has.
+        share: Of the memory of the GPUs that it shares with training processes; 0: it has its own.
+        known: Whether the recipe says so; of a server that runs elsewhere it does not.
+    """
+
+    gpus: int
+    own: int
+    share: float
+    known: bool = True
+
+
+def find_serving(rollout: RolloutSettings) -> Serving | None:
+    """Say what serves; None: the policy's own forward decodes."""
+    if rollout.engine != "vllm":
+        return None
+    gpus = int(_read(rollout.options, _TENSOR_PARALLEL, 1))
+    if rollout.server is not None:
+        return Serving(gpus, gpus, 0.0, known=False)
+    shown = [found[1] for word in rollout.command if (found := re.fullmatch(r"CUDA_VISIBLE_DEVICES=([\d,]+)", word))]
+    if shown:
+        return Serving(gpus, len(shown[0].split(",")), 0.0)
+    return Serving(gpus, 0, _read(rollout.options, (_MEMORY_SHARE,), _DEFAULT_SHARE))
+
+
+def _read(options: Sequence[str], names: Sequence[str], default: float) -> float:
+    """Read the number of an option, given as `--name 2` or `--name=2`; what is no number is the default, which vLLM will refuse."""
+    words = [part for option in options for part in option.split("=", 1)]
+    for name, value in pairwise(words):
+        if name in names and re.fullmatch(r"\d+(\.\d+)?", value):
+            return float(value)
+    return default

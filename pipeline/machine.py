@@ -1,0 +1,50 @@
+"""What a recipe will run on: a GPU of the table, or this machine's CPU."""
+
+import os
+from dataclasses import dataclass
+
+from pipeline.cost.machines import GPU, GPUS
+from pipeline.errors import ConfigError
+from stages.blocks import HardwareSettings
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What stages will run on.
+
+    Args:
+        name: Of the GPU, or `cpu`.
+        gpu: Of the table; None: this machine's CPU.
+        memory: Bytes of a GPU, or of this machine.
+        price: Dollars an hour of one GPU, (least, most); None: not known.
+        own_price: Whether that is the user's.
+    """
+
+    name: str
+    gpu: GPU | None
+    memory: float
+    price: tuple[float, float] | None
+    own_price: bool = False
+
+
+def choose_machine(hardware: HardwareSettings, name: str | None) -> Machine:
+    """Say what stages run on: the GPU that is named, the one of a recipe for GPUs, else this machine's CPU.
+
+    Raises:
+        ConfigError: The table does not have it, or the recipe needs a GPU and none is named.
+    """
+    own = hardware.price_per_gpu_hour
+    price = None if own is None else (own, own)
+    if name is None and hardware.device == "cuda":
+        raise ConfigError([f"--gpu: not given, but hardware.device is cuda; needed one of {', '.join(GPUS)}; give --gpu h100"])
+    if name is None:
+        return Machine("cpu", None, find_memory(), price, own is not None)
+    gpu = GPUS.get(name.lower())
+    if gpu is None:
+        raise ConfigError([f"--gpu: found {name!r:.40}, needed one of {', '.join(GPUS)}; give the nearest"])
+    return Machine(name.lower(), gpu, gpu.memory, price or gpu.price, own is not None)
+
+
+def find_memory() -> float:
+    """Bytes of this machine's memory."""
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -1,0 +1,136 @@
+"""What a stage took, as its artifact and its run tell: seconds of each part that was said something of, and memory.
+
+manifest, metrics.jsonl, the run's events -> Taken; many of them -> ratios taken / said, by which the next plan is calibrated
+"""
+
+import json
+import re
+import socket
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from pipeline.runs.record import RunRecord, read_record
+from pipeline.store.artifact import Artifact
+from pipeline.store.directory import open_root
+from pipeline.store.disk import read_bounded
+from pipeline.store.manifest import CONFIG_FILE, Manifest
+from pipeline.store.parts import RUNS_DIR
+from stages.spec import METRICS_FILE, STAGES, StageName
+
+_MAX_BYTES = 256 * 1024 * 1024
+_START, _SAVING = "start", "saving"
+# stage -> part -> the beginnings of what its events call what belongs to it.
+_PARTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "pretrain": {"train": ("train", "evaluation", "checkpoint", "held-out loss"), "answers": ("held-out answers", "held-out texts")},
+    "sft": {"train": ("train", "evaluation", "checkpoint", "held-out loss"), "answers": ("held-out answers",)},
+    "rm": {"train": ("train", "evaluation", "checkpoint", "held-out comparisons", "scores of demonstrations")},
+    "ppo": {"held-out answers": ("held-out answers",)},
+    "evaluate": {"answers": ("answers of",), "log-probabilities": ("log-probabilities of", "KL of"), "scores": ("scores of",)},
+}
+_METRICS = {"rollout": "time/rollout_s", "score": "time/score_s", "update": "time/update_s"}  # of each iteration of PPO
+# Parts that are said apart, but told together.
+_TOLD_TOGETHER = {"held-out scores": "held-out answers", "ptx": "update"}
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a stage took.
+
+    Args:
+        seconds: All in all, by the clock.
+        parts: Part -> seconds; those that neither events nor metrics tell are missing.
+        memory: Bytes of the main process at its peak; None: an earlier version did not measure it.
+        whole: Whether it ran in one go: of a run that was resumed only the last attempt is known.
+    """
+
+    seconds: float
+    parts: dict[str, float]
+    memory: float | None
+    whole: bool
+
+
+def read_taken(root: Path, artifact: Artifact) -> Taken | None:
+    """Read what an artifact's stage took; None where no stage of this store made it."""
+    manifest = artifact.manifest
+    if manifest.duration_s is None or manifest.imported is not None:
+        return None
+    parts: dict[str, float] = {}
+    record, events = _read_run(root, manifest)
+    if events:
+        times = [float(event["time"]) for event in events]
+        parts[_START] = max(manifest.duration_s - (times[-1] - times[0]), 0.0)
+        for event, begun, ended in zip(events, times, times[1:], strict=False):
+            doing = str(event.get("phase") or event.get("event"))
+            for part, words in _PARTS.get(find_stage(manifest.kind) or "", {}).items():
+                if doing.startswith(words):
+                    parts[part] = parts.get(part, 0.0) + ended - begun
+    if manifest.kind == "ppo":
+        parts |= _sum_metrics(artifact.path / METRICS_FILE)
+    peak = manifest.metrics.get("peak_memory_bytes")
+    return Taken(manifest.duration_s, parts, peak, record is None or record.began == 1)
+
+
+def read_recipe(artifact: Artifact) -> dict[str, Any] | None:
+    """Read the recipe that an artifact was made by, as plain data."""
+    with suppress(OSError, ValueError):
+        read = json.loads(read_bounded(artifact.path / CONFIG_FILE, _MAX_BYTES))
+        return cast("dict[str, Any]", read) if isinstance(read, dict) else None
+    return None
+
+
+def sum_together(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Add up parts that are said apart, but that a run tells together."""
+    added: dict[str, float] = {}
+    for part, spent in seconds.items():
+        name = _TOLD_TOGETHER.get(part, part)
+        added[name] = added.get(name, 0.0) + spent
+    return added
+
+
+def ran_here(root: Path, manifest: Manifest, machine: str) -> bool:
+    """Whether a stage ran on the same hardware: on a GPU of that name, or on the CPU of this host."""
+    device = (manifest.device or "").lower()
+    if machine == "cpu":
+        record, _ = _read_run(root, manifest, with_events=False)
+        return device.startswith("cpu") and (record is None or record.last.host == socket.gethostname())
+    words, memory = machine.split("-"), re.search(r"\b(\d+)gb\b", device)
+    if machine == "a100" and memory and memory[1] == "40":
+        return False
+    return all(re.search(rf"\b{re.escape(word)}(gb)?\b", device) for word in words)
+
+
+def find_stage(kind: str) -> StageName | None:
+    """Find the stage that makes artifacts of a kind; None: no stage does."""
+    return next((name for name, row in STAGES.items() if row.kind == kind), None)
+
+
+def _read_run(root: Path, manifest: Manifest, *, with_events: bool = True) -> tuple[RunRecord | None, list[dict[str, Any]]]:
+    record, events = None, list[dict[str, Any]]()
+    if manifest.run_id is None:
+        return record, events
+    with suppress(OSError, ValueError), open_root(root) as store, store.enter(f"{RUNS_DIR}/{manifest.run_id}") as run_dir:
+        record = read_record(run_dir)
+        if with_events:
+            events = list(_read_lines(read_bounded("events.jsonl", _MAX_BYTES, dir_fd=run_dir.fd)))
+    return record, [event for event in events if isinstance(event.get("time"), int | float)]
+
+
+def _sum_metrics(path: Path) -> dict[str, float]:
+    sums: dict[str, float] = {}
+    with suppress(OSError, ValueError):
+        for row in _read_lines(read_bounded(path, _MAX_BYTES)):
+            for part, name in _METRICS.items():
+                if isinstance(value := row.get(name), int | float):
+                    sums[part] = sums.get(part, 0.0) + value
+    return sums
+
+
+def _read_lines(content: bytes) -> Iterable[dict[str, Any]]:
+    for line in content.splitlines():
+        with suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict):
+                yield cast("dict[str, Any]", row)

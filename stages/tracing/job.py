@@ -1,0 +1,128 @@
+"""One stage at one depth: its phases run, and what each needs is taken down."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from stages.models.attention import PACKED
+from stages.models.probe import Ways, find_ways
+from stages.responses.generation import decide_decoding
+from stages.responses.narrow import count_bytes, narrow
+from stages.spec import StageName
+from stages.tracing.decoding import decode, make_rows, measure_cache
+from stages.tracing.live import Live
+from stages.tracing.report import FEW_ROWS, Depth, Phase, TraceSpec
+from stages.tracing.training import Steps
+from stages.trl.fitting import fused_head_fits
+
+REPEATS = 3  # of what is measured in seconds; the median counts
+_DECODED = 4  # tokens of each answer that are decoded to measure
+_FEWER = 8  # times fewer rows, by which a second point of the line from rows to seconds is measured
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What was tried of a family on a miniature of the model, before there are fake tensors."""
+
+    ways: Ways
+    additive: bool  # responses are decoded with one mask for all layers
+    fused_head_fits: bool
+
+
+def try_family(config: Any) -> Tried:
+    """Try what the family of a configuration can do.
+
+    Raises:
+        StageError: it cannot go through the stages; exit code 2.
+    """
+    ways = find_ways(config)
+    return Tried(ways, decide_decoding(config, PACKED if ways.packed else ways.attention) == "additive", fused_head_fits(config))
+
+
+@dataclass
+class Job:
+    """One stage at one depth, and what was seen of it."""
+
+    spec: TraceSpec
+    stage: StageName
+    config: Any
+    tried: "Tried"
+    layers: int
+    live: Live
+    accelerator: Accelerator
+    phases: dict[str, Phase] = field(default_factory=dict[str, Phase])
+    tokens: dict[str, int] = field(default_factory=dict[str, int])
+    measured: dict[str, list[float]] = field(default_factory=dict[str, list[float]])  # seconds of each phase, each time that it came
+    narrow: int = 0  # bytes of the copy by which a GPU decodes
+    cache: int = 0  # bytes of keys and values of one token
+
+    def run(self, steps: Steps, prefix: str = "") -> None:
+        """Run phases, and take down what each needs: of one that comes several times the most, but its median time."""
+        for name, work in steps:
+            start = self.live.start()
+            begun_s = time.process_time()
+            work()
+            seconds = (time.process_time() - begun_s) / torch.get_num_threads()
+            name = prefix + name
+            self.measured.setdefault(name, []).append(seconds)
+            if (before := self.phases.get(name)) is None:
+                self.phases[name] = Phase(start=start, peak=self.live.peak, flops=self.live.flops, seconds=seconds)
+            else:
+                self.phases[name] = Phase(
+                    start=max(start, before.start),
+                    peak=max(self.live.peak, before.peak),
+                    flops=max(self.live.flops, before.flops),
+                    seconds=median(self.measured[name]),
+                )
+
+    def load(self, build: Callable[[], Any]) -> Any:
+        """Build models, as a phase."""
+        built: list[Any] = []
+        self.run(iter([("load", lambda: built.append(build()))]))
+        return built[0]
+
+    def run_often(self, make_steps: Callable[[], Iterable[tuple[str, Any]]], prefix: str = "") -> None:
+        """Run the same phases, several times where their seconds are measured."""
+        for _ in range(REPEATS if self.spec.measure else 1):
+            self.run(iter(make_steps()), prefix)
+
+    def answer(self, model: Any, count: int, prompt: int, response: int, prefix: str) -> None:
+        """Decode answers; where seconds are measured by few rows too, as those last ones are that are longer than others."""
+        few, measure = max(count // _FEWER, 1), self.spec.measure
+        self.tokens |= {f"{prefix}prefill": count * prompt, f"{prefix}decode": count, f"{prefix}{FEW_ROWS}": few}
+        decoders = [model]
+        if self.spec.on_gpu and self.spec.hardware.computes_in_bfloat16:
+            self.narrow = count_bytes(model)
+            self.run(iter([("narrow", lambda: decoders.append(narrow(model)))]), prefix)
+        lengths = (prompt, response)
+        given = {"additive": self.tried.additive, "on_gpu": self.spec.on_gpu}
+        rows = make_rows(decoders[-1], count, *lengths, **given)
+        self.run(decode(rows, steps=_DECODED if measure else 1, half=measure), prefix)
+        self.cache = measure_cache(rows)
+        if measure and few < count:
+            for name, work in decode(make_rows(model, few, *lengths, **given), steps=_DECODED, half=True):
+                if name == "decode":
+                    self.run(iter([(FEW_ROWS, work)]), prefix)
+                else:
+                    work()
+
+    def look_at_cache(self, model: Any) -> None:
+        """See how large keys and values are, where a server decodes."""
+        rows = make_rows(model, 1, 8, 2, additive=self.tried.additive, on_gpu=False)
+        for _, work in decode(rows, steps=0):
+            work()
+        self.cache = measure_cache(rows)
+
+    def complete(self, depth: Depth, *, accumulates: bool) -> Depth:
+        """Add what all phases left behind."""
+        seen = {"phases": self.phases, "narrow": self.narrow, "cache": self.cache}
+        return depth.model_copy(update=seen | {"accumulates": accumulates})
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        return self.spec.tokens.max_prompt_tokens, self.spec.tokens.max_response_tokens
