@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from pipeline.kept_estimates import dump_recipe
+from pipeline.recipe.schema import Recipe
 from pipeline.runs.record import RunRecord, read_record
 from pipeline.store.artifact import Artifact
 from pipeline.store.directory import open_root
@@ -74,10 +76,9 @@ def read_taken(root: Path, artifact: Artifact) -> Taken | None:
 
 
 def read_recipe(artifact: Artifact) -> dict[str, Any] | None:
-    """Read the recipe that an artifact was made by, as plain data."""
-    with suppress(OSError, ValueError):
-        read = json.loads(read_bounded(artifact.path / CONFIG_FILE, _MAX_BYTES))
-        return cast("dict[str, Any]", read) if isinstance(read, dict) else None
+    """Read the recipe that an artifact was made by, as plain data; what it did not have yet is at its default."""
+    with suppress(OSError, ValueError):  # of the latter are a ValidationError and a UnicodeDecodeError
+        return dump_recipe(Recipe.model_validate_json(read_bounded(artifact.path / CONFIG_FILE, _MAX_BYTES)))
     return None
 
 
