@@ -93,7 +93,7 @@ def naming(path: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename == str(path):
+        if isinstance(error.filename, str) and error.filename.startswith("/"):
             raise
         raise _name(error, path) from error
 

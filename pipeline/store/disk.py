@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline.errors import ResourceError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_DIRECTORY = (errno.ENOTDIR, errno.ELOOP)  # what `O_NOFOLLOW | O_DIRECTORY` says of a link
 
@@ -28,10 +28,11 @@ def writing(path: Path, need_bytes: int = 0) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        place = error.filename if isinstance(error.filename, str) and error.filename.startswith("/") else path
+        name = error.filename2 or error.filename  # of a copy or a rename that is written to
+        place = name if isinstance(name, str) and name.startswith("/") else path
         if error.errno in _NO_DIRECTORY:
             raise refuse_link(Path(place)) from error
-        if error.errno in _FULL:
+        if error.errno in FULL:
             need = f"{need_bytes:,} bytes" if need_bytes else "more"
             needed, todo = f"{need} needed, {free_bytes(path):,} bytes free", "free space, or choose a store on another disk"
         elif error.errno in _FORBIDDEN:
@@ -63,6 +64,11 @@ def reading(path: Path) -> Generator[None]:
         if error.errno in _NO_DIRECTORY:
             raise refuse_link(Path(place)) from error
         raise ResourceError(f"{place}: {error.strerror}; read permission needed; change its mode or owner") from error
+
+
+def is_full(error: ResourceError) -> bool:
+    """Tell whether there was no room."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in FULL
 
 
 def refuse_link(place: Path) -> ResourceError:

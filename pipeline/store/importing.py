@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, cast
 
@@ -189,16 +190,20 @@ def _copy(source: Directory, target: Path, names: Iterable[tuple[str, str]], *, 
     with ExitStack() as stack:
         top = stack.enter_context(open_root(target))
         for name, new in names:
-            with top.enter(new.rpartition("/")[0], create=True) as directory, naming(source.path / name):
-                flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
-                reader = os.open(_resolve(source, name) if links else source.path / name, flags)
-                with open(reader, "rb") as stream:  # noqa: PTH123
-                    writer = os.open(
-                        new.rpartition("/")[2], os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=directory.fd
-                    )
-                    with open(writer, "wb") as copy:  # noqa: PTH123
-                        while chunk := stream.read(_CHUNK_BYTES):
-                            copy.write(chunk)
+            with top.enter(new.rpartition("/")[0], create=True) as directory, naming(target / new):
+                with naming(source.path / name):
+                    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
+                    reader = stack.enter_context(open(os.open(_resolve(source, name) if links else source.path / name, flags), "rb"))  # noqa: PTH123
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                with open(os.open(new.rpartition("/")[2], flags, 0o666, dir_fd=directory.fd), "wb") as copy:  # noqa: PTH123
+                    while chunk := _read(reader, source.path / name):
+                        copy.write(chunk)
+                reader.close()
+
+
+def _read(stream: BufferedReader, path: Path) -> bytes:
+    with naming(path):
+        return stream.read(_CHUNK_BYTES)
 
 
 def _origin(source: Directory, **of_manifest: str) -> Imported:

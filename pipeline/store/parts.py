@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.store.aliases import ALIASES_DIR
 from pipeline.store.directory import naming, open_root
 from pipeline.store.disk import is_utf8, reading, refuse_link, take_lock, writing
-from pipeline.store.refs import KIND_PATTERN
+from pipeline.store.refs import KIND_PATTERN, next_version
 from pipeline.store.staging import ARTIFACTS_DIR, STAGING_DIR, require_renames
 
 RUNS_DIR, RECORDS_DIR, NOTES_DIR, TOKENS_DIR, REPLIES_DIR = "runs", "records", "notes", "tokens", "replies"
@@ -68,12 +68,15 @@ def require_places(root: Path, kinds: Iterable[str]) -> None:
 
     Raises:
         ResourceError: their place is on another file system than staging, or cannot be written (exit 5).
+        StoreError: no version number is left (exit 3).
     """
     for kind in kinds:
         with writing(root / ARTIFACTS_DIR / kind), ExitStack() as stack:
             store = stack.enter_context(open_root(root, create=True))
             staging = stack.enter_context(store.enter(STAGING_DIR, create=True))
-            require_renames(staging, stack.enter_context(store.enter(f"{ARTIFACTS_DIR}/{kind}", create=True)))
+            directory = stack.enter_context(store.enter(f"{ARTIFACTS_DIR}/{kind}", create=True))
+            require_renames(staging, directory)
+            next_version(kind, directory.names())
 
 
 def require_utf8(root: Path) -> None:

@@ -27,7 +27,7 @@ from pipeline.store.manifest import (
     parse_sealed,
     render_manifest,
 )
-from pipeline.store.refs import check_kind, parse_version_directory, version_directory
+from pipeline.store.refs import check_kind, next_version, version_directory
 from pipeline.store.staging import ARTIFACTS_DIR, STAGING_DIR, Staging
 from stages.spec import EXIT_VERIFICATION
 
@@ -46,7 +46,7 @@ def publish_staging(root: Path, staging: Staging, fields: ManifestFields) -> tup
         The manifest as published, and its seal; by then it is durable, and stands in the ledger.
 
     Raises:
-        StoreError: a file is refused, or nothing is there (exit 3).
+        StoreError: a file is refused, nothing is there, or no version number is left (exit 3).
         ResourceError: the file system refused (exit 5).
     """
     check_kind(staging.kind)
@@ -142,7 +142,7 @@ def _claim_version(
 ) -> tuple[Manifest, str]:
     """Rename staging to the next free version: renaming onto a version that exists fails, so the rename is the claim."""
     with open_ledger(root) as append:
-        version = 1 + max((parse_version_directory(entry) or 0 for entry in kind_directory.names()), default=0)
+        version = next_version(kind_directory.path.name, kind_directory.names())
         while True:
             manifest = Manifest(
                 **dict(fields),

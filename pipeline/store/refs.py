@@ -1,13 +1,15 @@
 """Refs: how people and recipes name artifacts. `ppo`, `ppo@latest`, `ppo@v3`, `ppo@best` (an alias), or a content-id prefix."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipeline.errors import StoreError
-from stages.spec import EXIT_USAGE
+from stages.spec import EXIT_USAGE, EXIT_VERIFICATION
 
 LATEST = "latest"
 MIN_PREFIX_CHARS = 6
+MAX_VERSION = 999_999_999
 SIGNATURE_SUFFIX = ".sig.json"  # v0003.sig.json, beside v0003/
 
 # Names become directory and file names, so the patterns leave no way to `..`, `/`, a leading `-` or control characters.
@@ -59,7 +61,7 @@ def parse_ref(text: str) -> Ref | ContentPrefix:
     if version := _VERSION.fullmatch(selector):
         return Ref(kind, version=int(version[1]))
     if _ANY_VERSION.fullmatch(selector):
-        raise _bad("ref", text, f"a version from v1 to v{'9' * 9}")
+        raise _bad("ref", text, f"a version from v1 to v{MAX_VERSION}")
     check_alias(selector)
     return Ref(kind, alias=selector)
 
@@ -107,6 +109,23 @@ def parse_version_directory(name: str) -> int | None:
     if match is None or int(match[1]) == 0 or version_directory(int(match[1])) != name:
         return None
     return int(match[1])
+
+
+def next_version(kind: str, names: Iterable[str]) -> int:
+    """Return the number after the highest of a kind's version directories.
+
+    Args:
+        kind: The kind.
+        names: What lies in its directory.
+
+    Raises:
+        StoreError: No number is left, which nobody comes to by publishing (exit 3).
+    """
+    highest = max((parse_version_directory(name) or 0 for name in names), default=0)
+    if highest >= MAX_VERSION:
+        found = f"{kind}@v{highest} is there, after which there is no number"
+        raise StoreError(f"{found}; a lower one is needed; `rlhf rm {kind}@v{highest}`, or remove that directory", EXIT_VERIFICATION)
+    return highest + 1
 
 
 def _bad(what: str, found: str, needed: str) -> StoreError:

@@ -16,15 +16,15 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import StoreError
+from pipeline.errors import ResourceError, StoreError
 from pipeline.store.aliases import list_alias_refs, read_all_aliases, remove_alias
 from pipeline.store.artifact import Artifact
 from pipeline.store.directory import Directory, list_directories, naming, open_root
-from pipeline.store.disk import read_bounded, reading, sync_descriptor, writing
+from pipeline.store.disk import FULL, is_full, read_bounded, reading, sync_descriptor, writing
 from pipeline.store.ledger import open_ledger
 from pipeline.store.parts import RUNS_DIR, TRASH_DIR, hold_artifacts
 from pipeline.store.refs import SIGNATURE_SUFFIX, Ref, parse_ref, parse_version_directory, version_directory
-from pipeline.store.staging import ARTIFACTS_DIR
+from pipeline.store.staging import ARTIFACTS_DIR, STAGING_DIR
 from pipeline.store.store import Store
 from stages.spec import EXIT_USAGE, EXIT_VERIFICATION
 
@@ -176,14 +176,29 @@ def _children_first(artifacts: Sequence[Artifact]) -> list[Artifact]:
 
 
 def _remove_version(root: Path, kind: str, version: int) -> None:
-    with open_ledger(root) as append:  # the line first: a crash after it leaves a version of which nothing is missed
+    try:
+        _note_removal(root, kind, version)  # first: a crash after it leaves a version of which nothing is missed
+    except ResourceError as error:
+        if not is_full(error):
+            raise
+        _take_away(root, kind, version)  # who removes wants room, which the line needs too
+        _note_removal(root, kind, version)
+    else:
+        _take_away(root, kind, version)
+
+
+def _note_removal(root: Path, kind: str, version: int) -> None:
+    with open_ledger(root) as append:
         append("remove", str(Ref(kind, version)))
+
+
+def _take_away(root: Path, kind: str, version: int) -> None:
     name = version_directory(version)
     trashed = f"{kind}-{name}-{uuid.uuid4().hex}"
     with writing(root / ARTIFACTS_DIR / kind / name), ExitStack() as stack:
         store = stack.enter_context(open_root(root))
         kind_directory = stack.enter_context(store.enter(f"{ARTIFACTS_DIR}/{kind}"))
-        trash = stack.enter_context(store.enter(TRASH_DIR, create=True))
+        trash = _open_trash(store, stack)
         with naming(kind_directory.path / name):
             status = os.stat(name, dir_fd=kind_directory.fd, follow_symlinks=False)
             if not stat.S_ISDIR(status.st_mode):  # a link, or a file: that alone goes
@@ -196,6 +211,15 @@ def _remove_version(root: Path, kind: str, version: int) -> None:
             os.rename(name, trashed, src_dir_fd=kind_directory.fd, dst_dir_fd=trash.fd)
         sync_descriptor(kind_directory.fd)
         _delete(trash, trashed)
+
+
+def _open_trash(store: Directory, stack: ExitStack) -> Directory:
+    try:
+        return stack.enter_context(store.enter(TRASH_DIR, create=True))
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        return stack.enter_context(store.enter(STAGING_DIR))  # there is no room for one more directory: that of another name is one too
 
 
 def list_trash(root: Path) -> list[str]:

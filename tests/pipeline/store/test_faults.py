@@ -2,12 +2,20 @@
 
 import errno
 import os
+import re
+import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from pipeline.errors import ResourceError, StoreError
+from pipeline.export import export
+from pipeline.store.importing import import_directory
+from pipeline.store.removal import remove
 from pipeline.store.store import Store
 
 NOBODY = 65534
@@ -207,3 +215,44 @@ def test_a_store_lies_on_another_device_than_the_working_directory(publish):
     with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
         store = Store(Path(directory) / "store")
         assert store.verify(publish(store)) == []
+
+
+@pytest.fixture
+def full_disk(tmp_path, publish):
+    """full_disk(): a store with an sft and its rm on a disk of which not a byte is free."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", disk], capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount")
+
+    def fill():
+        store = Store(disk / "store")
+        publish(store)
+        publish(store, "rm")
+        with suppress(OSError), (disk / "more").open("wb", buffering=0) as stream:
+            while True:
+                stream.write(bytes(512))
+        return store
+
+    yield fill
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_what_is_removed_makes_room_though_no_line_can_be_written_before(full_disk):
+    store = full_disk()
+    with pytest.raises(ResourceError, match="No space left"):
+        store.set_alias("rm", "best", "rm@v1", by="me")
+    assert remove(store, ["sft@v1"]) == ["sft@v1"]
+    assert store.refs() == ["rm@v1"] and store.find_lost() == {} and store.verify("rm@v1") == []
+
+
+def test_a_full_disk_is_named_by_the_place_that_is_written(full_disk, tmp_path):
+    store, model = full_disk(), tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(save({"w": np.zeros(4000, dtype=np.float32)}))
+    with pytest.raises(ResourceError, match=rf"^{re.escape(str(store.root / '.staging'))}/sft-[0-9a-f]+/model/"):
+        import_directory(store, model, None)
+    with pytest.raises(ResourceError, match=rf"^{re.escape(str(store.root.parent))}/\.draft-"):
+        export(store, "sft", store.root.parent / "mine", merge=False, dtype=None, told=print)
+    assert not list(store.root.glob(".staging/*"))

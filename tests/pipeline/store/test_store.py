@@ -14,6 +14,8 @@ from pipeline.errors import StoreError
 from pipeline.store import publish as publish_module
 from pipeline.store.manifest import ManifestFields, Parent
 from pipeline.store.mark import MARK_FILE
+from pipeline.store.parts import require_places
+from pipeline.store.removal import remove
 from pipeline.store.store import Store
 
 
@@ -356,3 +358,14 @@ def test_the_store_imports_neither_torch_nor_much_else():
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert not {"torch", "transformers", "numpy", "yaml", "rich"} & set(finished.stdout.split())
+
+
+def test_a_number_after_which_there_is_none_is_told_before_anything_trains_and_nothing_is_published_out_of_sight(store, publish):
+    publish(store)
+    (store.root / "artifacts" / "sft" / "v999999999" / "x").mkdir(parents=True)
+    for begin in (lambda: require_places(store.root, ["rm", "sft"]), lambda: publish(store)):
+        with pytest.raises(StoreError, match="sft@v999999999 is there, after which there is no number") as caught:
+            begin()
+        assert caught.value.exit_code == 3
+    remove(store, ["sft@v999999999"])
+    assert publish(store).ref == "sft@v2"
