@@ -113,7 +113,7 @@ def _find_bad_artifacts(store: Store) -> Iterator[Finding]:
             store.get(ref)
             store.lineage(ref)
         except StoreError as error:
-            if told and told in error.message:
+            if (told and told in error.message) or ref not in store.refs():  # which was removed meanwhile
                 continue
             kind, _, version = ref.partition("@v")
             half = not (store.root / ARTIFACTS_DIR / kind / version_directory(int(version)) / MANIFEST_FILE).exists()

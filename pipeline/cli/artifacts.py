@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -20,6 +20,9 @@ from pipeline.cli.options import (
 from pipeline.cli.remotes import list_remote
 from pipeline.errors import StoreError
 from stages.spec import EXIT_MISSING, EXIT_VERIFICATION, MODEL_KINDS
+
+if TYPE_CHECKING:
+    from pipeline.store.store import Store
 
 
 def ls_command(
@@ -65,7 +68,7 @@ def verify_command(
     if not refs and not lost:
         found = "no artifacts" if opened.root.is_dir() else "no such directory"
         raise StoreError(f"{opened.root}: {found}; a store with some is needed; give another --store, or `rlhf run` first", EXIT_MISSING)
-    problems = {name: opened.verify(name) for name in refs}
+    problems = _verify_all(opened) if ref is None else {ref: opened.verify(ref)}
     if key is not None:
         from pipeline.store.disk import expand_home
         from pipeline.store.signing import find_signature_problems
@@ -85,6 +88,21 @@ def verify_command(
                 say(terminal, f"{name}: {line}")
     if any(problems.values()):
         raise typer.Exit(EXIT_VERIFICATION)
+
+
+def _verify_all(store: "Store") -> dict[str, list[str]]:
+    """Verify all versions; of one that is removed meanwhile nothing is said."""
+    problems: dict[str, list[str]] = {}
+    for ref in store.refs():
+        try:
+            found = store.verify(ref)
+        except StoreError as error:
+            if error.exit_code != EXIT_MISSING:
+                raise
+            continue
+        if not found or ref in store.refs():
+            problems[ref] = found
+    return problems
 
 
 def runs_command(store: StoreOption = None, as_json: JsonOption = False) -> None:

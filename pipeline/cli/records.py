@@ -80,7 +80,7 @@ def _require_all_read(store: "Store", traces: list["Trace"]) -> None:
         StoreError: with their refs (exit 3).
     """
     read = {found.artifact.ref for found in traces}
-    if damaged := [ref for ref in store.refs() if ref not in read]:
+    if damaged := [ref for ref, found in store.survey() if isinstance(found, StoreError) and ref not in read]:
         found = f"{', '.join(damaged)}: damaged, so it is not known what they and those made from them learnt from"
         raise StoreError(f"{found}; restore or remove them (`rlhf doctor`), then give the same command again", EXIT_VERIFICATION)
 

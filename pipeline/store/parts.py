@@ -12,8 +12,8 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError
 from pipeline.store.aliases import ALIASES_DIR
-from pipeline.store.directory import naming, open_root
-from pipeline.store.disk import is_utf8, reading, refuse_link, take_lock, writing
+from pipeline.store.directory import Directory, naming, open_root
+from pipeline.store.disk import is_locked, is_utf8, reading, refuse_link, take_lock, writing
 from pipeline.store.refs import KIND_PATTERN, next_version
 from pipeline.store.staging import ARTIFACTS_DIR, STAGING_DIR, require_renames
 
@@ -101,3 +101,10 @@ def hold_artifacts(root: Path, *, alone: bool = False) -> Generator[None]:
             assert descriptor is not None
             stack.callback(os.close, descriptor)
         yield
+
+
+def removes(store: Directory) -> bool:
+    """Tell whether somebody removes artifacts of an open store just now."""
+    with suppress(FileNotFoundError), store.enter(ARTIFACTS_DIR) as artifacts:
+        return is_locked(_LOCK_FILE, dir_fd=artifacts.fd)
+    return False

@@ -22,7 +22,7 @@ from pipeline.store.artifact import Artifact
 from pipeline.store.directory import Directory, list_directories, naming, open_root
 from pipeline.store.disk import FULL, is_full, read_bounded, reading, sync_descriptor, writing
 from pipeline.store.ledger import open_ledger
-from pipeline.store.parts import RUNS_DIR, TRASH_DIR, hold_artifacts
+from pipeline.store.parts import RUNS_DIR, TRASH_DIR, hold_artifacts, removes
 from pipeline.store.refs import SIGNATURE_SUFFIX, Ref, parse_ref, parse_version_directory, version_directory
 from pipeline.store.staging import ARTIFACTS_DIR, STAGING_DIR
 from pipeline.store.store import Store
@@ -223,9 +223,10 @@ def _open_trash(store: Directory, stack: ExitStack) -> Directory:
 
 
 def list_trash(root: Path) -> list[str]:
-    """List what removals that were killed left in `.trash/`."""
+    """List what removals that were killed left in `.trash/`; nothing while one is at work."""
     with suppress(FileNotFoundError), reading(root / TRASH_DIR), open_root(root) as store, store.enter(TRASH_DIR) as trash:
-        return sorted(filter(_TRASHED.fullmatch, trash.directories()))
+        found = sorted(filter(_TRASHED.fullmatch, trash.directories()))
+        return [] if found and removes(store) else found
     return []
 
 

@@ -13,6 +13,8 @@ from pipeline.cli.doctor import doctor_command
 from pipeline.doctor import examine
 from pipeline.errors import StoreError
 from pipeline.runs.directory import open_run_directory
+from pipeline.store.parts import hold_artifacts
+from pipeline.store.removal import remove
 from pipeline.store.store import Store
 from pipeline.store.withdrawn import Withdrawal, withdraw
 
@@ -188,3 +190,30 @@ def test_the_command_shows_first_mends_when_asked_and_says_so_by_its_exit_code(f
     with pytest.raises(StoreError) as caught:
         doctor_command(store=filled.root / "nowhere")
     assert caught.value.exit_code == 4
+
+
+def test_a_removal_that_is_at_work_is_no_fault(filled, publish, monkeypatch):
+    (filled.root / ".trash" / f"sft-v0001-{HEX}").mkdir(parents=True)
+    with hold_artifacts(filled.root, alone=True):
+        assert told_of(filled) == {}
+    shutil.rmtree(filled.root / ".trash")
+
+    def get_once_it_is_gone(self, ref, get=Store.get):
+        if "sft@v1" in self.refs():
+            remove(self, ["sft@v1"])
+        return get(self, ref)
+
+    monkeypatch.setattr(Store, "get", get_once_it_is_gone)
+    assert told_of(filled) == {}
+
+
+def test_what_is_removed_while_all_is_verified_is_no_fault_and_what_is_named_is_missing(filled, rlhf_here, monkeypatch):
+    def verify_once_it_is_gone(self, ref, verify=Store.verify):
+        if "sft@v1" in self.refs():
+            remove(self, ["sft@v1"])
+        return verify(self, ref)
+
+    monkeypatch.setattr(Store, "verify", verify_once_it_is_gone)
+    done = rlhf_here("verify")
+    assert (done.returncode, done.stdout) == (0, "sft@v2: intact\n"), done.stderr
+    assert rlhf_here("verify", "sft@v1").returncode == 4
