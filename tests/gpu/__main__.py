@@ -2,7 +2,8 @@
 
     make gpu-check                       all parts, into tests/bench/results/gpu.md and gpu.json; under nine minutes on an H100
     make gpu-check GPU="rollout steps"   some of them, beside what is there of the others
-    make gpu-check GPU=--pretend         all parts on a pretend GPU, at tiny sizes, into build/gpu/: to try this program without one
+    make gpu-check GPU=--pretend         all parts on a pretend GPU (ZeRO and the demo's plan on the CPU), at tiny sizes, into build/gpu/:
+                                         to try this program without one
 
     parity   losses, gradients and log-probabilities of SFT, RM and PPO beside the CPU's in float32
     kernels  attention over spans, casts and memory in decoding, float32 and TF32
@@ -32,11 +33,12 @@ from typing import Any
 import torch
 
 from tests.bench.protocol import ROOT
-from tests.gpu.place import Figure, Place
+from tests.gpu.place import Figure, Place, no_gpu
 from tests.gpu.table import Parts, describe_gpu, holds, write_results
 from tests.pretend_gpu import pretend_gpu
 
 PARTS = ("parity", "kernels", "steps", "zero2", "zero3", "rollout", "demo")
+_ON_CPU = ("zero2", "zero3", "demo")  # with --pretend: DeepSpeed, and processes of their own, look for their devices themselves
 _LIMIT_S = 600
 _NO_GPU = 2
 
@@ -102,7 +104,8 @@ def start_part(name: str, into: Path, *, pretend: bool) -> dict[str, Any]:
 def run_part(name: str, into: Path, *, pretend: bool) -> int:
     """Run a part in this process, and leave each of its figures as soon as it is there."""
     measure = find_measure(name)  # libraries are imported as they are where there is no GPU
-    with pretend_gpu() if pretend else nullcontext() as gpu, into.open("w") as stream:
+    pretended = no_gpu() if name in _ON_CPU else pretend_gpu()
+    with pretended if pretend else nullcontext() as gpu, into.open("w") as stream:
         for figure in measure(Place(gpu)):
             stream.write(json.dumps(asdict(figure)) + "\n")
             stream.flush()

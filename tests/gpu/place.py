@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from accelerate.state import AcceleratorState
@@ -63,6 +64,14 @@ def at_most(case: str, name: str, value: float, limit: float, unit: str = "") ->
 def at_least(case: str, name: str, value: float, limit: float, unit: str = "") -> Figure:
     """Make a figure that must not be smaller than a limit."""
     return Figure(case, name, value, unit, f">= {limit:g}", value >= limit)
+
+
+@contextmanager
+def no_gpu() -> Iterator[str]:
+    """Inside, what asks a GPU how fast and how full it is hears nothing; all is computed by the CPU."""
+    nothing = {"synchronize": lambda *_: None, "reset_peak_memory_stats": lambda *_: None, "max_memory_allocated": lambda *_: 0}
+    with patch.multiple(torch.cuda, **nothing, get_device_name=lambda *_: "no GPU"):
+        yield "no GPU"
 
 
 def make_hardware(precision: str, **changes: Any) -> HardwareSettings:

@@ -172,7 +172,7 @@ def write_cell(estimate: Estimate | None, *, share: bool = False, signed: bool =
 def _tell_blind(probe: Probe) -> str:
     seen = f"in {write_estimate(probe.accuracy, share=True)} of {count(probe.accuracy.num_values, 'pair')}"
     does = probe.description.rstrip(".") or probe.name
-    return f"Blind to {probe.name} ({does}): it prefers the answer without {seen}, so PPO is free to make that mistake."
+    return f"Blind to {probe.name} ({does}): the answer without it scores higher {seen}; a coin's share is 50 %, so PPO is free to do that."
 
 
 def _root_ticks(most: float) -> list[tuple[float, str]]:
@@ -191,6 +191,10 @@ def _curve_series(found: OverOptimisation, *, judged: bool) -> list[Series]:
         series.append(Series("Gao's curve, fitted", _trace_fit(fit, curve[0][1].value, [d for d, _ in curve if d >= MIN_D])))
     best = [(math.sqrt(point.kl_bound), estimate) for point in found.best_of_n if (estimate := point.judge if judged else point.score)]
     series += [Series("best of n, at most here", [(d, e.value) for d, e in best], line=False, dots=True)] if best else []
+    if len(curve) > 2:  # it need not be the one furthest to the right
+        series.append(
+            Series(f"published: iteration {found.curve[-1].iteration}", [(curve[-1][0], curve[-1][1].value)], line=False, dots=True)
+        )
     stop = next((point for point in found.curve if point.iteration == found.stop_iteration), None)
     if stop is not None and stop is not found.curve[-1] and curve:
         heights = [value for line in series for _, value in line.points]

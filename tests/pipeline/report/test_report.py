@@ -101,6 +101,7 @@ def test_a_run_that_fooled_the_reward_model_says_so_and_where_to_stop(store, pub
     assert page.banners[0].sentence.startswith("PPO over-optimised: the judge was highest at iteration 20")
     section = next(section for section in page.sections if section.id == "over-optimisation")
     assert all("stop: iteration 20" in picture.svg for picture in section.pictures)
+    assert all("published: iteration 60" in picture.svg for picture in section.pictures)
     assert "by more than chance" in " ".join(section.texts)
 
 
