@@ -15,7 +15,8 @@ from pipeline.store.store import Store
 from tests.waiting import wait_until
 
 LIMIT_S = 60.0  # from a fault to the end of the run
-EPOCHS = "sft.epochs=10"  # 60 steps, a checkpoint every second
+EPOCHS = "sft.epochs=6"  # 36 steps, a checkpoint every second
+SHORT = ("sft.epochs=1", "rm.epochs=1", "ppo.iterations=2")  # half of the steps, by each of which two nodes could go apart
 _numbers = itertools.count()
 
 
@@ -79,9 +80,10 @@ def content_ids(pipeline):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_nodes_leave_the_artifacts_of_one(make_pipeline, make_nodes, tmp_path):
-    one = make_pipeline(tmp_path / "one", "--set", "hardware.processes=2", "--set", "hardware.engine=deepspeed", warm=True)
+    short = [word for setting in SHORT for word in ("--set", setting)]
+    one = make_pipeline(tmp_path / "one", "--set", "hardware.processes=2", "--set", "hardware.engine=deepspeed", *short, warm=True)
     one.run()
-    two = make_pipeline(tmp_path / "two", *make_nodes(tmp_path).options, warm=True, GLOO_SOCKET_IFNAME="eth0")
+    two = make_pipeline(tmp_path / "two", *make_nodes(tmp_path).options, *short, warm=True, GLOO_SOCKET_IFNAME="eth0")
     two.run()
     assert content_ids(two) == content_ids(one) and len(content_ids(one)) == 4
     assert {artifact.manifest.world_size for artifact in Store(two.store_root).list()} == {2}
