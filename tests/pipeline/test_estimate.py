@@ -20,6 +20,7 @@ from pipeline.machine import Machine, choose_machine
 from pipeline.recipe.load import find_recipe, load_recipe
 from pipeline.report.costs import print_estimate
 from pipeline.room import warn_of_room
+from pipeline.scale import list_limits, scale_up
 from stages.blocks import HardwareSettings
 from stages.settings import EvaluateSettings, PPOSettings, SFTSettings
 from stages.tracing.report import Depth, TraceReport
@@ -152,6 +153,22 @@ def test_a_vllm_server_is_in_the_time_in_the_memory_that_it_shares_and_in_the_pr
     assert (beside.stages[0].gpus, apart.stages[0].gpus) == (1, 3)
     assert any("45% of the memory" in note for note in beside.notes)
     assert any("2 x h100 of its own" in note for note in apart.notes)
+
+
+@mark.slow
+def test_more_gpus_bring_less_and_less_and_the_plan_says_what_holds_them_up(recipe, tmp_path):
+    changes = ["hardware.processes=8", "hardware.zero_stage=3", "sft.batch_size=128", "sft.eval_samples=0"]
+    read = load_recipe(find_recipe(str(recipe)), changes, has_files=False)
+    h100 = choose_machine(HardwareSettings(), "h100")
+    estimate = make_estimate(read, ["sft"], tmp_path, h100, records={"demonstrations": 100_000})
+    scaled = scale_up(read, estimate)
+    assert [each.gpus for each in scaled] == [8, 16, 32, 64, 128, 256, 512, 1024]
+    assert scaled[0].seconds == approx(estimate.seconds)
+    assert [each.working["sft"] for each in scaled] == [8, 16, 32, 64, 128, 128, 128, 128]  # no batch has more records
+    assert scaled[-1].seconds == scaled[4].seconds and scaled[-1].gpu_seconds == approx(8 * scaled[4].gpu_seconds)
+    limits = list(list_limits(scaled))
+    assert any("waiting for what GPUs send" in line for line in limits)  # of a model this small
+    assert any(line.startswith("sft: of 256 GPUs and more, 128 have work") for line in limits)
 
 
 def test_a_small_model_is_not_looked_at_before_it_runs(recipe, tmp_path):
