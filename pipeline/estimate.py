@@ -13,6 +13,7 @@ from pipeline.cost.amounts import Amount, Lengths
 from pipeline.cost.calibration import Calibration
 from pipeline.cost.machines import GPU, TRAINER_STEP_S
 from pipeline.cost.memory import PhaseMemory, find_peak, measure_phases
+from pipeline.cost.money import price_labels, price_storage
 from pipeline.cost.plan import list_parts
 from pipeline.cost.serving import Serving, find_serving
 from pipeline.cost.setup import Setup
@@ -211,6 +212,7 @@ def _list_notes(recipe: Recipe, made: list[StageEstimate], lengths: Mapping[Reco
         most, stage = max((sum(phase.host.values()), each.stage) for each in made for phase in each.phases)
         yield f"each machine needs {format_bytes(most * recipe.hardware.processes)} of main memory, most in {stage}"
     yield from _tell_serving(made, machine)
+    yield from _tell_prices(recipe, made, lengths)
     if machine.gpu is not None and not machine.gpu.has_bfloat16:
         asked = recipe.hardware.precision
         how = {"auto": "so all is planned in float32", "bfloat16": "but the recipe asks for it: it is emulated, slower than float32"}
@@ -225,6 +227,20 @@ def _list_notes(recipe: Recipe, made: list[StageEstimate], lengths: Mapping[Reco
             yield f"{missing}; give --records {uncounted[0]}=NUMBER"
     if machine.gpu is not None and machine.price is None:
         yield "no price is known; give hardware.price_per_gpu_hour"
+
+
+def _tell_prices(recipe: Recipe, made: list[StageEstimate], lengths: Mapping[RecordKind, Lengths]) -> Iterator[str]:
+    """Say what is paid for beside GPUs, where the recipe says what it costs."""
+    if (price := recipe.hardware.price_per_gb_month) is not None:
+        size = sum(each.need.output for each in made)
+        yield f"artifacts: {format_bytes(size)} stay in the store, ${price_storage(size, price):,.2f} a month"
+    if recipe.rounds is not None and (price := recipe.rounds.price_per_ranking) is not None:
+        prompts = recipe.sample.prompts or lengths["prompts"].records
+        if prompts is None:
+            yield "labels: how many prompts there are is not known; give --records prompts=NUMBER, or sample.prompts"
+            return
+        labels = price_labels(prompts, recipe.ranking.overlap, recipe.ranking.repeats, price)
+        yield f"labels: {prompts:,} prompts are {labels.rankings:,.0f} rankings, ${labels.dollars:,.0f} a round, if two people rank"
 
 
 def _tell_serving(made: list[StageEstimate], machine: Machine) -> Iterator[str]:

@@ -25,7 +25,7 @@ from stages.spec import StageName
 _MAX_BYTES = 1 << 20
 _ALWAYS = ("base_model", "revision", "data", "tokens")
 _READ_TOO: dict[str, tuple[str, ...]] = {"evaluate": ("ppo",), "ppo": ("rm",)}  # blocks of other stages that change what one costs
-_NO_COST = ("price_per_gpu_hour",)
+_NO_COST = ("price_per_gpu_hour", "price_per_gb_month")
 
 
 class KeptEstimate(Closed):

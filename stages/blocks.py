@@ -202,6 +202,9 @@ class HardwareSettings(Closed):
     price_per_gpu_hour: float | None = Field(
         None, ge=0, description="What one GPU costs you an hour, in dollars, for `rlhf plan --cost`; null: what sellers list."
     )
+    price_per_gb_month: float | None = Field(
+        None, ge=0, description="What a gigabyte on the store's disk costs you a month, in dollars, for `rlhf plan --cost`."
+    )
     deepspeed_config: str | None = Field(
         None, description="Path of a JSON with more of DeepSpeed's settings, laid over those that this block makes."
     )

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.cli.options import make_console, open_store, print_json, say
+from pipeline.cli.options import make_console, open_store_to_write, print_json, say
 from pipeline.errors import ConfigError, ResourceError
 from pipeline.estimate import make_estimate, parse_records
 from pipeline.fits import find_fits
@@ -49,7 +49,7 @@ def print_cost(
 
     resolved = read({})
     stages: list[StageName] = [stage for stage in selection.run if stage in resolved.stages]
-    waiting, opened = make_console(err=True), open_store(store, resolved)
+    waiting, opened = make_console(err=True), open_store_to_write(store, resolved)
     machine = choose_machine(resolved.hardware, gpu)
     if scale and machine.gpu is None:
         raise ConfigError(["--scale: found this machine's CPU, needed a GPU of the table; give --gpu h100"])

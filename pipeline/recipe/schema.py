@@ -57,6 +57,9 @@ class RoundSettings(Closed):
         "learnt of an older reward model's blind spots (Bai et al. 2022, 4.5, train anew on all comparisons); or at the last policy, which "
         "takes fewer iterations (Llama 2, 3.2.3, goes on from the last model). The KL penalty is to the SFT model in both.",
     )
+    price_per_ranking: float | None = Field(
+        None, ge=0, description="What one ranking of a prompt's answers costs you, in dollars, for `rlhf plan --cost`."
+    )
     with_sft: bool = Field(False, description="The SFT model answers in turn with the policy, so that old and new answers are compared.")
 
 

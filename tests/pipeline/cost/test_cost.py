@@ -3,15 +3,18 @@
 from pytest import approx, mark
 
 from pipeline.cost.amounts import Amount, Lengths, count_answers, count_training
-from pipeline.cost.machines import GPU
+from pipeline.cost.machines import GPU, HANDOVER, VLLM_STEP_S
 from pipeline.cost.memory import find_peak, measure_phases
+from pipeline.cost.money import price_labels, price_storage
 from pipeline.cost.plan import list_parts
+from pipeline.cost.serving import Serving, find_serving
 from pipeline.cost.setup import Setup
-from pipeline.cost.times import time_measured, time_on_gpus
+from pipeline.cost.times import time_measured, time_on_gpus, time_served
 from pipeline.cost.traced import extrapolate
 from pipeline.cost.verdict import judge
+from stages.blocks import RolloutSettings
 from stages.process.need import measure_checkpoints, measure_most
-from stages.settings import PPOSettings, SFTSettings
+from stages.settings import EvaluateSettings, PPOSettings, SFTSettings
 from stages.tracing.report import Depth, Phase, StageTrace
 
 ZERO = {"parameters": 0, "learning": [0], "held": 0, "whole": 0, "checkpoint": 0, "output": 0}
@@ -165,3 +168,81 @@ def test_responses_by_vllm_are_counted_apart_from_what_the_stage_itself_computes
     for name in ("rollout", "held-out answers"):
         assert set(parts[name].phases) == {"prefill"} and set(parts[name].steps) == {"decode"}
     assert set(parts["held-out scores"].phases) == {"score/reward", "score/policy"}
+
+
+def test_labels_are_paid_for_what_two_people_rank_and_what_is_asked_again():
+    labels = price_labels(900, overlap=0.1, again=0.1, price=0.5)
+    assert (labels.rankings, labels.dollars) == (approx(1100), approx(550))
+    assert price_storage(50e9, 0.02) == approx(1.0)
+
+
+def test_a_micro_batch_takes_no_less_than_its_weights_take_to_be_read():
+    # 2 operations a token and weight: 10**9 weights, each read once. A token in each of 100 micro-batches.
+    need = make_depth(2, {"forward": {"start": 0, "peak": 0, "flops": 2 * 10**9}}, learning=[0])
+    spent = time_on_gpus("train", Amount({"forward": 100.0}), need, {"forward": 1}, ROUND, Setup("none"))
+    assert spent.unfilled and spent.seconds == approx(100 * 2e9 / (1e11 * 0.6))  # 2 B a weight
+    full = time_on_gpus("train", Amount({"forward": 100.0}), need, {"forward": 100}, ROUND, Setup("none"))
+    assert not full.unfilled
+
+
+def test_an_older_gpu_computes_in_float32_and_decodes_from_weights_twice_as_wide():
+    old = GPU(memory=1e10, flops=1e12, bandwidth=1e11, link=1e9, watts=100, float32=1e11, capability=7.5)
+    assert (old.rate("bfloat16"), old.rate("float32"), ROUND.rate("bfloat16")) == (5e10, 1e11, 1e12)
+    assert (ROUND.rate("float32", tf32=True), old.rate("float32", tf32=True)) == (5e11, 1e11)
+    need = make_depth(1, {"rollout/decode": {"start": 0, "peak": 0, "flops": 1}}, parameters=10**9, whole=4 * 10**9, learning=[0])
+    amount = Amount({}, {"rollout/decode": 1.0}, rows=1, width=1)
+    assert time_on_gpus("rollout", amount, need, {}, old, Setup("none", precision="float32")).seconds == approx(4e9 / (1e11 * 0.6))
+
+
+def test_a_narrow_copy_is_made_where_half_of_what_is_free_holds_it():
+    phases = {"rollout/decode": {"start": 500, "peak": 900, "flops": 0}}
+    need = make_depth(2, phases, parameters=100, learning=[10], held=400, whole=400, narrow=100)
+    (roomy,), (scarce,) = (measure_phases(need, Setup("none"), room) for room in (700.0, 650.0))
+    # Weights 400 and the optimizer's 80 are there before: 220 or 170 are free.
+    assert roomy.device["narrow copy"] == 100 and roomy.total == 900
+    assert "narrow copy" not in scarce.device and scarce.total == 800
+
+
+def test_a_server_has_its_own_gpus_or_a_share_of_the_stages():
+    def find(**rollout):
+        return find_serving(RolloutSettings.model_validate({"engine": "vllm"} | rollout))
+
+    assert find_serving(RolloutSettings()) is None
+    assert find() == Serving(1, 0, 0.9)
+    assert find(options=["--tensor-parallel-size=8", "--gpu-memory-utilization", "0.45"]) == Serving(8, 0, 0.45)
+    assert find(command=["env", "CUDA_VISIBLE_DEVICES=6,7", "vllm"], options=["-tp", "2"]) == Serving(2, 2, 0.0)
+    assert find(server="http://node7:8000") == Serving(1, 1, 0.0, known=False)
+
+
+def test_a_server_shares_weights_and_rows_out_and_is_handed_new_weights():
+    need = make_depth(1, {}, parameters=10**9, cache=10**6, learning=[0])
+    amount = Amount({"prefill": 1000.0}, {"decode": 10.0}, rows=4, width=100)
+    gpu = GPU(memory=1e10, flops=1e12, bandwidth=1e11, link=1e9, watts=100, float32=1e11)
+    spent = time_served("rollout", amount, need, gpu, 2, handed=2e9, times=3)
+    read = 2e9 + 4 * 100 * 1e6
+    assert spent.seconds == approx(2e9 * 1000 / (2 * 1e12 * 0.4) + 10 * (read / (2 * 1e11 * 0.6) + VLLM_STEP_S) + 3 * 2e9 / HANDOVER)
+
+
+def test_evaluation_counts_what_ppo_kept_and_lengths_as_they_are():
+    lengths = {
+        "prompts": Lengths(100, 10, 0, held_out=32),
+        "demonstrations": Lengths(100, 10, 20, quantiles=(10.0, 20.0, 30.0)),
+        "comparisons": Lengths(100, 10, 20, answers=4, held_out=50),
+    }
+    settings = EvaluateSettings(prompts=64, samples=8, policy_samples=2, comparisons=40, probe_prompts=10, batch_size=16)
+    parts = list_parts(settings, lengths, (60, 40), 1, 3)
+    answers = 32 * (2 + 1 + (1 + 3) * 2 + 1 + 8 + 1)  # base, PPO, what it kept, SFT; greedy ones
+    assert parts["answers"].phases["answers/prefill"] == 10 * answers
+    told = 32 * (10 + 2 * 20)
+    assert parts["log-probabilities"].phases["score/policy"] == 2 * (4 * told + 32 * (10 + 2 * 40))  # by the model itself, and by SFT
+    scored = 4 * told + 32 * (90 + 10 + 8 * 20 + 2 * 30 + 50) + 40 * (10 + 4 * 20) + 10 * (10 + 6 * 20)
+    assert parts["scores"].phases["score/reward"] == scored
+
+
+def test_ppo_ptx_counts_what_is_mixed_in():
+    lengths = {"prompts": Lengths(8, 10, 0), "demonstrations": Lengths(8, 10, 20)}
+    settings = {"iterations": 5, "rollout_batch_size": 8, "minibatch_size": 4, "ppo_epochs": 2, "ptx_coef": 1.0, "ptx_batch_size": 6}
+    mixed = list_parts(PPOSettings.model_validate(settings), lengths, (60, 40), 1)["ptx"]
+    assert mixed.phases == {"ptx": 5 * 2 * 2 * 6 * 30}
+    texts = list_parts(PPOSettings.model_validate(settings | {"ptx_data": "texts"}), lengths, (60, 40), 1)["ptx"]
+    assert texts.phases == {"ptx": 5 * 2 * 2 * 6 * 100}
