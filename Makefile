@@ -6,6 +6,7 @@
 #   make pipeline STORE=/big/disk            another store
 #   make gpu-check GPU="rollout steps"       some of what it checks; --pretend: without a GPU, at tiny sizes
 #   make bench BENCH="ppo --size small"      some of the measurements; --quick: a smoke test
+#   make setup LOCK=requirements.lock        install nothing but what `make lock` wrote there, by its hashes
 #   make soak SOAK=5 SOAK_ITERATIONS=500 SOAK_MINUTES=1     five kills, 500 iterations of PPO, a minute of edits of each format
 
 PYTHON ?= python3
@@ -15,6 +16,7 @@ STORE  ?=
 BENCH  ?=
 GPU    ?=
 ROUNDS ?=
+LOCK   ?=
 SOAK   ?= 200
 SOAK_ITERATIONS ?= 20000
 SOAK_MINUTES ?= 5
@@ -25,6 +27,8 @@ STAMP := $(VENV)/.installed
 # up. A worker that crashes ends the run: with a new one in its place it would wait for ever for the file's other tests.
 PYTEST_ARGS := --numprocesses auto --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 RLHF  := $(VENV)/bin/rlhf
+EXTRAS := dev,qlora,s3
+WRITE_LOCK := import json, sys; [print(i["metadata"]["name"] + "==" + i["metadata"]["version"], "--hash=sha256:" + i["download_info"]["archive_info"]["hashes"]["sha256"]) for i in json.load(sys.stdin)["install"] if "archive_info" in i["download_info"]]
 # One option per word; a directory given as STORE stays one word.
 ARGS   = '$(RECIPE)' $(foreach word,$(SET),--set '$(word)') $(STORE_OPTION)
 STORE_OPTION = $(if $(STORE),--store '$(STORE)')
@@ -34,7 +38,7 @@ STORE_OPTION = $(if $(STORE),--store '$(STORE)')
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pretrain sft rm ppo evaluate pipeline inspect rounds test test-slurm test-vllm soak check check-style check-types check-tests bench gpu-check clean
+.PHONY: help setup lock pretrain sft rm ppo evaluate pipeline inspect rounds test test-slurm test-vllm soak check check-style check-types check-tests bench gpu-check clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -44,9 +48,19 @@ setup: $(STAMP) ## Install everything into .venv
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+ifdef LOCK
+	$(VENV)/bin/python -m pip install --quiet --require-hashes --requirement '$(LOCK)'
+	$(VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+else
 	$(VENV)/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,qlora,s3]'
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+endif
 	@touch $@
+
+lock: $(STAMP) ## Write requirements.lock: every package that setup installs, with the sha256 of the file that your index serves for this machine
+	@mkdir -p build
+	$(VENV)/bin/python -m pip install --dry-run --ignore-installed --quiet --report build/lock.json --constraint constraints.txt '.[$(EXTRAS)]' hatchling editables
+	@$(VENV)/bin/python -c '$(WRITE_LOCK)' < build/lock.json > requirements.lock
 
 pretrain: $(STAMP) ## Stage 0, continued pre-training, for a recipe that has it
 	@$(RLHF) run --until pretrain $(ARGS)

@@ -1,10 +1,12 @@
 """What surrounds the packages: exact versions, the Makefile's commands, the CI script."""
 
 import itertools
+import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -72,6 +74,24 @@ def test_it_installs_when_the_requirements_changed_and_not_otherwise(make, tmp_p
     installs = [line for line in make("-n", "test") if "pip install" in line]
     assert "torch==" in installs[0]
     assert "--constraint constraints.txt --editable" in installs[1]
+
+
+def test_a_lock_holds_every_package_with_its_hash_and_nothing_else_is_installed_by_it(make, tmp_path):
+    os.utime(tmp_path / "constraints.txt", (4_000_000_000, 4_000_000_000))
+    installs = [line for line in make("-n", "setup", "LOCK=my lock.txt") if "pip install" in line]
+    assert [line.partition("--quiet ")[2] for line in installs] == [
+        "--require-hashes --requirement 'my lock.txt'",
+        "--no-deps --no-build-isolation --editable .",
+    ]
+    report = [
+        {"metadata": {"name": name, "version": "1.5"}, "download_info": {"url": "https://host/x", **info}}
+        for name, info in (("a", {"archive_info": {"hashes": {"sha256": "5" * 64}}}), ("rlhf", {"dir_info": {}}))
+    ]
+    (tmp_path / "build").mkdir()
+    (tmp_path / "build" / "lock.json").write_text(json.dumps({"install": report}))
+    (write,) = [line for line in make("-n", "lock") if "requirements.lock" in line]
+    subprocess.run(["bash", "-c", write.replace(".venv/bin/python", sys.executable)], cwd=tmp_path, check=True)
+    assert (tmp_path / "requirements.lock").read_text() == f"a==1.5 --hash=sha256:{'5' * 64}\n"
 
 
 def test_help_lists_every_target(make):
