@@ -19,7 +19,7 @@ from pipeline.launch.failure import StageFailed, last_lines
 from pipeline.launch.launch import launch
 from pipeline.launch.signals import keep_signals
 from pipeline.plan import Decision, Selection, decide, missing_artifact
-from pipeline.privacy.forget import withdraw_if_forgotten
+from pipeline.privacy.forget import withdraw_forgotten
 from pipeline.privacy.samples import tame_samples
 from pipeline.recipe.schema import Recipe
 from pipeline.room import warn_of_room
@@ -78,6 +78,7 @@ def run(recipe: Recipe, store: Store, selection: Selection, view: View, *, wait:
         DataError, StoreError, StageFailed, StoppedAfterStage: With their exit codes.
     """
     store.reap()
+    withdraw_forgotten(store)
     inputs = prepare(recipe, store.root, selection.needed(recipe), told=view.reading)
     view.inputs_read(inputs)
     counts: Counts | None = None
@@ -186,7 +187,7 @@ def _make(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, view
                 tame_samples(staging.path, recipe.data.samples, recipe.data.redact)
                 leave_evidence(recipe, inputs.skipped(decision.stage, recipe), staging.path, run_dir)
                 outcome = Outcome(decision.stage, store.publish(staging, fields), False, duration_s)
-                withdraw_if_forgotten(store, outcome.artifact)  # of what was forgotten while it learnt from it
+                withdraw_forgotten(store)  # this one, if it learnt from what was forgotten meanwhile
                 record_published(outcome.artifact.ref)
                 view.stage_published(outcome)
                 # Only now: a run that is killed before this line finds its checkpoints again.

@@ -18,7 +18,6 @@ from data.identity import FORGOTTEN_FILE, Forgotten, read_forgotten, render_forg
 from pipeline.errors import StoreError
 from pipeline.privacy.lists import count_listed, list_path
 from pipeline.privacy.trace import Trace, trace
-from pipeline.store.artifact import Artifact
 from pipeline.store.directory import naming, open_root
 from pipeline.store.disk import locked, read_bounded, replace_durably, writing
 from pipeline.store.parts import MIXES_DIR, RECORDS_DIR, REPLIES_DIR, RUNS_DIR, TOKENS_DIR
@@ -68,15 +67,12 @@ def forget(store: Store, wanted: set[bytes], secret: bytes) -> Forgetting:
     return Forgetting(traces, num_new, _remove_tokens(store.root, wanted, secret), _find_runs(store.root, wanted, secret))
 
 
-def withdraw_if_forgotten(store: Store, artifact: Artifact) -> bool:
-    """Withdraw an artifact that was being made while something that it learnt from was forgotten."""
+def withdraw_forgotten(store: Store) -> None:
+    """Withdraw what was being made while something that it learnt from was forgotten; a process may have been killed before it did so."""
     forgotten = _read(store.root / RECORDS_DIR)
-    if forgotten is None:
-        return False
-    found = next(found for found in trace(store, set(forgotten.digests), forgotten.secret) if found.artifact.ref == artifact.ref)
-    if found.learnt:
-        _withdraw(store, [found])
-    return found.learnt
+    if forgotten is not None:
+        traces = trace(store, set(forgotten.digests), forgotten.secret)
+        _withdraw(store, [found for found in traces if found.learnt and not store.find_withdrawal(found.artifact)])
 
 
 def _read(directory: Path) -> Forgotten | None:

@@ -22,7 +22,7 @@ from data.mix import split_comparisons
 from data.records import parse_row
 from data.schema import Comparison, DataError, Problem
 from pipeline.inputs.records import read_data
-from pipeline.privacy.forget import withdraw_if_forgotten
+from pipeline.privacy.forget import withdraw_forgotten
 from pipeline.ranking.journal import Journal, Judgement
 from pipeline.ranking.place import AnswersPlace
 from pipeline.ranking.summary import By, Summary, make_comparisons
@@ -86,7 +86,7 @@ def publish_rankings(
                 (staging.path / name).write_text(text, encoding="utf-8")
         published = store.publish(staging, fields)
     _list_records(store, published)
-    withdraw_if_forgotten(store, published)
+    withdraw_forgotten(store)
     return PublishedRankings(published, is_old=False)
 
 

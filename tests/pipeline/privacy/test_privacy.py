@@ -13,7 +13,7 @@ from data.schema import DataError, Demonstration, Message, Prompt, Text
 from pipeline.errors import StoreError
 from pipeline.inputs.records import read_data
 from pipeline.plan import Selection, plan
-from pipeline.privacy.forget import forget, withdraw_if_forgotten
+from pipeline.privacy.forget import forget, withdraw_forgotten
 from pipeline.privacy.lists import count_listed, find_secret, list_path, open_secret, write_list
 from pipeline.privacy.samples import tame_samples
 from pipeline.privacy.trace import hash_asked, read_asked, trace
@@ -21,6 +21,7 @@ from pipeline.recipe.load import load_recipe
 from pipeline.store.copies import export_artifact
 from pipeline.store.manifest import Parent
 from pipeline.store.removal import plan_collection
+from pipeline.store.withdrawn import read_withdrawn
 from stages.spec import DataSource, DataSplits
 
 WHO = "I am Anna Planted, where is my order?"
@@ -148,12 +149,15 @@ def test_a_number_that_is_given_again_is_not_withdrawn(listed, publish):
     assert publish(listed, "rm").ref == "rm@v1" and not listed.find_withdrawal(listed.get("rm@v1"))
 
 
-def test_what_was_trained_while_its_record_was_forgotten_is_withdrawn_when_it_is_published(listed, publish):
+def test_what_was_trained_while_its_record_was_forgotten_is_withdrawn_when_it_is_published_or_by_the_next_run(listed, publish):
     forget(listed, *ask(listed, WHO))
+    before = read_withdrawn(listed.root)
+    killed = publish(listed, data=listed.get("sft@v1").manifest.data, files={"model/a": b"3"})  # before it was withdrawn
     late = publish(listed, data=listed.get("sft@v1").manifest.data, files={"model/a": b"4"})
     clean = publish(listed, data=listed.get("sft@v2").manifest.data, files={"model/a": b"5"})
-    assert withdraw_if_forgotten(listed, late) and not withdraw_if_forgotten(listed, clean)
-    assert listed.find_withdrawal(late) and not listed.find_withdrawal(clean)
+    withdraw_forgotten(listed)
+    assert all(map(listed.find_withdrawal, (killed, late))) and not listed.find_withdrawal(clean)
+    assert before.items() <= read_withdrawn(listed.root).items()
 
 
 def test_token_ids_of_the_set_go_and_unfinished_runs_that_learn_from_it_are_named(listed):
