@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, cast
 
+from pydantic_core import from_json
+
 from data.secrets import redact_values
 
 
@@ -37,7 +39,14 @@ def read_line(line: bytes) -> dict[str, Any]:
     Raises:
         ValueError: found; needed. The line is no JSON object, or not UTF-8.
     """
+    row: object
     try:
+        row = from_json(line)  # in a quarter of the time that json.loads takes
+    except ValueError:
+        row = None
+    if isinstance(row, dict):
+        return cast("dict[str, Any]", row)
+    try:  # which says what is wrong, and reads what the other refuses
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"found the byte 0x{line[error.start]:02x}, which is not UTF-8; needed a JSON object") from error
@@ -51,10 +60,19 @@ def read_line(line: bytes) -> dict[str, Any]:
 def read_figures(value: object) -> dict[str, float]:
     """Take the numbers out of what should be named figures; those that are none are left out."""
     figures: dict[str, float] = {}
-    for name, number in cast("dict[str, object]", value).items() if isinstance(value, dict) else ():
-        if isinstance(number, int | float) or number in ("NaN", "Infinity", "-Infinity"):
-            try:
-                figures[name] = float(number)
-            except OverflowError:  # an integer beyond all floats
-                figures[name] = math.inf
+    for name, found in cast("dict[str, object]", value).items() if isinstance(value, dict) else ():
+        if (number := read_number(found)) is not None:
+            figures[name] = number
     return figures
+
+
+def read_number(value: object) -> float | None:
+    """Take what should be a number for one; None where it is none."""
+    if type(value) is float:  # by far most are: a report reads a million
+        return value
+    if isinstance(value, int | float) or value in ("NaN", "Infinity", "-Infinity"):
+        try:
+            return float(cast("float", value))
+        except OverflowError:  # an integer beyond all floats
+            return math.inf
+    return None

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.report.rows import read_rows, tell_left_out
 from pipeline.report.scales import LARGEST, Point
 from pipeline.text import count
-from stages.lines import read_figures
+from stages.lines import read_number
 from stages.spec import METRICS_FILE
 
 
@@ -26,19 +26,20 @@ def read_curves(directory: Path, wanted: Collection[str]) -> Curves:
     points: dict[str, list[Point]] = {}
     bad: dict[int, str] = {}
     steps: list[float] = []
-    names = {"step", *wanted}
+    listed = [(name, points.setdefault(name, []).append) for name in wanted]
     try:
         rows = read_rows(directory / METRICS_FILE, bad)
     except ValueError as error:
         return Curves(problems=(f"{METRICS_FILE}: {error}; there are no curves of this stage",))
     for number, row in rows:
-        figures = read_figures({name: row[name] for name in names & row.keys()})
-        if (step := figures.pop("step", None)) is None:
+        if (step := read_number(row.get("step"))) is None:
             bad[number] = "found no step; needed a number"
             continue
         steps.append(step)
-        for name, value in figures.items():
-            points.setdefault(name, []).append((step, value))
+        for name, add in listed:
+            if (value := row.get(name)) is not None and (value := read_number(value)) is not None:
+                add((step, value))
+    points = {name: found for name, found in points.items() if found}
     problems: list[str] = []
     for name in sorted(points):
         if not_finite := sum(not abs(value) < LARGEST for _, value in points[name]):  # also where it is not a number

@@ -18,6 +18,7 @@ from pipeline.report.page.facts import list_notes, list_warnings
 from pipeline.report.page.findings import show_over_optimisation
 from pipeline.report.page.render import render
 from pipeline.report.page.write import has_desktop, write_report
+from pipeline.report.show import page_data
 from stages.evaluate.results import CurvePoint, Evaluation, OverOptimisation
 from stages.result import StageWarning
 from stages.spec import EXIT_MISSING
@@ -246,7 +247,7 @@ def test_secrets_are_blotted_out_of_all_texts(store, publish, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_long_run_is_reported_in_five_seconds_and_three_megabytes(store, publish):
+def test_a_long_run_is_reported_in_five_seconds_and_three_megabytes_and_shown_in_one_second(store, publish):
     metric = '{"step": %d, "objective/reward_model_scores": %f, "objective/kl": %f, "response_length": %d, "eos_rate": 1.0, "lr": 1e-06, '
     metric += '"policy/clipfrac_avg": %f, "loss/policy_avg": %f, "loss/value_avg": %f, "tokens": 900, "val/explained_variance": %f}\n'
     rows = "".join(metric % (i, i % 7 / 9, i / 9e4, i % 50, 1 / (1 + i), i % 3, i % 5, i % 11) for i in range(100_000)).encode()
@@ -258,6 +259,9 @@ def test_a_long_run_is_reported_in_five_seconds_and_three_megabytes(store, publi
     assert time.process_time() - began < 5
     assert len(html.encode()) < 3_000_000
     assert "From 100,000 rows" in html
+    began = time.process_time()
+    page = page_data(store, store.get("ppo"))
+    assert time.process_time() - began < 1 and len(page["curves"][0]["values"]) == 100_000
 
 
 def run(*arguments, env=None):
