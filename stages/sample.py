@@ -6,9 +6,12 @@ Who ranks sees neither the policy nor a score: `models` is a column that the pag
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import fmean
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -31,6 +34,9 @@ from stages.result import StageResult
 from stages.sample_settings import SampleSettings
 from stages.spec import ANSWERS_FILE, EXIT_FAILED, EXIT_USAGE, EXIT_VERIFICATION
 from stages.tokens import load_tokens
+
+if TYPE_CHECKING:
+    from stages.responses.vllm_client import VLLMEngine
 
 _PROMPTS, _ORDER = 1, 2  # what a seed is for
 _NUL = "\0"
@@ -78,19 +84,9 @@ def main(context: StageContext) -> StageResult:
     sampling = make_sampling("sample", tokenizer, settings.stop_token, longest, settings.temperature or 1.0)
     context.event("start", stage="sample", unit="policy", resumed_step=0)
     slots = [AnswerSlots([place % len(names) for place in range(settings.answers)]) for _ in prompts]
-    shelf = Shelf(context, ranks)
-    resampled = no_texts = 0
-    for attempt in range(settings.attempts + 1):
-        for policy in range(len(names)):
-            asked = [(number, place) for number, each in enumerate(slots) for place in each.missing(policy)]
-            if asked:
-                resampled += len(asked) if attempt else 0
-                told = f"answers of {names[policy]}" + (f", again {attempt}" if attempt else "")
-                ids = [prompts[number].prompt_ids for number, _ in asked]
-                answers = _sample(context, ranks, shelf, tokenizer, sampling, (policy, attempt), ids, told)
-                for (number, place), (text, finished) in zip(asked, answers, strict=True):
-                    no_texts += _NUL in text
-                    slots[number].offer(place, text, settings.near_duplicate, finished=finished)
+    with _open_server(context, ranks, settings, prompts, sampling) as server:
+        sampler = _Sampler(context, ranks, Shelf(context, ranks), tokenizer, sampling, server)
+        resampled, no_texts = _fill(sampler, settings, prompts, slots)
     rows, more, metrics = _lay_out(context, settings, prompts, slots, names)
     if context.is_main:
         context.progress("saving", 0, 0)
@@ -135,31 +131,85 @@ def _draw_prompts(context: StageContext, settings: SampleSettings, tokenizer: An
     return drawn, {"prompts": len(drawn)} | ({"prompts_repeated": repeated} if repeated else {})
 
 
+@dataclass
+class _Standing:
+    """A policy that does not learn, as an engine is given it (`stages.responses.engine.PolicyHolder`)."""
+
+    module: Any
+
+    def whole_weights(self, *, frozen: bool = True) -> AbstractContextManager[None]:
+        """They are whole already."""
+        del frozen
+        return nullcontext()
+
+
+@dataclass(frozen=True)
+class _Sampler:
+    """What all policies are asked with.
+
+    Args:
+        shelf: Keeps what they said.
+        server: Samples in place of their own forward; None: they do.
+    """
+
+    context: StageContext
+    ranks: Ranks
+    shelf: Shelf
+    tokenizer: Any
+    sampling: Sampling
+    server: "VLLMEngine | None"
+
+
+def _open_server(
+    context: StageContext, ranks: Ranks, settings: SampleSettings, prompts: Sequence[EncodedPromptRecord], sampling: Sampling
+) -> "AbstractContextManager[VLLMEngine | None]":
+    if settings.rollout.engine == "torch":
+        return nullcontext()
+    from stages.responses.vllm_server import open_vllm
+
+    if settings.rollout.sleep is not None:
+        context.note(f"sample.rollout.sleep = {str(settings.rollout.sleep).lower()} is not used: nothing else is on the server's GPU")
+    longest = max(len(prompt.prompt_ids) for prompt in prompts) + sampling.max_new_tokens
+    return open_vllm(context, ranks, settings, longest)
+
+
+def _fill(
+    sampler: _Sampler, settings: SampleSettings, prompts: Sequence[EncodedPromptRecord], slots: Sequence[AnswerSlots]
+) -> tuple[int, int]:
+    """Have the policies answer until each place is filled, or too often; returns how many were asked for again, and were no text."""
+    names = list(sampler.context.spec.models)
+    resampled = no_texts = 0
+    for attempt in range(settings.attempts + 1):
+        for policy in range(len(names)):
+            asked = [(number, place) for number, each in enumerate(slots) for place in each.missing(policy)]
+            if asked:
+                resampled += len(asked) if attempt else 0
+                told = f"answers of {names[policy]}" + (f", again {attempt}" if attempt else "")
+                answers = _sample(sampler, settings, (policy, attempt), [prompts[number].prompt_ids for number, _ in asked], told)
+                for (number, place), (text, finished) in zip(asked, answers, strict=True):
+                    no_texts += _NUL in text
+                    slots[number].offer(place, text, settings.near_duplicate, finished=finished)
+    return resampled, no_texts
+
+
 def _sample(
-    context: StageContext,
-    ranks: Ranks,
-    shelf: Shelf,
-    tokenizer: Any,
-    sampling: Sampling,
-    which: tuple[int, int],
-    prompt_ids: Sequence[list[int]],
-    told: str,
+    sampler: _Sampler, settings: SampleSettings, which: tuple[int, int], prompt_ids: Sequence[list[int]], told: str
 ) -> list[tuple[str, bool]]:
     """Have a policy answer these prompts, unless it did before the process was killed; `which` is (its number, the attempt)."""
-    spec, settings = context.spec, context.spec.settings
-    assert isinstance(settings, SampleSettings)
-    policy_number, attempt = which
+    context, ranks, shelf, tokenizer, sampling = sampler.context, sampler.ranks, sampler.shelf, sampler.tokenizer, sampler.sampling
+    spec, server, (policy_number, attempt) = context.spec, sampler.server, which
     name = f"policy-{policy_number}.{attempt}"
     if not shelf.has(name):
         path = list(spec.models.values())[policy_number]
-        policy: Any = load_policy(path, spec.hardware)
+        policy: Any = load_policy(path, spec.hardware, on_cpu=server is not None)
         align_special_tokens(policy, tokenizer)
-        policy = freeze(policy, spec.hardware).to(ranks.device)
+        policy = freeze(policy, spec.hardware).to("cpu" if server else ranks.device)
+        given: dict[str, Any] = {"greedy": False, "batch_size": settings.batch_size, "told": context.tells(told)}
+        if server is not None:
+            given["ask"] = partial(server.ask, server.load(_Standing(SimpleNamespace(policy=policy))), policy)
         seed = derive_seed(spec.seed, settings.skip_prompts, *which)
         try:
-            arrays = sample_answers(
-                ranks, policy, prompt_ids, 1, sampling, greedy=False, seed=seed, batch_size=settings.batch_size, told=context.tells(told)
-            )
+            arrays = sample_answers(ranks, policy, prompt_ids, 1, sampling, seed=seed, **given)
         except ValueError as error:
             raise StageError(f"{list(spec.models)[policy_number]}: {error}", EXIT_FAILED) from error
         shelf.keep(name, arrays)

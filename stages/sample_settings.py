@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stages.blocks import Closed, Fraction, PositiveInt
+from stages.blocks import Closed, Fraction, PositiveInt, RolloutSettings
 
 
 class SampleSettings(Closed):
@@ -30,3 +30,7 @@ class SampleSettings(Closed):
         4, description="How often an answer is sampled again, at most; then it is left out."
     )
     batch_size: PositiveInt = Field(64, description="Responses that a process decodes at once.")
+    rollout: RolloutSettings = Field(
+        default_factory=lambda: RolloutSettings.model_validate({}),
+        description="What samples them, as ppo.rollout: `engine: vllm` starts one server, which is given each policy's weights in turn.",
+    )

@@ -41,6 +41,9 @@ def slice_config(stage: StageName, recipe: Recipe, inputs: Inputs) -> dict[str, 
             settings["eval_every"] = recipe.ppo.eval_every  # says which iterations there are to choose from
         else:
             del settings["publish"], settings["publish_by"], settings["publish_max_kl"]
+    if stage == "sample":
+        engine = settings.pop("rollout")["engine"]
+        settings |= {"rollout": engine} if engine != "torch" else {}  # whose numbers are our own
     if stage == "sft" and settings["publish"] == "last":
         del settings["publish"], settings["publish_by"]
     if stage == "sft":  # beside the recipe's judge, who is asked for figures

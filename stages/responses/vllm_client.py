@@ -92,7 +92,30 @@ class VLLMEngine:
         share: tuple[int, int],
         told: Told | None = None,
     ) -> list[Response]:
-        name = self._load_policy(actor)
+        name = self.load(actor)
+        answered = self.ask(name, actor.module.policy, prompts, sampling, seed=seed, greedy=greedy, share=share, told=told)
+        self.sleep(keep_weights=is_adapter(actor.module.policy))
+        return answered
+
+    def ask(
+        self,
+        name: str,
+        policy: Any,
+        prompts: list[list[int]],
+        sampling: Sampling,
+        *,
+        seed: int,
+        greedy: bool,
+        share: tuple[int, int],
+        told: Told | None = None,
+    ) -> list[Response]:
+        """Answer by the policy that was loaded last; as `answer`, but that ranks with nothing to ask need not call it.
+
+        Args:
+            name: which `load` returned.
+            policy: the same one here: which of its embedding rows are tokens.
+            prompts, sampling, seed, greedy, share, told: see `RolloutEngine`.
+        """
         asked: dict[str, Any] = {
             "model": name,
             "max_tokens": sampling.max_new_tokens,
@@ -108,9 +131,9 @@ class VLLMEngine:
         }
         if sampling.stop_text:
             asked |= {"stop": [sampling.stop_text.text], "include_stop_str_in_output": True}
-        if rowless := _list_unused_rows(actor.module.policy):
+        if rowless := _list_unused_rows(policy):
             asked["logit_bias"] = {str(index): _NEVER for index in rowless}
-        num_rows = find_model(actor.module.policy).config.get_text_config().vocab_size
+        num_rows = find_model(policy).config.get_text_config().vocab_size
         place, stride = share
 
         def ask(index: int) -> Response:
@@ -129,8 +152,7 @@ class VLLMEngine:
                 answered.append(response)
                 if told:
                     told(len(answered), len(prompts))
-        self.sleep(keep_weights=is_adapter(actor.module.policy))
-        return answered
+            return answered
 
     def use_loader(self, name: str) -> None:
         """Have weights read by another loader from now on."""
@@ -155,8 +177,8 @@ class VLLMEngine:
         if self._sleeps:
             self._call("POST", "/wake_up", params={"tags": parts})
 
-    def _load_policy(self, actor: PolicyHolder) -> str:
-        """Give the server the policy's weights; returns the name that it knows them by."""
+    def load(self, actor: PolicyHolder) -> str:
+        """Give the server the policy's weights; returns the name that it knows them by. All ranks must call it."""
         policy: Any = actor.module.policy
         adapter, name = is_adapter(policy), self._name(self._num_loads)
         with actor.whole_weights(frozen=not adapter):
@@ -229,7 +251,7 @@ class VLLMEngine:
             elif response.status_code == httpx2.codes.NOT_FOUND:
                 needed = (
                     "a vLLM that takes new weights is needed; start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True (with ppo.lora) or "
-                    "VLLM_SERVER_DEV_MODE=1 (without), or give no ppo.rollout.server"
+                    "VLLM_SERVER_DEV_MODE=1 (without), or give no rollout.server"
                 )
             raise StageError(
                 f"vLLM at {self._client.base_url}: {path}: {response.status_code} {response.text:.500}; {needed}", EXIT_RESOURCE

@@ -23,6 +23,7 @@ import httpx2
 
 from data.secrets import redact
 from data.system.death import die_with_parent
+from stages.blocks import LoRASettings
 from stages.models.adapters import is_unmerged_adapter
 from stages.models.weights import find_weights
 from stages.process.context import StageContext, uses_gpu
@@ -30,6 +31,7 @@ from stages.process.distributed import decide_in_main
 from stages.process.errors import StageError
 from stages.process.ranks import Ranks
 from stages.responses.vllm_client import VLLMEngine
+from stages.sample_settings import SampleSettings
 from stages.settings import PPOSettings
 from stages.spec import EXIT_RESOURCE, EXIT_USAGE
 
@@ -44,7 +46,7 @@ _OURS = ("RANK", "WORLD_SIZE", "MASTER_", "LOCAL_", "GROUP_", "ROLE_", "TORCHELA
 
 
 @contextmanager
-def open_vllm(context: StageContext, ranks: Ranks, settings: PPOSettings, max_tokens: int) -> Generator[VLLMEngine]:
+def open_vllm(context: StageContext, ranks: Ranks, settings: PPOSettings | SampleSettings, max_tokens: int) -> Generator[VLLMEngine]:
     """Start a server, or find the one that is named, for as long as this is entered; all ranks must enter it.
 
     Args:
@@ -70,9 +72,9 @@ def open_vllm(context: StageContext, ranks: Ranks, settings: PPOSettings, max_to
         address, key = decide_in_main(context, start)
         engine = VLLMEngine(context, ranks, address, key, weights_dirs, sleeps=shares_gpu(context, settings))
         stack.callback(engine.close)
-        if not settings.lora:  # a loader of random weights, with which our own server starts, cannot load again
+        if not _find_lora(settings):  # a loader of random weights, with which our own server starts, cannot load again
             engine.use_loader("auto")
-        engine.sleep(keep_weights=bool(settings.lora))
+        engine.sleep(keep_weights=bool(_find_lora(settings)))
         yield engine
 
 
@@ -85,8 +87,10 @@ def list_weights_dirs(run_dir: Path, server: str | None) -> list[Path]:
     return [_MEMORY_DIR / f"rlhf-{name}", beside]
 
 
-def shares_gpu(context: StageContext, settings: PPOSettings) -> bool:
+def shares_gpu(context: StageContext, settings: PPOSettings | SampleSettings) -> bool:
     """Whether the server sleeps while the stage trains: unless the recipe says so, where both compute on the same GPU."""
+    if isinstance(settings, SampleSettings):
+        return False  # which holds policies on the CPU alone
     rollout = settings.rollout
     if rollout.sleep is not None:
         return rollout.sleep
@@ -94,16 +98,16 @@ def shares_gpu(context: StageContext, settings: PPOSettings) -> bool:
     return rollout.server is None and not has_its_own and uses_gpu(context)
 
 
-def make_command(context: StageContext, settings: PPOSettings, max_tokens: int, host: str, port: int) -> list[str]:
+def make_command(context: StageContext, settings: PPOSettings | SampleSettings, max_tokens: int, host: str, port: int) -> list[str]:
     """Say how a server is started for this run."""
-    sft, hardware = find_weights(context.spec.models["sft"]), context.spec.hardware
-    command = [*settings.rollout.command, "serve", sft, "--host", host, "--port", str(port), "--dtype", hardware.precision]
+    base, hardware, lora = find_weights(_find_base(context)), context.spec.hardware, _find_lora(settings)
+    command = [*settings.rollout.command, "serve", base, "--host", host, "--port", str(port), "--dtype", hardware.precision]
     command += ["--max-model-len", str(max_tokens), "--seed", str(context.spec.seed)]
     # Log-probabilities of the distribution that is sampled from, and nothing of the model's own generation config.
     command += ["--logprobs-mode", "processed_logprobs", "--generation-config", "vllm", "--uvicorn-log-level", "warning"]
     command += ["--no-enable-prefix-caching"]  # every prompt comes once
-    if settings.lora:
-        rank = next((rank for rank in _LORA_RANKS if rank >= settings.lora.rank), settings.lora.rank)
+    if lora:
+        rank = next((rank for rank in _LORA_RANKS if rank >= lora.rank), lora.rank)
         command += ["--enable-lora", "--max-lora-rank", str(rank)]
     else:
         # Weights come before the first prompt. Untied: a head that is tied to the embeddings is not reloaded on a CPU.
@@ -113,19 +117,18 @@ def make_command(context: StageContext, settings: PPOSettings, max_tokens: int, 
     return command + settings.rollout.options  # of an option that stands twice the last one counts
 
 
-def _start(context: StageContext, settings: PPOSettings, max_tokens: int, key: str, stack: ExitStack) -> str:
+def _start(context: StageContext, settings: PPOSettings | SampleSettings, max_tokens: int, key: str, stack: ExitStack) -> str:
     """Start a server, wait until it answers and return its address; the stack ends it."""
-    program, sft = settings.rollout.command[0], context.spec.models["sft"]
+    program, base, stage = settings.rollout.command[0], _find_base(context), context.spec.stage
     if shutil.which(program) is None:
         raise StageError(
-            f"ppo.rollout.command: {program} is not a program on {socket.gethostname()}; vLLM in an environment of its own is needed; "
-            "install it (the README says how) and give the path of its `vllm`, or set ppo.rollout.engine: torch",
+            f"{stage}.rollout.command: {program} is not a program on {socket.gethostname()}; vLLM in an environment of its own is needed; "
+            f"install it (the README says how) and give the path of its `vllm`, or set {stage}.rollout.engine: torch",
             EXIT_USAGE,
         )
-    if is_unmerged_adapter(Path(sft)):
-        raise StageError(
-            f"ppo.rollout.engine = vllm serves {sft}, an adapter; a whole model is needed; set sft.lora.merge: true", EXIT_USAGE
-        )
+    if is_unmerged_adapter(Path(base)):
+        made_by = "sft.lora.merge: true" if stage == "ppo" else "lora.merge: true for the stage that made it"
+        raise StageError(f"{stage}.rollout.engine = vllm serves {base}, an adapter; a whole model is needed; set {made_by}", EXIT_USAGE)
     several = context.spec.hardware.nodes > 1
     # torch's store listens at that name, but it may be another one's in /etc/hosts: so on all addresses.
     name, host = (os.environ["MASTER_ADDR"], "0.0.0.0") if several else ("127.0.0.1", "127.0.0.1")
@@ -133,8 +136,9 @@ def _start(context: StageContext, settings: PPOSettings, max_tokens: int, key: s
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
     command = make_command(context, settings, max_tokens, host, port)
-    switch = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"} if settings.lora else {}
-    if not settings.lora or shares_gpu(context, settings):
+    lora = _find_lora(settings)
+    switch = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"} if lora else {}
+    if not lora or shares_gpu(context, settings):
         switch |= {"VLLM_SERVER_DEV_MODE": "1"}
     log = context.spec.events_path.parent / _LOG_FILE
     context.note(f"starting vLLM: {' '.join(f'{key}={value}' for key, value in switch.items())} {shlex.join(command)}; its log: {log}")
@@ -154,17 +158,28 @@ def _start(context: StageContext, settings: PPOSettings, max_tokens: int, key: s
     stack.callback(_redact_log, log)
     stack.callback(_stop, process)
     address = f"http://{name}:{port}"
-    _wait_for(address, process, log)
+    _wait_for(address, process, log, stage)
     return address
 
 
-def _wait_for(address: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+def _find_base(context: StageContext) -> str:
+    """Find whose architecture is served: the SFT model's; of answers to rank, whose policies are alike, the first one's."""
+    models = context.spec.models
+    return models["sft"] if "sft" in models else next(iter(models.values()))
+
+
+def _find_lora(settings: PPOSettings | SampleSettings) -> LoRASettings | None:
+    """Find the adapter that the server is given; None: it is given all weights, those of adapters merged."""
+    return settings.lora if isinstance(settings, PPOSettings) else None
+
+
+def _wait_for(address: str, process: "subprocess.Popen[bytes]", log: Path, stage: str) -> None:
     deadline_s = time.monotonic() + _START_S
     while time.monotonic() < deadline_s:
         if process.poll() is not None:
             raise StageError(
                 f"vLLM ended with exit code {process.returncode} before it answered: {_find_cause(log):.500}; see {log}; mend it, perhaps "
-                "by ppo.rollout.options, or set ppo.rollout.engine: torch",
+                f"by {stage}.rollout.options, or set {stage}.rollout.engine: torch",
                 EXIT_RESOURCE,
             )
         with suppress(httpx2.HTTPError):

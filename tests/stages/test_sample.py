@@ -2,18 +2,23 @@
 
 import json
 import shutil
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from data.answers import iter_answer_sets
+from stages.blocks import HardwareSettings
+from stages.models.policy import load_policy
 from stages.process.context import StageContext
 from stages.process.errors import StageError
 from stages.sample import AnswerSlots, main
 from stages.spec import DataSource
 
 pytestmark = pytest.mark.slow  # 1 s each
+HARDWARE = HardwareSettings.model_validate({"device": "cpu", "precision": "float32", "attention": "eager", "threads": 1})
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +114,65 @@ def test_a_place_takes_the_first_answer_that_differs_from_all_others():
     assert not slots.offer(1, "No\0.", 0.9, finished=True)  # `data.answers` refuses it, and a whole file with it
     assert slots.offer(1, "No.", 0.9, finished=False)
     assert slots.missing(1) == [] and slots.missing(0) == [2] and slots.finished == [True, False, False]
+
+
+class Served(BaseHTTPRequestHandler):
+    """Speaks as a vLLM server does, and answers by whatever weights it was given last: itself a real policy."""
+
+    policy, heard = None, []
+
+    def do_GET(self):
+        self._say({"data": [{"id": "base", "parent": None}]})
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"] or 0)) or b"{}")
+        path = self.path.partition("?")[0]
+        Served.heard.append(asked.get("method", path))
+        if asked.get("method") == "reload_weights":
+            Served.policy = load_policy(asked["kwargs"]["weights_path"], HARDWARE)
+        if path == "/v1/completions":
+            self._say({"choices": [self._answer(asked)]})
+        else:
+            self._say({"success": True})
+
+    def _answer(self, asked):
+        generator = torch.Generator().manual_seed(asked["seed"] % 2**63)
+        ids = [asked["prompt"]]
+        said, logprobs = [], []
+        while len(said) < asked["max_tokens"] and (not said or said[-1] not in asked["stop_token_ids"]):
+            with torch.no_grad():
+                logits = Served.policy(torch.tensor([ids[0] + said])).logits[0, -1] / asked["temperature"]
+            said.append(int(torch.multinomial(logits.softmax(-1), 1, generator=generator)))
+            logprobs.append(float(logits.log_softmax(-1)[said[-1]]))
+        return {"token_ids": said, "logprobs": {"token_logprobs": logprobs}}
+
+    def _say(self, content):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(content).encode())
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_server_is_given_each_policys_weights_in_turn_and_answers_by_them(sample, models):
+    server = HTTPServer(("127.0.0.1", 0), Served)
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        rollout = {"engine": "vllm", "server": f"http://127.0.0.1:{server.server_port}"}
+        given = {"answers": 2, "prompts": 3, "max_response_tokens": 5, "temperature": 1e-7, "near_duplicate": 1.0, "attempts": 0}
+        _, rows, _ = sample("served", rollout=rollout, **given)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert Served.heard[:1] == ["update_config"]  # own weights from now on
+    assert [each for each in Served.heard if each == "reload_weights"] == ["reload_weights"] * 2
+    places = [place for place, each in enumerate(Served.heard) if each == "reload_weights"]
+    assert Served.heard[places[0] :].count("/v1/completions") == 6 and Served.heard[places[1] :].count("/v1/completions") == 3
+    # So cold that noise decides nothing: what each policy says is what it says by its own forward.
+    own = sample("own", **given)[1]
+    assert [dict(zip(row["models"], row["completions"], strict=True)) for row in rows] == [
+        dict(zip(row["models"], row["completions"], strict=True)) for row in own
+    ]
+    assert len(rows) == 3
