@@ -93,7 +93,7 @@ def main(context: StageContext) -> StageResult:
         with (spec.output_dir / ANSWERS_FILE).open("w", encoding="utf-8") as stream:
             stream.writelines(to_line(row, ascii_only=False) for row in rows)
     if no_texts:
-        context.warn("no text", f"{no_texts} answers held a NUL character, which no text has and nobody can rank; they were sampled again")
+        context.warn("no text", f"answers with a NUL character, which no text has and nobody can rank: {no_texts}, sampled again")
     metrics |= {"resampled": resampled / max(1, len(prompts) * settings.answers)}
     return StageResult(metrics=metrics, counts=counts | more | {"resampled": resampled}, **describe_machine(context))
 

@@ -16,6 +16,7 @@ from pipeline.report.verdict import Verdict, write_estimate
 from pipeline.rounds.chain import Round, find_made
 from pipeline.rounds.flaws import Flaw
 from pipeline.store.artifact import Artifact
+from pipeline.text import count
 from stages.result import Interval
 from stages.spec import SAMPLES_FILE
 from stages.statistics.bootstrap import Estimate, estimate_mean
@@ -198,7 +199,7 @@ def tell_flaws(flaws: Sequence[Flaw], models: Sequence[str]) -> list[str]:
         f"{last} is blind to {{}}": [name for name, _, still in known if still and first == last],
     }
     told = [sentence.format(", ".join(names)) for sentence, names in groups.items() if names]
-    return told or [f"{last} sees all {len(known)} flaws, and so did {first}" if first != last else f"{last} sees all {len(known)} flaws"]
+    return told or [f"{last} sees {count(len(known), 'flaw')} of {len(known):,}" + (f", and so did {first}" if first != last else "")]
 
 
 def _write(value: float, interval: Interval | None) -> str:
