@@ -35,7 +35,7 @@ def _list_ratios(stage: StageEstimate, estimate: Estimate, recipe: Recipe, store
         read = read_recipe(artifact)
         if read is None or not ran_here(store.root, artifact.manifest, estimate.machine.name):
             continue
-        taken = read_taken(store.root, artifact)
+        taken = read_taken(store.root, artifact, with_parts=False)
         if taken is None or not taken.whole:
             continue
         if make_digest(stage.stage, read) == digest and artifact.manifest.world_size == estimate.processes:

@@ -54,13 +54,13 @@ class Taken:
     whole: bool
 
 
-def read_taken(root: Path, artifact: Artifact) -> Taken | None:
+def read_taken(root: Path, artifact: Artifact, *, with_parts: bool = True) -> Taken | None:
     """Read what an artifact's stage took; None where no stage of this store made it."""
     manifest = artifact.manifest
     if manifest.duration_s is None or manifest.imported is not None:
         return None
     parts: dict[str, float] = {}
-    record, events = _read_run(root, manifest)
+    record, events = _read_run(root, manifest, with_events=with_parts)
     if events:
         times = [float(event["time"]) for event in events]
         parts[_START] = max(manifest.duration_s - (times[-1] - times[0]), 0.0)
@@ -69,7 +69,7 @@ def read_taken(root: Path, artifact: Artifact) -> Taken | None:
             for part, words in _PARTS.get(find_stage(manifest.kind) or "", {}).items():
                 if doing.startswith(words):
                     parts[part] = parts.get(part, 0.0) + ended - begun
-    if manifest.kind == "ppo":
+    if manifest.kind == "ppo" and with_parts:
         parts |= _sum_metrics(artifact.path / METRICS_FILE)
     peak = manifest.metrics.get("peak_memory_bytes")
     return Taken(manifest.duration_s, parts, peak, record is None or record.began == 1)

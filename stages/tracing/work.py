@@ -199,7 +199,7 @@ def _make_experience(rollout: Rollout) -> Experience:
 
 def _trace_evaluate(job: Job, settings: EvaluateSettings) -> Depth:
     spec = job.spec
-    models = [job.load(lambda: build_policy(job.config, spec.hardware, job.tried.ways, job.layers).requires_grad_(False))]
+    models = [job.load(lambda: precision.freeze(build_policy(job.config, spec.hardware, job.tried.ways, job.layers), spec.hardware))]
     prompt, response = spec.tokens.max_prompt_tokens, settings.max_response_tokens or spec.tokens.max_response_tokens
     samples = settings.policy_samples
     prompts = max(min(RANKING_TOKENS // (prompt + samples * response), RANKING_PROMPTS, settings.prompts), 1)
