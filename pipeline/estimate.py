@@ -209,8 +209,8 @@ def _count_saves(settings: StageSettings, steps: float) -> int:
 def _list_notes(recipe: Recipe, made: list[StageEstimate], lengths: Mapping[RecordKind, Lengths], machine: Machine) -> Iterator[str]:
     kinds = {kind for each in made for kind in data_inputs(each.stage, recipe.settings(each.stage))}
     if machine.gpu is not None:
-        most, stage = max((sum(phase.host.values()), each.stage) for each in made for phase in each.phases)
-        yield f"each machine needs {format_bytes(most * recipe.hardware.processes)} of main memory, most in {stage}"
+        most, stage = max((_sum_host(phase, recipe.hardware.processes), each.stage) for each in made for phase in each.phases)
+        yield f"each machine needs {format_bytes(most)} of main memory, most in {stage}"
     yield from _tell_serving(made, machine)
     yield from _tell_prices(recipe, made, lengths)
     if machine.gpu is not None and not machine.gpu.has_bfloat16:
@@ -227,6 +227,11 @@ def _list_notes(recipe: Recipe, made: list[StageEstimate], lengths: Mapping[Reco
             yield f"{missing}; give --records {uncounted[0]}=NUMBER"
     if machine.gpu is not None and machine.price is None:
         yield "no price is known; give hardware.price_per_gpu_hour"
+
+
+def _sum_host(phase: PhaseMemory, processes: int) -> int:
+    """Bytes of a machine's main memory: each of its processes loads, one of them saves."""
+    return sum(phase.host.values()) * (1 if phase.name == "save" else processes)
 
 
 def _tell_prices(recipe: Recipe, made: list[StageEstimate], lengths: Mapping[RecordKind, Lengths]) -> Iterator[str]:

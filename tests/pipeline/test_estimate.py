@@ -14,7 +14,7 @@ from pipeline.cost.setup import Setup
 from pipeline.cost.times import Spent
 from pipeline.cost.verdict import Verdict
 from pipeline.errors import ConfigError
-from pipeline.estimate import Estimate, StageEstimate, make_estimate, parse_records
+from pipeline.estimate import Estimate, StageEstimate, _sum_host, make_estimate, parse_records
 from pipeline.fits import Fit
 from pipeline.machine import Machine, choose_machine
 from pipeline.recipe.load import find_recipe, load_recipe
@@ -174,3 +174,8 @@ def test_more_gpus_bring_less_and_less_and_the_plan_says_what_holds_them_up(reci
 def test_a_small_model_is_not_looked_at_before_it_runs(recipe, tmp_path):
     read = load_recipe(find_recipe(str(recipe)), ["hardware.device=cpu"], has_files=False)
     assert warn_of_room(read, ["sft"], tmp_path) == []
+
+
+def test_each_process_of_a_machine_loads_and_one_saves():
+    assert _sum_host(PhaseMemory("load", {}, {"weights": 10}), 8) == 80
+    assert _sum_host(PhaseMemory("save", {}, {"weights": 10, "bytes of the file": 5}), 8) == 15
