@@ -1,5 +1,7 @@
 """The command `rlhf`: one verb, one function. Starts without torch; errors are one line and an exit code."""
 
+import pipeline.quiet_start  # isort: skip # pyright: ignore[reportUnusedImport], before the others, of which each takes its time
+
 import os
 import signal
 import sys

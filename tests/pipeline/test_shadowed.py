@@ -1,6 +1,7 @@
 """A package of the user's with the name of one of ours is told in one line."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -30,3 +31,16 @@ def test_a_folder_of_that_name_that_is_no_package_hides_nothing(tmp_path):
     code = "import pipeline.cli, data.schema; print(data.schema.__file__)"
     done = subprocess.run([sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True)
     assert done.stdout.strip() == str(ROOT / "data" / "schema.py")
+
+
+@pytest.mark.parametrize(
+    ("started", "code", "told"), [("/usr/bin/rlhf", -signal.SIGINT, ""), ("/usr/bin/other", -signal.SIGINT, "KeyboardInterrupt\n")]
+)
+def test_ctrl_c_while_modules_are_imported_ends_rlhf_without_a_traceback_and_no_other_program_that_imports_it(started, code, told):
+    source = f"import os, signal, sys; sys.argv = [{started!r}]; import pipeline.quiet_start; os.kill(os.getpid(), signal.SIGINT)"
+    done = subprocess.run([sys.executable, "-P", "-c", source], capture_output=True, text=True, preexec_fn=hear_ctrl_c)
+    assert done.returncode == code and (done.stderr == "" if not told else done.stderr.endswith(told))
+
+
+def hear_ctrl_c():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its jobs in the background ignore it
