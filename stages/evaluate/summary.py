@@ -33,7 +33,8 @@ def summarize(evaluation: Evaluation) -> tuple[dict[str, float], dict[str, Inter
             put(f"{answers.model}/judge_score", answers.judge.get("score"))
     if evaluation.reward_card is not None:
         put("reward_model/accuracy", evaluation.reward_card.accuracy)
-        figures["eval/reward_model/blind"] = float(sum(probe.blind for probe in evaluation.reward_card.probes))
+        if evaluation.reward_card.probes:  # none tried, none missed
+            figures["eval/reward_model/blind"] = float(sum(probe.blind for probe in evaluation.reward_card.probes))
     curve = evaluation.over_optimisation
     if curve is not None:
         flags = {
