@@ -258,7 +258,9 @@ def _tell_curve(found: OverOptimisation, judge_doubt: str | None) -> list[str]:
         else:
             told.append("The judge was still at its highest at the end: no over-optimisation is visible.")
     if (fit := found.judge_fit) is not None and fit.peak is not None:
+        first = min((point.kl for point in found.curve if point.kl >= MIN_D**2), default=0.0)
         where = "beyond what was seen, a guess" if fit.beyond else "within what was seen"
+        where = "before the first kept checkpoint, a guess" if fit.peak**2 < first else where
         told.append(f"Gao's curve of the judge peaks at a KL of {_round(fit.peak**2)} nats, {where}.")
     if found.frontier:
         told.append(

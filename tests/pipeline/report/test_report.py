@@ -4,6 +4,7 @@ import json
 import math
 import os
 import time
+from dataclasses import replace
 from html import unescape
 
 import pytest
@@ -104,6 +105,17 @@ def test_a_run_that_fooled_the_reward_model_says_so_and_where_to_stop(store, pub
     assert all("stop: iteration 20" in picture.svg for picture in section.pictures)
     assert all("published: iteration 60" in picture.svg for picture in section.pictures)
     assert "by more than chance" in " ".join(section.texts)
+
+
+def test_a_fitted_peak_outside_of_what_was_seen_is_a_guess():
+    found, _ = simulate(num_prompts=24, samples=4, policies=FOOLED)
+    curve = found.over_optimisation
+    first = min(point.kl for point in curve.curve if point.kl > 0.3)
+    told = {}
+    for peak in (0.5 * first, 1.1 * first):
+        fit = replace(curve.judge_fit, peak=math.sqrt(peak), beyond=False)
+        told[peak] = " ".join(show_over_optimisation(curve.model_copy(update={"judge_fit": fit}), found).texts)
+    assert "before the first kept checkpoint, a guess" in told[0.5 * first] and "within what was seen" in told[1.1 * first]
 
 
 def test_without_a_judge_the_report_says_that_nothing_can_tell(store, publish):
