@@ -33,8 +33,8 @@ ONLY = {"qlora": ("ddp", "zero2"), "own head": ("zero3",)}
 RUNS = [(engine, form) for engine in ENGINES for form in FORMS if engine in ONLY.get(form, ENGINES)]
 RESUMED = ("zero2", "zero3")
 SETTINGS = {
-    "sft": {"epochs": 1, "eval_samples": 3, "save_every": 2},
-    "rm": {"epochs": 1, "save_every": 2},
+    "sft": {"epochs": 1, "eval_samples": 3},
+    "rm": {"epochs": 1},
     "ppo": {"iterations": 3, "learning_rate": 1e-4, "early_stop_kl": 1.0, "eval_samples": 3},
 }
 
@@ -58,7 +58,9 @@ def runs(request, tmp_path_factory, make_stage_in, plain_hardware, base_model_di
     def make(name, form, **hardware):
         inputs = {role: cohere if form == "own head" and role != "rm" else models[role] for role in STAGES[stage].models}
         changed = plain_hardware.model_copy(update=hardware)
-        return make_stage_in(directory, stage, tag=name, models=inputs, hardware=changed, rows=24, **SETTINGS[stage], **FORMS[form])
+        # Of three steps: a run that is gone on with saves within them, all others at the end alone.
+        settings = SETTINGS[stage] | FORMS[form] | {"save_every": 2 if name.endswith(".stopped") else 3}
+        return make_stage_in(directory, stage, tag=name, models=inputs, hardware=changed, rows=24, **settings)
 
     one = {f"one-{form}": make(f"one-{form}", form) for form in FORMS}
     launch(stage, 1, one.values(), warm_start())
