@@ -27,22 +27,34 @@ def pytest_xdist_auto_num_workers(config):
     return min(psutil.cpu_count(logical=False) or available, available) + (config.getoption("markexpr") != "not slow")
 
 
+def shared_directory(tmp_path_factory):
+    """The directory of all workers of a run; without workers the one of this process."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+def claim(path):
+    """Whether nobody else of this run has claimed to make what will lie there."""
+    with suppress(FileExistsError):
+        path.with_name(f"{path.name}.claimed").touch(exist_ok=False)
+        return True
+    return False
+
+
 @pytest.fixture(scope="session")
 def warm_start(tmp_path_factory):
     """warm_start(): an environment in which a stage's program starts without importing everything anew; see tests/warm/server.py."""
+    from pipeline.launch.environment import allocator_settings
+
     server = ROOT / "tests" / "warm" / "server.py"
     # All workers share a server, which lives as long as the process that started them.
-    shared = "PYTEST_XDIST_WORKER" in os.environ
-    directory = tmp_path_factory.getbasetemp().parent if shared else tmp_path_factory.getbasetemp()
-    path, started = directory / "warm", directory / "warm.started"
-
-    mine = []
+    tests = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+    path, mine = shared_directory(tmp_path_factory) / "warm", []
 
     def start():
-        with suppress(FileExistsError):  # by the first test that needs it
-            started.touch(exist_ok=False)
-            command = [sys.executable, "-P", str(server), str(path), str(os.getppid() if shared else os.getpid())]
-            environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0"}
+        if claim(path):  # the first test that needs it
+            command = [sys.executable, "-P", str(server), str(path), str(tests)]
+            environment = {**allocator_settings(), **os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0"}
             mine.append(subprocess.Popen(command, env=environment, start_new_session=True))
         wait_until(lambda: path.exists() or any(process.poll() is not None for process in mine), 240)
         assert path.exists(), "the warm server has ended"
@@ -61,11 +73,15 @@ def warm(warm_start, monkeypatch):
 
 @pytest.fixture(scope="session")
 def demo_dir(tmp_path_factory):
-    """The embedded demo's files: records and base model."""
+    """The embedded demo's files: records and base model, made once for all workers."""
     from data.demo.materialize import write_demo
 
-    directory = tmp_path_factory.mktemp("demo")
-    write_demo(directory, seed=7)
+    directory = shared_directory(tmp_path_factory) / "demo"
+    if claim(directory):
+        draft = directory.with_name("demo.draft")
+        write_demo(draft, seed=7)
+        draft.rename(directory)
+    wait_until(directory.exists, 240)
     return directory
 
 

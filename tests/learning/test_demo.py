@@ -13,10 +13,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
+def store(tmp_path_factory, warm_start):
     """The store that `make pipeline` leaves, from the command that it runs."""
     root = tmp_path_factory.mktemp("demo_store")
     changes = os.environ.get("RLHF_TEST_DEMO", "").split()  # such as hardware.device=cuda, by `make gpu-check`
+    environment = None if changes else warm_start()  # which has the imports of a stage on a CPU
     command = [
         sys.executable,
         "-m",
@@ -27,7 +28,7 @@ def store(tmp_path_factory):
         str(root),
         *(word for each in changes for word in ("--set", each)),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return Store(root)
 
