@@ -262,7 +262,8 @@ def _tell_serving(made: list[StageEstimate], machine: Machine) -> Iterator[str]:
     elif serving.own:
         yield f"ppo's responses come from vLLM on {serving.own} x {machine.name} of its own, in its time and price"
     else:
-        yield f"ppo's responses come from vLLM on the stage's GPUs, of which it takes {serving.share:.0%} of the memory"
+        rest = "; counted beside training too, where it sleeps: an upper bound" if serving.sleeps else ""
+        yield f"ppo's responses come from vLLM on the stage's GPUs, of which it takes {serving.share:.0%} of the memory{rest}"
 
 
 def parse_records(given: Iterable[str]) -> dict[str, int]:

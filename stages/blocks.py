@@ -245,6 +245,10 @@ class HardwareSettings(Closed):
         return self
 
 
+# Of a GPU's memory, what a vLLM server takes while awake, where the stage needs some too: its models lie there meanwhile.
+AWAKE_SHARE = 0.4
+
+
 class RolloutSettings(Closed):
     """What samples PPO's responses. The log-probabilities that PPO learns from are the trainer's own in either case."""
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from stages.blocks import RolloutSettings
+from stages.blocks import AWAKE_SHARE, RolloutSettings
 
 _TENSOR_PARALLEL = ("--tensor-parallel-size", "-tp")
 _MEMORY_SHARE = "--gpu-memory-utilization"
@@ -22,12 +22,14 @@ class Serving:
         own: GPUs of it that no training process has.
         share: Of the memory of the GPUs that it shares with training processes; 0: it has its own.
         known: Whether the recipe says so; of a server that runs elsewhere it does not.
+        sleeps: Whether it gives that share back while nobody asks it.
     """
 
     gpus: int
     own: int
     share: float
     known: bool = True
+    sleeps: bool = False
 
 
 def find_serving(rollout: RolloutSettings) -> Serving | None:
@@ -40,7 +42,9 @@ def find_serving(rollout: RolloutSettings) -> Serving | None:
     shown = [found[1] for word in rollout.command if (found := re.fullmatch(r"CUDA_VISIBLE_DEVICES=([\d,]+)", word))]
     if shown:
         return Serving(gpus, len(shown[0].split(",")), 0.0)
-    return Serving(gpus, 0, _read(rollout.options, (_MEMORY_SHARE,), _DEFAULT_SHARE))
+    sleeps = rollout.sleep is not False
+    share = _read(rollout.options, (_MEMORY_SHARE,), AWAKE_SHARE if sleeps else _DEFAULT_SHARE)
+    return Serving(gpus, 0, share, sleeps=sleeps)
 
 
 def _read(options: Sequence[str], names: Sequence[str], default: float) -> float:

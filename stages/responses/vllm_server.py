@@ -23,7 +23,7 @@ import httpx2
 
 from data.secrets import redact
 from data.system.death import die_with_parent
-from stages.blocks import LoRASettings
+from stages.blocks import AWAKE_SHARE, LoRASettings
 from stages.models.adapters import is_unmerged_adapter
 from stages.models.weights import find_weights
 from stages.process.context import StageContext, uses_gpu
@@ -35,7 +35,6 @@ from stages.sample_settings import SampleSettings
 from stages.settings import PPOSettings
 from stages.spec import EXIT_RESOURCE, EXIT_USAGE
 
-_SHARE = "0.4"  # of a GPU's memory, where the stage needs some: its models lie there while the server is awake too
 _START_S = 3600.0  # a large model is read, and its kernels are compiled
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has room for
 _LOG_FILE, _WEIGHTS_DIR = "vllm.log", "rollout"
@@ -113,7 +112,7 @@ def make_command(context: StageContext, settings: PPOSettings | SampleSettings, 
         # Weights come before the first prompt. Untied: a head that is tied to the embeddings is not reloaded on a CPU.
         command += ["--load-format", "dummy", "--hf-overrides", json.dumps({"tie_word_embeddings": False})]
     if shares_gpu(context, settings):
-        command += ["--enable-sleep-mode", "--gpu-memory-utilization", _SHARE]
+        command += ["--enable-sleep-mode", "--gpu-memory-utilization", str(AWAKE_SHARE)]
     return command + settings.rollout.options  # of an option that stands twice the last one counts
 
 

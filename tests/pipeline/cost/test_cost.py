@@ -208,8 +208,9 @@ def test_a_server_has_its_own_gpus_or_a_share_of_the_stages():
         return find_serving(RolloutSettings.model_validate({"engine": "vllm"} | rollout))
 
     assert find_serving(RolloutSettings()) is None
-    assert find() == Serving(1, 0, 0.9)
-    assert find(options=["--tensor-parallel-size=8", "--gpu-memory-utilization", "0.45"]) == Serving(8, 0, 0.45)
+    assert find() == Serving(1, 0, 0.4, sleeps=True)
+    assert find(sleep=False) == Serving(1, 0, 0.9)
+    assert find(options=["--tensor-parallel-size=8", "--gpu-memory-utilization", "0.45"]) == Serving(8, 0, 0.45, sleeps=True)
     assert find(command=["env", "CUDA_VISIBLE_DEVICES=6,7", "vllm"], options=["-tp", "2"]) == Serving(2, 2, 0.0)
     assert find(server="http://node7:8000") == Serving(1, 1, 0.0, known=False)
 
