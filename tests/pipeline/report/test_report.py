@@ -45,7 +45,7 @@ def test_the_parts_stand_in_the_order_in_which_they_are_read(store, evaluated):
     assert [banner.news for banner in page.banners] == ["good"]
     assert [section.id for section in page.sections] == [
         *("figures", "lineage", "answers", "over-optimisation", "reward-model"),
-        *("curves-sft-v1", "curves-rm-v1", "curves-ppo-v1", "data", "settings", "making"),
+        *("curves-sft-v1", "curves-rm-v1", "curves-ppo-v1", "cost", "data", "settings", "making"),
     ]
     assert page.missing == []
 
