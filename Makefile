@@ -108,8 +108,9 @@ check-style:
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 
+# Its young objects get more room than Node gives them: a tenth less time.
 check-types:
-	$(VENV)/bin/pyright
+	NODE_OPTIONS="$$NODE_OPTIONS --max-semi-space-size=128" $(VENV)/bin/pyright
 
 check-tests:
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS) -m "not slow"
