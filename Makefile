@@ -7,7 +7,7 @@
 #   make gpu-check GPU="rollout steps"       some of what it checks; --pretend: without a GPU, at tiny sizes
 #   make bench BENCH="ppo --size small"      some of the measurements; --quick: a smoke test
 #   make setup LOCK=requirements.lock        install nothing but what `make lock` wrote there, by its hashes
-#   make soak SOAK=5 SOAK_ITERATIONS=500 SOAK_MINUTES=1     five kills, 500 iterations of PPO, a minute of edits of each format
+#   make soak SOAK=5 SOAK_ITERATIONS=1000 SOAK_MINUTES=1    five kills, 1,000 iterations of PPO, a minute of edits of each format
 
 PYTHON ?= python3
 RECIPE ?= demo

@@ -1,7 +1,7 @@
 """Faults by the hour, by `make soak`: random kills of a chain on two processes, the memory of a long PPO, edits of all that we parse.
 
 make soak                                                200 kills, 20,000 iterations of PPO, five minutes of edits of each format
-make soak SOAK=5 SOAK_ITERATIONS=200 SOAK_MINUTES=0.1    fewer
+make soak SOAK=5 SOAK_ITERATIONS=1000 SOAK_MINUTES=0.1   fewer
 
 `nice` gives everything more time.
 """
@@ -32,6 +32,7 @@ SLOWNESS = 1 + os.nice(0)  # a process that gets no time takes longer to end
 ENDS_WITHIN_S, GONE_WITHIN_S = 60 * SLOWNESS, 5 * SLOWNESS
 SHORT = ("hardware.processes=2", "sft.epochs=1", "rm.epochs=1", "ppo.iterations=4", "ppo.eval_every=2")
 BLOCKS = 20  # of iterations, each with one figure of memory
+LEAST_WARM_UP = 500  # iterations, until which allocator and held-out answers still grow: 0.8 ± 0.5 MB in 100 between the 60th and the 240th
 MOST_GROWTH_MB = 0.1  # in 100 iterations
 
 pytestmark = [
@@ -149,10 +150,10 @@ def read_iteration(pipeline):
 def fit_growth(used_mb):
     """Fit a line to memory by iteration -> MB in 100 iterations, and the half width of its interval (95 %).
 
-    By the medians of equal blocks of iterations, as neighbours are alike; the first quarter is left out.
+    By the medians of equal blocks of iterations, as neighbours are alike; the first quarter, and at least 500, is left out.
     """
     iterations, values = np.array(sorted(used_mb.items()), dtype=float).T
-    is_warm = iterations >= iterations[0] + (iterations[-1] - iterations[0]) / 4
+    is_warm = iterations >= max(LEAST_WARM_UP, iterations[-1] / 4)
     blocks = [part for part in np.array_split(np.flatnonzero(is_warm), BLOCKS) if len(part)]
     x, y = (np.array([np.median(column[part]) for part in blocks]) for column in (iterations / 100, values))
     slope, level = np.polyfit(x, y, 1)
@@ -161,6 +162,7 @@ def fit_growth(used_mb):
 
 
 def test_ppo_takes_no_more_memory_after_many_iterations_than_after_its_first_ones(make_pipeline, tmp_path):
+    assert NUM_ITERATIONS >= 2 * LEAST_WARM_UP, f"SOAK_ITERATIONS: found {NUM_ITERATIONS}, needed {2 * LEAST_WARM_UP} or more"
     options = (f"ppo.iterations={NUM_ITERATIONS}", "ppo.save_every=20", "ppo.eval_every=20")
     pipeline = make_pipeline(tmp_path / "run", "--until", "ppo", *(word for option in options for word in ("--set", option)))
     process, used_mb = pipeline.start(), {}
@@ -179,7 +181,7 @@ def test_ppo_takes_no_more_memory_after_many_iterations_than_after_its_first_one
         pipeline.kill_all()
     used_mb.pop(0, None)
     slope, half = fit_growth(used_mb)
-    told = f"{slope:+.3f} ± {half:.3f} MB in 100 iterations after the first quarter"
+    told = f"{slope:+.3f} ± {half:.3f} MB in 100 iterations after the warm-up"
     ends = f"at first {used_mb[min(used_mb)]:.0f} MB, at last {used_mb[max(used_mb)]:.0f}"
     print(f"{NUM_ITERATIONS} iterations, {len(used_mb)} seen: {told}; {ends}")
     assert slope - half <= MOST_GROWTH_MB, told
