@@ -153,8 +153,8 @@ def gather(rows: Iterator[Row | Problem]) -> Iterator[Row | Problem]:
         parent = message.get("parent_id")
         if parent is None:
             roots.append((where, {"message_tree_id": message["message_id"], "prompt": message}))
-        elif parent in messages:
-            cast(list[object], messages[cast(str, parent)][1]["replies"]).append(message)
+        elif isinstance(parent, str) and parent in messages:
+            cast(list[object], messages[parent][1]["replies"]).append(message)
         else:
             yield Problem(where, "parent_id", f"found {describe(parent)}, which no row has; needed the message before it; add or remove it")
     yield from roots

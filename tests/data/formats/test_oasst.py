@@ -79,3 +79,9 @@ def test_bad_messages_are_told_where_they_stand(refused):
     assert refused("demonstrations", tree) == [
         "records.jsonl:1: prompt.replies[0].text: found blanks only; needed text; fill it or remove the line"
     ]
+
+
+@pytest.mark.parametrize(("parent", "told"), [({}, "an object"), (["a"], "a list"), (5, "5 (a number)"), (True, "")])
+def test_a_parent_that_is_no_name_is_told(refused, parent, told):
+    (line,) = refused("demonstrations", *flat(TREE), {"message_id": "x", "parent_id": parent, "role": "assistant", "text": "Lost."})
+    assert line.startswith("records.jsonl:9: parent_id: found ") and "which no row has" in line and told in line, line
