@@ -18,7 +18,8 @@ from pipeline.recipe.schema import Recipe
 from pipeline.store.compare import flatten
 from pipeline.store.parts import TRACKING_DIR
 from stages.events import append_event
-from stages.spec import METRICS_FILE, RESULT_FILE, StageSpec, Tracker, TrackingSpec
+from stages.spec import METRICS_FILE, RESULT_FILE, StageSpec
+from stages.track_spec import Tracker, TrackingSpec
 from stages.warnings.told import read_told
 
 _END_S = 60.0  # to send what is left, over a network

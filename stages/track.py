@@ -24,7 +24,8 @@ from pydantic import BaseModel, Field
 from stages.events import append_event
 from stages.lines import read_figures, read_line
 from stages.process.output import redact_streams
-from stages.spec import EXIT_FAILED, EXIT_OK, TrackingSpec
+from stages.spec import EXIT_FAILED, EXIT_OK
+from stages.track_spec import TrackingSpec
 
 _POLL_S = 1.0
 

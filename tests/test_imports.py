@@ -12,6 +12,7 @@ ROOT = Path(pipeline.__file__).parent.parent
 OURS = {"data", "stages", "pipeline"}
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "deepspeed"}
 TORCH_FREE_STAGES = {
+    "stages.track_spec",
     "stages.spec",
     "stages.settings",
     "stages.evaluate_settings",

@@ -13,7 +13,8 @@ from stages.blocks import Closed, HardwareSettings, TokenSettings
 from stages.evaluate_settings import EvaluateSettings
 from stages.sample_settings import SampleSettings
 from stages.settings import PPOSettings, PretrainSettings, RMSettings, SFTSettings, StageSettings
-from stages.spec import RUN_STAGES, STAGES, DataSplits, StageName, Tracker
+from stages.spec import RUN_STAGES, STAGES, DataSplits, StageName
+from stages.track_spec import Tracker
 
 
 @dataclass(frozen=True)

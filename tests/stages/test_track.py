@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from stages.lines import to_line
-from stages.spec import TrackingSpec
 from stages.track import Rows, Sent, send, start_tracker
+from stages.track_spec import TrackingSpec
 
 ROWS = [{"step": step, "train/loss": 1 / step} for step in (1, 2, 3)]
 # As a stage that was resumed from step 2 logs on, with a figure more in the last row.

@@ -287,14 +287,7 @@ def _draw_probes(probes: Sequence[Probe]) -> Picture:
     title, x = "Which single edits it sees", Axis("share of pairs", [(0.0, "0"), (0.5, "0.5"), (1.0, "1")])
     head = ("edit", "what it does", "seen in", "margin of the score", "pairs", "")
     cells = [
-        (
-            p.name,
-            p.description,
-            write_cell(p.accuracy, share=True),
-            write_cell(p.margin),
-            f"{p.accuracy.num_values:,}",
-            "blind" if p.blind else "",
-        )
+        (p.name, p.description, write_cell(p.accuracy, share=True), write_cell(p.margin), f"{p.accuracy.num_values:,}", p.blind * "blind")
         for p in ordered
     ]
     note = "An answer beside a copy with one edit; the line is chance. Blind: the interval does not lie above it."
