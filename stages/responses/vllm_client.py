@@ -181,24 +181,24 @@ class VLLMEngine:
         """Give the server the policy's weights; returns the name that it knows them by. All ranks must call it."""
         policy: Any = actor.module.policy
         adapter, name = is_adapter(policy), self._name(self._num_loads)
-        with actor.whole_weights(frozen=not adapter):
-            path = find_room(self.directories, measure_handed_over(policy)) / name
-            if self._ranks.is_main and adapter:
+        with actor.whole_weights(frozen=not adapter):  # the directories are on the main process's machine alone
+            path = find_room(self.directories, measure_handed_over(policy)) / name if self._ranks.is_main else None
+            if path and adapter:
                 policy.save_pretrained(path)
-            elif self._ranks.is_main:
+            elif path:
                 save_weights(policy, path)
         if self._sleeps:
             release_memory(self._ranks.device)  # of all ranks, before the server takes it
             self._ranks.wait()
-        if self._ranks.is_main and adapter:
+        if path and adapter:
             self._wake("weights", "kv_cache")
             self._call("POST", "/v1/load_lora_adapter", json={"lora_name": name, "lora_path": str(path)})
-        elif self._ranks.is_main:
+        elif path:
             self._wake("weights")
             self._call("POST", "/collective_rpc", json={"method": "reload_weights", "kwargs": {"weights_path": str(path)}})
             self._wake("kv_cache")
             self._forget_prefixes()
-        if self._ranks.is_main:
+        if path:
             shutil.rmtree(path)
         self._ranks.wait()  # nobody asks before it is there
         if adapter and self._num_loads > 0 and self._ranks.is_main:

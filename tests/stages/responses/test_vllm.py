@@ -1,5 +1,6 @@
 """What can be said of a vLLM server without vLLM: command, messages. With it: tests/end_to_end/vllm."""
 
+import copy
 import itertools
 import json
 import sys
@@ -260,6 +261,22 @@ def test_g10_a_server_on_the_same_gpu_is_awake_for_no_longer_than_it_is_asked(ma
                 assert server.held == {"weights": False, "kv_cache": False} and server.forgot != lora
     told = [word for word in server.told if word != "/v1/unload_lora_adapter"]
     assert told == (ADAPTER if lora else FULL) * 2
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_process_on_another_node_hands_nothing_over_and_looks_into_none_of_the_main_ones_directories(
+    make_context, tiny, ranks, tmp_path, lora
+):
+    policy = tiny.policy()
+    with run_sleepy_server() as server:
+        context, _ = make_context()
+        if lora:
+            policy = apply_lora(policy, LoRASettings(rank=2), "CAUSAL_LM", context.spec.hardware)
+        other = copy.copy(ranks)
+        other.index, other.is_main = 1, False
+        engine = VLLMEngine(context, other, f"http://127.0.0.1:{server.server_port}", "key", [tmp_path / "of node 0"])
+        engine.load(tiny.actor_learner(policy))
+    assert server.told == [] and not (tmp_path / "of node 0").exists()
 
 
 def test_g10_a_server_that_cannot_sleep_is_told_with_what_to_do(make_context, ranks):
