@@ -45,7 +45,7 @@ def score_pairs(tokenizer: Any, model: Any, pairs: Sequence[Pair]) -> list[float
     Raises:
         ValueError: Found, needed; one of them is too long to be read whole.
     """
-    limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length)
+    limit = min(tokenizer.model_max_length, _count_positions(model) or tokenizer.model_max_length)
     scores: list[float] = []
     for start in range(0, len(pairs), _PAIRS):
         prompts, answers = (list(each) for each in zip(*pairs[start : start + _PAIRS], strict=True))
@@ -54,3 +54,11 @@ def score_pairs(tokenizer: Any, model: Any, pairs: Sequence[Pair]) -> list[float
             raise ValueError(f"found a pair of {longest} tokens, needed at most {limit}; take another judge")
         scores += model(**encoded.to(model.device)).logits[:, 0].float().tolist()
     return scores
+
+
+def _count_positions(model: Any) -> int | None:
+    """Count the tokens that an encoder has positions for; RoBERTa's begin behind that of the padding token. None: as many as there are."""
+    positions: int | None = getattr(model.config, "max_position_embeddings", None)
+    table = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    padding: int | None = getattr(table, "padding_idx", None)
+    return positions if positions is None or padding is None else positions - padding - 1

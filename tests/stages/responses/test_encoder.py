@@ -13,6 +13,8 @@ from transformers import (
     DebertaV2Config,
     DebertaV2ForSequenceClassification,
     PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 from data.schema import Message
@@ -22,7 +24,11 @@ from stages.responses.judge_model import JudgeModel
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "when", "does", "it", "open", "at", "nine", "never", "sorry"]
 SIZES = {"vocab_size": len(WORDS), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 QUESTION, ANSWERS = "when does it open", ["at nine", "never never never sorry", "it does open at nine"]
-FAMILIES = {"bert": (BertConfig, BertForSequenceClassification), "deberta": (DebertaV2Config, DebertaV2ForSequenceClassification)}
+FAMILIES = {
+    "bert": (BertConfig, BertForSequenceClassification),
+    "roberta": (RobertaConfig, RobertaForSequenceClassification),
+    "deberta": (DebertaV2Config, DebertaV2ForSequenceClassification),
+}
 
 
 @pytest.fixture
@@ -38,7 +44,8 @@ def make(tmp_path):
         PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(tmp_path)
         torch.manual_seed(3)
         config_class, model_class = FAMILIES[family]
-        config = config_class(**SIZES, max_position_embeddings=32, num_labels=labels, initializer_range=0.5)
+        words = {"pad_token_id": 0, "type_vocab_size": 0 if family == "deberta" else 2}
+        config = config_class(**SIZES, **words, max_position_embeddings=32, num_labels=labels, initializer_range=0.5)
         model_class(config).save_pretrained(tmp_path)
         return tmp_path
 
@@ -66,6 +73,15 @@ def test_an_encoder_reads_a_whole_conversation_and_cuts_nothing(make, plain_hard
     assert whole != pytest.approx(last, abs=1e-3)
     with pytest.raises(ValueError, match=r"evaluate\.judge\.reward_model: .*found a pair of 47 tokens, needed at most 32; take another"):
         judge.score([turns[:1]], ["never " * 40], [True])
+
+
+def test_a_pair_may_be_as_long_as_there_are_positions_of_which_roberta_leaves_those_of_padding_out(make, plain_hardware):
+    for family, most in (("bert", 32), ("roberta", 31)):
+        judge = JudgeModel(str(make(family)), None, plain_hardware, torch.device("cpu"))
+        words = most - len(["[CLS]", "when", "[SEP]", "[SEP]"])
+        assert len(judge.score([[Message("user", "when")]], ["never " * words], [True])) == 1
+        with pytest.raises(ValueError, match=rf"found a pair of {most + 1} tokens, needed at most {most}; take another judge"):
+            judge.score([[Message("user", "when")]], ["never " * (words + 1)], [True])
 
 
 def test_a_classifier_and_a_head_that_is_missing_are_refused_in_one_line(make, plain_hardware):
