@@ -34,7 +34,7 @@ class JudgeSettings(Closed):
     def _is_one(self) -> "JudgeSettings":
         if (self.llm is None) == (self.reward_model is None):
             found = "neither" if self.llm is None else "both"
-            raise ValueError(f"found {found} of llm and reward_model, needed one of them; give one, or leave evaluate.judge out")
+            raise ValueError(f"found {found} of llm and reward_model, needed one of them; give one, or leave this judge out")
         return self
 
 

@@ -49,6 +49,7 @@ def test_the_judge_of_evaluate_is_in_its_cache_key_alone_and_how_it_is_asked_is_
     ("overrides", "told"),
     [
         (["evaluate.judge={}"], "evaluate.judge: found neither of llm and reward_model, needed one of them"),
+        (["sft.judge={}"], "sft.judge: found neither of llm and reward_model, needed one of them; give one, or leave this judge out"),
         ([*LLM[1:], "evaluate.judge.reward_model=rm"], "evaluate.judge: found both of llm and reward_model"),
         (["evaluate.judge.llm.url=http://h/v1"], "evaluate.judge.llm.model: missing"),
         ([*LLM[1:], "evaluate.judge.llm.url=h:8000"], "evaluate.judge.llm.url: found 'h:8000', needed http:// or https://"),
