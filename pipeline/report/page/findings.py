@@ -90,7 +90,8 @@ def show_over_optimisation(found: OverOptimisation, evaluation: Evaluation) -> S
     kls = [point.kl for point in found.curve] + [point.kl_bound for point in found.best_of_n] + [point.kl for point in found.frontier]
     x = Axis(_KL, _root_ticks(max(kls, default=1.0)))
     proxy = Axis("reward model's score")
-    series = _curve_series(found, judged=False)
+    published = next((answers.iteration for answers in evaluation.answers if answers.model == "ppo"), None)
+    series = _curve_series(found, judged=False, published=published)
     series += (
         [Series("possible from SFT samples", [(math.sqrt(point.kl), point.score) for point in found.frontier])] if found.frontier else []
     )
@@ -98,7 +99,7 @@ def show_over_optimisation(found: OverOptimisation, evaluation: Evaluation) -> S
     pictures = [Picture(title, Markup(line_chart("proxy", title, series, x, proxy, 300)), _curve_table(title, found, judged=False))]
     if any(point.judge is not None for point in found.curve):
         title = f"The judge, {evaluation.judge_unit}"
-        judged = _curve_series(found, judged=True)
+        judged = _curve_series(found, judged=True, published=published)
         picture = Markup(line_chart("judged", title, judged, x, Axis(evaluation.judge_unit), 300))
         pictures.append(Picture(title, picture, _curve_table(title, found, judged=True)))
     return Section("over-optimisation", "Over-optimisation", texts=_tell_curve(found, evaluation.judge_doubt), pictures=pictures)
@@ -182,8 +183,8 @@ def _root_ticks(most: float) -> list[tuple[float, str]]:
     ]
 
 
-def _curve_series(found: OverOptimisation, *, judged: bool) -> list[Series]:
-    """Lines of the checkpoints, Gao's curve, best of n, and a dot where to stop."""
+def _curve_series(found: OverOptimisation, *, judged: bool, published: int | None = None) -> list[Series]:
+    """Lines of the checkpoints, Gao's curve, best of n, a dot for the iteration that is published, and a line where to stop."""
     curve = [(math.sqrt(max(point.kl, 0.0)), estimate) for point in found.curve if (estimate := point.judge if judged else point.score)]
     series = [Series("PPO checkpoints", [(d, e.value) for d, e in curve], _band(curve), dots=True)]
     fit = found.judge_fit if judged else found.score_fit
@@ -191,10 +192,10 @@ def _curve_series(found: OverOptimisation, *, judged: bool) -> list[Series]:
         series.append(Series("Gao's curve, fitted", _trace_fit(fit, curve[0][1].value, [d for d, _ in curve if d >= MIN_D])))
     best = [(math.sqrt(point.kl_bound), estimate) for point in found.best_of_n if (estimate := point.judge if judged else point.score)]
     series += [Series("best of n, at most here", [(d, e.value) for d, e in best], line=False, dots=True)] if best else []
-    if len(curve) > 2:  # it need not be the one furthest to the right
-        series.append(
-            Series(f"published: iteration {found.curve[-1].iteration}", [(curve[-1][0], curve[-1][1].value)], line=False, dots=True)
-        )
+    if len(curve) > 2:  # it need not be the one furthest to the right, nor with ppo.publish: best the last
+        marked = [(point.kl, point.judge if judged else point.score) for point in found.curve if point.iteration == published]
+        places = [(math.sqrt(max(kl, 0.0)), estimate.value) for kl, estimate in marked if estimate is not None]
+        series += [Series(f"published: iteration {published}", places, line=False, dots=True)] if places else []
     stop = next((point for point in found.curve if point.iteration == found.stop_iteration), None)
     if stop is not None and stop is not found.curve[-1] and curve:
         heights = [value for line in series for _, value in line.points]

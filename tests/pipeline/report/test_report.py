@@ -107,6 +107,14 @@ def test_a_run_that_fooled_the_reward_model_says_so_and_where_to_stop(store, pub
     assert "by more than chance" in " ".join(section.texts)
 
 
+def test_the_iteration_that_is_marked_as_published_is_the_best_where_ppo_publishes_that():
+    found, _ = simulate(num_prompts=24, samples=4, policies=FOOLED)
+    answers = [each.model_copy(update={"iteration": 20}) if each.model == "ppo" else each for each in found.answers]
+    section = show_over_optimisation(found.over_optimisation, found.model_copy(update={"answers": tuple(answers)}))
+    for picture in section.pictures:
+        assert "published: iteration 20" in picture.svg and "published: iteration 60" not in picture.svg
+
+
 def test_a_fitted_peak_outside_of_what_was_seen_is_a_guess():
     found, _ = simulate(num_prompts=24, samples=4, policies=FOOLED)
     curve = found.over_optimisation
