@@ -98,7 +98,7 @@ def run(recipe: Recipe, store: Store, selection: Selection, view: View, *, wait:
                 require_places(store.root, [STAGES[stage].kind for stage in selection.run if stage in recipe.stages])
                 for message in find_missing_trackers(recipe):
                     view.note(message)
-                try_judge(recipe, inputs, [stage for stage in selection.run if stage in recipe.stages])
+                try_judge(recipe, inputs, [each for each in selection.run if each in recipe.stages and each not in artifacts])
                 if doubt := doubt_judge(recipe, inputs, artifacts.get("rm")):
                     view.note(doubt)
                 counts = make_tokens(recipe, inputs, store.root, view.tokens_event)

@@ -15,6 +15,7 @@ from pipeline.recipe.load import load_recipe
 from pipeline.run import run
 from pipeline.store.store import Store
 from stages.warnings.told import read_told
+from tests.chat_server import ChatServer
 
 STAGES = ("sft", "rm", "ppo")
 
@@ -297,6 +298,15 @@ def test_a_judge_beside_the_recipe_is_asked_about_a_record_of_each_kind_before_a
     assert len((tmp_path / "asked").read_text().splitlines()) == 3  # of SFT's and of PPO's prompts, although SFT is reused
     bring_up("judge=myjudge:judge")
     assert len((tmp_path / "asked").read_text().splitlines()) == 3  # nothing runs
+
+
+@pytest.mark.slow
+def test_a_judge_of_a_stage_that_is_reused_need_not_answer(bring_up):
+    with ChatServer(lambda _: "OK").serving() as server:
+        judged = ["sft.publish=best", "sft.publish_by=judge", "sft.judge.llm.model=big", f"sft.judge.llm.url={server.url}"]
+        bring_up(*judged, run=("sft",))
+    assert bring_up(*judged, run=("sft", "rm"))[-1] == "rm published rm@v1"
+    assert len(server.asked) == 1
 
 
 @pytest.mark.slow
