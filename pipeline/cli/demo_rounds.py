@@ -67,14 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     store, console = open_store_to_write(given.store, recipe), make_console()
     started_s = time.monotonic()
-    while True:
+    while not _has_gone(list(walk(recipe, store))[-1], given.rounds):
         found = advance(recipe, store, ProgressView(console), partial(say, console))
-        if found.step != "rank":
-            if found.number > given.rounds:
-                break
-            continue
-        ranked = _rank(found, store, given.seed)
-        say(console, f"round {found.number}: a simulated annotator ranked {ranked:,} times on the page")
+        if found.step == "rank":
+            ranked = _rank(found, store, given.seed)
+            say(console, f"round {found.number}: a simulated annotator ranked {ranked:,} times on the page")
     with CountView(console, "reward models: scores of answers with a flaw") as view:
         examined = examine(recipe, store, list(walk(recipe, store)), view.told, _FLAWS)
     rows, flaws, models = examined.rows, examined.flaws, examined.models
@@ -86,6 +83,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         say(console, line)
     say(console, f"report: {write_rounds_page(recipe, store, examined)}")
     say(console, f"{len(rows) - 1} rounds in {format_duration(time.monotonic() - started_s)}")
+
+
+def _has_gone(newest: Round, rounds: int) -> bool:
+    """Whether the policy is there that learnt from so many rounds: the one after them is where the next answers come from."""
+    return newest.number > rounds and newest.step != "train"
 
 
 def _rank(found: Round, store: Store, seed: int) -> int:

@@ -49,3 +49,7 @@ def test_the_demo_goes_round_by_itself_and_the_second_call_finds_all_of_it_again
     assert "prefers the answer without  rm@v1" in table and "rm@v2" in table.partition("prefers the answer without")[2]
     page = (store / "reports/rounds-demo.html").read_text()
     assert "<script" not in page and "Old and new reward model on held-out lists" in page and "rankings@v2 (new answers)" in page
+    again = go(2)
+    assert "runs, because" not in again and "page\n" not in again
+    assert again[again.index("rankings of") :].startswith(table[:80])
+    assert not (store / "artifacts/answers/v0003").exists()
