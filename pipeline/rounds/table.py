@@ -153,7 +153,7 @@ def print_rounds(console: Console, rows: Sequence[RoundRow]) -> None:
             _write_estimate(row.gain_in_all),
             row.reward_model,
             ", ".join(f"{name} {_write(value, interval)}" for name, (value, interval) in row.accuracy.items())
-            + (f"; before, on the newest: {row.before.value:.3g} ({row.before.low:.3g} to {row.before.high:.3g})" if row.before else ""),
+            + (f"; before, on the newest: {write_estimate(row.before)}" if row.before else ""),
         )
         for row in rows
     ]

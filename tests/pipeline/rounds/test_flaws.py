@@ -3,11 +3,12 @@
 import json
 
 import pytest
+from rich.console import Console
 
 from pipeline.report.page.render import render
 from pipeline.rounds.flaws import Flaw, list_best, measure_flaws
 from pipeline.rounds.page import build_rounds_page
-from pipeline.rounds.table import RoundRow, tell_flaws
+from pipeline.rounds.table import RoundRow, print_rounds, tell_flaws
 from stages.evaluate.results import Probe
 from stages.result import Interval
 from stages.statistics.bootstrap import Estimate
@@ -102,3 +103,10 @@ def test_the_page_shows_each_round_with_its_gain_both_reward_models_and_who_sees
     assert '<th scope="row">rankings@v2 (new answers)</th><td>55 % (45 % to 65 %)</td><td>66 %</td>' in text
     assert '<th scope="row">name: does name</th><td>50 % (30 % to 70 %) blind</td><td>90 % (80 % to 100 %)</td>' in text
     assert "drawn at random" in text and "rm@v1 was blind to name, day, which rm@v2 sees" in text
+
+
+def test_an_old_reward_model_that_was_asked_of_one_held_out_list_alone_has_no_interval(capsys):
+    before = Estimate(0.5, None, None, 3, 1)
+    row = RoundRow(1, 9, "ppo@v2", 50.0, None, None, None, "rm@v2", {"rankings@v1": (0.7, None)}, before, "rankings@v1", 1)
+    print_rounds(Console(width=300), [row])
+    assert "rankings@v1 0.7; before, on the newest: 0.5 (no interval)" in capsys.readouterr().out
