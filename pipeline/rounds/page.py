@@ -13,7 +13,7 @@ from pipeline.report.scales import format_value
 from pipeline.report.svg import bar_chart
 from pipeline.report.verdict import write_estimate, write_share
 from pipeline.rounds.flaws import Flaw
-from pipeline.rounds.table import PER, RoundRow, tell_flaws, tell_gain
+from pipeline.rounds.table import PER, RoundRow, name_first, tell_flaws, tell_gain
 from stages.result import Interval
 
 _CHOICE = (
@@ -42,7 +42,15 @@ def build_rounds_page(name: str, rows: Sequence[RoundRow], flaws: Sequence[Flaw]
 
 def _show_all(rows: Sequence[RoundRow]) -> Section:
     """Show all rounds side by side."""
-    head = ("rankings of", "new to train on", "policy", "judge", f"gain per {PER} rankings", "gain over round 1", "reward model")
+    head = (
+        "rankings of",
+        "new to train on",
+        "policy",
+        "judge",
+        f"gain per {PER} rankings",
+        f"gain over {name_first(rows)}",
+        "reward model",
+    )
     cells = [
         (
             f"round {row.number}" if row.number else "none",

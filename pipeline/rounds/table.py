@@ -160,15 +160,21 @@ def print_rounds(console: Console, rows: Sequence[RoundRow]) -> None:
     print_figures_table(console, columns, cells)
 
 
+def name_first(rows: Sequence[RoundRow]) -> str:
+    """Name the row of the first reward model, over which gains in all are; where the recipe has comparisons, that is before any round."""
+    first = next((row for row in rows if row.reward_model), None)
+    return f"round {first.number}" if first and first.number else "the first policy"
+
+
 def tell_gain(rows: Sequence[RoundRow]) -> Verdict:
-    """Say whether the last policy is above that of the first rankings by more than chance."""
+    """Say whether the last policy is above that of the first reward model by more than chance."""
     last = rows[-1] if rows else None
-    if last is None or last.gain_in_all is None or last.gain_in_all.low is None or len(rows) < 3:
+    if last is None or last.gain_in_all is None or last.gain_in_all.low is None:
         return Verdict("too few rounds, or no judge: nothing can be said of the gain", "open")
-    gain = f"{last.gain_in_all.value:+.1f} ({last.gain_in_all.low:+.1f} to {last.gain_in_all.high:+.1f})"
+    first, gain = name_first(rows), f"{last.gain_in_all.value:+.1f} ({last.gain_in_all.low:+.1f} to {last.gain_in_all.high:+.1f})"
     if last.gain_in_all.low > 0:
-        return Verdict(f"round {last.number} is above round 1 by {gain} points of the judge, more than chance", "good")
-    told = f"round {last.number} against round 1: {gain} points of the judge"
+        return Verdict(f"round {last.number} is above {first} by {gain} points of the judge, more than chance", "good")
+    told = f"round {last.number} against {first}: {gain} points of the judge"
     if last.gain_in_all.high is not None and last.gain_in_all.high < 0:
         return Verdict(f"{told}, less by more than chance", "bad")
     return Verdict(f"{told}, which chance alone can be; more rankings a round would tell", "open")

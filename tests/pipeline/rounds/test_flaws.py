@@ -8,7 +8,7 @@ from rich.console import Console
 from pipeline.report.page.render import render
 from pipeline.rounds.flaws import Flaw, list_best, measure_flaws
 from pipeline.rounds.page import build_rounds_page
-from pipeline.rounds.table import RoundRow, print_rounds, tell_flaws
+from pipeline.rounds.table import RoundRow, print_rounds, tell_flaws, tell_gain
 from stages.evaluate.results import Probe
 from stages.result import Interval
 from stages.statistics.bootstrap import Estimate
@@ -110,3 +110,12 @@ def test_an_old_reward_model_that_was_asked_of_one_held_out_list_alone_has_no_in
     row = RoundRow(1, 9, "ppo@v2", 50.0, None, None, None, "rm@v2", {"rankings@v1": (0.7, None)}, before, "rankings@v1", 1)
     print_rounds(Console(width=300), [row])
     assert "rankings@v1 0.7; before, on the newest: 0.5 (no interval)" in capsys.readouterr().out
+
+
+def test_with_comparisons_of_the_recipe_the_gain_is_over_the_first_policy_from_the_first_round_on():
+    first = RoundRow(0, 0, "ppo@v1", 40.0, None, None, None, "rm@v1", {"held out": (0.7, None)})
+    second = RoundRow(1, 900, "ppo@v2", 50.0, None, None, Estimate(10.0, 4.0, 16.0, 40, 40), "rm@v2", rankings="rankings@v1")
+    assert tell_gain([first]).news == "open"
+    assert tell_gain([first, second]).sentence.startswith("round 1 is above the first policy by +10.0 (+4.0 to +16.0) points of the judge")
+    page = render(build_rounds_page("mine", [first, second], []))
+    assert "gain over the first policy" in page and "gain over round 1" not in page
