@@ -5,6 +5,7 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
+from data.mix import part_of
 from pipeline.report.charts import Axis, Bar, bar_table
 from pipeline.report.markup import table
 from pipeline.report.page.blocks import Banner, Page, Picture, Section, Table
@@ -13,7 +14,7 @@ from pipeline.report.scales import format_value
 from pipeline.report.svg import bar_chart
 from pipeline.report.verdict import write_estimate, write_share
 from pipeline.rounds.flaws import Flaw
-from pipeline.rounds.table import PER, RoundRow, name_first, tell_flaws, tell_gain
+from pipeline.rounds.table import HELD_OUT, PER, RoundRow, name_first, tell_flaws, tell_gain
 from stages.result import Interval
 
 _CHOICE = (
@@ -96,7 +97,8 @@ def _show_round(before: RoundRow, row: RoundRow) -> Section:
     if row.accuracy and before.reward_model:
         caption = "Old and new reward model on held-out lists"
         newest = next((name for name in row.accuracy if name == row.rankings), "")
-        old = before.accuracy | ({newest: (row.before.value, _as_interval(row))} if row.before and newest else {})
+        old = {name: _find_before(before, name) for name in row.accuracy if part_of(name) != row.rankings}
+        old |= {newest: (row.before.value, _as_interval(row))} if row.before and newest else {}
         cells = [
             (f"{name} (new answers)" if name == newest else name, _share(old.get(name)), _share(accuracy))
             for name, accuracy in row.accuracy.items()
@@ -110,6 +112,11 @@ def _show_round(before: RoundRow, row: RoundRow) -> Section:
             f"{row.reward_model} is the first reward model: {', '.join(f'{name} {_share(each)}' for name, each in row.accuracy.items())}."
         )
     return Section(f"round-{row.number}", f"Round {row.number}", texts=texts, tables=tables)
+
+
+def _find_before(before: RoundRow, name: str) -> tuple[float, Interval | None] | None:
+    """Find an older accuracy on a held-out list: of a reward model that learnt from the recipe's one source alone, it has not its name."""
+    return before.accuracy.get(name) or before.accuracy.get(name.partition("/")[2] or HELD_OUT)
 
 
 def _show_flaws(flaws: Sequence[Flaw], models: Sequence[str]) -> Section:

@@ -23,6 +23,7 @@ from stages.statistics.bootstrap import Estimate, estimate_mean
 
 _JUDGE, _ACCURACY, _OF_SOURCE = "eval/sampled/judge_score", "eval/accuracy", "eval/accuracy_source_"
 PER = 100  # labels
+HELD_OUT = "held out"  # the list of a reward model that learnt from one source, which has no name
 Measure = Callable[[Round], Estimate | None]
 
 
@@ -113,7 +114,7 @@ def _compare(before: dict[str, float], after: dict[str, float], scale: float) ->
 def _read_accuracy(reward_model: Artifact) -> dict[str, tuple[float, Interval | None]]:
     metrics, intervals = reward_model.manifest.metrics, reward_model.manifest.intervals
     names = {name.removeprefix(_OF_SOURCE): name for name in metrics if name.startswith(_OF_SOURCE)}
-    names = names or ({"held out": _ACCURACY} if _ACCURACY in metrics else {})
+    names = names or ({HELD_OUT: _ACCURACY} if _ACCURACY in metrics else {})
     return {said: (metrics[name], intervals.get(name)) for said, name in names.items()}
 
 

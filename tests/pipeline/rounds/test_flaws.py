@@ -119,3 +119,15 @@ def test_with_comparisons_of_the_recipe_the_gain_is_over_the_first_policy_from_t
     assert tell_gain([first, second]).sentence.startswith("round 1 is above the first policy by +10.0 (+4.0 to +16.0) points of the judge")
     page = render(build_rounds_page("mine", [first, second], []))
     assert "gain over the first policy" in page and "gain over round 1" not in page
+
+
+def test_what_the_first_reward_model_says_of_the_recipes_own_list_stands_beside_the_second_under_the_lists_name():
+    lists = {"mine": (0.72, None), "mine/mail": (0.6, None), "rankings@v1": (0.66, None), "rankings@v1/mail": (0.61, None)}
+    second = RoundRow(1, 900, "ppo@v2", None, None, None, None, "rm@v2", lists, rankings="rankings@v1")
+    for name, shown in (("held out", ("70 %", "–")), ("mail", ("–", "70 %"))):
+        first = RoundRow(0, 0, "ppo@v1", None, None, None, None, "rm@v1", {name: (0.7, None)})
+        page = render(build_rounds_page("mine", [first, second], [])).replace("\u202f", " ").replace("\u00a0", " ")
+        assert f'<th scope="row">mine</th><td>{shown[0]}</td><td>72 %</td>' in page
+        assert f'<th scope="row">mine/mail</th><td>{shown[1]}</td><td>60 %</td>' in page
+        assert '<th scope="row">rankings@v1 (new answers)</th><td>–</td><td>66 %</td>' in page
+        assert '<th scope="row">rankings@v1/mail</th><td>–</td><td>61 %</td>' in page
