@@ -28,7 +28,7 @@ from pipeline.rounds.simulate import Visitor
 from pipeline.rounds.table import print_flaws, print_rounds, tell_flaws, tell_gain
 from pipeline.store.store import Store
 from pipeline.text import format_duration
-from stages.spec import EXIT_FAILED
+from stages.spec import EXIT_FAILED, EXIT_USAGE
 
 # What the rounds set beside the demo's recipe: no ranking to begin with, and a reward model that learns from a thousand lists, not eight.
 SETTINGS = (
@@ -110,6 +110,9 @@ def _rank(found: Round, store: Store, seed: int) -> int:
             visitor.close()
         finally:
             page.terminate()
+    if not count:  # and the round waits all the same: it would for ever
+        lack = found.lack or "nothing is left to rank"
+        raise StoreError(f"round {found.number}: {lack}; give more --rankings", EXIT_USAGE)
     return count
 
 

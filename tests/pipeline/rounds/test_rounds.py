@@ -6,14 +6,16 @@ import uuid
 
 import pytest
 
+from pipeline.cli import demo_rounds
 from pipeline.cli.rounds import open_rounds
+from pipeline.errors import StoreError
 from pipeline.ranking.journal import Journal, Judgement
 from pipeline.ranking.place import find_answers
 from pipeline.recipe.load import load_recipe
-from pipeline.rounds.chain import add_rankings, find_replaced, walk
+from pipeline.rounds.chain import Round, add_rankings, find_replaced, walk
 from pipeline.rounds.stale import measure_elsewhere
 from pipeline.store.store import Store
-from stages.spec import EXIT_WAITING
+from stages.spec import EXIT_USAGE, EXIT_WAITING
 
 pytestmark = pytest.mark.slow  # processes
 
@@ -115,6 +117,15 @@ def test_a_recipe_without_comparisons_begins_with_the_sft_model(rlhf, finished_r
     assert trained.returncode == 0, trained.stderr
     assert "round 2: ppo@v2 is there" in trained.stdout and parents_of(store, "rm@v2") == ["sft@v1", "rankings@v1"]
     assert "round 2: ppo@v2 is there" in rlhf("plan", *options, "--set", "rounds={}").stdout
+
+
+def test_the_simulated_annotator_of_a_round_that_lacks_rankings_though_none_is_left_ends_with_what_is_missing(publish, store, recipe_path):
+    answers = publish(store, "answers", {"answers.jsonl": b'{"prompt": "question?", "completions": ["good", "bad"]}\n'})
+    judge_all(store, "answers@v1", annotator="simulated")
+    found = Round(1, load_recipe(recipe_path), "rank", answers=answers, ranked=1, sets=1, lack="found 1 ranking; needed two")
+    with pytest.raises(StoreError, match="round 1: found 1 ranking; needed two; give more --rankings") as refused:
+        demo_rounds._rank(found, store, 0)
+    assert refused.value.exit_code == EXIT_USAGE
 
 
 def test_rankings_that_replace_some_from_which_a_model_learnt_are_named(publish, store):
