@@ -17,9 +17,7 @@ from pipeline.rounds.flaws import Flaw
 from pipeline.rounds.table import HELD_OUT, PER, RoundRow, name_first, tell_flaws, tell_gain
 from stages.result import Interval
 
-_CHOICE = (
-    "The prompts of all rounds were drawn at random, and all their answers ranked: no chosen ones are there to compare with random ones."
-)
+_CHOICE = "The prompts of all rounds were drawn at random: no chosen ones are there to compare with random ones."
 
 
 def build_rounds_page(name: str, rows: Sequence[RoundRow], flaws: Sequence[Flaw], missing: Sequence[str] = ()) -> Page:
