@@ -94,8 +94,9 @@ def decide(
         force: Run it even where an artifact has its key.
     """
     own_parents: dict[str, Artifact] = dict(parents) if STAGES[stage].asked_for else {kind: parents[kind] for kind in recipe.parents(stage)}
-    if stage == "ppo" and inputs.start is not None:
+    if inputs.start is not None and "sft" in own_parents:  # of the reward model too, which trains before
         require_same_sft(recipe, inputs.start, own_parents["sft"])
+    if stage == "ppo" and inputs.start is not None:
         own_parents["ppo"] = inputs.start
     config = slice_config(stage, recipe, inputs)
     data = inputs.fingerprints(stage, recipe)

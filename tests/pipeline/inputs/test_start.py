@@ -3,7 +3,9 @@
 import pytest
 
 from pipeline.errors import ConfigError, StoreError
+from pipeline.inputs.prepare import prepare
 from pipeline.inputs.start import find_start, require_same_sft
+from pipeline.plan import decide
 from pipeline.recipe.load import load_recipe
 from stages.spec import EXIT_MISSING, EXIT_VERIFICATION
 
@@ -46,3 +48,12 @@ def test_one_of_another_sft_model_is_refused(store, policy, publish, open_recipe
     with pytest.raises(StoreError, match="found ppo@v1, which learnt from sft@v1; needed one of sft@v2, the reference") as refused:
         require_same_sft(recipe, policy, other)
     assert refused.value.exit_code == EXIT_VERIFICATION
+
+
+def test_one_of_another_sft_model_is_refused_before_the_reward_model_trains(store, policy, publish, open_recipe):
+    recipe = open_recipe("ppo.start=ppo@v1", "ppo.lora={rank: 4, alpha: 8}")
+    inputs = prepare(recipe, store.root, recipe.stages)
+    assert decide("rm", recipe, inputs, {"sft": store.get("sft@v1")}, store).action == "run"
+    other = publish(store, "sft", {"model.safetensors": b"other"})
+    with pytest.raises(StoreError, match=r"ppo\.start: found ppo@v1, which learnt from sft@v1; needed one of sft@v2"):
+        decide("rm", recipe, inputs, {"sft": other}, store)
