@@ -21,7 +21,7 @@ from data.mix import Mixed, MixedPart, mix_parts
 from data.schema import Comparison, DataError, Problem
 from data.system.drafts import make_draft
 from data.treatment import Treat, make_treatment
-from pipeline.errors import ConfigError, StoreError
+from pipeline.errors import ConfigError, ResourceError, StoreError
 from pipeline.inputs.demo import locate_source
 from pipeline.inputs.records import Reading, Told, read_data
 from pipeline.privacy.lists import find_forgotten, name_forgotten
@@ -96,7 +96,7 @@ def mix_sources(recipe: Recipe, store_root: Path, read: Read, *, keep_notes: boo
         forgotten = name_forgotten(store_root)
         try:
             found, directory = _mix_sources(recipe, store_root, read, keep_notes=keep_notes, told=told)
-        except (FileNotFoundError, DataError):
+        except (FileNotFoundError, ResourceError, DataError):
             if name_forgotten(store_root) == forgotten:
                 raise
             continue  # `rlhf forget` has removed what was mixed: anew, without what was forgotten

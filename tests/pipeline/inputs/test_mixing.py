@@ -171,7 +171,7 @@ def test_the_demo_stands_in_a_list_too(tmp_path):
     assert recipe.data.comparisons.train.parts[0].path == "demo@9:comparisons.train" and recipe.data.comparisons.eval is not None
 
 
-@pytest.mark.parametrize("step", ["_mix", "read_data"])
+@pytest.mark.parametrize("step", ["_mix", "_write", "read_data"])
 def test_what_is_forgotten_while_sources_are_mixed_does_not_stay_in_the_store(read, rank, store, tmp_path, monkeypatch, step):
     rank(range(6))
     path = tmp_path / "project" / "comparisons.jsonl"
@@ -179,7 +179,7 @@ def test_what_is_forgotten_while_sources_are_mixed_does_not_stay_in_the_store(re
     plain, calls = getattr(mixing, step), []
 
     def forget_once(*given, **named):
-        """Another process forgets a record, after the sources were read, or after the mixed files were written."""
+        """Another process forgets a record, after the sources were read, in the midst of writing the mixed files, or after that."""
         calls.append(step)
         if len(calls) == 1:
             secret = open_secret(store.root)
