@@ -59,6 +59,9 @@ def find_refusals(
     if isinstance(settings, SFTSettings) and settings.publish == "best" and zero3:
         needed = "whole weights to hold, which no process has at ZeRO stage 3"
         yield Refusal("sft.publish", f"found best, needed {needed}; set hardware.zero_stage: 2, or publish: last")
+    if isinstance(settings, SFTSettings) and settings.judge and settings.judge.llm and settings.judge.llm.samples != 1:
+        needed = "1, as SFT samples one answer to each prompt"
+        yield Refusal("sft.judge.llm.samples", f"found {settings.judge.llm.samples}, needed {needed}; leave it away")
     if isinstance(settings, PPOSettings) and settings.ema_decay is not None and zero3:
         needed = "whole weights to average, which no process has at ZeRO stage 3"
         yield Refusal("ppo.ema_decay", f"found {settings.ema_decay}, needed {needed}; set hardware.zero_stage: 2, or ema_decay: null")

@@ -82,6 +82,10 @@ def test_the_best_step_of_sft_needs_a_judge_where_that_chooses_and_whole_weights
     assert refused("sft", by_judge) == ["sft.publish_by"]
     assert list(find_refusals("sft", by_judge, HardwareSettings(), engine="none", num_processes=1, judge="mine:judge")) == []
     assert refused("sft", SFTSettings(publish="best", publish_by="judge", judge=JudgeSettings(reward_model="rm@v1"))) == []
+    llm = {"url": "http://h/v1", "model": "big"}
+    assert refused("sft", SFTSettings(judge=JudgeSettings.model_validate({"llm": llm}))) == []
+    more = JudgeSettings.model_validate({"llm": llm | {"samples": 2}})  # of one sampled answer to each prompt
+    assert refused("sft", SFTSettings(judge=more)) == ["sft.judge.llm.samples"]
     assert refused("sft", SFTSettings(publish="best")) == refused("sft", SFTSettings(publish_by="judge")) == []
     assert refused("sft", SFTSettings(publish="best"), ZERO_3) == ["sft.publish"]
     assert refused("sft", SFTSettings(), ZERO_3) == []
