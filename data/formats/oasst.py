@@ -4,7 +4,7 @@ A message is `text` from `prompter` or `assistant`; `rank` 0 is the best of its 
 to each message; comparisons are all messages with two or more ranked replies.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import cast
 
 from data.fields import Columns, FieldError, as_list, as_object, check_text, describe, present_columns
@@ -157,7 +157,23 @@ def gather(rows: Iterator[Row | Problem]) -> Iterator[Row | Problem]:
             cast(list[object], messages[parent][1]["replies"]).append(message)
         else:
             yield Problem(where, "parent_id", f"found {describe(parent)}, which no row has; needed the message before it; add or remove it")
+    for where, message in _find_circle(messages):
+        found = f"found {describe(message['parent_id'])}, which comes after this message too"
+        yield Problem(where, "parent_id", f"{found}; needed the message before it; correct it")
     yield from roots
+
+
+def _find_circle(messages: Mapping[str, Row]) -> Iterator[Row]:
+    """Yield the messages that are their own ancestors: no tree begins above them."""
+    settled: set[object] = set()
+    for start in messages:
+        above, name = list[object](), cast(object, start)
+        while isinstance(name, str) and name in messages and name not in settled:
+            above.append(name)
+            settled.add(name)
+            name = cast(Columns, messages[name][1]).get("parent_id")
+        if name in above:
+            yield from (messages[cast(str, each)] for each in above[above.index(name) :])
 
 
 NODE = ("message_id", "parent_id", "text", "role", "rank", "deleted", "review_result")

@@ -85,3 +85,12 @@ def test_bad_messages_are_told_where_they_stand(refused):
 def test_a_parent_that_is_no_name_is_told(refused, parent, told):
     (line,) = refused("demonstrations", *flat(TREE), {"message_id": "x", "parent_id": parent, "role": "assistant", "text": "Lost."})
     assert line.startswith("records.jsonl:9: parent_id: found ") and "which no row has" in line and told in line, line
+
+
+def test_messages_that_follow_each_other_in_a_circle_are_told_each_on_its_line(refused):
+    rows = [{"message_id": name, "parent_id": parent, "role": "prompter", "text": "Round."} for name, parent in ("ab", "bc", "cb", "dd")]
+    assert refused("prompts", *flat(TREE), *rows) == [
+        f"records.jsonl:{line}: parent_id: found the text '{parent}', which comes after this message too; needed the message before it; "
+        "correct it"
+        for line, parent in ((10, "c"), (11, "b"), (12, "d"))
+    ]
