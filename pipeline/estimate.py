@@ -4,6 +4,7 @@ recipe -> stages.tracing, a process -> bytes and operations of each phase -> pip
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -275,7 +276,8 @@ def parse_records(given: Iterable[str]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for text in given:
         kind, _, number = text.partition("=")
-        if kind not in KINDS or not number.replace("_", "").isdigit():
+        digits = number.replace("_", "")
+        if kind not in KINDS or not re.fullmatch(r"[1-9][0-9]{0,14}", digits):
             raise ConfigError([f"--records: found {text!r:.60}, needed {' or '.join(KINDS)} = a number, such as demonstrations=200000"])
-        counts[kind] = int(number)
+        counts[kind] = int(digits)
     return counts

@@ -89,7 +89,8 @@ def test_a_gpu_that_the_table_does_not_have_is_refused():
 
 def test_records_are_a_kind_and_a_number():
     assert parse_records(["demonstrations=200_000", "comparisons=5"]) == {"demonstrations": 200_000, "comparisons": 5}
-    for wrong in ("demos=5", "prompts", "prompts=many"):
+    assert parse_records(["prompts=1__000_"]) == {"prompts": 1000}
+    for wrong in ("demos=5", "prompts", "prompts=many", "prompts=", "prompts=²", "prompts=-1", "prompts=0", f"prompts={'9' * 5000}"):
         with raises(ConfigError, match="--records: found"):
             parse_records([wrong])
 
