@@ -36,7 +36,7 @@ def find_serving(rollout: RolloutSettings) -> Serving | None:
     """Say what serves; None: the policy's own forward decodes."""
     if rollout.engine != "vllm":
         return None
-    gpus = int(_read(rollout.options, _TENSOR_PARALLEL, 1))
+    gpus = max(int(_read(rollout.options, _TENSOR_PARALLEL, 1)), 1)  # 0 of them vLLM refuses
     if rollout.server is not None:
         return Serving(gpus, gpus, 0.0, known=False)
     shown = [found[1] for word in rollout.command if (found := re.fullmatch(r"CUDA_VISIBLE_DEVICES=([\d,]+)", word))]

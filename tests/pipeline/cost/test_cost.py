@@ -213,6 +213,7 @@ def test_a_server_has_its_own_gpus_or_a_share_of_the_stages():
     assert find(options=["--tensor-parallel-size=8", "--gpu-memory-utilization", "0.45"]) == Serving(8, 0, 0.45, sleeps=True)
     assert find(command=["env", "CUDA_VISIBLE_DEVICES=6,7", "vllm"], options=["-tp", "2"]) == Serving(2, 2, 0.0)
     assert find(server="http://node7:8000") == Serving(1, 1, 0.0, known=False)
+    assert find(options=["--tensor-parallel-size", "0"]).gpus == 1
 
 
 def test_a_server_shares_weights_and_rows_out_and_is_handed_new_weights():
