@@ -78,12 +78,13 @@ def count_answers(
         prefix: Of the phases.
         at_once: Answers of all processes that are given to the decoder in one call; None: all.
     """
-    call = math.ceil(min(at_once or answers, answers) / processes)
+    together = min(at_once or answers, answers)
+    call = math.ceil(together / processes)
     if not call:
         return Amount({f"{prefix}prefill": 0.0}, {f"{prefix}decode": 0.0}, rows, prompt)
     lengths = draw_lengths(quantiles, call)
     steps, fed = count_steps(lengths, max(round(rows), 1))
-    calls = answers / processes / call
+    calls = answers / together  # of fewer answers than processes each call goes to the end of one
     tokens = {f"{prefix}prefill": answers * prompt}
     return Amount(tokens, {f"{prefix}decode": calls * steps}, fed / steps if steps else 0.0, prompt + sum(lengths) / call / 2)
 

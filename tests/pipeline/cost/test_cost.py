@@ -107,6 +107,15 @@ def test_answers_are_decoded_in_batches_of_each_process():
     assert (amount.rows, amount.width) == (8, 20)
 
 
+def test_an_answer_takes_all_its_steps_however_many_processes_there_are():
+    def count(answers, processes):
+        return count_answers(answers, prompt=10, quantiles=[20], rows=8, processes=processes, prefix="", at_once=512).steps["decode"]
+
+    assert count(64, 64) == count(64, 256) == count(1, 1024) == 19
+    assert count(3, 2) == 19  # one process answers two, in two rows
+    assert count(1024, 128) == 2 * 19
+
+
 ROUND = GPU(memory=1e10, flops=1e12, bandwidth=1e11, link=1e9, watts=100, float32=1e11)
 
 
