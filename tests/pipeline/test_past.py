@@ -121,6 +121,60 @@ def test_a_run_that_was_resumed_or_ran_elsewhere_corrects_nothing(store, publish
     assert h100.stages[0].calibration.factor == approx(60 / 40)
 
 
+def record_attempts(store, publish, recipe, *attempts):
+    """A run with these attempts, and what each published, if anything."""
+    name, recorded = f"ppo-{7:016x}", []
+    begun = {"user": "u", "process": 1, "command": "rlhf run", "start": "2026-01-01T00:00:00+00:00"}
+    for host, outcome in attempts:
+        if outcome == "published":
+            fields = {"duration_s": 60.0, "device": "cpu", "world_size": 2, "run_id": name}
+            files = {"model/m": f"{len(recorded)}".encode(), "config.yaml": json.dumps(dump_recipe(recipe)).encode()}
+            ref = publish(store, "ppo", files, **fields).ref
+        recorded.append(begun | {"host": host, "outcome": outcome, "ref": ref if outcome == "published" else None})
+    run = store.root / "runs" / name
+    run.mkdir(parents=True)
+    (run / "run.json").write_text(json.dumps({"began": len(recorded), "attempts": recorded}))
+    (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in EVENTS))
+
+
+def test_each_run_by_force_of_the_same_inputs_is_whole_and_counts(store, publish, recipe):
+    here = socket.gethostname()
+    record_attempts(store, publish, recipe, ("elsewhere", "published"), (here, "published"), (here, "killed"), (here, "published"))
+    assert [read_taken(store.root, store.get(f"ppo@v{version}")).whole for version in (1, 2, 3)] == [True, True, False]
+    assert [ran_here(store.root, store.get(f"ppo@v{version}").manifest, "cpu") for version in (1, 2)] == [False, True]
+    assert [bool(read_taken(store.root, store.get(f"ppo@v{version}")).parts) for version in (1, 2, 3)] == [False, False, True]  # the last's
+    assert calibrate_estimate(say(PPO_PARTS), recipe, store).stages[0].calibration.runs == 1
+
+
+def test_what_was_pulled_from_elsewhere_says_nothing_of_this_cpu(store, publish, recipe):
+    artifact = publish_run(store, publish, recipe, seconds=600.0)
+    for path in (store.root / "runs" / artifact.manifest.run_id).iterdir():
+        path.unlink()
+    assert calibrate_estimate(say(PPO_PARTS), recipe, store).stages[0].calibration is None
+    outside = publish_run(store, publish, recipe, seconds=60.0)
+    (store.root / "runs" / outside.manifest.run_id).rename(store.root / "elsewhere")
+    forged = outside.manifest.model_copy(update={"run_id": "../elsewhere"})
+    assert not ran_here(store.root, forged, "cpu")
+
+
+def test_damaged_events_and_metrics_are_left_out_of_what_a_stage_took(store, publish, recipe, capsys):
+    huge = ["9" * 400, "1e999", "NaN", "-5", '"x"', "[" * 100_000]
+    lines = [f'{{"event": "progress", "phase": "held-out answers", "time": {value}}}\n' for value in huge]
+    rows = [f'{{"step": 3, "time/rollout_s": {value}}}\n' for value in huge]
+    files = {"model/m": b"1", "metrics.jsonl": "".join(rows).encode() + b"\xff\n", "config.yaml": json.dumps(dump_recipe(recipe)).encode()}
+    artifact = publish_run(store, publish, recipe, seconds=60.0, events=EVENTS, metrics={"peak_memory_bytes": float("nan")})
+    events = store.root / "runs" / artifact.manifest.run_id / "events.jsonl"
+    events.write_text(events.read_text() + "".join(lines))
+    other = publish(store, "ppo", files, duration_s=60.0, device="cpu", run_id=None)
+    keep_estimate(store.root, recipe, say(PPO_PARTS))
+    assert read_taken(store.root, artifact).parts["held-out answers"] == 3
+    assert read_taken(store.root, artifact).memory is None
+    assert "rollout" not in read_taken(store.root, other).parts
+    for each in (artifact, other):
+        print_cost(make_console(), compare_cost(store.root, each))
+    assert "peak memory" in capsys.readouterr().out
+
+
 def test_gpus_are_told_apart_by_their_names(store, publish, recipe):
     def runs_on(device, name):
         return ran_here(store.root, publish_run(store, publish, recipe, seconds=1.0, device=device).manifest, name)
