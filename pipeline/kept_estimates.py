@@ -1,23 +1,23 @@
-"""What `rlhf plan --cost` said, kept in the store for as long as what was said of has not run: `show` and the next plan compare.
+"""What `rlhf plan --cost` said last, kept in the store: `show` and the next plan compare it with what the stage took.
 
-<store>/estimates/<stage>-<digest of what the stage reads of the recipe>.json
+<store>/estimates/<stage>-<digest of what the stage reads of the recipe>-<machine>.json     may be removed at any time
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from data.secrets import redact_values
 from pipeline.estimate import Estimate, StageEstimate
 from pipeline.recipe.schema import Recipe
-from pipeline.store.directory import open_root
-from pipeline.store.disk import read_bounded, replace_durably, writing
+from pipeline.store.directory import Directory, open_root
+from pipeline.store.disk import locked, read_bounded, replace_durably, writing
 from pipeline.store.parts import ESTIMATES_DIR
 from stages.blocks import Closed
 from stages.spec import StageName
@@ -26,6 +26,8 @@ _MAX_BYTES = 1 << 20
 _ALWAYS = ("base_model", "revision", "data", "tokens")
 _READ_TOO: dict[str, tuple[str, ...]] = {"evaluate": ("ppo",), "ppo": ("rm",)}  # blocks of other stages that change what one costs
 _NO_COST = ("price_per_gpu_hour", "price_per_gb_month")
+_LOCK_FILE = ".lock"
+_Amount = Annotated[float, Field(ge=0, lt=1e30, allow_inf_nan=False)]  # what is damaged may hold any number
 
 
 class KeptEstimate(Closed):
@@ -33,9 +35,9 @@ class KeptEstimate(Closed):
 
     machine: str = Field(description="`cpu`, or the name of a GPU in the table.")
     processes: int
-    seconds: dict[str, float] = Field(description="Part -> seconds, before past runs are taken into account; empty: not known.")
-    factor: float = Field(1.0, description="By which they were then multiplied.")
-    memory: float = Field(description="Bytes of each process at its peak.")
+    seconds: dict[str, _Amount] = Field(description="Part -> seconds, before past runs are taken into account; empty: not known.")
+    factor: _Amount = Field(1.0, description="By which they were then multiplied.")
+    memory: _Amount = Field(description="Bytes of each process at its peak.")
     made_utc: str
 
 
@@ -60,18 +62,44 @@ def keep_estimate(root: Path, recipe: Recipe, estimate: Estimate) -> None:
         ResourceError: the store cannot be written (exit 5).
     """
     data = dump_recipe(recipe)
-    with writing(root / ESTIMATES_DIR), open_root(root, create=True) as store, store.enter(ESTIMATES_DIR, create=True) as directory:
+    with writing(root / ESTIMATES_DIR), ExitStack() as stack:
+        store = stack.enter_context(open_root(root, create=True))
+        directory = stack.enter_context(store.enter(ESTIMATES_DIR, create=True))
+        stack.enter_context(locked(_LOCK_FILE, dir_fd=directory.fd))
         for stage in estimate.stages:
-            kept = _make(stage, estimate)
-            name = f"{stage.stage}-{make_digest(stage.stage, data)}.json"
-            replace_durably(name, kept.model_dump_json(indent=1).encode() + b"\n", dir_fd=directory.fd)
+            name = f"{_begin_name(stage.stage, data)}{estimate.machine.name}.json"
+            content = _make(stage, estimate).model_dump_json(indent=1).encode() + b"\n"
+            replace_durably(name, content, dir_fd=directory.fd)
 
 
-def recall_estimate(root: Path, stage: StageName, recipe: Mapping[str, Any]) -> KeptEstimate | None:
-    """Recall what was said of a stage of a recipe, as plain data; None: nothing was, or it cannot be read any more."""
-    with suppress(OSError, ValueError), open_root(root) as store, store.enter(ESTIMATES_DIR) as directory:
-        content = read_bounded(f"{stage}-{make_digest(stage, recipe)}.json", _MAX_BYTES, dir_fd=directory.fd)
-        return KeptEstimate.model_validate_json(content)
+def recall_estimate(
+    root: Path, stage: StageName, recipe: Mapping[str, Any], is_machine: Callable[[str], bool] = lambda machine: False
+) -> KeptEstimate | None:
+    """Recall what was said of a stage of a recipe.
+
+    Args:
+        root: Of the store.
+        stage: Which one.
+        recipe: As plain data.
+        is_machine: Whether a machine is the one that is asked of; where nothing was said of it, what was said last counts.
+
+    Returns:
+        None: nothing was said, or it cannot be read any more.
+    """
+    found: list[KeptEstimate] = []
+    with suppress(OSError), open_root(root) as store, store.enter(ESTIMATES_DIR) as directory:
+        beginning = _begin_name(stage, recipe)
+        found += [kept for name in directory.names() if name.startswith(beginning) and (kept := _read(directory, name))]
+    return max(found, key=lambda kept: (is_machine(kept.machine), kept.made_utc), default=None)
+
+
+def _begin_name(stage: StageName, recipe: Mapping[str, Any]) -> str:
+    return f"{stage}-{make_digest(stage, recipe)}-"
+
+
+def _read(directory: Directory, name: str) -> KeptEstimate | None:
+    with suppress(OSError, ValueError):
+        return KeptEstimate.model_validate_json(read_bounded(name, _MAX_BYTES, dir_fd=directory.fd))
     return None
 
 

@@ -41,7 +41,7 @@ def _list_ratios(stage: StageEstimate, estimate: Estimate, recipe: Recipe, store
         if make_digest(stage.stage, read) == digest and artifact.manifest.world_size == estimate.processes:
             said = sum(part.seconds for part in stage.parts)
         else:
-            kept = recall_estimate(store.root, stage.stage, read)
+            kept = recall_estimate(store.root, stage.stage, read, lambda machine: machine == estimate.machine.name)
             said = sum(kept.seconds.values()) if kept and kept.machine == estimate.machine.name else 0.0
         if said > 0:
             yield taken.seconds / said

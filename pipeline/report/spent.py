@@ -1,6 +1,7 @@
 """What `rlhf plan --cost` said of a stage beside what it took: time by part, memory. For a terminal, and as plain data."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def compare_cost(root: Path, artifact: Artifact) -> dict[str, Any] | None:
     if taken is None or stage is None:
         return None
     recipe = read_recipe(artifact)
-    kept = recall_estimate(root, stage, recipe) if recipe is not None else None
+    kept = recall_estimate(root, stage, recipe, partial(ran_here, root, artifact.manifest)) if recipe is not None else None
     said = {part: seconds * kept.factor for part, seconds in sum_together(kept.seconds).items()} if kept else {}
     names = [*said, *(part for part in taken.parts if part not in said)]
     rows = [{"name": name, "unit": "s", "planned": said.get(name), "took": taken.parts.get(name)} for name in names]

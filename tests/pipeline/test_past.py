@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
 from pytest import approx, fixture
 
@@ -193,12 +194,40 @@ def test_what_a_stage_costs_by_is_what_it_reads_and_not_its_price(recipe):
     assert digest("evaluate") != digest("evaluate", "ppo.iterations=7")  # of which models are kept
 
 
+def test_plans_for_several_gpus_are_kept_beside_one_another(store, publish, recipe):
+    a100, h100 = (
+        say({"rollout": seconds}, machine=Machine(name, GPUS[name], 8e10, None)) for name, seconds in (("a100", 90.0), ("h100", 30.0))
+    )
+    keep_estimate(store.root, recipe, h100)
+    keep_estimate(store.root, recipe, a100)  # dearer, so the other is rented
+    artifact = publish_run(store, publish, recipe, seconds=60.0, device="NVIDIA H100 80GB HBM3")
+    cost = compare_cost(store.root, artifact)
+    assert cost["notes"] == [] and {row["name"]: row["planned"] for row in cost["rows"]}["rollout"] == 30
+    longer = load_recipe(find_recipe("demo"), ["ppo.iterations=120"], has_files=False)
+    assert calibrate_estimate(h100, longer, store).stages[0].calibration.factor == approx(60 / 30)
+    other = publish_run(store, publish, recipe, seconds=60.0, device="NVIDIA L4")
+    assert compare_cost(store.root, other)["notes"][0].startswith("planned for ")
+
+
+def test_two_plans_of_one_recipe_at_once_are_both_kept_whole(store, recipe):
+    def keep(_):
+        for _ in range(3):
+            keep_estimate(store.root, recipe, say(PPO_PARTS))
+            assert recall_estimate(store.root, "ppo", dump_recipe(recipe)).seconds == PPO_PARTS
+
+    with ThreadPoolExecutor(4) as threads:
+        assert len(list(threads.map(keep, range(4)))) == 4
+
+
 def test_a_kept_estimate_that_is_damaged_is_none(store, recipe):
     keep_estimate(store.root, recipe, say(PPO_PARTS))
     assert recall_estimate(store.root, "ppo", dump_recipe(recipe)).seconds == PPO_PARTS
-    (path,) = (store.root / "estimates").iterdir()
-    path.write_text("{")
-    assert recall_estimate(store.root, "ppo", dump_recipe(recipe)) is None
+    (path,) = (store.root / "estimates").glob("*.json")
+    whole = path.read_text()
+    wrong = [whole.replace("20.0", value) for value in ("NaN", "1e999", "-1", "9" * 400, '"x"', "[" * 100_000)]
+    for content in ("", "{", "null", *wrong, "\ud800"):
+        path.write_text(content, errors="surrogatepass")
+        assert recall_estimate(store.root, "ppo", dump_recipe(recipe)) is None
     again = dataclasses.replace(say(PPO_PARTS))
     keep_estimate(store.root, recipe, again)
     assert recall_estimate(store.root, "ppo", dump_recipe(recipe)).processes == 2
