@@ -54,6 +54,11 @@ def scale_up(recipe: Recipe, estimate: Estimate) -> list[Scaled]:
     return [_scale(recipe, estimate, gpus) for gpus in GPU_COUNTS]
 
 
+def holds_for_more(processes: int) -> bool:
+    """Whether a trace for so many holds for eight and more: one holds everything alone, those of more may have smaller micro-batches."""
+    return 1 < processes <= PER_MACHINE
+
+
 def _scale(recipe: Recipe, estimate: Estimate, gpus: int) -> Scaled:
     made, working = list[StageEstimate](), dict[StageName, int]()
     for stage in estimate.stages:

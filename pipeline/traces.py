@@ -89,7 +89,7 @@ def ask_trace(
             shares=setup.engine == "deepspeed",
             on_gpu=gpu is not None,
             data={} if measure else _find_local(recipe, stages, root),
-            answers=round(lengths["comparisons"].answers) if lengths and "comparisons" in lengths and lengths["comparisons"].known else 2,
+            answers=max(round(lengths["comparisons"].answers), 2) if lengths and "comparisons" in lengths else 2,
             measure=measure,
             report_path=path,
         )

@@ -1,10 +1,13 @@
 """`rlhf plan --cost`: what a recipe needs, printed and kept to be compared with what it takes."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.cli.options import make_console, open_store_to_write, print_json, say
+from rich.console import Console
+
+from pipeline.cli.options import make_console, open_store_to_write, print_json, require_stages, say
 from pipeline.errors import ConfigError, ResourceError
-from pipeline.estimate import make_estimate, parse_records
+from pipeline.estimate import Estimate, make_estimate, parse_records
 from pipeline.fits import find_fits
 from pipeline.kept_estimates import keep_estimate
 from pipeline.machine import choose_machine
@@ -13,7 +16,7 @@ from pipeline.plan import Selection
 from pipeline.recipe.load import find_recipe, load_recipe
 from pipeline.recipe.schema import Recipe
 from pipeline.report.costs import estimate_data, print_estimate, print_fits, print_scale, scale_data
-from pipeline.scale import PER_MACHINE, scale_up
+from pipeline.scale import PER_MACHINE, holds_for_more, scale_up
 from stages.spec import StageName, with_ancestors
 
 
@@ -21,6 +24,7 @@ def print_cost(
     recipe: str,
     overrides: list[str],
     selection: Selection,
+    named: Iterable[str | None],
     store: Path | None,
     gpu: str | None,
     records: list[str],
@@ -35,6 +39,7 @@ def print_cost(
         recipe: As it was named.
         overrides: Of `--set`.
         selection: Which stages.
+        named: Those of them that were named.
         store: That was named.
         gpu: Of the table; None: this machine.
         records: Of `--records`.
@@ -48,11 +53,13 @@ def print_cost(
         return load_recipe(find_recipe(recipe), [*overrides, *more], with_ancestors(selection.run), has_files=False)
 
     resolved = read({})
+    require_stages(resolved, *named)
     stages: list[StageName] = [stage for stage in selection.run if stage in resolved.stages]
     waiting, opened = make_console(err=True), open_store_to_write(store, resolved)
     machine = choose_machine(resolved.hardware, gpu)
     if scale and machine.gpu is None:
         raise ConfigError(["--scale: found this machine's CPU, needed a GPU of the table; give --gpu h100"])
+    wide = read({"hardware.processes": str(PER_MACHINE), "hardware.nodes": "1"}) if scale else resolved
     with waiting.status("tracing what the stages need") as status:
         counts = parse_records(records)
         made = make_estimate(resolved, stages, opened.root, machine, records=counts, told=status.update)
@@ -65,13 +72,9 @@ def print_cost(
         scaled = []
         if scale:
             status.update("scaling up")
-            wide = read({"hardware.processes": str(PER_MACHINE)})
-            alike = resolved.hardware.processes > 1  # else it was traced as one process holds everything
+            alike = holds_for_more(estimate.processes)
             scaled = scale_up(wide, made if alike else make_estimate(wide, stages, opened.root, machine, records=counts))
-    try:
-        keep_estimate(opened.root, resolved, estimate)
-    except ResourceError as error:
-        say(waiting, f"not kept to be compared with what it takes: {error}")
+    _keep(opened.root, resolved, estimate, waiting)
     if as_json:
         print_json(estimate_data(estimate, fits) | ({"scale": scale_data(scaled)} if scale else {}))
         return
@@ -80,3 +83,15 @@ def print_cost(
         print_fits(make_console(), stage, found, estimate)
     if scale:
         print_scale(make_console(), scaled, estimate)
+
+
+def _keep(root: Path, recipe: Recipe, estimate: Estimate, waiting: Console) -> None:
+    """Keep what was said where it can be; a store that is made for it is told, as its path may be mistyped."""
+    was_there = root.exists()
+    try:
+        keep_estimate(root, recipe, estimate)
+    except ResourceError as error:
+        say(waiting, f"not kept to be compared with what it takes: {error}")
+    else:
+        if not was_there:
+            say(waiting, f"made {root}, where this is kept to be compared with what it takes")

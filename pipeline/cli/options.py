@@ -89,11 +89,16 @@ def open_recipe(name: str, overrides: list[str], stages: tuple[StageName, ...], 
     from pipeline.recipe.load import find_recipe, load_recipe
 
     recipe = load_recipe(find_recipe(name), overrides, stages, to_run=to_run)
-    if absent := [stage for stage in named if stage is not None and stage not in recipe.stages]:
-        raise typer.BadParameter(f"found {absent[0]}, but the recipe has no block of that name; add `{absent[0]}: {{}}` to it")
+    require_stages(recipe, *named)
     if recipe.data.texts is not None and not any("texts" in data_inputs(stage, recipe.settings(stage)) for stage in recipe.stages):
         print("note: data.texts is read by no stage; add `pretrain: {}` or ppo.ptx_data: texts, or leave it away", file=sys.stderr)
     return recipe
+
+
+def require_stages(recipe: "Recipe", *named: str | None) -> None:
+    """Refuse the name of a stage that a recipe does not have."""
+    if absent := [stage for stage in named if stage is not None and stage not in recipe.stages]:
+        raise typer.BadParameter(f"found {absent[0]}, but the recipe has no block of that name; add `{absent[0]}: {{}}` to it")
 
 
 def absolute_recipe(recipe: str) -> str:

@@ -87,7 +87,7 @@ def plan_command(
     store: StoreOption = None,
     as_json: JsonOption = False,
     cost: Annotated[
-        bool, typer.Option("--cost", help="Say instead what it needs: memory, disk, time, money. Nothing is downloaded.")
+        bool, typer.Option("--cost", help="Say instead what it needs: memory, disk, time, money; kept in the store beside what it takes.")
     ] = False,
     gpu: Annotated[
         str | None,
@@ -118,8 +118,9 @@ def plan_command(
         overrides = [*([f"hardware.processes={gpus}"] if gpus else []), *overrides]  # a change that is pasted behind it counts
         from pipeline.cli.costs import print_cost
 
-        selection = select_stages(only, from_stage, until, force)
-        print_cost(recipe, overrides, selection, store, gpu, records, explain=explain, scale=scale, as_json=as_json)
+        refuse_idle({"--force": force}, "beside --cost, which counts all stages, reused or not; needed one of them; leave it away")
+        selection, named = select_stages(only, from_stage, until, force), (only, from_stage, until)
+        print_cost(recipe, overrides, selection, named, store, gpu, records, explain=explain, scale=scale, as_json=as_json)
         return
     idle = {"--gpu": gpu, "--gpus": gpus, "--records": records, "--explain": explain, "--scale": scale}
     refuse_idle(idle, "without --cost; needed both; add --cost")

@@ -6,21 +6,24 @@ import subprocess
 import sys
 
 from pytest import approx, fixture, mark, raises
+from typer import BadParameter
 
+from pipeline.cli.costs import _keep
 from pipeline.cli.options import make_console
+from pipeline.cli.recipes import plan_command
 from pipeline.cost.changes import list_changes
 from pipeline.cost.memory import PhaseMemory
 from pipeline.cost.setup import Setup
 from pipeline.cost.times import Spent
 from pipeline.cost.verdict import Verdict
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StoreError
 from pipeline.estimate import Estimate, StageEstimate, _sum_host, make_estimate, parse_records
 from pipeline.fits import Fit
 from pipeline.machine import Machine, choose_machine
 from pipeline.recipe.load import find_recipe, load_recipe
 from pipeline.report.costs import print_estimate
 from pipeline.room import warn_of_room
-from pipeline.scale import list_limits, scale_up
+from pipeline.scale import holds_for_more, list_limits, scale_up
 from stages.blocks import HardwareSettings
 from stages.settings import EvaluateSettings, PPOSettings, SFTSettings
 from stages.tracing.report import Depth, TraceReport
@@ -77,6 +80,39 @@ def test_a_machine_that_is_too_small_does_not_fit(recipe, tmp_path):
     machine = Machine("cpu", None, 1e6, None)
     estimate = make_estimate(read, ["sft"], tmp_path, machine, with_time=False)
     assert estimate.stages[0].verdict.word == "does not fit"
+
+
+@mark.parametrize(
+    ("options", "said"),
+    [
+        ({"only": "pretrain"}, "found pretrain, but the recipe has no block of that name"),
+        ({"force": True}, "found --force beside --cost"),
+        ({"scale": True, "overrides": ["rm.batch_size=12"]}, "rm.batch_size: found 12, needed a multiple of the number of processes"),
+    ],
+)
+def test_what_nothing_could_be_said_of_is_refused_before_a_trace(recipe, tmp_path, options, said):
+    with raises((BadParameter, StoreError, ConfigError), match=said):
+        plan_command(str(recipe), cost=True, gpu="h100", store=tmp_path / "store", **{"overrides": [], "records": []} | options)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_plan_is_kept_where_it_can_be_and_a_store_that_is_made_for_it_is_told(recipe, tmp_path, capsys):
+    read = load_recipe(find_recipe(str(recipe)), [], has_files=False)
+    estimate = Estimate(Machine("cpu", None, 1e10, None), 1, [], {}, [], TraceReport(resident=0, import_s=0.0))
+    store = tmp_path / "new" / "store"
+    _keep(store, read, estimate, make_console(err=True))
+    assert capsys.readouterr().err == f"made {store}, where this is kept to be compared with what it takes\n"
+    _keep(store, read, estimate, make_console(err=True))
+    assert capsys.readouterr().err == ""
+    (store / "estimates" / ".lock").unlink()
+    (store / "estimates").rmdir()
+    (store / "estimates").symlink_to(tmp_path)  # is not followed
+    _keep(store, read, estimate, make_console(err=True))
+    assert capsys.readouterr().err.startswith(f"not kept to be compared with what it takes: {store}/estimates: a link")
+
+
+def test_a_trace_for_fewer_than_eight_processes_or_eight_holds_for_more_and_none_for_more_than_eight():
+    assert [holds_for_more(processes) for processes in (1, 2, 8, 16)] == [False, True, True, False]
 
 
 def test_a_gpu_that_the_table_does_not_have_is_refused():
