@@ -17,6 +17,7 @@ from pipeline.cost.setup import Setup
 from stages.tracing.report import FEW_ROWS, Depth
 
 _LEARNING = ("forward", "backward", "update", "ptx")
+_BOTH_WAYS = ("update", "ptx")  # forward and backward in one phase
 _IN_4_BITS = 1.5  # bytes a weight, below which linear layers are held in 4 bits
 _HIDDEN = 0.5  # of what is sent while products run
 
@@ -155,7 +156,7 @@ def _count_sent(amount: Amount, need: Depth, tokens: dict[str, int], setup: Setu
         for phase, through in amount.phases.items():
             if tokens.get(phase):
                 micro_batches = max(through / tokens[phase] / setup.processes, steps if phase in _LEARNING else 0.0)
-                sent += (2 if phase == "update" else 1) * need.whole * share * micro_batches
+                sent += (2 if phase in _BOTH_WAYS else 1) * need.whole * share * micro_batches
     return sent
 
 

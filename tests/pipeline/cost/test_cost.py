@@ -162,6 +162,19 @@ def test_where_nothing_learns_each_process_holds_whole_models_and_sends_nothing(
         assert spent.seconds == approx(60 / (4 * 0.40))
 
 
+def test_at_stage_3_weights_come_for_each_micro_batch_forward_and_backward():
+    names = ("forward", "backward", "update", "ptx")
+    need = make_depth(2, {name: {"start": 0, "peak": 0, "flops": 0} for name in names}, learning=[0], whole=400, held=400)
+
+    def wait(*phases):
+        amount = Amount(dict.fromkeys(phases, 40.0))
+        spent = time_on_gpus("", amount, need, dict.fromkeys(names, 10), GPU(1, 1.0, 1, 1.0, 1, 1), Setup("deepspeed", 2, 2, 3))
+        return spent.sending_s
+
+    # Two micro-batches on each of two processes, half of 400 B each time; half of that is hidden.
+    assert wait("forward", "backward") == wait("update") == wait("ptx") == 2 * 2 * 200 / 2
+
+
 def test_held_out_records_are_not_packed():
     lengths = {"demonstrations": Lengths(records=100, prompt=10, response=10, held_out=5, known=True)}
     settings = SFTSettings(packing=True, epochs=1, eval_samples=0)
