@@ -33,7 +33,7 @@ from stages.spec import EXIT_USAGE, StageName, checkpoint_name
 from stages.trainer_args import find_refused_arguments
 
 _ROW_BYTES = 300  # of a row of figures
-_SMALL_FILES, _RANK_STATE = 40 * 1024, 16 * 1024  # of a checkpoint: configurations, arguments, COMPLETE.json; a rank's generators
+_SMALL_FILES, _RANK_STATE = 28 * 1024, 16 * 1024  # of a checkpoint: configurations, arguments, COMPLETE.json; a rank's generators
 _MOMENTS = {"sgd": 1, "ademamix": 3}  # how often an optimizer holds what learns; others twice at most
 _DEFAULTS = {"optim": "adamw_torch_fused"}  # over which a user's trainer_args go
 
