@@ -163,7 +163,7 @@ def gather(rows: Iterator[Row | Problem]) -> Iterator[Row | Problem]:
     yield from roots
 
 
-def _find_circle(messages: Mapping[str, Row]) -> Iterator[Row]:
+def _find_circle(messages: Mapping[str, tuple[str, Columns]]) -> Iterator[tuple[str, Columns]]:
     """Yield the messages that are their own ancestors: no tree begins above them."""
     settled: set[object] = set()
     for start in messages:
@@ -171,7 +171,7 @@ def _find_circle(messages: Mapping[str, Row]) -> Iterator[Row]:
         while isinstance(name, str) and name in messages and name not in settled:
             above.append(name)
             settled.add(name)
-            name = cast(Columns, messages[name][1]).get("parent_id")
+            name = messages[name][1].get("parent_id")
         if name in above:
             yield from (messages[cast(str, each)] for each in above[above.index(name) :])
 

@@ -14,7 +14,7 @@ from pipeline.score import score
 from pipeline.store.artifact import Artifact
 from pipeline.store.store import Store
 from stages.spec import DataSource
-from stages.statistics.bootstrap import Estimate, estimate_mean
+from stages.statistics.bootstrap import Estimate, estimate_share
 
 Told = Callable[[int, int], None]
 
@@ -45,7 +45,7 @@ def measure_elsewhere(model: Artifact, rankings: Artifact, told: Told) -> Estima
                 better, worse = (one, other) if record.ranks[one] < record.ranks[other] else (other, one)
                 right.append((np.sign(own[better] - own[worse]) + 1) / 2)
                 clusters.append(number)
-    return estimate_mean(np.array(right), np.array(clusters)) if right else None
+    return estimate_share(np.array(right), np.array(clusters)) if right else None
 
 
 def measure_before(earlier: Round, store: Store) -> Estimate | None:
