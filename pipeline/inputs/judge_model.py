@@ -42,7 +42,7 @@ def find_judge_model(recipe: Recipe, stage: StageName, store_root: Path, *, veri
     """Find the reward model that judges in a stage; None: none does. In a run each byte of an artifact is compared.
 
     Raises:
-        ConfigError: It is an artifact that is not there, or not of a reward model (exit 2).
+        ConfigError: It is an artifact that is not there, or not of a reward model; or SFT's is whichever is the newest (exit 2).
         StoreError: A file of it cannot be read (exit 5), or is not there (exit 4); an artifact is withdrawn or damaged (exit 3).
     """
     judge = named_judge(recipe.settings(stage))
@@ -53,6 +53,9 @@ def find_judge_model(recipe: Recipe, stage: StageName, store_root: Path, *, veri
     if not names_artifact(named):
         revision = pin_revision(named, judge.revision)
         return JudgeModel(named, revision, identify_model(named, revision))
+    if stage == "sft" and named == "rm":
+        found = "found rm, the newest one, which each run may replace after SFT: the next run would train SFT anew"
+        raise ConfigError([f"{place}: {key}: {found}; needed one that stays; give rm@v1 or the like"])
     store = Store(store_root)
     try:
         artifact = store.get(named)

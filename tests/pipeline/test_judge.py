@@ -106,6 +106,16 @@ def test_an_artifact_is_a_judge_if_it_is_a_reward_model(store, publish, recipe_p
     assert find("some/hub-model").path == "some/hub-model"
 
 
+def test_sft_is_not_judged_by_whichever_reward_model_is_the_newest(store, publish, recipe_path):
+    publish(store, "rm")
+    chosen_by = ["sft.publish=best", "sft.publish_by=judge", "sft.eval_samples=4"]
+    recipe = load_recipe(recipe_path, [*chosen_by, "sft.judge.reward_model=rm"])
+    with pytest.raises(ConfigError, match=r"--set: sft.judge.reward_model: found rm, the newest one, .* give rm@v1 or the like"):
+        prepare(recipe, store.root, ["sft"])
+    recipe = load_recipe(recipe_path, [*chosen_by, "sft.judge.reward_model=rm@v1"])
+    assert "sft" in prepare(recipe, store.root, ["sft"]).judge_models
+
+
 def test_a_judge_that_is_damaged_or_withdrawn_is_refused_as_any_input_of_a_stage(store, publish, recipe_path):
     judge = publish(store, "rm")
     recipe = load_recipe(recipe_path, ["evaluate={}", "evaluate.judge.reward_model=rm@v1"])
