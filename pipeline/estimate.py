@@ -27,7 +27,7 @@ from pipeline.recipe.schema import Recipe
 from pipeline.text import format_bytes
 from pipeline.traces import ask_trace, find_lengths, make_setup
 from stages.process.need import KEPT, count_saves, measure_most
-from stages.settings import PPOSettings, StageSettings, TrainingSettings
+from stages.settings import PPOSettings, SFTSettings, StageSettings, TrainingSettings
 from stages.spec import STAGES, StageName, data_inputs
 from stages.tracing.report import Depth, StageTrace, TraceReport
 
@@ -42,6 +42,7 @@ class StageEstimate:
         verdict: Of the device's memory.
         parts: Time of each part; empty where it is not known.
         disk: Bytes at the most, while it runs.
+        held: Of them, those of models beside the checkpoints.
         serving: The vLLM server that answers for it.
         calibration: What past runs say of such times.
     """
@@ -53,6 +54,7 @@ class StageEstimate:
     verdict: Verdict
     parts: list[Spent]
     disk: int
+    held: int = 0
     serving: Serving | None = None
     calibration: Calibration | None = None
 
@@ -166,8 +168,7 @@ def _estimate_stage(
     if machine.gpu is not None and serving is not None:
         taken += serving.share * machine.memory
     limits = (recipe.tokens.max_prompt_tokens, recipe.tokens.max_response_tokens)
-    kept = (recipe.ppo.iterations - 1) // recipe.ppo.keep_every if recipe.ppo.keep_every else 0
-    amounts = list_parts(settings, lengths, limits, setup.processes, kept)
+    amounts = list_parts(settings, lengths, limits, setup.processes, _count_kept(recipe.ppo))
     saves = _count_saves(settings, amounts["train"].steps["optimizer"] if "train" in amounts else 0.0)
     parts: list[Spent] = []
     if with_time and machine.gpu is not None:
@@ -177,8 +178,9 @@ def _estimate_stage(
         own = {name: amount for name, amount in amounts.items() if not (serving and "decode" in amount.steps)}
         parts = [time_measured(name, amount, measured, timed.tokens, setup.processes, step_s) for name, amount in own.items()]
         parts.append(Spent("start", report.import_s, "importing libraries"))
-    disk = measure_most(need.checkpoint, need.output, saves)
-    return StageEstimate(stage, need, setup, phases, judge(taken, machine.memory), parts, disk, serving)
+    held = _measure_held(settings, need)
+    disk = measure_most(need.checkpoint, need.output, saves) + held
+    return StageEstimate(stage, need, setup, phases, judge(taken, machine.memory), parts, disk, held, serving)
 
 
 def _time_part(
@@ -195,6 +197,20 @@ def _time_part(
         return time_on_gpus(name, amount, need, trace.tokens, gpu, setup)
     handed = 4.0 * need.learning[0] if settings.lora else 2.0 * need.parameters  # an adapter, or all weights in bfloat16
     return time_served(name, amount, need, gpu, serving.gpus, handed, settings.iterations if name == "rollout" else 1.0)
+
+
+def _count_kept(settings: StageSettings) -> int:
+    """Say of how many iterations PPO keeps the model, as `stages.ppo.kept` does."""
+    if not isinstance(settings, PPOSettings) or not settings.keep_every:
+        return 0
+    return (settings.iterations - (settings.publish == "last")) // settings.keep_every
+
+
+def _measure_held(settings: StageSettings, need: Depth) -> int:
+    """Say what models beside the checkpoints take: those that PPO keeps, and those that may be the best."""
+    chooses = isinstance(settings, SFTSettings | PPOSettings) and settings.publish == "best"
+    looks = (settings.iterations - 1) // settings.eval_every if isinstance(settings, PPOSettings) else KEPT + 1
+    return _count_kept(settings) * need.kept + chooses * min(looks, KEPT + 1) * need.best
 
 
 def _count_saves(settings: StageSettings, steps: float) -> int:
@@ -238,7 +254,7 @@ def _sum_host(phase: PhaseMemory, processes: int) -> int:
 def _tell_prices(recipe: Recipe, made: list[StageEstimate], lengths: Mapping[RecordKind, Lengths]) -> Iterator[str]:
     """Say what is paid for beside GPUs, where the recipe says what it costs."""
     if (price := recipe.hardware.price_per_gb_month) is not None:
-        size = sum(each.need.output for each in made)
+        size = sum(each.need.output + _count_kept(recipe.settings(each.stage)) * each.need.kept for each in made)
         yield f"artifacts: {format_bytes(size)} stay in the store, ${price_storage(size, price):,.2f} a month"
     if recipe.rounds is not None and (price := recipe.rounds.price_per_ranking) is not None:
         prompts = recipe.sample.prompts or lengths["prompts"].records

@@ -36,4 +36,6 @@ def extrapolate(trace: StageTrace) -> Depth:
         cache=whole(small.cache, large.cache),
         checkpoint=whole(small.checkpoint, large.checkpoint),
         output=whole(small.output, large.output),
+        kept=whole(small.kept, large.kept),
+        best=whole(small.best, large.best),
     )

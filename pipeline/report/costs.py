@@ -128,7 +128,9 @@ def explain_estimate(estimate: Estimate) -> Iterator[str]:
         for phase in stage.phases:
             yield f"  {phase.name}: {_explain_phase(phase)}"
         yield f"  with allocator, libraries and context {stage.verdict.need:,.0f} B of {stage.verdict.room:,.0f} B: {stage.verdict.word}"
-        yield f"  disk: at most 3 checkpoints of {need.checkpoint:,} B at once, or 2 and an artifact of {need.output:,} B: {stage.disk:,} B"
+        held = f", and {stage.held:,} B of models that are kept" if stage.held else ""
+        disk = f"at most 3 checkpoints of {need.checkpoint:,} B at once, or 2 and an artifact of {need.output:,} B{held}"
+        yield f"  disk: {disk}: {stage.disk:,} B"
         for part in stage.parts:
             yield f"  {part.name}: {part.seconds:,.1f} s = {part.how}"
 

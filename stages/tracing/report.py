@@ -65,6 +65,8 @@ class Depth(Closed):
     cache: int = Field(default=0, description="Bytes of keys and values of one token.")
     checkpoint: int = Field(description="Bytes of a checkpoint on the disk, in one process.")
     output: int = Field(description="Bytes of the published model, without its tokenizer.")
+    kept: int = Field(default=0, description="The same of the model of an iteration that PPO keeps beside it.")
+    best: int = Field(default=0, description="Bytes of what is held of one that may be the best so far.")
 
 
 class StageTrace(Closed):

@@ -220,16 +220,18 @@ def _describe(job: Job, learners: list[Any], held: list[Any], settings: Training
     weights = {id(weight): weight for module in held for weight in (*module.parameters(), *module.buffers())}.values()
     published = published if published is not None else held[0]
     whole = {id(weight): weight for weight in published.parameters()}.values()
-    checkpoint = output = 0
+    checkpoint = output = kept = best = 0
     if settings is not None:
         lora = settings.lora
         output = measure_published(published, 0, merge=bool(lora and lora.merge))
         if isinstance(settings, PPOSettings):
             copies = 4 if job.spec.hardware.engine == "deepspeed" else 3
-            policy = measure_trained(learners[0], copies + bool(settings.ema_decay is not None))
-            checkpoint = policy + measure_trained(learners[1], copies)
+            best = measure_trained(learners[0], copies + bool(settings.ema_decay is not None))
+            checkpoint = best + measure_trained(learners[1], copies)
+            kept = measure_published(published, 0, merge=False)
         else:
             checkpoint = measure_weights(published) + measure_trained(published, 2)
+            best = measure_trained(published, 1)
     return Depth(
         layers=job.layers,
         phases=job.phases,
@@ -239,5 +241,7 @@ def _describe(job: Job, learners: list[Any], held: list[Any], settings: Training
         whole=sum(weight.untyped_storage().nbytes() for weight in whole),
         checkpoint=checkpoint,
         output=output,
+        kept=kept,
+        best=best,
         accumulates=False,
     )

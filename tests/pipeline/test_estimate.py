@@ -17,7 +17,7 @@ from pipeline.cost.setup import Setup
 from pipeline.cost.times import Spent
 from pipeline.cost.verdict import Verdict
 from pipeline.errors import ConfigError, StoreError
-from pipeline.estimate import Estimate, StageEstimate, _sum_host, make_estimate, parse_records
+from pipeline.estimate import Estimate, StageEstimate, _measure_held, _sum_host, make_estimate, parse_records
 from pipeline.fits import Fit
 from pipeline.machine import Machine, choose_machine
 from pipeline.recipe.load import find_recipe, load_recipe
@@ -211,6 +211,20 @@ def test_more_gpus_bring_less_and_less_and_the_plan_says_what_holds_them_up(reci
 def test_a_small_model_is_not_looked_at_before_it_runs(recipe, tmp_path):
     read = load_recipe(find_recipe(str(recipe)), ["hardware.device=cpu"], has_files=False)
     assert warn_of_room(read, ["sft"], tmp_path) == []
+
+
+def test_the_disk_holds_models_that_are_kept_and_those_that_may_be_the_best():
+    need = Depth(layers=2, phases={}, parameters=1, learning=[1], held=1, whole=1, checkpoint=1, output=1, kept=100, best=7)
+
+    def measure(**settings):
+        return _measure_held(PPOSettings.model_validate({"iterations": 60} | settings), need)
+
+    assert measure() == 0
+    assert measure(keep_every=10) == 5 * 100  # the last is published anyway
+    assert measure(keep_every=10, publish="best", eval_every=10) == 6 * 100 + 3 * 7  # of two checkpoints, and one more
+    assert measure(publish="best", eval_every=50) == 7
+    assert _measure_held(SFTSettings(publish="best", eval_every=10), need) == 3 * 7
+    assert _measure_held(EvaluateSettings(), need) == 0
 
 
 def test_each_process_of_a_machine_loads_and_one_saves():

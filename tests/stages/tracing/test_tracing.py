@@ -83,6 +83,8 @@ def test_a_gpu_decodes_by_a_narrow_copy_and_a_cache_of_one_block(config, acceler
     # Keys and values in bfloat16: 2 layers, 2 heads of 16 numbers; a GPU's cache has 128 columns to spare.
     assert gpu.cache == wide.cache == 2 * 2 * 2 * 16 * 2
     rows, columns = 4, 64 + 128 + 32
+    assert wide.kept == wide.output > 4 * 4 * (2 * (64 + 64))  # an adapter, as it is published
+    assert wide.best > 3 * 4 * wide.learning[0]  # with its moments
     assert gpu.phases["rollout/widen"].start - gpu.phases["rollout/prefill"].start == approx(rows * columns * gpu.cache, rel=0.05)
 
 
