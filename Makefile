@@ -60,7 +60,7 @@ endif
 lock: $(STAMP) ## Write requirements.lock: every package that setup installs, with the sha256 of the file that your index serves for this machine
 	@mkdir -p build
 	$(VENV)/bin/python -m pip install --dry-run --ignore-installed --quiet --report build/lock.json --constraint constraints.txt '.[$(EXTRAS)]' hatchling editables
-	@$(VENV)/bin/python -c '$(WRITE_LOCK)' < build/lock.json > requirements.lock
+	@$(VENV)/bin/python -c '$(WRITE_LOCK)' < build/lock.json > build/requirements.lock && mv build/requirements.lock requirements.lock
 
 pretrain: $(STAMP) ## Stage 0, continued pre-training, for a recipe that has it
 	@$(RLHF) run --until pretrain $(ARGS)

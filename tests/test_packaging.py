@@ -90,7 +90,10 @@ def test_a_lock_holds_every_package_with_its_hash_and_nothing_else_is_installed_
     (tmp_path / "build").mkdir()
     (tmp_path / "build" / "lock.json").write_text(json.dumps({"install": report}))
     (write,) = [line for line in make("-n", "lock") if "requirements.lock" in line]
-    subprocess.run(["bash", "-c", write.replace(".venv/bin/python", sys.executable)], cwd=tmp_path, check=True)
+    command = ["bash", "-c", write.replace(".venv/bin/python", sys.executable)]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    (tmp_path / "build" / "lock.json").write_text("{}")  # as a pip that failed may leave it
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode != 0
     assert (tmp_path / "requirements.lock").read_text() == f"a==1.5 --hash=sha256:{'5' * 64}\n"
 
 
