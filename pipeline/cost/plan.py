@@ -53,7 +53,8 @@ def list_parts(
     if isinstance(settings, SFTSettings) and settings.eval_samples:
         # Nobody knows how long answers will be: as long as those that are learnt; greedy ones and sampled ones.
         quantiles = _quantiles_of(lengths, limits[1])
-        answers = count_answers(float(settings.eval_samples), found.prompt, quantiles, _SFT_ROWS, 1, "answers/")
+        asked = float(min(settings.eval_samples, found.held_out) if found.known else settings.eval_samples)
+        answers = count_answers(asked, found.prompt, quantiles, _SFT_ROWS, 1, "answers/")
         parts["answers"] = _times(answers, 2.0)
     return parts
 

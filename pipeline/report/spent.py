@@ -41,7 +41,8 @@ def compare_cost(root: Path, artifact: Artifact) -> dict[str, Any] | None:
     if kept is None:
         notes.append("not planned: `rlhf plan --cost` before a run is kept, and compared here")
     elif not ran_here(root, artifact.manifest, kept.machine):
-        notes.append(f"planned for {kept.machine}, ran on {artifact.manifest.device}")
+        cpu = kept.machine == "cpu" and (artifact.manifest.device or "").startswith("cpu")
+        notes.append(f"planned for {kept.machine}, ran on {artifact.manifest.device}{' of another host, as far as is known' * cpu}")
     if not taken.whole:
         notes.append("it was interrupted and went on: what it took is of the last attempt alone")
     return {"rows": rows, "notes": notes, "planned_utc": kept.made_utc if kept else None}

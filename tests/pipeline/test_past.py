@@ -152,6 +152,8 @@ def test_what_was_pulled_from_elsewhere_says_nothing_of_this_cpu(store, publish,
     for path in (store.root / "runs" / artifact.manifest.run_id).iterdir():
         path.unlink()
     assert calibrate_estimate(say(PPO_PARTS), recipe, store).stages[0].calibration is None
+    keep_estimate(store.root, recipe, say(PPO_PARTS))
+    assert compare_cost(store.root, artifact)["notes"] == ["planned for cpu, ran on cpu (1 threads) of another host, as far as is known"]
     outside = publish_run(store, publish, recipe, seconds=60.0)
     (store.root / "runs" / outside.manifest.run_id).rename(store.root / "elsewhere")
     forged = outside.manifest.model_copy(update={"run_id": "../elsewhere"})

@@ -184,6 +184,16 @@ def test_held_out_records_are_not_packed():
     assert looks == 2  # after the epoch, and in the end
 
 
+def test_sft_answers_no_more_prompts_than_are_held_out():
+    def count(**held):
+        lengths = {"demonstrations": Lengths(records=100, prompt=10, response=10, **held)}
+        return list_parts(SFTSettings(eval_samples=64), lengths, (60, 40), 1)["answers"].phases["answers/prefill"]
+
+    # Greedy and sampled.
+    assert (count(), count(held_out=5, known=True), count(held_out=500, known=True)) == (2 * 640, 2 * 50, 2 * 640)
+    assert count(held_out=0, known=True) == 0
+
+
 def test_responses_by_vllm_are_counted_apart_from_what_the_stage_itself_computes():
     lengths = {"prompts": Lengths(8, 10, 0), "demonstrations": Lengths(8, 10, 20)}
     parts = list_parts(PPOSettings.model_validate({"rollout": {"engine": "vllm"}, "eval_samples": 4}), lengths, (60, 40), 1)
