@@ -295,9 +295,9 @@ def test_a_judge_beside_the_recipe_is_asked_about_a_record_of_each_kind_before_a
     asked = (tmp_path / "asked").read_text().splitlines()
     assert [line.split(",")[0] for line in asked] == ["('question 0'"] and "'answer 0'" in asked[0]
     bring_up("judge=myjudge:judge")
-    assert len((tmp_path / "asked").read_text().splitlines()) == 3  # of SFT's and of PPO's prompts, although SFT is reused
+    assert len((tmp_path / "asked").read_text().splitlines()) == 2  # of PPO's prompts: SFT is reused
     bring_up("judge=myjudge:judge")
-    assert len((tmp_path / "asked").read_text().splitlines()) == 3  # nothing runs
+    assert len((tmp_path / "asked").read_text().splitlines()) == 2  # nothing runs
 
 
 @pytest.mark.slow
