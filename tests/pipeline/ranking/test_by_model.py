@@ -47,6 +47,7 @@ def test_answers_are_ranked_in_both_orders_and_marked_as_a_models(ask, said):
     assert f"prompts and answers go to m-1 at {server.url}" in told.stdout
 
 
+@pytest.mark.slow
 def test_a_judge_that_likes_the_first_place_gives_ties_and_that_is_a_figure(ask, said, rlhf_here):
     with ChatServer(lambda body: "VERDICT: A").serving() as server:
         ask(server)
@@ -57,6 +58,7 @@ def test_a_judge_that_likes_the_first_place_gives_ties_and_that_is_a_figure(ask,
     assert "agreement with people (alpha)           not known: no set was ranked by both" in told
 
 
+@pytest.mark.slow
 def test_the_same_command_asks_nothing_twice_and_other_guidelines_are_another_judge(ask, tmp_path):
     (tmp_path / "guide.md").write_text("Prefer short answers.")
     with ChatServer(prefers(len)).serving() as server:
@@ -78,6 +80,7 @@ def test_the_same_command_asks_nothing_twice_and_other_guidelines_are_another_ju
     assert not list((tmp_path / "store" / "replies").iterdir())
 
 
+@pytest.mark.slow
 def test_the_limit_on_the_cost_holds_over_all_runs_and_what_was_judged_stands(ask, said):
     prices = ("--price-input", "1000", "--price-output", "1000")  # a reply: 110 tokens, 0.11
     with ChatServer(prefers(len)).serving() as server:
@@ -127,6 +130,7 @@ def test_people_rank_what_a_model_has_ranked_and_how_far_they_agree_is_told(ask,
     assert {json.loads(line)["judged_by"] for line in (tmp_path / "ranked.jsonl").read_text().splitlines()} == {"model m-1"}
 
 
+@pytest.mark.slow
 def test_a_recipe_names_the_judge_and_its_key_is_never_written(rlhf_here, ask, tmp_path, monkeypatch):
     monkeypatch.setenv("JUDGE_API_KEY", "sk-canary-123456789")
     with ChatServer(prefers(len)).serving() as server:

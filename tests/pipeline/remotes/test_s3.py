@@ -56,6 +56,7 @@ def other(tmp_path):
     return Store(tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_artifacts_go_to_s3_and_back_and_what_is_there_is_told_by_its_hash(store, publish, other, bucket):
     publish_chain(store, publish)
     remote = open_remote(f"{bucket}/team/rlhf")

@@ -109,6 +109,7 @@ def test_a_run_that_is_over_is_told_with_its_exit_code(store, begin):
     assert read_exit_code({"outcome": "stopped", "exit_code": 130}) == 130
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_json", [False, True])
 def test_watching_in_a_pipe_is_a_line_for_each_change_until_the_run_ends(store, begin, tmp_path, as_json):
     command = [sys.executable, "-P", "-m", "pipeline.cli", "watch", "--store", str(store.root), *(["--json"] if as_json else [])]

@@ -116,6 +116,7 @@ def test_a_bill_of_materials_is_valid_and_names_files_data_packages_and_ancestor
     assert make_bill(chain.get("rm"), chain.lineage("rm")) == text
 
 
+@pytest.mark.slow
 def test_what_is_valid_by_the_validator_is_not_everything(chain):
     from cyclonedx.schema import SchemaVersion
     from cyclonedx.validation.json import JsonStrictValidator

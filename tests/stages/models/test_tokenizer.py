@@ -73,6 +73,7 @@ def test_settling_what_was_settled_changes_nothing(tmp_path, family):
     assert (again.eos_token_id, again.pad_token_id, len(again)) == (tokenizer.eos_token_id, tokenizer.pad_token_id, len(tokenizer))
 
 
+@pytest.mark.slow
 def test_new_tokens_are_made_only_where_the_vocabulary_has_none_to_spare(tmp_path):
     grown = {}
     for family, layout in LAYOUTS.items():

@@ -21,6 +21,7 @@ def iterate(make_trainer, ranks, **settings):
     return [weight.detach().cpu().clone() for module in modules for weight in module.parameters()], rows, trainer
 
 
+@pytest.mark.slow
 def test_iterations_on_a_gpu_leave_the_weights_of_the_cpu(make_trainer, ranks, tiny):
     settings = {
         "ppo_epochs": 1,
@@ -40,6 +41,7 @@ def test_iterations_on_a_gpu_leave_the_weights_of_the_cpu(make_trainer, ranks, t
         torch.testing.assert_close(ours, weight, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_in_bfloat16_on_a_gpu_ratio_and_kl_start_as_they_must(make_trainer):
     with pretend_gpu():
         _, rows, _ = iterate(make_trainer, Ranks(Accelerator()), bfloat16=True)
