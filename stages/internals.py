@@ -38,6 +38,7 @@ __all__ = [
     "find_refused_modules",
     "get_attention",
     "get_leaves",
+    "get_own_numbers",
     "get_piece",
     "get_storage_key",
     "is_compiled",
@@ -154,6 +155,12 @@ def is_partitioned(parameter: torch.Tensor) -> bool:
 def get_piece(parameter: Any) -> torch.Tensor:
     """Get this rank's piece of a weight that is shared out."""
     return parameter.ds_tensor
+
+
+def get_own_numbers(parameter: Any, rank: int) -> torch.Tensor:
+    """Get a rank's piece of a weight that is shared out, without the padding behind the last number, in which DeepSpeed leaves anything."""
+    piece = parameter.ds_tensor
+    return piece[: max(0, parameter.ds_numel - rank * piece.numel())]
 
 
 def count_elements(parameter: Any) -> int:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from stages.blocks import HardwareSettings
-from stages.internals import get_piece, is_partitioned
+from stages.internals import get_own_numbers, is_partitioned
 from stages.models import precision
 from stages.models.adapters import is_unmerged_adapter, merge_adapter
 from stages.models.classifier import find_classifier
@@ -147,7 +147,9 @@ def finish_loading(model: Any, hardware: HardwareSettings, ways: Ways, alike: Ca
         enable_packing(model)
 
 
-def count_broken_weights(model: torch.nn.Module) -> torch.Tensor:
+def count_broken_weights(model: torch.nn.Module, rank: int) -> torch.Tensor:
     """Count the weights that learn, whole tensors, in which this rank holds a number that is not finite."""
-    learning = [get_piece(weight) if is_partitioned(weight) else weight for weight in model.parameters() if weight.requires_grad]
+    learning = [
+        get_own_numbers(weight, rank) if is_partitioned(weight) else weight for weight in model.parameters() if weight.requires_grad
+    ]
     return torch.stack([~weight.detach().isfinite().all() for weight in learning]).sum()

@@ -10,6 +10,7 @@ from stages.models.weights import count_broken_weights
 from stages.ppo.advantages import SumOverRanks
 from stages.ppo.update import UpdateStats
 from stages.process.errors import StageError
+from stages.process.ranks import Ranks
 from stages.spec import EXIT_VERIFICATION
 from stages.warnings.ppo import MAX_OWN_GAP, MAX_OWN_GAP_BFLOAT16
 
@@ -46,13 +47,13 @@ def require_same_policy(logprob_gap: float, iteration: int) -> None:
         )
 
 
-def require_finite_weights(modules: Iterable[nn.Module], iteration: int, sum_over_ranks: SumOverRanks) -> None:
+def require_finite_weights(modules: Iterable[nn.Module], iteration: int, ranks: Ranks) -> None:
     """Refuse weights that are not finite, on any rank, before anything is sampled from them, saved or published.
 
     Raises:
         StageError: with their number; `iteration` counts from 1.
     """
-    broken = int(sum_over_ranks(torch.stack([count_broken_weights(module) for module in modules]).sum()))
+    broken = int(ranks.sum(torch.stack([count_broken_weights(module, ranks.index) for module in modules]).sum()))
     if broken:
         raise StageError(
             f"iteration {iteration}: {broken} trained weights hold numbers that are not finite; needed: finite ones; lower "

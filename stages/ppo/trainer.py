@@ -239,7 +239,7 @@ class PPOTrainer:
         everything, seed = gather_experience(self.ranks, experience), derive_seed(self.seed, _UPDATE, self.iteration, 0)
         stats = self.updater.update(everything, seed, train_policy=self.trains_policy, told=partial(self.tell, "minibatches"))
         require_finite_update(stats, self.iteration + 1)
-        require_finite_weights((self.actor.module, self.critic.module), self.iteration + 1, self.ranks.sum)
+        require_finite_weights((self.actor.module, self.critic.module), self.iteration + 1, self.ranks)
         return stats
 
     def _record(

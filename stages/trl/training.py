@@ -53,7 +53,8 @@ def train(trainer: SFTTrainer | RewardTrainer, context: StageContext) -> int:
         # Always an explicit path: transformers' own finder takes a half-written checkpoint.
         trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
     model: Any = trainer.model
-    broken = int(Ranks(trainer.accelerator).sum(count_broken_weights(model)))
+    ranks = Ranks(trainer.accelerator)
+    broken = int(ranks.sum(count_broken_weights(model, ranks.index)))
     if broken:
         raise StageError(_describe_divergence(context, f"{broken} trained weights hold numbers that are not finite"))
     return trainer.state.global_step

@@ -18,10 +18,12 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from stages.ppo import guards
 from stages.process.context import StageContext
 from stages.process.distributed import start_deepspeed
 from stages.process.runtime import leave_result, start_process
 from stages.spec import read_spec
+from stages.trl import training
 
 
 class Killed(BaseException):
@@ -55,6 +57,15 @@ class Resident:
 
             return make_engine
 
+        def spoil_before(check):
+            def check_all(model, rank):
+                spoil_padding(model, rank)
+                return check(model, rank)
+
+            return check_all
+
+        for module in (guards, training):
+            module.count_broken_weights = spoil_before(module.count_broken_weights)
         torch.nn.modules.module.register_module_parameter_registration_hook(note)
         deepspeed.zero.GatheredParameters.__enter__ = count_after(deepspeed.zero.GatheredParameters.__enter__)
         deepspeed.initialize = count_before(deepspeed.initialize)
@@ -76,6 +87,13 @@ class Resident:
         gc.collect()  # what loading has thrown away
         sizes = self.count()
         self.path.write_text(json.dumps({"elements": sum(sizes), "largest": max(sizes), "held": self.peak}))
+
+
+def spoil_padding(model, rank):
+    """Fill what lies behind the last number of a weight in pieces, which DeepSpeed leaves as the memory was: nobody may look there."""
+    for weight in model.parameters():
+        if (piece := getattr(weight, "ds_tensor", None)) is not None and piece.is_floating_point():
+            piece[max(0, weight.ds_numel - rank * piece.numel()) :] = torch.nan
 
 
 RESIDENT = Resident()
