@@ -134,7 +134,7 @@ def _read_run(root: Path, manifest: Manifest, *, with_events: bool = True) -> tu
     with suppress(OSError, ValueError), open_root(root) as store, store.enter(f"{RUNS_DIR}/{manifest.run_id}") as run_dir:
         record = read_record(run_dir)
         if with_events and (record is None or _find_attempt(record, manifest) == len(record.attempts) - 1):
-            rows = _read_lines(read_bounded("events.jsonl", _MAX_BYTES, dir_fd=run_dir.fd))
+            rows = _read_lines(read_bounded("events.jsonl", _MAX_BYTES, dir_fd=run_dir.fd).splitlines())
             events = [(time, row) for row in rows if (time := _read_amount(row.get("time"))) is not None]
     return record, events
 
@@ -142,15 +142,16 @@ def _read_run(root: Path, manifest: Manifest, *, with_events: bool = True) -> tu
 def _sum_metrics(path: Path) -> dict[str, float]:
     sums: dict[str, float] = {}
     with suppress(OSError, ValueError):
-        for row in _read_lines(read_bounded(path, _MAX_BYTES)):
+        timed = (line for line in read_bounded(path, _MAX_BYTES).splitlines() if b'"time/' in line)  # the others need not be parsed
+        for row in _read_lines(timed):
             for part, name in _METRICS.items():
                 if (value := _read_amount(row.get(name))) is not None:
                     sums[part] = sums.get(part, 0.0) + value
     return sums
 
 
-def _read_lines(content: bytes) -> Iterable[dict[str, Any]]:
-    for line in content.splitlines():
+def _read_lines(lines: Iterable[bytes]) -> Iterable[dict[str, Any]]:
+    for line in lines:
         with suppress(ValueError):
             yield read_line(line)
 
