@@ -10,7 +10,7 @@ from typing import Literal
 
 from pipeline.report.scales import format_value
 from pipeline.text import count
-from stages.evaluate.results import Comparison, Evaluation, OverOptimisation
+from stages.evaluate.results import Comparison, CurvePoint, Evaluation, OverOptimisation
 from stages.result import Interval
 from stages.statistics.bootstrap import Estimate
 from stages.statistics.intervals import wilson_interval
@@ -41,9 +41,15 @@ def tell_evaluation(evaluation: Evaluation) -> Verdict:
         told = _tell_comparison(main, evaluation)
         return Verdict(f"{told.sentence}; but {evaluation.judge_doubt}", "open" if told.news == "good" else told.news)
     curve = evaluation.over_optimisation
-    if curve is not None and curve.over_optimised and (told := _tell_over_optimised(curve, main, evaluation)):
-        return Verdict(told, "bad")
-    return _tell_comparison(main, evaluation)
+    told = _tell_comparison(main, evaluation)
+    best = None if curve is None or not curve.over_optimised else curve.at(curve.stop_iteration)
+    if curve is None or best is None or best.judge is None:
+        return told
+    fell, published = _tell_fall(curve, best, evaluation), curve.at(evaluation.published)
+    if published is not curve.curve[-1] and published.iteration in (best.iteration, *curve.stop_may_be):
+        return Verdict(f"{told.sentence}. That is iteration {published.iteration}: later PPO over-optimised: {fell}", told.news)
+    wins = f"{write_estimate(main.win_rate.estimate, share=True)} over {name_model(main.a)} by {_name_scorer(main, evaluation)}"
+    return Verdict(f"PPO over-optimised: {fell}; {_tell_where_to_stop(curve, best)}; what is published wins {wins}", "bad")
 
 
 def tell_artifact(
@@ -172,20 +178,20 @@ def _tell_comparison(main: Comparison, evaluation: Evaluation) -> Verdict:
     return Verdict(_start(f"{b} is better than {a}: {wins}{difference}"), "good")
 
 
-def _tell_over_optimised(curve: OverOptimisation, main: Comparison, evaluation: Evaluation) -> str:
-    """Say where the judge turned while the score went on; nothing where the curve does not have that point."""
-    best = next((point for point in curve.curve if point.iteration == curve.stop_iteration), None)
-    if best is None or best.judge is None:
-        return ""
-    last, unit = curve.curve[-1], evaluation.judge_unit
+def _tell_fall(curve: OverOptimisation, best: CurvePoint, evaluation: Evaluation) -> str:
+    """Say where the judge turned while the score went on."""
+    last = curve.curve[-1]
     fell = f"fell to {write_estimate(last.judge)}" if last.judge is not None else "fell"
-    where = f"it should have stopped at iteration {best.iteration} (KL {_write_short(best.kl)} nats, at the end {_write_short(last.kl)})"
+    highest = f"{write_estimate(best.judge)} {evaluation.judge_unit}" if best.judge is not None else "its best"
+    judged = f"the judge was highest at iteration {best.iteration} with {highest} and {fell}{name_stops(curve)}"
+    return f"{judged}, while the reward model's score went from {_write_short(best.score.value)} to {_write_short(last.score.value)}"
+
+
+def _tell_where_to_stop(curve: OverOptimisation, best: CurvePoint) -> str:
     if best.iteration == 0:
-        where = "it should not have begun: raise ppo.kl_coef, look at what the reward model cannot see"
-    judged = f"the judge was highest at iteration {best.iteration} with {write_estimate(best.judge)} {unit} and {fell}{name_stops(curve)}"
-    scored = f"the reward model's score went from {_write_short(best.score.value)} to {_write_short(last.score.value)}"
-    published = f"{write_estimate(main.win_rate.estimate, share=True)} over {name_model(main.a)} by {_name_scorer(main, evaluation)}"
-    return f"PPO over-optimised: {judged}, while {scored}; {where}; what is published wins {published}"
+        return "it should not have begun: raise ppo.kl_coef, look at what the reward model cannot see"
+    kls = f"KL {_write_short(best.kl)} nats, at the end {_write_short(curve.curve[-1].kl)}"
+    return f"it should have stopped at iteration {best.iteration} ({kls})"
 
 
 def _tell_power(main: Comparison) -> str:

@@ -45,9 +45,9 @@ def measure_over_optimisation(measured: dict[str, Measured], *, may_judge: bool 
     judged = may_judge and all(found.by("judge") is not None for found in points)
     scores_PM = sft.scores_N.reshape(-1, sft.answers.samples)
     frontier = trace_frontier(scores_PM)
-    last = curve[-1]
+    published = next((found for found in steps if found.subject.model == "ppo"), None)
     best = max(range(len(curve)), key=lambda place: _value(curve[place], "judge")) if judged else None
-    share = share_of_frontier(frontier, last.kl, last.score.value)
+    share, share_at_least = (None, None) if published is None else _measure_share(scores_PM, frontier, published)
     return OverOptimisation(
         curve=curve,
         score_fit=_fit(curve, "score"),
@@ -55,7 +55,7 @@ def measure_over_optimisation(measured: dict[str, Measured], *, may_judge: bool 
         best_of_n=_list_best_of_n(sft, scores_PM),
         frontier=_thin(frontier[1:]),
         share_of_frontier=share,
-        share_at_least=_bound_share(scores_PM, points[-1]) if share is None and last.kl > frontier[-1].kl else None,
+        share_at_least=share_at_least,
         stop_iteration=None if best is None else curve[best].iteration,
         stop_may_be=() if best is None else _list_highest(points, curve[best].iteration),
         over_optimised=None if best is None else _fell_behind(points[best], points[-1]),
@@ -109,11 +109,16 @@ def _fell_behind(best: Measured, last: Measured) -> bool:
     return judge_high is not None and judge_high < 0 and difference("score")[0] > 0
 
 
-def _bound_share(scores_PM: Floats, last: Measured) -> Estimate | None:
-    assert last.scores_N is not None and last.k1_N is not None
-    prompts_N = last.answers.prompts_N
-    gain_P = average_by_cluster(last.scores_N, prompts_N) - scores_PM.mean(axis=1)
-    return bound_share(scores_PM, average_by_cluster(last.k1_N, prompts_N), gain_P)
+def _measure_share(scores_PM: Floats, frontier: list[FrontierPoint], published: Measured) -> tuple[float | None, Estimate | None]:
+    """Measure how much of the possible score the published policy gained, or a bound of it where its KL lies beyond the samples."""
+    point = _make_point(published)
+    share = share_of_frontier(frontier, point.kl, point.score.value)
+    if share is not None or point.kl <= frontier[-1].kl:
+        return share, None
+    assert published.scores_N is not None and published.k1_N is not None
+    prompts_N = published.answers.prompts_N
+    gain_P = average_by_cluster(published.scores_N, prompts_N) - scores_PM.mean(axis=1)
+    return None, bound_share(scores_PM, average_by_cluster(published.k1_N, prompts_N), gain_P)
 
 
 def _list_highest(points: Sequence[Measured], highest: int) -> tuple[int, ...]:

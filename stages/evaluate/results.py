@@ -137,7 +137,7 @@ class OverOptimisation(Closed):
     frontier: tuple[FrontierPoint, ...] = Field(
         (), description="The best score that samples of SFT allow at each KL; penalties are finite."
     )
-    share_of_frontier: float | None = Field(None, description="Score that PPO gained / what the frontier allows at its KL.")
+    share_of_frontier: float | None = Field(None, description="Score that the published PPO gained / what the frontier allows at its KL.")
     share_at_least: Estimate | None = Field(
         None, description="A bound of that share from below, where PPO's KL lies beyond what samples show."
     )
@@ -146,6 +146,10 @@ class OverOptimisation(Closed):
     over_optimised: bool | None = Field(
         None, description="The judge fell behind its highest point by more than its interval while the score rose; None: nothing can tell."
     )
+
+    def at(self, iteration: int | None) -> CurvePoint:
+        """Find the point of an iteration; the last one where there is none."""
+        return next((point for point in self.curve if point.iteration == iteration), self.curve[-1])
 
 
 class Evaluation(Closed):
@@ -167,6 +171,11 @@ class Evaluation(Closed):
     reward_card: RewardCard | None = None
     over_optimisation: OverOptimisation | None = None
     missing: tuple[str, ...] = Field(default=(), description="What could not be measured, why, and what to do: one line each.")
+
+    @property
+    def published(self) -> int | None:
+        """The iteration that PPO published: with `ppo.publish: best` it need not be the last that it kept."""
+        return next((answers.iteration for answers in self.answers if answers.model == "ppo"), None)
 
 
 def read_evaluation(artifact_dir: Path) -> Evaluation:

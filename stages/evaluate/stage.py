@@ -179,9 +179,10 @@ class Evaluator:
         elif over_optimisation.over_optimised is None:
             needed = "a judge of every model" if self.judge_doubt is None else "a judge that PPO did not learn from"
             self._miss(f"where PPO should have stopped: without {needed} nothing can tell; give judge: module:function")
-        if over_optimisation is not None and over_optimisation.share_of_frontier is None:
+        kl_N = measured["ppo-sampled"].k1_N
+        if over_optimisation is not None and over_optimisation.share_of_frontier is None and kl_N is not None:
             seen = over_optimisation.frontier[-1].kl if over_optimisation.frontier else 0.0
-            found = f"PPO's KL is {over_optimisation.curve[-1].kl:.2g}, and samples of SFT show what is possible up to {seen:.2g}"
+            found = f"PPO's KL is {kl_N.mean():.2g}, and samples of SFT show what is possible up to {seen:.2g}"
             at_least = over_optimisation.share_at_least
             bound = ""
             if at_least is not None and at_least.low is not None and at_least.high is not None and at_least.low > 0:

@@ -90,8 +90,7 @@ def show_over_optimisation(found: OverOptimisation, evaluation: Evaluation) -> S
     kls = [point.kl for point in found.curve] + [point.kl_bound for point in found.best_of_n] + [point.kl for point in found.frontier]
     x = Axis(_KL, _root_ticks(max(kls, default=1.0)))
     proxy = Axis("reward model's score")
-    published = next((answers.iteration for answers in evaluation.answers if answers.model == "ppo"), None)
-    series = _curve_series(found, judged=False, published=published)
+    series = _curve_series(found, judged=False, published=evaluation.published)
     series += (
         [Series("possible from SFT samples", [(math.sqrt(point.kl), point.score) for point in found.frontier])] if found.frontier else []
     )
@@ -99,10 +98,10 @@ def show_over_optimisation(found: OverOptimisation, evaluation: Evaluation) -> S
     pictures = [Picture(title, Markup(line_chart("proxy", title, series, x, proxy, 300)), _curve_table(title, found, judged=False))]
     if any(point.judge is not None for point in found.curve):
         title = f"The judge, {evaluation.judge_unit}"
-        judged = _curve_series(found, judged=True, published=published)
+        judged = _curve_series(found, judged=True, published=evaluation.published)
         picture = Markup(line_chart("judged", title, judged, x, Axis(evaluation.judge_unit), 300))
         pictures.append(Picture(title, picture, _curve_table(title, found, judged=True)))
-    return Section("over-optimisation", "Over-optimisation", texts=_tell_curve(found, evaluation.judge_doubt), pictures=pictures)
+    return Section("over-optimisation", "Over-optimisation", texts=_tell_curve(found, evaluation), pictures=pictures)
 
 
 def draw_checkpoints(found: Sequence[tuple[str, OverOptimisation]]) -> list[Picture]:
@@ -229,23 +228,27 @@ def _curve_table(title: str, found: OverOptimisation, *, judged: bool) -> Markup
     return Markup(table(title, ("", "KL, nats", "value (95 % interval)"), cells))
 
 
-def _tell_curve(found: OverOptimisation, judge_doubt: str | None) -> list[str]:
+def _tell_curve(found: OverOptimisation, evaluation: Evaluation) -> list[str]:
     told: list[str] = []
-    last = found.curve[-1]
+    published, last = found.at(evaluation.published), found.curve[-1]
+    ppo = "PPO" if published is last else f"What PPO published, iteration {published.iteration},"
     if found.share_of_frontier is not None:
-        low, before = last.score.low, found.curve[0].score.value
+        low, before = published.score.low, found.curve[0].score.value
         chance = (
             "; its score is not above SFT's by more than chance, so this may be chance too" if low is not None and low <= before else ""
         )
-        told.append(f"PPO reached {100 * found.share_of_frontier:.0f} % of the score possible at this KL{chance}.")
-    elif found.frontier and last.kl > found.frontier[-1].kl:
-        seen, bound = f"PPO's KL of {_round(last.kl)} nats lies beyond what samples of SFT can show", found.share_at_least
+        told.append(f"{ppo} reached {100 * found.share_of_frontier:.0f} % of the score possible at this KL{chance}.")
+    elif found.frontier and published.kl > found.frontier[-1].kl:
+        seen, bound = (
+            f"The KL of what PPO published, {_round(published.kl)} nats, lies beyond what samples of SFT can show",
+            found.share_at_least,
+        )
         if bound is not None and (bound.low or 0.0) > 0:
             told.append(f"{seen}; of the score possible there it reached at least {write_estimate(bound, share=True)}, by a bound.")
         else:
             told.append(f"{seen}, so no share of what is possible is given.")
-    if judge_doubt is not None:
-        told.append(f"Nothing can tell where to stop: {judge_doubt}.")
+    if evaluation.judge_doubt is not None:
+        told.append(f"Nothing can tell where to stop: {evaluation.judge_doubt}.")
     elif found.stop_iteration is None:
         told.append(
             "No judge has seen these answers, so nothing can tell where to stop: a rising score alone looks the same when it fools."

@@ -20,12 +20,14 @@ from pipeline.report.page.findings import show_over_optimisation
 from pipeline.report.page.render import render
 from pipeline.report.page.write import has_desktop, write_report
 from pipeline.report.show import page_data
-from stages.evaluate.results import CurvePoint, Evaluation, OverOptimisation
+from stages.evaluate.results import Answers, CurvePoint, Evaluation, OverOptimisation
 from stages.result import StageWarning
 from stages.spec import EXIT_MISSING
 from stages.statistics.bootstrap import Estimate
 from stages.statistics.frontier import FrontierPoint
 from tests.pipeline.report.evaluations import FOOLED, publish_evaluation, publish_line, simulate
+
+FEW = Estimate(1.0, None, None, 4, 4)
 
 
 def write_failed_run(store, stage, reason, start="2999-01-01T00:00:00.000+00:00", outcome="failed"):
@@ -89,10 +91,21 @@ def test_the_share_of_what_is_possible_is_said_where_samples_of_sft_show_it():
     assert texts[0].endswith("at this KL; its score is not above SFT's by more than chance, so this may be chance too.")
     beyond = OverOptimisation(curve=(points[0], points[1].model_copy(update={"kl": 9.0})), frontier=frontier)
     texts = show_over_optimisation(beyond, Evaluation(prompts=4)).texts
-    assert texts[0] == "PPO's KL of 9 nats lies beyond what samples of SFT can show, so no share of what is possible is given."
+    assert (
+        texts[0]
+        == "The KL of what PPO published, 9 nats, lies beyond what samples of SFT can show, so no share of what is possible is given."
+    )
     bounded = beyond.model_copy(update={"share_at_least": Estimate(0.39, 0.367, 0.417, 4, 4)})
     texts = show_over_optimisation(bounded, Evaluation(prompts=4)).texts
     assert texts[0].endswith("; of the score possible there it reached at least 39 % (37 % to 42 %), by a bound.")
+
+
+def test_the_share_of_what_is_possible_names_the_iteration_that_was_published():
+    curve = [CurvePoint(iteration=i, kl=i / 10, score=Estimate(i / 9, None, None, 4, 4)) for i in (0, 10, 20)]
+    found = OverOptimisation(curve=tuple(curve), frontier=(FrontierPoint(1.0, 1.5, 1.1, 5.0),), share_of_frontier=0.624)
+    published = Answers(model="ppo", way="sampled", iteration=10, samples_per_prompt=4, response_tokens=FEW, finished=FEW)
+    texts = show_over_optimisation(found, Evaluation(prompts=4, answers=(published,))).texts
+    assert texts[0] == "What PPO published, iteration 10, reached 62 % of the score possible at this KL."
 
 
 def test_a_run_that_fooled_the_reward_model_says_so_and_where_to_stop(store, publish):

@@ -5,10 +5,12 @@ import math
 import pytest
 
 from pipeline.report.verdict import tell_artifact, tell_evaluation, tell_failure, write_share
-from stages.evaluate.results import Comparison, CurvePoint, Evaluation, LLMAsked, OverOptimisation
+from stages.evaluate.results import Answers, Comparison, CurvePoint, Evaluation, LLMAsked, OverOptimisation
 from stages.result import Interval
 from stages.statistics.bootstrap import Estimate
 from stages.statistics.comparison import MeanDifference, WinRate
+
+FEW = Estimate(1.0, None, None, 4, 4)
 
 
 def estimate(value, low, high, clusters=200):
@@ -84,6 +86,16 @@ def test_over_optimisation_says_where_it_should_have_stopped_even_where_ppo_won(
         "model's score went from 1 to 2; it should have stopped at iteration 10 (KL 4 nats, at the end 8); what is published wins 66 % "
         "(60 % to 72 %) over SFT by the judge"
     )
+
+
+def test_a_best_iteration_that_was_published_is_not_blamed_for_what_came_after_it():
+    published = Answers(model="ppo", way="sampled", iteration=10, samples_per_prompt=4, response_tokens=FEW, finished=FEW)
+    told = evaluate(compare(0.84, 0.8, 0.88), answers=(published,), over_optimisation=over_optimised(10))
+    verdict = tell_evaluation(told)
+    assert verdict.news == "good" and verdict.sentence.startswith("PPO is better than SFT: PPO wins 84 %")
+    assert ". That is iteration 10: later PPO over-optimised: the judge was highest at iteration 10 with 78 (75 to 81)" in verdict.sentence
+    late = published.model_copy(update={"iteration": 20})
+    assert tell_evaluation(told.model_copy(update={"answers": (late,)})).news == "bad"
 
 
 def test_a_judge_that_only_fell_says_that_ppo_should_not_have_begun():
