@@ -124,13 +124,14 @@ def _serve(artifact: Artifact) -> Iterator[str]:
         "the logit:",
         "",
         "```",
-        "vllm serve NAME --runner pooling --pooler-config '{\"use_activation\": false}'",
+        "vllm serve NAME --dtype float32 --runner pooling --pooler-config '{\"use_activation\": false}'",
         "curl localhost:8000/classify -H 'Content-Type: application/json' -d '{",
         '  "model": "NAME", "input": "the rendered prompt, the answer, the end token",',
         '  "add_special_tokens": false, "use_activation": false}\'',
         "```",
         "",
-        "From a server that does apply it: logit = log(p / (1 - p)), exact only where p is far from 0 and 1.",
+        "Without `--dtype float32` it computes in 16 bits: a logit of 2.704 became 2.703. From a server that does apply the activation:",
+        "logit = log(p / (1 - p)), exact only where p is far from 0 and 1.",
         "",
     )
 

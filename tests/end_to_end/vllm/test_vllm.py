@@ -2,10 +2,19 @@
 
 import json
 import os
+import re
+import shlex
 import signal
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import httpx2
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from pipeline.store.store import Store
 from tests.waiting import wait_until
@@ -71,3 +80,57 @@ def test_a_server_that_dies_ends_the_run_with_a_message_and_the_next_run_goes_on
     pipeline.run()
     (resumed,) = (steps for steps in pipeline.resumed_steps().values() if len(steps) == 2)
     assert resumed[1] > 0
+
+
+@contextmanager
+def serve(card, model):
+    """Serve an export by the command of its card, a little faster to start."""
+    (command,) = re.findall(r"vllm serve NAME.*", card)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = [str(model) if word == "NAME" else word for word in shlex.split(command)[1:]]
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    process = subprocess.Popen([VLLM, *words, "--enforce-eager", "--port", str(port)], env=environment, start_new_session=True)
+
+    def answers():
+        assert process.poll() is None
+        with suppress(httpx2.TransportError):
+            return httpx2.get(f"http://127.0.0.1:{port}/health").status_code == 200
+        return False
+
+    try:
+        wait_until(answers, 600)
+        yield lambda path, **body: httpx2.post(f"http://127.0.0.1:{port}{path}", json={"model": str(model), **body}, timeout=120).json()
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def export(pipeline, kind, directory):
+    command = [sys.executable, "-m", "pipeline.cli", "export", kind, str(directory), "--merge", "--store", str(pipeline.store_root)]
+    subprocess.run(command, check=True, capture_output=True)
+    return (directory / "README.md").read_text(), AutoTokenizer.from_pretrained(directory)
+
+
+def test_exports_that_it_serves_by_the_lines_of_their_cards_say_and_score_the_same(make_run, tmp_path):
+    pipeline = make_run(*LORA)
+    pipeline.run()
+    messages = [{"role": "user", "content": "Order: white shelf. Status: delivered. Day: Friday. Mark asks: where is it?"}]
+
+    policy = tmp_path / "policy"
+    card, tokenizer = export(pipeline, "ppo", policy)
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=False)
+    ids = AutoModelForCausalLM.from_pretrained(policy).generate(prompt, do_sample=False, max_new_tokens=12)[0, prompt.shape[1] :]
+    with serve(card.replace("vllm serve NAME", "vllm serve NAME --dtype float32"), policy) as ask:
+        said = ask("/v1/chat/completions", messages=messages, temperature=0, max_tokens=12)["choices"][0]["message"]["content"]
+    assert said == tokenizer.decode(ids, skip_special_tokens=True) and said
+
+    model = tmp_path / "rm"
+    card, tokenizer = export(pipeline, "rm", model)
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) + "On its way." + tokenizer.eos_token
+    ids = torch.tensor([tokenizer(text, add_special_tokens=False).input_ids])
+    logit = AutoModelForSequenceClassification.from_pretrained(model).eval()(input_ids=ids).logits[0, 0].item()
+    with serve(card, model) as ask:
+        (found,) = ask("/classify", input=text, add_special_tokens=False, use_activation=False)["data"]
+    assert found["probs"] == pytest.approx([logit], abs=1e-4)
