@@ -282,6 +282,6 @@ class RolloutSettings(Closed):
     importance_cap: float = Field(
         2.0,
         ge=1,
-        description="vllm: largest weight of a token in the policy loss: the trainer's probability of it over the server's, since they "
-        "differ by more than rounding (truncated importance sampling).",
+        description="vllm, in PPO alone: largest weight of a token in the policy loss: the trainer's probability of it over the server's, "
+        "since they differ by more than rounding (truncated importance sampling).",
     )

@@ -7,9 +7,12 @@ import importlib.util
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from stages.blocks import HardwareSettings
+from stages.blocks import HardwareSettings, RolloutSettings
+from stages.sample_settings import SampleSettings
 from stages.settings import PPOSettings, SFTSettings, StageSettings, TrainingSettings
 from stages.spec import StageName
+
+_NO_CAP = RolloutSettings.model_validate({}).importance_cap  # the default, which stands in the recipe of every artifact
 
 
 class Refusal(NamedTuple):
@@ -41,6 +44,9 @@ def find_refusals(
     zero3 = engine == "deepspeed" and hardware.zero_stage == 3
     if hardware.engine == "none" and num_processes > 1:
         yield Refusal("hardware.engine", f"found none with {num_processes} processes, needed ddp or deepspeed; set it, or processes: 1")
+    if isinstance(settings, SampleSettings) and settings.rollout.importance_cap != _NO_CAP:
+        found = f"found {settings.rollout.importance_cap:g}, which weighs tokens in PPO's loss, and sampling has none"
+        yield Refusal("sample.rollout.importance_cap", f"{found}; needed nothing there; leave it away")
     if not isinstance(settings, TrainingSettings):
         return  # it trains nothing: each process answers its share, whatever that is
     names = ("minibatch_size", "ptx_batch_size") if isinstance(settings, PPOSettings) else ("batch_size",)

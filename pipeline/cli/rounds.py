@@ -104,7 +104,8 @@ def round_command(
     examined = _examine(resolved, opened, rounds) if report else Examined(list_rounds(rounds))
     page = write_rounds_page(resolved, opened, examined) if report else None
     if as_json:
-        told = {"round": found.number, "step": found.step, "ranked": found.ranked, "sets": found.sets}
+        told: dict[str, object] = {"round": found.number, "step": found.step, "ranked": found.ranked, "sets": found.sets}
+        told |= {"answers": found.answers.ref if found.answers else None, "lack": found.lack}
         told |= {"report": str(page), "flaws": flaws_data(examined.flaws), "missing": examined.missing} if report else {}
         print_json(told | {"rounds": rounds_data(examined.rows)})
     else:

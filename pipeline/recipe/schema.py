@@ -84,10 +84,6 @@ class Recipe(Closed):
     evaluate: EvaluateSettings | None = Field(
         default_factory=lambda: EvaluateSettings.model_validate({}), description="Stage 4, evaluation. null: no such stage."
     )
-    ranking: RankingSettings = Field(
-        default_factory=lambda: RankingSettings.model_validate({}),
-        description="How people rank answers (`rlhf rank --recipe`); it changes nothing of what the stages make.",
-    )
     sample: SampleSettings = Field(
         default_factory=lambda: SampleSettings.model_validate({}), description="Answers for people to rank: `rlhf sample`, `rlhf round`."
     )

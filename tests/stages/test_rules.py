@@ -10,6 +10,7 @@ from stages.process.context import StageContext
 from stages.process.errors import StageError
 from stages.process.runtime import check_rules
 from stages.rules import find_refusals
+from stages.sample_settings import SampleSettings
 from stages.settings import PPOSettings, RMSettings, SFTSettings
 
 QLORA = {"lora": LoRASettings(quantize="nf4")}
@@ -49,6 +50,12 @@ def test_4_bits_need_bitsandbytes_whole_weights_and_our_own_rollouts(monkeypatch
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     assert refused("sft", SFTSettings(**QLORA)) == ["sft.lora.quantize"]
     assert refused("sft", SFTSettings(lora=LoRASettings())) == []
+
+
+def test_a_weight_in_the_loss_is_refused_where_answers_are_only_sampled():
+    assert refused("sample", SampleSettings(rollout={"engine": "vllm", "importance_cap": 3.0})) == ["sample.rollout.importance_cap"]
+    assert refused("sample", SampleSettings(rollout={"engine": "vllm", "importance_cap": 2.0})) == []  # as recipes in artifacts have it
+    assert refused("ppo", PPOSettings(rollout={"engine": "vllm", "importance_cap": 3.0})) == []
 
 
 def test_an_average_needs_whole_weights():

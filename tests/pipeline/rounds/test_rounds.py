@@ -79,6 +79,8 @@ def test_a_round_in_which_people_only_skipped_waits_for_people_and_says_so_in_on
     assert told.startswith("round 1 waits for people: all 8 answer sets of answers@v1 are judged, but found 0 rankings, 8 x skipped; none")
     assert "`rlhf rank answers@v1 -a NAME` with another name has what was skipped ranked by somebody else" in told
     assert told in rlhf("plan", recipe, "--set", "rounds={}").stdout
+    said = json.loads(rlhf("round", recipe, "--json").stdout)
+    assert (said["answers"], said["lack"]) == ("answers@v1", told.partition("judged, but ")[2].partition("; `rlhf rank")[0])
     # One alone cannot be trained on and tested; with a second one the round goes on.
     judge_all(store, "answers@v1", 1, annotator="ben")
     assert "found 1 ranking, 8 x skipped; 1 of them prefers" in rlhf("round", recipe).stdout
