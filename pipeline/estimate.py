@@ -3,6 +3,7 @@
 recipe -> stages.tracing, a process -> bytes and operations of each phase -> pipeline.cost, equations -> Estimate
 """
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -64,9 +65,14 @@ class StageEstimate:
         return find_peak(self.phases)
 
     @property
+    def factor(self) -> float:
+        """By which past runs correct what is counted."""
+        return self.calibration.factor if self.calibration else 1.0
+
+    @property
     def seconds(self) -> float:
         """Of all its parts, as past runs correct them."""
-        return sum(part.seconds for part in self.parts) * (self.calibration.factor if self.calibration else 1.0)
+        return sum(part.seconds for part in self.parts) * self.factor
 
     @property
     def gpus(self) -> int:
@@ -135,9 +141,14 @@ def make_estimate(
 
 
 def estimate_again(recipe: Recipe, estimate: Estimate, stage: StageName) -> StageEstimate:
-    """Say what a stage needs with more GPUs, by the trace that was made with fewer: micro-batches are never larger with more."""
+    """Say what a stage needs with more GPUs, by the trace that was made with fewer: micro-batches are never larger with more.
+
+    Past runs correct it as they correct the estimate.
+    """
     setup = make_setup(recipe, estimate.machine.gpu)
-    return _estimate_stage(recipe, stage, estimate.report, None, estimate.lengths, estimate.machine, setup, with_time=True)
+    made = _estimate_stage(recipe, stage, estimate.report, None, estimate.lengths, estimate.machine, setup, with_time=True)
+    calibration = next(each.calibration for each in estimate.stages if each.stage == stage)
+    return dataclasses.replace(made, calibration=calibration)
 
 
 def _estimate_stage(

@@ -1,5 +1,6 @@
 """A stage that does not fit -> changes with which it does, each tried by an estimate of its own."""
 
+import dataclasses
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ def find_fits(
     """Try changes with which a stage that does not fit would; the cheapest first.
 
     Args:
-        estimate: Of the stage.
+        estimate: Of the stage, as past runs correct it: so they do with a change.
         change_recipe: Reads the recipe again with a change.
         recipe: As it is.
         store_root: Of the store.
@@ -65,5 +66,5 @@ def find_fits(
             continue
         made = make_estimate(changed, [stage], store_root, machine, records=records, with_time=machine.gpu is not None).stages[-1]
         if made.verdict.word != "does not fit":
-            found.append(Fit(change, made))
+            found.append(Fit(change, dataclasses.replace(made, calibration=estimate.calibration)))
     return sorted(found, key=lambda fit: (fit.gpu_seconds, fit.estimate.setup.processes))

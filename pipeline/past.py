@@ -29,6 +29,13 @@ def calibrate_estimate(estimate: Estimate, recipe: Recipe, store: Store) -> Esti
     return dataclasses.replace(estimate, stages=stages)
 
 
+def correct_alike(estimate: Estimate, corrected: Estimate) -> Estimate:
+    """Correct the times of an estimate as those of another of the same stages."""
+    known = {stage.stage: stage.calibration for stage in corrected.stages}
+    stages = [dataclasses.replace(stage, calibration=known.get(stage.stage)) for stage in estimate.stages]
+    return dataclasses.replace(estimate, stages=stages)
+
+
 def _list_ratios(stage: StageEstimate, estimate: Estimate, recipe: Recipe, store: Store) -> Iterator[float]:
     digest = make_digest(stage.stage, dump_recipe(recipe))
     for artifact in islice(store.newest_first(STAGES[stage.stage].kind), _LOOKED_AT):

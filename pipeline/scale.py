@@ -81,8 +81,8 @@ def _get_batch(recipe: Recipe, stage: StageName) -> int:
 
 def _get_spent(stage: StageEstimate, name: str) -> float:
     if name == "sending":
-        return sum(part.sending_s for part in stage.parts)
-    return sum(part.seconds for part in stage.parts if part.name in ("rollout", "answers", "held-out answers"))
+        return sum(part.sending_s for part in stage.parts) * stage.factor
+    return sum(part.seconds for part in stage.parts if part.name in ("rollout", "answers", "held-out answers")) * stage.factor
 
 
 def list_limits(scaled: Iterable[Scaled]) -> Iterator[str]:
@@ -104,6 +104,6 @@ def _find_limits(stage: StageEstimate) -> list[str]:
         found.append("waiting for what GPUs send takes most of its time")
     if stage.stage == "ppo" and _get_spent(stage, "rollout") > _MOST * stage.seconds:
         found.append("the rollout takes most of its time")
-    if any(part.unfilled and part.seconds > _NOTABLE * stage.seconds for part in stage.parts):
+    if any(part.unfilled and part.seconds * stage.factor > _NOTABLE * stage.seconds for part in stage.parts):
         found.append("micro-batches no longer fill the GPUs: reading weights takes longer than products")
     return found

@@ -11,7 +11,7 @@ from pipeline.estimate import Estimate, make_estimate, parse_records
 from pipeline.fits import find_fits
 from pipeline.kept_estimates import keep_estimate
 from pipeline.machine import choose_machine
-from pipeline.past import calibrate_estimate
+from pipeline.past import calibrate_estimate, correct_alike
 from pipeline.plan import Selection
 from pipeline.recipe.load import find_recipe, load_recipe
 from pipeline.recipe.schema import Recipe
@@ -73,7 +73,8 @@ def print_cost(
         if scale:
             status.update("scaling up")
             alike = holds_for_more(estimate.processes)
-            scaled = scale_up(wide, made if alike else make_estimate(wide, stages, opened.root, machine, records=counts))
+            traced = estimate if alike else make_estimate(wide, stages, opened.root, machine, records=counts)
+            scaled = scale_up(wide, correct_alike(traced, estimate))
     _keep(opened.root, resolved, estimate, waiting)
     if as_json:
         print_json(estimate_data(estimate, fits) | ({"scale": scale_data(scaled)} if scale else {}))

@@ -39,12 +39,14 @@ class Amount:
         steps: How often something comes that does not depend on tokens: optimizer steps, decoding steps of a batch.
         rows: Responses that a decoding step feeds, in each process and on average; 0: nothing is decoded.
         width: Tokens before the one that is decoded, on average.
+        least: How often each process goes through the phases, however few tokens it has: each minibatch, each rollout.
     """
 
     phases: dict[str, float] = field(default_factory=dict[str, float])
     steps: dict[str, float] = field(default_factory=dict[str, float])
     rows: float = 0.0
     width: float = 0.0
+    least: float = 0.0
 
 
 def count_training(tokens: float, batch_records: float, records: float, epochs: float, scored_tokens: float = 0.0) -> Amount:
@@ -59,7 +61,8 @@ def count_training(tokens: float, batch_records: float, records: float, epochs: 
     """
     total = tokens * records * epochs
     phases = {"forward": total + scored_tokens, "backward": total}
-    return Amount(phases, {"optimizer": epochs * records / batch_records})
+    steps = epochs * records / batch_records
+    return Amount(phases, {"optimizer": steps}, least=steps)
 
 
 def count_answers(
@@ -86,9 +89,9 @@ def count_answers(
     steps, fed = count_steps(lengths, max(round(rows), 1))
     calls = answers / together  # of fewer answers than processes each call goes to the end of one
     tokens = {f"{prefix}prefill": answers * prompt}
-    return Amount(tokens, {f"{prefix}decode": calls * steps}, fed / steps if steps else 0.0, prompt + sum(lengths) / call / 2)
+    return Amount(tokens, {f"{prefix}decode": calls * steps}, fed / steps if steps else 0.0, prompt + sum(lengths) / call / 2, calls)
 
 
 def count_update(tokens: float, epochs: float, minibatches: float) -> Amount:
     """Say how much PPO learns from a rollout."""
-    return Amount({"update": tokens * epochs}, {"optimizer": minibatches * epochs})
+    return Amount({"update": tokens * epochs}, {"optimizer": minibatches * epochs}, least=minibatches * epochs)

@@ -71,7 +71,7 @@ def _list_ppo(settings: PPOSettings, lengths: Mapping[RecordKind, Lengths], limi
     given = (rows, processes, "rollout/") if by_torch else (MAX_ROWS, 1, "")  # the server shares rows out over its GPUs by itself
     rollout = count_answers(settings.rollout_batch_size, prompt, quantiles, *given)
     parts["rollout"] = _times(rollout, settings.iterations)
-    parts["score"] = Amount({"score/reward": tokens, "score/policy": tokens})
+    parts["score"] = Amount({"score/reward": tokens, "score/policy": tokens}, least=settings.iterations)
     parts["update"] = count_update(tokens, settings.ppo_epochs, minibatches)
     if settings.ptx_coef > 0:
         parts["ptx"] = _count_mixed(settings, lengths, limits, minibatches)
@@ -81,7 +81,7 @@ def _list_ppo(settings: PPOSettings, lengths: Mapping[RecordKind, Lengths], limi
         evaluations = 3.0 + between  # of SFT, in between, and in the end sampled and greedy
         parts["held-out answers"] = _times(count_answers(asked, prompt, quantiles, *given), evaluations)
         scored = evaluations * asked * (prompt + response)
-        parts["held-out scores"] = Amount({"score/reward": scored, "score/policy": scored})
+        parts["held-out scores"] = Amount({"score/reward": scored, "score/policy": scored}, least=evaluations)
     return parts
 
 
@@ -91,7 +91,8 @@ def _count_mixed(settings: PPOSettings, lengths: Mapping[RecordKind, Lengths], l
     whole = settings.ptx_data == "texts" or learnt is None
     tokens = float(sum(limits)) if whole or learnt is None else learnt.prompt + learnt.response
     records = settings.ptx_batch_size or settings.minibatch_size
-    return Amount({"ptx": minibatches * settings.ppo_epochs * records * tokens})
+    times = minibatches * settings.ppo_epochs
+    return Amount({"ptx": times * records * tokens}, least=times)
 
 
 def _list_evaluate(
@@ -147,6 +148,7 @@ def _times(amount: Amount, count: float) -> Amount:
         {name: steps * count for name, steps in amount.steps.items()},
         amount.rows,
         amount.width,
+        amount.least * count,
     )
 
 
@@ -161,4 +163,5 @@ def _add(amounts: list[Amount]) -> Amount:
             steps[name] = steps.get(name, 0.0) + count
     total = sum(steps.values()) or 1.0
     rows = sum(amount.rows * sum(amount.steps.values()) for amount in amounts) / total
-    return Amount(phases, steps, rows, sum(amount.width * sum(amount.steps.values()) for amount in amounts) / total)
+    width = sum(amount.width * sum(amount.steps.values()) for amount in amounts) / total
+    return Amount(phases, steps, rows, width, sum(amount.least for amount in amounts))

@@ -55,7 +55,6 @@ def time_on_gpus(name: str, amount: Amount, need: Depth, tokens: dict[str, int],
         setup: How many of them, and what they share.
     """
     seconds, total, words, unfilled = 0.0, 0.0, list[str](), False
-    steps_of_all = sum(count for phase, count in amount.steps.items() if phase == "optimizer")
     rate = gpu.rate(setup.precision, tf32=setup.tf32)
     for phase, through in amount.phases.items():
         if phase not in need.phases or not tokens.get(phase):
@@ -65,7 +64,7 @@ def time_on_gpus(name: str, amount: Amount, need: Depth, tokens: dict[str, int],
         part = operations / (rate * share * setup.processes)
         how = f"{phase}: {operations:.3g} operations / ({setup.processes} x {rate:.3g} x {share}) = {part:.3g} s"
         # However few tokens there are, a micro-batch reads each weight: once forward, twice more backward.
-        micro_batches = max(through / tokens[phase] / setup.processes, steps_of_all if phase in _LEARNING else 0.0)
+        micro_batches = max(through / tokens[phase] / setup.processes, amount.least)
         read = micro_batches * need.phases[phase].flops / tokens[phase] * _get_weight_bytes(setup) / 2  # 2 operations a weight and token
         reading = read / (gpu.bandwidth * BANDWIDTH_SHARE)
         if reading > part:
@@ -155,7 +154,7 @@ def _count_sent(amount: Amount, need: Depth, tokens: dict[str, int], setup: Setu
     if setup.engine == "deepspeed" and setup.zero_stage == 3 and need.learning:
         for phase, through in amount.phases.items():
             if tokens.get(phase):
-                micro_batches = max(through / tokens[phase] / setup.processes, steps if phase in _LEARNING else 0.0)
+                micro_batches = max(through / tokens[phase] / setup.processes, amount.least)
                 sent += (2 if phase in _BOTH_WAYS else 1) * need.whole * share * micro_batches
     return sent
 

@@ -133,6 +133,9 @@ def explain_estimate(estimate: Estimate) -> Iterator[str]:
         yield f"  disk: {disk}: {stage.disk:,} B"
         for part in stage.parts:
             yield f"  {part.name}: {part.seconds:,.1f} s = {part.how}"
+        if stage.calibration is not None:
+            counted = sum(part.seconds for part in stage.parts)
+            yield f"  as past runs took: {counted:,.1f} s counted x {stage.factor:.3g} = {stage.seconds:,.1f} s"
 
 
 def _explain_phase(phase: PhaseMemory) -> str:

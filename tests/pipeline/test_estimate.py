@@ -1,5 +1,6 @@
 """What `rlhf plan --cost` says, asked of a real trace of a tiny model."""
 
+import dataclasses
 import json
 import shlex
 import subprocess
@@ -11,6 +12,7 @@ from typer import BadParameter
 from pipeline.cli.costs import _keep
 from pipeline.cli.options import make_console
 from pipeline.cli.recipes import plan_command
+from pipeline.cost.calibration import Calibration
 from pipeline.cost.changes import list_changes
 from pipeline.cost.memory import PhaseMemory
 from pipeline.cost.setup import Setup
@@ -18,8 +20,9 @@ from pipeline.cost.times import Spent
 from pipeline.cost.verdict import Verdict
 from pipeline.errors import ConfigError, StoreError
 from pipeline.estimate import Estimate, StageEstimate, _measure_held, _sum_host, make_estimate, parse_records
-from pipeline.fits import Fit
+from pipeline.fits import Fit, find_fits
 from pipeline.machine import Machine, choose_machine
+from pipeline.past import correct_alike
 from pipeline.recipe.load import find_recipe, load_recipe
 from pipeline.report.costs import print_estimate
 from pipeline.room import warn_of_room
@@ -80,6 +83,23 @@ def test_a_machine_that_is_too_small_does_not_fit(recipe, tmp_path):
     machine = Machine("cpu", None, 1e6, None)
     estimate = make_estimate(read, ["sft"], tmp_path, machine, with_time=False)
     assert estimate.stages[0].verdict.word == "does not fit"
+
+
+@mark.slow
+@mark.usefixtures("warm")
+def test_what_past_runs_say_corrects_the_changes_that_fit_too(recipe, tmp_path):
+    def read(change):
+        if "hardware.processes" in change or len(change) > 1:
+            raise ConfigError(["one is enough"])
+        return load_recipe(find_recipe(str(recipe)), [f"{key}={value}" for key, value in change.items()], has_files=False)
+
+    machine = dataclasses.replace(choose_machine(HardwareSettings(), "t4"), memory=1.2e9)
+    records = {"demonstrations": 3200}
+    (counted,) = make_estimate(read({"sft.micro_batch_size": "32"}), ["sft"], tmp_path, machine, records=records).stages
+    past = dataclasses.replace(counted, calibration=Calibration(1.5, 1.1, 3))
+    (fit,) = find_fits(past, read, read({}), tmp_path, machine, records, lambda message: None)
+    assert past.seconds == approx(1.5 * counted.seconds)
+    assert fit.estimate.seconds == approx(1.5 * sum(part.seconds for part in fit.estimate.parts))
 
 
 @mark.parametrize(
@@ -198,7 +218,13 @@ def test_more_gpus_bring_less_and_less_and_the_plan_says_what_holds_them_up(reci
     read = load_recipe(find_recipe(str(recipe)), changes, has_files=False)
     h100 = choose_machine(HardwareSettings(), "h100")
     estimate = make_estimate(read, ["sft"], tmp_path, h100, records={"demonstrations": 100_000})
+    past = dataclasses.replace(estimate.stages[0], calibration=Calibration(1.5, 1.1, 3))
+    corrected = correct_alike(estimate, dataclasses.replace(estimate, stages=[past]))
     scaled = scale_up(read, estimate)
+    slower = scale_up(read, corrected)
+    assert [each.seconds for each in slower] == approx([1.5 * each.seconds for each in scaled])
+    assert [each.share("sending") for each in slower] == approx([each.share("sending") for each in scaled])
+    assert list(list_limits(slower)) == list(list_limits(scaled))
     assert [each.gpus for each in scaled] == [8, 16, 32, 64, 128, 256, 512, 1024]
     assert scaled[0].seconds == approx(estimate.seconds)
     assert [each.working["sft"] for each in scaled] == [8, 16, 32, 64, 128, 128, 128, 128]  # no batch has more records

@@ -280,3 +280,15 @@ def test_ppo_ptx_counts_what_is_mixed_in():
     assert mixed.phases == {"ptx": 5 * 2 * 2 * 6 * 30}
     texts = list_parts(PPOSettings.model_validate(settings | {"ptx_data": "texts"}), lengths, (60, 40), 1)["ptx"]
     assert texts.phases == {"ptx": 5 * 2 * 2 * 6 * 100}
+
+
+def test_however_few_tokens_a_gpu_has_it_goes_through_each_minibatch_and_each_rollout():
+    lengths = {"prompts": Lengths(8, 10, 0), "demonstrations": Lengths(8, 10, 20)}
+    settings = {"iterations": 5, "rollout_batch_size": 8, "minibatch_size": 4, "ppo_epochs": 2, "ptx_coef": 1.0, "eval_samples": 0}
+    parts = list_parts(PPOSettings.model_validate(settings), lengths, (60, 40), 64)
+    assert {name: part.least for name, part in parts.items()} == {"rollout": 5, "score": 5, "update": 20, "ptx": 20}
+    need = make_depth(2, {"ptx": {"start": 0, "peak": 0, "flops": 6 * 10**11}}, learning=[0], whole=400, held=400)
+    few = time_on_gpus("ptx", parts["ptx"], need, {"ptx": 100}, ROUND, Setup("deepspeed", 64, 8, 3))
+    # A micro-batch of 100 tokens: 3 times 10**9 weights of 2 B are read in each of 20 minibatches, of which a GPU has 2 tokens.
+    assert few.unfilled and few.seconds - few.sending_s == approx(20 * 3 * 2e9 / (1e11 * 0.6))
+    assert few.sending_s == approx(20 * 2 * 400 * 63 / 64 / 1e9 / 2)
