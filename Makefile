@@ -84,7 +84,7 @@ inspect: $(STAMP) ## Write the newest report, say its verdict, and show it where
 	@$(RLHF) report --open $(STORE_OPTION)
 
 rounds: $(STAMP) ## Three rounds of the demo: a simulated annotator ranks, reward model and policy learn; ROUNDS="--seed 12 --data 101"
-	@$(VENV)/bin/python -P -m pipeline.cli.demo_rounds $(ROUNDS) $(STORE_OPTION)
+	@PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(VENV)/bin/python -P -m pipeline.cli.demo_rounds $(ROUNDS) $(STORE_OPTION)
 
 test: $(STAMP) ## All tests
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)

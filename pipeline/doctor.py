@@ -25,11 +25,12 @@ from pipeline.store.directory import open_root
 from pipeline.store.disk import is_locked, reading, take_lock, tell_state, writing
 from pipeline.store.ledger import LEDGER_FILE, open_ledger
 from pipeline.store.manifest import MANIFEST_FILE
-from pipeline.store.parts import RUNS_DIR, TOKENS_DIR, TRASH_DIR, hold_artifacts, require_own_parts
+from pipeline.store.parts import RUNS_DIR, TOKENS_DIR, hold_artifacts, require_own_parts
 from pipeline.store.refs import version_directory
-from pipeline.store.removal import empty_trash, list_trash
+from pipeline.store.removal import empty_trash
 from pipeline.store.staging import ARTIFACTS_DIR, LOCK_SUFFIX, STAGING_DIR, is_staging, reap_staging
 from pipeline.store.store import Store
+from pipeline.store.trash import list_trash
 from pipeline.store.withdrawn import WITHDRAWN_FILE
 
 _STALE_S = 24 * 3600.0  # of what has no lock
@@ -233,7 +234,7 @@ def _find_trash(store: Store) -> Iterator[Finding]:
         return was_there
 
     for name in list_trash(store.root):
-        yield Finding("left over", f"{TRASH_DIR}/{name}", "a removal that was killed left it", partial(mend, name), "deleted it")
+        yield Finding("left over", name, "a removal that was killed left it", partial(mend, name), "deleted it")
 
 
 def _find_in_tokens(store: Store) -> Iterator[Finding]:

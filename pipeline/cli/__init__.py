@@ -1,6 +1,6 @@
 """The command `rlhf`: one verb, one function. Starts without torch; errors are one line and an exit code."""
 
-import pipeline.quiet_start  # isort: skip # pyright: ignore[reportUnusedImport], before the others, of which each takes its time
+import pipeline.quiet_start  # isort: skip # noqa: F401 # pyright: ignore[reportUnusedImport], before the others, of which each takes its time
 
 import os
 import signal
@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-import pipeline.shadowed  # noqa: F401 # pyright: ignore[reportUnusedImport], it looks before the next imports fail
+import rlhf_start  # noqa: F401 # pyright: ignore[reportUnusedImport], it looks before the next imports find others
 from pipeline.cli import artifacts, chatting, doctor, ranking, rankings, reading, recipes, records, remotes, reports, rounds, trust
 from pipeline.launch.environment import QUIET
 from pipeline.launch.signals import stop_signals

@@ -75,7 +75,7 @@ def _note_in_ledger(remote: Remote, manifest: Manifest, content: bytes) -> Gener
         return
     line = (manifest.ref, parse_sealed(content)[1])
     with open_ledger(root) as append:
-        append("claim", *line, **describe_version(manifest))
+        append("claim", *line, **describe_version(manifest), **{"for": "push"})
         yield
         append("push", *line, **describe_version(manifest))
 

@@ -1,9 +1,12 @@
 """The ledger `ledger.jsonl`: every version that was published, imported, pulled and removed, a line each; never written again.
 
     claim      before a version is renamed into its place: a crash after that accuses nobody
-    publish    (import, pull) once it is there
-    remove     before it is taken away
+    publish    (import, pull, push) once it is there
+    remove     once it is taken away, before it is deleted
     begin      the first line: the versions that were there before the ledger was
+
+A line that a crash kept from being written is written by whoever opens the ledger next: of a claim whose version is there, and of what
+lies in the trash.
 
 Each line holds the sha256 of the line before, so that none can be changed, taken out or put in between unnoticed. A version is what its
 manifest says, so a line names it by the manifest's seal. Whoever may write in the store can also write the ledger anew: against that
@@ -29,6 +32,7 @@ from pipeline.store.manifest import Manifest, read_sealed_manifest
 from pipeline.store.mark import find_mark_problem, has_mark, read_mark, remove_mark, write_mark
 from pipeline.store.refs import Ref, is_kind, parse_version_directory, version_directory
 from pipeline.store.staging import ARTIFACTS_DIR
+from pipeline.store.trash import list_unnoted, settle
 
 LEDGER_FILE = "ledger.jsonl"
 _MAX_BYTES = 1024 * 1024 * 1024
@@ -175,7 +179,10 @@ def open_ledger(root: Path) -> Generator[Append]:
             sync_descriptor(store.fd)
         elif (claim := _read_claim(last)) and _read_seal(store, claim["ref"]) == claim["manifest"]:
             kept = {name: claim[name] for name in ("content_id", "cache_key") if name in claim}
-            writer.append("publish", claim["ref"], claim["manifest"], found_after="a crash", **kept)
+            writer.append(str(claim.get("for", "publish")), claim["ref"], claim["manifest"], found_after="a crash", **kept)
+        for place, ref in list_unnoted(store).items():
+            writer.append("remove", ref, found_after="a crash")
+            settle(store, place)
         if not has_mark(store):  # one that is there stays: of a ledger that was removed it tells until somebody trusts what is there
             write_mark(store, *_read_beginning(descriptor))
         yield writer.append

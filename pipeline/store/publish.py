@@ -180,7 +180,7 @@ def _rename(
 ) -> bool:
     """Write the manifest and rename staging to its version, with a line in the ledger before and after; False where that is taken."""
     ref, seal, more = manifest.ref, parse_sealed(content)[1], describe_version(manifest)
-    append("claim", ref, seal, **more)
+    append("claim", ref, seal, **more, **{"for": event})
     with staging_place.enter(name) as staging:
         write_durably(MANIFEST_FILE, content, dir_fd=staging.fd, mode=_READABLE)
         sync_descriptor(staging.fd)

@@ -6,29 +6,25 @@ Whoever begins to rely on an artifact (an alias, a stage that starts) holds `art
 """
 
 import json
-import os
 import re
-import shutil
-import stat
-import uuid
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import ResourceError, StoreError
 from pipeline.store.aliases import list_alias_refs, read_all_aliases, remove_alias
 from pipeline.store.artifact import Artifact
-from pipeline.store.directory import Directory, list_directories, naming, open_root
-from pipeline.store.disk import FULL, is_full, read_bounded, reading, sync_descriptor, writing
+from pipeline.store.directory import Directory, open_root
+from pipeline.store.disk import is_full, read_bounded, reading, writing
 from pipeline.store.ledger import open_ledger
-from pipeline.store.parts import RUNS_DIR, TRASH_DIR, hold_artifacts, removes
-from pipeline.store.refs import SIGNATURE_SUFFIX, Ref, parse_ref, parse_version_directory, version_directory
-from pipeline.store.staging import ARTIFACTS_DIR, STAGING_DIR
+from pipeline.store.parts import RUNS_DIR, TRASH_DIR, hold_artifacts
+from pipeline.store.refs import Ref, parse_ref, parse_version_directory, version_directory
+from pipeline.store.staging import ARTIFACTS_DIR
 from pipeline.store.store import Store
+from pipeline.store.trash import delete, delete_noted, list_unnoted, settle, take_away
 from stages.spec import EXIT_USAGE, EXIT_VERIFICATION
 
-_TRASHED = re.compile(r"[a-z][a-z0-9_-]{0,31}-v[0-9]{4,9}-[0-9a-f]{32}")
 _MODEL_PATH = re.compile(rf"/{ARTIFACTS_DIR}/([a-z][a-z0-9_-]*)/(v[0-9]+)/[a-z]+$")
 _MAX_SPEC_BYTES = 8 * 1024 * 1024
 
@@ -176,72 +172,32 @@ def _children_first(artifacts: Sequence[Artifact]) -> list[Artifact]:
 
 
 def _remove_version(root: Path, kind: str, version: int) -> None:
-    try:
-        _note_removal(root, kind, version)  # first: a crash after it leaves a version of which nothing is missed
-    except ResourceError as error:
-        if not is_full(error):
-            raise
-        _take_away(root, kind, version)  # who removes wants room, which the line needs too
-        _note_removal(root, kind, version)
-    else:
-        _take_away(root, kind, version)
-
-
-def _note_removal(root: Path, kind: str, version: int) -> None:
-    with open_ledger(root) as append:
-        append("remove", str(Ref(kind, version)))
-
-
-def _take_away(root: Path, kind: str, version: int) -> None:
-    name = version_directory(version)
-    trashed = f"{kind}-{name}-{uuid.uuid4().hex}"
-    with writing(root / ARTIFACTS_DIR / kind / name), ExitStack() as stack:
-        store = stack.enter_context(open_root(root))
-        kind_directory = stack.enter_context(store.enter(f"{ARTIFACTS_DIR}/{kind}"))
-        trash = _open_trash(store, stack)
-        with naming(kind_directory.path / name):
-            status = os.stat(name, dir_fd=kind_directory.fd, follow_symlinks=False)
-            if not stat.S_ISDIR(status.st_mode):  # a link, or a file: that alone goes
-                os.unlink(name, dir_fd=kind_directory.fd)
-                return
-            with kind_directory.enter(name) as directory:
-                os.chmod(directory.fd, 0o700)  # noqa: PTH101  (renaming a directory takes the right to write in it)
-            with suppress(FileNotFoundError):
-                os.unlink(f"{name}{SIGNATURE_SUFFIX}", dir_fd=kind_directory.fd)
-            os.rename(name, trashed, src_dir_fd=kind_directory.fd, dst_dir_fd=trash.fd)
-        sync_descriptor(kind_directory.fd)
-        _delete(trash, trashed)
-
-
-def _open_trash(store: Directory, stack: ExitStack) -> Directory:
-    try:
-        return stack.enter_context(store.enter(TRASH_DIR, create=True))
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        return stack.enter_context(store.enter(STAGING_DIR))  # there is no room for one more directory: that of another name is one too
-
-
-def list_trash(root: Path) -> list[str]:
-    """List what removals that were killed left in `.trash/`; nothing while one is at work."""
-    with suppress(FileNotFoundError), reading(root / TRASH_DIR), open_root(root) as store, store.enter(TRASH_DIR) as trash:
-        found = sorted(filter(_TRASHED.fullmatch, trash.directories()))
-        return [] if found and removes(store) else found
-    return []
+    """Take a version away, say so in the ledger, delete it: after a crash in between, who opens the ledger next writes the line."""
+    with writing(root / ARTIFACTS_DIR / kind / version_directory(version)), open_root(root) as store:
+        place = ""
+        try:
+            with open_ledger(root) as append:  # held, so that nobody gives the number again before the line is there
+                place = take_away(store, kind, version)
+                append("remove", str(Ref(kind, version)))
+                place = settle(store, place)
+        except ResourceError as error:
+            if not is_full(error):
+                raise
+            place = place or take_away(store, kind, version)
+            delete(store, place, but_itself=True)  # who removes wants room, which the line needs too
+            empty_trash(root)
+        else:
+            delete(store, place)
 
 
 def empty_trash(root: Path) -> None:
-    """Delete what removals that were killed left in `.trash/`; `artifacts/.lock` is held alone."""
-    with suppress(FileNotFoundError), reading(root / TRASH_DIR), open_root(root) as store, store.enter(TRASH_DIR) as trash:
-        for name in filter(_TRASHED.fullmatch, trash.directories()):
-            _delete(trash, name)
+    """Delete what removals that were killed left in the trash; `artifacts/.lock` is held alone.
 
-
-def _delete(trash: Directory, name: str) -> None:
-    """Delete a directory in the trash; what cannot be deleted is left to the next removal."""
-    with suppress(OSError):
-        with trash.enter(name) as top:
-            for below in list_directories(top):
-                with top.enter(below) as directory:
-                    os.chmod(directory.fd, 0o700)  # noqa: PTH101
-        shutil.rmtree(name, dir_fd=trash.fd)
+    Raises:
+        ResourceError: the ledger does not know of one of them, and cannot be written (exit 5).
+    """
+    with suppress(FileNotFoundError), reading(root / TRASH_DIR), open_root(root) as store:
+        if list_unnoted(store):
+            with open_ledger(root):  # which writes what is missing
+                pass
+        delete_noted(store)

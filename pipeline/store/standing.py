@@ -1,12 +1,15 @@
 """Whether a version stands: it is the one that was published (the ledger), and is not withdrawn. Both files are read when they changed."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.errors import StoreError
 from pipeline.store.artifact import Artifact
-from pipeline.store.disk import tell_state
+from pipeline.store.directory import open_root
+from pipeline.store.disk import reading, tell_state
 from pipeline.store.ledger import LEDGER_FILE, Entry, Ledger, read_ledger
 from pipeline.store.mark import MARK_FILE
+from pipeline.store.trash import list_unnoted
 from pipeline.store.withdrawn import WITHDRAWN_FILE, Withdrawal, read_withdrawn
 from stages.spec import EXIT_VERIFICATION
 
@@ -55,10 +58,16 @@ class Standing:
             raise StoreError(ledger.problem, EXIT_VERIFICATION)
         return ledger.standing() if ledger else {}
 
+    def list_taken_away(self) -> set[str]:
+        """List what was removed just now, or by a process that was killed, and may not stand in the ledger yet."""
+        with suppress(FileNotFoundError), reading(self._root), open_root(self._root) as store:
+            return set(list_unnoted(store).values())
+        return set()
+
     def tell_lost(self, ref: str) -> str:
         """Say of a version that is not there that it was, and went without `rlhf rm`; empty where it did not."""
         ledger = self._read_ledger()
-        entry = ledger.standing().get(ref) if ledger else None
+        entry = ledger.standing().get(ref) if ledger and ref not in self.list_taken_away() else None
         return f" (it {entry}, and is gone without `rlhf rm`)" if entry else ""
 
     def _read_withdrawn(self) -> dict[str, Withdrawal]:

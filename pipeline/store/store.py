@@ -155,8 +155,9 @@ class Store:
         Raises:
             StoreError: the ledger was changed by hand (exit 3).
         """
-        # The ledger first, as what is published meanwhile is not lost; and again, as what is removed has its line before it goes.
+        # The ledger first, as what is published meanwhile is not lost; and again, as what is removed has its line before it is deleted.
         gone = self._standing.list_published().keys() - set(self.refs())
+        gone -= self._standing.list_taken_away() if gone else set()
         return {ref: entry for ref, entry in self._standing.list_published().items() if ref in gone} if gone else {}
 
     def aliases(self, kind: str) -> dict[str, Alias]:
