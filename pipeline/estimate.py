@@ -5,7 +5,6 @@ recipe -> stages.tracing, a process -> bytes and operations of each phase -> pip
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,6 @@ from pipeline.cost.setup import Setup
 from pipeline.cost.times import Spent, time_measured, time_on_gpus, time_served
 from pipeline.cost.traced import extrapolate
 from pipeline.cost.verdict import Verdict, add_overhead, judge
-from pipeline.errors import ConfigError
 from pipeline.machine import Machine
 from pipeline.recipe.schema import Recipe
 from pipeline.text import format_bytes
@@ -292,19 +290,3 @@ def _tell_serving(made: list[StageEstimate], machine: Machine) -> Iterator[str]:
     else:
         rest = "; counted beside training too, where it sleeps: an upper bound" if serving.sleeps else ""
         yield f"ppo's responses come from vLLM on the stage's GPUs, of which it takes {serving.share:.0%} of the memory{rest}"
-
-
-def parse_records(given: Iterable[str]) -> dict[str, int]:
-    """Read `--records demonstrations=200000`.
-
-    Raises:
-        ConfigError: It is something else.
-    """
-    counts: dict[str, int] = {}
-    for text in given:
-        kind, _, number = text.partition("=")
-        digits = number.replace("_", "")
-        if kind not in KINDS or not re.fullmatch(r"[1-9][0-9]{0,14}", digits):
-            raise ConfigError([f"--records: found {text!r:.60}, needed {' or '.join(KINDS)} = a number, such as demonstrations=200000"])
-        counts[kind] = int(digits)
-    return counts

@@ -1,5 +1,6 @@
 """A recipe's stages -> what they need, traced by a process of its own: the pipeline itself knows no tensors."""
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -11,7 +12,7 @@ from data.schema import KINDS, RecordKind
 from pipeline.cost.amounts import Lengths
 from pipeline.cost.machines import GPU
 from pipeline.cost.setup import Setup
-from pipeline.errors import StoreError
+from pipeline.errors import ConfigError, StoreError
 from pipeline.inputs.demo import demo_seeds, locate, locate_splits, make_demo
 from pipeline.launch.environment import stage_environment
 from pipeline.recipe.schema import Recipe
@@ -169,3 +170,19 @@ def find_lengths(recipe: Recipe, report: TraceReport, counts: Mapping[str, int])
                 count or read.records - split_off, read.prompt, read.response, read.answers, held_out, True, tuple(read.quantiles)
             )
     return found
+
+
+def parse_records(given: Iterable[str]) -> dict[str, int]:
+    """Read `--records demonstrations=200000`.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    counts: dict[str, int] = {}
+    for text in given:
+        kind, _, number = text.partition("=")
+        digits = number.replace("_", "")
+        if kind not in KINDS or not re.fullmatch(r"[1-9][0-9]{0,14}", digits):
+            raise ConfigError([f"--records: found {text!r:.60}, needed {' or '.join(KINDS)} = a number, such as demonstrations=200000"])
+        counts[kind] = int(digits)
+    return counts

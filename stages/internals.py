@@ -231,6 +231,11 @@ def without_fakes() -> Any:
     return unset_fake_temporarily()
 
 
+def is_grouped_product(function: Any) -> bool:
+    """Whether an operation is the products of a mixture of experts, of which torch knows shapes in bfloat16 alone."""
+    return function is torch.ops.aten._grouped_mm.default
+
+
 def is_fake(tensor: torch.Tensor) -> bool:
     """Whether a tensor has no content."""
     return isinstance(tensor, FakeTensor)

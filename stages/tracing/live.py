@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import flop_registry
 
-from stages.internals import DispatchMode, get_leaves, get_storage_key, is_fake, without_fakes
+from stages.internals import DispatchMode, get_leaves, get_storage_key, is_fake, is_grouped_product, without_fakes
 
 _INDEX = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
 
@@ -43,6 +43,8 @@ class Live(DispatchMode):
         packet = getattr(function, "overloadpacket", None)
         if packet in flop_registry:
             self.flops += flop_registry[packet](*args, **kwargs, out_val=made)
+        elif is_grouped_product(function):
+            self.flops += _count_grouped(args[0], args[1])
         self.hold(given)
         self.hold(made)
         return made
@@ -69,7 +71,7 @@ def _run(function: Any, given: list[torch.Tensor], args: Any, kwargs: Any) -> An
     if any(map(is_fake, given)):
         if function in _INDEX:
             args = (args[0], [_list_places(index) for index in args[1]], *args[2:])
-        return function(*args, **kwargs)
+        return _multiply_groups(*args, **kwargs) if is_grouped_product(function) else function(*args, **kwargs)
     if given:
         with without_fakes():
             return function(*args, **kwargs)
@@ -79,6 +81,22 @@ def _run(function: Any, given: list[torch.Tensor], args: Any, kwargs: Any) -> An
         with without_fakes():
             return function(*args, **kwargs)
     return made
+
+
+def _multiply_groups(left: torch.Tensor, right: torch.Tensor, groups: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
+    """Make the product without content, in any precision: rows of one side belong to groups, or what is summed over does."""
+    sizes = [*left.shape[:-1], right.shape[-1]]
+    if left.dim() == right.dim() == 2 and groups is not None:  # weights' gradients: a matrix of each group
+        sizes = [len(groups), *sizes]
+    elif left.dim() > right.dim():
+        sizes = sizes[1:]
+    return left.new_empty(sizes, dtype=kwargs.get("out_dtype") or left.dtype)
+
+
+def _count_grouped(left: torch.Tensor, right: torch.Tensor) -> int:
+    """Count operations: each row meets the matrix of its group alone."""
+    rows = left.shape[-2] * (left.shape[0] if left.dim() == right.dim() == 3 else 1)
+    return 2 * rows * left.shape[-1] * right.shape[-1]
 
 
 def _list_places(index: Any) -> Any:

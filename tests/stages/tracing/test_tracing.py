@@ -1,9 +1,11 @@
 """What a trace of fake tensors says against the same code on real ones, and against a deeper model."""
 
+from contextlib import nullcontext
+
 import torch
 from accelerate import Accelerator
 from pytest import approx, fixture, mark
-from transformers import LlamaConfig
+from transformers import LlamaConfig, Qwen3MoeConfig
 
 from stages.blocks import HardwareSettings, TokenSettings
 from stages.internals import fakes
@@ -73,6 +75,19 @@ def test_fake_tensors_hold_what_real_ones_hold_and_peaks_are_linear_in_depth(sta
 
 
 @mark.slow
+def test_a_mixture_of_experts_holds_and_computes_among_fake_tensors_what_real_ones_do(accelerator):
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512}
+    config = Qwen3MoeConfig(**sizes, moe_intermediate_size=32, num_experts=4, num_experts_per_tok=2, router_aux_loss_coef=0.0)
+    fake = run("ppo", CASES["ppo"][0], config, 2, accelerator)
+    real = run("ppo", CASES["ppo"][0], config, 2, accelerator, real=True)
+    assert (fake.held, fake.learning) == (real.held, real.learning)
+    for name, found in real.phases.items():
+        if name != "load":
+            assert fake.phases[name].flops == found.flops, name
+            assert fake.phases[name].peak == approx(found.peak, rel=0.01), name
+
+
+@mark.slow
 def test_a_gpu_decodes_by_a_narrow_copy_and_a_cache_of_one_block(config, accelerator):
     settings = {"rollout_batch_size": 4, "minibatch_size": 4, "lora": LORA}
     wide = run("ppo", settings, config, 2, accelerator, precision="bfloat16")
@@ -108,6 +123,18 @@ def test_operations_of_a_product_are_counted():
     with live:
         torch.ones(3, 5) @ torch.ones(5, 7)
     assert live.flops == 2 * 3 * 5 * 7
+
+
+@mark.parametrize("mode", [nullcontext, fakes])
+def test_products_of_experts_are_counted_in_any_precision(mode):
+    live = Live()
+    with mode(), live:
+        tokens, experts = torch.ones(6, 8, requires_grad=True), torch.ones(2, 8, 16, requires_grad=True)
+        out = torch.nn.functional.grouped_mm(tokens, experts, offs=torch.tensor([2, 6], dtype=torch.int32))
+        assert out.shape == (6, 16) and live.flops == 2 * 6 * 8 * 16  # each token meets one expert of two
+        out.square().sum().backward()
+        assert (tokens.grad.shape, experts.grad.shape) == ((6, 8), (2, 8, 16))
+    assert live.flops == 3 * 2 * 6 * 8 * 16
 
 
 def test_whole_numbers_stay_readable_among_fake_tensors():
