@@ -1,7 +1,8 @@
 """Secrets: what looks like one, and blotting it out of all that we write. Pure functions; the one home of the patterns.
 
 Two kinds are known: texts of a known shape (a hub's token, a password in an address), and the values of environment variables whose
-names say that they are secret, wherever those values appear. Of the values these are left alone, because they stand in ordinary text by
+names say that they are secret, wherever those values appear, in base64 too; also values that stand under such a name in a variable, as in
+JSON or `host=db password=...`. Of the values these are left alone, because they stand in ordinary text by
 chance and a log would be unreadable without them:
 
     up to 3 characters                      `1`, `on`, `abc`
@@ -12,22 +13,27 @@ chance and a log would be unreadable without them:
 What is shorter than 12 characters, or a word, is blotted out where it stands alone: `hunter2`, not a part of `hunter2000`.
 """
 
+import base64
+import html
 import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus, unquote
 
 BLOT = "***"
 _MIN_CHARS, _ORDINARY_CHARS, _ALONE_CHARS = 4, 8, 12
 _PREFIX_CHARS = 24  # of a long value
+_ENCODED_CHARS = 10  # of which base64 and hexadecimal digits are looked for
 
 # Parts of names: MY_TOKEN, dbPassword, X-Api-Key.
 _SECRET_PART = re.compile(
-    r"tokens?|secrets?|pass|pwd|passwords?|passwd|passphrase|keys?|pat|credentials?|creds?|dsn|auth|authorization|jwt|cookie|webhook|connstr"
+    r"(tokens?|secrets?|pass|pwd|passwords?|passwd|passcode|passphrase|keys?|pat|credentials?|creds?|dsn|auth|oauth|authorization|bearer|jwt"
+    r"|sas|salt|mnemonic|cookie|webhook|connstr)\d*"
 )
 _SECRET_ENDS = ("token", "secret", "password", "passwd", "apikey", "accesskey", "privatekey", "secretkey", "credentials")
 _SECRET_NAMES = re.compile(r"(database|db|redis|mongo(db)?|postgres(ql)?|mysql|amqp|broker|sqlalchemy|celery)_(url|uri)|connection_?string")
@@ -66,11 +72,14 @@ _SHAPES: tuple[tuple[tuple[str, ...], re.Pattern[str], str], ...] = tuple(
         (("eyJ",), r"(?<![A-Za-z0-9])eyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?", BLOT),
         (("uthorization", "UTHORIZATION"), r"(?i)(authorization[\"']?\s*[:=]\s*[\"']?(?:bearer|basic|token)\s+)[^\s\"',;]+", rf"\1{BLOT}"),
         (("earer ", "EARER "), r"(?i)\b(bearer\s+)(?=[\w.~+/-]*\d)[\w.~+/-]{16,}=*", rf"\1{BLOT}"),
-        (("://",), r"(?<=://)(?:[^/\s@\"'<>\\]*:[^/\s@\"'<>\\]+|[^/\s@:\"'<>\\]{16,})(?=@)", BLOT),
+        (("://",), r"(?<=://)(?:[^/\s@\"'<>\\]*:[^/\s\"'<>\\]+|[^/\s@:\"'<>\\]{16,})(?=@)", BLOT),
         (("?", "&", ";"), rf"(?i)((?:[?&]|(?<=\S);){_PARAMETER}=)[^&;#\s\"'<>\\]+", rf"\1{BLOT}"),
     )
 )
-_USERINFO = re.compile(r"://[^/\s:@]*:([^\s@]+)@")
+# In an address the password, which may hold an @ or a slash that should have been written otherwise; or a token that stands alone.
+_USERINFO = tuple(map(re.compile, (r"://[^/\s:@]*:([^\s@]+)@", r"://[^/\s:@]*:([^/\s]+)@", r"://([^/\s:@]{16,})@")))
+_NAMED = re.compile(r"([\w.-]+)[\"']?\s*[:=]\s*[\"']?(?:(?:basic|bearer|token)\s+)?", re.IGNORECASE)  # in `host=db password=...`
+_NAMED_VALUE = re.compile(r"[^\s\"',;&]+")
 
 
 @lru_cache(maxsize=4096)
@@ -159,15 +168,46 @@ def _make_redactor(environment: Mapping[str, str]) -> Callable[[str, bool], str]
     return redact_text
 
 
-def _secret_values(environment: Mapping[str, str]) -> set[str]:
-    """Collect the values that are secret: those of variables called so, line by line too, and passwords in addresses."""
+def _secret_values(environment: Mapping[str, str]) -> frozenset[str]:
+    """Collect the values that are secret: of variables called so, of names in any value that say so, and passwords in addresses."""
+    return _find_secret_values(tuple(environment.items()))
+
+
+@lru_cache(maxsize=8)
+def _find_secret_values(variables: tuple[tuple[str, str], ...]) -> frozenset[str]:
     found: set[str] = set()
-    for name, value in environment.items():
+    for name, value in variables:
         if names_secret(name) and value and not _is_path(value):
-            found |= {value, *value.splitlines()}
-        if "://" in value:
-            found.update(_USERINFO.findall(value))
-    return {value.strip() for value in found if not _is_ordinary(value.strip())}
+            found.add(value)
+        found |= _find_named(value)
+        for pattern in _USERINFO if "://" in value else ():
+            for password in pattern.findall(value):
+                found |= {password, unquote(password)}
+    return frozenset(line.strip() for value in found for line in (value, *value.splitlines()) if not _is_ordinary(line.strip()))
+
+
+def _find_named(text: str) -> set[str]:
+    """Find the secrets in a text of named values: JSON, a connection string, a query."""
+    found: set[str] = set()
+    if text.lstrip().startswith(("{", "[")):
+        with suppress(ValueError, RecursionError):
+            found.update(_find_in_json(json.loads(text)))
+    for named in _NAMED.finditer(text):
+        value = _NAMED_VALUE.match(text, named.end()) if names_secret(named[1].rpartition(".")[2]) else None
+        if value and not _is_path(value[0]):
+            found |= {value[0], unquote(value[0])}
+    return found
+
+
+def _find_in_json(value: Any, name: str = "") -> Iterator[str]:
+    if isinstance(value, str) and names_secret(name):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in cast("dict[str, Any]", value).items():
+            yield from _find_in_json(item, key)
+    elif isinstance(value, list):
+        for item in cast("list[Any]", value):
+            yield from _find_in_json(item, name)
 
 
 def _is_path(value: str) -> bool:
@@ -209,8 +249,22 @@ def _compile(values: tuple[str, ...]) -> list[tuple[str, re.Pattern[str], bool]]
 
 
 def _forms(value: str) -> set[str]:
-    """List how a value is written: as it is, in JSON, in Python, in an address."""
-    return {value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], repr(value)[1:-1], quote(value), quote(value, "")}
+    """List how a value is written: as it is, in JSON, in Python, in an address, in HTML, for a shell, in base64 and in hexadecimal."""
+    quoted = json.dumps(value)[1:-1]
+    forms = {value, quoted, json.dumps(quoted)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1], repr(value)[1:-1]}
+    forms |= {quote(value), quote(value, ""), quote_plus(value), quote(value, safe="").replace("%", "%25")}
+    forms |= {re.sub("%..", lambda code: code[0].lower(), form) for form in forms if "%" in form}
+    forms |= {html.escape(value), value.replace("'", "'\"'\"'")}
+    return forms | _encodings(value.encode("utf-8", "surrogateescape")) if len(value) >= _ENCODED_CHARS else forms
+
+
+def _encodings(content: bytes) -> set[str]:
+    """List what of a text is the same in every base64 that holds it, whatever stands before and after it; and its hexadecimal digits."""
+    forms = {content.hex(), content.hex().upper()}
+    for before, first in enumerate((0, 2, 3)):  # bytes before it in a group of three, and the first character that is its own
+        whole = base64.b64encode(bytes(before) + content)[first : (before + len(content)) * 8 // 6].decode()
+        forms |= {whole, whole.translate(str.maketrans("+/", "-_"))}
+    return forms
 
 
 def _match_value(value: str) -> re.Pattern[str]:

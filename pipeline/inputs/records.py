@@ -16,7 +16,7 @@ from typing import Any
 from data.fingerprint import Fingerprint
 from data.load import stream_records
 from data.reading import SourceReport, report_on
-from data.redact import COUNTED, RedactKind
+from data.redact import COUNTED, RULES_VERSION, RedactKind
 from data.schema import DataError, Problem, RecordKind
 from data.treatment import FORGOTTEN, make_treatment
 from data.validate import Checker, Findings
@@ -238,6 +238,6 @@ def _note_path(store_root: Path, kind: str, splits: DataSplits, eval_fraction: f
     """Name the note after all that it depends on, but for the files."""
     described: list[Any] = [_NOTES_VERSION, kind, splits.model_dump(mode="json"), skip_bad, None if splits.eval else eval_fraction]
     if (forgotten := name_forgotten(store_root)) or redact:
-        described += [sorted(redact), forgotten]
+        described += [[*sorted(redact), RULES_VERSION] if redact else [], forgotten]
     digest = hashlib.sha256(json.dumps(described).encode()).hexdigest()
     return store_root / NOTES_DIR / f"{kind}-{digest[:32]}.json"

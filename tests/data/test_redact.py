@@ -30,6 +30,16 @@ def redacted(text, kinds=ALL):
         ("from 192.168.1.17 and 2001:db8::ff00:42:8329.", "from [ip] and [ip]."),
         ("ghp_" + "a1B2" * 9 + " AKIA" + "ABCD1234EFGH5678", "[key] [key]"),
         ("https://me:hunter22@example.com/x", "https://[key]@example.com/x"),
+        ("1-800-555-0199, +1\u00a0415\u00a0555\u00a02671, +1\u2011415\u2011555\u20112671", "[phone], [phone], [phone]"),
+        ("tel:+14155552671 call me at 4155552671, 06 12 34 56 78", "tel:[phone] call me at [phone], [phone]"),
+        (
+            "\uff0b\uff18\uff11 \uff19\uff10 \uff11\uff12\uff13\uff14 \uff15\uff16\uff17\uff18; "
+            "\u0660\u0665\u0660 \u0661\u0662\u0663 \u0664\u0665\u0666\u0667",
+            "[phone]; [phone]",
+        ),
+        ("4111\u00a01111\u00a01111\u00a01111 4111.1111.1111.1111 4111\u20111111\u20111111\u20111111", "[card] [card] [card]"),
+        ("me\uff20example.org \"a b\"@example.org 'o'brien@example.ie'", "[email] [email] '[email]'"),
+        ("192.168.001.005, fe80::1%eth0, ::ffff:192.0.2.128", "[ip], [ip]%eth0, [ip]"),
     ],
 )
 def test_what_is_personal_is_blotted_out(text, expected):
@@ -43,6 +53,8 @@ def test_what_is_personal_is_blotted_out(text, expected):
         "Version 1.2.3, 10.5, 127.0.0.1, ::1, 0.0.0.0, 999.1.1.1, 12:30:45",
         "Order 1234567890, price 1,234,567.89, room 12-34, 3.14159265358979",
         "a @ b, @handle, user@localhost, 5 @ 3.50",
+        "0.5 0.25 0.125, x = 0.0123456789, 0 1 2 3 4 5 6 7 8, 000 111 222, 00 01 10 11, 0-1-2-3-4-5-6, 100-200-3000, (1234567)",
+        "version 1.2.3.4, section 1.2.3.4, § 1.2.3.4, mask 255.255.255.0, at 12:34:56:78, in 2024 4155552671",
         "std::vector<int>, a::b, C:\\x, 1:2",
         "",
     ],

@@ -1,6 +1,11 @@
 """S11: what is a secret, and what only looks like one."""
 
+import base64
+import html
+import json
+import shlex
 import time
+from urllib.parse import quote
 
 import pytest
 
@@ -72,6 +77,7 @@ def test_ordinary_text_stays_as_it_is(text):
 
 
 SECRET_NAMES = "HF_TOKEN DB_PASSWD SSH_KEY GITHUB_PAT OPENAI_KEY OPENAI_API_KEY apiKey X-Api-Key DATABASE_URL SENTRY_DSN MY_SECRET"
+SECRET_NAMES += " HEROKU_KEY2 TOKEN1 DJANGO_SALT AZURE_SAS CLIENT_PASSCODE OAUTH BEARER"
 SECRET_NAMES += " AWS_ACCESS_KEY_ID DB_PWD PGPASSWORD MYTOKEN CREDENTIALS SMTP_PASS SECRET_KEY_BASE SLACK_WEBHOOK_URL MONGO_URI"
 OTHER_NAMES = "PATH PWD OLDPWD TOKENIZERS_PARALLELISM HF_TOKEN_PATH SSL_KEY_FILE SSH_AUTH_SOCK KEYBOARD MONKEY COMPAT SPATIAL pad_token"
 OTHER_NAMES += " eos_token max_tokens_limit GIT_CONFIG_KEY_0 PATTERN AUTHOR HOME LANG SECRET_NAME PASSING"
@@ -108,6 +114,57 @@ def test_names_that_only_sound_like_it(name):
 def test_the_value_of_a_secret_variable_is_blotted_out_in_every_way_of_writing_it(value, text, kept):
     assert redact(text, {"MY_TOKEN": value}) == kept
     assert redact(text, {"HARMLESS": value}) == (text if "://" not in value else "postgres://***@host/db and ***")
+
+
+def encoded(text, before=""):
+    return base64.b64encode(f"{before}{text}".encode()).decode()
+
+
+@pytest.mark.parametrize("before", ["", "u", "me:", "user:"])  # as in `Authorization: Basic`: at each of three places in a group
+def test_a_secret_in_base64_keeps_no_byte_of_its_own_but_the_last(before):
+    secret = "s3cr3tValue/with+odd=chars"
+    for text in (encoded(secret, before), encoded(secret, before).translate(str.maketrans("+/", "-_"))):
+        left = redact(f"auths: {text}", {"MY_TOKEN": secret}).removeprefix("auths: ")
+        assert "***" in left and len(left) <= len("***") + len(encoded(before)) + 4
+    assert redact(secret.encode().hex(), {"MY_TOKEN": secret}) == "***"
+
+
+@pytest.mark.parametrize(
+    ("written", "as_found"),
+    [
+        (html.escape('it\'s <0815> & "4711"'), "HTML"),
+        (shlex.quote('it\'s <0815> & "4711"')[1:-1], "a shell"),
+        (json.dumps(json.dumps('it\'s <0815> & "4711"')[1:-1])[1:-1], "JSON in JSON"),
+        (quote('it\'s <0815> & "4711"', "").lower(), "an address in small letters"),
+    ],
+)
+def test_a_secret_is_found_in_what_libraries_make_of_it(written, as_found):
+    assert redact(f"a {written} b", {"MY_TOKEN": 'it\'s <0815> & "4711"'}) == "a *** b", as_found
+
+
+@pytest.mark.parametrize(
+    ("value", "secret"),
+    [
+        (json.dumps({"client_id": "harmless-4711", "client_secret": "q8-0123456789"}), "q8-0123456789"),
+        (json.dumps([{"private_key": "-----BEGIN KEY-----\nMIIE0815abc\n"}]), "MIIE0815abc"),
+        ("host=db.internal password=hunter22 user=me", "hunter22"),
+        ("Endpoint=https;AccountName=me;AccountKey=Zm9vYmFyMTIz==;x=y", "Zm9vYmFyMTIz=="),
+        ("https://me:p%40ss%2Fw0rd@host/x", "p@ss/w0rd"),
+        ("https://me:p@ss-w0rd@host/x", "p@ss-w0rd"),
+        ("https://0123456789abcdef0123@host/x", "0123456789abcdef0123"),
+    ],
+)
+def test_a_secret_within_the_value_of_any_variable_is_one_by_itself(value, secret):
+    assert redact(f"found {secret}, harmless-4711 db.internal", {"HARMLESS": value}) == "found ***, harmless-4711 db.internal"
+
+
+def test_a_password_in_an_address_may_hold_the_sign_that_ends_it():
+    assert redact("see https://me:p@ss-w0rd@host/x?to=a@b", {}) == "see https://***@host/x?to=a@b"
+
+
+def test_settings_in_a_variable_that_only_sound_like_secrets_are_none():
+    text = "tokens.end_token=<|im_end|> ppo.stop_token=<|stop-42|> sft.max_tokens=4096"
+    assert redact(text, {"SET": text, "MAKEFLAGS": f" -- SET={text}"}) == text
 
 
 @pytest.mark.parametrize("value", ["", "1", "on", "abc", "true", "demo", "Train", "NONE", "4096", "1e-5", "0.001", "/usr/bin", "~"])
