@@ -1,5 +1,6 @@
 """Conversations -> ids: the chat template in transformers' sandbox, and control tokens in people's text kept as text."""
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Any, TypeAlias, cast
@@ -13,30 +14,63 @@ Tokenizer: TypeAlias = Any
 BATCH_SIZE = 4096  # conversations per tokenizer call: enough for its threads, little memory
 # An answer goes through the same code as a prompt, with a template that writes its text and nothing else.
 ANSWER_TEMPLATE = "{{ messages[0]['content'] }}"
+_WHOSE = {"system": "a system", "user": "a user's", "assistant": "an assistant's", "tool": "a tool's"}
 
 
 def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[Messages]) -> list[list[int]]:
-    """Encode prompts up to where the assistant's answer begins, uncut."""
-    with_tools = [i for i, prompt in enumerate(prompts) if any(message.role == "tool" for message in prompt)]
-    if with_tools and not _shows_tools(tokenizer):
-        message = "found a tool's message, which the chat template leaves out; needed a template that knows the role tool; take one"
-        raise DataError([Problem(f"record {i + 1}", "prompt", message) for i in with_tools])
-    return _encode_chats(tokenizer, prompts, "prompt", {"add_generation_prompt": True})
+    """Encode prompts up to where the assistant's answer begins, uncut.
 
-
-def _shows_tools(tokenizer: Tokenizer) -> bool:
-    """Whether the template writes what a tool answered; where it refuses to render that, it is asked again with the prompt."""
-    word = "Q0answered"
-    messages = [{"role": role, "content": word if role == "tool" else "Q0"} for role in ("user", "assistant", "tool")]
+    Raises:
+        DataError: The template refuses conversations, or leaves messages of them out; each is named.
+    """
+    left_out = {roles: _find_left_out(tokenizer, roles) for roles in {tuple(message.role for message in prompt) for prompt in prompts}}
+    problems: list[Problem] = []
+    for i, prompt in enumerate(prompts):
+        if (place := left_out[tuple(message.role for message in prompt)]) is not None:
+            role = prompt[place].role
+            needed = f"needed a template that {'knows the role tool' if role == 'tool' else 'writes it'}; take one"
+            found = f"found {_WHOSE[role]} message, which the chat template leaves out"
+            problems.append(Problem(f"record {i + 1}", "prompt" if role == "tool" else f"prompt[{place}]", f"{found}; {needed}"))
     try:
-        return word in tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        encoded = _encode_chats(tokenizer, prompts, "prompt", {"add_generation_prompt": True})
+    except DataError as error:
+        raise DataError([*problems, *error.problems]) from None
+    if problems:
+        raise DataError(problems)
+    return encoded
+
+
+def _find_left_out(tokenizer: Tokenizer, roles: Sequence[str]) -> int | None:
+    """Find the first message of a conversation of these roles that the template does not write.
+
+    Where it refuses to render such a conversation, it is asked again with the prompt.
+    """
+    words = [f"Q{place}said" for place in range(len(roles))]
+    messages = [{"role": role, "content": word} for role, word in zip(roles, words, strict=True)]
+    try:
+        written = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True).casefold()
     except Exception:
-        return True
+        return None
+    return next((place for place, word in enumerate(words) if word.casefold() not in written), None)
 
 
-def encode_answers(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """Encode answers' texts, without an end token."""
-    return _encode_chats(tokenizer, [[Message("assistant", text)] for text in texts], "answer", {"chat_template": ANSWER_TEMPLATE})
+def encode_answers(tokenizer: Tokenizer, texts: Sequence[str], behind: str = "") -> list[list[int]]:
+    """Encode answers' texts, without an end token.
+
+    Args:
+        tokenizer: Of the policy.
+        texts: The answers.
+        behind: What stands before each, of which no ids are returned: a tokenizer may put a blank of its own before a text that
+            stands alone (SentencePiece); see `data.turns.find_anchor`.
+    """
+    answers = [[Message("assistant", text)] for text in texts]
+    alone = {"chat_template": ANSWER_TEMPLATE}
+    if not behind:
+        return _encode_chats(tokenizer, answers, "answer", alone)
+    before = _encode_chats(tokenizer, [[Message("assistant", behind)]], "answer", alone)[0]
+    anchored = _encode_chats(tokenizer, answers, "answer", {"chat_template": f"{{{{ {json.dumps(behind)} }}}}{ANSWER_TEMPLATE}"})
+    encoded = [ids[len(before) :] if ids[: len(before)] == before else None for ids in anchored]  # None: both became one token
+    return [_encode_chats(tokenizer, [answers[i]], "answer", alone)[0] if ids is None else ids for i, ids in enumerate(encoded)]
 
 
 def encode_conversations(tokenizer: Tokenizer, conversations: Sequence[Messages]) -> list[list[int]]:

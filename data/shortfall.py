@@ -46,6 +46,9 @@ def warn_of_shortfall(kind: RecordKind, counts: Mapping[str, int], limits: Limit
     if (cut := counts.get("prompts_cut", 0)) > TOLERATED * records:
         found = f"{_count(cut, 'prompt')} of {records:,} ({cut / records:.0%}) are cut to {limits[0]} tokens"
         warnings.append(f"{found}; raise tokens.max_prompt_tokens or shorten them")
+    if altered := counts.get("answers_altered", 0):
+        found = f"{_count(altered, 'answer')} cannot be written by the tokenizer as they are (unknown or dropped characters, capitals)"
+        warnings.append(f"{found}: the model learns them otherwise; take a base model whose tokenizer knows their characters")
     if repeated := counts.get("openings_repeated", 0):
         warnings.append(f"{_count(repeated, 'answer')} begin with what the prompt ends with; it is written once; leave it away in the data")
     return warnings

@@ -4,6 +4,7 @@ A template comes with a model from anywhere. It runs in transformers' sandbox, w
 `data.system.watched` does.
 """
 
+import re
 from collections.abc import Callable
 
 from data.chat import Tokenizer, encode_answers
@@ -11,6 +12,7 @@ from data.schema import DataError, Problem, first_line
 from data.system.watched import ITEM_SECONDS, Unfinished, work_one_by_one
 
 MAX_TEMPLATE_CHARACTERS = 100_000
+_MARKED = re.compile(r"[<\[{|].*[>\]}|]$")  # how tokens that are no words are written
 
 
 def require_special_tokens(tokenizer: Tokenizer, *, tried: bool = False) -> None:
@@ -67,10 +69,10 @@ def _describe_endless(error: Unfinished) -> tuple[str, str]:
 
 def _try_template(tokenizer: Tokenizer, tried: bool) -> list[tuple[str, str]]:
     def render(_: None) -> list[str]:
-        return [_render(tokenizer, word) for word in ("Hello", "Goodbye")]
+        return [_render(tokenizer, word) for word in ("Hello", "Goodbye", "Hello")]
 
     try:
-        (hello, goodbye) = render(None) if tried else next(work_one_by_one([None], render, lambda _: ITEM_SECONDS))
+        (hello, goodbye, again) = render(None) if tried else next(work_one_by_one([None], render, lambda _: ITEM_SECONDS))
     except Unfinished as error:
         return [_describe_endless(error)]
     except MemoryError:
@@ -79,6 +81,8 @@ def _try_template(tokenizer: Tokenizer, tried: bool) -> list[tuple[str, str]]:
         return [("chat_template", f"cannot render a user's message ({first_line(error)}); needed one that can; replace it")]
     if len(hello) > MAX_TEMPLATE_CHARACTERS:
         return [("chat_template", f"wrote {len(hello):,} characters for one word; needed a template without floods; replace it")]
+    if hello != again:
+        return [("chat_template", "wrote two texts for the same message (chance?); needed the same each time; replace it")]
     if hello == goodbye:
         return [("chat_template", "wrote the same for Hello and Goodbye; needed a template that writes the user's message; replace it")]
     return []
@@ -91,8 +95,8 @@ def _render(tokenizer: Tokenizer, word: str) -> str:
 def _try_end_token(tokenizer: Tokenizer) -> list[tuple[str, str]]:
     try:
         typed = encode_answers(tokenizer, [str(tokenizer.eos_token)])[0]
-    except DataError:
-        typed = [tokenizer.eos_token_id]
+    except DataError:  # so is each record that holds it: few do, where it is no word (in a Unigram vocabulary it is a piece)
+        typed = [] if _MARKED.match(tokenizer.eos_token) else [tokenizer.eos_token_id]
     if tokenizer.eos_token_id in typed:
         found = f"{tokenizer.eos_token!r} typed in a text becomes the end token's id"
         return [("eos_token", f"{found}; needed a special token that no text turns into; set another eos_token")]

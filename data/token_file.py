@@ -39,6 +39,7 @@ def make_schema() -> Any:
             ("repeated", arrow.int32()),
             ("control", arrow.bool_()),
             ("grades", arrow.list_(arrow.float32())),
+            ("altered", arrow.int32()),
         ]
     )
 
@@ -59,6 +60,7 @@ def make_batch(records: Sequence[Record], encoded: Sequence[EncodedRecord]) -> A
         "repeated": [item.repeated for item in encoded],
         "control": [item.control for item in encoded],
         "grades": _lay_lists([item.grades for item in encoded], np.float32),
+        "altered": [item.altered for item in encoded],
     }
     return arrow.record_batch(columns, schema=make_schema())
 
@@ -106,6 +108,11 @@ class TokenFile:
     def repeated(self) -> NDArray[np.int32]:
         """How many of them begin with what the prompt ends with."""
         return self._table["repeated"].to_numpy()
+
+    @property
+    def altered(self) -> NDArray[np.int32]:
+        """How many of them are others when they are written out; files of an earlier version do not say so."""
+        return self._table["altered"].to_numpy() if "altered" in self._table.schema.names else np.zeros(len(self), np.int32)
 
     @property
     def control(self) -> NDArray[np.bool_]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data.holdout import Places, find_places, hold_out, too_few
 from data.schema import DataError, RecordKind
@@ -70,9 +71,13 @@ class TokenSet:
         """Count the answers that begin with what the prompt before them ends with."""
         return int(self.file.repeated[self.rows].sum())
 
-    def first_repeated(self) -> int:
-        """Return the number, from 0, of the first record of the file that has such an answer."""
-        return int(self.rows[np.flatnonzero(self.file.repeated[self.rows])[0]])
+    def count_altered(self) -> int:
+        """Count the answers that are others when their ids are written out."""
+        return int(self.file.altered[self.rows].sum())
+
+    def first(self, counts_M: NDArray[np.int32]) -> int:
+        """Return the number, from 0, of the first of its records of which the file counts some."""
+        return int(self.rows[np.flatnonzero(counts_M[self.rows])[0]])
 
     def counts(self) -> Counts:
         """Say how many records are used, cut and dropped; see `count_records`."""
@@ -84,7 +89,8 @@ class TokenSet:
             prompts_cut=int(self.file.cut[used].sum()),
             responses_dropped=int(self.file.dropped[self.rows].sum()),
         )
-        some = {"openings_repeated": self.count_repeated(), f"{self.kind}_graded": int((self.file.count_grades()[used] > 0).sum())}
+        some = {"openings_repeated": self.count_repeated(), "answers_altered": self.count_altered()}
+        some |= {f"{self.kind}_graded": int((self.file.count_grades()[used] > 0).sum())}
         return counts | {name: number for name, number in some.items() if number}
 
 

@@ -12,13 +12,15 @@ that is cut and then ended teaches the model to stop in the middle.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeVar
 
 from data import chat
 from data.chat import Tokenizer
 from data.cutting import cut_prompt
+from data.lossless import find_altered
 from data.schema import Comparison, Conversation, DataError, Demonstration, Message, Problem, Prompt, RecordKind
-from data.turns import drop_opening, find_openings
+from data.turns import drop_opening, find_anchor, find_openings
 
 Counts = dict[str, int]
 AnyRecord = TypeVar("AnyRecord", Demonstration, Comparison, Prompt)
@@ -73,6 +75,7 @@ class EncodedRecord:
         used: Whether it can be trained on.
         control: Of a text: whether it holds a control token's text.
         grades: Of its responses, NaN for one without; empty where none has one.
+        altered: How many of its answers are others when their ids are written out; see `data.lossless`.
     """
 
     prompt_ids: list[int]
@@ -84,6 +87,7 @@ class EncodedRecord:
     used: bool
     control: bool = False
     grades: tuple[float, ...] = ()
+    altered: int = 0
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: Sequence[Message], max_prompt_tokens: int) -> EncodedPrompt:
@@ -116,7 +120,9 @@ def encode_records(tokenizer: Tokenizer, records: Sequence[Conversation], limits
     max_prompt_tokens, max_response_tokens = limits
     prompts = _encode_prompts(tokenizer, [record.prompt for record in records], max_prompt_tokens)
     openings = find_openings(tokenizer)
-    responses = iter(_encode_responses(tokenizer, [drop_opening(text, openings) for record in records for text in record.answers]))
+    texts = [drop_opening(text, openings) for record in records for text in record.answers]
+    all_responses = _encode_responses(tokenizer, texts)
+    responses, altered = iter(all_responses), iter(find_altered(tokenizer, texts, [ids[:-1] for ids in all_responses]))
     encoded: list[EncodedRecord] = []
     for record, prompt in zip(records, prompts, strict=True):
         answers = [next(responses) for _ in record.answers]
@@ -129,7 +135,8 @@ def encode_records(tokenizer: Tokenizer, records: Sequence[Conversation], limits
         repeated = sum(drop_opening(text, openings) != text for text in record.answers)
         own = [ids for ids, _, _ in kept], tuple(rank for _, rank, _ in kept)
         graded = tuple(grade for _, _, grade in kept) if any(not math.isnan(grade) for _, _, grade in kept) else ()
-        encoded.append(EncodedRecord(prompt.ids, *own, prompt.cut, dropped=dropped, repeated=repeated, used=used, grades=graded))
+        lossy = sum(islice(altered, len(answers)))
+        encoded.append(EncodedRecord(prompt.ids, *own, prompt.cut, dropped, repeated, used=used, grades=graded, altered=lossy))
     return encoded
 
 
@@ -210,7 +217,7 @@ def refuse_none_left(kind: str, num_records: int, num_used: int, max_response_to
 
 
 def _encode_responses(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    return [[*ids, tokenizer.eos_token_id] for ids in chat.encode_answers(tokenizer, texts)]
+    return [[*ids, tokenizer.eos_token_id] for ids in chat.encode_answers(tokenizer, texts, find_anchor(tokenizer))]
 
 
 def _encode_prompts(tokenizer: Tokenizer, prompts: Sequence[chat.Messages], max_prompt_tokens: int) -> list[EncodedPrompt]:

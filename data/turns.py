@@ -61,6 +61,46 @@ def drop_opening(answer: str, openings: Sequence[str]) -> str:
     return answer
 
 
+def find_missing_opening(tokenizer: Tokenizer) -> str:
+    """Find what a template writes before an answer, but not at a prompt's end, though it is asked to; nothing where it is as it should.
+
+    Without it the model would learn to answer behind the user's last word, and be asked so, but see its answers otherwise in a history.
+    """
+    question = [_message("user", _QUESTION)]
+    try:
+        plain, prompt = _render(tokenizer, question), _render(tokenizer, question, add_generation_prompt=True)
+        answered = _render(tokenizer, [*question, _message("assistant", _ANSWER)])
+    except Exception:  # told where prompts are encoded
+        return ""
+    opening = answered.removeprefix(prompt).partition(_ANSWER)[0]
+    unasked = plain == prompt and answered.startswith(prompt) and _ANSWER in answered
+    return opening if unasked and opening.strip() else ""
+
+
+def find_anchor(tokenizer: Tokenizer) -> str:
+    """Find what an answer's text is to be encoded behind, so that its ids are those that a history has; nothing where it may stand alone.
+
+    SentencePiece puts a blank before a text that stands alone, which it lacks behind a template's `Assistant:` and a line break: the
+    model would learn to begin with another token than the one that its own answers have in the next turn.
+    """
+    question, answer = [_message("user", _QUESTION)], _message("assistant", _ANSWER)
+    try:
+        alone, behind = tokenizer.encode(_ANSWER, add_special_tokens=False), _render(tokenizer, question, add_generation_prompt=True)[-1:]
+        if tokenizer.encode(f"{behind}{_ANSWER}", add_special_tokens=False)[-len(alone) :] == alone:
+            return ""
+        history = _render(tokenizer, [*question, answer, _message("user", _NEXT_QUESTION)])
+        before = tokenizer.encode(behind, add_special_tokens=False)
+        anchored = tokenizer.encode(f"{behind}{_ANSWER}", add_special_tokens=False)[len(before) :]
+        ids = tokenizer.encode(history, add_special_tokens=False)
+    except Exception:  # told where prompts are encoded
+        return ""
+    return behind if not _holds(ids, alone) and _holds(ids, anchored) else ""
+
+
+def _holds(ids: Sequence[int], part: Sequence[int]) -> bool:
+    return any(list(ids[start : start + len(part)]) == list(part) for start in range(len(ids) - len(part) + 1))
+
+
 def begins_with_prompt(tokenizer: Tokenizer) -> bool:
     """Whether an answered turn is rendered as the prompt and then the answer; templates that strip or add thoughts do otherwise.
 

@@ -14,6 +14,7 @@ from data.texts import encode_texts
 from data.token_maker import Encode, Placed, is_whole, make_tokens
 from data.tokens import encode_records
 from data.treatment import Treat
+from data.turns import find_anchor
 from stages.models.handoff import identify_tokenizer
 from stages.spec import TOKENS_VERSION, DataSource
 
@@ -77,7 +78,9 @@ def make_conversation_store(
     def encode(chunk: Any) -> Any:
         return encode_records(tokenizer, chunk, limits)
 
-    return TokenStore(directory, encode, [identify_tokenizer(tokenizer), *limits], skip_bad=skip_bad, treat=treat, workers=workers)
+    anchor = find_anchor(tokenizer)  # earlier versions had none
+    identity = [identify_tokenizer(tokenizer), *limits, *([f"answers behind {anchor!r}"] if anchor else [])]
+    return TokenStore(directory, encode, identity, skip_bad=skip_bad, treat=treat, workers=workers)
 
 
 def make_text_store(tokenizer: Any, directory: Path, *, end: bool, skip_bad: int, treat: Treat | None, workers: int) -> TokenStore:

@@ -17,9 +17,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from data import chat
 from data.load import stream_records
+from data.lossless import find_altered
 from data.reading import report_on
-from data.schema import DataError, Problem, RecordKind
+from data.schema import DataError, Problem, Record, RecordKind
 from data.shortfall import describe_shortfall, warn_of_dropped_answers, warn_of_shortfall
 from data.token_maker import count_workers, open_tokens
 from data.token_split import TokenSet, load_places, split_tokens, take_all
@@ -69,9 +71,10 @@ def load_tokens(context: StageContext, tokenizer: Any, kind: RecordKind) -> Side
     sides = open_sides(decide_in_main(context, make), kind, splits, limits, spec.eval_fraction, spec.seed)
     for side, source, which in zip(sides, (splits.train, splits.eval or splits.train), ("", "held-out: "), strict=True):
         _note_repeated_openings(context, tokenizer, side, source)
+        _warn_of_altered_answers(context, tokenizer, side, source, f"{which}{kind} altered")
         counts = side.counts()
-        # Where an opening is repeated is told above, with its line.
-        lost = {name: count for name, count in counts.items() if name != "openings_repeated"}
+        # These are told above, with their lines.
+        lost = {name: count for name, count in counts.items() if name not in ("openings_repeated", "answers_altered")}
         losses = warn_of_shortfall(kind, lost, limits) + warn_of_dropped_answers(kind, counts, side.count_answers(), limits)
         context.warn(f"{which}{kind} lost", f"{which}{'; '.join(losses)}" if losses else None)
         if not losses and (told := describe_shortfall(kind, counts, limits)):
@@ -83,13 +86,32 @@ def _note_repeated_openings(context: StageContext, tokenizer: Any, side: TokenSe
     """Tell the user of answers that begin with what the prompt ends with: the token stream does not write it twice."""
     if count := side.count_repeated():
         ending = find_openings(tokenizer)[-1]
-        treat = make_treatment(context.spec.redact, context.spec.forgotten)
-        records = stream_records(source, side.kind, report_on(source), context.spec.skip_bad, treat)
-        place = next((place for place, _ in islice(records, side.first_repeated(), None)), source.path)
+        place, _ = _find_first(context, side, source, side.file.repeated)
         context.note(
             f"{place}: {count} of {side.count_answers()} answers, the first here, begin with {ending!r}, "
             "which the prompt ends with already; it is written once; leave it away in the data"
         )
+
+
+def _warn_of_altered_answers(context: StageContext, tokenizer: Any, side: TokenSet, source: DataSource, name: str) -> None:
+    """Warn of answers that the tokenizer cannot write, with the first one's line."""
+    if count := side.count_altered():
+        place, record = _find_first(context, side, source, side.file.altered)
+        texts: list[str] = list(record.answers) if record else []
+        encoded = chat.encode_answers(tokenizer, texts)
+        read = next((tokenizer.decode(ids) for ids, bad in zip(encoded, find_altered(tokenizer, texts, encoded), strict=True) if bad), "")
+        context.warn(
+            name,
+            f"{place}: {count} of {side.count_answers()} answers, the first here, read otherwise when the tokenizer writes them "
+            f"({read[:40]!r}), and so the model learns them; take a base model whose tokenizer knows their characters",
+        )
+
+
+def _find_first(context: StageContext, side: TokenSet, source: DataSource, counts_M: Any) -> tuple[str, Record | None]:
+    """Find the first record of a side of which its file counts some, with its place."""
+    treat = make_treatment(context.spec.redact, context.spec.forgotten)
+    records = stream_records(source, side.kind, report_on(source), context.spec.skip_bad, treat)
+    return next(islice(records, side.first(counts_M), None), (source.path, None))
 
 
 def open_sides(

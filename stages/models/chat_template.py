@@ -27,6 +27,7 @@ _BOS = "{{- bos_token }}"
 
 # Days are the same for all who run a recipe, so that its weights are: a clock that ran on would give other ones each day.
 PINNED_DAY = datetime.date(2025, 1, 1)
+_PROCESSORS_FILE = "chat_template.json"
 _CLOCK = "strftime_now"
 _DIRECTIVES = (*(f"-{code}" for code in "dmHIMSjy"), *"aAbBcdeDFGHhIjklmMpRSTuUVwWxXyYz")
 _SETTLED = "{# settled by rlhf #}"  # what stands before it was written by `bake`
@@ -46,11 +47,11 @@ def choose_template(tokenizer: Any, wanted: str, *, tools: bool = False) -> tupl
     Raises:
         StageError: What was asked for is not there.
     """
-    found: Any = tokenizer.chat_template
-    named = cast("dict[str, str]", found) if isinstance(found, dict) else {}
+    found: Any = tokenizer.chat_template or _read_processors(tokenizer)
+    named = {name: _clean(text) for name, text in cast("dict[str, str]", found).items()} if isinstance(found, dict) else {}
     if wanted == "auto":
-        if isinstance(found, str):
-            return found, "the tokenizer's own"
+        if isinstance(found, str) and found.strip():
+            return _clean(found), "the tokenizer's own"
         for name in ("tool_use",) * tools + ("default",) + tuple(named) * (len(named) == 1):
             if name in named:
                 return named[name], f"the tokenizer's own, `{name}` of {len(named)}"
@@ -71,6 +72,19 @@ def choose_template(tokenizer: Any, wanted: str, *, tools: bool = False) -> tupl
     if wanted in named:
         return named[wanted], f"the tokenizer's own, `{wanted}` of {len(named)}"
     return _read_file(wanted, named), wanted
+
+
+def _read_processors(tokenizer: Any) -> str | None:
+    """Read the template that models which take images too have in a file of its own, where their tokenizer has none."""
+    try:
+        return json.loads((Path(tokenizer.name_or_path) / _PROCESSORS_FILE).read_text(encoding="utf-8-sig"))["chat_template"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _clean(template: str) -> str:
+    """Drop the mark with which some editors begin a file: the template would write it before each prompt."""
+    return template.removeprefix("\ufeff")
 
 
 def bake(template: str, arguments: Mapping[str, Any]) -> str:
@@ -97,6 +111,12 @@ def bake(template: str, arguments: Mapping[str, Any]) -> str:
     if not written or earlier.endswith(written):
         return template
     return f"{earlier}{written}{_SETTLED}\n{body}"
+
+
+def add_opening(template: str, opening: str) -> str:
+    """Write what a template lacks at the end of a prompt behind it; a line break at the end of a template writes nothing."""
+    body = template.removesuffix("\n")
+    return f"{body}{{% if add_generation_prompt %}}{{{{ {_write_literal(opening)} }}}}{{% endif %}}"
 
 
 def find_pinned_day(template: str) -> str | None:

@@ -9,10 +9,10 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 
 from data.schema import DataError
 from data.template_check import require_ends, require_special_tokens
-from data.turns import begins_with_prompt, find_openings
+from data.turns import begins_with_prompt, find_missing_opening, find_openings
 from stages.blocks import TokenSettings
 from stages.models.adapters import is_unmerged_adapter
-from stages.models.chat_template import bake, choose_template, find_pinned_day
+from stages.models.chat_template import add_opening, bake, choose_template, find_pinned_day
 from stages.models.special_tokens import count_tokens, ensure_end_token, require_rows, settle_end_token, settle_pad_token
 from stages.models.weights import open_pretrained
 from stages.process.errors import StageError
@@ -73,6 +73,9 @@ def _settle(tokenizer: Any, path: str, tokens: TokenSettings, revision: str | No
     ensure_end_token(tokenizer, config)
     template, what = choose_template(tokenizer, tokens.chat_template, tools="tools" in tokens.template_args)
     tokenizer.chat_template = bake(template, tokens.template_args)
+    if opening := find_missing_opening(tokenizer):
+        tokenizer.chat_template = add_opening(tokenizer.chat_template, opening)
+        what += f", with {opening!r} added before an answer to come"
     why_end = settle_end_token(tokenizer, tokens.end_token)
     why_pad = settle_pad_token(tokenizer, config.vocab_size)
     rowless = require_rows(tokenizer, tokens_before, config.vocab_size)

@@ -66,3 +66,25 @@ def tokenizer_of():
         )
 
     return make
+
+
+@pytest.fixture
+def sentencepiece_of():
+    """Make a tokenizer like Llama's with a given template: a blank before each text, `▁one` one token, letters and `<0x..>` the others."""
+
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    def make(template):
+        pieces = ["<unk>", "<pad>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *"▁\nabcdefghijklmnopqrstuvwxyz", "▁o", "▁on", "▁one"]
+        merges = [("▁", "o"), ("▁o", "n"), ("▁on", "e")]
+        backend = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, merges, unk_token="<unk>", byte_fallback=True))
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        backend.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
+        return PreTrainedTokenizerFast(
+            tokenizer_object=backend, unk_token="<unk>", pad_token="<pad>", eos_token="</s>", chat_template=template
+        )
+
+    return make

@@ -39,6 +39,12 @@ def test_five_percent_are_tolerated():
     ]
 
 
+def test_answers_that_the_tokenizer_cannot_write_are_warned_of():
+    counts = {"demonstrations": 9, "demonstrations_used": 9, "prompts_cut": 0, "responses_dropped": 0, "answers_altered": 2}
+    (told,) = warn_of_shortfall("demonstrations", counts, LIMITS)
+    assert told.startswith("2 answers cannot be written by the tokenizer as they are") and told.endswith("knows their characters")
+
+
 def test_long_answers_that_are_dropped_warn_though_their_comparisons_are_left():
     counts = {"comparisons": 20, "comparisons_used": 20, "prompts_cut": 0, "responses_dropped": 4, "comparisons_without_pair": 0}
     assert warn_of_shortfall("comparisons", counts, LIMITS) == []

@@ -1,6 +1,9 @@
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from data import template_check
+from data.chat import encode_answers
 from data.schema import DataError
 from data.template_check import require_ends, require_special_tokens
 from data.turns import begins_with_prompt
@@ -39,6 +42,22 @@ def test_end_token_that_is_also_a_word_is_refused(tokenizer_of):
     assert faults_of(tokenizer) == [
         "eos_token: 'b' typed in a text becomes the end token's id; needed a special token that no text turns into; set another eos_token"
     ]
+
+
+def test_a_piece_of_a_vocabulary_may_be_the_end_token_and_only_texts_that_hold_it_are_refused():
+    pieces = [("<unk>", 0.0), ("</s>", 0.0), ("[P]", 0.0), ("▁", -1.0), ("a", -1.0), ("b", -1.0)]
+    backend = Tokenizer(models.Unigram(pieces, unk_id=0))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "[P]"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=GOOD_TEMPLATE, **special)
+    require_special_tokens(tokenizer)
+    with pytest.raises(DataError, match="record 2: answer: refused by the chat template or tokenizer"):
+        encode_answers(tokenizer, ["a b", "a </s> b"])
+
+
+def test_a_template_that_writes_by_chance_is_refused(tokenizer_of):
+    (fault,) = faults_of(tokenizer_of("{{ range(99999) | random }}" + GOOD_TEMPLATE))
+    assert fault.startswith("chat_template: wrote two texts for the same message (chance?)")
 
 
 @pytest.mark.parametrize(

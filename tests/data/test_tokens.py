@@ -61,9 +61,34 @@ def test_what_a_tool_answered_is_encoded_where_the_template_writes_it_and_refuse
     users = "{% for m in messages if m['role'] != 'tool' %}[U]{{ m['content'] }}{% endfor %}[A]"
     with pytest.raises(DataError, match="record 2: prompt: found a tool's message, which the chat template leaves out"):
         encode_prompts(tokenizer_of(users), prompts, (50, 50))
-    refusing = "{% for m in messages %}{% if m['role'] == 'tool' %}{{ raise_exception('no tools') }}{% endif %}{% endfor %}[A]"
+    raises = "{% if m['role'] == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
+    refusing = f"{{% for m in messages %}}{raises}[U]{{{{ m['content'] }}}}{{% endfor %}}[A]"
     with pytest.raises(DataError, match=r"record 2: prompt: refused by the chat template or tokenizer \(no tools\)"):
         encode_prompts(tokenizer_of(refusing), prompts, (50, 50))
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{% for m in messages if m['role'] != 'system' %}[U]{{ m['content'] }}{% endfor %}[A]", "prompt[0]: found a system message"),
+        ("[U]{{ messages[-1]['content'] }}[A]", "prompt[0]: found a system message"),
+        (
+            "{% for m in messages if m['role'] != 'assistant' %}[U]{{ m['content'] }}{% endfor %}[A]",
+            "prompt[2]: found an assistant's message",
+        ),
+        (
+            "{{ messages[0]['content'] }}{% for m in messages[-2:] %}[U]{{ m['content'] }}{% endfor %}[A]",
+            "prompt[1]: found a user's message",
+        ),
+    ],
+)
+def test_a_message_that_the_template_leaves_out_is_refused_and_named(tokenizer_of, template, told):
+    prompts = [Prompt(user("a")), Prompt((Message("system", "b"), *user("a"), Message("assistant", "b"), *user("Hello")))]
+    with pytest.raises(DataError) as refused:
+        encode_prompts(tokenizer_of(template), prompts, (50, 50))
+    assert [str(problem) for problem in refused.value.problems] == [
+        f"record 2: {told}, which the chat template leaves out; needed a template that writes it; take one"
+    ]
 
 
 def test_system_message_comes_first(tokenizer):
@@ -164,7 +189,8 @@ def test_comparisons_are_rendered_and_encoded_in_one_batch_for_prompts_and_one_f
     words = "Hi Mia! Your grey chair is on its way."
     records = [Comparison(user(f"where is order {i}?"), (words, words + " a", words + " b"), (1, 2, 3)) for i in range(40)]
     encode_comparisons(tokenizer, records, (100, 100))
-    assert sorted(calls) == ["__call__"] * 2 + ["apply_chat_template"] * 3  # however many there are; one asks how a prompt ends
+    # However many there are; the others ask what is left out of a prompt, how it ends, what an answer follows, and what cannot be written.
+    assert sorted(calls) == ["__call__"] * 3 + ["apply_chat_template"] * 6
 
 
 def test_answer_with_the_end_token_as_a_word_is_refused_and_named(tokenizer_of):
@@ -180,3 +206,23 @@ def test_every_record_that_the_template_refuses_is_named(tokenizer_of):
         encode_prompts(tokenizer_of(template), [Prompt(user("a")), refused, Prompt(user("[U]")), refused], (9, 9))
     message = "prompt: refused by the chat template or tokenizer (no system messages); needed messages as they want them; change them"
     assert [str(problem) for problem in caught.value.problems] == [f"record 2: {message}", f"record 4: {message}"]
+
+
+# Answers behind a prompt
+
+
+def test_an_answer_has_the_ids_that_it_has_in_a_history_where_the_tokenizer_puts_a_blank_before_a_text(sentencepiece_of):
+    written = (
+        "{% for m in messages %}{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}{% if add_generation_prompt %}assistant\n{% endif %}"
+    )
+    tokenizer = sentencepiece_of(written)
+    assert tokenizer.tokenize("one") == ["▁one"] and tokenizer.tokenize("\none") == ["▁", "\n", "o", "n", "e"]
+    for text in ("one", "  one", "\n\none", "one one\n", "", "é"):
+        history = [Message("user", "one"), Message("assistant", text), Message("user", "again")]
+        learnt = encode_prompt(tokenizer, history[:1], 100).ids + encode_response(tokenizer, text)
+        assert encode_prompt(tokenizer, history, 100).ids[: len(learnt)] == learnt, text
+
+
+def test_where_a_history_has_that_blank_too_the_answer_keeps_it(sentencepiece_of):
+    tokenizer = sentencepiece_of("{% for m in messages %}{{ m['content'] }} {% endfor %}")
+    assert tokenizer.convert_ids_to_tokens(encode_response(tokenizer, "one")) == ["▁one", "</s>"]

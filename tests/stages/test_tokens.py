@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from data.fingerprint import fingerprint
 from data.identity import FORGOTTEN_FILE, SECRET_FILE, Forgotten, ask_for, make_secret, render_forgotten
@@ -116,6 +118,24 @@ def test_other_limits_make_other_ids(context, tokenizer):
     told = [json.loads(line)["message"] for line in context.spec.events_path.read_text().splitlines()]
     dropped = f"{train.counts()['responses_dropped']} of 48 demonstrations dropped (longer than 20 tokens)"
     assert any(dropped in each and each.endswith("raise tokens.max_response_tokens or shorten them") for each in told)
+
+
+def test_answers_that_the_tokenizer_cannot_write_are_warned_of_with_the_first_ones_line(context):
+    words = {"[?]": 0, "[P]": 1, "</s>": 2} | {word: i for i, word in enumerate(["order", "way", "."], start=3)}
+    backend = Tokenizer(models.WordLevel(words, unk_token="[?]"))
+    backend.normalizer, backend.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    special = {"unk_token": "[?]", "pad_token": "[P]", "eos_token": "</s>"}
+    template = "{% for m in messages %}{{ m['content'] }}</s>{% endfor %}{{ messages | length }}"
+    path = Path(context.spec.data["demonstrations"].train.path)
+    rows = [{"prompt": "way " * (i + 1), "completion": "order . " if i % 3 else "Order 二."} for i in range(30)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = context.spec.data["demonstrations"].model_copy(update={"eval": None})
+    other = StageContext(context.spec.model_copy(update={"data": context.spec.data | {"demonstrations": data}, "fingerprints": {}}))
+    load_tokens(other, PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=template, **special), "demonstrations")
+    (told, *_) = [warning.message for warning in other.warnings if "altered" in warning.name]
+    assert told.startswith(f"{path}:1: 9 of 29 answers, the first here, read otherwise when the tokenizer writes them ('order [?] .')"), (
+        told
+    )
 
 
 def test_records_that_changed_since_they_were_checked_are_refused(context, tokenizer):

@@ -116,6 +116,36 @@ def test_what_is_not_there_is_refused_by_its_key(tmp_path, tokens, said):
     assert caught.value.exit_code == 2
 
 
+TURNS = "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|im_end|>\n{% endfor %}\n"
+
+
+def test_a_template_that_opens_no_answer_gets_the_opening_that_its_answers_have(tmp_path):
+    layout = Layout(("<|endoftext|>", "<|im_end|>"), eos="<|endoftext|>", template=TURNS)
+    tokenizer, note = settle(tmp_path / "base", layout)
+    assert "the tokenizer's own, with '<|assistant|>\\n' added before an answer to come" in note
+    learnt = encode_prompt(tokenizer, USER, 400).ids + encode_response(tokenizer, "one.")
+    tokenizer.save_pretrained(tmp_path / "artifact")
+    plain = AutoTokenizer.from_pretrained(tmp_path / "artifact")
+    history = plain.apply_chat_template(CHAT, return_dict=False)
+    assert history[: len(learnt)] == learnt and plain.decode(history) == "".join(
+        f"<|{each['role']}|>\n{each['content']}<|im_end|>\n" for each in CHAT
+    )
+    once = tokenizer.chat_template
+    tokenizer.save_pretrained(tmp_path / "base")
+    assert settle_tokenizer(str(tmp_path / "base"), TokenSettings())[0].chat_template == once
+
+
+def test_a_template_is_found_where_models_that_take_images_have_it_and_an_empty_one_is_none(tmp_path):
+    layout = Layout(("<|endoftext|>", "<|im_end|>"), eos="<|endoftext|>")
+    write_base(tmp_path / "base", layout)
+    (tmp_path / "base" / "chat_template.json").write_text(json.dumps({"chat_template": "\ufeff" + TURNS}))
+    tokenizer, note = settle_tokenizer(str(tmp_path / "base"), TokenSettings())
+    assert "the tokenizer's own" in note and tokenizer.chat_template.startswith(TURNS[:20])
+    for nothing in ("{}", '{"chat_template": " "}', "[]", "{"):
+        (tmp_path / "base" / "chat_template.json").write_text(nothing)
+        assert "plain text" in settle_tokenizer(str(tmp_path / "base"), TokenSettings())[1]
+
+
 def test_a_template_that_cannot_render_is_refused(tmp_path):
     with pytest.raises(DataError, match="chat_template: cannot render a user's message"):
         settle(tmp_path / "base", Layout(("</s>",), eos="</s>", template="{{ 1 / 0 }}"))
