@@ -1,8 +1,13 @@
 """Values of a row -> text, numbers and lists, or what is wrong with them: `field: found; needed; do`."""
 
+import ast
+import json
+import re
 from typing import cast
 
 Columns = dict[str, object]
+
+_MESSAGES = re.compile(r"\s*\[\s*\{\s*['\"](role|content|from|value)['\"]\s*:")
 
 
 class FieldError(Exception):
@@ -56,6 +61,8 @@ def check_text(value: object, field: str, needed: str = "text", may_be_empty: bo
         raise FieldError(field, f"found {describe(value)}; needed {needed}; correct it")
     if not may_be_empty and not value.strip():
         raise FieldError(field, f"found {'blanks only' if value else 'an empty text'}; needed {needed}; fill it or remove the line")
+    if value[:1].isspace() or value[:1] == "[":
+        _refuse_written_messages(value, field)
     if "\0" in value:
         raise FieldError(field, "found a NUL character; needed plain text; remove it")
     if not value.isascii():
@@ -65,6 +72,21 @@ def check_text(value: object, field: str, needed: str = "text", may_be_empty: bo
             found = f"half a surrogate pair (\\u{ord(value[error.start]):04x})"
             raise FieldError(field, f"found {found}; needed Unicode text; repair the export") from error
     return value
+
+
+def _refuse_written_messages(text: str, field: str) -> None:
+    """Refuse a list of messages that stands as text: an export wrote it so (CSV, pandas), and a model would learn the brackets."""
+    if _MESSAGES.match(text) is None or not text.rstrip().endswith("]"):
+        return
+    for read in (json.loads, ast.literal_eval):
+        try:
+            items: object = read(text.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(items, list) and all(isinstance(item, dict) for item in cast(list[object], items)):
+            raise FieldError(
+                field, "found a list of messages that is written as text; needed the list itself; export it as JSON or Parquet"
+            )
 
 
 def describe(value: object) -> str:

@@ -44,4 +44,5 @@ def stream_records(
         if treated is not None:
             yield where, treated
     if is_empty:
-        raise DataError([Problem(source.path, "", f"found no rows; needed at least one of {kind}; check the export")])
+        found = "no rows" if not report.counts else f"nothing to use ({'; '.join(report.told())})"
+        raise DataError([Problem(source.path, "", f"found {found}; needed at least one of {kind}; check the export")])

@@ -57,9 +57,12 @@ class SourceReport:
 
     def line(self) -> str:
         """Tell it in one line."""
-        counts = [f"{number:,} {text}" for text, number in self.counts.items()]
         skipped = [f"{len({problem.where for problem in self.skipped}):,} bad lines skipped"] if self.skipped else []
-        return "; ".join([f"{self.name}: read as {self.looks}", *counts, *skipped])
+        return "; ".join([f"{self.name}: read as {self.looks}", *self.told(), *skipped])
+
+    def told(self) -> list[str]:
+        """Say what was joined or left out."""
+        return [f"{number:,} {text}" for text, number in self.counts.items()]
 
 
 def report_on(source: SourceLike) -> SourceReport:
@@ -161,7 +164,7 @@ def _read_row(value: object, form: Format, kind: RecordKind, report: SourceRepor
     columns = present_columns(value)
     if not columns.keys().isdisjoint(MEDIA):
         _refuse_media(columns)
-    if kind == "demonstrations" and any(columns.get(name) is False for name in LABELS):
+    if kind == "demonstrations" and any(_is_bad(columns.get(name)) for name in LABELS):
         report.counts[BAD] += 1
         return []
     records: list[Record] = []
@@ -179,6 +182,11 @@ def _read_row(value: object, form: Format, kind: RecordKind, report: SourceRepor
     if counts:
         report.counts += Counter(counts)  # without those that are 0
     return records
+
+
+def _is_bad(label: object) -> bool:
+    """Whether a label says that the answer is a bad one: false, which exports write as 0 or as text too."""
+    return label == 0 or (isinstance(label, str) and label.strip().lower() in ("false", "0"))
 
 
 def _refuse_media(columns: Columns) -> None:

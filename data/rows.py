@@ -13,10 +13,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
-from data.file_kinds import FILE_FORMATS, OTHER_FILES, TEXT_FILE, find_other_content
+from data.directories import find_record_files, find_text_files
+from data.file_kinds import FILE_FORMATS, GZIPPED, OTHER_FILES, TEXT_FILE, find_other_content
 from data.schema import DataError, Problem, first_line
 
 MAX_LINE_BYTES = 10_000_000
+_BOM = b"\xef\xbb\xbf"
 
 Row = tuple[str, object]  # where, the decoded value
 Report = Callable[[Problem], None]
@@ -55,9 +57,11 @@ def read_rows(source: SourceLike, wanted: Sequence[str], report: Report, *, whol
     if path.is_file():
         _refuse_dataset_options(source)
         return _read_file(path, wanted, report, whole_texts=whole_texts)
-    if whole_texts and (files := _find_text_files(path)):
+    if whole_texts and (files := find_text_files(path)):
         _refuse_dataset_options(source)
         return (row for file in files for row in _read_file(file, wanted, report, whole_texts=True))
+    if path.is_dir() and source.subset is None and (files := find_record_files(path, source.split)):
+        return (row for file in files for row in _read_file(file, wanted, report, whole_texts=False))
     if path.is_dir() or _looks_like_dataset_id(source.path):
         return _read_dataset(source, path, wanted)
     raise _cannot_read(source.path, "no such file or directory; needed a file, a saved dataset directory or a dataset id; check the path")
@@ -88,16 +92,15 @@ def _read_file(path: Path, wanted: Sequence[str], report: Report, *, whole_texts
         if name.endswith(".parquet"):
             yield from _read_parquet(path, wanted)
             return
-        if not name.endswith(".gz") and (found := find_other_content(path)):
+        if not name.endswith(GZIPPED) and (found := find_other_content(path)):
             raise _cannot_read(str(path), f"found {found}")
         if name.endswith(TEXT_FILE) and whole_texts:
-            text = _decode(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), str(path), report)
+            text = _decode(path.read_bytes().removeprefix(_BOM), str(path), report)
             yield from () if text is None else [(str(path), {"text": text})]
-        elif name.endswith(".gz"):
-            with gzip.open(path, "rb") as stream:
-                yield from _read_lines(cast(IO[bytes], stream), str(path), report)
         else:
-            with path.open("rb") as stream:
+            with gzip.open(path, "rb") if name.endswith(GZIPPED) else path.open("rb") as opened:
+                stream = cast(IO[bytes], opened)
+                name = name.removesuffix(".gz")
                 reader = _read_array if _starts_array(stream, name) else _read_lines
                 if name.endswith(TEXT_FILE):
                     yield from ((where, {"text": text}) for where, text in _read_texts(stream, str(path), report))
@@ -105,23 +108,6 @@ def _read_file(path: Path, wanted: Sequence[str], report: Report, *, whole_texts
                     yield from reader(stream, str(path), report)
     except (OSError, EOFError, zlib.error) as error:
         raise _cannot_read(str(path), f"cannot be read ({first_line(error)}); needed a whole, readable file; check it") from error
-
-
-def _find_text_files(directory: Path) -> list[Path]:
-    """List the `.txt` files of a directory, at any depth; none where it is a saved dataset.
-
-    Raises:
-        DataError: There are files of other formats beside them.
-    """
-    files = sorted(path for path in directory.rglob("*") if path.is_file() and not path.name.startswith("."))
-    if any(path.name in ("state.json", "dataset_dict.json") for path in files):
-        return []
-    texts = [path for path in files if path.name.lower().endswith(TEXT_FILE)]
-    others = [path for path in files if path.name.lower().endswith(FILE_FORMATS) and path not in texts]
-    if texts and others:
-        found = f"found {len(texts)} {TEXT_FILE} files and {others[0].relative_to(directory)}"
-        raise _cannot_read(str(directory), f"{found}; needed files of one format; move the others away")
-    return texts
 
 
 def _read_lines(stream: IO[bytes], name: str, report: Report) -> Iterator[Row]:
@@ -146,7 +132,7 @@ def _read_texts(stream: IO[bytes], name: str, report: Report) -> Iterator[tuple[
             report(Problem(where, "", f"line longer than {MAX_LINE_BYTES:,} bytes; needed shorter ones; split or remove it"))
             _skip_to_next_line(stream)
             continue
-        text = _decode(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line, where, report)
+        text = _decode(line.removeprefix(_BOM), where, report)  # files that were joined have it within, too
         if text is not None and (text := text.rstrip()):
             yield where, text
 
@@ -167,7 +153,7 @@ def _decode(data: bytes, where: str, report: Report) -> str | None:
 
 def _starts_array(stream: IO[bytes], name: str) -> bool:
     """Whether a file holds one JSON array, whatever its name; a line may be a list too, but a whole one."""
-    head = stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    head = stream.read(4096).removeprefix(_BOM).lstrip()
     stream.seek(0)
     first, more, _ = head.partition(b"\n")
     return head.startswith(b"[") and (name.endswith(".json") or bool(more and first.rstrip().endswith((b"[", b","))))
@@ -175,7 +161,7 @@ def _starts_array(stream: IO[bytes], name: str) -> bool:
 
 def _read_array(stream: IO[bytes], name: str, report: Report) -> Iterator[Row]:
     """A JSON array, read item by item so that each keeps the line on which it begins."""
-    text = _decode(stream.read().removeprefix(b"\xef\xbb\xbf"), name, lambda problem: report(replace(problem, ends_file=True)))
+    text = _decode(stream.read().removeprefix(_BOM), name, lambda problem: report(replace(problem, ends_file=True)))
     if text is None:
         return
     decoder, twice = _make_decoder()

@@ -296,7 +296,7 @@ def test_sources_that_cannot_be_read_say_what_is_needed(tmp_path, write_lines, s
         "none.jsonl: no such file or directory; needed a file, a saved dataset directory or a dataset id; check the path"
     ]
     assert problems_of(source(tmp_path / "table.csv")) == [
-        "table.csv: found a .csv file; needed .jsonl, .jsonl.gz, .json, .parquet, .txt; convert or rename it"
+        "table.csv: found a .csv file; needed .jsonl, .jsonl.gz, .json, .parquet, .txt, .json.gz, .ndjson, .ndjson.gz; convert or rename it"
     ]
     assert problems_of(source(tmp_path / "broken.parquet"))[0].startswith("broken.parquet: not a readable Parquet file (")
     assert problems_of(source(tmp_path / "broken.jsonl.gz"), "prompts")[-1].startswith("broken.jsonl.gz: cannot be read (")
@@ -345,7 +345,7 @@ def test_of_prompts_each_line_of_a_text_file_is_one_and_a_web_page_is_neither(tm
     assert load_records(source(tmp_path / "prompts.txt"), "texts") == [Text("Hi?\nHo?\n")]
     (tmp_path / "page.html").write_text("Hi?")
     assert problems_of(source(tmp_path / "page.html"), "texts") == [
-        "page.html: found a .html file; needed .jsonl, .jsonl.gz, .json, .parquet, .txt; convert or rename it"
+        "page.html: found a .html file; needed .jsonl, .jsonl.gz, .json, .parquet, .txt, .json.gz, .ndjson, .ndjson.gz; convert or rename it"
     ]
 
 
@@ -405,12 +405,26 @@ def test_whole_ranks_that_are_written_as_decimals_are_ranks(write_lines):
         (b"PAR1....", "found a Parquet file; needed text; give its name the ending .parquet"),
         (b"PK\x03\x04...", "found a zip archive; needed text; unpack it"),
         ('{"prompt": "Hi"}'.encode("utf-16"), "found UTF-16 text; needed UTF-8 text; save the file as UTF-8"),
+        (b"\x28\xb5\x2f\xfd\x04\x00", "found zstd data; needed text; unpack it (zstd -d)"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "found a pointer to the file, which git-lfs has not fetched; needed the file itself; run git lfs pull",
+        ),
+        (b"<!DOCTYPE html>\n<html>", "found a web page; needed records; fetch the file itself"),
     ],
-    ids=("gzip", "parquet", "zip", "utf-16"),
+    ids=("gzip", "parquet", "zip", "utf-16", "zstd", "git-lfs", "web page"),
 )
 def test_a_file_that_is_not_what_its_name_says_is_told_as_what_it_is(tmp_path, source, content, found):
     (tmp_path / "records.jsonl").write_bytes(content)
     assert problems_of(source(tmp_path / "records.jsonl"), "prompts") == [f"records.jsonl: {found}"]
+
+
+@pytest.mark.parametrize("name", ["a.ndjson", "a.json.gz", "A.JSONL", "a.ndjson.gz"])
+@pytest.mark.parametrize("text", ['{"prompt": "a"}\n\ufeff{"prompt": "b"}\n', '[{"prompt": "a"},\n{"prompt": "b"}]'])
+def test_lines_and_arrays_are_read_whatever_the_ending_and_a_mark_within_joined_files_is_none_of_theirs(tmp_path, source, name, text):
+    content = text.encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert [record.prompt[0].content for record in load_records(source(tmp_path / name), "prompts")] == ["a", "b"]
 
 
 def test_records_inside_of_an_object_are_told_as_such(tmp_path, source):

@@ -1,4 +1,5 @@
 import itertools
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -174,6 +175,23 @@ def test_answers_that_are_labelled_as_bad_are_no_demonstrations_and_that_is_told
     records, report = read(write_lines({**row, label: True}, {**row, label: False}, row))
     assert records == [HI, HI]
     assert report.line().endswith("; 1 rows whose label says that the answer is a bad one, left out")
+
+
+@pytest.mark.parametrize("bad", [0, 0.0, "false", "False", "0"])
+def test_a_label_that_an_export_wrote_as_number_or_text_counts_too(write_lines, bad):
+    records, report = read(write_lines({**OWN, "label": 1}, {**OWN, "label": bad}, {**OWN, "label": "true"}, {**OWN, "label": "greeting"}))
+    assert records == [HI, HI, HI] and "1 rows whose label says that the answer is a bad one, left out" in report.line()
+    (problem,) = refused(write_lines({**OWN, "label": bad}))
+    assert "found nothing to use (1 rows whose label says that the answer is a bad one, left out)" in problem
+
+
+@pytest.mark.parametrize("text", [repr([USER]), json.dumps([USER]), " " + json.dumps([USER], indent=1) + "\n"])
+def test_messages_that_an_export_wrote_as_text_are_refused(write_lines, text):
+    told = "found a list of messages that is written as text; needed the list itself; export it as JSON or Parquet"
+    assert refused(write_lines(OWN, {**OWN, "prompt": text})) == [f"records.jsonl:2: prompt: {told}"]
+    assert refused(write_lines(OWN, {**OWN, "completion": text})) == [f"records.jsonl:2: completion: {told}"]
+    about = f"[{{'role': 'user'}}] is how it begins: {text}"  # text that is about messages is text
+    assert len(read(write_lines({**OWN, "completion": about}))[0]) == 1
 
 
 @pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}, {"training": False}])
