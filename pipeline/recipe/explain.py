@@ -91,12 +91,16 @@ def _guess_meant(kind: str, found: object) -> str | None:
     """Guess what a value of the wrong type was meant to be: `None`, `"1e-5"`, `1,5`, `a,b`, or a number where text belongs."""
     if kind == "string_type" and isinstance(found, int | float):
         return f"'{found}' in quotes"
+    if kind == "model_type" and found is None:
+        return "{} for its defaults, or leave it away"
     if not isinstance(found, str):
         return None
     if found.lower() in ("none", "nil", "nothing", "undefined"):
         return "null"
     if kind in ("int_type", "int_from_float", "float_type"):
-        number = found.strip().strip("'\"").replace(",", ".")
+        text = found.strip().strip("'\"")
+        thousands = kind != "float_type" and re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+", text)
+        number = text.replace(",", "" if thousands else ".")
         quotes = " without quotes" if number == found else ""
         return f"{number}{quotes}" if isinstance(parse_scalar(number), int | float) else None
     if kind == "bool_type" and found.lower() in _BOOLEANS:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
+from data.file_kinds import FILE_FORMATS, OTHER_FILES
 from data.schema import KINDS
 from pipeline.errors import escape_controls
 from pipeline.ranking.settings import names_file
@@ -15,7 +16,7 @@ from pipeline.recipe.yaml_lines import Document, Keys, show_keys
 from pipeline.store.disk import expand_home, is_utf8
 from stages.blocks import TEMPLATE_KEYWORDS
 
-DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".txt", ".gz")
+DATA_SUFFIXES = tuple(f".{ending.rpartition('.')[2]}" for ending in FILE_FORMATS + OTHER_FILES)
 HUB_PATTERN = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 _TEMPLATE: Keys = ("tokens", "chat_template")
 _GUIDELINES: Keys = ("ranking", "guidelines")
@@ -112,6 +113,9 @@ def show_path(path: Path) -> str:
 def hint_path(path: Path, otherwise: str) -> str:
     """Say what to do about a path that is not there, by what it looks like."""
     text = str(path)
+    if address := re.search(r"(^|/)(https?|s3|gs|hf|file):/", text):
+        hub = "name its id (owner/name)" if address[2] == "hf" or "huggingface.co/" in text else "fetch it, and give the file's path"
+        return f"that reads as an address, which nothing is read from: {hub}"
     if "\\" in text or re.search(r"(^|/)[A-Za-z]:/", text):
         return "that reads as a path of Windows: give it as this machine has it, with /"
     if re.search(r"\$\w|\$\{", text):

@@ -29,8 +29,10 @@ _WORDS: dict[str, Any] = {
     "NULL": None,
     "true": True,
     "True": True,
+    "TRUE": True,
     "false": False,
     "False": False,
+    "FALSE": False,
 }
 
 

@@ -57,6 +57,10 @@ def test_a_home_directory_is_filled_in_and_one_that_nobody_has_is_told(recipe_pa
         (r"C:\Users\me\prompts.jsonl", "that reads as a path of Windows"),
         (r"data\prompts.jsonl", "that reads as a path of Windows"),
         ("C:/Users/me/prompts.jsonl", "that reads as a path of Windows"),
+        ("https://some.org/prompts.jsonl", "reads as an address, which nothing is read from: fetch it"),
+        ("s3://bucket/prompts.jsonl", "reads as an address, which nothing is read from: fetch it"),
+        ("hf://datasets/me/prompts.jsonl", "reads as an address, which nothing is read from: name its id (owner/name)"),
+        ("https://huggingface.co/me/prompts.jsonl", "name its id (owner/name)"),
         ("nowhere/prompts.jsonl", "give a path relative to the recipe, or absolute"),
     ],
 )
@@ -69,7 +73,7 @@ def test_a_path_that_is_not_there_is_told_whole_and_with_what_it_looks_like(reci
         )
     (found,) = problems_of(recipe_path, f"{key}={value}")
     assert found.startswith(f"--set: {key}") and told in found
-    assert value.removeprefix("./") in found
+    assert value.removeprefix("./").replace("://", ":/") in found
 
 
 def test_what_reads_as_a_hub_id_and_is_nowhere_is_told_as_both_before_it_runs(recipe_path, tmp_path, monkeypatch):

@@ -29,6 +29,7 @@ def read(text):
         ("10_000", 10000),
         ("010", 10),
         ("true", True),
+        ("FALSE", False),
         ("null", None),
         ("~", None),
         ("", None),
