@@ -4,23 +4,27 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
+from data.token_file import TokenRows
 from data.tokens import EncodedComparison
 from stages.models.adapters import find_model
 from stages.models.forward import make_inputs
 from stages.models.head import HEAD
 from stages.models.packing import PackedRow, lay_out, list_documents
 from stages.process.context import StageContext, Told
+from stages.process.dealing import Numbers
 from stages.process.ranks import Ranks
 from stages.ranking import Pairs, grade_margins, make_pairs, pair_accuracy, ranking_loss
 from stages.settings import RMSettings
 from stages.trl.batches import draw_step, evaluate_records
 from stages.trl.rows import Row, make_rows
+from stages.trl.sampler import deal_evenly, deals_evenly
 from stages.trl.training import StageCallback, make_arguments, make_config
 
 
@@ -45,6 +49,7 @@ def make_ranking_trainer(
         callbacks=[StageCallback(context)],
         told=context.tells("evaluation"),
         margin_scale=settings.margin_scale if settings.margin == "grade" else 0.0,
+        sizes=_count_tokens(train) if deals_evenly(context) else None,
     )
 
 
@@ -81,9 +86,9 @@ class RankingTrainer(RewardTrainer):
 
     loss_is_scaled_for_ga = True  # by `num_items_in_batch`, the comparisons of the whole batch
 
-    def __init__(self, *, told: Told, margin_scale: float = 0.0, **arguments: Any) -> None:
+    def __init__(self, *, told: Told, sizes: Numbers | None, margin_scale: float = 0.0, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.told, self.margin_scale = told, margin_scale
+        self.told, self.sizes, self.margin_scale = told, sizes, margin_scale
         self._sums = {"train": torch.zeros(4), "eval": torch.zeros(4)}  # see `_measure`; since the last row of metrics
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
@@ -91,6 +96,9 @@ class RankingTrainer(RewardTrainer):
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write none: a checkpoint is nobody's to read."""
+
+    def get_train_dataloader(self) -> Any:
+        return deal_evenly(self, super().get_train_dataloader(), self.sizes)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         return draw_step(self, epoch_iterator, num_batches, keep_comparisons, weigh_comparisons)
@@ -151,3 +159,9 @@ def _comparison_rows(comparisons: Sequence[EncodedComparison]) -> Dataset:
         return {"prompt_ids": item.prompt_ids, "responses": item.responses, "ranks": item.ranks, "grades": list(item.grades)}
 
     return make_rows(len(comparisons), read)
+
+
+def _count_tokens(comparisons: Sequence[EncodedComparison]) -> Numbers:
+    if isinstance(comparisons, TokenRows):
+        return comparisons.count_tokens()
+    return np.array([len(item.prompt_ids) + sum(map(len, item.responses)) for item in comparisons])

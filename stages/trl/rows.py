@@ -25,7 +25,9 @@ def make_rows(count: int, read: Callable[[int], Row]) -> Dataset:
     return Dataset.from_dict({"row": np.arange(count, dtype=np.int32)}).with_transform(read_all)
 
 
-def pack_rows(rows: Dataset, lengths: NDArray[np.int64], max_length: int, strategy: str, directory: Path) -> Dataset:
+def pack_rows(
+    rows: Dataset, lengths: NDArray[np.int64], max_length: int, strategy: str, directory: Path
+) -> tuple[Dataset, NDArray[np.int64]]:
     """Pack demonstrations by TRL's own packing into rows of at most `max_length` tokens.
 
     Args:
@@ -36,10 +38,11 @@ def pack_rows(rows: Dataset, lengths: NDArray[np.int64], max_length: int, strate
         directory: For the ids, where demonstrations are cut and can no longer be read from where they lie.
 
     Returns:
-        A dataset with `seq_lengths` too.
+        (a dataset with `seq_lengths` too, tokens of each of its rows).
     """
     if lengths.max() > max_length:
-        return pack_dataset(write_rows(rows, directory / "train.arrow"), max_length, strategy)
+        packed: Any = pack_dataset(write_rows(rows, directory / "train.arrow"), max_length, strategy)
+        return packed, np.array([sum(members) for members in packed["seq_lengths"]], dtype=np.int64)
     numbers, starts = _pack_lengths(lengths, max_length, strategy)
 
     def read(bin_number: int) -> Row:
@@ -48,7 +51,7 @@ def pack_rows(rows: Dataset, lengths: NDArray[np.int64], max_length: int, strate
         joined = {name: [token for row in whole for token in row[name]] for name in ("input_ids", "labels")}
         return joined | {"seq_lengths": lengths[members].tolist()}
 
-    return make_rows(len(starts) - 1, read)
+    return make_rows(len(starts) - 1, read), np.add.reduceat(lengths[numbers], starts[:-1])
 
 
 def _pack_lengths(lengths: NDArray[np.int64], max_length: int, strategy: str) -> tuple[NDArray[np.int32], NDArray[np.int64]]:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from trl.trainer.sft_config import SFTConfig
@@ -21,6 +20,7 @@ from stages.models.forward import is_packed, make_inputs
 from stages.models.logprobs import compute_logprobs
 from stages.models.packing import lay_out
 from stages.process.context import StageContext, Told
+from stages.process.dealing import Numbers
 from stages.process.errors import StageError
 from stages.settings import PretrainSettings, SFTSettings
 from stages.spec import EXIT_USAGE
@@ -28,6 +28,7 @@ from stages.trl.batches import draw_step, evaluate_records
 from stages.trl.best import BestKeeper
 from stages.trl.fitting import fused_head_fits, packing_fits
 from stages.trl.rows import Row, make_rows, pack_rows, write_rows
+from stages.trl.sampler import deal_evenly, deals_evenly
 from stages.trl.training import StageCallback, is_mixture, make_arguments, make_config
 
 IGNORED_LABEL = -100
@@ -82,11 +83,13 @@ def make_language_trainer(
     config = make_config(SFTConfig, arguments, settings.trainer_args, context.spec.stage, model)
     rows, held_out_rows = _language_rows(train), _language_rows(held_out) if held_out else None
     ours, head_fits = _takes_our_loss(context, model, config)
+    sizes: Numbers | None = _count_tokens(train)
     if ours and config.packing:
         # TRL's collator would make one row of them, with dense attention and logits for every token: 0.6 times as fast as no packing.
-        rows = pack_rows(rows, _count_tokens(train), config.max_length, config.packing_strategy, context.own_directory)
+        rows, sizes = pack_rows(rows, sizes, config.max_length, config.packing_strategy, context.own_directory)
         config.packing = False
     if config.packing:
+        sizes = None  # TRL will make the rows, each about as long as the others
         rows = write_rows(rows, context.own_directory / "train.arrow")
         held_out_rows = held_out_rows and write_rows(held_out_rows, context.own_directory / "held_out.arrow")
     else:  # the rows are ids and labels; only TRL's packing prepares them
@@ -101,6 +104,7 @@ def make_language_trainer(
         data_collator=collate_demonstrations if ours else None,
         callbacks=[keeper, StageCallback(context, keeper.measure)] if keeper else [StageCallback(context)],
         told=context.tells("evaluation"),
+        sizes=sizes if deals_evenly(context) else None,
     )
 
 
@@ -179,13 +183,16 @@ class EvenSFTTrainer(SFTTrainer):
 
     loss_is_scaled_for_ga = True  # by `num_items_in_batch`, the response tokens of the whole batch
 
-    def __init__(self, *, told: Told, **arguments: Any) -> None:
+    def __init__(self, *, told: Told, sizes: Numbers | None, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.told = told
+        self.told, self.sizes = told, sizes  # tokens of each row
         self.data_collator = partial(_collate_with_lengths, self.data_collator)
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write none: a checkpoint is nobody's to read."""
+
+    def get_train_dataloader(self) -> Any:
+        return deal_evenly(self, super().get_train_dataloader(), self.sizes)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         return draw_step(self, epoch_iterator, num_batches, keep_demonstrations, weigh_demonstrations)
@@ -234,7 +241,7 @@ def _language_rows(pairs: Sequence[EncodedPair]) -> Dataset:
     return make_rows(len(pairs), read)
 
 
-def _count_tokens(pairs: Sequence[EncodedPair]) -> NDArray[np.int64]:
+def _count_tokens(pairs: Sequence[EncodedPair]) -> Numbers:
     if isinstance(pairs, TokenRows | Pieces):
         return pairs.count_tokens()
     return np.array([len(pair.prompt_ids) + len(pair.response_ids) for pair in pairs])

@@ -52,6 +52,15 @@ def test_gradients_are_those_of_the_mean_over_the_tokens_of_both_ranks(results):
 
 
 @pytest.mark.slow
+def test_the_ranks_add_up_their_gradients_once_in_a_minibatch_of_any_number_of_micro_batches(results):
+    _, two = results
+    for rank in two:
+        (many, meetings), (one, meetings_of_one) = rank["meetings"][1], rank["meetings"][1000]
+        assert (many, one) == (4, 1)
+        assert meetings == meetings_of_one == 3  # the tokens of all ranks, the policy's gradients, the critic's
+
+
+@pytest.mark.slow
 def test_demonstrations_that_two_ranks_share_leave_the_weights_of_one_rank_with_all(results):
     one, two = results
     for name, weight in one["mixed"]["weights"].items():

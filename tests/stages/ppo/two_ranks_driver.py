@@ -56,6 +56,7 @@ def compute(ranks, models):
     updater.update(gathered, 1, train_policy=False)
     warmed_up = {name: parameter.detach().clone() for name, parameter in both.named_parameters()}
     mixed = mix_demonstrations(ranks, models, gathered)
+    meetings = {max_tokens: count_meetings(updater, share, max_tokens) for max_tokens in (1, 1000)}
     return {
         "figures": figures,
         "gathered": vars(gathered),
@@ -64,7 +65,18 @@ def compute(ranks, models):
         "stats": figures_of(stats),
         "warmed_up": warmed_up,
         "mixed": mixed,
+        "meetings": meetings,
     }
+
+
+def count_meetings(updater, share, max_tokens):
+    """How often gradients, and sums, are added up over the ranks in a minibatch; in micro-batches of one response, or one of all."""
+    num_micro_batches = len(share.split(max_tokens))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        updater.accumulate_gradients(share, max_tokens)
+    for learner in (updater.actor, updater.critic):
+        learner.drop_gradients()
+    return num_micro_batches, sum(event.name == "gloo:all_reduce" for event in profile.events())
 
 
 def figures_of(stats):

@@ -6,6 +6,7 @@ odd_batches_driver.py SPEC.json BASE OUTPUT          the spec lends directories 
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from data.tokens import EncodedComparison, EncodedPair
@@ -78,6 +79,30 @@ def run(context, base, tokenizer, stage, records, sizes):
     return {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}, figures, trainer.state.global_step
 
 
+def look_at_shares(context, base, tokenizer, accumulation_steps):
+    """By stage: tokens of each rank in each step of an epoch, and how often the ranks meet to add numbers up in two steps of training."""
+    found = {}
+    for stage in ("sft", "rm"):
+        settings = {"epochs": 1, "batch_size": 16, "micro_batch_size": 8 // accumulation_steps, "log_every": 100}
+        if stage == "sft":
+            policy, records = load_policy(base, context.spec.hardware), draw_demonstrations(0, 32)
+            trainer = make_sft_trainer(context, SFTSettings(**settings), policy, tokenizer, records, [])
+            trainer.sizes = np.array([len(pair.prompt_ids) + len(pair.response_ids) for pair in records])  # as on GPUs
+        else:
+            model = init_reward_model(base, context.spec.hardware, 1)
+            align_special_tokens(model, tokenizer)
+            records = draw_comparisons(0, 32)
+            trainer = make_ranking_trainer(context, RMSettings(**settings), model, tokenizer, records, [])
+            trainer.sizes = np.array([len(item.prompt_ids) + sum(map(len, item.responses)) for item in records])
+        trainer.args.save_strategy = "no"
+        tokens_M = torch.tensor([int(batch["lengths"].sum()) for batch in trainer.get_train_dataloader()])
+        tokens_SW = trainer.accelerator.gather(tokens_M).view(context.world_size, -1, accumulation_steps).sum(dim=2).T
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            trainer.train()
+        found[stage] = (tokens_SW.tolist(), sum(event.name == "gloo:all_reduce" for event in profile.events()))
+    return found
+
+
 def main(spec_path, base, output):
     spec = read_spec(Path(spec_path))
     context = StageContext(spec)
@@ -90,8 +115,9 @@ def main(spec_path, base, output):
             for micro_batch_size in micro_batch_sizes:
                 sizes = {"batch_size": batch_size, "micro_batch_size": micro_batch_size}
                 results[stage, records, batch_size, micro_batch_size] = run(context, base, tokenizer, stage, records, sizes)
+    shares = {steps: look_at_shares(context, base, tokenizer, steps) for steps in (1, 4)} if context.world_size == 2 else {}
     if context.is_main:
-        torch.save(results, output)
+        torch.save((results, shares), output)
 
 
 if __name__ == "__main__":

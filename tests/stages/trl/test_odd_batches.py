@@ -17,20 +17,32 @@ ROOT = DRIVER.parents[3]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory, make_stage_in, plain_hardware, base_model_dir, warm_start):
-    """{(stage, records, batch size, micro-batch size, processes): (weights, held-out figures, steps)}."""
+def ran(tmp_path_factory, make_stage_in, plain_hardware, base_model_dir, warm_start):
+    """({(stage, records, batch size, micro-batch size, processes): (weights, held-out figures, steps)}, shares of two processes)."""
     directory = tmp_path_factory.mktemp("odd")
     spec = make_stage_in(directory, "sft", hardware=plain_hardware.model_copy(update={"attention": "auto"}), batch_size=24)
     spec.spec.checkpoint_dir.mkdir()
-    found = {}
+    found, shares = {}, {}
     for count in (1, 2, 3):
         output = directory / f"{count}.pt"
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", str(DRIVER)]
         command = [*torchrun, str(spec.spec_path), str(base_model_dir), str(output)]
         process = subprocess.run(command, cwd=ROOT, env=warm_start(), capture_output=True, text=True, timeout=300)
         assert process.returncode == 0, (process.stdout + process.stderr)[-3000:]
-        found |= {(*key, count): value for key, value in torch.load(output).items()}
-    return found
+        results, seen = torch.load(output)
+        found, shares = found | {(*key, count): value for key, value in results.items()}, shares | seen
+    return found, shares
+
+
+@pytest.fixture(scope="module")
+def results(ran):
+    return ran[0]
+
+
+@pytest.fixture(scope="module")
+def shares(ran):
+    """{micro-batches of a step: {stage: (tokens of each step's ranks, meetings)}}."""
+    return ran[1]
 
 
 def groups_of(results):
@@ -62,6 +74,21 @@ def test_held_out_figures_count_every_record_once(results):
         for micro_batch_size, count, (_, figures, _) in runs[1:]:
             for found, wanted in zip(figures, expected, strict=True):
                 assert found == pytest.approx(wanted, abs=1e-4), f"{group}: micro-batches of {micro_batch_size} on {count} processes"
+
+
+@pytest.mark.slow
+def test_both_processes_get_as_many_tokens_of_each_step(shares):
+    for steps, by_stage in shares.items():
+        for stage, (tokens_SW, _) in by_stage.items():
+            assert len(tokens_SW) == 2
+            for first, second in tokens_SW:
+                assert abs(first - second) <= 0.05 * (first + second) / 2, (steps, stage)
+
+
+@pytest.mark.slow
+def test_processes_add_their_gradients_up_once_in_a_step_of_any_number_of_micro_batches(shares):
+    for stage in ("sft", "rm"):
+        assert shares[1][stage][1] == shares[4][stage][1] > 0, stage
 
 
 def test_every_record_of_an_epoch_counts_once():
