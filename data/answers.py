@@ -2,7 +2,8 @@
 
     {"prompt": "...", "completions": ["a", "b", "c", "d"], "models": ["ppo@v1", "ppo@v1", "sft@v1", "sft@v1"]}
 
-is a comparison without ranks; `prompt` may be a list of messages, `models` (which model said it) and `source` may be left away.
+is a comparison without ranks; `prompt` may be a list of messages, `models` (which model said it) and `source` may be left away, and so may
+`arm`: whether these answers were chosen, or left to chance (stages.sample_choice). Who ranks sees neither models nor arm.
 """
 
 import hashlib
@@ -15,8 +16,9 @@ from data.records import parse_row
 from data.rows import SourceLike, read_rows
 from data.schema import Comparison, DataError, Message, Problem
 
+CHOSEN, AT_RANDOM = "chosen", "random"  # arms
 MAX_ANSWERS = 9  # that one person ranks at once (InstructGPT 2022, 3.5)
-_COLUMNS = ("prompt", "system", "completions", "models", "source")
+_COLUMNS = ("prompt", "system", "completions", "models", "source", "arm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,7 @@ class AnswerSet:
     completions: tuple[str, ...]
     models: tuple[str, ...] = ()
     source: str = ""
+    arm: str = ""
 
     @property
     def id(self) -> str:
@@ -38,7 +41,8 @@ class AnswerSet:
         """Write it as a line of a file of answers."""
         row: dict[str, object] = {"prompt": [{"role": message.role, "content": message.content} for message in self.prompt]}
         row["completions"] = list(self.completions)
-        return row | ({"models": list(self.models)} if self.models else {}) | ({"source": self.source} if self.source else {})
+        row |= {"models": list(self.models)} if self.models else {}
+        return row | {name: text for name, text in (("source", self.source), ("arm", self.arm)) if text}
 
 
 def iter_answer_sets(source: SourceLike) -> Iterator[AnswerSet]:
@@ -83,4 +87,5 @@ def parse_answer_set(row: object) -> AnswerSet:
     models = [check_text(model, f"models[{place}]") for place, model in enumerate(as_list(columns.get("models")) or ())]
     if models and len(models) != len(completions):
         raise FieldError("models", f"found {len(models)} for {len(completions)} answers; needed one for each; correct it")
-    return AnswerSet(record.prompt, record.completions, tuple(models), record.source)
+    arm = check_text(columns["arm"], "arm") if columns.get("arm") is not None else ""
+    return AnswerSet(record.prompt, record.completions, tuple(models), record.source, arm)

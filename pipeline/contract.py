@@ -19,7 +19,7 @@ from pipeline.store.parts import REPLIES_DIR, TOKENS_DIR
 from pipeline.store.provenance import code_state, package_versions
 from pipeline.text import clean
 from stages.result import StageResult
-from stages.spec import EXIT_FAILED, MODEL_DIR, RESULT_FILE, STAGES, StageName, StageSpec, asks_judge, data_inputs
+from stages.spec import EXIT_FAILED, MODEL_DIR, RESULT_FILE, REWARD_MODEL, STAGES, StageName, StageSpec, asks_judge, data_inputs
 
 
 def make_spec(recipe: Recipe, inputs: Inputs, decision: Decision, output_dir: Path, run_dir: Path, root: Path) -> StageSpec:
@@ -34,7 +34,10 @@ def make_spec(recipe: Recipe, inputs: Inputs, decision: Decision, output_dir: Pa
         root: Of the store.
     """
     stage = decision.stage
-    models: dict[str, str] = {ref: str(parent.opened_path) for ref, parent in decision.parents.items()} if STAGES[stage].asked_for else {}
+    models: dict[str, str] = {}
+    if STAGES[stage].asked_for:
+        roles = {ref: REWARD_MODEL if parent.kind == "rm" else ref for ref, parent in decision.parents.items()}
+        models = {roles[ref]: str(parent.opened_path) for ref, parent in decision.parents.items()}
     for role, maker in STAGES[stage].models.items():
         made = decision.parents.get(maker) if maker else None
         models[role] = str(made.opened_path) if made else inputs.base_model

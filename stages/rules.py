@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from stages.blocks import HardwareSettings, RolloutSettings
-from stages.sample_settings import SampleSettings
+from stages.sample_settings import CHOOSING, SampleSettings
 from stages.settings import PPOSettings, SFTSettings, StageSettings, TrainingSettings
 from stages.spec import StageName
 
@@ -47,6 +47,10 @@ def find_refusals(
     if isinstance(settings, SampleSettings) and settings.rollout.importance_cap != _NO_CAP:
         found = f"found {settings.rollout.importance_cap:g}, which weighs tokens in PPO's loss, and sampling has none"
         yield Refusal("sample.rollout.importance_cap", f"{found}; needed nothing there; leave it away")
+    if isinstance(settings, SampleSettings) and settings.choose == "random":
+        for name in (name for name in CHOOSING if getattr(settings, name) != SampleSettings.model_fields[name].default):
+            found = f"found {getattr(settings, name)}, which nothing reads with sample.choose: random"
+            yield Refusal(f"sample.{name}", f"{found}; needed deltaucb there; set it, or leave this away")
     if not isinstance(settings, TrainingSettings):
         return  # it trains nothing: each process answers its share, whatever that is
     names = ("minibatch_size", "ptx_batch_size") if isinstance(settings, PPOSettings) else ("batch_size",)

@@ -1,8 +1,8 @@
 """Answers for people to rank: K to a prompt, by one policy or several in turn -> answers.jsonl.
 
-prompts, drawn -> each policy answers its share -> near-duplicates are sampled again -> shuffled, by whom kept beside them
+prompts, drawn -> each policy answers its share -> near-duplicates are sampled again -> (chosen from) -> shuffled, by whom kept beside them
 
-Who ranks sees neither the policy nor a score: `models` is a column that the page does not read. One policy is in memory at a time.
+Who ranks sees neither the policy nor a score: `models` and `arm` are columns that the page does not read. One model is in memory at a time.
 """
 
 from collections.abc import Sequence
@@ -31,8 +31,9 @@ from stages.process.seeds import derive_seed
 from stages.responses.engine import Sampling, make_sampling
 from stages.responses.judging import response_text
 from stages.result import StageResult
+from stages.sample_choice import Shown, average_gaps, choose_shown, count_arms, draw_random_arm, write_states
 from stages.sample_settings import SampleSettings
-from stages.spec import ANSWERS_FILE, EXIT_FAILED, EXIT_USAGE, EXIT_VERIFICATION
+from stages.spec import ANSWERS_FILE, EXIT_FAILED, EXIT_USAGE, EXIT_VERIFICATION, REWARD_MODEL, STATES_FILE
 from stages.tokens import load_tokens
 
 if TYPE_CHECKING:
@@ -49,11 +50,13 @@ class AnswerSlots:
     Args:
         policies: Of each place, the number of its policy.
         texts: Of each place; None while nothing stands there.
+        ids: Their token ids, as they were sampled.
         finished: Whether each ended by itself.
     """
 
     policies: list[int]
     texts: list[str | None] = field(init=False)
+    ids: dict[int, list[int]] = field(init=False, default_factory=dict[int, list[int]])
     finished: list[bool] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -64,11 +67,16 @@ class AnswerSlots:
         """List the places of a policy where nothing stands."""
         return [place for place, whose in enumerate(self.policies) if whose == policy and self.texts[place] is None]
 
-    def offer(self, place: int, text: str, limit: float, *, finished: bool) -> bool:
+    @property
+    def there(self) -> list[int]:
+        """List the places where something stands."""
+        return [place for place, text in enumerate(self.texts) if text is not None]
+
+    def offer(self, place: int, text: str, limit: float, *, finished: bool, ids: Sequence[int] = ()) -> bool:
         """Put an answer into its place, unless it is a near-duplicate of one that is there, or no text; tells whether it stands."""
         if _NUL in text or any(known is not None and measure_overlap(known, text) >= limit for known in self.texts):
             return False
-        self.texts[place], self.finished[place] = text, finished
+        self.texts[place], self.finished[place], self.ids[place] = text, finished, list(ids)
         return True
 
 
@@ -77,39 +85,50 @@ def main(context: StageContext) -> StageResult:
     spec, settings = context.spec, context.spec.settings
     assert isinstance(settings, SampleSettings)
     ranks = join_ranks(context)
-    names = list(spec.models)
+    names, chooses = _list_policies(context), settings.choose != "random"
     tokenizer = _load_tokenizer(spec.models)
     prompts, counts = _draw_prompts(context, settings, tokenizer)
     longest = settings.max_response_tokens or spec.tokens.max_response_tokens
     sampling = make_sampling("sample", tokenizer, settings.stop_token, longest, settings.temperature or 1.0)
     context.event("start", stage="sample", unit="policy", resumed_step=0)
-    slots = [AnswerSlots([place % len(names) for place in range(settings.answers)]) for _ in prompts]
+    at_random = draw_random_arm(settings, len(prompts), spec.seed) if chooses else [True] * len(prompts)
+    sizes = [settings.answers if chance else settings.candidates for chance in at_random]
+    slots = [AnswerSlots([place % len(names) for place in range(size)]) for size in sizes]
+    shelf = Shelf(context, ranks)
     with _open_server(context, ranks, settings, prompts, sampling) as server:
-        sampler = _Sampler(context, ranks, Shelf(context, ranks), tokenizer, sampling, server)
-        resampled, no_texts = _fill(sampler, settings, prompts, slots)
-    rows, more, metrics = _lay_out(context, settings, prompts, slots, names)
+        resampled, no_texts = _fill(_Sampler(context, ranks, shelf, tokenizer, sampling, server), settings, prompts, slots)
+    shown = [Shown(each.there) for each in slots]
+    if chooses:
+        asked = [{place: each.ids[place] for place in each.there} for each in slots]
+        shown = choose_shown((context, ranks, shelf, tokenizer), settings, [prompt.prompt_ids for prompt in prompts], asked, at_random)
+    rows, more, metrics = _lay_out(context, settings, prompts, slots, shown)
     if context.is_main:
         context.progress("saving", 0, 0)
         with (spec.output_dir / ANSWERS_FILE).open("w", encoding="utf-8") as stream:
             stream.writelines(to_line(row, ascii_only=False) for row in rows)
     if no_texts:
         context.warn("no text", f"answers with a NUL character, which no text has and nobody can rank: {no_texts}, sampled again")
-    metrics |= {"resampled": resampled / max(1, len(prompts) * settings.answers)}
+    metrics |= {"resampled": resampled / max(1, sum(sizes))}
     return StageResult(metrics=metrics, counts=counts | more | {"resampled": resampled}, **describe_machine(context))
+
+
+def _list_policies(context: StageContext) -> list[str]:
+    """List the refs of the policies, in order; beside them stands the reward model that chooses."""
+    return [name for name in context.spec.models if name != REWARD_MODEL]
 
 
 def _load_tokenizer(models: dict[str, str]) -> Any:
     """Load the first policy's tokenizer.
 
     Raises:
-        StageError: Another policy has another one, and so would be asked in other token ids.
+        StageError: Another model has another one, and so would be asked in other token ids.
     """
     (first, path), *others = models.items()
     tokenizer = load_tokenizer(path)
     for name, other in others:
         if identify_tokenizer(load_tokenizer(other)) != identify_tokenizer(tokenizer):
             found = f"{name} has another tokenizer or chat template than {first}"
-            raise StageError(f"{found}; needed the same for all that answer; sample from each by itself", EXIT_VERIFICATION)
+            raise StageError(f"{found}; needed the same for all that answer or choose; leave it away", EXIT_VERIFICATION)
     return tokenizer
 
 
@@ -121,12 +140,13 @@ def _draw_prompts(context: StageContext, settings: SampleSettings, tokenizer: An
     found = list(different.values())
     generator = torch.Generator().manual_seed(derive_seed(context.spec.seed, _PROMPTS))
     order = torch.randperm(len(found), generator=generator).tolist()[settings.skip_prompts :]
-    drawn = [found[place] for place in sorted(order[: settings.prompts])]
+    drawn = [found[place] for place in sorted(order[: settings.pool])]
     if not drawn:
         there = f"found {len(found)} different prompts, of which sample.skip_prompts = {settings.skip_prompts} are passed over"
         raise StageError(f"{there}; needed one at least; give more prompts, or lower it", EXIT_USAGE)
-    if settings.prompts and len(drawn) < settings.prompts:
-        context.note(f"{len(drawn)} prompts are left of {len(found)}; sample.prompts = {settings.prompts} were asked for")
+    if settings.pool and len(drawn) < settings.pool:
+        key = "prompts" if settings.pool == settings.prompts else "candidate_prompts"
+        context.note(f"{len(drawn)} prompts are left of {len(found)}; sample.{key} = {settings.pool} were asked for")
     repeated = sum(len(side.prompts) for side in sides) - len(found)
     return drawn, {"prompts": len(drawn)} | ({"prompts_repeated": repeated} if repeated else {})
 
@@ -177,7 +197,7 @@ def _fill(
     sampler: _Sampler, settings: SampleSettings, prompts: Sequence[EncodedPromptRecord], slots: Sequence[AnswerSlots]
 ) -> tuple[int, int]:
     """Have the policies answer until each place is filled, or too often; returns how many were asked for again, and were no text."""
-    names = list(sampler.context.spec.models)
+    names = _list_policies(sampler.context)
     resampled = no_texts = 0
     for attempt in range(settings.attempts + 1):
         for policy in range(len(names)):
@@ -186,22 +206,21 @@ def _fill(
                 resampled += len(asked) if attempt else 0
                 told = f"answers of {names[policy]}" + (f", again {attempt}" if attempt else "")
                 answers = _sample(sampler, settings, (policy, attempt), [prompts[number].prompt_ids for number, _ in asked], told)
-                for (number, place), (text, finished) in zip(asked, answers, strict=True):
+                for (number, place), (text, finished, ids) in zip(asked, answers, strict=True):
                     no_texts += _NUL in text
-                    slots[number].offer(place, text, settings.near_duplicate, finished=finished)
+                    slots[number].offer(place, text, settings.near_duplicate, finished=finished, ids=ids)
     return resampled, no_texts
 
 
 def _sample(
     sampler: _Sampler, settings: SampleSettings, which: tuple[int, int], prompt_ids: Sequence[list[int]], told: str
-) -> list[tuple[str, bool]]:
+) -> list[tuple[str, bool, list[int]]]:
     """Have a policy answer these prompts, unless it did before the process was killed; `which` is (its number, the attempt)."""
     context, ranks, shelf, tokenizer, sampling = sampler.context, sampler.ranks, sampler.shelf, sampler.tokenizer, sampler.sampling
     spec, server, (policy_number, attempt) = context.spec, sampler.server, which
-    name = f"policy-{policy_number}.{attempt}"
+    name, own = f"policy-{policy_number}.{attempt}", _list_policies(context)[policy_number]
     if not shelf.has(name):
-        path = list(spec.models.values())[policy_number]
-        policy: Any = load_policy(path, spec.hardware, on_cpu=server is not None)
+        policy: Any = load_policy(spec.models[own], spec.hardware, on_cpu=server is not None)
         align_special_tokens(policy, tokenizer)
         policy = freeze(policy, spec.hardware).to("cpu" if server else ranks.device)
         given: dict[str, Any] = {"greedy": False, "batch_size": settings.batch_size, "told": context.tells(told)}
@@ -211,34 +230,40 @@ def _sample(
         try:
             arrays = sample_answers(ranks, policy, prompt_ids, 1, sampling, seed=seed, **given)
         except ValueError as error:
-            raise StageError(f"{list(spec.models)[policy_number]}: {error}", EXIT_FAILED) from error
+            raise StageError(f"{own}: {error}", EXIT_FAILED) from error
         shelf.keep(name, arrays)
         policy = None
         if ranks.device.type == "cuda":
             torch.cuda.empty_cache()
     answers = unpack_answers(shelf.read(name), 1)
-    return [(response_text(tokenizer, ids), bool(ended)) for ids, ended in zip(answers.ids, answers.finished_N, strict=True)]
+    return [(response_text(tokenizer, ids), bool(ended), ids) for ids, ended in zip(answers.ids, answers.finished_N, strict=True)]
 
 
 def _lay_out(
-    context: StageContext, settings: SampleSettings, prompts: Sequence[EncodedPromptRecord], slots: Sequence[AnswerSlots], names: list[str]
+    context: StageContext,
+    settings: SampleSettings,
+    prompts: Sequence[EncodedPromptRecord],
+    slots: Sequence[AnswerSlots],
+    shown: Sequence[Shown],
 ) -> tuple[list[dict[str, Any]], dict[str, int], dict[str, float]]:
-    """Lay out what is there as rows, each in an order of its own, and count what is not; a prompt with fewer than two answers is left out.
+    """Lay out what is shown as rows, each in an order of its own, and count what is not; a prompt with fewer than two answers is left out.
 
     Returns:
         (rows of answers.jsonl, counts, figures).
     """
-    rows: list[dict[str, Any]] = []
+    names, rows, kept = _list_policies(context), list[dict[str, Any]](), list[tuple[Shown, list[int]]]()
     finished: list[bool] = []
-    fewer, left_out = 0, 0
-    for number, (prompt, each) in enumerate(zip(prompts, slots, strict=True)):
-        there = [place for place, text in enumerate(each.texts) if text is not None]
-        fewer += 2 <= len(there) < settings.answers
-        left_out += len(there) < 2
-        if len(there) < 2:
+    fewer, left_out, passed_over = 0, 0, 0
+    for number, (prompt, each, which) in enumerate(zip(prompts, slots, shown, strict=True)):
+        places = which.places
+        left_out += len(each.there) < 2
+        passed_over += len(each.there) > 1 and not places
+        if len(places) < 2:
             continue
+        fewer += len(places) < settings.answers
         generator = torch.Generator().manual_seed(derive_seed(context.spec.seed, _ORDER, settings.skip_prompts, number))
-        order = [there[place] for place in torch.randperm(len(there), generator=generator).tolist()]
+        shuffled: list[int] = torch.randperm(len(places), generator=generator).tolist()
+        order = [places[place] for place in shuffled]
         finished += [each.finished[place] for place in order]
         rows.append(
             {
@@ -247,7 +272,9 @@ def _lay_out(
                 "models": [names[each.policies[place]] for place in order],
                 "finished": [each.finished[place] for place in order],
             }
+            | ({"arm": which.arm} if which.arm else {})
         )
+        kept.append((which, shuffled))
     if not rows:
         needed = "needed two that differ for one of them at least; raise sample.temperature, or lower sample.near_duplicate"
         raise StageError(f"found the same answer again and again to each of {len(prompts)} prompts; {needed}", EXIT_FAILED)
@@ -255,7 +282,12 @@ def _lay_out(
         lost = f"{fewer} prompts have fewer than {settings.answers} answers that differ, {left_out} fewer than two, which are left out"
         context.warn("alike", f"{lost}; raise sample.temperature or sample.attempts where that is much")
     counts = {"sets": len(rows), "sets_with_fewer": fewer, "prompts_left_out": left_out, "answers": len(finished)}
-    return rows, counts, {"answers": len(finished) / len(rows), "finished": fmean(finished)}
+    metrics = {"answers": len(finished) / len(rows), "finished": fmean(finished)}
+    if settings.choose == "random":
+        return rows, counts, metrics
+    if context.is_main:
+        write_states(context.spec.output_dir / STATES_FILE, kept)
+    return rows, counts | count_arms([which for which, _ in kept], passed_over), metrics | average_gaps([which for which, _ in kept])
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.blocks import Closed, Fraction, PositiveInt, RolloutSettings
+
+CHOOSING = ("candidates", "candidate_prompts", "beta", "random_share", "reward_model")  # read only where something is chosen
 
 
 class SampleSettings(Closed):
@@ -29,8 +31,51 @@ class SampleSettings(Closed):
     attempts: Annotated[int, Field(ge=0, le=20)] = Field(
         4, description="How often an answer is sampled again, at most; then it is left out."
     )
+    choose: Literal["random", "deltaucb"] = Field(
+        "random",
+        description="Which answers people are shown. random: those that were sampled. deltaucb: of `candidates` to each prompt those whose "
+        "scores may lie furthest apart: the reward model's difference, and how unsure it is of it (DeltaUCB).",
+    )
+    candidates: Annotated[int, Field(ge=3, le=64)] = Field(
+        8, description="deltaucb: answers that are sampled to each prompt, over all policies; `answers` of them are shown."
+    )
+    candidate_prompts: PositiveInt | None = Field(
+        None,
+        description="deltaucb: prompts that are answered; `prompts` of them are shown, those with the largest gap. Default: as many.",
+    )
+    beta: float = Field(
+        1.0, ge=0, le=100, description="deltaucb: how much uncertainty counts, in standard deviations of the difference of two scores."
+    )
+    random_share: float = Field(
+        0.2,
+        gt=0,
+        lt=1,
+        description="deltaucb: share of the prompts that are drawn and answered as with random, unknown to who ranks: by them `rlhf round "
+        "--report` says whether choosing pays.",
+    )
+    reward_model: str | None = Field(
+        None,
+        min_length=1,
+        description="deltaucb: ref of the reward model that chooses, such as rm@v2. Default: the one that the policy learnt from.",
+    )
     batch_size: PositiveInt = Field(64, description="Responses that a process decodes at once.")
     rollout: RolloutSettings = Field(
         default_factory=lambda: RolloutSettings.model_validate({}),
         description="What samples them, as ppo.rollout: `engine: vllm` starts one server, which is given each policy's weights in turn.",
     )
+
+    @model_validator(mode="after")
+    def _there_is_something_to_choose_from(self) -> "SampleSettings":
+        if self.choose == "random":
+            return self
+        if self.candidates <= self.answers:
+            raise ValueError(f"found candidates = {self.candidates}, needed more than answers = {self.answers}, to choose from; raise it")
+        if self.candidate_prompts is not None and (self.prompts is None or self.candidate_prompts < self.prompts):
+            needed = f"at least prompts = {self.prompts or 'null'}, which says how many of them are shown"
+            raise ValueError(f"found candidate_prompts = {self.candidate_prompts}, needed {needed}; set both")
+        return self
+
+    @property
+    def pool(self) -> int | None:
+        """How many prompts are answered; None: all."""
+        return self.candidate_prompts if self.choose != "random" and self.candidate_prompts else self.prompts

@@ -17,6 +17,7 @@
                      was after iteration n
       evaluation.json S, evaluate: what it found               P: reports
       answers.jsonl  S, sample: prompts with answers to rank   P: `rlhf rank`, as data.answers says
+      states.npz     S, sample, where it chooses               P: which arm taught more, see stages.statistics.arms
       metrics.jsonl  S, at the end, from checkpoint_dir        people
       samples.jsonl  S, at the end                             P: `rlhf show`
       result.json    S, last: see stages.result               P: manifest
@@ -143,8 +144,10 @@ def with_ancestors(stages: Iterable[StageName]) -> tuple[StageName, ...]:
 
 
 def data_inputs(stage: StageName, settings: StageSettings) -> tuple[RecordKind, ...]:
-    """Say which record kinds a stage reads: those of its row, and with `ppo.ptx_coef` what `ppo.ptx_data` names."""
-    return (*STAGES[stage].data, *((settings.ptx_data,) if isinstance(settings, PPOSettings) and settings.ptx_coef > 0 else ()))
+    """Say which record kinds a stage reads: those of its row, with `ppo.ptx_coef` what `ppo.ptx_data` names, to choose what was ranked."""
+    more: tuple[RecordKind, ...] = (settings.ptx_data,) if isinstance(settings, PPOSettings) and settings.ptx_coef > 0 else ()
+    more = ("comparisons",) if isinstance(settings, SampleSettings) and settings.choose != "random" else more
+    return (*STAGES[stage].data, *more)
 
 
 def asks_judge(settings: StageSettings) -> bool:
@@ -178,7 +181,8 @@ def parse_checkpoint(name: str) -> int | None:
 
 
 MODEL_DIR, MERGED_DIR, METRICS_FILE, SAMPLES_FILE, RESULT_FILE = "model", "merged", "metrics.jsonl", "samples.jsonl", "result.json"
-ANSWERS_FILE = "answers.jsonl"
+ANSWERS_FILE, STATES_FILE = "answers.jsonl", "states.npz"
+REWARD_MODEL = "rm"  # role of the reward model that chooses what `rlhf sample` shows
 KEPT_DIR = "kept"  # models of PPO's iterations, a directory each
 BEST_DIR = "best"  # beside the checkpoints of sft and ppo: the model that was best so far, as it was in training
 ADAPTER_CONFIG = "adapter_config.json"  # peft's, in model/: names the base
@@ -221,7 +225,7 @@ class StageSpec(Closed):
     tokens: TokenSettings
     hardware: HardwareSettings
     models: dict[str, str] = Field(
-        description="Role (sample: ref; evaluate: judge too; ppo: start too) -> model directory or hub id, per STAGES."
+        description="Role (sample: ref, rm; evaluate: judge too; ppo: start too) -> model directory or hub id, per STAGES."
     )
     revision: str | None = Field(None, description="Revision of a base model from the hub.")
     data: dict[str, DataSplits] = Field(description="Record kind -> sources, per `data_inputs`.")

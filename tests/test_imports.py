@@ -32,6 +32,7 @@ TORCH_FREE_STAGES = {
     "stages.responses.chat_api",
     "stages.responses.chat_http",
     "stages.responses.llm_judge",
+    "stages.statistics.arms",
     "stages.statistics.agreement",
     "stages.evaluate.card",
     "stages.evaluate.results",

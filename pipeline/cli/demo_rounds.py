@@ -25,7 +25,7 @@ from pipeline.rounds.advance import advance
 from pipeline.rounds.chain import Round, walk
 from pipeline.rounds.examine import examine, write_rounds_page
 from pipeline.rounds.simulate import Visitor
-from pipeline.rounds.table import print_flaws, print_rounds, tell_flaws, tell_gain
+from pipeline.rounds.table import print_arms, print_flaws, print_rounds, tell_flaws, tell_gain
 from pipeline.store.store import Store
 from pipeline.text import format_duration
 from stages.spec import EXIT_FAILED, EXIT_USAGE
@@ -77,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows, flaws, models = examined.rows, examined.flaws, examined.models
     console.print()
     print_rounds(console, rows)
+    print_arms(console, rows)
     console.print()
     print_flaws(console, flaws, models)
     for line in (*tell_flaws(flaws, models), tell_gain(rows).sentence):

@@ -1,6 +1,7 @@
 """The commands of the loop with people: sample answers, and the rounds of which that is the first step."""
 
-from typing import TYPE_CHECKING, Annotated
+import json
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -39,6 +40,18 @@ def sample_command(
     number: Annotated[int | None, typer.Option("--number", "-n", min=1, help="Prompts that are answered, drawn by the seed.")] = None,
     others: Annotated[list[str], typer.Option("--with", metavar="REF", help="Another policy that answers in turn; repeatable.")] = [],
     temperature: Annotated[float | None, typer.Option("--temperature", min=0.01, help="Of the sampling; default: as in training.")] = None,
+    choose: Annotated[
+        Literal["random", "deltaucb"] | None,
+        typer.Option(
+            "--choose", help="deltaucb: show the answers that a reward model tells apart most, or knows least of; default: random."
+        ),
+    ] = None,
+    candidates: Annotated[
+        int | None, typer.Option("--candidates", min=3, max=64, help="With deltaucb: answers to each prompt to choose from; default 8.")
+    ] = None,
+    reward_model: Annotated[
+        str | None, typer.Option("--reward-model", metavar="REF", help="With deltaucb: who chooses; default: whom the policy learnt from.")
+    ] = None,
     recipe: Annotated[str | None, typer.Option("--recipe", help="Default: the one that the policy was made with.")] = None,
     force: ForceOption = False,
     wait: WaitOption = True,
@@ -63,6 +76,7 @@ def sample_command(
     for policy in policies:
         require_policy(policy)
     given = {"sample.answers": answers, "sample.prompts": number, "sample.temperature": temperature}
+    given |= {"sample.choose": choose, "sample.candidates": candidates, "sample.reward_model": reward_model}
     settings = [f"{key}={value}" for key, value in given.items() if value is not None]
     settings = [*override_prompts(prompts), *settings, *overrides, *(["private=true"] if private else [])]
     resolved = load_recipe(find_recipe(recipe), settings, ["sample"], to_run=True) if recipe else load_own_recipe(policies[0], settings)
@@ -93,7 +107,7 @@ def round_command(
     from pipeline.rounds.advance import advance, tell
     from pipeline.rounds.chain import walk
     from pipeline.rounds.examine import Examined, write_rounds_page
-    from pipeline.rounds.table import flaws_data, list_rounds, print_rounds, rounds_data, tell_flaws
+    from pipeline.rounds.table import flaws_data, list_rounds, print_arms, print_rounds, rounds_data, tell_flaws
     from stages.spec import EXIT_WAITING
 
     resolved = open_rounds(recipe, [*overrides, *(["private=true"] if private else [])])
@@ -111,6 +125,7 @@ def round_command(
     else:
         terminal.print()
         print_rounds(terminal, examined.rows)
+        print_arms(terminal, examined.rows)
         for line in tell_flaws(examined.flaws, examined.models):
             say(terminal, line)
     if page is not None:
@@ -130,6 +145,14 @@ def _examine(recipe: "Recipe", store: "Store", rounds: "list[Round]") -> "Examin
 
 def open_rounds(name: str, overrides: list[str]) -> "Recipe":
     """Load a recipe for its rounds; without comparisons they begin with the SFT model."""
+    from pipeline.rounds.chain import lacks_chooser
+    from stages.sample_settings import CHOOSING, SampleSettings
+
     begun: tuple[StageName, ...] = tuple(stage for stage in RUN_STAGES if "comparisons" not in STAGES[stage].data)
-    bare = open_recipe(name, overrides, (), to_run=False).data.comparisons is None
-    return open_recipe(name, overrides, (*(begun if bare else RUN_STAGES), "sample"))
+    looked = open_recipe(name, overrides, (), to_run=False)
+    stages: tuple[StageName, ...] = (*(begun if looked.data.comparisons is None else RUN_STAGES), "sample")
+    if lacks_chooser(looked):  # the first round draws at random, and reads no comparisons
+        unread = [f"sample.{key}={json.dumps(SampleSettings.model_fields[key].default)}" for key in CHOOSING]
+        open_recipe(name, [*overrides, "sample.choose=random", *unread], stages)
+        return looked
+    return open_recipe(name, overrides, stages)

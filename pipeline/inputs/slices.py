@@ -7,6 +7,7 @@ from pipeline.inputs.judge_model import named_judge
 from pipeline.inputs.prepare import Inputs
 from pipeline.recipe.schema import Recipe
 from pipeline.store.disk import hash_file
+from stages.sample_settings import CHOOSING
 from stages.spec import STAGES, StageName, asks_judge
 
 # Settings that change how a stage runs but not what it makes, and those of `ppo.rollout`. In between, PPO evaluates without touching
@@ -44,6 +45,9 @@ def slice_config(stage: StageName, recipe: Recipe, inputs: Inputs) -> dict[str, 
     if stage == "sample":
         engine = settings.pop("rollout")["engine"]
         settings |= {"rollout": engine} if engine != "torch" else {}  # whose numbers are our own
+        del settings["reward_model"]  # stands among the parents, by its content
+        if settings["choose"] == "random":
+            settings = {name: value for name, value in settings.items() if name not in ("choose", *CHOOSING)}  # keys stay valid
     if stage == "sft" and settings["publish"] == "last":
         del settings["publish"], settings["publish_by"]
     if stage == "sft":  # beside the recipe's judge, who is asked for figures

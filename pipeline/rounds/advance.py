@@ -7,7 +7,17 @@ from pipeline.ranking.journal import Journal
 from pipeline.ranking.place import find_answers
 from pipeline.ranking.summary import summarise
 from pipeline.recipe.schema import Recipe, RoundSettings
-from pipeline.rounds.chain import Round, find_replaced, list_policies, sampling_recipe, selection_of, settings_of, walk
+from pipeline.rounds.chain import (
+    Round,
+    find_made,
+    find_replaced,
+    lacks_chooser,
+    list_policies,
+    sampling_recipe,
+    selection_of,
+    settings_of,
+    walk,
+)
 from pipeline.rounds.publish import PublishedRankings, publish_rankings, tell_published
 from pipeline.rounds.sampling import sample
 from pipeline.run import View, run
@@ -51,6 +61,9 @@ def advance(recipe: Recipe, store: Store, view: View, say: Say, *, wait: bool = 
                     "held-out prompts are ranked, and the reward model learns from them: its scores of held-out answers will look too good"
                 )
                 say(f"sample.which = {recipe.sample.which}: {told}; needed: train")
+            if lacks_chooser(found.recipe):
+                untold = "there is no reward model yet that could choose; this round's answers are drawn at random"
+                say(f"sample.choose = {recipe.sample.choose}: {untold}")
             policies = list_policies(found.recipe, found.decisions)
             sample(sampling_recipe(found.recipe, found.number), store, policies, view, wait=wait)
         elif found.step == "publish":
@@ -92,6 +105,18 @@ def tell(found: Round, command: str) -> str:
         )
         return f"{begin} waits for people: {done}; `rlhf rank {ref}`, then `{command}`; or go on with these: `{publish}`"
     if found.step == "sample" and found.policy is not None:
-        return f"{begin}: {found.policy.ref} is there; `{command}` samples its answers for people to rank"
+        return f"{begin}: {found.policy.ref} is there; `{command}` samples its answers for people to rank{_tell_choice(found)}"
     todo = {"publish": "all answers are ranked: publish the rankings", "train": "train", "sample": "sample answers", "next": "done"}
     return f"{begin}: {todo.get(found.step, found.step)}"
+
+
+def _tell_choice(found: Round) -> str:
+    """Say how a round's answers will be chosen; empty where they are drawn at random, as the recipe says."""
+    settings = found.recipe.sample
+    if settings.choose == "random":
+        return ""
+    if lacks_chooser(found.recipe):
+        return ", at random, as there is no reward model yet"
+    model = find_made(found, "rm")
+    by = settings.reward_model or (model.ref if model else "its reward model")
+    return f", chosen by {settings.choose} with {by}, {settings.random_share:.0%} at random"

@@ -18,6 +18,7 @@ from pipeline.rounds.publish import find_lack
 from pipeline.rounds.sampling import decide_answers
 from pipeline.store.artifact import Artifact
 from pipeline.store.store import Store
+from stages.sample_settings import CHOOSING, SampleSettings
 from stages.spec import RANKINGS_KIND, STAGES, StageName
 
 Step = Literal["train", "sample", "rank", "publish", "next"]
@@ -96,9 +97,15 @@ def add_rankings(recipe: Recipe, refs: list[str]) -> Recipe:
 
 
 def sampling_recipe(recipe: Recipe, number: int) -> Recipe:
-    """Say what a round samples: the prompts after those of the rounds before it."""
-    skipped = recipe.sample.skip_prompts + (number - 1) * (recipe.sample.prompts or 0)
-    return recipe.model_copy(update={"sample": recipe.sample.model_copy(update={"skip_prompts": skipped})})
+    """Say what a round samples: the prompts after those of the rounds before it, at random while no reward model can choose."""
+    skipped = recipe.sample.skip_prompts + (number - 1) * (recipe.sample.pool or 0)
+    chosen = {"choose": "random", **{name: SampleSettings.model_fields[name].default for name in CHOOSING}} if lacks_chooser(recipe) else {}
+    return recipe.model_copy(update={"sample": recipe.sample.model_copy(update={"skip_prompts": skipped, **chosen})})
+
+
+def lacks_chooser(recipe: Recipe) -> bool:
+    """Whether a round's answers cannot be chosen though they should be, as no reward model is there yet."""
+    return recipe.sample.choose != "random" and recipe.data.comparisons is None
 
 
 def list_policies(recipe: Recipe, decisions: list[Decision]) -> list[Artifact]:

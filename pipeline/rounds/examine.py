@@ -51,7 +51,7 @@ def examine(recipe: Recipe, store: Store, rounds: Sequence[Round], told: Told, p
     Raises:
         StoreError: A reward model is damaged, or cannot be asked.
     """
-    rows = list_rounds(rounds, partial(measure_before, store=store))
+    rows = list_rounds(rounds, partial(measure_before, store=store), arms=True)
     models = [store.require_verified(model.ref) for found in rounds if found.policy and (model := find_made(found, "rm")) is not None]
     rankings = [found.rankings for found in rounds if found.rankings is not None]
     if not models or not rankings:

@@ -9,15 +9,16 @@ from data.mix import part_of
 from pipeline.report.charts import Axis, Bar, bar_table
 from pipeline.report.markup import table
 from pipeline.report.page.blocks import Banner, Page, Picture, Section, Table
-from pipeline.report.page.findings import write_cell
+from pipeline.report.page.findings import keep_whole, write_cell
 from pipeline.report.scales import format_value
 from pipeline.report.svg import bar_chart
 from pipeline.report.verdict import write_estimate, write_share
+from pipeline.rounds.arms import Arms, tell_arms
 from pipeline.rounds.flaws import Flaw
-from pipeline.rounds.table import HELD_OUT, PER, RoundRow, name_first, tell_flaws, tell_gain
+from pipeline.rounds.table import ARM_COLUMNS, HELD_OUT, PER, RoundRow, arm_cells, list_arms, name_first, tell_flaws, tell_gain
 from stages.result import Interval
 
-_CHOICE = "The prompts of all rounds were drawn at random: no chosen ones are there to compare with random ones."
+_NO_CHOICE = "The prompts of all rounds were drawn at random: no chosen ones are there to compare with random ones."
 
 
 def build_rounds_page(name: str, rows: Sequence[RoundRow], flaws: Sequence[Flaw], missing: Sequence[str] = ()) -> Page:
@@ -32,6 +33,7 @@ def build_rounds_page(name: str, rows: Sequence[RoundRow], flaws: Sequence[Flaw]
     verdict = tell_gain(rows)
     labels = sum(row.labels for row in rows)
     sections = [_show_all(rows), *(_show_round(before, row) for before, row in pairwise(rows) if row.number)]
+    sections += [_show_arms(found)] if (found := list_arms(rows)) else []
     sections += [_show_flaws(flaws, [row.reward_model for row in rows if row.reward_model])] if flaws else []
     judged = all(row.judge is not None for row in rows)
     missing = [*missing, *([] if judged else ["what each round brought: no judge saw the answers of all policies; set `judge`"])]
@@ -63,7 +65,8 @@ def _show_all(rows: Sequence[RoundRow]) -> Section:
         for row in rows
     ]
     tables = [Table("Rounds", Markup(table("Rounds", head, cells)))]
-    texts = ["Gains are paired: differences of the judge on the same held-out prompts, resampled by prompt.", _CHOICE]
+    texts = ["Gains are paired: differences of the judge on the same held-out prompts, resampled by prompt."]
+    texts += [] if list_arms(rows) else [_NO_CHOICE]
     return Section("rounds", "All rounds", texts=texts, tables=tables, pictures=_draw_judge(rows))
 
 
@@ -117,6 +120,19 @@ def _find_before(before: RoundRow, name: str) -> tuple[float, Interval | None] |
     return before.accuracy.get(name) or before.accuracy.get(name.partition("/")[2] or HELD_OUT)
 
 
+def _show_arms(found: Sequence[Arms]) -> Section:
+    """Show whether choosing pays: chosen answers beside those left to chance."""
+    caption = "Chosen answers and those left to chance"
+    cells = [row for each in found for row in arm_cells(each, lambda share: write_cell(share, share=True))]
+    texts = [
+        *(f"{tell_arms(each).sentence}." for each in found),
+        "A part of each round's prompts and answers is left to chance, unknown to who ranks. Right before: how often the reward model that "
+        "chose already preferred what people prefer. Then a head on its states learns from as many rankings of either kind, and is "
+        "asked of others that were left to chance.",
+    ]
+    return Section("choice", "Does choosing pay?", texts=texts, tables=[Table(caption, Markup(table(caption, ARM_COLUMNS, cells)))])
+
+
 def _show_flaws(flaws: Sequence[Flaw], models: Sequence[str]) -> Section:
     caption = "How often the answer without the flaw scores higher"
     rows = [(f"{flaw.name}: {flaw.description}", *(_write_seen(flaw, model) for model in models)) for flaw in flaws]
@@ -145,10 +161,10 @@ def _share(found: tuple[float, Interval | None] | None) -> str:
     if found is None:
         return "–"
     value, interval = found
-    return write_share(value) + (f" ({write_share(interval.low)} to {write_share(interval.high)})" if interval else "")
+    return keep_whole(write_share(value) + (f" ({write_share(interval.low)} to {write_share(interval.high)})" if interval else ""))
 
 
 def _write(value: float | None, interval: Interval | None) -> str:
     if value is None:
         return "–"
-    return format_value(value) + (f" ({format_value(interval.low)} to {format_value(interval.high)})" if interval else "")
+    return keep_whole(format_value(value) + (f" ({format_value(interval.low)} to {format_value(interval.high)})" if interval else ""))

@@ -5,17 +5,18 @@ import json
 from collections.abc import Sequence
 
 from pipeline.errors import StoreError
-from pipeline.inputs.prepare import prepare
+from pipeline.inputs.prepare import Inputs, prepare
 from pipeline.plan import Decision, decide
 from pipeline.recipe.load import load_recipe
 from pipeline.recipe.schema import Recipe
 from pipeline.run import Outcome, View, run_stage
 from pipeline.store.artifact import Artifact
+from pipeline.store.compare import flatten
 from pipeline.store.disk import expand_home
 from pipeline.store.manifest import CONFIG_FILE
 from pipeline.store.parts import require_places
 from pipeline.store.store import Store
-from stages.spec import EXIT_USAGE, STAGES, StageName
+from stages.spec import EXIT_USAGE, EXIT_VERIFICATION, STAGES, StageName
 
 _STAGE: StageName = "sample"
 
@@ -50,6 +51,58 @@ def override_prompts(asked: str) -> list[str]:
     return ["sample.which=train", *(f"data.prompts.{split}={{path: {json.dumps(str(path))}}}" for split in ("train", "eval"))]
 
 
+def find_chooser(recipe: Recipe, store: Store, policies: Sequence[Artifact], *, verify: bool) -> Artifact | None:
+    """Find the reward model that chooses what people are shown: the one that is named, else the one that the policies learnt from.
+
+    Args:
+        recipe: Resolved; its `sample` block counts.
+        store: Where it lies.
+        policies: Who answers.
+        verify: Compare each byte of it.
+
+    Returns:
+        It; None where nothing is chosen.
+
+    Raises:
+        StoreError: There is none, or another kind of artifact (exit 2); it is withdrawn or damaged (exit 3).
+    """
+    if recipe.sample.choose == "random":
+        return None
+    named, key = recipe.sample.reward_model, "sample.reward_model"
+    place = recipe.place(key if named else "sample.choose")
+    if named is None:
+        learnt_from = [parent for policy in policies for parent in policy.manifest.parents if parent.kind == "rm"]
+        if not learnt_from:
+            found = f"found deltaucb, and {' and '.join(policy.ref for policy in policies)} learnt from no reward model"
+            todo = "needed one that chooses; set sample.reward_model (--reward-model rm@v1), or sample.choose: random"
+            raise StoreError(f"{place}: sample.choose: {found}; {todo}", EXIT_USAGE)
+        named = learnt_from[0].ref
+    try:
+        artifact = store.get(named)
+        if reason := store.find_withdrawal(artifact):
+            raise StoreError(f"{artifact.ref} is withdrawn: {reason}; give another", EXIT_VERIFICATION)
+        if verify:
+            store.require_verified(artifact.ref)
+    except StoreError as error:
+        raise StoreError(f"{place}: {key}: {error.message}", error.exit_code) from error
+    if artifact.kind != "rm":
+        raise StoreError(f"{place}: {key}: found {artifact.ref}, which is no reward model; needed one; give rm@v1 or the like", EXIT_USAGE)
+    return artifact
+
+
+def _list_parents(recipe: Recipe, store: Store, policies: Sequence[Artifact], *, verify: bool) -> dict[str, Artifact]:
+    chooser = find_chooser(recipe, store, policies, verify=verify)
+    return {artifact.ref: artifact for artifact in (*policies, *([chooser] if chooser else []))}
+
+
+def _tell_other_comparisons(chooser: Artifact, inputs: Inputs) -> str:
+    """Say that a reward model did not learn from the comparisons by which its uncertainty will be measured; empty where it did."""
+    own = {name: text for name, text in chooser.manifest.data.items() if name.startswith("comparisons.")}
+    read = dict(flatten({"comparisons": inputs.readings["comparisons"].fingerprints}))
+    other = f"data.comparisons of this recipe are not those from which {chooser.ref} learnt"
+    return f"{other}: how unsure it is, is measured by these" if own != read else ""
+
+
 def decide_answers(recipe: Recipe, store: Store, policies: Sequence[Artifact], *, looking: bool = False) -> Decision:
     """Say whether these answers are there already, or why they are not.
 
@@ -60,7 +113,7 @@ def decide_answers(recipe: Recipe, store: Store, policies: Sequence[Artifact], *
         looking: Leave the store as it is.
     """
     inputs = prepare(recipe, store.root, [_STAGE], trust_notes=looking, keep_notes=not looking)
-    return decide(_STAGE, recipe, inputs, {policy.ref: policy for policy in policies}, store)
+    return decide(_STAGE, recipe, inputs, _list_parents(recipe, store, policies, verify=not looking), store)
 
 
 def sample(recipe: Recipe, store: Store, policies: Sequence[Artifact], view: View, *, force: bool = False, wait: bool = True) -> Outcome:
@@ -78,10 +131,14 @@ def sample(recipe: Recipe, store: Store, policies: Sequence[Artifact], view: Vie
         DataError, StoreError, StageFailed, StoppedAfterStage: With their exit codes.
     """
     store.reap()
+    parents = _list_parents(recipe, store, policies, verify=True)
     inputs = prepare(recipe, store.root, [_STAGE], told=view.reading)
-    decision = decide(_STAGE, recipe, inputs, {policy.ref: policy for policy in policies}, store, force=force)
+    decision = decide(_STAGE, recipe, inputs, parents, store, force=force)
     if decision.artifact is not None:
         view.stage_reused(decision)
         return Outcome(_STAGE, decision.artifact, True, 0.0)
+    chooser = next((artifact for artifact in parents.values() if artifact.kind == "rm"), None)
+    if chooser is not None and (told := _tell_other_comparisons(chooser, inputs)):
+        view.note(told)
     require_places(store.root, [STAGES[_STAGE].kind])
     return run_stage(recipe, inputs, decision, store, view, fresh=force, wait=wait)

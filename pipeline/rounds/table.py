@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from data.answers import AT_RANDOM, CHOSEN
 from pipeline.report.rows import read_rows
 from pipeline.report.tables import print_figures_table
 from pipeline.report.verdict import Verdict, write_estimate
+from pipeline.rounds.arms import Arms, arms_data, measure_arms, tell_arms
 from pipeline.rounds.chain import Round, find_made
 from pipeline.rounds.flaws import Flaw
 from pipeline.store.artifact import Artifact
@@ -23,6 +25,7 @@ from stages.statistics.bootstrap import Estimate, estimate_mean
 
 _JUDGE, _ACCURACY, _OF_SOURCE = "eval/sampled/judge_score", "eval/accuracy", "eval/accuracy_source_"
 PER = 100  # labels
+ARM_COLUMNS = ("rankings", "answers", "ranked", "pairs not tied", "right before", "head taught by as many of each")
 HELD_OUT = "held out"  # the list of a reward model that learnt from one source, which has no name
 Measure = Callable[[Round], Estimate | None]
 
@@ -43,6 +46,7 @@ class RoundRow:
         before: Of the reward model of the row before on the newest of these lists, which it has not seen.
         rankings: Ref of those that it learnt from last.
         held_out: How many of these are held out.
+        arms: Of these, those that were chosen beside those left to chance; None where nothing was chosen, or nobody looked.
     """
 
     number: int
@@ -57,14 +61,16 @@ class RoundRow:
     before: Estimate | None = None
     rankings: str = ""
     held_out: int = 0
+    arms: Arms | None = None
 
 
-def list_rounds(rounds: Sequence[Round], measure: Measure | None = None) -> list[RoundRow]:
+def list_rounds(rounds: Sequence[Round], measure: Measure | None = None, *, arms: bool = False) -> list[RoundRow]:
     """Describe the policies of rounds, in order; those that are not trained yet are left out.
 
     Args:
         rounds: As `walk` yields them.
         measure: Asks the reward model of a round of its rankings, from which it did not learn; None: nothing is asked.
+        arms: Look at what was chosen beside what was left to chance.
     """
     rows: list[RoundRow] = []
     said: list[dict[str, float]] = []
@@ -90,6 +96,7 @@ def list_rounds(rounds: Sequence[Round], measure: Measure | None = None) -> list
                 before=measure(rounds[place - 1]) if measure and new else None,
                 rankings=new.ref if new else "",
                 held_out=new.manifest.counts["comparisons_eval"] if new else 0,
+                arms=measure_arms(rounds[place - 1]) if arms and new else None,
             )
         )
     return rows
@@ -124,6 +131,7 @@ def rounds_data(rows: Sequence[RoundRow]) -> list[dict[str, Any]]:
     for row, plain in zip(rows, dumped, strict=True):
         plain["judge_interval"] = row.judge_interval.model_dump() if row.judge_interval else None
         plain["accuracy"] = {name: [value, each.model_dump() if each else None] for name, (value, each) in row.accuracy.items()}
+        plain["arms"] = arms_data(row.arms)
     return dumped
 
 
@@ -181,6 +189,39 @@ def tell_gain(rows: Sequence[RoundRow]) -> Verdict:
     return Verdict(f"{told}, which chance alone can be; more rankings a round would tell", "open")
 
 
+def list_arms(rows: Sequence[RoundRow]) -> list[Arms]:
+    """List the rounds of which something was chosen, as far as they were looked at."""
+    return [row.arms for row in rows if row.arms is not None]
+
+
+def arm_cells(found: Arms, write: Callable[[Estimate | None], str]) -> list[tuple[str, ...]]:
+    """Write both arms of a round as rows of a table; `write` writes a share."""
+    lesson = found.lesson
+    taught = {CHOSEN: lesson.by_chosen, AT_RANDOM: lesson.by_random} if lesson else {}
+    return [
+        (
+            found.rankings,
+            name,
+            f"{arm.sets:,}" if arm else "0",
+            write(arm and arm.decided),
+            write(arm and arm.right),
+            write(taught.get(name)),
+        )
+        for name, arm in found.arms.items()
+    ]
+
+
+def print_arms(console: Console, rows: Sequence[RoundRow]) -> None:
+    """Print both arms of each round of which something was chosen, and whether choosing pays; nothing where there is none."""
+    found = list_arms(rows)
+    if not found:
+        return
+    cells = [row for each in found for row in arm_cells(each, lambda share: "" if share is None else write_estimate(share, share=True))]
+    print_figures_table(console, ARM_COLUMNS, cells)
+    for each in found:
+        console.print(tell_arms(each).sentence, markup=False, highlight=False, soft_wrap=True)
+
+
 def print_flaws(console: Console, flaws: Sequence[Flaw], models: Sequence[str]) -> None:
     """Print a line for each flaw: in how many pairs each round's reward model prefers the answer without it."""
     cells = [(flaw.name, *(_write_seen(flaw, model) for model in models), flaw.description) for flaw in flaws]
@@ -199,6 +240,8 @@ def tell_flaws(flaws: Sequence[Flaw], models: Sequence[str]) -> list[str]:
         return []
     first, last = models[0], models[-1]
     known = [(flaw.name, flaw.seen[first].blind, flaw.seen[last].blind) for flaw in flaws if first in flaw.seen and last in flaw.seen]
+    if not known:
+        return []
     groups = {
         f"{first} was blind to {{}}, which {last} sees": [name for name, was, still in known if was and not still],
         f"{last} is blind to {{}}, as {first} was": [name for name, was, still in known if was and still and first != last],

@@ -86,10 +86,15 @@ def put_head_on(policy: PreTrainedModel) -> Any:
 
 def compute_scores(reward_model: Any, row: PackedRow) -> torch.Tensor:
     """Score each document at its last token, in float32, shape D."""
+    return find_model(reward_model).calibration.apply(compute_states(reward_model, row)[1])
+
+
+def compute_states(reward_model: Any, row: PackedRow) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the last hidden state of each document at its last token, [D, hidden size], and the logit that the head makes of it, D."""
     inner = find_model(reward_model)
     with autocast(inner.base_model, row.ids_N.device):
         hidden_DH = compute_hidden_states(inner.base_model, row, row.lasts_D)
-        return inner.calibration.apply(inner.get_submodule(HEAD)(hidden_DH)[:, 0])
+        return hidden_DH, inner.get_submodule(HEAD)(hidden_DH)[:, 0]
 
 
 def find_calibration(model: Any) -> Calibration | None:

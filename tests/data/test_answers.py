@@ -29,6 +29,14 @@ def test_a_set_has_prompt_answers_models_and_source(read):
     assert len({each.id for each in found}) == 2
 
 
+def test_whether_a_set_was_chosen_is_kept_and_is_no_part_of_what_it_is_known_by(read):
+    chosen, plain = read({**GOOD, "arm": "chosen"})[0], read(GOOD)[0]
+    assert (chosen.arm, plain.arm) == ("chosen", "") and chosen.id == plain.id
+    assert chosen.to_row()["arm"] == "chosen" and "arm" not in plain.to_row()
+    with pytest.raises(DataError, match="arm: found 3"):
+        read({**GOOD, "arm": 3})
+
+
 def test_its_id_is_of_prompt_and_answers_alone(read):
     one, other = read({**GOOD, "source": "a"})[0], read({**GOOD, "models": ["x", "y"]})[0]
     assert one.id == other.id != read({**GOOD, "completions": ["There.", "Here."]})[0].id

@@ -84,7 +84,7 @@ for role, path in spec["models"].items():
 if behaviour == "same":
     learned = "always the same"
 if stage == "sample":
-    names, text = list(spec["models"]), hashlib.sha256(json.dumps(learned).encode()).hexdigest()[:6]
+    names, text = [name for name in spec["models"] if name != "rm"], hashlib.sha256(json.dumps(learned).encode()).hexdigest()[:6]
     rows = [{"prompt": f"question {i}", "completions": [f"one {text}", f"two {text}"], "models": [names[0], names[-1]]} for i in range(8)]
     output.mkdir(parents=True, exist_ok=True)
     (output / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -5,16 +5,25 @@ import shutil
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from data.answers import iter_answer_sets
+from data.chat import encode_prompts
+from data.schema import Message
 from stages.blocks import HardwareSettings
+from stages.evaluate.answers import unpack_answers
 from stages.models.policy import load_policy
+from stages.models.reward_model import load_reward_model
+from stages.models.tokenizer import load_tokenizer
 from stages.process.context import StageContext
 from stages.process.errors import StageError
+from stages.responses.judging import response_text
+from stages.responses.scores import score_rankings
 from stages.sample import AnswerSlots, main
+from stages.sample_choice import draw_random_arm
 from stages.spec import DataSource
 
 pytestmark = pytest.mark.slow  # 1 s each
@@ -93,6 +102,83 @@ def test_a_run_that_was_killed_goes_on_with_the_policies_that_have_not_answered(
     half = half.spec.model_copy(update={"models": {name: str(path) for name, path in models.items()}})
     main(StageContext(half))
     assert [json.loads(line) for line in (half.output_dir / "answers.jsonl").read_text().splitlines()] == rows
+
+
+@pytest.fixture
+def choosing(models, fresh_reward_model):
+    """Models with one to choose, whose head is not trained: it says something else of each answer."""
+    return models | {"rm": fresh_reward_model}
+
+
+CHOICE = {"choose": "deltaucb", "answers": 2, "candidates": 5, "prompts": 6, "random_share": 0.34}
+
+
+def split_gaps(arrays, sizes):
+    """Of each prompt: gaps of all pairs, by two loops, and logits."""
+    ends = np.cumsum(sizes)
+    for u, logits in zip(np.split(arrays["whitened_NH"], ends)[:-1], np.split(arrays["logits_N"], ends)[:-1], strict=True):
+        both = list(zip(logits, u, strict=True))
+        yield np.array([[abs(a - b) + np.linalg.norm(p - q) for b, q in both] for a, p in both]), logits
+
+
+def test_of_more_candidates_those_with_the_largest_gap_are_shown_and_a_share_of_the_prompts_is_left_to_chance(sample, choosing, models):
+    result, rows, stage = sample("chosen", models=choosing, **CHOICE)
+    arms = [row["arm"] for row in rows]
+    assert (arms.count("random"), arms.count("chosen")) == (2, 4) == (result.counts["sets_random"], result.counts["sets_chosen"])
+    assert all(len(row["completions"]) == 2 and set(row["models"]) <= {"ppo@v1", "sft@v1"} for row in rows)  # never the reward model
+    # What was sampled is on the shelf: gaps from the reward model's own scores, beside the program's states.
+    with (
+        np.load(stage.spec.output_dir / "states.npz") as shown,
+        np.load(stage.spec.checkpoint_dir / "sample" / "states.npz") as all_of_them,
+    ):
+        shown, all_of_them = dict(shown), dict(all_of_them)
+    assert len(all_of_them["logits_N"]) == 4 * 5 + 2 * 2 and len(shown["logits_N"]) == 12
+    tokenizer, model = load_tokenizer(str(choosing["rm"])), load_reward_model(str(choosing["rm"]), HARDWARE)
+    sampled = {}  # text -> ids: another tokenisation of the same text is another answer
+    for path in sorted((stage.spec.checkpoint_dir / "sample").glob("policy-*.npz")):
+        with np.load(path) as arrays:
+            sampled |= {response_text(tokenizer, ids): ids for ids in unpack_answers(dict(arrays), 1).ids}
+    asked = [
+        (encode_prompts(tokenizer, [[Message(**each) for each in row["prompt"]]])[0], [sampled[text] for text in row["completions"]])
+        for row in rows
+    ]
+    # In the order of the rows; the calibration is (0.25, 2).
+    assert shown["logits_N"] == pytest.approx(score_rankings(model, asked).numpy() * 2.0 + 0.25, abs=1e-4)
+    sizes = [2 if row["arm"] == "random" else 5 for row in rows]
+    for number, (row, (gaps, logits)) in enumerate(zip(rows, split_gaps(all_of_them, sizes), strict=True)):
+        own = shown["logits_N"][2 * number : 2 * number + 2]
+        if row["arm"] == "chosen":
+            assert sorted(own) == sorted(logits[list(np.unravel_index(gaps.argmax(), gaps.shape))])
+    assert result.metrics["gap_chosen"] > 0 and result.metrics["gap_random"] > 0
+    assert sample("chosen-again", models=choosing, **CHOICE)[1] == rows
+
+
+def test_prompts_are_chosen_too_where_more_are_answered_than_shown(sample, choosing):
+    result, rows, stage = sample("prompts", models=choosing, **CHOICE | {"prompts": 3, "candidate_prompts": 6, "random_share": 0.3})
+    assert [row["arm"] for row in rows].count("random") == 1 and len(rows) == 3
+    assert result.counts["prompts"] == 6 and result.counts["prompts_passed_over"] == 3
+    # What is kept of those that are not left to chance has the largest gaps.
+    at_random = draw_random_arm(stage.spec.settings, 6, stage.spec.seed)
+    with np.load(stage.spec.checkpoint_dir / "sample" / "states.npz") as arrays:
+        by_prompt = [gaps.max() for gaps, _ in split_gaps(arrays, [2 if chance else 5 for chance in at_random])]
+    best = sorted((gap for gap, chance in zip(by_prompt, at_random, strict=True) if not chance), reverse=True)[:2]
+    assert result.metrics["gap_chosen"] == pytest.approx(sum(best) / 2, rel=1e-4)
+
+
+def test_a_run_that_was_killed_after_the_states_were_read_goes_on_without_reading_them_again(sample, make_stage, choosing, tmp_path):
+    _, rows, straight = sample("chosen", models=choosing, **CHOICE)
+    half = make_stage("sample", tag="half", models=choosing | {"rm": tmp_path / "rm"}, rows=16, **CHOICE).spec
+    shutil.copytree(choosing["rm"], tmp_path / "rm", ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(straight.spec.checkpoint_dir, half.checkpoint_dir)
+    half.output_dir.mkdir()
+    main(StageContext(half))
+    assert [json.loads(line) for line in (half.output_dir / "answers.jsonl").read_text().splitlines()] == rows
+    assert (half.output_dir / "states.npz").read_bytes() == (straight.spec.output_dir / "states.npz").read_bytes()
+
+
+def test_one_prompt_is_too_few_to_choose_and_to_leave_to_chance(sample, choosing):
+    with pytest.raises(StageError, match="found 1 prompt; needed two at least, one of them left to chance"):
+        sample("one", models=choosing, **CHOICE | {"prompts": 1})
 
 
 def test_a_policy_with_another_tokenizer_is_refused(sample, models, tmp_path):

@@ -163,10 +163,15 @@ def _order(answers: Iterable[Answers]) -> list[Answers]:
 
 
 def write_cell(estimate: Estimate | None, *, share: bool = False, signed: bool = False, unit: str = "") -> str:
-    """Write a figure for a cell of a table, which may break before the interval only."""
+    """Write a figure for a cell of a table."""
     if estimate is None:
         return "–"
-    return f"{write_estimate(estimate, share=share, signed=signed)}{unit}".replace(" ", _NARROW).replace(f"{_NARROW}(", " (")
+    return keep_whole(f"{write_estimate(estimate, share=share, signed=signed)}{unit}")
+
+
+def keep_whole(figure: str) -> str:
+    """Have a figure break before its interval only."""
+    return figure.replace(" ", _NARROW).replace(f"{_NARROW}(", " (")
 
 
 def _tell_blind(probe: Probe) -> str:

@@ -81,6 +81,7 @@ def test_it_is_said_where_the_first_was_blind_and_the_last_sees():
     ]
     assert tell_flaws(FLAWS, ["rm@v1"]) == ["rm@v1 is blind to name, day, step"]
     assert tell_flaws(FLAWS[4:], ["rm@v1", "rm@v2"]) == ["rm@v2 sees 1 flaw of 1, and so did rm@v1"]
+    assert tell_flaws(FLAWS, ["rm@v1", "rm@v2", "rm@v3"]) == []  # nobody asked the last one
     assert tell_flaws([], ["rm@v1"]) == tell_flaws(FLAWS, []) == []
 
 

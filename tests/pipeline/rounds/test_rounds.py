@@ -121,6 +121,26 @@ def test_a_recipe_without_comparisons_begins_with_the_sft_model(rlhf, finished_r
     assert "round 2: ppo@v2 is there" in rlhf("plan", *options, "--set", "rounds={}").stdout
 
 
+def test_a_recipe_that_chooses_draws_at_random_while_there_is_no_reward_model_and_passes_over_whole_pools(rlhf, finished_run, tmp_path):
+    store, choice = Store(tmp_path / "store"), ("--set", "sample.choose=deltaucb", "--set", "sample.prompts=4")
+    choice += ("--set", "sample.candidate_prompts=9", "--set", "rounds={}")
+    options = (finished_run.recipe_path, "--set", "data.comparisons=null", *choice)
+    asked = rlhf("round", *options)
+    assert asked.returncode == EXIT_WAITING, asked.stderr
+    assert "there is no reward model yet that could choose; this round's answers are drawn at random" in asked.stdout
+    assert parents_of(store, "answers@v1") == ["sft@v1"] and "choose" not in store.get("answers@v1").manifest.config["sample"]
+    judge_all(store, "answers@v1")
+    trained = rlhf("round", *options)
+    assert trained.returncode == 0, trained.stderr
+    assert "samples its answers for people to rank, chosen by deltaucb with rm@v2, 20% at random" in " ".join(trained.stdout.split())
+    assert "chosen by deltaucb with rm@v2" in " ".join(rlhf("plan", *options).stdout.split())
+    sampled = rlhf("round", *options)
+    assert sampled.returncode == EXIT_WAITING and "are not those from which" not in sampled.stdout
+    second = store.get("answers@v2").manifest
+    assert [parent.ref for parent in second.parents][:2] == ["ppo@v2", "rm@v2"]  # and the rankings, which the comparisons are
+    assert second.config["sample"]["skip_prompts"] == 9 and second.config["sample"]["candidate_prompts"] == 9
+
+
 def test_the_simulated_annotator_of_a_round_that_lacks_rankings_though_none_is_left_ends_with_what_is_missing(publish, store, recipe_path):
     answers = publish(store, "answers", {"answers.jsonl": b'{"prompt": "question?", "completions": ["good", "bad"]}\n'})
     judge_all(store, "answers@v1", annotator="simulated")

@@ -50,3 +50,51 @@ def test_what_cannot_answer_or_be_found_is_refused_before_anything_runs(rlhf):
     assert "--prompts" in (missing := rlhf("sample", "ppo", "--prompts", "held_out")).stderr, missing.stderr
     assert missing.returncode == EXIT_USAGE and missing.stderr.endswith("did you mean held-out?\n")
     assert listed(rlhf) == []
+
+
+def test_a_reward_model_chooses_and_stands_among_the_parents_and_in_the_key(rlhf, tmp_path):
+    before = rlhf("sample", "ppo", "--k", 2)
+    assert "published answers@v1" in before.stdout
+    told = rlhf("sample", "ppo", "--k", 2, "--choose", "deltaucb", "--candidates", 6)
+    assert told.returncode == 0 and "published answers@v2" in told.stdout and "are not those from which" not in told.stdout, told.stderr
+    manifest = json.loads((tmp_path / "store/artifacts/answers/v0002/manifest.json").read_text())
+    assert [parent["ref"] for parent in manifest["parents"]] == ["ppo@v1", "rm@v1"]  # the one from which ppo@v1 learnt
+    settings = manifest["config"]["sample"]
+    assert (settings["choose"], settings["candidates"], settings["random_share"]) == ("deltaucb", 6, 0.2)
+    assert "comparisons.train" in manifest["data"]
+    spec = json.loads((tmp_path / "store/runs" / manifest["run_id"] / "spec.json").read_text())
+    assert list(spec["models"]) == ["ppo@v1", "rm"] and "comparisons" in spec["data"]
+    options = ("--k", 2, "--choose", "deltaucb", "--candidates", 6)
+    assert "reused answers@v2" in rlhf("sample", "ppo", *options, "--reward-model", "rm@v1").stdout
+    assert "because sample.beta changed 1.0 -> 2.0" in rlhf("sample", "ppo", *options, "--set", "sample.beta=2.0").stdout
+    # Keys of what chooses nothing are as they were before there was a choice, and hold nothing of it.
+    assert "reused answers@v1" in rlhf("sample", "ppo", "--k", 2).stdout
+    plain = json.loads((tmp_path / "store/artifacts/answers/v0001/manifest.json").read_text())
+    assert (
+        not {"choose", "candidates", "beta", "random_share"} & plain["config"]["sample"].keys() and "comparisons.train" not in plain["data"]
+    )
+
+
+def test_what_cannot_choose_is_refused_in_one_line_before_anything_runs(rlhf):
+    def refused(*arguments):
+        done = rlhf("sample", *arguments)
+        assert done.returncode == EXIT_USAGE and len(done.stderr.strip().splitlines()) == 1, done.stderr
+        return done.stderr
+
+    told = refused("sft", "--choose", "deltaucb")
+    assert "sample.choose: found deltaucb, and sft@v1 learnt from no reward model; needed one that chooses; set sample.reward_model" in told
+    assert "sample.reward_model: found ppo@v1, which is no reward model" in refused("ppo", "--choose", "deltaucb", "--reward-model", "ppo")
+    assert "--set: sample.candidates: found 12, which nothing reads with sample.choose: random" in refused("ppo", "--candidates", 12)
+    told = refused("ppo", "--choose", "deltaucb", "--k", 9)
+    assert "found candidates = 8, needed more than answers = 9, to choose from; raise it" in told
+    assert rlhf("sample", "ppo", "--choose", "deltaucb", "--reward-model", "rm@v9").returncode == EXIT_MISSING
+    assert listed(rlhf) == []
+
+
+def test_a_reward_model_that_learnt_from_other_comparisons_is_told(rlhf, tmp_path):
+    (tmp_path / "other.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"{n}?", "chosen": "a", "rejected": "b"}) + "\n" for n in range(40))
+    )
+    done = rlhf("sample", "ppo", "--choose", "deltaucb", "--set", f"data.comparisons={tmp_path / 'other.jsonl'}")
+    assert done.returncode == 0, done.stderr
+    assert "data.comparisons of this recipe are not those from which rm@v1 learnt: how unsure it is, is measured by these" in done.stdout
