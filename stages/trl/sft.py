@@ -33,7 +33,8 @@ from stages.trl.training import StageCallback, is_mixture, make_arguments, make_
 
 IGNORED_LABEL = -100
 _ROW_LENGTHS = "row_lengths"  # tokens of each row of a batch, however the rows lie in it
-_MAX_LOGITS = 2**26  # 256 MB in float32
+_MAX_LOGITS = 2**26  # 256 MB in float32; of a padded batch, which has them for prompts and padding too, 1 GB
+_MAX_PADDED_LOGITS = 2**28
 
 
 def make_sft_trainer(
@@ -218,15 +219,20 @@ class ResponseSFTTrainer(EvenSFTTrainer):
         predictors_K = (labels_N[1:] != IGNORED_LABEL).nonzero()[:, 0]
         policy: Any = self.accelerator.unwrap_model(model)
         arguments, places_N = make_inputs(policy, row)
-        if not is_packed(policy):
-            logits_KV = model(**arguments).logits.flatten(0, 1)[places_N[predictors_K]]
-            logprobs_K = compute_logprobs(logits_KV, labels_N[predictors_K + 1], 1.0)
-        elif not self.fused_head_fits or len(predictors_K) * policy.config.get_text_config().vocab_size <= _MAX_LOGITS:
+        packed, places_K = is_packed(policy), places_N[predictors_K]
+        num_logits = (len(predictors_K) if packed else arguments["input_ids"].numel()) * policy.config.get_text_config().vocab_size
+        if self.fused_head_fits and num_logits > (_MAX_LOGITS if packed else _MAX_PADDED_LOGITS):
+            # TRL's tiles: slower, but the logits never exist.
+            labels_BW = torch.full_like(arguments["input_ids"], IGNORED_LABEL)
+            labels_BW.view(-1)[places_N[: len(labels_N)]] = labels_N
+            logprobs_BW = F.pad(model(**arguments, labels=labels_BW, fused_lm_head=True).log_probs, (0, 1))
+            logprobs_K = logprobs_BW.flatten()[places_K]
+        elif packed:
             logits_KV = model(**arguments, logits_to_keep=predictors_K).logits[0]
             logprobs_K = compute_logprobs(logits_KV, labels_N[predictors_K + 1], 1.0)
-        else:  # TRL's tiles: slower, but the logits never exist
-            labels_1N = F.pad(inputs["labels"], (0, len(row.ids_N) - len(labels_N)), value=IGNORED_LABEL)
-            logprobs_K = model(**arguments, labels=labels_1N, fused_lm_head=True).log_probs.flatten()[predictors_K]
+        else:
+            logits_KV = model(**arguments).logits.flatten(0, 1)[places_K]
+            logprobs_K = compute_logprobs(logits_KV, labels_N[predictors_K + 1], 1.0)
         loss = -logprobs_K.sum() / (len(predictors_K) if num_items_in_batch is None else num_items_in_batch)
         if num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # the count is that of all ranks, whose gradients are averaged

@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
@@ -17,9 +18,10 @@ from stages.models.tokenizer import align_special_tokens, load_tokenizer
 from stages.process.context import StageContext
 from stages.process.errors import StageError
 from stages.settings import RMSettings, SFTSettings
+from stages.tracing.training import SFTLoss
 from stages.trainer_args import owned_arguments
 from stages.trl.rm import collate_comparisons, make_ranking_trainer
-from stages.trl.sft import ResponseSFTTrainer, make_sft_trainer
+from stages.trl.sft import ResponseSFTTrainer, collate_demonstrations, make_sft_trainer
 from stages.trl.training import make_arguments, train
 
 HARDWARE = HardwareSettings(device="cpu", precision="float32", attention="eager")
@@ -196,6 +198,26 @@ def test_sft_without_padding_gives_the_loss_and_gradients_of_trls_batches(contex
         losses.append(trainer.state.log_history[0]["loss"])
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
     assert torch.allclose(found[0], found[1], atol=1e-6)
+
+
+def test_a_padded_batch_has_the_same_loss_and_gradients_where_its_logits_would_be_too_large(base_model_dir, tokenizer, monkeypatch):
+    """Of families that we pad and whose packing is not TRL's: logits are those of prompts and padding too."""
+    pairs = pairs_of(torch.Generator().manual_seed(6), 5, tokenizer)
+    rows = [
+        {"input_ids": pair.prompt_ids + pair.response_ids, "labels": [-100] * len(pair.prompt_ids) + pair.response_ids} for pair in pairs
+    ]
+    policy = load_policy(str(base_model_dir), HARDWARE.model_copy(update={"attention": "eager"}))
+    loss_of, batch, found, shapes = SFTLoss(Accelerator(cpu=True), policy, fused_head_fits=True), collate_demonstrations(rows), [], []
+    policy.get_output_embeddings().register_forward_hook(lambda _head, _input, logits: shapes.append(logits.shape))
+    for limit in (2**28, 1):
+        monkeypatch.setattr("stages.trl.sft._MAX_PADDED_LOGITS", limit)
+        policy.zero_grad()
+        loss = loss_of.compute_loss(policy, batch)
+        loss.backward()
+        found.append((loss.item(), gradients(policy)))
+    assert len(shapes) == 1 and shapes[0][:2] == (5, max(len(row["input_ids"]) for row in rows))
+    assert found[0][0] == pytest.approx(found[1][0], abs=1e-5)
+    assert torch.allclose(found[0][1], found[1][1], atol=1e-6)
 
 
 @pytest.mark.parametrize("attention", ["auto", "eager"])
