@@ -1,7 +1,8 @@
 """Which records each record set holds: keyed hashes (`data.identity`) in `records/` of the store, a file for each set.
 
     records/secret                   the store's key; without it the hashes cannot be tried out
-    records/<kind>-<hash>.list       named by the set's fingerprint, which each artifact that learnt from it names in its manifest
+    records/<kind>-<hash>.turns      named by the set's fingerprint, which each artifact that learnt from it names in its manifest
+    records/<kind>-<hash>.list       the same of an earlier version, which did not look into conversations
     records/forgotten                what `rlhf forget` left
 
 Written while a set is read for the first time: one pass, nothing is held but the hashes.
@@ -24,7 +25,7 @@ from pipeline.store.disk import reading, write_durably, writing
 from pipeline.store.parts import RECORDS_DIR
 from stages.spec import EXIT_VERIFICATION
 
-_LIST_SUFFIX = ".list"
+_LIST_SUFFIX, _EARLIER_SUFFIX = ".turns", ".list"
 _NO_STORE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
@@ -84,9 +85,11 @@ def write_list(root: Path, kind: str, fingerprint: str, digests: bytearray, secr
     """Write the list of a record set, in one step; what an earlier reading of a set of this fingerprint listed stays in it."""
     path = list_path(root, kind, fingerprint)
     assert path is not None
-    before = read_list(path, secret)
+    before = [read_list(each, secret) for each in (path, path.with_suffix(_EARLIER_SUFFIX))]
     found = np.frombuffer(bytes(digests), _HASHES)
-    listed = np.unique(found if before is None else np.concatenate([found, before]))
+    listed = np.unique(
+        np.concatenate([found, *(each for each in before if each is not None)], dtype=_HASHES)
+    )  # else in this machine's order
     with open_root(root) as store, store.enter(RECORDS_DIR, create=True) as records:
         draft = f".{path.name}-{uuid.uuid4().hex}"
         write_durably(draft, name_secret(secret) + listed.tobytes(), dir_fd=records.fd)
@@ -110,8 +113,13 @@ def read_list(path: Path, secret: bytes) -> "np.ndarray | None":
 def count_listed(path: Path, secret: bytes, wanted: Iterable[bytes]) -> int | None:
     """Count the hashes that a list holds of those wanted; None where there is no list."""
     listed = read_list(path, secret)
-    if listed is None:
-        return None
+    if listed is None:  # what an earlier version did not find may be there all the same
+        earlier = read_list(path.with_suffix(_EARLIER_SUFFIX), secret)
+        return None if earlier is None else _count(earlier, wanted) or None
+    return _count(listed, wanted)
+
+
+def _count(listed: "np.ndarray", wanted: Iterable[bytes]) -> int:
     asked = np.frombuffer(b"".join(sorted(wanted)), _HASHES)
     places = np.searchsorted(listed["first"], asked["first"])
     near = [listed[place : place + 4] for place in places]  # equal first halves by chance: never more than a few

@@ -1,6 +1,8 @@
 """Whose record is whose: what counts as the same, and what the list of what was forgotten leaves out."""
 
+import hashlib
 import time
+import unicodedata
 from collections import Counter
 
 import pytest
@@ -53,11 +55,58 @@ def test_a_prompt_finds_all_records_with_it_and_an_answer_only_those_that_have_i
     def found(asked):
         return [name for name, record in records.items() if is_found(record, asked)]
 
-    everywhere = ["demonstration", "another answer", "comparison", "prompt", "with a system message"]
+    everywhere = ["demonstration", "another answer", "comparison", "prompt", "with a system message", "two messages"]
     assert found(Prompt(user("i am anna,  where is ORDER 77?"))) == everywhere
     assert found(records["demonstration"]) == ["demonstration", "comparison", "prompt", "with a system message"]
     assert found(Demonstration(ASKED, "No.")) == ["comparison", "prompt"]
     assert found(records["text"]) == ["text"] and found(Text("anna")) == []
+
+
+def test_an_exchange_is_found_as_a_turn_of_a_longer_conversation_and_a_conversation_as_the_beginning_of_one():
+    reply, bye = Message("assistant", "It is on its way."), (Message("user", "Thanks, bye"),)
+    hello = (*user("hello"), Message("assistant", "hi"))
+    records = {
+        "first": Demonstration((*ASKED, reply, *bye), "Welcome."),
+        "last": Demonstration((*hello, *ASKED), "It is on its way."),
+        "middle": Prompt((*hello, *ASKED, reply, *bye)),
+        "ranked": Comparison((*hello, *ASKED), ("It is on its way.", "No."), (1, 2)),
+        "asked last": Prompt((*hello, *ASKED)),
+        "another reply": Demonstration((*ASKED, Message("assistant", "Lost."), *bye), "Welcome."),
+        "two in a row": Prompt((*user("hello"), *ASKED)),
+    }
+
+    def found(asked):
+        return [name for name, record in records.items() if is_found(record, asked)]
+
+    assert found(Prompt(ASKED)) == list(records)
+    assert found(Demonstration(ASKED, "It is on its way.")) == ["first", "last", "middle", "ranked", "asked last", "two in a row"]
+    assert found(Demonstration((*hello, *ASKED), "It is on its way.")) == ["last", "middle", "ranked", "asked last"]
+    assert found(Demonstration((*ASKED, reply, *bye), "Welcome.")) == ["first"]  # and not each one that ends with bye
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I am An\u200bna",
+        "\ufeffI am Anna",
+        "I am An\u00adna",
+        "I am Anna\u200f",
+        "I\u00a0am\u3000Anna",
+        "I am An\u034fna",
+        "I am Anna\ufe0f",
+    ],
+)
+def test_what_nobody_sees_hides_no_record_and_what_was_forgotten_before_it_counted_for_nothing_stays_forgotten(text):
+    plain, odd = Prompt(user("I am Anna")), Prompt(user(text))
+    assert is_found(plain, odd) and is_found(odd, plain)
+    earlier = hashlib.blake2b(  # as it was listed
+        "\0".join(["prompt", " ".join(unicodedata.normalize("NFKC", text).casefold().split())]).encode(), digest_size=16, key=SECRET
+    ).digest()
+    assert earlier in ask_for(odd, SECRET) and earlier in find_digests(odd, SECRET)
+
+
+def test_quotes_and_dashes_that_an_editor_makes_are_those_of_a_keyboard():
+    assert normalise("\u201cAnna\u2019s\u201d \u2013 or\u2014x\u2026") == normalise('"Anna\'s" - or-x...')
 
 
 def test_another_store_has_other_hashes():

@@ -249,6 +249,17 @@ def test_samples_are_published_as_the_recipe_wants_them(tmp_path, samples):
     assert (tmp_path / "samples.jsonl").exists() == (samples != "off")
 
 
+def test_what_an_earlier_reading_or_version_listed_stays_in_a_list(store):
+    secret, fingerprint, digests = open_secret(store.root), "sha256:" + "c" * 64, [bytes([number]) * 15 + b"x" for number in range(3)]
+    path = list_path(store.root, "prompts", fingerprint)
+    write_list(store.root, "prompts", fingerprint, bytearray(digests[0]), secret)
+    path.rename(path.with_suffix(".list"))  # as an earlier version called it: it did not look into conversations
+    assert [count_listed(path, secret, [digest]) for digest in digests] == [1, None, None]
+    for digest in digests[1:]:
+        write_list(store.root, "prompts", fingerprint, bytearray(digest), secret)
+    assert [count_listed(path, secret, [digest]) for digest in [*digests, b"y" * 16]] == [1, 1, 1, 0]
+
+
 @pytest.mark.slow
 def test_a_list_of_a_million_records_is_searched_in_a_moment(store):
     secret = open_secret(store.root)
