@@ -20,6 +20,7 @@ from data.answers import AT_RANDOM, CHOSEN
 from data.tokens import EncodedComparison
 from stages.choice import Evidence, choose_answers, factor_precision, measure_evidence, measure_gaps, whiten
 from stages.evaluate.answers import Arrays, Shelf, together
+from stages.models.head import HEAD
 from stages.models.packing import Rankings, pack_rankings
 from stages.models.precision import freeze
 from stages.models.reward_model import compute_states, load_reward_model
@@ -148,7 +149,11 @@ def _read_states(
     model: Any = load_reward_model(spec.models[REWARD_MODEL], spec.hardware)
     align_special_tokens(model, tokenizer)
     model = freeze(model, spec.hardware).to(ranks.device).eval()
-    factor_HH = factor_precision(_measure(context, ranks, model, _draw_comparisons(context, tokenizer)))
+    evidence = _measure(context, ranks, model, _draw_comparisons(context, tokenizer))
+    if not (torch.isfinite(evidence.precision_HH).all() and torch.isfinite(evidence.length) and evidence.length > 0):
+        found = "the reward model's states of what it learnt from are not finite, or all the same"
+        raise StageError(f"{found}; finite ones that differ are needed; give another sample.reward_model")
+    factor_HH = factor_precision(evidence)
     asked = [(prompt, list(said.values())) for prompt, said in zip(prompts, answers, strict=True)]
 
     def read(start: int) -> list[tuple[Any, Any]]:
@@ -180,7 +185,7 @@ def _draw_comparisons(context: StageContext, tokenizer: Any) -> list[EncodedComp
 def _measure(context: StageContext, ranks: Ranks, model: Any, comparisons: Sequence[EncodedComparison]) -> Evidence:
     """Measure the precision that comparisons give the head."""
     own = comparisons[ranks.index :: ranks.count]
-    size: int = model.config.get_text_config().hidden_size
+    size: int = model.get_submodule(HEAD).in_features
     total = [torch.zeros(size, size, dtype=torch.float64), torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)]
     told = context.tells("what the reward model learnt from")
     for start in range(0, len(own), _CHUNK):
@@ -201,6 +206,6 @@ def _compute(model: Any, rankings: Rankings) -> tuple[Tensor, Tensor]:
     for row, _ in pack_rankings(rankings, next(model.parameters()).device):
         states_DH, logits_D = compute_states(model, row)
         found.append((states_DH[row.parents_D >= 0].float().cpu(), logits_D[row.parents_D >= 0].float().cpu()))
-    nothing = torch.zeros(0, model.config.get_text_config().hidden_size), torch.zeros(0)
+    nothing = torch.zeros(0, model.get_submodule(HEAD).in_features), torch.zeros(0)
     states, logits = zip(nothing, *found, strict=True)
     return torch.cat(states), torch.cat(logits)

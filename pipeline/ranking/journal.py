@@ -9,7 +9,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -137,6 +137,21 @@ class Journal:
             with self._writing() as descriptor:
                 _append(descriptor, self._with_key(lines))
             self.read()
+
+    @contextmanager
+    def hold(self) -> Generator[None]:
+        """Inside, nobody else writes, nor holds it: of two that publish what stands here, one comes after the other.
+
+        It is there, and need not be writable.
+        """
+        with writing(self.path):
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with suppress(OSError):  # a network's file system may lock nothing that is only read
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     def _with_key(self, lines: Sequence[Judgement | Undo]) -> Sequence[Judgement | Undo]:
         """Give the first judgement of a journal the key."""

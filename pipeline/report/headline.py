@@ -33,7 +33,13 @@ RESULT: dict[StageName, dict[str, str]] = {
         "eval/win_rate_by_score": "PPO over SFT by score",
         "eval/reward_model/blind": "flaws that the reward model does not see",
     },
-    "sample": {"answers": "answers a prompt", "finished": "ended by themselves", "resampled": "sampled again as near-duplicates"},
+    "sample": {
+        "answers": "answers a prompt",
+        "finished": "ended by themselves",
+        "resampled": "sampled again as near-duplicates",
+        "gap_chosen": "largest gap of chosen ones",
+        "gap_random": "of those left to chance",
+    },
 }
 
 

@@ -13,6 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -71,6 +72,20 @@ def publish_rankings(
     judgements = journal.list_of(place.sets)
     if lack := find_lack(place, judgements, by):
         raise DataError([Problem(str(place.journal), "", f"{lack}; rank more, or see --by")])
+    with journal.hold():
+        return _publish(store, place, journal, judgements, summary, by, names, held_out)
+
+
+def _publish(
+    store: Store,
+    place: AnswersPlace,
+    journal: Journal,
+    judgements: Sequence[Judgement],
+    summary: Summary,
+    by: By,
+    names: bool,
+    held_out: float,
+) -> PublishedRankings:
     rows = {_parse(row): row for row in make_comparisons(place.sets, judgements, by)}
     train, eval_side = split_comparisons(list(rows), held_out, _SPLIT_SEED, str(place.journal))
     sides: dict[str, Sequence[Comparison]] = {TRAIN_FILE: train, EVAL_FILE: eval_side}
@@ -84,8 +99,8 @@ def publish_rankings(
         with writing(staging.path):
             for name, text in files.items():
                 (staging.path / name).write_text(text, encoding="utf-8")
+        _list_records(store, staging.path)  # before they are there: who is killed in between leaves no rankings that nobody can trace
         published = store.publish(staging, fields)
-    _list_records(store, published)
     withdraw_forgotten(store)
     return PublishedRankings(published, is_old=False)
 
@@ -195,7 +210,7 @@ def _measure(summary: Summary) -> tuple[dict[str, float], dict[str, Interval]]:
     return metrics, intervals
 
 
-def _list_records(store: Store, artifact: Artifact) -> None:
-    """List which records it holds, so that `rlhf trace` and `forget` find them."""
-    train, held_out = (DataSource.model_validate({"path": str(artifact.path / name)}) for name in (TRAIN_FILE, EVAL_FILE))
+def _list_records(store: Store, directory: Path) -> None:
+    """List which records both sides hold, so that `rlhf trace` and `forget` find them."""
+    train, held_out = (DataSource.model_validate({"path": str(directory / name)}) for name in (TRAIN_FILE, EVAL_FILE))
     read_data("comparisons", DataSplits(train=train, eval=held_out), 0.5, store_root=store.root)

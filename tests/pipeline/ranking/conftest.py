@@ -18,6 +18,7 @@ def write_answers(path, count):
     """Sets of three answers, of which the second has code and the third is hostile."""
     rows = [
         {"prompt": f"Question {n}? {HOSTILE[:200]}", "completions": [f"{n} plain", f"{n} code:\n```py\nx = 1\n```\nso", f"{n} {HOSTILE}"]}
+        | {"models": ["hidden-model"] * 3, "arm": "hidden-arm"}
         for n in range(count)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

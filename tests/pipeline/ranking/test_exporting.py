@@ -12,7 +12,13 @@ from pipeline.ranking.journal import Journal, Judgement
 def ranked(tmp_path):
     """A file of answers and a journal of all that can be said of them; returns the judgements."""
     rows = [
-        {"prompt": "=1+1", "completions": ["=cmd()", "'-quoted", 'c,\n"c"'], "source": "maths", "models": ["a", "b", "a"]},
+        {
+            "prompt": "=1+1",
+            "completions": ["=cmd()", "'-quoted", 'c,\n"c"'],
+            "source": "maths",
+            "models": ["hidden", "b", "a"],
+            "arm": "hidden",
+        },
         {"prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}], "completions": ["no", "so"]},
         {"prompt": "Never ranked?", "completions": ["x", "y"]},
     ]
@@ -81,6 +87,7 @@ def test_annotators_are_pseudonyms_and_no_cell_is_a_formula(rlhf_here, tmp_path,
 def test_a_tool_gets_the_tasks_too_and_label_studio_its_interface(rlhf_here, tmp_path, ranked):
     told = rlhf_here("rankings", "answers.jsonl", "--export", "tasks.json", "--format", "label-studio")
     assert "left out: the grades of each answer in 1 judgement, which CSV alone holds" in told.stdout
+    assert "hidden" not in (tmp_path / "tasks.json").read_text()  # who ranks there knows neither who said it nor why it is shown
     tasks = json.loads((tmp_path / "tasks.json").read_text())
     assert [len(task["annotations"]) for task in tasks] == [3, 2, 0] and tasks[1]["predictions"][0]["model_version"] == "m"
     assert tasks[0]["data"]["items"][0] == {"id": "1", "title": "Answer 1", "body": "=cmd()"}

@@ -40,6 +40,7 @@ def make_judgement(item, order, **changes):
 
 def test_a_ranking_is_written_with_what_was_shown(page, read_journal):
     item, order = read_shown(page)
+    assert "hidden" in page.answers.read_text() and "hidden-" not in ask(page, "GET", "/")[1]  # who said it, and why it is shown
     body = json.dumps(make_judgement(item, order, flags={"wrong": [1]}, note="as said"))
     assert ask(page, "POST", "/judge", body=body)[:2] == (200, '{"written":true}')
     assert ask(page, "POST", "/judge", body=body)[:2] == (200, '{"written":false}')

@@ -2,12 +2,17 @@
 
 import json
 import uuid
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 
 from pipeline.errors import ResourceError
 from pipeline.ranking.journal import Journal, Judgement, Undo
 from pipeline.ranking.place import find_answers
+from pipeline.ranking.summary import summarise
+from pipeline.rounds.publish import publish_rankings
+from pipeline.store.store import Store
 from stages.spec import EXIT_MISSING, EXIT_USAGE
 
 ROWS = [
@@ -82,6 +87,42 @@ def test_a_forgotten_record_withdraws_the_rankings_that_hold_it(store, answers, 
     assert "rankings@v1" in json.dumps(traced)
     assert rlhf_here("forget", "question 3?").returncode == 0
     assert store.find_withdrawal(store.get("rankings@v1"))
+
+
+def test_rankings_whose_publisher_is_killed_as_soon_as_they_are_there_can_be_traced(store, answers, rlhf_here):
+    class KilledThen(Store):
+        def publish(self, staging, fields):
+            super().publish(staging, fields)
+            raise KeyboardInterrupt
+
+    place = find_answers(store, "answers")
+    place.make_room()
+    say(place)
+    journal = Journal(place.journal)
+    with pytest.raises(KeyboardInterrupt):
+        summary = summarise(journal.list_of(place.sets), place.sets)
+        publish_rankings(KilledThen(store.root), place, journal, summary, "all", False, 0.1)
+    assert "rankings@v1" in rlhf_here("trace", "question 3?", "--json").stdout
+    assert rlhf_here("forget", "question 3?").returncode == 0
+    assert store.find_withdrawal(store.get("rankings@v1"))
+
+
+def test_of_two_that_publish_the_same_at_once_one_finds_what_the_other_made(store, answers):
+    place = find_answers(store, "answers")
+    place.make_room()
+    say(place)
+    together = Barrier(2)
+
+    def publish(_):
+        journal = Journal(place.journal)
+        summary = summarise(journal.list_of(place.sets), place.sets)
+        together.wait()
+        return publish_rankings(Store(store.root), place, journal, summary, "all", False, 0.1)
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(publish, range(2)))
+    assert sorted(each.is_old for each in found) == [False, True]
+    assert [each.artifact.ref for each in found] == ["rankings@v1"] * 2 and len(store.list("rankings")) == 1
 
 
 def test_answers_that_are_not_there_or_not_ranked_are_refused(store, answers, rlhf_here):
