@@ -15,7 +15,7 @@ from pipeline.ranking.place import find_answers
 from pipeline.recipe.schema import Recipe, RoundSettings
 from pipeline.recipe.sources import ComparisonSource, ComparisonSplits, PartSource
 from pipeline.rounds.publish import find_lack
-from pipeline.rounds.sampling import decide_answers
+from pipeline.rounds.sampling import decide_answers, find_named_chooser
 from pipeline.store.artifact import Artifact
 from pipeline.store.store import Store
 from stages.sample_settings import CHOOSING, SampleSettings
@@ -59,7 +59,12 @@ def settings_of(recipe: Recipe) -> RoundSettings:
 
 
 def walk(recipe: Recipe, store: Store) -> Iterator[Round]:
-    """Yield the rounds that are done, and last the one that is not; nothing is written."""
+    """Yield the rounds that are done, and last the one that is not; nothing is written.
+
+    Raises:
+        StoreError: The reward model that is to choose answers is not there: before anything trains.
+    """
+    find_named_chooser(recipe, store, verify=False)
     rankings: list[Artifact] = []
     policy: Artifact | None = None
     while True:

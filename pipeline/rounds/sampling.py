@@ -68,25 +68,33 @@ def find_chooser(recipe: Recipe, store: Store, policies: Sequence[Artifact], *, 
     """
     if recipe.sample.choose == "random":
         return None
+    if recipe.sample.reward_model:
+        return find_named_chooser(recipe, store, verify=verify)
+    learnt_from = [parent.ref for policy in policies for parent in policy.manifest.parents if parent.kind == "rm"]
+    if not learnt_from:
+        found = f"found deltaucb, and {' and '.join(policy.ref for policy in policies)} learnt from no reward model"
+        todo = "needed one that chooses; set sample.reward_model (--reward-model rm@v1), or sample.choose: random"
+        raise StoreError(f"{recipe.place('sample.choose')}: sample.choose: {found}; {todo}", EXIT_USAGE)
+    return _get_chooser(learnt_from[0], f"{recipe.place('sample.choose')}: sample.choose", store, verify=verify)
+
+
+def find_named_chooser(recipe: Recipe, store: Store, *, verify: bool) -> Artifact | None:
+    """Find the reward model that `sample.reward_model` names; None where it names none. As `find_chooser` raises."""
     named, key = recipe.sample.reward_model, "sample.reward_model"
-    place = recipe.place(key if named else "sample.choose")
-    if named is None:
-        learnt_from = [parent for policy in policies for parent in policy.manifest.parents if parent.kind == "rm"]
-        if not learnt_from:
-            found = f"found deltaucb, and {' and '.join(policy.ref for policy in policies)} learnt from no reward model"
-            todo = "needed one that chooses; set sample.reward_model (--reward-model rm@v1), or sample.choose: random"
-            raise StoreError(f"{place}: sample.choose: {found}; {todo}", EXIT_USAGE)
-        named = learnt_from[0].ref
+    return _get_chooser(named, f"{recipe.place(key)}: {key}", store, verify=verify) if named else None
+
+
+def _get_chooser(ref: str, place: str, store: Store, *, verify: bool) -> Artifact:
     try:
-        artifact = store.get(named)
+        artifact = store.get(ref)
         if reason := store.find_withdrawal(artifact):
             raise StoreError(f"{artifact.ref} is withdrawn: {reason}; give another", EXIT_VERIFICATION)
         if verify:
             store.require_verified(artifact.ref)
     except StoreError as error:
-        raise StoreError(f"{place}: {key}: {error.message}", error.exit_code) from error
+        raise StoreError(f"{place}: {error.message}", error.exit_code) from error
     if artifact.kind != "rm":
-        raise StoreError(f"{place}: {key}: found {artifact.ref}, which is no reward model; needed one; give rm@v1 or the like", EXIT_USAGE)
+        raise StoreError(f"{place}: found {artifact.ref}, which is no reward model; needed one; give rm@v1 or the like", EXIT_USAGE)
     return artifact
 
 

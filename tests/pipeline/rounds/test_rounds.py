@@ -15,7 +15,7 @@ from pipeline.recipe.load import load_recipe
 from pipeline.rounds.chain import Round, add_rankings, find_replaced, walk
 from pipeline.rounds.stale import measure_elsewhere
 from pipeline.store.store import Store
-from stages.spec import EXIT_USAGE, EXIT_WAITING
+from stages.spec import EXIT_MISSING, EXIT_USAGE, EXIT_WAITING
 
 pytestmark = pytest.mark.slow  # processes
 
@@ -139,6 +139,14 @@ def test_a_recipe_that_chooses_draws_at_random_while_there_is_no_reward_model_an
     second = store.get("answers@v2").manifest
     assert [parent.ref for parent in second.parents][:2] == ["ppo@v2", "rm@v2"]  # and the rankings, which the comparisons are
     assert second.config["sample"]["skip_prompts"] == 9 and second.config["sample"]["candidate_prompts"] == 9
+
+
+def test_a_reward_model_that_is_to_choose_and_is_not_there_is_told_before_anything_trains(rlhf, finished_run):
+    options = (finished_run.recipe_path, "--set", "seed=3", "--set", "sample.choose=deltaucb", "--set", "sample.reward_model=rm@v9")
+    for command in ("round", "plan"):
+        done = rlhf(command, *options, *(["--set", "rounds={}"] if command == "plan" else []))
+        assert done.returncode == EXIT_MISSING and "--set: sample.reward_model: " in done.stderr and len(done.stderr.splitlines()) == 1
+    assert len(json.loads(rlhf("ls", "sft", "--json").stdout)) == 1  # another seed would have trained another
 
 
 def test_the_simulated_annotator_of_a_round_that_lacks_rankings_though_none_is_left_ends_with_what_is_missing(publish, store, recipe_path):
