@@ -70,12 +70,17 @@ def find_chooser(recipe: Recipe, store: Store, policies: Sequence[Artifact], *, 
         return None
     if recipe.sample.reward_model:
         return find_named_chooser(recipe, store, verify=verify)
-    learnt_from = [parent.ref for policy in policies for parent in policy.manifest.parents if parent.kind == "rm"]
+    learnt_from = [parent for policy in policies for parent in policy.manifest.parents if parent.kind == "rm"]
+    place = f"{recipe.place('sample.choose')}: sample.choose"
     if not learnt_from:
         found = f"found deltaucb, and {' and '.join(policy.ref for policy in policies)} learnt from no reward model"
         todo = "needed one that chooses; set sample.reward_model (--reward-model rm@v1), or sample.choose: random"
-        raise StoreError(f"{recipe.place('sample.choose')}: sample.choose: {found}; {todo}", EXIT_USAGE)
-    return _get_chooser(learnt_from[0], f"{recipe.place('sample.choose')}: sample.choose", store, verify=verify)
+        raise StoreError(f"{place}: {found}; {todo}", EXIT_USAGE)
+    chooser = _get_chooser(learnt_from[0].ref, place, store, verify=verify)
+    if chooser.content_id != learnt_from[0].content_id:
+        found = f"found {chooser.ref} with another content than that from which the policy learnt"
+        raise StoreError(f"{place}: {found}; needed the same; restore that version, or set sample.reward_model", EXIT_VERIFICATION)
+    return chooser
 
 
 def find_named_chooser(recipe: Recipe, store: Store, *, verify: bool) -> Artifact | None:

@@ -6,7 +6,10 @@ import shutil
 import pytest
 
 from data.answers import iter_answer_sets
-from stages.spec import EXIT_MISSING, EXIT_USAGE, DataSource
+from pipeline.errors import StoreError
+from pipeline.recipe.load import load_recipe
+from pipeline.rounds.sampling import find_chooser
+from stages.spec import EXIT_MISSING, EXIT_USAGE, EXIT_VERIFICATION, DataSource
 
 pytestmark = pytest.mark.slow  # a process each
 
@@ -98,3 +101,15 @@ def test_a_reward_model_that_learnt_from_other_comparisons_is_told(rlhf, tmp_pat
     done = rlhf("sample", "ppo", "--choose", "deltaucb", "--set", f"data.comparisons={tmp_path / 'other.jsonl'}")
     assert done.returncode == 0, done.stderr
     assert "data.comparisons of this recipe are not those from which rm@v1 learnt: how unsure it is, is measured by these" in done.stdout
+
+
+def test_the_reward_model_that_chooses_is_the_one_from_which_the_policy_learnt_and_no_other_of_its_number(publish, store, recipe_path):
+    recipe, model = load_recipe(recipe_path, ["sample.choose=deltaucb"]), publish(store, "rm")
+    parents = [{"ref": model.ref, "content_id": model.content_id}, {"ref": model.ref, "content_id": "0" * 64}]
+    own, other = (publish(store, "ppo", {"n": str(n).encode()}, parents=[parent]) for n, parent in enumerate(parents))
+    assert find_chooser(recipe, store, [own], verify=True).ref == "rm@v1"
+    with pytest.raises(
+        StoreError, match=r"found rm@v1 with another content than that from which the policy learnt; needed the same"
+    ) as refused:
+        find_chooser(recipe, store, [other], verify=False)
+    assert refused.value.exit_code == EXIT_VERIFICATION
