@@ -2,7 +2,10 @@
 
 from pytest import approx
 
+from pipeline.cost.amounts import Amount
 from pipeline.cost.machines import BANDWIDTH_SHARE, GPUS, MFU_TRAIN
+from pipeline.cost.times import time_served
+from stages.tracing.report import Depth
 from tests.pipeline.cost.closed_forms import PPORun, count_training, time_ppo, to_petaflop_days
 
 BILLION = 1e9
@@ -50,6 +53,17 @@ def test_deepspeed_chats_13b_took_9_hours_on_8_a100():
     recomputed = seconds["update"] / 3
     hours = (sum(seconds.values()) + recomputed) / 3600
     assert within(hours, 9)
+
+
+def test_deepspeed_chats_kernels_decode_an_answer_of_1_3b_in_2_5_s_on_v100():
+    """A log of its repository (`actor_opt-1.3b_critic_opt-350m_globalBatchSize64.log`): 4 prompts a GPU, 256 + 256 tokens.
+
+    Fused kernels, as a vLLM server has them; OPT-1.3B has 24 layers, whose keys and values are 2 x 2,048 numbers of 2 B a token.
+    """
+    sizes = {"parameters": 1.3e9, "cache": 24 * 2 * 2048 * 2, "learning": [0], "held": 0, "whole": 0, "checkpoint": 0, "output": 0}
+    need = Depth(layers=24, phases={}, **sizes)
+    answers = Amount({"prefill": 4 * 256}, {"decode": 255}, rows=4, width=384)
+    assert within(time_served("rollout", answers, need, GPUS["v100-32"], 1, 0, 1).seconds, 2.5, 1.1)
 
 
 def test_decoding_is_bound_by_memory_with_few_rows_and_by_products_with_many():
