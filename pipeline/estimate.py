@@ -175,7 +175,8 @@ def _estimate_stage(
     settings = recipe.settings(stage)
     serving = find_serving(settings.rollout) if isinstance(settings, PPOSettings) else None
     if machine.gpu is not None and serving is not None:
-        taken += serving.share * machine.memory
+        least = serving.measure_least(need.parameters) if serving.known else 0.0
+        taken = taken + max(serving.share * machine.memory, least) if serving.share else max(taken, least)
     limits = (recipe.tokens.max_prompt_tokens, recipe.tokens.max_response_tokens)
     amounts = list_parts(settings, lengths, limits, setup.processes, _count_kept(recipe.ppo))
     saves = _count_saves(settings, amounts["train"].steps["optimizer"] if "train" in amounts else 0.0)
@@ -275,9 +276,10 @@ def _tell_prices(recipe: Recipe, made: list[StageEstimate], lengths: Mapping[Rec
 
 
 def _tell_serving(made: list[StageEstimate], machine: Machine) -> Iterator[str]:
-    serving = next((each.serving for each in made if each.serving), None)
-    if serving is None:
+    found = next(((each.serving, each.need.parameters) for each in made if each.serving), None)
+    if found is None:
         return
+    serving, parameters = found
     if machine.gpu is None:
         yield "ppo's responses come from vLLM: the time in which it makes them is not in this estimate"
     elif not serving.known:
@@ -290,3 +292,6 @@ def _tell_serving(made: list[StageEstimate], machine: Machine) -> Iterator[str]:
     else:
         rest = "; counted beside training too, where it sleeps: an upper bound" if serving.sleeps else ""
         yield f"ppo's responses come from vLLM on the stage's GPUs, of which it takes {serving.share:.0%} of the memory{rest}"
+    if machine.gpu is not None and serving.lacks_room(parameters, machine.memory):
+        least, room = (format_bytes(int(size)) for size in (serving.measure_least(parameters), (serving.share or 1.0) * machine.memory))
+        yield f"vLLM will not start: {least} of weights on each of its GPUs, where it may take {room}; raise --tensor-parallel-size"

@@ -184,5 +184,7 @@ def parse_records(given: Iterable[str]) -> dict[str, int]:
         digits = number.replace("_", "")
         if kind not in KINDS or not re.fullmatch(r"[1-9][0-9]{0,14}", digits):
             raise ConfigError([f"--records: found {text!r:.60}, needed {' or '.join(KINDS)} = a number, such as demonstrations=200000"])
+        if counts.get(kind, int(digits)) != int(digits):
+            raise ConfigError([f"--records: found {kind} = {counts[kind]} and {digits}, needed one number; leave one out"])
         counts[kind] = int(digits)
     return counts

@@ -7,6 +7,12 @@ from stages.settings import PPOSettings, PretrainSettings, RMSettings, SFTSettin
 
 Change = dict[str, str]  # key of a recipe -> its value, as `--set` takes them
 _MACHINE = 8  # GPUs of a usual one
+_SERVED: Change = {  # weights are shared out in training and in decoding, as in the recipe of 70 B
+    "hardware.processes": str(_MACHINE),
+    "hardware.zero_stage": "3",
+    "ppo.rollout.engine": "vllm",
+    "ppo.rollout.options": f"[--tensor-parallel-size, '{_MACHINE}', --gpu-memory-utilization, '0.45']",
+}
 
 
 def list_changes(stage: str, settings: StageSettings, setup: Setup, longest: int) -> Iterator[Change]:
@@ -42,6 +48,10 @@ def list_changes(stage: str, settings: StageSettings, setup: Setup, longest: int
     if setup.on_gpu and setup.processes < _MACHINE:
         yield lean | {"hardware.processes": str(_MACHINE), "hardware.zero_stage": "3"}
         yield lean | {"hardware.processes": str(_MACHINE), "hardware.zero_stage": "3", "hardware.offload_optimizer": "true"}
+    if setup.on_gpu and isinstance(settings, SFTSettings) and settings.eval_samples and setup.engine == "deepspeed":
+        yield lean | {"hardware.zero_stage": "3", "sft.eval_samples": "0"}  # to answer, each GPU would gather all weights
+    if setup.on_gpu and isinstance(settings, PPOSettings) and settings.rollout.engine == "torch":
+        yield {key: value for key, value in lean.items() if key != "ppo.rollout_micro_batch_size"} | _SERVED
     if settings.lora is None:
         yield lean | {f"{stage}.lora": "{}"}
     if (settings.lora is None or settings.lora.quantize is None) and not (setup.engine == "deepspeed" and setup.zero_stage == 3):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from pipeline.cost.machines import CONTEXT_BYTES
 from stages.blocks import AWAKE_SHARE, RolloutSettings
 
 _TENSOR_PARALLEL = ("--tensor-parallel-size", "-tp")
@@ -30,6 +31,14 @@ class Serving:
     share: float
     known: bool = True
     sleeps: bool = False
+
+    def measure_least(self, parameters: int) -> float:
+        """Bytes that each of its GPUs needs before the first key and value: its part of the weights in bfloat16, CUDA's context."""
+        return 2 * parameters / self.gpus + CONTEXT_BYTES
+
+    def lacks_room(self, parameters: int, memory: float) -> bool:
+        """Whether the weights are more than it may take of a GPU's memory; nobody knows of a server elsewhere."""
+        return self.known and self.measure_least(parameters) > (self.share or 1.0) * memory
 
 
 def find_serving(rollout: RolloutSettings) -> Serving | None:

@@ -74,7 +74,7 @@ def time_on_gpus(name: str, amount: Amount, need: Depth, tokens: dict[str, int],
         words.append(how)
     for phase, steps in amount.steps.items():
         if phase.endswith("decode"):
-            part, how = _time_decoding(amount, need, gpu, setup)
+            part, how = _time_decoding(amount, need, _count_a_row(phase, need, tokens), gpu, setup)
         else:
             part, how = _time_step(need, gpu, setup)
         seconds += steps * part
@@ -92,13 +92,19 @@ def _get_weight_bytes(setup: Setup) -> int:
     return 2 if setup.precision == "bfloat16" else 4
 
 
-def _time_decoding(amount: Amount, need: Depth, gpu: GPU, setup: Setup) -> tuple[float, str]:
+def _count_a_row(phase: str, need: Depth, tokens: dict[str, int]) -> float:
+    """Count the operations of one row in a decoding step: as traced, since of a mixture of experts a token meets some weights only."""
+    traced = need.phases[phase].flops / tokens[phase] if phase in need.phases and tokens.get(phase) else 0.0
+    return traced or 2.0 * need.parameters
+
+
+def _time_decoding(amount: Amount, need: Depth, a_row: float, gpu: GPU, setup: Setup) -> tuple[float, str]:
     each = _get_weight_bytes(setup)
     if need.parameters and need.whole / need.parameters < _IN_4_BITS:
         each = 0.5 + 2 * each  # read in 4 bits, written out, and read
     read = each * need.parameters + amount.rows * amount.width * need.cache
     by_memory = read / (gpu.bandwidth * BANDWIDTH_SHARE)
-    by_products = 2 * need.parameters * amount.rows / (gpu.rate(setup.precision, tf32=setup.tf32) * MFU_SCORE)
+    by_products = a_row * amount.rows / (gpu.rate(setup.precision, tf32=setup.tf32) * MFU_SCORE)
     launches = LAYER_LAUNCH_S * need.layers
     seconds = max(by_memory, by_products, launches)
     return seconds, (

@@ -128,14 +128,20 @@ def explain_estimate(estimate: Estimate) -> Iterator[str]:
         for phase in stage.phases:
             yield f"  {phase.name}: {_explain_phase(phase)}"
         yield f"  with allocator, libraries and context {stage.verdict.need:,.0f} B of {stage.verdict.room:,.0f} B: {stage.verdict.word}"
-        held = f", and {stage.held:,} B of models that are kept" if stage.held else ""
-        disk = f"at most 3 checkpoints of {need.checkpoint:,} B at once, or 2 and an artifact of {need.output:,} B{held}"
-        yield f"  disk: {disk}: {stage.disk:,} B"
+        yield f"  disk: {_explain_disk(stage)}"
         for part in stage.parts:
             yield f"  {part.name}: {part.seconds:,.1f} s = {part.how}"
         if stage.calibration is not None:
             counted = sum(part.seconds for part in stage.parts)
             yield f"  as past runs took: {counted:,.1f} s counted x {stage.factor:.3g} = {stage.seconds:,.1f} s"
+
+
+def _explain_disk(stage: StageEstimate) -> str:
+    need = stage.need
+    if not stage.disk:
+        return "no model is written"
+    held = f", and {stage.held:,} B of models that are kept" if stage.held else ""
+    return f"at most 3 checkpoints of {need.checkpoint:,} B at once, or 2 and an artifact of {need.output:,} B{held}: {stage.disk:,} B"
 
 
 def _explain_phase(phase: PhaseMemory) -> str:

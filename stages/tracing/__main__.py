@@ -13,6 +13,7 @@ import traceback
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -24,7 +25,7 @@ from stages.models.tokenizer import settle_tokenizer
 from stages.models.weights import find_base, open_pretrained
 from stages.process.errors import StageError
 from stages.process.output import redact_streams
-from stages.spec import EXIT_FAILED, EXIT_OK, STAGES, StageName
+from stages.spec import EXIT_FAILED, EXIT_MISSING, EXIT_OK, STAGES, StageName
 from stages.tracing.job import Job, try_family
 from stages.tracing.lengths import read_lengths
 from stages.tracing.live import Live
@@ -42,7 +43,7 @@ def make_report(spec: TraceSpec) -> TraceReport:
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     imports_s = time.process_time()
     path, revision = find_base(spec.base_model, spec.revision)
-    config = open_pretrained(AutoConfig, path, revision=revision)
+    config = _open_config(path, revision)
     vars(config).pop("quantization_config", None)
     tried = try_family(config)
     mixed = "bf16" if spec.hardware.computes_in_bfloat16 else "no"
@@ -69,6 +70,16 @@ def make_report(spec: TraceSpec) -> TraceReport:
             tokens = job.tokens
         report.stages[stage] = StageTrace(layers=total, depths=depths, tokens=tokens)
     return report
+
+
+def _open_config(path: str, revision: str | None) -> Any:
+    try:
+        return open_pretrained(AutoConfig, path, revision=revision)
+    except StageError as error:
+        if error.exit_code != EXIT_MISSING or Path(path).exists():
+            raise
+        needed = f"`hf download {path} config.json` where there is a network, or base_model: a directory that holds it"
+        raise StageError(f"{error!s:.160}...; needed its config.json alone: {needed}", EXIT_MISSING) from error
 
 
 def _failed(error: str) -> TraceReport:

@@ -150,6 +150,9 @@ def test_records_are_a_kind_and_a_number():
     for wrong in ("demos=5", "prompts", "prompts=many", "prompts=", "prompts=²", "prompts=-1", "prompts=0", f"prompts={'9' * 5000}"):
         with raises(ConfigError, match="--records: found"):
             parse_records([wrong])
+    with raises(ConfigError, match="found prompts = 5 and 7, needed one number"):
+        parse_records(["prompts=5", "prompts=7"])
+    assert parse_records(["prompts=5", "prompts=5"]) == {"prompts": 5}
 
 
 def test_changes_begin_with_what_costs_nothing():
@@ -163,10 +166,17 @@ def test_changes_begin_with_what_costs_nothing():
     assert list(list_changes("sft", own, one, 1024))[-1]["sft.lora.quantize"] == "nf4"  # all else of the adapter stays
     ppo = next(list_changes("ppo", PPOSettings(), one, 3000))
     assert ppo == {"ppo.rollout_micro_batch_size": "16", "ppo.max_tokens_per_microbatch": "3000"}
+    asked = [change for change in list_changes("ppo", PPOSettings(), one, 3000) if "ppo.rollout.engine" in change]
+    assert [change["ppo.rollout.engine"] for change in asked] == ["vllm"] and "ppo.rollout_micro_batch_size" not in asked[0]
+    shared = Setup("deepspeed", 8, 8, 3)
+    assert any(change.get("sft.eval_samples") == "0" for change in list_changes("sft", SFTSettings(), shared, 1024))
     assert list(list_changes("evaluate", EvaluateSettings(), one, 3000)) == [{"evaluate.batch_size": "16"}]
 
 
 def test_a_change_is_printed_as_a_shell_and_a_recipe_read_it(recipe):
+    served = next(change for change in list_changes("ppo", PPOSettings(), Setup("none"), 1024) if "ppo.rollout.engine" in change)
+    read = load_recipe(find_recipe(str(recipe)), shlex.split(Fit(served, None).words)[1::2], has_files=False)
+    assert read.ppo.rollout.options == ["--tensor-parallel-size", "8", "--gpu-memory-utilization", "0.45"]
     for change in ({"sft.lora": "{quantize: nf4}"}, {"sft.gradient_checkpointing": "true", "hardware.processes": "8"}):
         words = shlex.split(Fit(change, None).words)
         assert words[::2] == ["--set"] * len(change)

@@ -1,9 +1,11 @@
 """The equations of memory and time, against numbers worked by hand."""
 
+import dataclasses
+
 from pytest import approx, mark
 
 from pipeline.cost.amounts import Amount, Lengths, count_answers, count_training
-from pipeline.cost.machines import GPU, HANDOVER, VLLM_STEP_S
+from pipeline.cost.machines import CONTEXT_BYTES, GPU, HANDOVER, VLLM_STEP_S
 from pipeline.cost.memory import find_peak, measure_phases
 from pipeline.cost.money import price_labels, price_storage
 from pipeline.cost.plan import list_parts
@@ -200,6 +202,24 @@ def test_responses_by_vllm_are_counted_apart_from_what_the_stage_itself_computes
     for name in ("rollout", "held-out answers"):
         assert set(parts[name].phases) == {"prefill"} and set(parts[name].steps) == {"decode"}
     assert set(parts["held-out scores"].phases) == {"score/reward", "score/policy"}
+
+
+def test_a_server_needs_its_part_of_the_weights_on_each_gpu():
+    beside, apart = Serving(8, 0, 0.45), Serving(1, 1, 0.0)
+    assert beside.measure_least(70 * 10**9) == 2 * 70e9 / 8 + CONTEXT_BYTES
+    assert not beside.lacks_room(70 * 10**9, 85.9e9)
+    assert beside.lacks_room(200 * 10**9, 85.9e9)  # 51 GB of 38.7
+    assert apart.lacks_room(70 * 10**9, 85.9e9) and not apart.lacks_room(30 * 10**9, 85.9e9)
+    assert not Serving(1, 1, 0.0, known=False).lacks_room(70 * 10**9, 85.9e9)  # elsewhere
+
+
+def test_a_row_of_a_decoder_takes_the_operations_that_were_traced():
+    need = make_depth(
+        1, {"rollout/decode": {"start": 0, "peak": 0, "flops": 4 * 10**9}}, parameters=10**12, whole=2 * 10**12, cache=0, learning=[0]
+    )
+    fast = dataclasses.replace(ROUND, bandwidth=1e18)
+    spent = time_on_gpus("", Amount({}, {"rollout/decode": 10.0}, rows=100), need, {"rollout/decode": 4}, fast, Setup("none"))
+    assert spent.seconds == approx(10 * 100 * 1e9 / (1e12 * 0.4))  # a mixture of experts: 5e8 of 1e12 weights
 
 
 def test_labels_are_paid_for_what_two_people_rank_and_what_is_asked_again():

@@ -4,12 +4,14 @@ from contextlib import nullcontext
 
 import torch
 from accelerate import Accelerator
-from pytest import approx, fixture, mark
+from pytest import approx, fixture, mark, raises
 from transformers import LlamaConfig, Qwen3MoeConfig
 
 from stages.blocks import HardwareSettings, TokenSettings
 from stages.internals import fakes
-from stages.spec import STAGES
+from stages.process.errors import StageError
+from stages.spec import EXIT_MISSING, STAGES
+from stages.tracing.__main__ import _open_config
 from stages.tracing.job import Job, try_family
 from stages.tracing.live import Live
 from stages.tracing.models import find_depths
@@ -151,3 +153,16 @@ def test_layers_that_alternate_are_traced_by_whole_periods():
     assert find_depths(config) == (2, 3, 12)
     config.layer_types = kinds * 2
     assert find_depths(config) == (6, 12, 12)
+
+
+def test_a_hubs_model_that_cannot_be_reached_is_told_with_what_a_plan_needs_of_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with raises(
+        StageError, match=r"^no-one/nothing cannot be .*; needed its config.json alone: `hf download no-one/nothing config.json`"
+    ) as told:
+        _open_config("no-one/nothing", None)
+    assert told.value.exit_code == EXIT_MISSING
+    (tmp_path / "empty").mkdir()
+    with raises(StageError) as told:
+        _open_config(str(tmp_path / "empty"), None)
+    assert "hf download" not in str(told.value)
