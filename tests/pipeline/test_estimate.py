@@ -21,7 +21,7 @@ from pipeline.cost.verdict import Verdict
 from pipeline.errors import ConfigError, StoreError
 from pipeline.estimate import Estimate, StageEstimate, _measure_held, _sum_host, make_estimate
 from pipeline.fits import Fit, find_fits
-from pipeline.machine import Machine, choose_machine
+from pipeline.machine import Machine, choose_machine, find_memory
 from pipeline.past import correct_alike
 from pipeline.recipe.load import find_recipe, load_recipe
 from pipeline.report.costs import print_estimate
@@ -142,6 +142,20 @@ def test_a_gpu_that_the_table_does_not_have_is_refused():
     with raises(ConfigError, match="give --gpu h100"):
         choose_machine(HardwareSettings(device="cuda"), None)
     assert choose_machine(HardwareSettings(price_per_gpu_hour=1.5), "h100").price == (1.5, 1.5)
+
+
+def test_memory_is_what_a_container_or_a_job_may_have(tmp_path):
+    whole = find_memory(tmp_path, tmp_path / "none")
+    own = tmp_path / "own"
+    own.write_text("0::/slurm/job_1/step_0\n")
+    (tmp_path / "slurm" / "job_1" / "step_0").mkdir(parents=True)
+    (tmp_path / "slurm" / "job_1" / "step_0" / "memory.max").write_text("max\n")
+    assert find_memory(tmp_path, own) == whole > 2e6
+    (tmp_path / "slurm" / "job_1" / "memory.max").write_text("2000000\n")
+    assert find_memory(tmp_path, own) == 2e6
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("1000000\n")  # of version 1, as a container sees it
+    assert find_memory(tmp_path, tmp_path / "none") == 1e6
 
 
 def test_records_are_a_kind_and_a_number():
