@@ -231,6 +231,7 @@ def pretend_gpu(count: int = 1, *, has_bfloat16: bool = True) -> Iterator[Preten
 
     cuda = {
         "is_available": lambda: True,
+        "is_initialized": lambda: True,
         "device_count": lambda: count,
         "current_device": lambda: 0,
         "set_device": lambda _device: None,

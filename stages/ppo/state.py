@@ -22,12 +22,12 @@ def read_state(directory: Path) -> dict[str, Any]:
 
 
 def collect_generator_states() -> dict[str, Any]:
-    """Collect the states of torch's generators in this process."""
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+    """Collect the states of torch's generators in this process: of the GPUs that it sees, that of the one that it computes on."""
+    return {"cpu": torch.get_rng_state(), "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []}
 
 
 def restore_generator_states(states: dict[str, Any]) -> None:
-    """Go back to states that `collect_generator_states` returned."""
+    """Go back to states that `collect_generator_states` returned, on a machine with other GPUs, or without, too."""
     torch.set_rng_state(states["cpu"])
-    if states["cuda"]:
-        torch.cuda.set_rng_state_all(states["cuda"])
+    if states["cuda"] and torch.cuda.is_initialized():
+        torch.cuda.set_rng_state(states["cuda"][0])

@@ -33,13 +33,15 @@ def join(context: StageContext) -> None:
     engine = choose_engine(context).name
     if engine == "none" or distributed.is_initialized():
         return
-    gpu = uses_gpu(context)
+    gpu, device = uses_gpu(context), None
     if gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
     with context.dies_of_signals():  # another process may never come
         restarted = _find_store_after_restart(context)
         meeting = {"store": restarted, "rank": context.rank, "world_size": context.world_size} if restarted else {}
-        distributed.init_process_group("nccl" if gpu else "gloo", timeout=_COLLECTIVE_TIMEOUT, **meeting)
+        # Told its GPU, NCCL guesses none by the rank, as a barrier before the first collective would have it do.
+        distributed.init_process_group("nccl" if gpu else "gloo", timeout=_COLLECTIVE_TIMEOUT, device_id=device, **meeting)
     if engine == "deepspeed":
         start_deepspeed(gpu)
     if context.world_size > 1:

@@ -38,3 +38,8 @@ def release_memory(device: torch.device) -> None:
     """Give memory that no tensor holds back to the GPU, between two phases whose tensors have other sizes."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def count_free_memory(device: torch.device) -> int:
+    """Count the bytes that new tensors can have on a GPU: those that nobody holds, and those that freed tensors have left behind."""
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -44,6 +44,10 @@ class KVCache(Cache):
         """Columns in use: the length of the longest row."""
         return self.end_column - self.first_column
 
+    def count_bytes_per_token(self) -> int:
+        """Count the bytes that one token of one row takes; of a cache that something has been written into."""
+        return sum(buffer.element_size() * buffer.shape[1] * buffer.shape[3] for layer in self.buffers for buffer in layer)
+
     @property
     def keys_dtype(self) -> torch.dtype:
         """Precision of the keys, in which attention is computed."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from stages.internals import Conv1D, copy_modules, is_gathered, is_partitioned
 from stages.models.adapters import find_backbone, find_model
 from stages.models.precision import is_bfloat16
+from stages.process.gpu import count_free_memory
 
 _SHARE = 0.5  # of the free memory, at most; the rest is for keys and values
 
@@ -24,7 +25,7 @@ def narrowed(model: Any) -> Generator[Any]:
     """Give what to decode by: on a GPU in bfloat16, with room for it, a narrow copy of a causal language model; else the model itself."""
     device: torch.device = next(model.parameters()).device
     pays = device.type == "cuda" and is_bfloat16(find_backbone(model)) and _is_whole(model)
-    yield narrow(model) if pays and count_bytes(model) <= _SHARE * _count_free(device) else model
+    yield narrow(model) if pays and count_bytes(model) <= _SHARE * count_free_memory(device) else model
 
 
 @torch.no_grad()
@@ -80,8 +81,3 @@ def _merge(layer: Any) -> Tensor:
 
 def _is_whole(model: Any) -> bool:
     return all(is_gathered(weight) for weight in model.parameters() if is_partitioned(weight))
-
-
-def _count_free(device: torch.device) -> int:
-    """Count the bytes that new tensors can have: those of the GPU, and those that freed ones have left behind."""
-    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -15,12 +15,15 @@ from stages.models.adapters import find_model
 from stages.models.forward import takes_positions
 from stages.models.logprobs import get_num_tokens
 from stages.process.context import Told
+from stages.process.gpu import count_free_memory
 from stages.responses.kv_cache import KVCache
 from stages.responses.sampling import Response, sample_tokens
 
 _COMPACT_SHARE = 0.95  # finished rows leave when no more than this share is alive: moving rows costs a little
 _ADMIT_SHARE = 0.25  # waiting prompts come in when this share of the places is free: a prefill of few rows is slow per token
 _PREFILL_ROWS = 16  # rows of similar length: little padding, and a bound on the prefill's memory
+_MEMORY_SHARE = 0.8  # of a GPU's free memory, at most, for keys, values and the logits of a step; the rest is for activations
+_LOGIT_BYTES = 32  # of a row's logits, while a token is drawn from them: in float32 twice, cumulative in float64, and what they are made of
 _GPU_STEPS_PER_CHECK = 4  # reading tokens waits for the GPU; rows that have finished are decoded in vain until then
 
 
@@ -51,11 +54,13 @@ class Rows:
         self.stops = stops
         self.temperature = temperature
         self.greedy = greedy
-        self.max_rows = max_rows
         self.told = told
         self.responses = [Response([], []) for _ in prompts]
-        longest_row = max(map(len, prompts)) + uniforms_NS.shape[1] if self.device.type == "cuda" else None
-        self.cache = KVCache(min(max_rows, len(prompts)), longest_row)
+        longest_row, self.max_rows = None, max_rows
+        if self.device.type == "cuda":
+            longest_row = max(map(len, prompts)) + uniforms_NS.shape[1]
+            self.max_rows = min(max_rows, self._count_fitting_rows(longest_row))
+        self.cache = KVCache(min(self.max_rows, len(prompts)), longest_row)
         self.indices: list[int] = []  # prompt of each row
         self.alive: list[bool] = []
         self.num_sampled: list[int] = []  # tokens of each row, those behind a stop token included
@@ -81,6 +86,20 @@ class Rows:
             if self.told:
                 self.told(len(self.prompts) - len(waiting) - self.num_alive, len(self.prompts))
         return self.responses
+
+    def _count_fitting_rows(self, longest_row: int) -> int:
+        """Count the rows that a GPU's free memory holds, by the cache of one token.
+
+        Down to a power of two: a run that is gone on with may find some more memory free, or less, and other rows round otherwise.
+        """
+        self.cache = KVCache(1, 1)
+        self.cache.open_rows(1, 1)
+        one = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        logits_B1V = self._run(one, one == 0, one).logits
+        columns = KVCache(1, longest_row).num_columns or longest_row
+        row_bytes = columns * self.cache.count_bytes_per_token() + logits_B1V.shape[-1] * _LOGIT_BYTES
+        fitting = max(int(_MEMORY_SHARE * count_free_memory(self.device)) // row_bytes, 1)
+        return 1 << (fitting.bit_length() - 1)
 
     @property
     def num_alive(self) -> int:
@@ -139,7 +158,11 @@ class Rows:
 
     def _forward(self, input_ids_BP: Tensor, mask: Tensor, positions_BP: Tensor, uniforms_B1: Tensor) -> tuple[Tensor, Tensor]:
         """Run the model and sample (tokens_B1, logprobs_B1) from the logits of the last column."""
-        output = self.model(
+        output = self._run(input_ids_BP, mask, positions_BP)
+        return sample_tokens(output.logits[:, -1, : self.num_tokens], uniforms_B1, self.temperature, greedy=self.greedy)
+
+    def _run(self, input_ids_BP: Tensor, mask: Tensor, positions_BP: Tensor) -> Any:
+        return self.model(
             input_ids=input_ids_BP,
             attention_mask=mask,
             **({"position_ids": positions_BP} if self.takes_positions else {}),
@@ -147,7 +170,6 @@ class Rows:
             use_cache=True,
             logits_to_keep=1,
         )
-        return sample_tokens(output.logits[:, -1, : self.num_tokens], uniforms_B1, self.temperature, greedy=self.greedy)
 
     def _collect(self, first_row: int, tokens: list[Tensor], logprobs: list[Tensor]) -> None:
         """Read one or more steps of the rows from `first_row` on, and see which of them have finished."""

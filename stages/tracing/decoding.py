@@ -72,4 +72,4 @@ def decode(rows: CountedRows, *, steps: int, half: bool = False) -> Iterator[tup
 
 def measure_cache(rows: CountedRows) -> int:
     """Count the bytes of keys and values of one token of one row."""
-    return sum(buffer.element_size() * buffer.shape[1] * buffer.shape[3] for layer in rows.cache.buffers for buffer in layer)
+    return rows.cache.count_bytes_per_token()

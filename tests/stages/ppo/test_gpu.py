@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from stages.ppo.budget import TokenBudget
+from stages.ppo.state import collect_generator_states, restore_generator_states
 from stages.ppo.update import Updater
 from stages.ppo.zero import ZeroLearner
 from stages.process.ranks import Ranks
@@ -73,3 +74,17 @@ def test_a_critic_warms_up_while_its_optimizer_lies_on_the_cpu(gpu, ranks, tiny,
     found = learner.step()
     assert found.is_cuda and float(found) == pytest.approx(float(norm))
     torch.stack([torch.zeros((), device="cuda"), found])  # as the updater puts the policy's and the critic's side by side
+
+
+def test_generators_that_a_gpu_left_are_restored_where_there_are_other_gpus_or_none(monkeypatch):
+    with pretend_gpu(8):
+        states = collect_generator_states()
+    assert len(states["cuda"]) == 1  # that of the GPU that the process computes on, of the eight that it sees
+    restored = []
+    expected = torch.rand(3)
+    restore_generator_states(states)
+    assert torch.equal(torch.rand(3), expected)
+    with pretend_gpu():
+        monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state: restored.append(state))
+        restore_generator_states(states)
+    assert restored == states["cuda"] and collect_generator_states()["cuda"] == []

@@ -4,8 +4,11 @@ import os
 
 import pytest
 import torch
+from torch import distributed
 
 from stages.blocks import HardwareSettings
+from stages.process.context import StageContext
+from stages.process.distributed import join
 from stages.process.gpu import find_device, prepare_gpu
 from tests.pretend_gpu import pretend_gpu
 
@@ -58,3 +61,20 @@ def test_a_stage_on_a_cpu_settles_nothing(gpus):
     else:
         prepare_gpu(HardwareSettings(tf32=True))
     assert settings() == before
+
+
+def test_nccl_is_told_its_gpu(monkeypatch, make_stage):
+    """Else a barrier before the first collective guesses one by the rank."""
+    told = {}
+
+    def begin(backend, **more):
+        told.update(more, backend=backend)
+        raise RuntimeError("enough")
+
+    spec = make_stage("sft", hardware=HardwareSettings(engine="ddp", processes=2)).spec
+    for name, value in {"WORLD_SIZE": "2", "RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "init_process_group", begin)
+    with pretend_gpu(2), pytest.raises(RuntimeError, match="enough"):
+        join(StageContext(spec))
+    assert (told["backend"], told["device_id"]) == ("nccl", torch.device("cuda", 1))

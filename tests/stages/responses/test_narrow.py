@@ -121,7 +121,7 @@ def test_on_a_gpu_in_bfloat16_a_policy_decodes_by_the_copy_where_there_is_room(g
     policy.to("cuda")
     by_the_copy = answer(policy)
     assert decoders[-1] is not policy and decoders[-1].lm_head.weight.dtype == torch.bfloat16
-    monkeypatch.setattr("stages.responses.narrow._count_free", lambda device: 1000)
+    monkeypatch.setattr("stages.responses.narrow.count_free_memory", lambda device: 1000)
     by_itself = answer(policy)
     assert decoders[-1] is policy
     if not adapted:  # merged, a weight is rounded once: a token here and there is another one
@@ -163,3 +163,16 @@ def test_a_cache_that_never_grows_gives_the_responses_of_one_that_does(monkeypat
 def test_on_a_gpu_the_cache_has_room_for_the_longest_row_from_the_start(gpu):
     rows = Rows(make_policy().to("cuda"), [[3, 4, 5], [6]], torch.rand(2, 20), frozenset({STOP}), None, 1.0, False, 2, None, True)
     assert rows.cache.num_columns >= 3 + 20
+
+
+@pytest.mark.parametrize(("held", "rows"), [(100, 7), (5.5, 4), (2.5, 2), (0.1, 1)])
+def test_on_a_gpu_as_many_rows_are_decoded_at_once_as_its_free_memory_holds(gpu, monkeypatch, held, rows):
+    """A row's keys and values: 2 layers, 2 heads of 8 numbers, 160 columns, 4 bytes, twice: 40,960 bytes in float32; its logits 1,280."""
+    policy = make_policy().to("cuda")
+    set_precision(policy, HardwareSettings(precision="float32"))
+    expected = answer(policy, max_rows=7)
+    used = []
+    plain_answer = Rows.answer
+    monkeypatch.setattr(Rows, "answer", lambda self: used.append(self.max_rows) or plain_answer(self))
+    monkeypatch.setattr("stages.responses.rows.count_free_memory", lambda device: int(held * 42_240 / 0.8))
+    assert ids_of(answer(policy, max_rows=7)) == ids_of(expected) and used == [rows]
