@@ -1,21 +1,28 @@
-"""The code of a user's judge: the part of a cache key that stands for it. It is read, never run."""
+"""The code of a user's judge, and the files that it names: the part of a cache key that stands for it. It is read, never run."""
 
 import ast
 import hashlib
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from importlib.machinery import PathFinder
 from pathlib import Path
 
 from pipeline.errors import StoreError
+from pipeline.store.disk import hash_file
 from stages.spec import EXIT_RESOURCE
 
 _OURS = ("data", "stages", "pipeline")  # whose code the versions in stages.spec stand for
+_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*){0,5}")
+_MAX_NAME_CHARS = 1024
 _INSTALLED = ("site-packages", "dist-packages")
 
 
 def identify_judge(judge: str, directory: str | None) -> str | None:
     """Hash a judge's module and, at any depth, what it imports of the modules beside it: of an installed one, of its own package.
+
+    Files that its code names count too, by their whole path or as they lie beside it: word lists, modules that it imports by their names.
 
     Args:
         judge: `module:function`.
@@ -67,17 +74,52 @@ def _read_modules(module: str, root: Path, only: str | None) -> dict[str, bytes]
                 except OSError as error:
                     message = f"{path}: {error.strerror}; read permission needed, as judge imports it; change its mode or owner"
                     raise StoreError(message, EXIT_RESOURCE) from error
-                waiting += _list_imports(contents[key], package)
+                nodes = _parse(contents[key])
+                waiting += _list_imports(nodes, package)
+                texts = {text for node in nodes for text in [_read_text(node)] if text}
+                waiting += [text for text in texts if _MODULE.fullmatch(text) and only is None]  # by importlib
+                contents |= {f"{key} names {text}": _hash(file).encode() for text in texts for file in _find_named(text, path.parent)}
     return contents
 
 
-def _list_imports(content: bytes, package: list[str]) -> Iterator[str]:
-    """List the modules that a text imports, relative ones by their full names; of `from a import b`, a.b may be one."""
+def _read_text(node: ast.AST) -> str:
+    """Return the text that code stands for: `"words.txt"`, `place / "lists" / "words.txt"`, `join(place, "lists", "words.txt")`."""
+    parts: list[ast.expr] = []
+    if isinstance(node, ast.Call):
+        parts = node.args
+    elif isinstance(node, ast.expr):
+        while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+            parts, node = [node.right, *parts], node.left
+        parts = [node, *parts]
+    return "/".join(part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str))
+
+
+def _find_named(text: str, beside: Path) -> Iterator[Path]:
+    """Find the file that a text in code names: by its whole path, or beside the code."""
+    with suppress(OSError, ValueError):  # a name that is too long, or holds a NUL
+        if 0 < len(text) <= _MAX_NAME_CHARS and "\n" not in text and (path := beside / text).is_file() and path.suffix != ".py":
+            yield path
+
+
+def _hash(path: Path) -> str:
     try:
-        tree = ast.parse(content)
+        return hash_file(path.resolve())[1]
+    except (OSError, ValueError) as error:
+        found = getattr(error, "strerror", None) or error
+        message = f"{path}: {found}; a file that can be read needed, as the judge names it; change its mode or owner"
+        raise StoreError(message, EXIT_RESOURCE) from error
+
+
+def _parse(content: bytes) -> list[ast.AST]:
+    try:
+        return list(ast.walk(ast.parse(content)))
     except (SyntaxError, ValueError, RecursionError):  # trying the judge tells
-        return
-    for node in ast.walk(tree):
+        return []
+
+
+def _list_imports(nodes: Iterable[ast.AST], package: list[str]) -> Iterator[str]:
+    """List the modules that code imports, relative ones by their full names; of `from a import b`, a.b may be one."""
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

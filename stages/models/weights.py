@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
 from stages.blocks import HardwareSettings
-from stages.internals import get_own_numbers, is_partitioned
+from stages.internals import get_attention, get_own_numbers, is_partitioned
 from stages.models import precision
 from stages.models.adapters import is_unmerged_adapter, merge_adapter
 from stages.models.classifier import find_classifier
@@ -37,7 +37,7 @@ def open_pretrained(auto_class: Any, path: str, **arguments: Any) -> Any:
     if auto_class in (AutoConfig, AutoModelForCausalLM, AutoTokenizer):
         arguments["trust_remote_code"] = False  # without a word they would ask the terminal
     try:
-        return auto_class.from_pretrained(path, **arguments)
+        return _refuse_kernels(path, auto_class.from_pretrained(path, **arguments))
     except SafetensorError as error:
         raise StageError(
             f"{path}: found weights that are cut or damaged ({error}); needed whole ones; get them anew", EXIT_VERIFICATION
@@ -51,6 +51,19 @@ def open_pretrained(auto_class: Any, path: str, **arguments: Any) -> Any:
                 EXIT_USAGE,
             ) from error
         raise StageError(f"{path} cannot be opened by {auto_class.__name__}.from_pretrained: {said:.400}", EXIT_MISSING) from error
+
+
+def _refuse_kernels(path: str, opened: Any) -> Any:
+    """Refuse a config that names its attention's code by a hub id (`kernels-community/...`): that would be fetched and run.
+
+    Raises:
+        StageError: It does (exit 2).
+    """
+    configs = (opened, opened.get_text_config()) if isinstance(opened, PretrainedConfig) else ()
+    if named := next((name for name in map(str, map(get_attention, configs)) if "/" in name), None):
+        found = f"base_model: found attn_implementation {named[:80]!r} in {path}/config.json, code of a hub that opening it would run"
+        raise StageError(f"{found}; needed a model that transformers computes by its own; take that line out", EXIT_USAGE)
+    return opened
 
 
 def load_weights(

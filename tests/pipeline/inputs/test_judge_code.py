@@ -37,6 +37,29 @@ def test_a_judge_counts_with_all_that_it_imports_beside_it_and_nothing_else(writ
     assert identify_judge(judge, str(tmp_path)) in known
 
 
+def test_files_that_it_names_count_and_their_place_does_not(write, tmp_path):
+    code = """import importlib, os
+from pathlib import Path
+HERE = Path(__file__).parent
+RULES = open(HERE / "rules.txt").read()
+WORDS = (Path(__file__).parent / "lists" / "words.txt").read_text()
+MORE = open(os.path.join(os.path.dirname(__file__), "lists", "more.json"))
+ELSEWHERE = open("ELSEWHERE")
+late = importlib.import_module("late")
+"""
+    outside = tmp_path / "outside.txt"
+    files = {"judge.py": code.replace('ELSEWHERE"', f'{outside}"'), "rules.txt": "r", "lists/words.txt": "w", "lists/more.json": "{}"}
+    files |= {"late.py": "", "lists/unread.txt": "", "outside.txt": "o"}
+    known = []
+    for name in [None, *files]:
+        write({f"a/{path}" if path != "outside.txt" else path: text + "\n" * (path == name) for path, text in files.items()})
+        known.append(identify_judge("judge:score", str(tmp_path / "a")))
+    changed = [name for name, key in zip(files, known[1:], strict=True) if key != known[0]]
+    assert changed == ["judge.py", "rules.txt", "lists/words.txt", "lists/more.json", "late.py", "outside.txt"]
+    write({f"b/{path}": text for path, text in files.items()} | {"outside.txt": "o"})
+    assert identify_judge("judge:score", str(tmp_path / "b")) == known[0]
+
+
 def test_it_is_read_and_never_run(write, tmp_path):
     write({"judgement.py": f"open({str(tmp_path / 'ran')!r}, 'w')\n", "broken.py": "def (:\n"})
     assert identify_judge("judgement:judge", str(tmp_path)) != identify_judge("broken:judge", str(tmp_path))

@@ -246,6 +246,18 @@ def test_code_that_lies_beside_a_model_is_never_run_and_never_asked_about(tmp_pa
     assert not (tmp_path / "ran").exists() and "[y/N]" not in "".join(capfd.readouterr())
 
 
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_attention_by_code_of_the_hub_is_refused_before_anything_is_fetched(tmp_path, key):
+    save_base("llama", tmp_path)
+    change_config(tmp_path, **{key: "kernels-community/flash-attn"})
+    for load in (lambda: find_family(str(tmp_path)), lambda: load_policy(str(tmp_path), HARDWARE)):
+        with pytest.raises(
+            StageError, match=r"^base_model: found attn_implementation 'kernels-community/flash-attn' in .*, code of a hub"
+        ) as caught:
+            load()
+        assert caught.value.exit_code == EXIT_USAGE and "\n" not in str(caught.value)
+
+
 def test_a_configuration_that_cannot_be_read_is_told_in_one_line(tmp_path):
     save_base("llama", tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": ')
