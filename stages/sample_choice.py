@@ -151,8 +151,8 @@ def _read_states(
     model = freeze(model, spec.hardware).to(ranks.device).eval()
     evidence = _measure(context, ranks, model, _draw_comparisons(context, tokenizer))
     if not (torch.isfinite(evidence.precision_HH).all() and torch.isfinite(evidence.length) and evidence.length > 0):
-        found = "the reward model's states of what it learnt from are not finite, or all the same"
-        raise StageError(f"{found}; finite ones that differ are needed; give another sample.reward_model")
+        what = "the reward model's states of what it learnt from are not finite, or all the same"
+        raise StageError(f"{what}; finite ones that differ are needed; give another sample.reward_model")
     factor_HH = factor_precision(evidence)
     asked = [(prompt, list(said.values())) for prompt, said in zip(prompts, answers, strict=True)]
 
