@@ -1,4 +1,7 @@
-"""Sampled tokens a second: ours, transformers' `generate`, and vLLM where its program is named by RLHF_TEST_VLLM."""
+"""Sampled tokens a second: ours, transformers' `generate` and its continuous batching, vLLM where its program is named by RLHF_TEST_VLLM.
+
+Where continuous batching is faster than ours, it is what decoding should go by on a GPU.
+"""
 
 import itertools
 import json
@@ -12,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from stages.models.precision import autocast
 from stages.responses.generation import generate_responses
 from tests.bench.our_models import open_policy
-from tests.bench.workload import EOS, PAD, PPOWork, make_plain_policy, make_prompts
+from tests.bench.workload import EOS, PAD, PPOWork, make_plain_policy, make_policy, make_prompts
 from tests.gpu.place import Figure, Place, make_hardware, measure_s, peak_memory
 
 _GOAL = 0.6  # of vLLM's speed
@@ -52,6 +55,12 @@ def measure(place: Place) -> Iterator[Figure]:
             theirs = _rate(work, partial(_sample_transformers, policy, work, prompts))
             yield Figure(case, "transformers' generate", theirs, "tokens/s")
             yield place.reach(case, "ours / generate", ours / theirs, 1.0)
+            if not place.pretend:  # it computes in a thread of its own, which knows nothing of a pretend GPU
+                model = make_policy(size, 0.0).to("cuda", torch.bfloat16).eval()
+                batched = _rate(work, partial(sample_batched, model, work, prompts))
+                yield Figure(case, "transformers' continuous batching", batched, "tokens/s")
+                yield Figure(case, "ours / continuous batching", ours / batched, "x")
+                del model
             if vllm := os.environ.get("RLHF_TEST_VLLM"):
                 found = _run_vllm(vllm, size, work, prompts)
                 yield Figure(case, "vLLM", found, "tokens/s")
@@ -75,6 +84,16 @@ def _sample_transformers(policy: Any, work: PPOWork, prompts: list[list[int]]) -
     config = GenerationConfig(max_new_tokens=work.max_new_tokens, do_sample=True, top_k=0, eos_token_id=EOS, pad_token_id=PAD)
     with autocast(policy.base_model, ids.device):
         policy.generate(input_ids=ids, attention_mask=(ids != PAD).long(), generation_config=config)
+
+
+def sample_batched(model: Any, work: PPOWork, prompts: list[list[int]], **limits: Any) -> None:
+    """Sample by transformers' continuous batching; a model of its own classes, on a CPU too; without limits in all free memory."""
+    config = GenerationConfig(max_new_tokens=work.max_new_tokens, do_sample=True, top_k=0, eos_token_id=EOS, pad_token_id=PAD)
+    batching = ContinuousBatchingConfig(**limits)
+    answers = model.generate_batch(prompts, generation_config=config, continuous_batching_config=batching)
+    found = [len(answer.generated_tokens) for answer in answers.values()]
+    if found != [work.max_new_tokens] * len(prompts):
+        raise RuntimeError(f"continuous batching made {found} tokens; needed {work.max_new_tokens} for each of {len(prompts)} prompts")
 
 
 def _run_vllm(program: str, size: str, work: PPOWork, prompts: list[list[int]]) -> float:

@@ -6,8 +6,10 @@ import sys
 import pytest
 import torch
 
+from tests.bench.workload import PPOWork, make_policy, make_prompts
 from tests.gpu import __main__ as check
 from tests.gpu.place import Figure, Place, at_least, at_most
+from tests.gpu.rollout import sample_batched
 from tests.gpu.table import holds, write_results
 from tests.pretend_gpu import pretend_gpu
 
@@ -43,3 +45,11 @@ def test_a_part_runs_on_a_pretend_gpu_and_meets_its_goals():
     with pretend_gpu() as gpu:
         figures = list(measure(Place(gpu)))
     assert len(figures) >= 12 and not [figure for figure in figures if figure.holds is False]
+
+
+@pytest.mark.slow
+def test_continuous_batching_answers_every_prompt_in_full():
+    work = PPOWork("tiny", 0.0, 3, 4, 8, 6, 1)
+    sample_batched(make_policy("tiny", 0.0).eval(), work, make_prompts(work), num_blocks=16, max_batch_tokens=64)
+    with pytest.raises(RuntimeError, match="needed 6 for each of 3 prompts"):
+        sample_batched(make_policy("tiny", 0.9).eval(), work, make_prompts(work), num_blocks=16, max_batch_tokens=64)
