@@ -7,8 +7,6 @@ Nothing that comes from there is trusted: names are matched, reads are bounded, 
 """
 
 import hashlib
-import os
-import uuid
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,8 +15,8 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from pipeline.errors import StoreError
+from pipeline.remotes.directory import copy_file, create_file, open_file
 from pipeline.remotes.errors import CHUNK_BYTES, asking, first_line, name_tag
-from pipeline.store.disk import make_directories, open_regular, sync_directory
 from pipeline.store.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, FileEntry, Manifest, check_layout, compute_content_id, parse_manifest
 from pipeline.store.refs import Ref, is_kind, parse_version_directory, version_directory
 from pipeline.store.staging import ARTIFACTS_DIR, STAGING_DIR
@@ -102,11 +100,16 @@ class Remote:
                     return stream.read(MAX_MANIFEST_BYTES + 1)
             except (FileNotFoundError, NotADirectoryError):
                 return None
+            except ValueError as error:  # of file://, where somebody put a pipe or a directory
+                message = (
+                    f"{self.shown}: {path.removeprefix(self.root).lstrip('/')}: {error}; a plain file needed; push the artifact elsewhere"
+                )
+                raise StoreError(message, EXIT_VERIFICATION) from error
 
     def open(self, path: str) -> IO[bytes]:
         """Open a file to read; for whoever handles its errors."""
         if self.protocol == "file":
-            return open_regular(path, None)  # waits on no pipe, follows no link
+            return open_file(Path(self.root), path)
         return cast("IO[bytes]", self.files.open(path, "rb", block_size=4 * CHUNK_BYTES))
 
     def read(self, path: str) -> Iterator[bytes]:
@@ -153,7 +156,7 @@ class Remote:
         path = f"{self.place(ref)}/{entry.path}"
         with self._asking(path):
             if self.protocol == "file":
-                self._copy(source, path, told)
+                copy_file(Path(self.root), source, path, told)
                 return
             extra: dict[str, Any] = {"Metadata": {"sha256": entry.sha256}} if self.protocol == "s3" else {}
             self.files.put_file(str(source), path, callback=_make_callback(told), **extra)
@@ -163,7 +166,7 @@ class Remote:
         with self._asking(path):
             try:
                 if self.protocol == "file":
-                    self._link(path, content)
+                    create_file(Path(self.root), path, content)
                 else:
                     self.files.pipe_file(path, content, mode="create")
             except Exception:
@@ -183,39 +186,6 @@ class Remote:
         """Name the file that says who is pushing a version."""
         assert ref.version is not None
         return f"{self.root}/{STAGING_DIR}/{ref.kind}-{version_directory(ref.version)}.json"
-
-    def _draft(self) -> Path:
-        directory = Path(self.root) / STAGING_DIR
-        make_directories(directory)
-        return directory / f"{uuid.uuid4().hex}.part"
-
-    def _link(self, path: str, content: bytes) -> None:
-        draft = self._draft()
-        try:
-            with draft.open("xb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            make_directories(Path(path).parent)
-            os.link(draft, path)  # fails where the name is taken
-            sync_directory(Path(path).parent)
-        finally:
-            draft.unlink(missing_ok=True)
-
-    def _copy(self, source: Path, path: str, told: Callable[[int], None]) -> None:
-        draft = self._draft()
-        try:
-            with source.open("rb") as stream, draft.open("xb") as copy:
-                while chunk := stream.read(CHUNK_BYTES):
-                    copy.write(chunk)
-                    told(len(chunk))
-                copy.flush()
-                os.fsync(copy.fileno())
-            make_directories(Path(path).parent)
-            os.replace(draft, path)  # noqa: PTH105
-            sync_directory(Path(path).parent)
-        finally:
-            draft.unlink(missing_ok=True)
 
     def _names(self, path: str) -> list[str]:
         with self._asking(path):

@@ -12,7 +12,7 @@ import pytest
 from pipeline.errors import ResourceError, StoreError
 from pipeline.remotes.addresses import open_remote
 from pipeline.remotes.listing import list_refs
-from pipeline.remotes.pull import pull
+from pipeline.remotes.pull import find_content, pull
 from pipeline.remotes.push import push
 from pipeline.store.manifest import FileEntry, Manifest, compute_content_id, render_manifest
 from pipeline.store.refs import Ref
@@ -379,8 +379,32 @@ def test_what_is_no_address_is_told_in_a_line(url):
 def test_a_fifo_in_the_place_of_a_manifest_is_not_waited_for(tmp_path, other):
     (tmp_path / "remote/artifacts/sft/v0001").mkdir(parents=True)
     os.mkfifo(tmp_path / "remote/artifacts/sft/v0001/manifest.json")
-    with pytest.raises(StoreError):
-        pull(other, "sft@v1", open_remote(f"file://{tmp_path}/remote"), View())
+    remote = open_remote(f"file://{tmp_path}/remote")
+    with pytest.raises(StoreError, match="not a regular file"):
+        pull(other, "sft@v1", remote, View())
+    told = find_content(remote, Ref("sft", 1))  # by which `ls` goes on to the next one
+    assert isinstance(told, StoreError) and told.exit_code == 3
+
+
+@pytest.mark.parametrize("link", ["artifacts", "artifacts/sft", "artifacts/sft/v0001", "artifacts/sft/v0001/model", ".staging"])
+def test_a_link_that_lies_in_a_store_at_file_is_not_written_through(store, publish, tmp_path, link):
+    foreign, place = tmp_path / "foreign", tmp_path / "there" / link
+    foreign.mkdir()
+    place.parent.mkdir(parents=True)
+    place.symlink_to(foreign)
+    publish(store, "sft", {"model/config.json": b"{}"})
+    with pytest.raises(ResourceError, match="a link, which is not followed") as raised:
+        push(store, "sft", open_remote(f"file://{tmp_path / 'there'}"), View())
+    assert raised.value.exit_code == 5 and list(foreign.iterdir()) == []
+
+
+def test_a_store_at_file_may_be_a_link_as_a_whole(store, publish, other, tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    publish(store, "sft")
+    push(store, "sft", open_remote(f"file://{tmp_path / 'link'}"), View())
+    pull(other, "sft", open_remote(f"file://{tmp_path / 'there'}"), View())
+    assert other.verify("sft@v1") == [] and list((tmp_path / "there/.staging").iterdir()) == []
 
 
 def test_a_package_that_is_not_installed_is_named_and_nothing_is_imported_before(tmp_path):
