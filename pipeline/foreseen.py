@@ -1,10 +1,16 @@
 """What can be told before the first stage trains: records that are lost, what an evaluation will not be able to say."""
 
+from collections.abc import Sequence
+
 from data.schema import RecordKind
 from data.shortfall import warn_of_dropped_answers, warn_of_shortfall
 from pipeline.errors import ConfigError
 from pipeline.recipe.schema import Recipe
 from pipeline.tokens import Counts, add_splits
+from stages.rules import find_missing_server
+from stages.sample_settings import SampleSettings
+from stages.settings import PPOSettings
+from stages.spec import StageName
 from stages.statistics.intervals import smallest_difference
 
 _COIN = 0.5  # standard deviation of wins and losses at even odds
@@ -39,6 +45,20 @@ def foresee(recipe: Recipe, counts: Counts) -> dict[RecordKind, list[str]]:
             min(held_out, recipe.evaluate.prompts), has_judge=recipe.judge is not None or recipe.evaluate.judge is not None
         )
     return warnings
+
+
+def require_server(recipe: Recipe, stages: Sequence[StageName]) -> None:
+    """See that what stages would start as their vLLM server is there; of several nodes it is another's matter.
+
+    Raises:
+        ConfigError: It is no program on this machine.
+    """
+    for stage in stages:
+        settings = recipe.settings(stage)
+        if not isinstance(settings, PPOSettings | SampleSettings) or recipe.hardware.nodes > 1:
+            continue
+        if missing := find_missing_server(stage, settings.rollout):
+            raise ConfigError([f"{recipe.place(f'{stage}.rollout.command')}: {missing}"])
 
 
 def foresee_evaluation(num_prompts: int, *, has_judge: bool) -> list[str]:

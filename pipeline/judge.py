@@ -1,6 +1,7 @@
 """The recipe's judge is asked once before anything trains: after hours of training would be late to learn that it raises.
 
 a function, a second reward model    tried on a record of each kind, in a process like the stages'
+the function of evaluate.probes      tried on one prompt
 a language model                     one tiny request
 """
 
@@ -8,12 +9,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from data.load import stream_records
 from data.reading import report_on
 from data.schema import Demonstration, RecordKind, Text
-from data.treatment import Treat, make_treatment
+from data.treatment import make_treatment
 from pipeline.errors import ConfigError
+from pipeline.inputs.judge_code import OUR_PACKAGES
 from pipeline.inputs.judge_model import named_judge
 from pipeline.inputs.prepare import Inputs
 from pipeline.launch.environment import stage_environment
@@ -42,6 +45,9 @@ def try_judge(recipe: Recipe, inputs: Inputs, stages: Sequence[StageName]) -> No
     if recipe.judge is not None and asking:
         command = ["stages.responses.judge", recipe.judge, recipe.judge_directory or ""]
         _try_program(recipe, inputs, "judge", recipe.judge, command, asking)
+    probes = evaluate.probes if evaluate is not None else None
+    if probes is not None and probes.partition(".")[0] not in OUR_PACKAGES:  # whose own are tested
+        _try_probes(recipe, inputs, probes)
     for stage in stages:
         judge, model = named_judge(recipe.settings(stage)), inputs.judge_models.get(stage)
         if judge is not None and judge.llm is not None:
@@ -83,16 +89,33 @@ def _try_llm(recipe: Recipe, key: str, settings: LLMJudgeSettings) -> None:
         raise _refusal(recipe, key, clean(str(error))) from error
 
 
+def _try_probes(recipe: Recipe, inputs: Inputs, probes: str) -> None:
+    """Have the user's function edit one answer."""
+    prompt, answer = _take_sample(recipe, inputs, "prompts")
+    lines = [{"probes": probes, "directory": recipe.judge_directory}, {"prompt": prompt, "answer": answer}]
+    done = _run(recipe, inputs, "evaluate.probes", probes, ["stages.evaluate.edits"], "".join(f"{json.dumps(line)}\n" for line in lines))
+    if done.returncode != EXIT_OK:
+        with suppress(ValueError, LookupError, TypeError):
+            raise _refusal(recipe, "evaluate.probes", clean(json.loads(done.stdout.splitlines()[-1])["error"]))
+        raise _refusal(recipe, "evaluate.probes", f"{probes} ended its process with exit code {done.returncode}")
+
+
 def _try_program(recipe: Recipe, inputs: Inputs, key: str, name: str, command: Sequence[str], asking: Sequence[StageName]) -> None:
     """Have a program ask a judge of one record of each kind that these stages will have it judge."""
-    treat = make_treatment(recipe.data.redact, inputs.forgotten)
     kinds: dict[RecordKind, None] = dict.fromkeys(kind for stage, kind in _JUDGED.items() if stage in asking)
-    samples = [_take_sample(inputs, kind, recipe.data.skip_bad, treat) for kind in kinds]
+    done = _run(recipe, inputs, key, name, command, json.dumps([_take_sample(recipe, inputs, kind) for kind in kinds]))
+    if done.returncode != EXIT_OK:
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        raise _refusal(recipe, key, clean(said[-1]) if said else f"{key}: {name} ended its process with exit code {done.returncode}")
+
+
+def _run(recipe: Recipe, inputs: Inputs, key: str, name: str, command: Sequence[str], asked: str) -> subprocess.CompletedProcess[str]:
+    """Run a program of ours that asks the user's code."""
     environment, _ = stage_environment("", offline=inputs.local)
     try:
-        done = subprocess.run(
+        return subprocess.run(
             [sys.executable, "-P", "-m", *command],
-            input=json.dumps(samples),
+            input=asked,
             env=environment,
             capture_output=True,
             encoding="utf-8",
@@ -101,9 +124,6 @@ def _try_program(recipe: Recipe, inputs: Inputs, key: str, name: str, command: S
         )
     except subprocess.TimeoutExpired:
         raise _refusal(recipe, key, f"{key}: {name} gave no answer within {_LIMIT_S:.0f} s to one sample; make it faster") from None
-    if done.returncode != EXIT_OK:
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        raise _refusal(recipe, key, clean(said[-1]) if said else f"{key}: {name} ended its process with exit code {done.returncode}")
 
 
 def _refusal(recipe: Recipe, key: str, message: str) -> ConfigError:
@@ -111,9 +131,10 @@ def _refusal(recipe: Recipe, key: str, message: str) -> ConfigError:
     return ConfigError([f"{recipe.place(key)}: {message if message.startswith(key) else f'{key}: {message}'}"])
 
 
-def _take_sample(inputs: Inputs, kind: RecordKind, skip_bad: int, treat: Treat | None) -> tuple[str, str]:
+def _take_sample(recipe: Recipe, inputs: Inputs, kind: RecordKind) -> tuple[str, str]:
     """Take the first record that may be held out: its prompt, and its answer where it has one."""
+    treat = make_treatment(recipe.data.redact, inputs.forgotten)
     source = inputs.data[kind].eval or inputs.data[kind].train
-    _, record = next(stream_records(source, kind, report_on(source), skip_bad, treat))
+    _, record = next(stream_records(source, kind, report_on(source), recipe.data.skip_bad, treat))
     assert not isinstance(record, Text), "neither of the kinds that are judged"
     return record.prompt[-1].content, record.completion if isinstance(record, Demonstration) else _ANSWER

@@ -19,18 +19,19 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from data.schema import DataError, Problem, RecordKind
-from pipeline.errors import StoppedAfterStage
+from pipeline.errors import ConfigError, StoppedAfterStage
 from pipeline.inputs.prepare import Inputs
 from pipeline.inputs.slices import identify_tokens
 from pipeline.launch.commands import Command
 from pipeline.launch.events import Event
 from pipeline.launch.failure import StageFailed
 from pipeline.launch.launch import launch
+from pipeline.recipe.explain import declared_keys
 from pipeline.recipe.schema import Recipe
 from pipeline.store.disk import locked, make_directories, writing
 from pipeline.store.parts import TOKENS_DIR
 from stages.settings import TrainingSettings
-from stages.spec import TOKENS_VERSION, StageName, TokensSpec, data_inputs
+from stages.spec import EXIT_USAGE, TOKENS_VERSION, StageName, TokensSpec, data_inputs
 
 _WORK = re.compile(r"\.work-[a-z0-9_]{8}")
 
@@ -68,15 +69,24 @@ def make_tokens(recipe: Recipe, inputs: Inputs, store_root: Path, on_event: Call
         command = Command([sys.executable, "-P", "-m", "stages.tokens", str(work / "spec.json")])
         try:
             received = launch("data", lambda _: [command], work, on_event, offline=inputs.local)
-        except StageFailed:
+        except StageFailed as error:
             if problems := _read_problems(report_path):
                 shutil.rmtree(work, ignore_errors=True)
                 raise DataError(problems) from None
-            raise
+            raise _place(error, recipe) from error
         shutil.rmtree(work, ignore_errors=True)
     if received is not None:
         raise StoppedAfterStage(received)
     return _recall(report_path) or {}
+
+
+def _place(error: StageFailed, recipe: Recipe) -> Exception:
+    """Give what is wrong with a key of the recipe the line on which it stands."""
+    message = str(error).removeprefix("data: ")
+    key = re.match(r"[a-z_]+(\.[a-z_]+)*(?=: | = )", message)
+    if error.exit_code == EXIT_USAGE and key and tuple(key[0].split(".")) in declared_keys():
+        return ConfigError([f"{recipe.place(key[0])}: {message}"])
+    return error
 
 
 def _make_work_directory(directory: Path) -> Path:

@@ -4,6 +4,8 @@ The pipeline asks when it reads a recipe, and adds file and line; the stage asks
 """
 
 import importlib.util
+import shutil
+import socket
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
@@ -75,6 +77,16 @@ def find_refusals(
     if isinstance(settings, PPOSettings) and settings.ema_decay is not None and zero3:
         needed = "whole weights to average, which no process has at ZeRO stage 3"
         yield Refusal("ppo.ema_decay", f"found {settings.ema_decay}, needed {needed}; set hardware.zero_stage: 2, or ema_decay: null")
+
+
+def find_missing_server(stage: StageName, rollout: RolloutSettings) -> str | None:
+    """Say that the program which a stage would start as its vLLM server is not on this machine; None: it is, or none is started."""
+    if rollout.engine != "vllm" or rollout.server is not None or shutil.which(rollout.command[0]) is not None:
+        return None
+    return (
+        f"{stage}.rollout.command: {rollout.command[0]} is not a program on {socket.gethostname()}; vLLM in an environment of its own is "
+        f"needed; install it (the README says how) and give the path of its `vllm`, or set {stage}.rollout.engine: torch"
+    )
 
 
 def _find_quantization_refusals(key: str, found: str, settings: TrainingSettings, *, zero3: bool) -> Iterator[Refusal]:

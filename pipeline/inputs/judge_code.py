@@ -13,7 +13,7 @@ from pipeline.errors import StoreError
 from pipeline.store.disk import hash_file
 from stages.spec import EXIT_RESOURCE
 
-_OURS = ("data", "stages", "pipeline")  # whose code the versions in stages.spec stand for
+OUR_PACKAGES = ("data", "stages", "pipeline")  # whose code the versions in stages.spec stand for
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*){0,5}")
 _MAX_NAME_CHARS = 1024
 _INSTALLED = ("site-packages", "dist-packages")
@@ -36,7 +36,7 @@ def identify_judge(judge: str, directory: str | None) -> str | None:
     """
     module = judge.partition(":")[0]
     top = module.partition(".")[0]
-    if top in _OURS:
+    if top in OUR_PACKAGES:
         return None
     places = sys.path if sys.flags.safe_path else sys.path[1:]  # the stages' own begins with no script's directory
     found = PathFinder.find_spec(top, [*filter(None, places), *([directory] if directory else [])])

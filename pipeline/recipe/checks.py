@@ -41,6 +41,7 @@ def check_recipe(
         return f"{document.place(tuple(keys.split('.')))}: {keys}: {message}"
 
     yield from _check_base_model(recipe, problem, has_files=has_files)
+    yield from _check_judge_models(recipe, problem)
     template = recipe.tokens.chat_template
     if Path(template).is_absolute() and not Path(template).is_file():
         needed = "a Jinja file, auto, chatml, plain or the name of one of the tokenizer's templates"
@@ -110,6 +111,15 @@ def _check_base_model(recipe: Recipe, problem: ProblemAt, *, has_files: bool) ->
     for file in weights:
         if damage := find_damage(file):
             yield problem("base_model", f"{show_path(file)}: {damage}; it was cut or changed: get it once more")
+
+
+def _check_judge_models(recipe: Recipe, problem: ProblemAt) -> Iterator[str]:
+    judges = {"sft": recipe.sft.chooser, "evaluate": recipe.evaluate and recipe.evaluate.judge}
+    for stage, judge in judges.items():
+        path = Path(judge.reward_model) if judge and judge.reward_model else None
+        if path and path.is_absolute() and not path.is_dir():
+            todo = hint_path(path, "give a directory, a hub id or an artifact such as rm@v1")
+            yield problem(f"{stage}.judge.reward_model", f"found no directory {show_path(path)}; {todo}")
 
 
 def _check_data(recipe: Recipe, stages: tuple[StageName, ...], problem: ProblemAt) -> Iterator[str]:

@@ -31,6 +31,7 @@ from stages.process.distributed import decide_in_main
 from stages.process.errors import StageError
 from stages.process.ranks import Ranks
 from stages.responses.vllm_client import VLLMEngine
+from stages.rules import find_missing_server
 from stages.sample_settings import SampleSettings
 from stages.settings import PPOSettings
 from stages.spec import EXIT_RESOURCE, EXIT_USAGE
@@ -118,13 +119,9 @@ def make_command(context: StageContext, settings: PPOSettings | SampleSettings, 
 
 def _start(context: StageContext, settings: PPOSettings | SampleSettings, max_tokens: int, key: str, stack: ExitStack) -> str:
     """Start a server, wait until it answers and return its address; the stack ends it."""
-    program, base, stage = settings.rollout.command[0], _find_base(context), context.spec.stage
-    if shutil.which(program) is None:
-        raise StageError(
-            f"{stage}.rollout.command: {program} is not a program on {socket.gethostname()}; vLLM in an environment of its own is needed; "
-            f"install it (the README says how) and give the path of its `vllm`, or set {stage}.rollout.engine: torch",
-            EXIT_USAGE,
-        )
+    base, stage = _find_base(context), context.spec.stage
+    if missing := find_missing_server(stage, settings.rollout):
+        raise StageError(missing, EXIT_USAGE)
     if is_unmerged_adapter(Path(base)):
         made_by = "sft.lora.merge: true" if stage == "ppo" else "lora.merge: true for the stage that made it"
         raise StageError(f"{stage}.rollout.engine = vllm serves {base}, an adapter; a whole model is needed; set {made_by}", EXIT_USAGE)

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.foreseen import foresee, foresee_evaluation
+from pipeline.foreseen import foresee, foresee_evaluation, require_server
 from pipeline.recipe.load import find_recipe, load_recipe
 
 
@@ -29,6 +29,17 @@ def test_long_answers_that_are_dropped_are_told_before_anything_trains_though_al
         "tokens.max_response_tokens"
     ]
     assert foresee(recipe, {"comparisons": {"train": found}})["comparisons"] == []  # of an earlier version
+
+
+def test_a_server_that_is_not_there_is_told_before_anything_trains():
+    def recipe(*overrides):
+        return load_recipe(find_recipe("demo"), ["ppo.rollout.engine=vllm", *overrides])
+
+    with pytest.raises(ConfigError, match=r"--set: ppo.rollout.command: no-such-vllm is not a program on .*; vLLM in an environment"):
+        require_server(recipe("ppo.rollout.command=[no-such-vllm]"), ["sft", "rm", "ppo", "evaluate"])
+    for there in ("ppo.rollout.command=[env, no-such-vllm]", "ppo.rollout.server=http://h:1", "ppo.rollout.engine=torch"):
+        require_server(recipe("ppo.rollout.command=[no-such-vllm]", there), ["sft", "rm", "ppo", "evaluate"])
+    require_server(recipe("ppo.rollout.command=[no-such-vllm]"), ["sft", "rm"])
 
 
 def test_a_margin_from_grades_needs_some_before_anything_trains(base_model_dir):

@@ -157,6 +157,28 @@ def test_a_reward_model_that_cannot_be_opened_is_told_before_anything_trains(sto
         try_judge(recipe, inputs, ["evaluate"])
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("nope", "evaluate.probes: .*found no function nope"),
+        ("raises", "evaluate.probes: mine_14:raises raised KeyError: 'x'; mend it, or leave it out"),
+        ("lists", r"evaluate.probes: mine_14:lists returned \['a'\], needed texts by name"),
+    ],
+)
+@pytest.mark.slow  # 2 s, a process each
+def test_probes_that_are_none_are_told_before_anything_trains(store, recipe_path, name, told):
+    code = "def raises(prompt, answer): raise KeyError('x')\ndef lists(prompt, answer): return ['a']\ndef fine(prompt, answer): return {}\n"
+    (recipe_path.parent / "mine_14.py").write_text(code)
+    for probes in (name, "fine"):
+        recipe = load_recipe(recipe_path, [f"evaluate.probes=mine_14:{probes}"])
+        inputs = prepare(recipe, store.root, ["evaluate"])
+        if probes == "fine":
+            try_judge(recipe, inputs, ["evaluate"])
+        else:
+            with pytest.raises(ConfigError, match=f"--set: {told}"):
+                try_judge(recipe, inputs, ["evaluate"])
+
+
 def test_which_step_of_sft_is_published_is_in_its_cache_key_only_where_it_is_chosen(keys):
     before = keys()["sft"]
     assert keys("sft.publish=last", "sft.publish_by=judge")["sft"] == before

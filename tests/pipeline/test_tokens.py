@@ -1,14 +1,17 @@
 """Token ids are made before the first stage, once; what is wrong with the data is told as such."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from data.schema import DataError
 from pipeline.foreseen import foresee, foresee_evaluation
 from pipeline.inputs.prepare import prepare
-from pipeline.recipe.load import load_recipe
-from pipeline.tokens import make_tokens
+from pipeline.launch.failure import StageFailed
+from pipeline.recipe.load import find_recipe, load_recipe
+from pipeline.tokens import _place, make_tokens
+from stages.spec import EXIT_MISSING, EXIT_USAGE
 
 
 @pytest.fixture
@@ -58,6 +61,16 @@ def test_ids_of_all_kinds_are_made_once_and_losses_are_told(make, store):
     for directory in (store.root / "tokens").glob("prompts-*"):
         directory.rename(directory.with_name("moved"))
     assert make(demonstrations, max_response_tokens=12)[1] != []
+
+
+def test_what_the_process_finds_wrong_with_a_key_is_told_with_its_line():
+    recipe = load_recipe(find_recipe("demo"), ["ppo.lora.target_modules=[q_prj]", "ppo.stop_token=x"])
+    failed = StageFailed("data: ppo.lora.target_modules: found ['q_prj'], needed others", EXIT_USAGE, [], Path("log"))
+    assert str(_place(failed, recipe)) == "--set: ppo.lora.target_modules: found ['q_prj'], needed others"
+    stopped = StageFailed("data: ppo.stop_token = '<|pad|>' is the pad token; give another", EXIT_USAGE, [], Path("log"))
+    assert str(_place(stopped, recipe)).startswith("--set: ppo.stop_token = ")
+    for other in (("data: prompts: found 929 tokens", EXIT_USAGE), ("data: tokens.chat_template: found none", EXIT_MISSING)):
+        assert (error := StageFailed(*other, [], Path("log"))) is _place(error, recipe)
 
 
 @pytest.mark.slow

@@ -395,6 +395,7 @@ def test_the_schema_describes_every_key_and_allows_the_shorthands():
         ("hardware.sbatch=--partition=gpu,--time=30", "needed a list; write [--partition=gpu, --time=30]"),
         ('sft.learning_rate="1e-5"', 'sft.learning_rate: found "1e-5", needed a number; write 1e-5 without quotes'),
         ("sft.epochs=1,5", 'sft.epochs: found "1,5", needed a number; write 1.5'),
+        ("evaluate.judge={reward_model: ./none}", 'evaluate.judge.reward_model: found no directory "'),
         ("seed=1,000", 'seed: found "1,000", needed a whole number; write 1000'),
         ("sft=null", "sft: found null, needed a block of keys; write {} for its defaults, or leave it away"),
         ("sft.epochs=many", 'sft.epochs: found "many", needed a number; the default is 1.0'),
