@@ -15,6 +15,7 @@ from stages.tracing.report import Depth, Phase
 
 BUCKET_ELEMENTS = 500_000_000  # of DeepSpeed: gradients are reduced in buffers of so many numbers
 LIVE_ELEMENTS = 1_000_000_000  # of DeepSpeed at stage 3: so many gathered weights may stay
+FILE_BYTES = 50_000_000_000  # of transformers: a model is written in files of so much, one after the other
 _BY_HOST = ("load", "save")
 _LEARNING = ("forward", "backward", "optimizer", "update", "ptx")
 _DECODING = ("rollout", "answers")
@@ -109,9 +110,9 @@ def _measure_shared(need: Depth, setup: Setup, name: str) -> PhaseMemory:
 
 
 def _by_host(phase: Phase, setup: Setup, peak: int) -> PhaseMemory:
-    """Models are opened and merged in float32 in the host's memory; what is written is there once more, as the bytes of the file."""
+    """Models are opened and merged in float32 in the host's memory; what is written is there once more, as the bytes of a file."""
     written = peak - phase.start if phase.start else 0
-    parts = {"weights": peak - phase.start} | ({"bytes of the file": written} if written else {})
+    parts = {"weights": peak - phase.start} | ({"bytes of the file": min(written, FILE_BYTES)} if written else {})
     if setup.on_gpu:
         return PhaseMemory("save" if phase.start else "load", {}, parts)
     return PhaseMemory("save" if phase.start else "load", parts | ({"training": phase.start} if phase.start else {}), {})

@@ -64,6 +64,16 @@ def test_one_process_holds_all_that_was_traced():
     assert phases["load"].total == 400
 
 
+def test_a_large_model_is_written_file_by_file():
+    def write(size):
+        need = make_depth(2, {"save": {"start": 7, "peak": 7 + size, "flops": 0}}, learning=[1])
+        (phase,) = measure_phases(need, Setup("none", on_gpu=True))
+        return phase.host
+
+    assert write(10**9) == {"weights": 10**9, "bytes of the file": 10**9}
+    assert write(282 * 10**9) == {"weights": 282 * 10**9, "bytes of the file": 50 * 10**9}  # 70 B in float32
+
+
 def test_ddp_adds_buckets_of_all_gradients():
     phases = {phase.name: phase for phase in measure_phases(NEED, Setup("ddp", 2, 2, on_gpu=False))}
     assert phases["backward"].total == 2000 + 400
