@@ -11,7 +11,7 @@ _SERVED: Change = {  # weights are shared out in training and in decoding, as in
     "hardware.processes": str(_MACHINE),
     "hardware.zero_stage": "3",
     "ppo.rollout.engine": "vllm",
-    "ppo.rollout.options": f"[--tensor-parallel-size, '{_MACHINE}', --gpu-memory-utilization, '0.45']",
+    "ppo.rollout.options": f'[--tensor-parallel-size, "{_MACHINE}", --gpu-memory-utilization, "0.45"]',
 }
 
 

@@ -45,21 +45,12 @@ def print_fits(console: Console, stage: str, fits: list[Fit], estimate: Estimate
         )
         return
     console.print(Text(f"{stage} does not fit; it does with one of:"), soft_wrap=True)
-    rows: list[list[str]] = []
     for fit in fits:
-        made = fit.estimate
-        price = estimate.machine.price
-        money = f"${price[0] * fit.gpu_seconds / 3600:,.0f}" if price and made.parts else "-"
-        rows.append(
-            [
-                fit.words,
-                format_bytes(int(made.verdict.need)),
-                made.verdict.word,
-                format_duration(made.seconds) if made.parts else "-",
-                money,
-            ]
-        )
-    print_table(console, ["change", "memory", "verdict", "time", "from"], rows)
+        made, price = fit.estimate, estimate.machine.price
+        known = [f"{format_duration(made.seconds)}"] if made.parts else []
+        paid = [f"from ${price[0] * fit.gpu_seconds / 3600:,.0f}"] if price and made.parts else []
+        figures = ", ".join([format_bytes(int(made.verdict.need)), made.verdict.word, *known, *paid])
+        console.print(Text(f"{figures}:\n  {fit.words}"), soft_wrap=True)  # a line of a terminal, to be copied whole
 
 
 def _row(stage: StageEstimate, estimate: Estimate) -> list[str]:
@@ -180,7 +171,7 @@ def estimate_data(estimate: Estimate, fits: dict[str, list[Fit]]) -> dict[str, A
                 "stage": stage.stage,
                 "verdict": stage.verdict.word,
                 "need": round(stage.verdict.need),
-                "fits_with": [{"set": fit.change, "need": round(fit.estimate.verdict.need)} for fit in fits.get(stage.stage, [])],
+                "fits_with": [_fit_data(fit) for fit in fits.get(stage.stage, [])],
                 "weights": stage.need.parameters,
                 "learning": stage.need.learning,
                 "phases": {phase.name: {"device": phase.device, "host": phase.host} for phase in stage.phases},
@@ -193,3 +184,8 @@ def estimate_data(estimate: Estimate, fits: dict[str, list[Fit]]) -> dict[str, A
             for stage in estimate.stages
         ],
     }
+
+
+def _fit_data(fit: Fit) -> dict[str, Any]:
+    verdict = fit.estimate.verdict
+    return {"set": fit.change, "need": round(verdict.need), "verdict": verdict.word, "gpu_seconds": fit.gpu_seconds}

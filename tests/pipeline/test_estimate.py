@@ -24,7 +24,7 @@ from pipeline.fits import Fit, find_fits
 from pipeline.machine import Machine, choose_machine, find_memory
 from pipeline.past import correct_alike
 from pipeline.recipe.load import find_recipe, load_recipe
-from pipeline.report.costs import print_estimate
+from pipeline.report.costs import print_estimate, print_fits
 from pipeline.room import warn_of_room
 from pipeline.scale import holds_for_more, list_limits, scale_up
 from pipeline.traces import parse_records
@@ -197,6 +197,21 @@ def test_a_change_is_printed_as_a_shell_and_a_recipe_read_it(recipe):
         assert words[1::2] == [f"{key}={value}" for key, value in change.items()]
     read = load_recipe(find_recipe(str(recipe)), ["sft.lora={rank: 4, alpha: 64}", "sft.lora.quantize=nf4"], has_files=False)
     assert (read.sft.lora.rank, read.sft.lora.alpha, read.sft.lora.quantize) == (4, 64, "nf4")
+
+
+def test_options_to_paste_are_one_line_each(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    need = Depth(layers=2, phases={}, parameters=1, learning=[1], held=1, whole=1, checkpoint=1, output=1)
+    verdict, spent = Verdict("tight", 70e9, 85.9e9), [Spent("train", 7200.0, "")]
+    made = StageEstimate("ppo", need, Setup("none", 8), [PhaseMemory("update", {}, {})], verdict, spent, 0)
+    estimate = Estimate(
+        choose_machine(HardwareSettings(price_per_gpu_hour=2), "h100"), 1, [], {}, [], TraceReport(resident=0, import_s=0.0)
+    )
+    fits = [Fit(change, made) for change in list_changes("ppo", PPOSettings(), Setup("none"), 1024)]
+    print_fits(make_console(), "ppo", fits, estimate)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "70.0 GB, tight, 2:00:00, from $32:"
+    assert lines[2::2] == [f"  {fit.words}" for fit in fits]
 
 
 def test_the_table_fits_80_columns_and_the_arithmetic_says_of_what_the_peak_is_made(capsys):
