@@ -74,7 +74,9 @@ class Study:
         num_named = sum(len(level) for level in sent["levels"])
         if ranks is not None and not self.settings.partial and num_named < len(order):
             raise ValueError(f"{num_named} of {len(order)} answers are placed; each must be")
-        flags = {flag: tuple(order[place] for place in places) for flag, places in sent["flags"].items() if places}
+        flags = {flag: tuple(order[_read_index(place)] for place in places) for flag, places in sent["flags"].items() if places}
+        if twice := next((flag for flag, marked in flags.items() if len(set(marked)) < len(marked)), None):
+            raise ValueError(f"the flag {twice} marks an answer twice")
         if not set(flags) <= set(self.settings.flags):
             raise ValueError("a flag is none of this study")
         if sent["grade"] is not None and (not self.settings.grade or self.settings.grade_each):

@@ -101,6 +101,8 @@ def test_what_is_no_ranking_is_refused_and_nothing_is_written(page, read_journal
         {"grade": 8},
         {"flags": {"other": [0]}},
         {"flags": {"wrong": [9]}},
+        {"flags": {"wrong": [-1]}},
+        {"flags": {"wrong": [1, 1]}},
         {"flags": 3},
         {"seconds": -1},
         {"grades": {"0": 5}},
