@@ -177,11 +177,12 @@ def open_ledger(root: Path) -> Generator[Append]:
         if not last:
             writer.append("begin", versions=_find_seals(store), store=uuid4().hex)  # no other ledger begins like this one
             sync_descriptor(store.fd)
-        elif (claim := _read_last(last, "claim")) and _read_seal(store, claim["ref"]) == claim["manifest"]:
+        elif (claim := _read_claim(last)) and _read_seal(store, claim["ref"]) == claim["manifest"]:
             kept = {name: claim[name] for name in ("content_id", "cache_key") if name in claim}
             writer.append(str(claim.get("for", "publish")), claim["ref"], claim["manifest"], found_after="a crash", **kept)
         for place, ref in list_unnoted(store).items():
-            if (removal := _read_last(last, "remove")) is None or removal["ref"] != ref:
+            entry = _parse(os.pread(descriptor, writer.end, 0).split(b"\n")[:-1]).entries.get(ref)
+            if entry is None or entry.event != "remove":  # else it was killed, or refused, after the line
                 writer.append("remove", ref, found_after="a crash")
             settle(store, place)
         if not has_mark(store):  # one that is there stays: of a ledger that was removed it tells until somebody trusts what is there
@@ -267,11 +268,10 @@ def _find_last(descriptor: int) -> tuple[int, bytes]:
     return end, whole[:-1].rpartition(b"\n")[2]
 
 
-def _read_last(line: bytes, event: str) -> dict[str, Any] | None:
-    """Read a ledger's last line, where it is of this event."""
+def _read_claim(line: bytes) -> dict[str, Any] | None:
     with suppress(ValueError, AttributeError, RecursionError):
         row = json.loads(line)
-        if row.get("event") == event and isinstance(row.get("ref"), str):
+        if row.get("event") == "claim" and isinstance(row.get("ref"), str):
             return row
     return None
 

@@ -87,20 +87,21 @@ def list_unnoted(store: Directory) -> dict[str, str]:
 
 
 def settle(store: Directory, place: str) -> str:
-    """Say of what was taken away that it stands in the ledger, and drop the signature that it had; return its place now.
+    """Say of what was taken away that it stands in the ledger, and drop the signature that it had, as far as that is allowed.
 
-    Raises:
-        OSError: the file system refused.
+    Returns:
+        Its place now.
     """
     part, _, name = place.partition("/")
     match = _TRASHED.fullmatch(name)
     assert match is not None
     settled = name.removesuffix(_IN_STAGING) + _NOTED
-    with store.enter(f"{ARTIFACTS_DIR}/{match['kind']}") as versions, suppress(FileNotFoundError):
+    with suppress(OSError), store.enter(f"{ARTIFACTS_DIR}/{match['kind']}") as versions:
         os.unlink(f"{match['version']}{SIGNATURE_SUFFIX}", dir_fd=versions.fd)
-    with store.enter(part) as trash, naming(trash.path / name):
+    with suppress(OSError), store.enter(part) as trash:
         os.rename(name, settled, src_dir_fd=trash.fd, dst_dir_fd=trash.fd)
-    return f"{part}/{settled}"
+        return f"{part}/{settled}"
+    return place
 
 
 def list_trash(root: Path) -> list[str]:

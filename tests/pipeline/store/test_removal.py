@@ -157,6 +157,14 @@ def test_what_a_killed_removal_left_in_the_trash_goes_with_the_next(chains):
     assert list(left.parent.iterdir()) == []
 
 
+def test_what_stands_in_the_place_of_a_signature_keeps_no_version_from_being_removed_and_no_writer_from_writing(chains):
+    (chains.root / "artifacts/ppo/v0001.sig.json").mkdir()
+    remove(chains, ["ppo@v1"])
+    remove(chains, ["rm@v1"])
+    events = [json.loads(line)["event"] for line in (chains.root / "ledger.jsonl").read_text().splitlines()]
+    assert events[-2:] == ["remove", "remove"] and not chains.find_lost() and list((chains.root / ".trash").iterdir()) == []
+
+
 def test_whoever_begins_to_rely_on_an_artifact_keeps_it_from_being_removed(chains):
     removed, gone = threading.Event(), chains.get("ppo@v1")
 
