@@ -181,12 +181,13 @@ def _read_export(path: Path, question: str | None, buckets: str) -> "Export":
 
 def _make_answers(export: "Export", answers: Path) -> str:
     """Make the file of answers, which is not there yet, of what was ranked."""
-    from pipeline.ranking.importing import make_answer_sets
+    from pipeline.ranking.importing import make_answer_sets, match_rankings
     from pipeline.store.disk import expand_home, writing
     from pipeline.text import count
     from stages.lines import to_line
 
     sets = make_answer_sets(export)
+    match_rankings(export, sets)  # what cannot be imported leaves no file either
     with writing(answers):
         rows = (to_line(each.to_row(), ascii_only=False) for each in sets.values())
         expand_home(answers).write_text("".join(rows), encoding="utf-8")

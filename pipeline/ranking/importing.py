@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,6 +81,11 @@ def _find_unwritable(ranking: Ranking) -> Iterator[Problem]:
             check_text(getattr(ranking, name), name, may_be_empty=True)
         except FieldError as error:
             yield Problem(ranking.where, error.field, error.message)
+    for flag in ranking.flags:
+        try:
+            check_text(flag, "flags")
+        except FieldError as error:
+            yield Problem(ranking.where, error.field, error.message)
 
 
 def _recognise(row: object) -> str:
@@ -120,7 +125,7 @@ def import_rankings(export: Export, sets: Mapping[str, AnswerSet], journal: Jour
         DataError: With each ranking that is of none of the sets, or none that a journal holds. Nothing is written then.
         ResourceError: The disk is full.
     """
-    judgements = _match(export, sets, journal)
+    judgements = match_rankings(export, sets, journal.judgements.values())
     told = Imported(export.tool, len({each.item for each in judgements}), len({each.annotator for each in judgements}))
     told.left_out = Counter({what: number for what, number in export.left_out.items() if number})
     earlier: dict[tuple[str, str, bool], Judgement] = {
@@ -141,12 +146,22 @@ def import_rankings(export: Export, sets: Mapping[str, AnswerSet], journal: Jour
     return told
 
 
-def _match(export: Export, sets: Mapping[str, AnswerSet], journal: Journal) -> list[Judgement]:
+def match_rankings(export: Export, sets: Mapping[str, AnswerSet], before: Iterable[Judgement] = ()) -> list[Judgement]:
+    """Turn what an export says into judgements of answer sets; nothing is written.
+
+    Args:
+        export: As it was read.
+        sets: By id.
+        before: What was judged until now.
+
+    Raises:
+        DataError: With each ranking that is of none of the sets, or none that a journal holds.
+    """
     by_content = {_identify(each.prompt, each.completions): item for item, each in sets.items()}
     by_answers: dict[object, list[str]] = defaultdict(list)
     for item, each in sets.items():
         by_answers[_identify((), each.completions)].append(item)
-    here = {(each.annotator, each.item) for each in journal.judgements.values() if each.tool != export.tool}
+    here = {(each.annotator, each.item) for each in before if each.tool != export.tool}
     judgements: list[Judgement] = []
     problems: list[Problem] = []
     for ranking in export.rankings:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from pipeline.errors import StoreError
 from pipeline.store.disk import writing
@@ -41,7 +41,9 @@ class Judgement(Closed):
     grades: tuple[Annotated[int, Field(ge=1, le=7)] | None, ...] | None = Field(
         None, max_length=9, description="Of each answer in the file's order, where a study asks for them."
     )
-    flags: dict[str, tuple[int, ...]] = Field(default_factory=dict, description="Flag -> the answers that have it.")
+    flags: dict[Annotated[str, Field(min_length=1, max_length=1000)], tuple[int, ...]] = Field(
+        default_factory=dict, description="Flag -> the answers that have it, each once."
+    )
     reason: str = Field("", max_length=1000, description="Why it was skipped.")
     note: str = Field("", max_length=10_000)
     seconds: float = Field(0.0, ge=0, le=1e6, description="For which the page was looked at.")
@@ -53,6 +55,11 @@ class Judgement(Closed):
     tool: str = Field("", max_length=40, description="From whose export it was imported; empty: it was said here.")
     key: str = Field("", max_length=64, description="In the first line of a journal: random, from which pseudonyms follow; never shown.")
     time: float
+
+    @field_validator("flags")
+    @classmethod
+    def _flags_mark_once(cls, flags: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        return {flag: tuple(dict.fromkeys(marked)) for flag, marked in flags.items()}
 
 
 class Undo(Closed):

@@ -95,6 +95,21 @@ def test_the_same_file_again_is_nothing_twice_and_a_changed_annotation_replaces_
     assert [said.ranks for said in changed.said] == [(3, 2, 1)] and "1 replaced" in changed.out and not changed.said[0].repeat
 
 
+def flag(*choices):
+    return {"from_name": "flags", "to_name": "prompt", "type": "choices", "value": {"choices": list(choices)}}
+
+
+def note(text):
+    return {"from_name": "note", "to_name": "prompt", "type": "textarea", "value": {"text": [text]}}
+
+
+def test_a_flag_that_is_said_twice_of_an_answer_counts_once(bring_in):
+    task = make_task(["mdn", "wiki", "blog"])
+    task["annotations"][0]["result"].append(flag("wrong 1", "wrong 3", "wrong 1"))
+    heard = bring_in([task])
+    assert [sorted(said.flags["wrong"]) for said in heard.said] == [[0, 2]] and "flag wrong: 2 answers" in heard.out
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -123,6 +138,8 @@ def test_the_same_file_again_is_nothing_twice_and_a_changed_annotation_replaces_
             "data: found prompt, items; needed a list of answers with id and body, or answer1 and answer2",
         ),
         (lambda task: task["annotations"][0].update(completed_by="\ud800"), "annotator: found half a surrogate pair (\\ud800)"),
+        (lambda task: task["annotations"][0]["result"].append(flag("\ud83d 1")), "flags: found half a surrogate pair (\\ud83d)"),
+        (lambda task: task["annotations"][0]["result"].append(note("x" * 10_001)), "note: String should have at most 10000 characters"),
         (lambda task: task["data"].update(prompt=5), "data.prompt: found 5 (a number)"),
         (lambda task: task["data"].update(items=[{"id": str(n), "body": str(n)} for n in range(10)]), RANKER + "found the id 'mdn'"),
     ],
@@ -131,7 +148,7 @@ def test_what_is_no_ranking_is_told_with_its_line_and_nothing_is_written(bring_i
     task = make_task(["mdn", "wiki", "blog"], id=2)
     change(task)
     heard = bring_in([make_task(["mdn", "wiki", "blog"]), task])
-    assert heard.told.returncode == 2 and heard.said == []
+    assert heard.told.returncode == 2 and heard.said == [] and heard.sets == []  # not even the file of answers is made
     (line,) = heard.error.splitlines()
     assert line.startswith("export.json:") and told in line
     number = int(line.split(":")[1])
