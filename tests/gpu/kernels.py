@@ -1,6 +1,7 @@
 """What the fast paths of a GPU make and cost: attention over spans, waits, casts, memory of the cache, float32 and TF32."""
 
 import copy
+import tempfile
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -11,13 +12,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stages.models import attention
 from stages.models.attention import attend
 from stages.models.packing import pack
+from stages.models.policy import load_policy
 from stages.models.precision import autocast
 from stages.process.gpu import prepare_gpu
 from stages.responses.generation import generate_responses
 from stages.responses.narrow import narrow
+from tests.bench.load_memory import watch_private
 from tests.bench.our_models import open_policy
 from tests.bench.sizes import SIZES
-from tests.bench.workload import EOS, PPOWork, make_prompts
+from tests.bench.workload import EOS, PPOWork, make_plain_policy, make_prompts
 from tests.gpu.parity import prepare_ppo
 from tests.gpu.place import Figure, Place, at_most, make_hardware, measure_s
 
@@ -31,6 +34,7 @@ def measure(place: Place) -> Iterator[Figure]:
             yield from measure_spans(place, f"{case} {heads}/{key_heads} heads of {size}", heads, key_heads, size, documents, parents)
     yield measure_waits(place)
     yield from measure_decoding(place)
+    yield measure_loading(place)
     yield from measure_products()
 
 
@@ -134,6 +138,18 @@ def measure_decoding(place: Place) -> Iterator[Figure]:
     segments = [] if place.pretend else torch.cuda.memory_snapshot()
     grow = all(segment.get("is_expandable", False) for segment in segments)
     yield Figure("memory", "segments that grow", float(grow), "", "1", grow)
+
+
+def measure_loading(place: Place) -> Figure:
+    """Say how much of a policy's weights lay in the CPU's memory when it had been loaded, at the most."""
+    size = place.sizes[-1]
+    with tempfile.TemporaryDirectory() as directory:
+        make_plain_policy(size, seed=0).to(torch.bfloat16).save_pretrained(directory)
+        with watch_private() as read_peak:
+            load_policy(directory, make_hardware("bfloat16"))
+            share = read_peak() / (4 * SIZES[size].parameters)
+    case, name, limit = f"loading {size}", "private memory of the process over the model's bytes", 0.5
+    return Figure(case, name, share) if place.pretend else at_most(case, name, share, limit)
 
 
 def measure_products() -> Iterator[Figure]:

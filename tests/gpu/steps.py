@@ -5,7 +5,7 @@ import random
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -42,13 +42,14 @@ _FORMS: dict[str, dict[str, Any]] = {
     "full": {},
     "lora": {"lora": LoRASettings(rank=16)},
     "qlora": {"lora": LoRASettings(rank=16, quantize="nf4")},
+    "critic's warm-up": {"critic_warmup_iterations": 2},
 }
 
 
 def measure(place: Place) -> Iterator[Figure]:
     """Measure one process by plain torch."""
-    forms = [form for form in _FORMS if form != "qlora" or (find_spec("bitsandbytes") and not place.pretend)]
-    yield from _measure(place, make_hardware("bfloat16"), forms, "")
+    forms = ["full", "lora", *(["qlora"] if find_spec("bitsandbytes") and not place.pretend else [])]
+    yield from _measure(place, make_hardware("bfloat16"), forms, "", place.sizes)
 
 
 def measure_zero(place: Place, stage: int) -> Iterator[Figure]:
@@ -59,20 +60,30 @@ def measure_zero(place: Place, stage: int) -> Iterator[Figure]:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     precision, device = place.choose(("bfloat16", "cuda"), ("float32", "cpu"))
     hardware = make_hardware(precision, device=device, engine="deepspeed", zero_stage=stage)
-    yield from _measure(place, hardware, ["full", "lora"], f" zero{stage}")
+    yield from _measure(place, hardware, ["full", "lora"], f" zero{stage}", place.sizes)
+    if stage == 2:  # norms and losses of both devices meet
+        offloading = make_hardware(precision, device=device, engine="deepspeed", zero_stage=stage, offload_optimizer=True)
+        yield from _measure(place, offloading, ["critic's warm-up"], " zero2, optimizer on the CPU", place.sizes[:1], stages=("ppo",))
 
 
-def _measure(place: Place, hardware: HardwareSettings, forms: list[str], engine: str) -> Iterator[Figure]:
-    for size in place.sizes:
+def _measure(
+    place: Place,
+    hardware: HardwareSettings,
+    forms: list[str],
+    engine: str,
+    sizes: Sequence[str],
+    stages: Sequence[str] = ("sft", "rm", "ppo"),
+) -> Iterator[Figure]:
+    for size in sizes:
         with tempfile.TemporaryDirectory() as directory:
             paths = write_models(size, Path(directory))
             for form in forms:
-                for stage, run in (("sft", run_sft), ("rm", run_rm), ("ppo", run_ppo)):
+                for stage in stages:
                     case = f"{stage} {size} {form}{engine}"
                     with tempfile.TemporaryDirectory() as work, peak_memory() as read_peak:
                         if not engine:
                             begin_anew()
-                        seconds, tokens, passes = run(place, size, paths, hardware, _FORMS[form], Path(work))
+                        seconds, tokens, passes = _RUNS[stage](place, size, paths, hardware, _FORMS[form], Path(work))
                         peak = read_peak()
                     yield Figure(case, "tokens a second", tokens / seconds, "/s")
                     yield Figure(case, "peak memory", peak, "GB")
@@ -181,6 +192,9 @@ def run_ppo(
     )
     rows = [trainer.step() for _ in range(2)]
     return rows[-1]["time/update_s"], count * prompt + int(rows[-1]["tokens"]), 2
+
+
+_RUNS = {"sft": run_sft, "rm": run_rm, "ppo": run_ppo}
 
 
 def _quantizes(settings: Any) -> bool:
