@@ -17,7 +17,7 @@ from pipeline.ranking.argilla import is_argilla, read_records
 from pipeline.ranking.csv_table import CSV_FILES, read_rankings, read_table
 from pipeline.ranking.foreign import Export, Options, Ranking
 from pipeline.ranking.journal import Journal, Judgement, Undo
-from pipeline.ranking.label_studio import is_label_studio, read_tasks
+from pipeline.ranking.label_studio import is_label_studio, open_cells, read_tasks
 from stages.spec import DataSource
 
 _PROBED = 100
@@ -45,8 +45,12 @@ def read_export(path: Path, options: Options) -> Export:
     problems: list[Problem] = []
     found: Iterator[Ranking | tuple[str, FieldError]]
     if path.name.lower().endswith(CSV_FILES):
-        export = Export("csv")
-        found = read_rankings(read_table(path), path, export)
+        table = read_table(path)
+        export = Export("label-studio" if table and is_label_studio(table[0][1]) else "csv")
+        if export.tool == "csv":
+            found = read_rankings(table, path, export)
+        else:
+            found = read_tasks([(where, open_cells(row)) for where, row in table], export, options)
     else:
         rows = list(read_rows(DataSource.model_validate({"path": str(path)}), (), problems.append))
         voices = Counter(_recognise(row) for _, row in rows[:_PROBED])

@@ -1,4 +1,4 @@
-"""Label Studio's exports, JSON and JSON-MIN -> rankings. `Ranker` over a `List`, with or without buckets, and `Pairwise`.
+"""Label Studio's exports, JSON, JSON-MIN and CSV -> rankings. `Ranker` over a `List`, with or without buckets, and `Pairwise`.
 
 Documented at labelstud.io/tags/ranker and /pairwise: `{"ranker": [ids]}`, `{"ranker": {bucket: [ids]}}` (`_`: what was left in the list),
 `{"selected": "left"}`. An export does not say in which order its buckets stand: by the numbers in their names, or as the user says.
@@ -6,7 +6,7 @@ Documented at labelstud.io/tags/ranker and /pairwise: `{"ranker": [ids]}`, `{"ra
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 from data.fields import Columns, FieldError, as_list, as_object, describe
@@ -32,6 +32,18 @@ def is_label_studio(row: object) -> bool:
     """Whether a row is a task of an export."""
     columns = as_object(row) or {}
     return ("data" in columns and "annotations" in columns) or sum(name in columns for name in _OF_MIN) > 1
+
+
+def open_cells(row: Mapping[str, str]) -> Columns:
+    """Read a row of its CSV export as one of JSON-MIN: what is no text there stands as JSON in its cell."""
+    opened: Columns = {}
+    for name, cell in row.items():
+        is_json = cell.lstrip().startswith(("[", "{")) or name == "lead_time"
+        try:
+            opened[name] = json.loads(cell) if is_json else cell
+        except ValueError:
+            opened[name] = cell
+    return opened
 
 
 def read_tasks(rows: Sequence[tuple[str, Columns]], export: Export, options: Options) -> Iterator[Ranking | tuple[str, FieldError]]:

@@ -1,6 +1,7 @@
 """Label Studio's exports in the forms that it documents come in; bad ones are told with their place."""
 
 import copy
+import json
 
 import pytest
 
@@ -75,6 +76,20 @@ def test_the_short_form_json_min(bring_in):
     ]
     heard = bring_in(rows)
     assert [said.ranks for said in heard.said] == [(2, 1, 3), (2, 3, 1)] and len(heard.sets) == 1
+
+
+def test_the_table_that_it_exports(bring_in):
+    head = "annotation_id,annotator,created_at,id,items,lead_time,prompt,rank,updated_at\n"
+    items = json.dumps(ITEMS).replace('"', '""')
+    rows = [
+        f'{n},a@b.c,2026-11-20T10:00:00Z,{n},"{items}",3.5,Question {n}?,"{{""rank"": [""wiki"", ""blog"", ""mdn""]}}",x\n' for n in (1, 2)
+    ]
+    heard = bring_in(head + "".join(rows), name="export.csv")
+    assert heard.told.returncode == 0, heard.error
+    assert [(said.annotator, said.ranks, said.seconds, said.tool) for said in heard.said] == [("a@b.c", (2, 3, 1), 3.5, "label-studio")] * 2
+    assert heard.sets[1]["prompt"][0]["content"] == "Question 2?" and heard.sets[0]["completions"][0] == "ten tips"
+    broken = bring_in(head + rows[0].replace('[""wiki""', '[""nope""'), name="bad.csv")
+    assert broken.told.returncode == 2 and broken.error.startswith("bad.csv:2: annotations[0].result[0].value.ranker: found the id 'nope'")
 
 
 def test_what_was_skipped_left_empty_drafted_or_predicted_is_told(bring_in):
