@@ -66,11 +66,6 @@ def reading(path: Path) -> Generator[None]:
         raise ResourceError(f"{place}: {error.strerror}; read permission needed; change its mode or owner") from error
 
 
-def is_link_refusal(error: OSError) -> bool:
-    """Tell whether a link, or something else that is no directory, stands in the place of one."""
-    return error.errno in _NO_DIRECTORY
-
-
 def is_full(error: ResourceError) -> bool:
     """Tell whether there was no room."""
     return isinstance(error.__cause__, OSError) and error.__cause__.errno in FULL

@@ -14,9 +14,12 @@ from safetensors.numpy import save
 
 from pipeline.errors import ResourceError, StoreError
 from pipeline.export import export
+from pipeline.remotes.addresses import open_remote
+from pipeline.remotes.push import push
 from pipeline.store.importing import import_directory
 from pipeline.store.removal import remove
 from pipeline.store.store import Store
+from tests.pipeline.remotes.remote_parts import View
 
 NOBODY = 65534
 
@@ -256,3 +259,6 @@ def test_a_full_disk_is_named_by_the_place_that_is_written(full_disk, tmp_path):
     with pytest.raises(ResourceError, match=rf"^{re.escape(str(store.root.parent))}/\.draft-"):
         export(store, "sft", store.root.parent / "mine", merge=False, dtype=None, told=print)
     assert not list(store.root.glob(".staging/*"))
+    (store.root.parent / "there").mkdir()
+    with pytest.raises(ResourceError, match=r"/there/\S+: No space left on device; [0-9,]+ bytes needed, 0 bytes free; free space"):
+        push(store, "sft", open_remote(f"file://{store.root.parent / 'there'}"), View())
