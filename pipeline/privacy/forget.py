@@ -18,7 +18,7 @@ from data.identity import FORGOTTEN_FILE, Forgotten, read_forgotten, render_forg
 from pipeline.errors import StoreError
 from pipeline.privacy.lists import count_listed, list_path
 from pipeline.privacy.trace import Trace, trace
-from pipeline.store.directory import naming, open_root
+from pipeline.store.directory import Directory, naming, open_root
 from pipeline.store.disk import locked, read_bounded, replace_durably, writing
 from pipeline.store.parts import MIXES_DIR, RECORDS_DIR, REPLIES_DIR, RUNS_DIR, TOKENS_DIR
 from pipeline.store.store import Store
@@ -93,16 +93,24 @@ def _withdraw(store: Store, found: Iterable[Trace]) -> None:
 
 
 def _remove_tokens(root: Path, wanted: set[bytes], secret: bytes) -> list[str]:
-    """Remove the token ids of sets that hold what was forgotten: they are made anew without it."""
+    """Remove the token ids of sets that hold what was forgotten, or of which that is not known: they are made anew without it."""
     removed: list[str] = []
     with writing(root / TOKENS_DIR), suppress(FileNotFoundError), open_root(root) as store, store.enter(TOKENS_DIR) as tokens:
         for name in tokens.directories():
-            with suppress(OSError, ValueError, LookupError, TypeError):
-                made = json.loads(read_bounded(f"{name}/made.json", _MAX_JSON_BYTES, dir_fd=tokens.fd))
-                if _holds(root, name.partition("-")[0], made["fingerprint"], wanted, secret):
-                    shutil.rmtree(name, dir_fd=tokens.fd)
-                    removed.append(name)
+            if name.startswith(".") or _counts_none(root, tokens, name, wanted, secret):  # a draft is of a process that may be at work
+                continue
+            with suppress(OSError):
+                shutil.rmtree(name, dir_fd=tokens.fd)
+                removed.append(name)
     return sorted(removed)
+
+
+def _counts_none(root: Path, tokens: Directory, name: str, wanted: set[bytes], secret: bytes) -> bool:
+    with suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+        made = json.loads(read_bounded(f"{name}/made.json", _MAX_JSON_BYTES, dir_fd=tokens.fd))
+        path = list_path(root, name.partition("-")[0], made["fingerprint"])
+        return path is not None and count_listed(path, secret, wanted) == 0
+    return False
 
 
 def _remove_mixes(root: Path) -> None:

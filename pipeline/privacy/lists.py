@@ -43,7 +43,7 @@ def open_secret(root: Path) -> bytes:
             found = f"{place}: not there, so it is not known which records were forgotten"
             raise StoreError(f"{found}; needed; restore it from a copy", EXIT_VERIFICATION)
         draft = f".secret-{uuid.uuid4().hex}"
-        write_durably(draft, make_secret(), dir_fd=records.fd)
+        write_durably(draft, make_secret(), dir_fd=records.fd, mode=0o660)  # whoever has it can try out guesses
         with suppress(FileExistsError):  # another process was faster
             os.link(draft, SECRET_FILE, src_dir_fd=records.fd, dst_dir_fd=records.fd, follow_symlinks=False)
         os.unlink(draft, dir_fd=records.fd)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -164,12 +165,15 @@ def test_token_ids_of_the_set_go_and_unfinished_runs_that_learn_from_it_are_name
     for name, digit in (("demonstrations-1", "a"), ("demonstrations-2", "b")):
         (listed.root / "tokens" / name).mkdir(parents=True)
         (listed.root / "tokens" / name / "made.json").write_text(json.dumps({"fingerprint": "sha256:" + digit * 64}))
+    (listed.root / "tokens" / "demonstrations-3").mkdir()  # it is not known what is in these
+    shutil.copytree(listed.root / "tokens" / "demonstrations-2", listed.root / "tokens" / "demonstrations-4")
+    (listed.root / "tokens" / "demonstrations-4" / "made.json").write_text(json.dumps({"fingerprint": "sha256:" + "9" * 64}))
     for name, digit in (("sft-" + "1" * 16, "a"), ("sft-" + "2" * 16, "b")):
         (listed.root / "runs" / name / "checkpoints").mkdir(parents=True)
         spec = {"fingerprints": {"demonstrations": {"train": "sha256:" + digit * 64}}}
         (listed.root / "runs" / name / "spec.json").write_text(json.dumps(spec))
     done = forget(listed, *ask(listed, WHO))
-    assert done.tokens == ["demonstrations-1"] and done.runs == ["sft-" + "1" * 16]
+    assert done.tokens == ["demonstrations-1", "demonstrations-3", "demonstrations-4"] and done.runs == ["sft-" + "1" * 16]
     assert [path.name for path in (listed.root / "tokens").iterdir()] == ["demonstrations-2"]
 
 
@@ -178,6 +182,11 @@ def test_a_lost_secret_is_told_before_anything_forgotten_comes_back(listed):
     (listed.root / "records" / "secret").unlink()
     with pytest.raises(StoreError, match="it is not known which records were forgotten"):
         open_secret(listed.root)
+
+
+def test_the_secret_is_for_those_who_may_write_and_their_group(store):
+    open_secret(store.root)
+    assert (store.root / "records" / "secret").stat().st_mode & 0o007 == 0
 
 
 def test_a_row_is_looked_for_as_all_that_it_can_be_read_as(tmp_path):
