@@ -105,5 +105,5 @@ def _find_limits(stage: StageEstimate) -> list[str]:
     if stage.stage == "ppo" and _get_spent(stage, "rollout") > _MOST * stage.seconds:
         found.append("the rollout takes most of its time")
     if any(part.unfilled and part.seconds * stage.factor > _NOTABLE * stage.seconds for part in stage.parts):
-        found.append("micro-batches no longer fill the GPUs: reading weights takes longer than products")
+        found.append("micro-batches no longer fill the GPUs: reading weights, or launching kernels, takes longer than products")
     return found

@@ -3,7 +3,7 @@
 On a GPU of the table
     products    operations / (rate of the data sheet x share that is reached), all GPUs at once
     a step of decoding   the larger of (weights + keys and values read) / bandwidth and operations / rate, and the launches of each layer
-    a micro-batch        no less than its weights take to be read: with few tokens for each GPU
+    a micro-batch        no less than its weights take to be read, and its kernels to be launched: with few tokens, or a small model
     several GPUs         bytes of weights and gradients that are sent / the link's rate, where that is not hidden behind the products
 
 Measured: the seconds that each phase took on this machine, by tokens; what does not depend on tokens by the number of steps.
@@ -32,7 +32,7 @@ class Spent:
         how: Words for `--explain`.
         operations: Of its products and attention, of all GPUs.
         sending_s: Seconds of it in which GPUs only wait for what others send.
-        unfilled: Whether reading the weights takes longer than the products: too few tokens for each GPU.
+        unfilled: Whether reading the weights, or launching kernels, takes longer than the products: too few tokens for each GPU.
     """
 
     name: str
@@ -70,6 +70,10 @@ def time_on_gpus(name: str, amount: Amount, need: Depth, tokens: dict[str, int],
         if reading > part:
             part, unfilled = reading, True
             how += f", but {micro_batches:,.0f} micro-batches read {read:.3g} B at {gpu.bandwidth * BANDWIDTH_SHARE:.3g} B/s = {part:.3g} s"
+        launches = micro_batches * need.layers * LAYER_LAUNCH_S * (2 if phase in _BOTH_WAYS else 1)
+        if launches > part:
+            part, unfilled = launches, True
+            how += f", but {micro_batches:,.0f} micro-batches launch the kernels of {need.layers} layers in {part:.3g} s"
         seconds, total = seconds + part, total + operations
         words.append(how)
     for phase, steps in amount.steps.items():

@@ -247,6 +247,14 @@ def test_a_micro_batch_takes_no_less_than_its_weights_take_to_be_read():
     assert not full.unfilled
 
 
+def test_a_micro_batch_of_a_small_model_takes_no_less_than_its_kernels_take_to_be_launched():
+    need = make_depth(3, {"forward": {"start": 0, "peak": 0, "flops": 200}, "update": {"start": 0, "peak": 0, "flops": 600}}, learning=[0])
+    forward = time_on_gpus("", Amount({"forward": 50.0}), need, {"forward": 10}, ROUND, Setup("none"))
+    update = time_on_gpus("", Amount({"update": 50.0}, least=8), need, {"update": 10}, ROUND, Setup("none"))
+    assert forward.unfilled and forward.seconds == approx(5 * 3 * 0.9e-3)
+    assert update.seconds == approx(8 * 2 * 3 * 0.9e-3)  # forward and backward, in each of 8 minibatches
+
+
 def test_an_older_gpu_computes_in_float32_and_decodes_from_weights_twice_as_wide():
     old = GPU(memory=1e10, flops=1e12, bandwidth=1e11, link=1e9, watts=100, float32=1e11, capability=7.5)
     assert (old.rate("bfloat16"), old.rate("float32"), ROUND.rate("bfloat16")) == (5e10, 1e11, 1e12)
