@@ -13,7 +13,6 @@ from pipeline.rounds.chain import (
     find_replaced,
     lacks_chooser,
     list_policies,
-    sampling_recipe,
     selection_of,
     settings_of,
     walk,
@@ -42,9 +41,12 @@ def advance(recipe: Recipe, store: Store, view: View, say: Say, *, wait: bool = 
     Raises:
         DataError, StoreError, StageFailed, StoppedAfterStage: With their exit codes.
     """
-    trained = False
+    trained, heard = False, set[str]()
     while True:
         *before, found = walk(recipe, store)
+        for kept in (each.kept for each in before if each.kept and each.kept not in heard):
+            heard.add(kept)
+            say(kept)
         if found.step == "train":
             for older, newer, model in find_replaced(store, [each.rankings for each in before if each.rankings]):
                 anew = f"what came after begins anew, with new answers to rank; to go on as before: `rlhf rm {newer.ref}`"
@@ -65,7 +67,7 @@ def advance(recipe: Recipe, store: Store, view: View, say: Say, *, wait: bool = 
                 untold = "there is no reward model yet that could choose; this round's answers are drawn at random"
                 say(f"sample.choose = {recipe.sample.choose}: {untold}")
             policies = list_policies(found.recipe, found.decisions)
-            sample(sampling_recipe(found.recipe, found.number), store, policies, view, wait=wait)
+            sample(found.sampling or found.recipe, store, policies, view, wait=wait)
         elif found.step == "publish":
             say(tell_published(publish_round(found, store)))
         else:
@@ -90,7 +92,7 @@ def tell(found: Round, command: str) -> str:
         found: The round.
         command: That goes on with it.
     """
-    begin = f"round {found.number}"
+    begin, kept = f"round {found.number}", f"; {found.kept}" if found.kept else ""
     if found.step == "rank" and found.answers is not None:
         ref = found.answers.ref
         if found.lack:
@@ -103,7 +105,7 @@ def tell(found: Round, command: str) -> str:
         publish = f"rlhf rankings {ref} --publish" + (
             f" --held-out {share:g}" if share != RoundSettings.model_validate({}).held_out else ""
         )
-        return f"{begin} waits for people: {done}; `rlhf rank {ref}`, then `{command}`; or go on with these: `{publish}`"
+        return f"{begin} waits for people: {done}; `rlhf rank {ref}`, then `{command}`; or go on with these: `{publish}`{kept}"
     if found.step == "sample" and found.policy is not None:
         return f"{begin}: {found.policy.ref} is there; `{command}` samples its answers for people to rank{_tell_choice(found)}"
     todo = {"publish": "all answers are ranked: publish the rankings", "train": "train", "sample": "sample answers", "next": "done"}

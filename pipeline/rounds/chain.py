@@ -11,11 +11,11 @@ from typing import Literal
 
 from pipeline.plan import Decision, Selection, plan
 from pipeline.ranking.journal import Journal
-from pipeline.ranking.place import find_answers
+from pipeline.ranking.place import find_answers, find_journal
 from pipeline.recipe.schema import Recipe, RoundSettings
 from pipeline.recipe.sources import ComparisonSource, ComparisonSplits, PartSource
 from pipeline.rounds.publish import find_lack
-from pipeline.rounds.sampling import decide_answers, find_named_chooser
+from pipeline.rounds.sampling import decide_answers, find_alike, find_named_chooser
 from pipeline.store.artifact import Artifact
 from pipeline.store.store import Store
 from stages.sample_settings import CHOOSING, SampleSettings
@@ -39,6 +39,8 @@ class Round:
         sets: How many there are.
         rankings: What was published of them.
         lack: Why what was said of them cannot be published, though all are judged: people have to rank more.
+        sampling: The recipe with which its answers are sampled: it says which part of the prompts.
+        kept: Why its answers stand, though `sample` now says otherwise.
     """
 
     number: int
@@ -51,6 +53,8 @@ class Round:
     sets: int = 0
     rankings: Artifact | None = None
     lack: str = ""
+    sampling: Recipe | None = None
+    kept: str = ""
 
 
 def settings_of(recipe: Recipe) -> RoundSettings:
@@ -67,13 +71,16 @@ def walk(recipe: Recipe, store: Store) -> Iterator[Round]:
     find_named_chooser(recipe, store, verify=False)
     rankings: list[Artifact] = []
     policy: Artifact | None = None
+    skipped = recipe.sample.skip_prompts
     while True:
-        found = _look(_begin_at(recipe, policy), store, rankings)
+        found = _look(_begin_at(recipe, policy), store, rankings, skipped)
         yield found
-        if found.rankings is None:
+        if found.rankings is None or found.answers is None:
             return
         rankings.append(found.rankings)
         policy = found.policy
+        taken = found.answers.manifest.config["sample"]
+        skipped += taken.get("candidate_prompts") or taken["prompts"] or 0
 
 
 def selection_of(recipe: Recipe) -> Selection:
@@ -101,9 +108,8 @@ def add_rankings(recipe: Recipe, refs: list[str]) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"comparisons": mixed})})
 
 
-def sampling_recipe(recipe: Recipe, number: int) -> Recipe:
+def sampling_recipe(recipe: Recipe, skipped: int) -> Recipe:
     """Say what a round samples: the prompts after those of the rounds before it, at random while no reward model can choose."""
-    skipped = recipe.sample.skip_prompts + (number - 1) * (recipe.sample.pool or 0)
     chosen = {"choose": "random", **{name: SampleSettings.model_fields[name].default for name in CHOOSING}} if lacks_chooser(recipe) else {}
     return recipe.model_copy(update={"sample": recipe.sample.model_copy(update={"skip_prompts": skipped, **chosen})})
 
@@ -157,21 +163,34 @@ def _begin_at(recipe: Recipe, policy: Artifact | None) -> Recipe:
     return recipe.model_copy(update={"ppo": recipe.ppo.model_copy(update={"start": policy.ref})})
 
 
-def _look(base: Recipe, store: Store, rankings: list[Artifact]) -> Round:
+def _look(base: Recipe, store: Store, rankings: list[Artifact], skipped: int) -> Round:
     number, recipe = len(rankings) + 1, add_rankings(base, [artifact.ref for artifact in rankings])
     decisions = plan(recipe, store, selection_of(recipe))
     policies = list_policies(recipe, decisions)
     if not policies or any(decision.action != "reuse" for decision in decisions):
         return Round(number, recipe, "train", decisions)
-    decision = decide_answers(sampling_recipe(recipe, number), store, policies, looking=True)
-    if decision.artifact is None:
-        return Round(number, recipe, "sample", decisions, policies[0])
-    answers = decision.artifact
+    sampling, kept = sampling_recipe(recipe, skipped), ""
+    answers = decide_answers(sampling, store, policies, looking=True).artifact
+    if answers is None:  # other settings count from the next round on: what people have ranked is not sampled anew
+        answers, kept = _find_ranked(sampling, store, policies)
+    if answers is None:
+        return Round(number, recipe, "sample", decisions, policies[0], sampling=sampling)
     if found := find_rankings(store, answers):
-        return Round(number, recipe, "next", decisions, policies[0], answers, rankings=found)
+        return Round(number, recipe, "next", decisions, policies[0], answers, rankings=found, sampling=sampling, kept=kept)
     place = find_answers(store, answers.ref)
     judgements = Journal(place.journal).list_of(place.sets)
     judged = {each.item for each in judgements}
     lack = find_lack(place, judgements) if len(judged) == len(place.sets) else ""
     step: Step = "publish" if len(judged) == len(place.sets) and not lack else "rank"
-    return Round(number, recipe, step, decisions, policies[0], answers, len(judged), len(place.sets), lack=lack)
+    return Round(
+        number, recipe, step, decisions, policies[0], answers, len(judged), len(place.sets), lack=lack, sampling=sampling, kept=kept
+    )
+
+
+def _find_ranked(sampling: Recipe, store: Store, policies: list[Artifact]) -> tuple[Artifact | None, str]:
+    """Find answers of the same round that were sampled with other settings, of which somebody has judged some; and what is said of it."""
+    for answers, changes in find_alike(sampling, store, policies):
+        if find_rankings(store, answers) or Journal(find_journal(store, answers)).judgements:
+            told = f"{answers.ref} are ranked, though {'; '.join(changes)}: they stay, and the new settings count from the next round on"
+            return answers, told
+    return None, ""

@@ -2,21 +2,22 @@
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from pipeline.errors import StoreError
 from pipeline.inputs.prepare import Inputs, prepare
+from pipeline.inputs.slices import slice_config
 from pipeline.plan import Decision, decide
 from pipeline.recipe.load import load_recipe
 from pipeline.recipe.schema import Recipe
 from pipeline.run import Outcome, View, run_stage
 from pipeline.store.artifact import Artifact
-from pipeline.store.compare import flatten
+from pipeline.store.compare import changed_leaves, describe_change, flatten
 from pipeline.store.disk import expand_home
 from pipeline.store.manifest import CONFIG_FILE
 from pipeline.store.parts import require_places
 from pipeline.store.store import Store
-from stages.spec import EXIT_USAGE, EXIT_VERIFICATION, STAGES, StageName
+from stages.spec import EXIT_USAGE, EXIT_VERIFICATION, RANKINGS_KIND, STAGES, StageName
 
 _STAGE: StageName = "sample"
 
@@ -127,6 +128,24 @@ def decide_answers(recipe: Recipe, store: Store, policies: Sequence[Artifact], *
     """
     inputs = prepare(recipe, store.root, [_STAGE], trust_notes=looking, keep_notes=not looking)
     return decide(_STAGE, recipe, inputs, _list_parents(recipe, store, policies, verify=not looking), store)
+
+
+def find_alike(recipe: Recipe, store: Store, policies: Sequence[Artifact]) -> Iterator[tuple[Artifact, list[str]]]:
+    """Find answers that only `sample` tells from those that a recipe would sample: of the same policies, to the same part of the prompts.
+
+    Yields:
+        (answers, how their settings differ), the newest first; withdrawn ones are left out.
+    """
+    inputs = prepare(recipe, store.root, [_STAGE], trust_notes=True, keep_notes=False)
+    config, prompts = slice_config(_STAGE, recipe, inputs), dict(flatten({"prompts": inputs.readings["prompts"].fingerprints}))
+    answer, apart = {policy.content_id for policy in policies}, ("which", "skip_prompts")
+    for artifact in store.newest_first(STAGES[_STAGE].kind):
+        old = artifact.manifest
+        parents = {parent.content_id for parent in old.parents if parent.kind not in ("rm", RANKINGS_KIND)}
+        same = parents == answer and {name: text for name, text in old.data.items() if name in prompts} == prompts
+        same = same and {**old.config, _STAGE: None} == {**config, _STAGE: None}
+        if same and all(old.config[_STAGE].get(name) == config[_STAGE][name] for name in apart) and not store.find_withdrawal(artifact):
+            yield artifact, [describe_change(*change) for change in changed_leaves(old.config, config)]
 
 
 def sample(recipe: Recipe, store: Store, policies: Sequence[Artifact], view: View, *, force: bool = False, wait: bool = True) -> Outcome:

@@ -121,7 +121,7 @@ def test_a_recipe_without_comparisons_begins_with_the_sft_model(rlhf, finished_r
     assert "round 2: ppo@v2 is there" in rlhf("plan", *options, "--set", "rounds={}").stdout
 
 
-def test_a_recipe_that_chooses_draws_at_random_while_there_is_no_reward_model_and_passes_over_whole_pools(rlhf, finished_run, tmp_path):
+def test_a_recipe_that_chooses_draws_at_random_while_there_is_no_reward_model(rlhf, finished_run, tmp_path):
     store, choice = Store(tmp_path / "store"), ("--set", "sample.choose=deltaucb", "--set", "sample.prompts=4")
     choice += ("--set", "sample.candidate_prompts=9", "--set", "rounds={}")
     options = (finished_run.recipe_path, "--set", "data.comparisons=null", *choice)
@@ -138,7 +138,30 @@ def test_a_recipe_that_chooses_draws_at_random_while_there_is_no_reward_model_an
     assert sampled.returncode == EXIT_WAITING and "are not those from which" not in sampled.stdout
     second = store.get("answers@v2").manifest
     assert [parent.ref for parent in second.parents][:2] == ["ppo@v2", "rm@v2"]  # and the rankings, which the comparisons are
-    assert second.config["sample"]["skip_prompts"] == 9 and second.config["sample"]["candidate_prompts"] == 9
+    assert second.config["sample"]["skip_prompts"] == 4 and second.config["sample"]["candidate_prompts"] == 9
+
+
+def test_other_settings_of_sampling_count_from_the_next_round_on_and_cost_nobody_a_ranking(rlhf, finished_run, tmp_path):
+    store, recipe = Store(tmp_path / "store"), finished_run.recipe_path
+    first, other = ("--set", "sample.prompts=4"), ("--set", "sample.prompts=2", "--set", "sample.temperature=0.5")
+    rlhf("round", recipe, *first)
+    # Nobody has ranked yet: the new settings count at once.
+    assert "answers@v2" in rlhf("round", recipe, *first, "--set", "sample.answers=2").stdout
+    judge_all(store, "answers@v1", 3)
+    kept = rlhf("round", recipe, *other)
+    assert kept.returncode == EXIT_WAITING and "published" not in kept.stdout
+    told = " ".join(kept.stdout.split())
+    assert "3 of 8 answer sets of answers@v1 are ranked" in told
+    assert "answers@v1 are ranked, though sample.prompts changed 4 -> 2; sample.temperature changed 1.0 -> 0.5" in told
+    assert "they stay, and the new settings count from the next round on" in told
+    judge_all(store, "answers@v1")
+    trained = rlhf("round", recipe, *other)
+    assert trained.returncode == 0 and "round 2: ppo@v2 is there" in trained.stdout, trained.stderr
+    again = rlhf("round", recipe, *other)
+    assert again.returncode == EXIT_WAITING and "answers@v1 are ranked, though" in again.stdout
+    settings = store.get("answers@v3").manifest.config["sample"]
+    assert (settings["prompts"], settings["temperature"], settings["skip_prompts"]) == (2, 0.5, 4)  # after the four of the first round
+    assert [each.step for each in walk(open_rounds(str(recipe), ["sample.prompts=2", "sample.temperature=0.5"]), store)] == ["next", "rank"]
 
 
 def test_a_reward_model_that_is_to_choose_and_is_not_there_is_told_before_anything_trains(rlhf, finished_run):
