@@ -1,5 +1,6 @@
 """What single fields of a recipe cannot check: files on disk, and relations between fields."""
 
+import importlib.util
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -96,6 +97,13 @@ def _check_base_model(recipe: Recipe, problem: ProblemAt, *, has_files: bool) ->
         return
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         yield problem("base_model", f"found no tokenizer.json in {show_path(path)}, needed the tokenizer beside the model; copy it there")
+    elif (
+        not any((path / name).is_file() for name in ("tokenizer.json", "vocab.json")) and importlib.util.find_spec("sentencepiece") is None
+    ):
+        found = f"tokenizer.model without a tokenizer.json in {show_path(path)}"
+        needed = "needed the package sentencepiece to read it, which is not installed"
+        todo = "install it (pip install sentencepiece), or copy the tokenizer.json of the same model there"
+        yield problem("base_model", f"found {found}, {needed}; {todo}")
     try:
         weights = list_weights(str(path))
     except ConfigError as error:

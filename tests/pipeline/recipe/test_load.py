@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import importlib.util
 import json
 import re
 import sys
@@ -159,6 +160,23 @@ def test_pickled_weights_are_refused(recipe_path):
         load_recipe(recipe_path)
     assert "found no tokenizer.json" in caught.value.problems[0]
     assert "found only pickled weights (pytorch_model.bin), which can run code" in caught.value.problems[1]
+
+
+def test_a_tokenizer_that_only_sentencepiece_reads_is_told_where_that_is_not_installed(recipe_path, monkeypatch):
+    base = recipe_path.parent / "base"
+    (base / "tokenizer.json").rename(base / "tokenizer.model")
+    real = importlib.util.find_spec
+    for there in (True, False):
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name, *rest, there=there: there or None if name == "sentencepiece" else real(name, *rest)
+        )
+        if there:
+            load_recipe(recipe_path)
+            continue
+        with pytest.raises(
+            ConfigError, match=r"base_model: found tokenizer.model without a tokenizer.json in .*; install it \(pip install"
+        ):
+            load_recipe(recipe_path)
 
 
 @pytest.mark.parametrize(
