@@ -25,7 +25,7 @@ from stages.statistics.bootstrap import Estimate, estimate_mean
 
 _JUDGE, _ACCURACY, _OF_SOURCE = "eval/sampled/judge_score", "eval/accuracy", "eval/accuracy_source_"
 PER = 100  # labels
-ARM_COLUMNS = ("rankings", "answers", "ranked", "pairs not tied", "right before", "head taught by as many of each")
+ARM_COLUMNS = ("rankings", "answers", "ranked", "pairs not tied", "right before", "head taught by as many")
 HELD_OUT = "held out"  # the list of a reward model that learnt from one source, which has no name
 Measure = Callable[[Round], Estimate | None]
 

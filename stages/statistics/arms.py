@@ -17,7 +17,7 @@ from stages.statistics.intervals import Floats, Ints
 
 FOLDS = 5
 FEWEST = 2 * FOLDS  # sets of an arm
-_MOST_PAIRS = 2400  # that a head learns from: their products with each other are held
+_MOST_PAIRS = 2400  # that a head learns from: of more than states have numbers, they bound what is solved
 _NEWTON_STEPS, _TOLERANCE = 50, 1e-9
 
 
@@ -79,7 +79,7 @@ def teach(differences_QH: Floats, margins_Q: Floats, weights_Q: Floats) -> Float
 
         log p(a | pairs) = −½ |a|² + Σ ω log σ(m + a·z) + const
 
-    As a = Zᵀα, Newton's method runs over α (Rasmussen and Williams 2006, Gaussian Processes for Machine Learning, algorithm 3.1).
+    By Newton's method, in the span of the z: outside of it a is 0.
 
     Args:
         differences_QH: z, better less worse.
@@ -89,19 +89,16 @@ def teach(differences_QH: Floats, margins_Q: Floats, weights_Q: Floats) -> Float
     Returns:
         a, of shape H; 0 without pairs.
     """
-    kernel_QQ = differences_QH @ differences_QH.T
-    moved_Q = np.zeros(len(margins_Q))
-    alpha_Q = np.zeros(len(margins_Q))
-    for _ in range(_NEWTON_STEPS):
-        wrong_Q = np.exp(-np.logaddexp(0, margins_Q + moved_Q))
-        root_Q = np.sqrt(weights_Q * wrong_Q * (1 - wrong_Q))
-        b_Q = root_Q**2 * moved_Q + weights_Q * wrong_Q
-        inner_QQ = np.eye(len(b_Q)) + root_Q[:, None] * kernel_QQ * root_Q[None, :]
-        alpha_Q = b_Q - root_Q * np.linalg.solve(inner_QQ, root_Q * (kernel_QQ @ b_Q))
-        before_Q, moved_Q = moved_Q, kernel_QQ @ alpha_Q
-        if np.abs(moved_Q - before_Q).max(initial=0.0) < _TOLERANCE:
+    basis_HM, z_MQ = np.linalg.qr(differences_QH.T)
+    a_M = np.zeros(len(z_MQ))
+    for _ in range(_NEWTON_STEPS if len(margins_Q) else 0):
+        wrong_Q = np.exp(-np.logaddexp(0, margins_Q + z_MQ.T @ a_M))
+        curvature_MM = (z_MQ * (weights_Q * wrong_Q * (1 - wrong_Q))) @ z_MQ.T + np.eye(len(a_M))
+        step_M = np.linalg.solve(curvature_MM, z_MQ @ (weights_Q * wrong_Q) - a_M)
+        a_M += step_M
+        if np.abs(z_MQ.T @ step_M).max() < _TOLERANCE:
             break
-    return differences_QH.T @ alpha_Q
+    return basis_HM @ a_M
 
 
 def describe_arm(ranked: Sequence[RankedStates]) -> Arm | None:
