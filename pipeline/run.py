@@ -10,6 +10,7 @@ from typing import Protocol
 from data.schema import RecordKind
 from pipeline.contract import make_fields, make_spec, read_result
 from pipeline.errors import StoppedAfterStage
+from pipeline.estimates.room import warn_of_room
 from pipeline.foreseen import foresee, require_server
 from pipeline.inputs.prepare import Inputs, prepare
 from pipeline.judge import doubt_judge, try_judge
@@ -22,7 +23,6 @@ from pipeline.plan import Decision, Selection, decide, missing_artifact
 from pipeline.privacy.forget import withdraw_forgotten
 from pipeline.privacy.samples import tame_samples
 from pipeline.recipe.schema import Recipe
-from pipeline.room import warn_of_room
 from pipeline.runs.directory import HeldRun, forget_checkpoints, leave_evidence, open_run_directory, remove_checkpoints
 from pipeline.runs.record import Attempt, record_attempt
 from pipeline.store.artifact import Artifact

@@ -7,17 +7,17 @@ from rich.console import Console
 
 from pipeline.cli.options import make_console, open_store_to_write, print_json, require_stages, say
 from pipeline.errors import ConfigError, ResourceError
-from pipeline.estimate import Estimate, make_estimate
-from pipeline.fits import find_fits
-from pipeline.kept_estimates import keep_estimate
-from pipeline.machine import choose_machine
-from pipeline.past import calibrate_estimate, correct_alike
+from pipeline.estimates.estimate import Estimate, make_estimate
+from pipeline.estimates.fits import find_fits
+from pipeline.estimates.kept import keep_estimate
+from pipeline.estimates.machine import choose_machine
+from pipeline.estimates.past import calibrate_estimate, correct_alike
+from pipeline.estimates.scale import PER_MACHINE, holds_for_more, scale_up
+from pipeline.estimates.traces import parse_records
 from pipeline.plan import Selection
 from pipeline.recipe.load import find_recipe, load_recipe
 from pipeline.recipe.schema import Recipe
 from pipeline.report.costs import estimate_data, print_estimate, print_fits, print_scale, scale_data
-from pipeline.scale import PER_MACHINE, holds_for_more, scale_up
-from pipeline.traces import parse_records
 from stages.spec import StageName, with_ancestors
 
 

@@ -9,10 +9,10 @@ from rich.text import Text
 
 from pipeline.cost.machines import SPREAD_MEASURED, SPREAD_TABLE
 from pipeline.cost.memory import PhaseMemory
-from pipeline.estimate import Estimate, StageEstimate
-from pipeline.fits import Fit
+from pipeline.estimates.estimate import Estimate, StageEstimate
+from pipeline.estimates.fits import Fit
+from pipeline.estimates.scale import Scaled, list_limits
 from pipeline.report.tables import print_table
-from pipeline.scale import Scaled, list_limits
 from pipeline.text import clean, count, format_bytes, format_duration
 
 _GB = 1e9

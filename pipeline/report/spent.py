@@ -8,10 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from pipeline.kept_estimates import recall_estimate
+from pipeline.estimates.kept import recall_estimate
+from pipeline.estimates.taken import find_stage, ran_here, read_recipe, read_taken, sum_together
 from pipeline.report.tables import print_table
 from pipeline.store.artifact import Artifact
-from pipeline.taken import find_stage, ran_here, read_recipe, read_taken, sum_together
 from pipeline.text import clean, format_bytes, format_duration
 
 HEAD = ("", "planned", "took", "took / planned")

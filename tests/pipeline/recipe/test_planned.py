@@ -8,10 +8,10 @@ import re
 
 from pytest import approx, mark
 
-from pipeline.estimate import make_estimate
-from pipeline.machine import choose_machine
+from pipeline.estimates.estimate import make_estimate
+from pipeline.estimates.machine import choose_machine
+from pipeline.estimates.traces import parse_records
 from pipeline.recipe.load import find_recipe, load_recipe
-from pipeline.traces import parse_records
 
 LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 128256, "num_key_value_heads": 8}
 CONFIGS = {

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from itertools import islice
 
 from pipeline.cost.calibration import calibrate
-from pipeline.estimate import Estimate, StageEstimate
-from pipeline.kept_estimates import dump_recipe, make_digest, recall_estimate
+from pipeline.estimates.estimate import Estimate, StageEstimate
+from pipeline.estimates.kept import dump_recipe, make_digest, recall_estimate
+from pipeline.estimates.taken import ran_here, read_recipe, read_taken
 from pipeline.recipe.schema import Recipe
 from pipeline.store.store import Store
-from pipeline.taken import ran_here, read_recipe, read_taken
 from stages.spec import STAGES
 
 _LOOKED_AT = 50  # runs of a stage, the newest

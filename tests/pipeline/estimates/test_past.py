@@ -13,15 +13,15 @@ from pipeline.cost.memory import PhaseMemory
 from pipeline.cost.setup import Setup
 from pipeline.cost.times import Spent
 from pipeline.cost.verdict import Verdict
-from pipeline.estimate import Estimate, StageEstimate
-from pipeline.kept_estimates import dump_recipe, keep_estimate, make_digest, recall_estimate
-from pipeline.machine import Machine
-from pipeline.past import calibrate_estimate
+from pipeline.estimates.estimate import Estimate, StageEstimate
+from pipeline.estimates.kept import dump_recipe, keep_estimate, make_digest, recall_estimate
+from pipeline.estimates.machine import Machine
+from pipeline.estimates.past import calibrate_estimate
+from pipeline.estimates.taken import ran_here, read_taken
 from pipeline.recipe.load import find_recipe, load_recipe
 from pipeline.report.costs import tell_spread
 from pipeline.report.page.costs import tell_costs
 from pipeline.report.spent import compare_cost, print_cost
-from pipeline.taken import ran_here, read_taken
 from stages.tracing.report import Depth, TraceReport
 
 NEED = Depth(layers=2, phases={}, parameters=1, learning=[1], held=1, whole=1, checkpoint=1, output=1)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pipeline.cost.changes import Change, list_changes
 from pipeline.errors import ConfigError
-from pipeline.estimate import StageEstimate, make_estimate
-from pipeline.machine import Machine
+from pipeline.estimates.estimate import StageEstimate, make_estimate
+from pipeline.estimates.machine import Machine
 from pipeline.recipe.schema import Recipe
 
 

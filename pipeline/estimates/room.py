@@ -6,9 +6,9 @@ from pathlib import Path
 from data.schema import DataError
 from pipeline.cost.machines import GPU, TIGHT
 from pipeline.errors import ConfigError, StoreError
-from pipeline.estimate import make_estimate
+from pipeline.estimates.estimate import make_estimate
+from pipeline.estimates.machine import Machine, find_memory
 from pipeline.inputs.demo import locate
-from pipeline.machine import Machine, find_memory
 from pipeline.recipe.base_files import list_weights
 from pipeline.recipe.schema import Recipe
 from pipeline.text import format_bytes

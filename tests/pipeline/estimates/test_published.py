@@ -10,10 +10,10 @@ import json
 
 from pytest import approx, fixture, mark
 
-from pipeline.estimate import make_estimate
-from pipeline.machine import choose_machine
+from pipeline.estimates.estimate import make_estimate
+from pipeline.estimates.machine import choose_machine
+from pipeline.estimates.scale import scale_up
 from pipeline.recipe.load import find_recipe, load_recipe
-from pipeline.scale import scale_up
 
 GPT2 = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_positions": 2048}
 OPT = {"model_type": "opt", "architectures": ["OPTForCausalLM"], "vocab_size": 50272, "max_position_embeddings": 2048}

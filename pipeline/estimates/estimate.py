@@ -21,10 +21,10 @@ from pipeline.cost.setup import Setup
 from pipeline.cost.times import Spent, time_measured, time_on_gpus, time_served
 from pipeline.cost.traced import extrapolate
 from pipeline.cost.verdict import Verdict, add_overhead, judge
-from pipeline.machine import Machine
+from pipeline.estimates.machine import Machine
+from pipeline.estimates.traces import ask_trace, find_lengths, make_setup
 from pipeline.recipe.schema import Recipe
 from pipeline.text import format_bytes
-from pipeline.traces import ask_trace, find_lengths, make_setup
 from stages.process.need import KEPT, count_saves, measure_most
 from stages.settings import PPOSettings, SFTSettings, StageSettings, TrainingSettings
 from stages.spec import STAGES, StageName, data_inputs

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from data.secrets import redact_values
-from pipeline.estimate import Estimate, StageEstimate
+from pipeline.estimates.estimate import Estimate, StageEstimate
 from pipeline.recipe.schema import Recipe
 from pipeline.store.directory import Directory, open_root
 from pipeline.store.disk import locked, read_bounded, replace_durably, writing

@@ -19,15 +19,15 @@ from pipeline.cost.setup import Setup
 from pipeline.cost.times import Spent
 from pipeline.cost.verdict import Verdict
 from pipeline.errors import ConfigError, StoreError
-from pipeline.estimate import Estimate, StageEstimate, _measure_held, _sum_host, make_estimate
-from pipeline.fits import Fit, find_fits
-from pipeline.machine import Machine, choose_machine, find_memory
-from pipeline.past import correct_alike
+from pipeline.estimates.estimate import Estimate, StageEstimate, _measure_held, _sum_host, make_estimate
+from pipeline.estimates.fits import Fit, find_fits
+from pipeline.estimates.machine import Machine, choose_machine, find_memory
+from pipeline.estimates.past import correct_alike
+from pipeline.estimates.room import warn_of_room
+from pipeline.estimates.scale import holds_for_more, list_limits, scale_up
+from pipeline.estimates.traces import parse_records
 from pipeline.recipe.load import find_recipe, load_recipe
 from pipeline.report.costs import print_estimate, print_fits
-from pipeline.room import warn_of_room
-from pipeline.scale import holds_for_more, list_limits, scale_up
-from pipeline.traces import parse_records
 from stages.blocks import HardwareSettings
 from stages.settings import EvaluateSettings, PPOSettings, SFTSettings
 from stages.tracing.report import Depth, TraceReport

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from pipeline.estimate import Estimate, StageEstimate, estimate_again
+from pipeline.estimates.estimate import Estimate, StageEstimate, estimate_again
 from pipeline.recipe.schema import Recipe
 from stages.settings import PPOSettings, PretrainSettings, RMSettings, SFTSettings
 from stages.spec import StageName

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.kept_estimates import dump_recipe
+from pipeline.estimates.kept import dump_recipe
 from pipeline.recipe.schema import Recipe
 from pipeline.runs.record import RunRecord, read_record
 from pipeline.store.artifact import Artifact
