@@ -63,6 +63,16 @@ def require_ends(tokenizer: Tokenizer, trial: Callable[[], object]) -> None:
         raise DataError([Problem(str(tokenizer.name_or_path or "tokenizer"), *_describe_endless(error))]) from None
 
 
+def require_template(tokenizer: Tokenizer) -> None:
+    """Refuse a chat template that does not end, floods, or does not write what it is given: it is tried in a child, with limits.
+
+    Raises:
+        DataError: It does.
+    """
+    if tokenizer.chat_template and (problems := _try_template(tokenizer, tried=False)):
+        raise DataError([Problem(str(tokenizer.name_or_path or "tokenizer"), *problem) for problem in problems])
+
+
 def _describe_endless(error: Unfinished) -> tuple[str, str]:
     return "chat_template", f"with a message of one word, it or the tokenizer {error}; needed ones that end; replace them"
 

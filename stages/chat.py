@@ -22,6 +22,7 @@ from typing import Any
 
 from data.chat import encode_prompts
 from data.schema import DataError, Message
+from data.template_check import require_template
 from stages.blocks import HardwareSettings
 from stages.models.handoff import identify_tokenizer
 from stages.models.policy import load_policy
@@ -39,6 +40,7 @@ class Speaker:
 
     def __init__(self, path: str, precision: str) -> None:
         self.tokenizer: Any = load_tokenizer(path)
+        require_template(self.tokenizer)  # of a model that came from elsewhere nobody has tried it
         hardware = HardwareSettings.model_validate({"precision": precision})
         prepare_gpu(hardware)
         model: Any = load_policy(path, hardware)

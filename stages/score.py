@@ -11,6 +11,7 @@ it writes     {"scores": [...]} as they are there, in the order of the requests:
 import sys
 from itertools import islice
 
+from data.template_check import require_template
 from stages.models.reward_model import open_reward_model
 from stages.models.tokenizer import load_tokenizer
 from stages.process.dialogue import Lines, Say, hold_dialogue
@@ -22,7 +23,9 @@ _BATCH = 256
 def score(lines: Lines, say: Say) -> None:
     """Open the reward model that the first line names, and score the others."""
     given = next(lines)
-    tokenizer, model = load_tokenizer(given["model"]), open_reward_model(given["model"], given["precision"])
+    tokenizer = load_tokenizer(given["model"])
+    require_template(tokenizer)
+    model = open_reward_model(given["model"], given["precision"])
     while batch := list(islice(lines, _BATCH)):
         say(scores=score_texts(tokenizer, model, batch))
 

@@ -5,10 +5,11 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from data.schema import DataError
 from stages.lines import read_line
 from stages.process.errors import StageError
 from stages.process.output import redact_streams
-from stages.spec import EXIT_OK
+from stages.spec import EXIT_OK, EXIT_USAGE
 
 Lines = Iterator[dict[str, Any]]
 Say = Callable[..., None]  # writes one line, of its keyword arguments
@@ -35,4 +36,7 @@ def hold_dialogue(answer: Callable[[Lines, Say], None]) -> int:
     except StageError as error:
         say(error=str(error), exit_code=error.exit_code)
         return error.exit_code
+    except DataError as error:
+        say(error=str(error), exit_code=EXIT_USAGE)
+        return EXIT_USAGE
     return EXIT_OK

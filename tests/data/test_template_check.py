@@ -5,7 +5,7 @@ from transformers import PreTrainedTokenizerFast
 from data import template_check
 from data.chat import encode_answers
 from data.schema import DataError
-from data.template_check import require_ends, require_special_tokens
+from data.template_check import require_ends, require_special_tokens, require_template
 from data.turns import begins_with_prompt
 
 GOOD_TEMPLATE = "{% for m in messages %}[U]{{ m['content'] }}{% endfor %}[A]"
@@ -117,3 +117,10 @@ def test_a_trial_that_renders_in_its_own_child_says_what_a_check_in_a_child_says
         require_ends(tokenizer, lambda: require_special_tokens(tokenizer, tried=True))
     assert [f"{problem.field}: {problem.message}" for problem in caught.value.problems] == faults_of(tokenizer)
     assert said in str(caught.value)
+
+
+def test_before_a_chat_the_template_alone_is_tried(tokenizer_of, short_limits):
+    require_template(tokenizer_of("{{ messages[0]['content'] }}", pad=None))
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{{ messages[0]['content'] }}"
+    with pytest.raises(DataError, match="needed ones that end"):
+        require_template(tokenizer_of(endless))
