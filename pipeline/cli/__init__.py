@@ -1,6 +1,7 @@
 """The command `rlhf`: one verb, one function. Starts without torch; errors are one line and an exit code."""
 
-import pipeline.quiet_start  # isort: skip # noqa: F401 # pyright: ignore[reportUnusedImport], before the others, of which each takes its time
+import pipeline.quiet_start  # isort: skip # pyright: ignore[reportUnusedImport], before the others, of which each takes its time
+import pipeline.rlhf_start  # isort: skip # noqa: F401 # pyright: ignore[reportUnusedImport], before the next imports find others
 
 import os
 import signal
@@ -10,7 +11,6 @@ from typing import NoReturn
 
 import typer
 
-import rlhf_start  # noqa: F401 # pyright: ignore[reportUnusedImport], it looks before the next imports find others
 from pipeline.cli import artifacts, chatting, doctor, ranking, rankings, reading, recipes, records, remotes, reports, rounds, trust
 from pipeline.launch.environment import QUIET
 from pipeline.launch.signals import stop_signals

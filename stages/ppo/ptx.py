@@ -15,7 +15,7 @@ from torch import Tensor
 from data.tokens import EncodedPair
 from stages.ppo.learner import Learner
 from stages.ppo.sampler import PromptSampler
-from stages.ppo.shares import deal, split_alike
+from stages.ppo.shares import split_alike
 from stages.process.ranks import Ranks
 from stages.responses.rollout import Rollout, pack_rollout
 
@@ -30,10 +30,8 @@ class DemonstrationSampler:
         self.sampler = PromptSampler(len(pairs), seed)
 
     def draw(self, ranks: Ranks) -> Rollout:
-        """Draw this rank's share of the next demonstrations, of about as many tokens as the others': responses that somebody else wrote."""
-        drawn = [self.pairs[index] for index in self.sampler.draw(self.batch_size)]
-        lengths_B = torch.tensor([len(pair.prompt_ids) + len(pair.response_ids) for pair in drawn])
-        drawn = [drawn[place] for place in deal(torch.arange(len(drawn)), lengths_B, ranks.index, ranks.count).tolist()]
+        """Draw this rank's share of the next demonstrations: responses that somebody else wrote."""
+        drawn = [self.pairs[index] for index in self.sampler.draw(self.batch_size, ranks.index, ranks.count)]
         prompts, responses = [pair.prompt_ids for pair in drawn], [pair.response_ids for pair in drawn]
         return pack_rollout(prompts, responses, [True] * len(drawn), self.pad_token_id, ranks.device)
 

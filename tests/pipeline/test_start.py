@@ -62,7 +62,9 @@ def test_one_that_would_hide_an_installed_package_of_ours_is_told_in_one_line(tm
     (project / name).parent.mkdir(parents=True)
     (project / name).touch()
     installed.mkdir()
-    shutil.copy(ROOT / "rlhf_start.py", installed)
+    (installed / "pipeline").mkdir()
+    for place in (installed, installed / "pipeline"):
+        shutil.copy(ROOT / "pipeline/rlhf_start.py", place)
     shutil.copytree(ROOT / "data", installed / "data", ignore=shutil.ignore_patterns("__pycache__"))
     environment = os.environ | {"PYTHONPATH": f"{project}{os.pathsep}{installed}"}
     done = subprocess.run([sys.executable, "-P", "-c", SCRIPT], env=environment, capture_output=True, text=True)

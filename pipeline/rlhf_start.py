@@ -2,6 +2,8 @@
 
 A project of the user's on PYTHONPATH that has one of these names is found before ours. Then ours are put in front, for this process and
 all that it starts: stages, torchrun's workers, other nodes.
+
+A copy of this file lies beside the installed packages (pyproject.toml) and is what the command runs: `pipeline` may be somebody else's.
 """
 
 import os
@@ -10,10 +12,11 @@ from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
 
-_ROOT = Path(__file__).resolve().parent
+_HERE = Path(__file__).resolve()
 _PACKAGES = ("data", "stages", "pipeline")
+_PLACES = [_HERE.parents[1], *map(Path, sys.path)]  # of the file itself; of its copy
+_ROOT = next((place.resolve() for place in _PLACES if (place / "pipeline" / _HERE.name).is_file()), _HERE.parent)
 _EXIT_USAGE = 2  # as stages.spec has it, which may not be found
 
 
@@ -51,11 +54,9 @@ def _takes_ours(name: str, origin: Path) -> bool:
     return False
 
 
-def main() -> NoReturn:
+def main() -> None:
     """Run the command line."""
-    from pipeline.cli import main as run
-
-    run()
+    import_module("pipeline.cli").main()
 
 
 put_ours_first()  # on import: the next ones would find the others
