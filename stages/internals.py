@@ -241,6 +241,13 @@ def is_fake(tensor: torch.Tensor) -> bool:
     return isinstance(tensor, FakeTensor)
 
 
+def find_asked_device(function: Any, args: Any) -> torch.device | None:
+    """Find the device of a fake tensor, where an operation is that question: torch asks it more often than it computes; None: it is not."""
+    if function is not torch.ops.prim.device.default or not isinstance(args[0], FakeTensor):
+        return None
+    return torch.device("meta") if args[0].fake_mode.in_kernel_invocation else args[0].fake_device
+
+
 def get_leaves(tree: Any) -> list[torch.Tensor]:
     """List the tensors in nested lists, tuples and dictionaries."""
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]

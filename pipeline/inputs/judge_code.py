@@ -4,7 +4,7 @@ import ast
 import hashlib
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -16,13 +16,16 @@ from stages.spec import EXIT_RESOURCE
 OUR_PACKAGES = ("data", "stages", "pipeline")  # whose code the versions in stages.spec stand for
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*){0,5}")
 _MAX_NAME_CHARS = 1024
+_WRITE_MODE = re.compile(r"(?=.*[wax+])[rwaxbt+]{1,4}")
+_WRITERS = {"write_text", "write_bytes", "touch", "mkdir", "connect", "FileHandler", "RotatingFileHandler", "basicConfig", "unlink"}
 _INSTALLED = ("site-packages", "dist-packages")
 
 
 def identify_judge(judge: str, directory: str | None) -> str | None:
     """Hash a judge's module and, at any depth, what it imports of the modules beside it: of an installed one, of its own package.
 
-    Files that its code names count too, by their whole path or as they lie beside it: word lists, modules that it imports by their names.
+    Files that its code names count too, by their whole path or as they lie beside it: word lists, modules that it imports by their names;
+    but not what it writes, such as a log, which each run would change.
 
     Args:
         judge: `module:function`.
@@ -76,10 +79,31 @@ def _read_modules(module: str, root: Path, only: str | None) -> dict[str, bytes]
                     raise StoreError(message, EXIT_RESOURCE) from error
                 nodes = _parse(contents[key])
                 waiting += _list_imports(nodes, package)
-                texts = {text for node in nodes for text in [_read_text(node)] if text}
+                texts = _read_texts(nodes) - _read_texts(_list_written(nodes)) - {""}
                 waiting += [text for text in texts if _MODULE.fullmatch(text) and only is None]  # by importlib
                 contents |= {f"{key} names {text}": _hash(file).encode() for text in texts for file in _find_named(text, path.parent)}
     return contents
+
+
+def _list_written(nodes: Sequence[ast.AST]) -> list[ast.AST]:
+    """List the nodes of what code opens to write: `open(LOG, "a")`, `Path("log.txt").write_text(...)`; and what the name LOG stands for."""
+    calls = [node for node in nodes if isinstance(node, ast.Call) and _writes(node)]
+    written = [part for call in calls for part in ast.walk(call)]
+    names = {part.id for part in written if isinstance(part, ast.Name)}
+    for node in nodes:
+        if isinstance(node, ast.Assign) and any(isinstance(target, ast.Name) and target.id in names for target in node.targets):
+            written += ast.walk(node.value)
+    return written
+
+
+def _writes(call: ast.Call) -> bool:
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else call.func.id if isinstance(call.func, ast.Name) else ""
+    modes = [part.value for part in [*call.args, *(each.value for each in call.keywords)] if isinstance(part, ast.Constant)]
+    return name in _WRITERS or (name == "open" and any(isinstance(mode, str) and _WRITE_MODE.fullmatch(mode) for mode in modes))
+
+
+def _read_texts(nodes: Iterable[ast.AST]) -> set[str]:
+    return {_read_text(node) for node in nodes}
 
 
 def _read_text(node: ast.AST) -> str:

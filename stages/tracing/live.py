@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import flop_registry
 
-from stages.internals import DispatchMode, get_leaves, get_storage_key, is_fake, is_grouped_product, without_fakes
+from stages.internals import DispatchMode, find_asked_device, get_leaves, get_storage_key, is_fake, is_grouped_product, without_fakes
 
 _INDEX = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
 
@@ -37,6 +37,8 @@ class Live(DispatchMode):
             self._see(tensor)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if (device := find_asked_device(function, args)) is not None:
+            return device
         kwargs = kwargs or {}
         given = get_leaves((args, kwargs))
         made = _run(function, given, args, kwargs)

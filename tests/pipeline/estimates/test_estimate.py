@@ -253,6 +253,7 @@ def test_a_vllm_server_is_in_the_time_in_the_memory_that_it_shares_and_in_the_pr
 
 
 @mark.slow
+@mark.usefixtures("warm")
 def test_more_gpus_bring_less_and_less_and_the_plan_says_what_holds_them_up(recipe, tmp_path):
     changes = ["hardware.processes=8", "hardware.zero_stage=3", "sft.batch_size=128", "sft.eval_samples=0"]
     read = load_recipe(find_recipe(str(recipe)), changes, has_files=False)
@@ -270,8 +271,11 @@ def test_more_gpus_bring_less_and_less_and_the_plan_says_what_holds_them_up(reci
     assert [each.working["sft"] for each in scaled] == [8, 16, 32, 64, 128, 128, 128, 128]  # no batch has more records
     assert scaled[-1].seconds == scaled[4].seconds and scaled[-1].gpu_seconds == approx(8 * scaled[4].gpu_seconds)
     limits = list(list_limits(scaled))
-    assert any("waiting for what GPUs send" in line for line in limits)  # of a model this small
+    assert any("micro-batches no longer fill the GPUs" in line for line in limits)  # of a model this small
     assert any(line.startswith("sft: of 256 GPUs and more, 128 have work") for line in limits)
+    sft = scaled[0].stages[0]
+    waiting = dataclasses.replace(sft, parts=[dataclasses.replace(part, sending_s=part.seconds) for part in sft.parts])
+    assert "sft: waiting for what GPUs send takes most of its time" in list_limits([dataclasses.replace(scaled[0], stages=[waiting])])
 
 
 def test_a_small_model_is_not_looked_at_before_it_runs(recipe, tmp_path):

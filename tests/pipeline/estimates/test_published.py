@@ -36,7 +36,7 @@ STEP_3 = (
 
 
 @fixture
-def plan(tmp_path):
+def plan(tmp_path, warm):
     """A function: model, GPU, stage, changes -> the recipe, and what it is said to need."""
 
     def plan(model, gpu, stage, changes, **records):

@@ -60,6 +60,26 @@ late = importlib.import_module("late")
     assert identify_judge("judge:score", str(tmp_path / "b")) == known[0]
 
 
+def test_what_it_writes_does_not_count_as_each_run_would_change_it(write, tmp_path):
+    code = """import logging, sqlite3
+from pathlib import Path
+HERE = Path(__file__).parent
+LOG = HERE / "log.txt"
+CACHE = sqlite3.connect(HERE / "cache.db")
+logging.FileHandler("all.log")
+def score(prompt, response):
+    open(LOG, "a").write(prompt)
+    with open(file="asked", mode="w") as asked, (HERE / "more").open("ab"):
+        (HERE / "last").write_text(response)
+    return len(open("words", "r").read())
+"""
+    known = {}
+    for name in (None, "log.txt", "cache.db", "all.log", "asked", "more", "last", "words"):
+        write({"judge.py": code, "words": "w"} | ({name: "changed"} if name else {}))
+        known[name] = identify_judge("judge:score", str(tmp_path))
+    assert [name for name in known if known[name] != known[None]] == ["words"]
+
+
 def test_it_is_read_and_never_run(write, tmp_path):
     write({"judgement.py": f"open({str(tmp_path / 'ran')!r}, 'w')\n", "broken.py": "def (:\n"})
     assert identify_judge("judgement:judge", str(tmp_path)) != identify_judge("broken:judge", str(tmp_path))

@@ -37,6 +37,7 @@ def test_each_recipe_for_gpus_tells_what_it_needs():
 
 
 @mark.slow
+@mark.usefixtures("warm")
 @mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_what_a_recipe_says_that_it_needs_is_what_a_plan_says(path, tmp_path):
     found = PLANNED.search(path.read_text())

@@ -110,7 +110,7 @@ def events_of(store):
     return events
 
 
-def check(store, name):
+def check(store, name, fault):
     there = {ref for ref, found in store.survey() if name != "push" or not isinstance(found, StoreError)}  # no manifest: half pushed
     assert store.find_lost() == {}
     assert all(store.verify(ref) == [] for ref in there)
@@ -123,7 +123,8 @@ def check(store, name):
             done = [event for event in events if event != "claim"]
             assert len(done) == len(set(done)), (ref, events)  # nothing is said twice
             assert ("remove" in done) == (ref != "" and ref not in there and len(done) > 0), (ref, events)
-    assert (store.root / "artifacts/sft/v0001.sig.json").exists() == ("sft@v1" in store.refs())
+    signed = (store.root / "artifacts/sft/v0001.sig.json").exists()
+    assert signed == ("sft@v1" in store.refs()) or (signed and fault != KILLED)  # the disk may refuse to drop it
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_the_ledger_says_what_happened_whatever_happens(stores, name, fault):
         store = stores(f"{name}-{number}")
         came_so_far, code = run_with_fault(OPERATIONS[name], store, fault, number)
         assert code == -signal.SIGKILL if came_so_far and fault == KILLED else code in (0, 3, 5, 100), (number, code)
-        check(store, name)
+        check(store, name, fault)
         if name in ("rm", "gc"):
             collect(store, 1)
             assert list_trash(store.root) == []
