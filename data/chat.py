@@ -41,10 +41,7 @@ def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[Messages]) -> list[li
 
 
 def _find_left_out(tokenizer: Tokenizer, roles: Sequence[str]) -> int | None:
-    """Find the first message of a conversation of these roles that the template does not write.
-
-    Where it refuses to render such a conversation, it is asked again with the prompt.
-    """
+    """Find the first message of a conversation of these roles that the template does not write; None: it writes, or refuses, them all."""
     words = [f"Q{place}said" for place in range(len(roles))]
     messages = [{"role": role, "content": word} for role, word in zip(roles, words, strict=True)]
     try:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from runpy import run_module
 
 _HERE = Path(__file__).resolve()
 _PACKAGES = ("data", "stages", "pipeline")
@@ -55,8 +56,8 @@ def _takes_ours(name: str, origin: Path) -> bool:
 
 
 def main() -> None:
-    """Run the command line."""
-    import_module("pipeline.cli").main()
+    """Run the command's program, `python -m pipeline.cli`."""
+    run_module("pipeline.cli", run_name="__main__")
 
 
 put_ours_first()  # on import: the next ones would find the others

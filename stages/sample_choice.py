@@ -7,6 +7,7 @@ Axes: as stages.choice; N answers of all prompts.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
 from statistics import fmean
@@ -166,7 +167,7 @@ def _read_states(
     told = context.tells("states of the answers")
     for start in range(0, len(asked), _CHUNK):
         told(start, len(asked))
-        found += together(ranks, lambda: read(start), len(asked[start : start + _CHUNK]))  # noqa: B023
+        found += together(ranks, partial(read, start), len(asked[start : start + _CHUNK]))
     told(len(asked), len(asked))
     whitened_NH, logits_N = (np.concatenate([each[part] for each in found]) for part in (0, 1))
     if not (np.isfinite(whitened_NH).all() and np.isfinite(logits_N).all()):

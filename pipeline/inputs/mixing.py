@@ -21,8 +21,9 @@ from data.mix import Mixed, MixedPart, mix_parts
 from data.schema import Comparison, DataError, Problem
 from data.system.drafts import make_draft
 from data.treatment import Treat, make_treatment
-from pipeline.errors import ConfigError, ResourceError, StoreError
+from pipeline.errors import ConfigError, ResourceError
 from pipeline.inputs.demo import locate_source
+from pipeline.inputs.named import find_named
 from pipeline.inputs.records import Reading, Told, read_data
 from pipeline.privacy.lists import find_forgotten, name_forgotten
 from pipeline.recipe.schema import Recipe
@@ -32,7 +33,7 @@ from pipeline.store.disk import make_directories, writing
 from pipeline.store.parts import MIXES_DIR
 from pipeline.store.store import Store
 from stages.lines import to_line
-from stages.spec import EXIT_VERIFICATION, DataSource, DataSplits
+from stages.spec import DataSource, DataSplits
 
 _VERSION = 1  # raised by hand when the code makes other files of the same records
 MADE_FILE = "made.json"
@@ -146,7 +147,8 @@ def _read_parts(recipe: Recipe, sources: Sequence[PartSource], store: Store, rea
     for number, source in enumerate(sources):
         artifact, train, held_out = None, locate_source(source, store.root), None
         if source.ref is not None:
-            artifact = _find_rankings(store, source.ref, recipe.place(f"data.comparisons.train.parts.{number}"), verify=verify)
+            place = f"{recipe.place(f'data.comparisons.train.parts.{number}')}: ref"
+            artifact = find_named(store, source.ref, place, verify=verify, todo="publish rankings without them")
             train, held_out = (DataSource.model_validate({"path": str(artifact.path / f"{side}.jsonl")}) for side in ("train", "eval"))
         name = source.name or (artifact.ref if artifact else source.label)
         try:
@@ -161,17 +163,6 @@ def _read_parts(recipe: Recipe, sources: Sequence[PartSource], store: Store, rea
         place = recipe.place("data.comparisons.train")
         raise ConfigError([f"{place}: data.comparisons.train: {found}; needed different names; give one of them name: ..."])
     return parts
-
-
-def _find_rankings(store: Store, ref: str, place: str, *, verify: bool) -> Artifact:
-    """Find published rankings; in a run each byte is compared, as of any artifact that a stage reads."""
-    try:
-        found = store.get(ref)
-        if reason := store.find_withdrawal(found):
-            raise StoreError(f"{found.ref} is withdrawn: {reason}; publish rankings without them", EXIT_VERIFICATION)
-        return store.require_verified(found.ref) if verify else found
-    except StoreError as error:
-        raise StoreError(f"{place}: ref: {error.message}", error.exit_code) from error
 
 
 def _mix(parts: Sequence[_Part], given: DataSource | None, recipe: Recipe, treat: Treat | None) -> Mixed:

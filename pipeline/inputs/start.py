@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pipeline.errors import ConfigError, StoreError
+from pipeline.inputs.named import find_named
 from pipeline.recipe.schema import Recipe
 from pipeline.store.artifact import Artifact
 from pipeline.store.store import Store
@@ -23,14 +24,7 @@ def find_start(recipe: Recipe, store_root: Path, *, verify: bool) -> Artifact | 
     if recipe.ppo.start is None:
         return None
     place, store = recipe.place(_KEY), Store(store_root)
-    try:
-        found = store.get(recipe.ppo.start)
-        if reason := store.find_withdrawal(found):
-            raise StoreError(f"{found.ref} is withdrawn: {reason}; give another", EXIT_VERIFICATION)
-        if verify:
-            store.require_verified(found.ref)
-    except StoreError as error:
-        raise StoreError(f"{place}: {_KEY}: {error.message}", error.exit_code) from error
+    found = find_named(store, recipe.ppo.start, f"{place}: {_KEY}", verify=verify)
     lora = found.manifest.config.get("ppo", {}).get("lora")
     own, needed = _identify(LoRASettings.model_validate(lora) if lora else None), _identify(recipe.ppo.lora)
     if own != needed:

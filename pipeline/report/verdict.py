@@ -45,9 +45,11 @@ def tell_evaluation(evaluation: Evaluation) -> Verdict:
     best = None if curve is None or not curve.over_optimised else curve.at(curve.stop_iteration)
     if curve is None or best is None or best.judge is None:
         return told
-    fell, published = _tell_fall(curve, best, evaluation), curve.at(evaluation.published)
+    highest = f"the judge was highest at iteration {best.iteration} with {write_estimate(best.judge)} {evaluation.judge_unit}"
+    fell, published = f"{highest} and {_tell_fall(curve, best)}", curve.at(evaluation.published)
     if published is not curve.curve[-1] and published.iteration in (best.iteration, *curve.stop_may_be):
-        return Verdict(f"{told.sentence}. That is iteration {published.iteration}: later PPO over-optimised: {fell}", told.news)
+        which = f"What is published is iteration {published.iteration}"
+        return Verdict(f"{told.sentence}. {which}; later PPO over-optimised: {fell}", told.news)
     wins = f"{write_estimate(main.win_rate.estimate, share=True)} over {name_model(main.a)} by {_name_scorer(main, evaluation)}"
     return Verdict(f"PPO over-optimised: {fell}; {_tell_where_to_stop(curve, best)}; what is published wins {wins}", "bad")
 
@@ -178,13 +180,12 @@ def _tell_comparison(main: Comparison, evaluation: Evaluation) -> Verdict:
     return Verdict(_start(f"{b} is better than {a}: {wins}{difference}"), "good")
 
 
-def _tell_fall(curve: OverOptimisation, best: CurvePoint, evaluation: Evaluation) -> str:
-    """Say where the judge turned while the score went on."""
+def _tell_fall(curve: OverOptimisation, best: CurvePoint) -> str:
+    """Say how the judge went on from its highest point, while the score rose."""
     last = curve.curve[-1]
     fell = f"fell to {write_estimate(last.judge)}" if last.judge is not None else "fell"
-    highest = f"{write_estimate(best.judge)} {evaluation.judge_unit}" if best.judge is not None else "its best"
-    judged = f"the judge was highest at iteration {best.iteration} with {highest} and {fell}{name_stops(curve)}"
-    return f"{judged}, while the reward model's score went from {_write_short(best.score.value)} to {_write_short(last.score.value)}"
+    scores = f"{_write_short(best.score.value)} to {_write_short(last.score.value)}"
+    return f"{fell}{name_stops(curve)}, while the reward model's score went from {scores}"
 
 
 def _tell_where_to_stop(curve: OverOptimisation, best: CurvePoint) -> str:

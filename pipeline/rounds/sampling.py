@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 from pipeline.errors import StoreError
+from pipeline.inputs.named import find_named
 from pipeline.inputs.prepare import Inputs, prepare
 from pipeline.inputs.slices import slice_config
 from pipeline.plan import Decision, decide
@@ -91,14 +92,7 @@ def find_named_chooser(recipe: Recipe, store: Store, *, verify: bool) -> Artifac
 
 
 def _get_chooser(ref: str, place: str, store: Store, *, verify: bool) -> Artifact:
-    try:
-        artifact = store.get(ref)
-        if reason := store.find_withdrawal(artifact):
-            raise StoreError(f"{artifact.ref} is withdrawn: {reason}; give another", EXIT_VERIFICATION)
-        if verify:
-            store.require_verified(artifact.ref)
-    except StoreError as error:
-        raise StoreError(f"{place}: {error.message}", error.exit_code) from error
+    artifact = find_named(store, ref, place, verify=verify)
     if artifact.kind != "rm":
         raise StoreError(f"{place}: found {artifact.ref}, which is no reward model; needed one; give rm@v1 or the like", EXIT_USAGE)
     return artifact

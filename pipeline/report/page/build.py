@@ -16,7 +16,8 @@ from pipeline.report.page.costs import tell_costs
 from pipeline.report.page.curves import draw_curves, list_metrics
 from pipeline.report.page.evidence import EVALUATION_KIND, Evidence
 from pipeline.report.page.facts import list_notes, list_settings, list_warnings, summarize_data, tell_making
-from pipeline.report.page.findings import show_over_optimisation, show_reward_card, tabulate_comparisons, tabulate_judge, tabulate_models
+from pipeline.report.page.findings import show_reward_card, tabulate_comparisons, tabulate_judge, tabulate_models
+from pipeline.report.page.over_optimisation import show_over_optimisation
 from pipeline.report.scales import format_value
 from pipeline.report.svg import graph
 from pipeline.report.verdict import Verdict, tell_artifact, tell_damage, tell_evaluation, tell_failure, tell_withdrawal, write_share

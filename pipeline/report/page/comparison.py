@@ -15,7 +15,8 @@ from pipeline.report.page.build import give_verdicts
 from pipeline.report.page.curves import list_metrics, overlay_curves
 from pipeline.report.page.evidence import EVALUATION_KIND, Evidence
 from pipeline.report.page.facts import tell_making
-from pipeline.report.page.findings import draw_checkpoints, write_cell
+from pipeline.report.page.findings import write_cell
+from pipeline.report.page.over_optimisation import draw_checkpoints
 from pipeline.report.scales import format_value
 from pipeline.report.verdict import name_model
 from pipeline.store.artifact import Artifact

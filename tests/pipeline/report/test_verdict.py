@@ -93,7 +93,10 @@ def test_a_best_iteration_that_was_published_is_not_blamed_for_what_came_after_i
     told = evaluate(compare(0.84, 0.8, 0.88), answers=(published,), over_optimisation=over_optimised(10))
     verdict = tell_evaluation(told)
     assert verdict.news == "good" and verdict.sentence.startswith("PPO is better than SFT: PPO wins 84 %")
-    assert ". That is iteration 10: later PPO over-optimised: the judge was highest at iteration 10 with 78 (75 to 81)" in verdict.sentence
+    assert (
+        ". What is published is iteration 10; later PPO over-optimised: the judge was highest at iteration 10 with 78 (75 to 81)"
+        in verdict.sentence
+    )
     late = published.model_copy(update={"iteration": 20})
     assert tell_evaluation(told.model_copy(update={"answers": (late,)})).news == "bad"
 

@@ -21,6 +21,7 @@ from pipeline.store.manifest import render_manifest
 from pipeline.store.mark import MARK_FILE
 from pipeline.store.removal import collect, remove
 from pipeline.store.store import Store
+from tests.pipeline.remotes.remote_parts import View
 
 KEY = "5" * 64
 
@@ -304,19 +305,11 @@ def test_a_push_to_a_store_on_this_machine_stands_in_its_ledger(store, publish, 
     other = Store(tmp_path / "other")
     publish(other, "rm")
     publish(store)
-    push(store, "sft", open_remote(f"file://{other.root}"), _View())
+    push(store, "sft", open_remote(f"file://{other.root}"), View())
     assert lines_of(other.root / "ledger.jsonl")[-1]["event"] == "push" and other.verify("sft@v1") == []
     copy = tmp_path / "copy"
-    push(store, "sft", open_remote(f"file://{copy}"), _View())
+    push(store, "sft", open_remote(f"file://{copy}"), View())
     assert not (copy / "ledger.jsonl").exists() and Store(copy).verify("sft@v1") == []
-
-
-class _View:
-    def started(self, text, num_bytes):
-        pass
-
-    def moved(self, num_bytes):
-        pass
 
 
 def test_a_ledger_of_a_thousand_versions_is_read_in_a_moment(store):

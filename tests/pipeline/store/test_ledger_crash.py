@@ -20,18 +20,11 @@ from pipeline.store.manifest import ManifestFields
 from pipeline.store.removal import collect, remove
 from pipeline.store.store import Store
 from pipeline.store.trash import list_trash
+from tests.pipeline.remotes.remote_parts import View
 from tests.pipeline.store.crash_driver import intercept
 
 pytestmark = pytest.mark.slow
 KILLED, REFUSED, FULL = "killed", errno.EACCES, errno.ENOSPC
-
-
-class View:
-    def started(self, text, num_bytes):
-        pass
-
-    def moved(self, num_bytes):
-        pass
 
 
 def other(store):
