@@ -3,6 +3,7 @@
 verified copy (pipeline.store.copies) -> stages.merge in a child process, where it needs torch -> README.md (pipeline.card)
 """
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from pipeline.store.artifact import Artifact
 from pipeline.store.copies import export_artifact
 from pipeline.store.store import Store
 from pipeline.text import clean
+from stages.adapter_base import read_base
 from stages.spec import ADAPTER_CONFIG, EXIT_OK
 
 Dtype = Literal["bfloat16", "float16", "float32"]
@@ -43,6 +45,8 @@ def export(
         if merge and (draft / ADAPTER_CONFIG).exists():
             kind = "reward_model" if artifact.kind == "rm" else "policy"
             arguments += ["--merge", str(artifact.model_path), "--kind", kind]
+        elif (draft / ADAPTER_CONFIG).exists():
+            _name_base(draft / ADAPTER_CONFIG, artifact.model_path)
         if dtype:
             arguments += ["--dtype", dtype]
         if arguments:
@@ -54,6 +58,13 @@ def export(
 
     told(f"{ref}: copying it, every byte verified")
     return export_artifact(store, ref, directory, merged=merge, finish=finish)
+
+
+def _name_base(config: Path, adapter: Path) -> None:
+    """Have an adapter's copy name its base where that is, though the store was moved since it was trained."""
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    if (base := read_base(adapter)[0]) != settings.get("base_model_name_or_path"):
+        config.write_text(json.dumps(settings | {"base_model_name_or_path": base}, indent=2), encoding="utf-8")
 
 
 def _change(artifact: Artifact, draft: Path, arguments: list[str]) -> None:

@@ -13,6 +13,7 @@ OURS = {"data", "stages", "pipeline"}
 HEAVY = {"torch", "transformers", "trl", "peft", "accelerate", "deepspeed"}
 TORCH_FREE_STAGES = {
     "stages.track_spec",
+    "stages.adapter_base",
     "stages.spec",
     "stages.settings",
     "stages.evaluate_settings",

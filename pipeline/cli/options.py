@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 RefArgument = Annotated[str, typer.Argument(metavar="REF", help="ppo, ppo@v3, ppo@ALIAS or the beginning of a content id.")]
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a packaged one.")]
 SetOption = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as ppo.kl_coef=0.1; repeatable.")]
-StoreOption = Annotated[Path | None, typer.Option("--store", envvar="RLHF_STORE", help="Directory of artifacts and runs.")]
+StoreOption = Annotated[
+    Path | None, typer.Option("--store", envvar="RLHF_STORE", help="Directory of artifacts and runs; default: store, here.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 OnlyOption = Annotated[str | None, typer.Option("--only", metavar="STAGE", help="This stage alone; those before it must be there.")]
 FromOption = Annotated[str | None, typer.Option("--from", metavar="STAGE", help="This stage and those after it.")]

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from pipeline.errors import ConfigError, StoreError, escape_controls
+from stages.adapter_base import locate_base
 from stages.spec import ADAPTER_CONFIG, EXIT_MISSING, EXIT_RESOURCE, MERGED_DIR
 
 _MAX_JSON_BYTES = 100_000_000
@@ -99,6 +100,7 @@ def find_below(model: str, revision: str | None, above: tuple[str, ...]) -> tupl
             raise ConfigError(
                 [f"{path}: base_model_name_or_path: found {named!r:.80}, needed the model that the adapter stands on; name it"]
             )
+        named = locate_base(named, path.parent)
         if Path(named).is_absolute() and not Path(named).is_dir():
             found = f"found no directory {named}"
             raise StoreError(f"{path}: base_model_name_or_path: {found}, on which the adapter stands; mend the path", EXIT_MISSING)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pipeline.errors import StoreError
-from pipeline.report.headline import write_figure
+from pipeline.report.headline import labels_of, write_figure
 from pipeline.report.lineage import find_problems, lineage_data, print_lineage
 from pipeline.report.metrics import read_curves
 from pipeline.report.page.build import give_verdicts
@@ -31,7 +31,7 @@ _SHOWN, _CURVES, _SPARKLINE, _SAMPLES = 6, 6, 40, 3
 _ID_CHARS = 12
 _STYLES: dict[News, str] = {"good": "bold green", "bad": "bold red", "open": "bold yellow"}
 
-# kind -> metric -> label: the first six that were measured are shown.
+# kind -> metric -> label: the first six that were measured are shown; of other kinds those that all tables tell.
 _FIGURES: dict[str, dict[str, str]] = {
     "pretrain": {"eval/loss": "held-out loss", "eval/perplexity": "held-out perplexity"},
     "sft": {
@@ -99,7 +99,7 @@ def page_data(store: Store, artifact: Artifact) -> dict[str, Any]:
 def list_figures(manifest: Manifest, parents: Sequence[Manifest]) -> list[dict[str, Any]]:
     """List the figures that matter, each with what it was before: at the start of PPO, else that of a parent which has it too."""
     rows: list[dict[str, Any]] = []
-    for name, label in _FIGURES.get(manifest.kind, {}).items():
+    for name, label in (_FIGURES.get(manifest.kind) or labels_of(manifest.kind)).items():
         if name not in manifest.metrics or len(rows) == _SHOWN:
             continue
         before, of = manifest.metrics.get(f"eval/start/{name.rpartition('/')[2]}") if "sampled/" in name else None, "the start"

@@ -12,6 +12,7 @@ from pipeline.report.scales import format_value
 from pipeline.text import count
 from stages.evaluate.results import Comparison, CurvePoint, Evaluation, OverOptimisation
 from stages.result import Interval
+from stages.spec import STAGES
 from stages.statistics.bootstrap import Estimate
 from stages.statistics.intervals import wilson_interval
 
@@ -84,6 +85,9 @@ def tell_artifact(
         records = next((f" on {count(counts[name], word)}" for name, word in _HELD_OUT.items() if name in counts), "")
         loss = f"{_start(name_model(kind))} has a held-out loss of {format_value(metrics['eval/loss'])}{records}"
         return Verdict(f"{loss}; a loss alone does not say how good its answers are; {_EVALUATE}", "open")
+    if kind == STAGES["sample"].kind:
+        sets = f"{counts['sets']:,} prompts" if "sets" in counts else "prompts"
+        return Verdict(f"Answers to {sets}, for people to rank: `rlhf rank`", "open")
     return Verdict(f"Nothing was measured of {name_model(kind)} on held-out data; {_EVALUATE}", "open")
 
 

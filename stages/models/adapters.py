@@ -62,11 +62,24 @@ def apply_lora(
         raise StageError(
             f"lora.target_modules: found {lora.target_modules} for {type(model).__name__}, which peft refuses: {said}", EXIT_USAGE
         ) from error
+    _refuse_missing_targets(adapted, lora)
     refuse_tied_targets(adapted)
     _refuse_bypassed_targets(adapted)
     settle_casts(adapted, hardware)
     adapted.create_or_update_model_card = lambda directory: None  # an empty one, made anew with each checkpoint
     return adapted
+
+
+def _refuse_missing_targets(adapted: Any, lora: LoRASettings) -> None:
+    """Refuse a name in a list of targets that no module has: peft is content with one that is found, and half an adapter would learn."""
+    if isinstance(lora.target_modules, str):
+        return
+    adapted_names = [f".{name}" for name in adapted.targeted_module_names]
+    plain = [name for name in lora.target_modules if "." not in name]  # others may name a layer, of which a miniature has few
+    if missing := [name for name in plain if not any(found.endswith(f".{name}") for found in adapted_names)]:
+        there = {name.rpartition(".")[2] for name, module in find_model(adapted).named_modules() if hasattr(module, "lora_A")}
+        found = f"{', '.join(missing)}, which no module is called; beside it is {', '.join(sorted(there))}"
+        raise StageError(f"lora.target_modules: found {found}; needed names of modules; mend or leave it out", EXIT_USAGE)
 
 
 def settle_casts(model: Any, hardware: HardwareSettings) -> None:

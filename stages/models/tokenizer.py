@@ -1,6 +1,5 @@
 """A tokenizer that can carry the token stream: settled when a base model is opened, then read from each artifact as it is."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,14 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from data.schema import DataError
 from data.template_check import require_ends, require_special_tokens
 from data.turns import begins_with_prompt, find_missing_opening, find_openings
+from stages.adapter_base import read_base
 from stages.blocks import TokenSettings
 from stages.models.adapters import is_unmerged_adapter
 from stages.models.chat_template import add_opening, bake, choose_template, find_pinned_day
 from stages.models.special_tokens import count_tokens, ensure_end_token, require_rows, settle_end_token, settle_pad_token
 from stages.models.weights import open_pretrained
 from stages.process.errors import StageError
-from stages.spec import ADAPTER_CONFIG, EXIT_VERIFICATION
+from stages.spec import EXIT_VERIFICATION
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -109,8 +109,7 @@ def limit_tokens(model: Any, num_tokens: int) -> None:
 
 def _read_config(path: str, revision: str | None) -> Any:
     if is_unmerged_adapter(Path(path)):
-        adapter = json.loads((Path(path) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        path, revision = adapter["base_model_name_or_path"], adapter.get("revision")
+        path, revision = read_base(Path(path))
     return open_pretrained(AutoConfig, path, revision=revision)
 
 

@@ -3,7 +3,6 @@
 `load_weights` is what the loaders of stages.models.policy and stages.models.reward_model share.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 
+from stages.adapter_base import read_base
 from stages.blocks import HardwareSettings
 from stages.internals import get_attention, get_own_numbers, is_partitioned
 from stages.models import precision
@@ -129,8 +129,7 @@ def find_base(path: str, revision: str | None) -> tuple[str, str | None]:
     directory = Path(path)
     if not is_unmerged_adapter(directory):
         return find_weights(path), revision
-    config = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    return config["base_model_name_or_path"], config.get("revision")
+    return read_base(directory)
 
 
 def choose_attention(config: Any, hardware: HardwareSettings, ways: Ways) -> str:

@@ -13,13 +13,13 @@ Models that share are modules of their own around the same tensors, so there is 
 checkpointing recomputes what it saw. With `ppo.lora.quantize` all that is frozen below an adapter is in 4 bits, the reference too.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from stages.adapter_base import read_base
 from stages.blocks import HardwareSettings, LoRASettings
 from stages.models import precision
 from stages.models.adapters import (
@@ -44,7 +44,7 @@ from stages.process.engine import choose_engine
 from stages.process.errors import StageError
 from stages.responses.generation import note_decoding
 from stages.settings import PPOSettings
-from stages.spec import ADAPTER_CONFIG, EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR
+from stages.spec import EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR
 
 _CRITIC = "critic"  # the name of the critic's adapter, beside the reward model's
 
@@ -132,7 +132,7 @@ def _adapter_directory(path: str) -> Path:
 def _read_base(directory: Path) -> str | None:
     """Read which model an adapter stands on; None: it is no adapter."""
     try:
-        return json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        return read_base(directory)[0]
     except FileNotFoundError:
         return None
 

@@ -17,6 +17,7 @@ from typing import Any
 from stages.process.errors import StageError
 from stages.spec import EXIT_OK, EXIT_USAGE
 
+_OUR_PACKAGES = ("data", "stages", "pipeline")
 _NEEDED = 'needed finite figures with `score` among them, such as {"score": 0.7}, or one number'
 
 
@@ -74,6 +75,9 @@ def load_function(key: str, name: str, directory: Path | None) -> Callable[..., 
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
+        if (package := module_name.partition(".")[0]) in _OUR_PACKAGES and f"{module_name}.".startswith(f"{error.name}."):
+            taken = f"found no module {module_name} in {package}, which is a package of rlhf; needed another name for a package of your own"
+            raise StageError(f"{key}: {name}: {taken}; rename it", EXIT_USAGE) from error
         if error.name not in (module_name, module_name.partition(".")[0]):
             raise StageError(f"{key}: {name}: it needs {error.name}, which is not installed; install it", EXIT_USAGE) from error
         places = f"installed, on PYTHONPATH{f' or in {directory}' if directory else ''}"

@@ -71,6 +71,14 @@ def test_adapters_of_a_later_stage_are_tried_too(make_spec, stage):
     assert caught.value.exit_code == EXIT_USAGE
 
 
+def test_one_target_of_several_that_no_module_is_called_is_told(make_spec):
+    with pytest.raises(
+        StageError, match=r"rm\.lora\.target_modules.*found v_porj, which no module is called; beside it is q_proj"
+    ) as caught:
+        make_all(make_spec(adapters={"rm": LoRASettings(target_modules=["q_proj", "v_porj"])}))
+    assert caught.value.exit_code == EXIT_USAGE
+
+
 @pytest.mark.parametrize("stage", ["ppo", "evaluate"])
 def test_a_stop_token_that_pads_is_refused(make_spec, base_model_dir, stage):
     pad = json.loads((base_model_dir / "tokenizer_config.json").read_text())["pad_token"]

@@ -195,6 +195,12 @@ def test_artifacts_of_which_nothing_was_measured_say_so():
     assert tell_artifact("adapter-of-mine", {}, {}).news == "open"
 
 
+def test_answers_are_for_people_to_rank():
+    assert (
+        tell_artifact("answers", {"answers": 4.0}, {"sets": 1200}).sentence == "Answers to 1,200 prompts, for people to rank: `rlhf rank`"
+    )
+
+
 @pytest.mark.parametrize(
     ("share", "words"),
     [(0.842, "84 %"), (0.996, "99.6 %"), (0.9997, "100 %"), (1.0, "100 %"), (0.0004, "0 %"), (0.004, "0.4 %"), (0.0, "0 %")],

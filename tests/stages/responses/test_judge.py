@@ -100,3 +100,12 @@ def test_a_module_beside_the_recipe_is_found_and_shadows_nothing(module):
     directory = module("raise ValueError('not this one')", "colorsys")
     module("import colorsys\ndef judge(*_): return 1.0", "beside")
     assert load_judge("beside:judge", directory).ask("", "", True) == {"score": 1.0}
+
+
+@pytest.mark.parametrize("name", ["data.mine:judge", "stages.mine.deep:judge", "pipeline.mine:judge"])
+def test_a_package_of_ones_own_with_a_name_of_ours_is_told(tmp_path, name):
+    package = name.partition(".")[0]
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "mine.py").write_text("def judge(prompt, response, finished):\n    return 1.0\n")
+    with pytest.raises(StageError, match=rf"in {package}, which is a package of rlhf; needed another name .*; rename it"):
+        load_judge(name, tmp_path)
