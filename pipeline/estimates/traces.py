@@ -13,6 +13,7 @@ from pipeline.cost.amounts import Lengths
 from pipeline.cost.machines import GPU
 from pipeline.cost.setup import Setup
 from pipeline.errors import ConfigError, StoreError
+from pipeline.estimates.machine import find_memory
 from pipeline.inputs.demo import demo_seeds, locate, locate_splits, make_demo
 from pipeline.launch.environment import stage_environment
 from pipeline.recipe.schema import Recipe
@@ -92,6 +93,7 @@ def ask_trace(
             data={} if measure else _find_local(recipe, stages, root),
             answers=max(round(lengths["comparisons"].answers), 2) if lengths and "comparisons" in lengths else 2,
             measure=measure,
+            memory=int(find_memory()),
             report_path=path,
         )
         (place / "spec.json").write_text(spec.model_dump_json(), encoding="utf-8")

@@ -26,11 +26,11 @@ from stages.models.weights import find_base, open_pretrained
 from stages.process.errors import StageError
 from stages.process.output import redact_streams
 from stages.spec import EXIT_FAILED, EXIT_MISSING, EXIT_OK, STAGES, StageName
+from stages.tracing.depths import find_deeper, find_depths
 from stages.tracing.job import Job, try_family
 from stages.tracing.lengths import read_lengths
 from stages.tracing.live import Live
-from stages.tracing.models import find_depths
-from stages.tracing.report import StageTrace, TraceReport, TraceSpec
+from stages.tracing.report import Depth, StageTrace, TraceReport, TraceSpec
 from stages.tracing.work import trace
 
 
@@ -58,8 +58,10 @@ def make_report(spec: TraceSpec) -> TraceReport:
         spec = spec.model_copy(update={"answers": most})
     stages: list[StageName] = [name for name in STAGES if name in spec.stages]
     for stage in stages:
-        depths, tokens = [], {}
-        for layers in dict.fromkeys((small, larger)):
+        depths, tokens, begun_s = list[Depth](), dict[str, int](), time.perf_counter()
+        layers: int | None = small
+        while layers:
+            start_s = time.perf_counter()
             job = Job(spec, stage, config, tried, layers, Live(), accelerator)
             with (
                 nullcontext() if spec.measure else fakes(),
@@ -67,7 +69,10 @@ def make_report(spec: TraceSpec) -> TraceReport:
                 as_on_a_gpu() if spec.on_gpu else nullcontext(),
             ):
                 depths.append(trace(job))
-            tokens = job.tokens
+            tokens, now_s = job.tokens, time.perf_counter()
+            layers = larger if len(depths) == 1 and larger > small else None
+            if spec.measure:
+                layers = find_deeper(depths[-1], larger - small, total, spec.memory, now_s - start_s, now_s - begun_s) or layers
         report.stages[stage] = StageTrace(layers=total, depths=depths, tokens=tokens)
     return report
 

@@ -30,26 +30,6 @@ from stages.settings import PPOSettings
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # of a weight, see stages.models.quantization
 
 
-def find_depths(config: PretrainedConfig) -> tuple[int, int, int]:
-    """Say how many layers the model has, and two smaller numbers between which it grows by whole periods of its layers.
-
-    The first layer is left out of the difference: it reads the embeddings, which a model holds to its end anyway.
-
-    Returns:
-        (small, larger, the model's own).
-    """
-    text = config.get_text_config()
-    total: int = text.num_hidden_layers
-    lists = [[repr(kind) for kind in value] for value in vars(text).values() if isinstance(value, list | tuple) and len(value) == total]
-
-    def recurs(period: int) -> bool:
-        return all(kinds[place] == kinds[place - period] for kinds in lists for place in range(period, total))
-
-    period = next(period for period in range(1, total + 1) if recurs(period))
-    small = max(period, 2)
-    return min(small, total), min(small + period, total), total
-
-
 def build_policy(config: PretrainedConfig, hardware: HardwareSettings, ways: Ways, layers: int) -> Any:
     """Make a causal language model as `stages.models.policy.load_policy` leaves it."""
     config = copy.deepcopy(config)

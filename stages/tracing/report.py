@@ -33,6 +33,7 @@ class TraceSpec(Closed):
         default_factory=dict[RecordKind, DataSplits], description="Sources on this machine, of which lengths are read."
     )
     measure: bool = Field(False, description="Run with real weights and measure seconds, in place of counting bytes.")
+    memory: int = Field(0, description="Bytes that this machine has, of which measuring may take a part.")
     report_path: Path
 
     def settings(self, stage: StageName) -> StageSettings:
@@ -70,7 +71,7 @@ class Depth(Closed):
 
 
 class StageTrace(Closed):
-    """A stage at two depths, between which everything is linear, and how deep the model is."""
+    """A stage at two depths or more, between which everything is linear, and how deep the model is."""
 
     layers: int
     depths: list[Depth]

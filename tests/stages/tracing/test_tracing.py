@@ -12,10 +12,10 @@ from stages.internals import fakes
 from stages.process.errors import StageError
 from stages.spec import EXIT_MISSING, STAGES
 from stages.tracing.__main__ import _open_config
+from stages.tracing.depths import find_deeper, find_depths
 from stages.tracing.job import Job, try_family
 from stages.tracing.live import Live
-from stages.tracing.models import find_depths
-from stages.tracing.report import TraceSpec
+from stages.tracing.report import Depth, TraceSpec
 from stages.tracing.work import trace
 
 LORA = {"rank": 4}
@@ -153,6 +153,28 @@ def test_layers_that_alternate_are_traced_by_whole_periods():
     assert find_depths(config) == (2, 3, 12)
     config.layer_types = kinds * 2
     assert find_depths(config) == (6, 12, 12)
+
+
+@mark.parametrize(
+    ("took_s", "spent_s", "memory", "layers"),
+    [
+        (0.1, 0.1, 1e12, 8),  # there is time for 300 layers: four times as deep as before, to see what that takes
+        (2.0, 5.0, 1e12, 8),  # at 1 s a layer at most, ten layers in the ten seconds that are left, by whole periods from two on
+        (2.0, 11.0, 1e12, 4),
+        (2.0, 13.0, 1e12, None),  # two more layers, no more than it had
+        (0.1, 0.1, 4 * 6 * 1100, 6),  # 1,000 bytes of weights and 12 x 8.33 of what a layer's eight weights need to learn: six layers
+    ],
+)
+def test_seconds_are_measured_as_deep_as_time_and_memory_allow(took_s, spent_s, memory, layers):
+    counted = {"parameters": 0, "whole": 0, "checkpoint": 0, "output": 0}
+    last = Depth(layers=2, phases={}, learning=[10, 6], held=2000 + 8, **counted)
+    assert find_deeper(last, 2, 30, int(memory), took_s, spent_s) == layers
+
+
+def test_the_whole_model_is_measured_where_that_takes_little():
+    last = Depth(layers=8, phases={}, learning=[], held=8000, parameters=0, whole=0, checkpoint=0, output=0)
+    assert find_deeper(last, 5, 30, 10**12, 1.0, 2.0) == 30
+    assert find_deeper(last, 5, 8, 10**12, 1.0, 2.0) is None
 
 
 def test_a_hubs_model_that_cannot_be_reached_is_told_with_what_a_plan_needs_of_it(monkeypatch, tmp_path):
