@@ -90,7 +90,11 @@ class Rollout:
 
     def unpack(self, values_K: Tensor) -> Tensor:
         """Put a figure of each response token where it belongs, [B, R]; 0 outside the mask."""
-        return torch.zeros(self.response_mask_BR.shape, device=values_K.device).masked_scatter(self.response_mask_BR, values_K)
+        # By places that the CPU counts: the backward pass of a masked_scatter asks the GPU how many there are, and waits for it.
+        num_columns = self.response_mask_BR.shape[1]
+        places_K = (torch.arange(num_columns) < self.lengths_2B[1][:, None]).flatten().nonzero()[:, 0]
+        flat = torch.zeros(self.response_mask_BR.numel(), device=values_K.device)
+        return flat.scatter(0, places_K.to(values_K.device, non_blocking=True), values_K).view(-1, num_columns)
 
     def split(self, max_tokens: int, at_least: int = 1) -> list[Tensor]:
         """Split into micro-batches of at most `max_tokens` tokens, responses of similar length together.

@@ -5,8 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from torch.profiler import profile
 
 from stages.ppo.budget import TokenBudget
+from stages.ppo.learner import TorchLearner
 from stages.ppo.state import collect_generator_states, restore_generator_states
 from stages.ppo.update import Updater
 from stages.ppo.zero import ZeroLearner
@@ -63,6 +65,21 @@ def test_a_micro_batch_of_an_update_never_makes_the_cpu_wait_for_the_gpu(gpu, ti
         updater.accumulate_gradients(experience, max_tokens)
         waits[len(experience.split(max_tokens))] = gpu.num_syncs
     assert waits == {1: 0, 6: 0}, gpu.syncs
+
+
+def test_nor_does_its_backward_pass_which_the_pretend_gpu_does_not_see(monkeypatch, ranks, tiny):
+    names, plain = set(), TorchLearner.backward
+
+    def backward(learner, loss):
+        with profile() as seen:
+            plain(learner, loss)
+        names.update(event.name for event in seen.events())
+
+    monkeypatch.setattr(TorchLearner, "backward", backward)
+    updater = Updater(ranks, *tiny.learners(tiny.both(), ranks), tiny.rules(), TokenBudget(20))
+    updater.accumulate_gradients(tiny.experience(), 14)
+    assert "aten::mm" in names  # how many numbers a GPU selects, it must be asked
+    assert not names & {"aten::masked_select", "aten::nonzero", "aten::item", "aten::_local_scalar_dense", "aten::is_nonzero"}
 
 
 @pytest.mark.parametrize("norm", [torch.tensor(0.7), 0.7, -1.0], ids=["offloaded", "a number", "an overflow"])
