@@ -5,15 +5,19 @@
     make gpu-check GPU=--pretend         all parts on a pretend GPU (ZeRO and the demo's plan on the CPU), at tiny sizes, into build/gpu/:
                                          to try this program without one
 
-    parity   losses, gradients and log-probabilities of SFT, RM and PPO beside the CPU's in float32
-    kernels  attention over spans, casts and memory in decoding, float32 and TF32
-    steps    one step of SFT, RM and PPO at 134 M and 1.2 B weights: full, LoRA, QLoRA; tokens a second, MFU, peak memory
-    zero2    the same under DeepSpeed on one process
+    parity     losses, gradients and log-probabilities of SFT, RM and PPO beside the CPU's in float32
+    kernels    attention over spans, casts and memory in decoding, float32 and TF32
+    models     what a GPU's models must not do (rows G1, G3, G12 and G15 of tests/README.md)
+    processes  what its processes must do: hand weights over, hash, stop, DDP, save by time (G10, G13, G2, G16, G17)
+    steps      one step of SFT, RM and PPO at 134 M and 1.2 B weights: full, LoRA, QLoRA; tokens a second, MFU, peak memory
+    zero2      the same under DeepSpeed on one process
     zero3
-    rollout  sampled tokens a second beside transformers' generate, and vLLM's where RLHF_TEST_VLLM names its program
-    demo     the embedded demo in both precisions, held to its bands
+    rollout    sampled tokens a second beside transformers' generate, and vLLM's where RLHF_TEST_VLLM names its program
+    demo       the embedded demo in both precisions, held to its bands
 
-Each part is a process of its own, which may take ten minutes. Exit code: 0, or 1 where a goal is missed, or 2 without a GPU.
+Each part is a process of its own, which may take ten minutes. What fails in a part is a line of its table, and the rest is measured.
+What the machine cannot show (two processes without two GPUs, vLLM where none is named) is "not shown".
+Exit code: 0, or 1 where a goal is missed, or 2 without a GPU.
 """
 
 import argparse
@@ -21,6 +25,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -32,12 +37,14 @@ from typing import Any
 
 import torch
 
+from stages.blocks import HardwareSettings
+from stages.process.gpu import prepare_gpu
 from tests.bench.protocol import ROOT
-from tests.gpu.place import Figure, Place, no_gpu
+from tests.gpu.place import MODELS, Figure, Place, no_gpu
 from tests.gpu.table import Parts, describe_gpu, holds, write_results
 from tests.pretend_gpu import pretend_gpu
 
-PARTS = ("parity", "kernels", "steps", "zero2", "zero3", "rollout", "demo")
+PARTS = ("parity", "kernels", "models", "processes", "steps", "zero2", "zero3", "rollout", "demo")
 _ON_CPU = ("zero2", "zero3", "demo")  # with --pretend: DeepSpeed, and processes of their own, look for their devices themselves
 _LIMIT_S = 600
 _NO_GPU = 2
@@ -57,10 +64,12 @@ def main() -> int:
     path = ROOT / "build" / "gpu" / "gpu" if arguments.pretend else ROOT / "tests" / "bench" / "results" / "gpu"
     machine = describe_gpu(pretend=arguments.pretend)
     parts: Parts = read_results(path, machine)
-    for name in arguments.parts or PARTS:
-        parts[name] = start_part(name, path.with_name(f"gpu-{name}.json"), pretend=arguments.pretend)
-        parts = {each: parts[each] for each in PARTS if each in parts}
-        text = write_results(path, machine, parts)
+    text = ""
+    with tempfile.TemporaryDirectory() as models:
+        for name in arguments.parts or PARTS:
+            parts[name] = start_part(name, path.with_name(f"gpu-{name}.json"), models, pretend=arguments.pretend)
+            parts = {each: parts[each] for each in PARTS if each in parts}
+            text = write_results(path, machine, parts)
     print(text)
     print(f"written: {path.relative_to(ROOT)}.md and .json")
     return 0 if holds({name: parts[name] for name in arguments.parts or PARTS}) else 1
@@ -84,15 +93,16 @@ def read_results(path: Path, machine: str) -> Parts:
     return found["parts"] if found["machine"].rpartition(";")[0] == machine.rpartition(";")[0] else {}
 
 
-def start_part(name: str, into: Path, *, pretend: bool) -> dict[str, Any]:
-    """Run a part as a process; what it found before it failed counts."""
+def start_part(name: str, into: Path, models: str, *, pretend: bool) -> dict[str, Any]:
+    """Run a part as a process, which leaves its models in `models` for the next; what it found before it failed counts."""
     into.parent.mkdir(parents=True, exist_ok=True)
     into.unlink(missing_ok=True)
     command = [sys.executable, "-m", "tests.gpu", name, "--into", str(into), *(["--pretend"] if pretend else [])]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", MODELS: models}
     start = time.monotonic()
     print(f"{name} ...", file=sys.stderr, flush=True)
     try:
-        code = subprocess.run(command, cwd=ROOT, env=os.environ | {"HF_HUB_OFFLINE": "1"}, timeout=_LIMIT_S, check=False).returncode
+        code = subprocess.run(command, cwd=ROOT, env=environment, timeout=_LIMIT_S, check=False).returncode
         problem = f"it ended with exit code {code}" if code else ""
     except subprocess.TimeoutExpired:
         problem = f"it took more than {_LIMIT_S} s"
@@ -106,6 +116,7 @@ def run_part(name: str, into: Path, *, pretend: bool) -> int:
     measure = find_measure(name)  # libraries are imported as they are where there is no GPU
     pretended = no_gpu() if name in _ON_CPU else pretend_gpu()
     with pretended if pretend else nullcontext() as gpu, into.open("w") as stream:
+        prepare_gpu(HardwareSettings())  # before a tensor lies there: its allocator is settled then
         for figure in measure(Place(gpu)):
             stream.write(json.dumps(asdict(figure)) + "\n")
             stream.flush()

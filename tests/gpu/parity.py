@@ -2,7 +2,7 @@
 
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from tests.bench.rm_worker import make_comparisons
 from tests.bench.sft_worker import make_demonstrations
 from tests.bench.stage_context import make_context
 from tests.bench.workload import EOS, PAD, PPOWork, draw_ids, make_tokenizer
-from tests.gpu.place import Figure, Place, at_most, begin_anew, make_hardware
+from tests.gpu.place import Figure, Place, at_most, attempt, begin_anew, make_hardware
 
 # Relative, of losses and of gradients as one vector; log-probabilities in nats.
 _LIMITS = {"float32": {"loss": 1e-5, "gradient": 1e-4, "logprobs": 1e-4}, "bfloat16": {"loss": 2e-2, "gradient": 5e-2, "logprobs": 0.2}}
@@ -40,10 +40,17 @@ def measure(place: Place) -> Iterator[Figure]:
     for stage, compute in (("sft", compute_sft), ("rm", compute_rm), ("ppo", compute_ppo)):
         expected = compute(size, make_hardware("float32", device="cpu"))
         for precision in ("float32", "bfloat16"):
-            found = compute(size, make_hardware(precision))
-            for name, limit in _LIMITS[precision].items():
-                if name in expected:
-                    yield at_most(f"{stage} {precision}", name, compare(name, found[name], expected[name]), limit)
+            yield from attempt(f"{stage} {precision}", compare_stage(stage, compute, size, precision, expected))
+
+
+def compare_stage(
+    stage: str, compute: Callable[..., dict[str, torch.Tensor]], size: str, precision: str, expected: dict[str, torch.Tensor]
+) -> Iterator[Figure]:
+    """Compare one stage in one precision."""
+    found = compute(size, make_hardware(precision))
+    for name, limit in _LIMITS[precision].items():
+        if name in expected:
+            yield at_most(f"{stage} {precision}", name, compare(name, found[name], expected[name]), limit)
 
 
 def compare(name: str, found: torch.Tensor, expected: torch.Tensor) -> float:

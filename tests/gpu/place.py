@@ -1,6 +1,9 @@
 """Where the parts of the check compute: on a GPU, or (to try them where there is none) on a pretend one, at tiny sizes."""
 
+import gc
+import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +17,7 @@ from stages.blocks import HardwareSettings
 from stages.process.gpu import prepare_gpu
 from tests.bench.sizes import SIZES
 
+MODELS = "RLHF_GPU_CHECK_MODELS"  # names a directory where parts find models that another part has written
 # Products of bfloat16 a second that a GPU's maker states, without sparsity.
 _PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
 
@@ -24,7 +28,7 @@ class Figure:
 
     case: str
     name: str
-    value: float
+    value: float | None  # None: nothing was found, the name says why
     unit: str = ""
     goal: str = ""
     holds: bool | None = None
@@ -66,6 +70,26 @@ def at_least(case: str, name: str, value: float, limit: float, unit: str = "") -
     return Figure(case, name, value, unit, f">= {limit:g}", value >= limit)
 
 
+def not_shown(case: str, why: str) -> Figure:
+    """Make a line for what this machine cannot show."""
+    return Figure(case, why, None)
+
+
+def attempt(case: str, figures: Iterator[Figure]) -> Iterator[Figure]:
+    """Give what a measurement finds; where it fails, a line that says so, and what comes after it is measured all the same."""
+    try:
+        yield from figures
+    except Exception as error:
+        traceback.print_exc()
+        said = f"{type(error).__name__}: {' '.join(str(error).split()):.160}"
+        yield Figure(case, said.replace("|", "/"), None, holds=False)
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Say how far a tensor is from what is expected, relative to that one's norm."""
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
 @contextmanager
 def no_gpu() -> Iterator[str]:
     """Inside, what asks a GPU how fast and how full it is hears nothing; all is computed by the CPU."""
@@ -95,10 +119,31 @@ def measure_s(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+def free_memory() -> None:
+    """Give back what earlier measurements left: trainers refer to themselves, and DeepSpeed's engines outlive whoever made them.
+
+    Hooks that Python's collector does not see into hold an engine's weights, gradients and moments, at ZeRO stage 3 2 GB of buffers too.
+    """
+    if "deepspeed" in sys.modules:
+        import deepspeed
+
+        for engine in [each for each in gc.get_objects() if type(each) is deepspeed.DeepSpeedEngine and vars(each)]:
+            engine.destroy()
+            for weight in engine.module.parameters():
+                for held in (weight, getattr(weight, "ds_tensor", None)):
+                    if held is not None:
+                        held.data = held.data.new_empty(0)
+            for part in (engine.optimizer, *engine.module.parameters(), engine):
+                if part is not None:
+                    vars(part).clear()
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
 @contextmanager
 def peak_memory() -> Iterator[Callable[[], float]]:
     """Inside, count from zero; gives what reads the most GB that were held at once."""
-    torch.cuda.empty_cache()
+    free_memory()
     torch.cuda.reset_peak_memory_stats()
     yield lambda: torch.cuda.max_memory_allocated() / 2**30
 

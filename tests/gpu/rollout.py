@@ -21,7 +21,7 @@ from stages.models.precision import autocast
 from stages.responses.generation import generate_responses
 from tests.bench.our_models import open_policy
 from tests.bench.workload import EOS, PAD, PPOWork, make_plain_policy, make_policy, make_prompts
-from tests.gpu.place import Figure, Place, make_hardware, measure_s, peak_memory
+from tests.gpu.place import Figure, Place, attempt, free_memory, make_hardware, measure_s, not_shown, peak_memory
 
 _GOAL = 0.6  # of vLLM's speed
 # Run by vLLM's own Python: the model's directory and prompts from a file, tokens a second to standard output.
@@ -46,25 +46,37 @@ def measure(place: Place) -> Iterator[Figure]:
     for size in place.sizes:
         policy = open_policy(size, 0.0, hardware).to("cuda").eval()
         for rows in place.choose((64, 256), (4,)):
-            work = PPOWork(size, 0.0, rows, place.choose(64, 4), place.choose(256, 8), place.choose(256, 6), 1)
-            prompts, case, seeds = make_prompts(work), f"{size}, {rows} rows", itertools.count()
-            with peak_memory() as read_peak:
-                ours = _rate(work, partial(_sample_ours, policy, work, prompts, seeds))
-                yield Figure(case, "ours", ours, "tokens/s")
-                yield Figure(case, "peak memory", read_peak(), "GB")
-            theirs = _rate(work, partial(_sample_transformers, policy, work, prompts))
-            yield Figure(case, "transformers' generate", theirs, "tokens/s")
-            yield place.reach(case, "ours / generate", ours / theirs, 1.0)
-            if not place.pretend:  # it computes in a thread of its own, which knows nothing of a pretend GPU
-                model = make_policy(size, 0.0).to("cuda", torch.bfloat16).eval()
-                batched = _rate(work, partial(sample_batched, model, work, prompts))
-                yield Figure(case, "transformers' continuous batching", batched, "tokens/s")
-                yield Figure(case, "ours / continuous batching", ours / batched, "x")
-                del model
-            if vllm := os.environ.get("RLHF_TEST_VLLM"):
-                found = _run_vllm(vllm, size, work, prompts)
-                yield Figure(case, "vLLM", found, "tokens/s")
-                yield place.reach(case, "ours / vLLM", ours / found, _GOAL)
+            case = f"{size}, {rows} rows"
+            yield from attempt(case, _measure_rows(place, policy, size, rows, case))
+
+
+def _measure_rows(place: Place, policy: Any, size: str, rows: int, case: str) -> Iterator[Figure]:
+    work = PPOWork(size, 0.0, rows, place.choose(64, 4), place.choose(256, 8), place.choose(256, 6), 1)
+    prompts, seeds = make_prompts(work), itertools.count()
+    with peak_memory() as read_peak:
+        ours = _rate(work, partial(_sample_ours, policy, work, prompts, seeds))
+        yield Figure(case, "ours", ours, "tokens/s")
+        yield Figure(case, "peak memory", read_peak(), "GB")
+    theirs = _rate(work, partial(_sample_transformers, policy, work, prompts))
+    yield Figure(case, "transformers' generate", theirs, "tokens/s")
+    yield place.reach(case, "ours / generate", ours / theirs, 1.0)
+    if not place.pretend:  # it computes in a thread of its own, which knows nothing of a pretend GPU
+        yield from attempt(f"{case}, continuous batching", _measure_batched(size, work, prompts, case, ours))
+    if vllm := os.environ.get("RLHF_TEST_VLLM"):
+        free_memory()
+        found = _run_vllm(vllm, size, work, prompts)
+        yield Figure(case, "vLLM", found, "tokens/s")
+        yield place.reach(case, "ours / vLLM", ours / found, _GOAL)
+    else:
+        yield not_shown(f"{case}, vLLM", "it needs vLLM's program, named by RLHF_TEST_VLLM")
+
+
+def _measure_batched(size: str, work: PPOWork, prompts: list[list[int]], case: str, ours: float) -> Iterator[Figure]:
+    free_memory()
+    model = make_policy(size, 0.0).to("cuda", torch.bfloat16).eval()
+    batched = _rate(work, partial(sample_batched, model, work, prompts))
+    yield Figure(case, "transformers' continuous batching", batched, "tokens/s")
+    yield Figure(case, "ours / continuous batching", ours / batched, "x")
 
 
 def _rate(work: PPOWork, sample: Callable[[], Any]) -> float:

@@ -1,7 +1,10 @@
 """One optimizer step of SFT and RM (K = 4), and one PPO update, at the sizes of `Place`: full, LoRA, QLoRA, ZeRO; speed and peak memory."""
 
+import atexit
+import functools
 import os
 import random
+import shutil
 import socket
 import tempfile
 import time
@@ -33,7 +36,7 @@ from stages.trl.sft import make_sft_trainer
 from tests.bench.our_models import make_hardware as make_cpu_hardware
 from tests.bench.stage_context import make_context
 from tests.bench.workload import EOS, PAD, draw_ids, make_plain_policy, make_tokenizer
-from tests.gpu.place import Figure, Place, begin_anew, count_weights, make_hardware, peak_memory
+from tests.gpu.place import MODELS, Figure, Place, attempt, begin_anew, count_weights, make_hardware, peak_memory
 
 _STEPS = 3  # of which the last is measured
 _GOAL = 0.45  # MFU of the update of a model of 1 B weights
@@ -54,16 +57,21 @@ def measure(place: Place) -> Iterator[Figure]:
 
 def measure_zero(place: Place, stage: int) -> Iterator[Figure]:
     """Measure one process under DeepSpeed."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    stand_alone()
     precision, device = place.choose(("bfloat16", "cuda"), ("float32", "cpu"))
     hardware = make_hardware(precision, device=device, engine="deepspeed", zero_stage=stage)
     yield from _measure(place, hardware, ["full", "lora"], f" zero{stage}", place.sizes)
     if stage == 2:  # norms and losses of both devices meet
         offloading = make_hardware(precision, device=device, engine="deepspeed", zero_stage=stage, offload_optimizer=True)
         yield from _measure(place, offloading, ["critic's warm-up"], " zero2, optimizer on the CPU", place.sizes[:1], stages=("ppo",))
+
+
+def stand_alone() -> None:
+    """Say in the environment that this process is one of one, as a launcher would."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
 
 
 def _measure(
@@ -75,31 +83,52 @@ def _measure(
     stages: Sequence[str] = ("sft", "rm", "ppo"),
 ) -> Iterator[Figure]:
     for size in sizes:
-        with tempfile.TemporaryDirectory() as directory:
-            paths = write_models(size, Path(directory))
-            for form in forms:
-                for stage in stages:
-                    case = f"{stage} {size} {form}{engine}"
-                    with tempfile.TemporaryDirectory() as work, peak_memory() as read_peak:
-                        if not engine:
-                            begin_anew()
-                        seconds, tokens, passes = _RUNS[stage](place, size, paths, hardware, _FORMS[form], Path(work))
-                        peak = read_peak()
-                    yield Figure(case, "tokens a second", tokens / seconds, "/s")
-                    yield Figure(case, "peak memory", peak, "GB")
-                    if form == "full" and (peak_flops := place.peak_flops):
-                        mfu = 6 * count_weights(size) * tokens * passes / seconds / peak_flops
-                        is_goal = size == "1b" and not engine
-                        yield place.reach(case, "MFU", mfu, _GOAL, "") if is_goal else Figure(case, "MFU", mfu)
+        paths = find_models(size)
+        for form in forms:
+            for stage in stages:
+                case = f"{stage} {size} {form}{engine}"
+                yield from attempt(case, _measure_case(place, hardware, case, stage, size, form, paths, plain=not engine))
 
 
-def write_models(size: str, directory: Path) -> dict[str, str]:
-    """Write an SFT model and a reward model on it, of random weights; returns their paths by role."""
+def _measure_case(
+    place: Place, hardware: HardwareSettings, case: str, stage: str, size: str, form: str, paths: dict[str, str], *, plain: bool
+) -> Iterator[Figure]:
+    with tempfile.TemporaryDirectory() as work, peak_memory() as read_peak:
+        if plain:
+            begin_anew()
+        seconds, tokens, passes = _RUNS[stage](place, size, paths, hardware, _FORMS[form], Path(work))
+        peak = read_peak()
+    yield Figure(case, "tokens a second", tokens / seconds, "/s")
+    yield Figure(case, "peak memory", peak, "GB")
+    if form == "full" and (peak_flops := place.peak_flops):
+        mfu = 6 * count_weights(size) * tokens * passes / seconds / peak_flops
+        yield place.reach(case, "MFU", mfu, _GOAL, "") if size == "1b" and plain else Figure(case, "MFU", mfu)
+
+
+def find_models(size: str) -> dict[str, str]:
+    """Find an SFT model and a reward model on it, by role, that an earlier part has written; write them where none has."""
+    shared = os.environ.get(MODELS) or _own_directory()
+    directory = Path(shared) / size
+    if not directory.exists():
+        temporary = Path(shared) / f"{size}.tmp"
+        write_models(size, temporary)
+        temporary.rename(directory)
+    return {"sft": str(directory / "sft"), "rm": str(directory / "rm" / MODEL_DIR)}
+
+
+@functools.cache
+def _own_directory() -> str:
+    directory = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
+
+
+def write_models(size: str, directory: Path) -> None:
+    """Write an SFT model and a reward model on it, of random weights."""
     sft, rm, tokenizer = directory / "sft", directory / "rm", make_tokenizer(size)
     make_plain_policy(size, seed=0).save_pretrained(sft)
     tokenizer.save_pretrained(sft)
     save_model(init_reward_model(str(sft), make_cpu_hardware("float32"), seed=1), tokenizer, rm)
-    return {"sft": str(sft), "rm": str(rm / MODEL_DIR)}
 
 
 class _Clock(TrainerCallback):

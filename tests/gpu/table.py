@@ -44,7 +44,7 @@ def _render(name: str, part: dict[str, Any]) -> str:
         [
             figure["case"],
             figure["name"],
-            f"{figure['value']:.4g} {figure['unit']}".strip(),
+            _render_value(figure),
             figure["goal"],
             {True: "yes", False: "NO", None: ""}[figure["holds"]],
         ]
@@ -52,6 +52,12 @@ def _render(name: str, part: dict[str, Any]) -> str:
     ]
     problem = f"{part['problem']}\n\n" if part["problem"] else ""
     return f"## {name}, {part['seconds']:.0f} s\n\n{problem}{format_table(['case', 'figure', 'value', 'goal', 'holds'], rows)}\n"
+
+
+def _render_value(figure: dict[str, Any]) -> str:
+    if figure["value"] is None:
+        return "not shown" if figure["holds"] is None else "failed"
+    return f"{figure['value']:.4g} {figure['unit']}".strip()
 
 
 def holds(parts: Parts) -> bool:

@@ -1,14 +1,23 @@
 """The check of GPUs by itself: what it says without one, its table, and a part of it on a pretend GPU."""
 
+import gc
 import json
+import os
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
 
+from stages.models import logprobs
+from tests.bench.protocol import ROOT
 from tests.bench.workload import PPOWork, make_policy, make_prompts
 from tests.gpu import __main__ as check
-from tests.gpu.place import Figure, Place, at_least, at_most
+from tests.gpu import steps
+from tests.gpu.models import measure_scaled_logits
+from tests.gpu.place import Figure, Place, at_least, at_most, attempt, begin_anew, free_memory, make_hardware, no_gpu, not_shown
 from tests.gpu.rollout import sample_batched
 from tests.gpu.table import holds, write_results
 from tests.pretend_gpu import pretend_gpu
@@ -39,12 +48,68 @@ def test_the_table_says_what_was_found_and_which_goal_is_missed(tmp_path):
     assert check.read_results(tmp_path / "gpu", "another card; its versions; a day") == {}
 
 
+def test_what_fails_is_a_line_and_what_cannot_be_shown_is_another(tmp_path, capsys):
+    def measure():
+        yield Figure("a case", "speed", 2.0)
+        raise ValueError("a tensor | of\nno device")
+
+    figures = [*attempt("a case", measure()), not_shown("another", "it needs two GPUs")]
+    parts = {"kernels": {"seconds": 1.0, "problem": "", "figures": [vars(figure) for figure in figures]}}
+    lines = [line for line in write_results(tmp_path / "gpu", "a card", parts).splitlines() if line.startswith("| a")][1:]
+    assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines] == [
+        ["a case", "ValueError: a tensor / of no device", "failed", "", "NO"],
+        ["another", "it needs two GPUs", "not shown", "", ""],
+    ]
+    assert not holds(parts) and "Traceback" in capsys.readouterr().err
+    parts["kernels"]["figures"].pop(1)
+    assert holds(parts)
+
+
 @pytest.mark.slow
-def test_a_part_runs_on_a_pretend_gpu_and_meets_its_goals():
-    measure = check.find_measure("kernels")
+def test_a_head_that_leaves_its_cap_out_is_found(monkeypatch):
+    found = [figure for figure in measure_scaled_logits("gemma2", {"final_logit_softcapping": 5.0}) if "float32" in figure.case]
+    plain = logprobs.compute_logits
+    monkeypatch.setattr(logprobs, "compute_logits", lambda model, states, own_head: plain(model, states, own_head=False))
+    broken = [figure for figure in measure_scaled_logits("gemma2", {"final_logit_softcapping": 5.0}) if "float32" in figure.case]
+    assert [figure.holds for figure in found + broken] == [True, False]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 3])
+def test_nothing_of_a_step_stays_in_memory(stage):
+    """Weights, gradients and moments of eighteen steps, at 1.2 B weights each, would not fit into one GPU."""
+    command = [sys.executable, "-c", "from tests.gpu.test_gpu_check import train_and_count; train_and_count()", str(stage)]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert float(done.stdout.rpartition("left: ")[2]) < 10_000  # of 86,000 bytes of weights, and as many of each moment
+
+
+def train_and_count():
+    """Run by the test above in a process of its own, into which DeepSpeed may settle."""
+    stage = int(sys.argv[1])
+    with no_gpu() as gpu:
+        engine = {"engine": "deepspeed", "zero_stage": stage} if stage else {}
+        if stage:
+            steps.stand_alone()
+        else:
+            begin_anew()
+        hardware = make_hardware("float32", device="cpu", **engine)
+        for name in ("sft", "ppo"):
+            with tempfile.TemporaryDirectory() as directory:
+                steps._RUNS[name](Place(gpu), "tiny", steps.find_models("tiny"), hardware, {}, Path(directory))
+        free_memory()
+    storages = {id(storage): storage for storage in (each.untyped_storage() for each in gc.get_objects() if isinstance(each, torch.Tensor))}
+    print(f"left: {sum(storage.nbytes() for storage in storages.values())}", flush=True)
+    os._exit(0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("part", "least"), [("kernels", 12), ("models", 15), ("processes", 10)])
+def test_a_part_runs_on_a_pretend_gpu_and_meets_its_goals(part, least):
+    measure = check.find_measure(part)
     with pretend_gpu() as gpu:
         figures = list(measure(Place(gpu)))
-    assert len(figures) >= 12 and not [figure for figure in figures if figure.holds is False]
+    assert len(figures) >= least and not [figure for figure in figures if figure.holds is False]
 
 
 @pytest.mark.slow
