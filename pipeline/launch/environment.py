@@ -13,18 +13,23 @@ _GPUS = ("/dev/nvidiactl", "/dev/kfd")  # what the drivers of NVIDIA and AMD lea
 
 
 def allocator_settings() -> dict[str, str]:
-    """Have a stage on a CPU keep the memory of freed tensors, in huge pages.
+    """Have a stage on a CPU keep the memory of freed tensors, in huge pages; on a GPU have memory lie in segments that grow.
 
     glibc hands it back to the system above 32 MiB and at the heap's end, which then has to zero it anew, page by page of 4 KiB: of a PPO
-    update 6 to 10 %. Nothing where the user set the allocator, where stages compute on a GPU (their processes would hold on to what
-    they loaded), and below glibc 2.35, which takes one of the thresholds and refuses the other.
+    update 6 to 10 %. On a GPU (where a process would hold on to what it loaded) blocks of all sizes come and go with rows of all lengths:
+    in segments that grow, what is free can be used again. torch reads that when CUDA starts, which an import may do: a process is born with it.
+
+    Nothing where the user set the allocator, and below glibc 2.35, which takes one of the thresholds and refuses the other.
     """
+    if any(Path(device).exists() for device in _GPUS):
+        is_set = any(name.startswith("PYTORCH_") and name.endswith("ALLOC_CONF") for name in os.environ)
+        return {} if is_set else {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
     try:
         version = tuple(map(int, (os.confstr("CS_GNU_LIBC_VERSION") or "").removeprefix("glibc ").split(".")))
     except (ValueError, OSError):  # another C library
         return {}
     is_set = any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)
-    if version < (2, 35) or is_set or any(Path(device).exists() for device in _GPUS):
+    if version < (2, 35) or is_set:
         return {}
     return {"GLIBC_TUNABLES": f"glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold={2**30}:glibc.malloc.trim_threshold={2**30}"}
 

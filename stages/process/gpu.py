@@ -1,13 +1,8 @@
 """What a process settles on a GPU before it computes there, and what it gives back between phases. On a CPU nothing of it happens."""
 
-import os
-
 import torch
 
 from stages.blocks import HardwareSettings
-
-_ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
-_ALLOCATOR_NEW = "PYTORCH_ALLOC_CONF"
 
 
 def finds_gpu(hardware: HardwareSettings) -> bool:
@@ -21,7 +16,7 @@ def find_device(hardware: HardwareSettings) -> torch.device:
 
 
 def prepare_gpu(hardware: HardwareSettings) -> None:
-    """Settle how kernels are chosen and memory is kept; before the first tensor lies on the GPU."""
+    """Settle how kernels are chosen. How memory is kept is settled when the process starts, see `pipeline.launch.environment`."""
     if not finds_gpu(hardware):
         return
     # Its attention builds a plan for each shape, on Hopper and later, and shapes change with every token that is decoded.
@@ -29,9 +24,6 @@ def prepare_gpu(hardware: HardwareSettings) -> None:
     # Float32 is the reference: its products keep all 24 bits unless the recipe says otherwise, whatever the environment says.
     torch.set_float32_matmul_precision("high" if hardware.tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = hardware.tf32
-    # Blocks of all sizes come and go with rows of all lengths: in segments that grow, what is free can be used again.
-    if _ALLOCATOR not in os.environ and _ALLOCATOR_NEW not in os.environ:
-        os.environ[_ALLOCATOR_NEW] = "expandable_segments:True"
 
 
 def release_memory(device: torch.device) -> None:

@@ -42,7 +42,8 @@ _LOG_FILE, _WEIGHTS_DIR = "vllm.log", "rollout"
 _MEMORY_DIR = Path("/dev/shm")
 _KEY = "VLLM_API_KEY"
 # What torchrun tells its workers, and what is of our environment: nothing that the server should go by.
-_OURS = ("RANK", "WORLD_SIZE", "MASTER_", "LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_", "TORCH_NCCL_", "PYTHONPATH")
+_ALLOCATOR = "PYTORCH_ALLOC_CONF"  # as our processes have it (pipeline.launch.environment); a server that sleeps refuses it
+_OURS = ("RANK", "WORLD_SIZE", "MASTER_", "LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_", "TORCH_NCCL_", "PYTHONPATH", _ALLOCATOR)
 
 
 @contextmanager

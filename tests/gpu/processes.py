@@ -218,7 +218,8 @@ def run_stage(spec: StageSpec) -> tuple[int, list[int]]:
     path = spec.events_path.with_name("spec.json")
     path.write_text(spec.model_dump_json())
     command = [sys.executable, "-P", "-m", f"stages.{spec.stage}", str(path)]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    places = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": places}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
     if done.returncode != EXIT_OK:
         print(done.stdout[-2000:], done.stderr[-4000:], file=sys.stderr)

@@ -57,9 +57,14 @@ def test_the_allocator_is_left_alone_where_it_would_refuse_half_of_the_settings(
 
 
 @pytest.mark.usefixtures("plain_allocator")
-def test_the_allocator_is_left_alone_beside_a_gpu(monkeypatch, tmp_path):
+@pytest.mark.parametrize("name", [None, "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
+def test_beside_a_gpu_its_segments_grow_unless_the_user_sets_its_allocator(monkeypatch, tmp_path, name):
     monkeypatch.setattr(environment, "_GPUS", (str(tmp_path),))
-    assert allocator_settings() == {}
+    for each in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        monkeypatch.delenv(each, raising=False)
+    if name:
+        monkeypatch.setenv(name, "backend:cudaMallocAsync")
+    assert allocator_settings() == ({} if name else {"PYTORCH_ALLOC_CONF": "expandable_segments:True"})
 
 
 def test_a_stage_gets_nothing_of_what_another_launcher_left_and_the_user_is_told(run_script, tmp_path, monkeypatch):

@@ -1,7 +1,5 @@
 """What a process settles before it computes on a GPU, and that on a CPU nothing of it happens."""
 
-import os
-
 import pytest
 import torch
 from torch import distributed
@@ -14,11 +12,8 @@ from tests.pretend_gpu import pretend_gpu
 
 
 @pytest.fixture(autouse=True)
-def as_found(monkeypatch):
-    """Leave torch's switches and the environment as they are."""
-    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
+def as_found():
+    """Leave torch's switches as they are."""
     cudnn, precision, tf32 = torch.backends.cuda.cudnn_sdp_enabled(), torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     yield
     torch.backends.cuda.enable_cudnn_sdp(cudnn)
@@ -31,25 +26,16 @@ def settings():
         torch.backends.cuda.cudnn_sdp_enabled(),
         torch.get_float32_matmul_precision(),
         torch.backends.cudnn.allow_tf32,
-        os.environ.get("PYTORCH_ALLOC_CONF"),
     )
 
 
 @pytest.mark.parametrize(("tf32", "precision"), [(False, "highest"), (True, "high")])
-def test_on_a_gpu_attention_makes_no_plans_float32_is_whole_unless_asked_and_segments_grow(monkeypatch, tf32, precision):
+def test_on_a_gpu_attention_makes_no_plans_and_float32_is_whole_unless_asked(tf32, precision):
     torch.backends.cuda.enable_cudnn_sdp(True)
     with pretend_gpu():
         prepare_gpu(HardwareSettings(precision="float32", tf32=tf32))
         assert find_device(HardwareSettings()).type == "cuda" and find_device(HardwareSettings(device="cpu")).type == "cpu"
-    assert settings() == (False, precision, tf32, "expandable_segments:True")
-    monkeypatch.delenv("PYTORCH_ALLOC_CONF")
-
-
-def test_what_the_user_says_of_the_allocator_stays(monkeypatch):
-    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "backend:cudaMallocAsync")
-    with pretend_gpu():
-        prepare_gpu(HardwareSettings())
-    assert "PYTORCH_ALLOC_CONF" not in os.environ
+    assert settings() == (False, precision, tf32)
 
 
 @pytest.mark.parametrize("gpus", [0, 1])
