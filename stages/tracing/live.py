@@ -3,9 +3,11 @@
 code under `Live` -> bytes of all storages that live, at each moment -> the peak of each phase
 
 Under fake tensors indices stay real: what is computed of whole numbers alone (lengths, masks, where documents lie) is computed, so that
-code which reads such numbers runs; floating-point tensors have a shape and no content.
+code which reads such numbers runs; floating-point tensors have a shape and no content. What is too large for lengths and masks has none
+either: a comparison of each token with each entry of the vocabulary, which nobody reads, would take most of the time.
 """
 
+import math
 import weakref
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch.utils.flop_counter import flop_registry
 from stages.internals import DispatchMode, find_asked_device, get_leaves, get_storage_key, is_fake, is_grouped_product, without_fakes
 
 _INDEX = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
+_READ = 2**22  # elements of the largest tensor of whole numbers that code under a trace may read
 
 
 class Live(DispatchMode):
@@ -69,12 +72,14 @@ class Live(DispatchMode):
 
 
 def _run(function: Any, given: list[torch.Tensor], args: Any, kwargs: Any) -> Any:
-    """Compute what is made of whole numbers alone, and everything where nothing is fake."""
+    """Compute what is made of whole numbers alone and may be read, and everything where nothing is fake."""
     if any(map(is_fake, given)):
         if function in _INDEX:
             args = (args[0], [_list_places(index) for index in args[1]], *args[2:])
         return _multiply_groups(*args, **kwargs) if is_grouped_product(function) else function(*args, **kwargs)
     if given:
+        if _makes_too_much(function, given):
+            return function(*args, **kwargs)
         with without_fakes():
             return function(*args, **kwargs)
     made = function(*args, **kwargs)
@@ -83,6 +88,13 @@ def _run(function: Any, given: list[torch.Tensor], args: Any, kwargs: Any) -> An
         with without_fakes():
             return function(*args, **kwargs)
     return made
+
+
+def _makes_too_much(function: Any, given: list[torch.Tensor]) -> bool:
+    """Whether what an operation makes, element by element, is too large for lengths and masks."""
+    if torch.Tag.pointwise not in getattr(function, "tags", ()):
+        return False
+    return math.prod(torch.broadcast_shapes(*(tensor.shape for tensor in given))) > _READ
 
 
 def _multiply_groups(left: torch.Tensor, right: torch.Tensor, groups: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:

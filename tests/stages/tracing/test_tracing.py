@@ -8,7 +8,7 @@ from pytest import approx, fixture, mark, raises
 from transformers import LlamaConfig, Qwen3MoeConfig
 
 from stages.blocks import HardwareSettings, TokenSettings
-from stages.internals import fakes
+from stages.internals import fakes, is_fake
 from stages.process.errors import StageError
 from stages.spec import EXIT_MISSING, STAGES
 from stages.tracing.__main__ import _open_config
@@ -145,6 +145,17 @@ def test_whole_numbers_stay_readable_among_fake_tensors():
         states = torch.zeros(6, 4)
         assert lengths.cumsum(0).tolist() == [3, 4, 6]
         assert states[lengths.repeat_interleave(lengths) > 1].shape == (5, 4)
+
+
+def test_what_is_too_large_for_a_mask_holds_its_bytes_and_is_not_computed():
+    rows, columns = 2**13, 2**10
+    with fakes(), Live() as live:
+        small, large = (torch.zeros(count, 1, dtype=torch.long) == torch.arange(columns) for count in (2, rows))
+        assert (is_fake(small), is_fake(large)) == (False, True)
+        assert small.sum() == 2
+        before, numbers = live.now, large.float()
+        assert is_fake(numbers) and live.now - before == rows * columns * torch.float32.itemsize
+        assert large.untyped_storage().nbytes() == rows * columns
 
 
 def test_layers_that_alternate_are_traced_by_whole_periods():
