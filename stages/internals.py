@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode as DispatchMode
 from transformers.integrations import deepspeed as transformers_deepspeed
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
@@ -250,7 +249,10 @@ def find_asked_device(function: Any, args: Any) -> torch.device | None:
 
 def get_leaves(tree: Any) -> list[torch.Tensor]:
     """List the tensors in nested lists, tuples and dictionaries."""
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+    if isinstance(tree, torch.Tensor):
+        return [tree]
+    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
+    return [leaf for part in parts for leaf in get_leaves(part)]
 
 
 def get_storage_key(storage: Any) -> int:
