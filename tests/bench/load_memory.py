@@ -2,7 +2,8 @@
 
     python -P -m tests.bench.load_memory wide        a size of tests.bench.sizes, its file in bfloat16; on the CPU, over gloo
 
-Private memory (anonymous, by /proc/self/smaps_rollup, of which a file that is mapped is no part), above what it was before loading.
+Private memory (RssAnon of /proc/self/status), above what it was before, when a tiny model was loaded for the imports. It has what was
+freed and was not given back, and no page of a mapped file (RssFile): the system takes those whenever it needs them.
 """
 
 import argparse
@@ -17,22 +18,35 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-_SAMPLE_S = 0.01
+from pipeline.launch.environment import allocator_settings
+
+_SAMPLE_S = 0.002
 
 
 def main() -> None:
-    """Write the model, start two processes that load it, and print what they held."""
+    """Print what two processes held."""
     parser = argparse.ArgumentParser()
     parser.add_argument("size")
     parser.add_argument("--precision", default="bfloat16")
     parser.add_argument("--stage", type=int, default=3)
     arguments = parser.parse_args()
+    for figures in measure(arguments.size, precision=arguments.precision, stage=arguments.stage):
+        print(json.dumps(figures))
+
+
+def measure(size: str, *, precision: str = "bfloat16", stage: int = 3) -> list[dict[str, float]]:
+    """Write the model, have two processes load it as those of a stage would; returns the figures of each."""
     with tempfile.TemporaryDirectory() as directory:
-        write_model(arguments.size, Path(directory))
-        program = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", __file__, directory]
-        environment = os.environ | {"LOAD_MEMORY": json.dumps(vars(arguments)), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        subprocess.run([sys.executable, *program], env=environment, check=True)
+        for name in (size, "tiny"):
+            write_model(name, Path(directory) / name)
+        program = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", __file__, str(Path(directory) / size)]
+        given = {"LOAD_MEMORY": json.dumps({"precision": precision, "stage": stage}), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        environment = {**os.environ, **allocator_settings(), **given}
+        done = subprocess.run([sys.executable, *program], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+        return [json.loads(path.read_text()) for path in sorted(Path(directory).glob("figures-*.json"))]
 
 
 def write_model(size: str, directory: Path) -> None:
@@ -50,7 +64,7 @@ def write_model(size: str, directory: Path) -> None:
 
 
 def load(directory: Path) -> None:
-    """Load in one of the processes; leaves its figures on standard output."""
+    """Load in one of the processes; leaves its figures beside the model."""
     from stages.blocks import LoRASettings, TokenSettings
     from stages.models.adapters import apply_lora
     from stages.models.policy import load_policy
@@ -65,9 +79,14 @@ def load(directory: Path) -> None:
     lora = LoRASettings(rank=16)
     context = make_context("sft", SFTSettings(lora=lora), TokenSettings(), given["precision"], directory, hardware=hardware)
     join(context)
+
+    def open_adapted(path: Path) -> Any:
+        model = load_policy(str(path), hardware, engine=choose_engine(context))
+        return apply_lora(model, lora, "CAUSAL_LM", hardware)
+
+    open_adapted(directory.with_name("tiny"))
     with watch_private() as read_peak:
-        model = load_policy(str(directory), hardware, engine=choose_engine(context))
-        adapted = apply_lora(model, lora, "CAUSAL_LM", hardware)
+        adapted = open_adapted(directory)
         peak = read_peak()
     weights = [getattr(weight, "ds_numel", weight.numel()) for weight in adapted.parameters()]
     held = [getattr(weight, "ds_tensor", weight) for weight in adapted.parameters()]
@@ -78,9 +97,8 @@ def load(directory: Path) -> None:
         "held_mb": sum(each.numel() * each.element_size() for each in held) / 1e6,
         "peak_mb": peak / 1e6,
     }
-    print(json.dumps(figures), flush=True)
+    directory.with_name(f"figures-{context.rank}.json").write_text(json.dumps(figures))
     leave()
-    sys.stdout.flush()
     os._exit(0)
 
 
@@ -109,7 +127,7 @@ def watch_private() -> Iterator[Callable[[], int]]:
 
 def read_private() -> int:
     """Read the bytes of this process's private memory."""
-    return 1024 * int(re.findall(r"^Anonymous: +(\d+) kB", Path("/proc/self/smaps_rollup").read_text(), re.MULTILINE)[0])
+    return 1024 * int(re.findall(r"^RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)[0])
 
 
 if __name__ == "__main__":
