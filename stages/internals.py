@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import transformers.modeling_utils
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode as DispatchMode
@@ -34,6 +35,7 @@ __all__ = [
     "copy_modules",
     "count_elements",
     "fakes",
+    "filled_ungathered",
     "find_refused_modules",
     "get_attention",
     "get_leaves",
@@ -173,6 +175,45 @@ def count_elements(parameter: Any) -> int:
 def is_gathered(parameter: Any) -> bool:
     """Whether a weight that is shared out is whole here at the moment."""
     return parameter.ds_status.name == "AVAILABLE"
+
+
+@contextmanager
+def filled_ungathered(tell: Callable[[torch.Tensor], None]) -> Generator[None]:
+    """Inside, what transformers reads into a weight that is shared out is read into an empty one.
+
+    Otherwise what stands there is gathered to be overwritten: with gloo, which gathers into a copy, two whole weights.
+
+    Args:
+        tell: is called with each weight when it has its whole size, and when it is shared out again.
+    """
+    import deepspeed
+
+    loading: Any = transformers.modeling_utils
+    gather, read = deepspeed.zero.GatheredParameters, loading._load_state_dict_into_zero3_model
+
+    @contextmanager
+    def fill(parameters: list[Any], modifier_rank: int) -> Generator[None]:
+        for parameter in parameters:
+            parameter.data = torch.empty(parameter.ds_shape, dtype=parameter.dtype, device=parameter.device)
+            parameter.ds_status = type(parameter.ds_status).AVAILABLE
+            tell(parameter)
+        with gather(parameters, modifier_rank=modifier_rank):  # what is whole stays as it is; on leaving it is shared out
+            yield
+        for parameter in parameters:
+            tell(parameter)
+
+    def read_all(*arguments: Any, **keywords: Any) -> Any:
+        deepspeed.zero.GatheredParameters = fill
+        try:
+            return read(*arguments, **keywords)
+        finally:
+            deepspeed.zero.GatheredParameters = gather
+
+    loading._load_state_dict_into_zero3_model = read_all
+    try:
+        yield
+    finally:
+        loading._load_state_dict_into_zero3_model = read
 
 
 def skip_inference_kernel() -> None:

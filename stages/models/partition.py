@@ -6,15 +6,27 @@ Everything here takes whole models too, and leaves them whole: the code that pre
 touches pieces speaks to the other ranks: all must call it.
 """
 
+import ctypes
 from collections.abc import Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from stages.internals import HfDeepSpeedConfig, get_piece, is_gathered, is_partitioned, unset_hf_deepspeed_config
+from stages.internals import (
+    HfDeepSpeedConfig,
+    count_elements,
+    filled_ungathered,
+    get_piece,
+    is_gathered,
+    is_partitioned,
+    unset_hf_deepspeed_config,
+)
 from stages.process.engine import Engine
+
+_LARGE = 2**20  # bytes; what smaller weights leave behind does not add up
 
 
 @contextmanager
@@ -28,9 +40,12 @@ def partitioned(engine: Engine | None) -> Generator[None]:
         yield
         return
     config = HfDeepSpeedConfig(engine.configure_deepspeed())  # transformers looks at it for as long as it lives
+    made = register_module_parameter_registration_hook(lambda _module, _name, weight: None if weight is None else return_freed(weight))
     try:
-        yield
+        with filled_ungathered(return_freed):
+            yield
     finally:
+        made.remove()
         del config
         unset_hf_deepspeed_config()
 
@@ -81,3 +96,15 @@ def cast(module: nn.Module, dtype: torch.dtype) -> None:
         piece = get_piece(parameter)
         narrow = piece.to(dtype)
         piece.data = narrow.pin_memory() if piece.is_pinned() else narrow
+        del narrow
+        return_freed(parameter)
+
+
+def return_freed(weight: torch.Tensor) -> None:
+    """Give the system back what others have left behind in the CPU's memory, once a large weight there comes or has gone.
+
+    Whole weights come and go between pieces that stay. glibc keeps the holes, and puts few of the next weights into them.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # not of every C library
+    if trim and weight.device.type == "cpu" and count_elements(weight) * weight.element_size() >= _LARGE:
+        trim(0)
