@@ -45,7 +45,10 @@ def doctor_command(
             say(terminal, ": ".join(filter(None, (row["level"], row["place"], row["message"], row["mended"] or row["to_mend"]))))
         todo = sum(bool(row["to_mend"]) for row in left)
         then = f"; `rlhf doctor --mend` mends {todo} of them" if todo and not mend else ""
-        say(terminal, f"{count(len(left), 'thing')} to do{then}" if left else "nothing to do")
+        open_things = sum(row["level"] == "unfinished" for row in rows)
+        told = f"{count(open_things, 'thing')} {'is' if open_things == 1 else 'are'} unfinished, which is no fault"
+        done = f"nothing is broken or left over; {told}" if open_things else "nothing to do"
+        say(terminal, f"{count(len(left), 'thing')} to do{then}" if left else done)
     if left:
         raise typer.Exit(EXIT_VERIFICATION)
 

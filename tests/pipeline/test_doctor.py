@@ -57,6 +57,7 @@ def test_versions_without_a_ledger_and_withdrawn_ones_are_told_and_no_fault(fill
     assert told_of(filled) == {"ledger.jsonl": ("unfinished", False), "sft@v1": ("unfinished", False)}
     done = rlhf_here("doctor")
     assert done.returncode == 0 and "sft@v1: withdrawn: it learnt from her; `rlhf run` makes one" in done.stdout
+    assert done.stdout.endswith("nothing is broken or left over; 2 things are unfinished, which is no fault\n")
     assert "sft@v1: intact; withdrawn: it learnt from her" in rlhf_here("verify").stdout.replace("\n", " ")
     done = rlhf_here("verify", "sft@v1", "--json")
     assert json.loads(done.stdout) == {"sft@v1": []} and "sft@v1 is withdrawn: it learnt from her" in done.stderr
