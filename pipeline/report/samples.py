@@ -148,26 +148,27 @@ def pick_three(artifact: Artifact, model: str | None = None) -> tuple[list[tuple
     generator, num_valued = random.Random(0), 0
     bad: dict[int, str] = {}
     first: list[dict[str, Any]] = []
-    ends: dict[str, tuple[float, dict[str, Any]]] = {}
+    ends: dict[str, tuple[float, dict[str, Any], str]] = {}
     between: dict[str, Any] = {}
     for _, row in read_samples(artifact, bad):
         if model is not None and row.get("model") != model:
             continue
         first += [row] if len(first) < 3 else []
-        value = read_figure(row, "judge_score" if "judge_score" in row else "score")
+        by = "judge_score" if "judge_score" in row else "score"
+        value = read_figure(row, by)
         if value is None:
             continue
         num_valued += 1
         if "worst" not in ends or value < ends["worst"][0]:
-            ends["worst"] = value, row
+            ends["worst"] = value, row, f"worst by {_LABELS[by]}"
         if "best" not in ends or value > ends["best"][0]:
-            ends["best"] = value, row
+            ends["best"] = value, row, f"best by {_LABELS[by]}"
         if generator.random() * num_valued < 1:
             between = row
     told = tell_damaged(_name_lines(bad))
     if not ends or ends["worst"][1] is ends["best"][1]:
         return [("", row) for row in first], told
-    chosen = [("worst", ends["worst"][1]), ("best", ends["best"][1])]
+    chosen = [(why, row) for _, row, why in (ends["worst"], ends["best"])]
     return [*chosen, *([("at random", between)] if all(row is not between for _, row in chosen) else [])], told
 
 

@@ -157,8 +157,8 @@ def test_show_is_a_page_of_verdict_figures_curves_answers_and_lineage(rlhf_here,
     assert "score (sampled) 0.5 0.4 to 0.6 20 +0.75 from the start" in shown
     assert "judge (sampled) 83 +43 from sft@v1" in shown
     assert any(re.fullmatch("KL ▁+▂+▃+▄+▅+▆+▇+█+ 0 -> 4.9", line) for line in shown)
-    assert "worst, greedy, score 7, judge 0, KL 1.5" in shown
-    assert "best, sampled, score 0, judge 70, KL 1.5" in shown
+    assert "worst by judge, greedy, score 7, judge 0, KL 1.5" in shown
+    assert "best by judge, sampled, score 0, judge 70, KL 1.5" in shown
     assert any(line.startswith("└─ sft@v1") for line in shown)
     assert "\x1b" not in result.stdout and "\x07" not in result.stdout
 
