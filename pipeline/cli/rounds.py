@@ -75,11 +75,21 @@ def sample_command(
         raise typer.BadParameter(f"--with: found {again} twice, needed other policies; leave one away")
     for policy in policies:
         require_policy(policy)
-    given = {"sample.answers": answers, "sample.prompts": number, "sample.temperature": temperature}
-    given |= {"sample.choose": choose, "sample.candidates": candidates, "sample.reward_model": reward_model}
-    settings = [f"{key}={value}" for key, value in given.items() if value is not None]
-    settings = [*override_prompts(prompts), *settings, *overrides, *(["private=true"] if private else [])]
-    resolved = load_recipe(find_recipe(recipe), settings, ["sample"], to_run=True) if recipe else load_own_recipe(policies[0], settings)
+    given = {
+        "--k": ("answers", answers),
+        "--number": ("prompts", number),
+        "--temperature": ("temperature", temperature),
+        "--choose": ("choose", choose),
+        "--candidates": ("candidates", candidates),
+        "--reward-model": ("reward_model", reward_model),
+    }
+    options = [("--prompts", override) for override in override_prompts(prompts)]
+    options += [(option, f"sample.{key}={json.dumps(value)}") for option, (key, value) in given.items() if value is not None]
+    overrides = [*overrides, *(["private=true"] if private else [])]
+    if recipe:
+        resolved = load_recipe(find_recipe(recipe), overrides, ["sample"], to_run=True, options=options)
+    else:
+        resolved = load_own_recipe(policies[0], overrides, options)
     terminal = make_console()
     outcome = sample(resolved, open_store_to_write(opened.root, resolved), policies, ProgressView(terminal), force=force, wait=wait)
     print_summary(terminal, [outcome])

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from pipeline.errors import SHOWN_PROBLEMS
 from pipeline.recipe.schema import Recipe
-from pipeline.recipe.yaml_lines import Document, Keys, parse_scalar, show_keys
+from pipeline.recipe.yaml_lines import Document, Keys, names_option, parse_scalar, show_keys
 from stages.trainer_args import recipe_keys
 
 _COMPARED_CHARS = 100  # of a key: to compare long ones takes minutes
@@ -23,11 +23,21 @@ def explain(errors: Sequence[ErrorDetails], document: Document) -> list[str]:
     found: list[tuple[str, Keys, ErrorDetails]] = []
     for error in errors:
         keys = _known_prefix(error["loc"], document.values) if error["type"] != "missing" else tuple(error["loc"])
-        found.append((f"{document.place(keys)}: {show_keys(keys) or 'recipe'}", keys, error))
+        typed = _find_options(keys, error["msg"], document) if error["type"] == "value_error" else ""
+        place = typed or document.place(keys)
+        found.append((f"{place}: {show_keys(keys) or 'recipe'}", keys, error))
     lines: dict[str, None] = {}
     for place, keys, error in sorted(found, key=lambda item: _natural_order(item[0])):
         lines[f"{place}: {_reason(error, keys, document.values) if len(lines) < SHOWN_PROBLEMS else error['msg']}"] = None
     return list(lines)
+
+
+def _find_options(block: Keys, message: str, document: Document) -> str:
+    """Find the options by which keys of a block were typed that a message on the whole block names; empty where none was."""
+    named = set(re.findall(r"\w+(?= = |: | needs )", message))
+    places = document.places.items()
+    typed = [place for keys, place in places if keys[:-1] == block and keys[-1:] and keys[-1] in named and names_option(place)]
+    return ", ".join(dict.fromkeys(typed))
 
 
 def _natural_order(line: str) -> tuple[str, int]:

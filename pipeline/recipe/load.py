@@ -46,7 +46,13 @@ def find_recipe(name: str) -> Path:
 
 
 def load_recipe(
-    path: Path, overrides: Sequence[str] = (), stages: Iterable[StageName] = RUN_STAGES, *, to_run: bool = False, has_files: bool = True
+    path: Path,
+    overrides: Sequence[str] = (),
+    stages: Iterable[StageName] = RUN_STAGES,
+    *,
+    to_run: bool = False,
+    has_files: bool = True,
+    options: Sequence[tuple[str, str]] = (),
 ) -> Recipe:
     """Read, override, resolve and check a recipe.
 
@@ -56,14 +62,15 @@ def load_recipe(
         stages: Stages that will be planned; only their data must be there.
         to_run: Whether what it names on a hub must be there too, as far as that is known without asking.
         has_files: Whether data, tokenizer and weights must be there; to know what it costs, the base model's configuration is enough.
+        options: (option, `key=value`) of a command's own options, such as `--k`, which messages name; `overrides` go before them.
 
     Raises:
         ConfigError: With everything that is wrong, each as `place: key: found; needed; do`.
     """
     document = read_document(path)
     _expand_shorthand(document)  # so that an override changes a part of it: `--set data.prompts.train.format=...` keeps the path
-    for override in overrides:
-        _apply_override(document, override)
+    for option, override in [*options, *(("--set", override) for override in overrides)]:
+        _apply_override(document, override, option)
     secrets = list(_find_secrets(document))
     problems = [*document.problems, *secrets]
     if document.broken or secrets:  # further messages would show the values
@@ -94,11 +101,10 @@ def _name_after(path: Path) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("._-")[:64] or "recipe"
 
 
-def _apply_override(document: Document, override: str) -> None:
-    """Put `a.b=c` into the document; a malformed one becomes a problem."""
+def _apply_override(document: Document, override: str, place: str) -> None:
+    """Put `a.b=c` into the document; a malformed one becomes a problem. The place is the option by which it was typed."""
     key, equals, text = override.partition("=")
     keys = tuple(key.strip().split("."))
-    place = "--set"
     if not equals or not all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", part) for part in keys):
         found, meant = show(redact(key)), suggest_key(key)
         hint = f"; did you mean {meant}{'=' if not equals else ''}?" if meant else ", such as `--set ppo.kl_coef=0.1`"

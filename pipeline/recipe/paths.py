@@ -12,7 +12,7 @@ from data.schema import KINDS
 from pipeline.errors import escape_controls
 from pipeline.ranking.settings import names_file
 from pipeline.recipe.sources import DEMO_PATTERN
-from pipeline.recipe.yaml_lines import Document, Keys, show_keys
+from pipeline.recipe.yaml_lines import Document, Keys, names_option, show_keys
 from pipeline.store.disk import expand_home, is_utf8
 from stages.blocks import TEMPLATE_KEYWORDS
 
@@ -49,7 +49,7 @@ def resolve_paths(document: Document, recipe_dir: Path) -> Iterator[str]:
         block = cast("dict[str, Any]", inner) if isinstance(inner, dict) else {}
         value = block.get(str(keys[-1]))
         if isinstance(value, str) and value:
-            base = Path.cwd() if document.place(keys) == "--set" else recipe_dir
+            base = Path.cwd() if names_option(document.place(keys)) else recipe_dir
             try:
                 if _stays(keys, value, base):
                     continue

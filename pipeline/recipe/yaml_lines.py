@@ -38,7 +38,7 @@ _WORDS: dict[str, Any] = {
 
 @dataclass
 class Document:
-    """Values as read, and where each key stands (`recipe.yaml:12`)."""
+    """Values as read, and where each key stands: `recipe.yaml:12`, or the option by which it was typed, `--set`."""
 
     values: dict[str, Any]
     places: dict[Keys, str]
@@ -50,6 +50,11 @@ class Document:
         while keys and keys not in self.places:
             keys = keys[:-1]
         return self.places.get(keys, "recipe")
+
+
+def names_option(place: str) -> bool:
+    """Whether a place is no line of a file but an option of the command line."""
+    return place.startswith("--")
 
 
 def show_keys(keys: Keys) -> str:

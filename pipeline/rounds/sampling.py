@@ -23,7 +23,7 @@ from stages.spec import EXIT_USAGE, EXIT_VERIFICATION, RANKINGS_KIND, STAGES, St
 _STAGE: StageName = "sample"
 
 
-def load_own_recipe(artifact: Artifact, overrides: Sequence[str]) -> Recipe:
+def load_own_recipe(artifact: Artifact, overrides: Sequence[str], options: Sequence[tuple[str, str]]) -> Recipe:
     """Load the recipe that an artifact was made with, to sample from it: its prompts, limits and machine.
 
     Raises:
@@ -33,7 +33,7 @@ def load_own_recipe(artifact: Artifact, overrides: Sequence[str]) -> Recipe:
     if not path.is_file():
         found = f"{artifact.ref} does not say with which recipe it was made, as it was imported"
         raise StoreError(f"{found}; its prompts, limits and machine are needed; give --recipe", EXIT_USAGE)
-    return load_recipe(path, overrides, [_STAGE], to_run=True)
+    return load_recipe(path, overrides, [_STAGE], to_run=True, options=options)
 
 
 def override_prompts(asked: str) -> list[str]:

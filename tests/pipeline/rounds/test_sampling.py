@@ -87,10 +87,29 @@ def test_what_cannot_choose_is_refused_in_one_line_before_anything_runs(rlhf):
     told = refused("sft", "--choose", "deltaucb")
     assert "sample.choose: found deltaucb, and sft@v1 learnt from no reward model; needed one that chooses; set sample.reward_model" in told
     assert "sample.reward_model: found ppo@v1, which is no reward model" in refused("ppo", "--choose", "deltaucb", "--reward-model", "ppo")
-    assert "--set: sample.candidates: found 12, which nothing reads with sample.choose: random" in refused("ppo", "--candidates", 12)
     told = refused("ppo", "--choose", "deltaucb", "--k", 9)
     assert "found candidates = 8, needed more than answers = 9, to choose from; raise it" in told
     assert rlhf("sample", "ppo", "--choose", "deltaucb", "--reward-model", "rm@v9").returncode == EXIT_MISSING
+    assert listed(rlhf) == []
+
+
+def test_an_error_begins_with_the_option_that_was_typed(rlhf, tmp_path):
+    def told(*options):
+        return rlhf("sample", "ppo", *options).stderr
+
+    choose = ("--choose", "deltaucb")
+    assert told("--candidates", 12).startswith("--candidates: sample.candidates: found 12, which nothing reads with sample.choose: random")
+    assert told("--candidates", 3, "--k", 4, *choose).startswith(
+        "--k, --candidates: sample: found candidates = 3, needed more than answers = 4"
+    )
+    assert told("--k", 9, *choose).startswith("--k: sample: found candidates = 8, needed more than answers = 9")
+    assert told("--set", "sample.answers=9", *choose).startswith("--set: sample: found candidates = 8")
+    assert told("--k", 4, "--set", "sample.candidates=3", *choose).startswith("--k, --set: sample: found candidates = 3")
+    assert told("--reward-model", "rm@v9", *choose).startswith("--reward-model: sample.reward_model: no artifact rm@v9 in ")
+    assert told("--reward-model", "ppo", *choose).startswith("--reward-model: sample.reward_model: found ppo@v1, which is no reward model")
+    assert rlhf("sample", "sft", *choose).stderr.startswith("--choose: sample.choose: found deltaucb, and sft@v1 learnt from no reward")
+    (tmp_path / "bad.jsonl").write_text("{}\n")
+    assert "bad.jsonl:1" in told("--prompts", "bad.jsonl")  # as a path: from here, not from the recipe's place
     assert listed(rlhf) == []
 
 
