@@ -80,3 +80,12 @@ def test_an_arm_is_described_by_what_is_not_tied_and_what_was_right_before():
     arm = describe_arm(sets)
     assert (arm.sets, arm.decided.value, arm.right.value) == (3, pytest.approx((1 + 2 / 3) / 3), pytest.approx(3 / 5))
     assert describe_arm(sets[2:]).right is None and describe_arm([]) is None
+
+
+def test_where_choosing_brings_nothing_the_interval_misses_that_about_as_often_as_it_says():
+    generator, draws, missed = np.random.default_rng(3), 120, 0
+    for _ in range(draws):
+        truth = generator.normal(size=8)
+        gain = compare_lessons(*(make_sets(30, generator, truth, spread=1.0) for _ in range(2))).gain
+        missed += not gain.low <= 0 <= gain.high
+    assert 0.01 * draws < missed < 0.12 * draws, missed  # 5 % of them, if it were exact
