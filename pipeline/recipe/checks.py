@@ -15,7 +15,6 @@ from pipeline.recipe.paths import find_absence, hint_path, show_path
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.sources import DEMO_PATTERN, PartSource, list_sources
 from pipeline.recipe.trainer_fields import config_class, trainer_fields
-from pipeline.recipe.yaml_lines import Document
 from stages.deepspeed_config import read_deepspeed_json
 from stages.rules import Refusal, find_refusals
 from stages.settings import TrainingSettings
@@ -25,22 +24,18 @@ from stages.trainer_args import find_refused_arguments
 ProblemAt = Callable[[str, str], str]
 
 
-def check_recipe(
-    recipe: Recipe, document: Document, stages: tuple[StageName, ...], *, to_run: bool = False, has_files: bool = True
+def check_keys(
+    recipe: Recipe, problem: ProblemAt, stages: tuple[StageName, ...], *, to_run: bool = False, has_files: bool = True
 ) -> Iterator[str]:
-    """Check what single fields cannot: files, and relations between fields.
+    """Check what keys name, each by itself: files, ids of a hub, functions, arguments of trainers.
 
     Args:
         recipe: That is checked.
-        document: That it was read from.
-        stages: Stages that will be planned.
+        problem: Puts the place before a key and what is wrong with it.
+        stages: Stages that will be planned: the data that they read must be given.
         to_run: Whether what it names on a hub must be there.
         has_files: Whether data, tokenizer and weights must; else the base model's configuration is enough.
     """
-
-    def problem(keys: str, message: str) -> str:
-        return f"{document.place(tuple(keys.split('.')))}: {keys}: {message}"
-
     yield from _check_base_model(recipe, problem, has_files=has_files)
     yield from _check_judge_models(recipe, problem)
     template = recipe.tokens.chat_template
@@ -56,13 +51,17 @@ def check_recipe(
         yield from _check_data(recipe, stages, problem)
     if to_run:
         yield from _check_hub(recipe, stages, problem)
-    yield from _check_hardware(recipe, stages, problem)
     yield from _check_trainer_args(recipe, problem)
-    yield from _check_adapters(recipe, stages, problem)
     probes = recipe.evaluate.probes if recipe.evaluate else None
     for key, name, example in (("judge", recipe.judge, "data.demo.rule:judge"), ("evaluate.probes", probes, "data.demo.probes:edit")):
         if name is not None and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
             yield problem(key, f"found {show(name)}, needed module:function, such as {example}")
+
+
+def check_relations(recipe: Recipe, problem: ProblemAt, stages: tuple[StageName, ...]) -> Iterator[str]:
+    """Check what keys mean for each other; as `check_keys`."""
+    yield from _check_hardware(recipe, stages, problem)
+    yield from _check_adapters(recipe, stages, problem)
 
 
 def _check_adapters(recipe: Recipe, stages: tuple[StageName, ...], problem: ProblemAt) -> Iterator[str]:

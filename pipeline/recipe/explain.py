@@ -22,12 +22,12 @@ def explain(errors: Sequence[ErrorDetails], document: Document) -> list[str]:
     """Turn pydantic's errors into our lines, in the order of the file; those that are too many to be shown come without a suggestion."""
     found: list[tuple[str, Keys, ErrorDetails]] = []
     for error in errors:
-        keys = _known_prefix(error["loc"], document.values) if error["type"] != "missing" else tuple(error["loc"])
+        keys = known_prefix(error["loc"], document.values) if error["type"] != "missing" else tuple(error["loc"])
         typed = _find_options(keys, error["msg"], document) if error["type"] == "value_error" else ""
         place = typed or document.place(keys)
         found.append((f"{place}: {show_keys(keys) or 'recipe'}", keys, error))
     lines: dict[str, None] = {}
-    for place, keys, error in sorted(found, key=lambda item: _natural_order(item[0])):
+    for place, keys, error in sorted(found, key=lambda item: natural_order(item[0])):
         lines[f"{place}: {_reason(error, keys, document.values) if len(lines) < SHOWN_PROBLEMS else error['msg']}"] = None
     return list(lines)
 
@@ -40,13 +40,14 @@ def _find_options(block: Keys, message: str, document: Document) -> str:
     return ", ".join(dict.fromkeys(typed))
 
 
-def _natural_order(line: str) -> tuple[str, int]:
+def natural_order(line: str) -> tuple[str, int]:
+    """Order lines `recipe.yaml:12: ...` by file and number."""
     place, _, rest = line.partition(":")
     number = rest.partition(":")[0]
     return place, int(number) if number.isdigit() else 0
 
 
-def _known_prefix(keys: Sequence[str | int], values: Any) -> Keys:
+def known_prefix(keys: Sequence[str | int], values: Any) -> Keys:
     """Cut off what pydantic adds to a location (union members), which stands nowhere in the file."""
     prefix: list[str | int] = []
     for key in keys:

@@ -7,6 +7,10 @@ the working directory.
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from copy import deepcopy
+from functools import partial
+from itertools import takewhile
+from operator import eq
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,8 +19,8 @@ from pydantic import ValidationError
 from data.schema import KINDS
 from data.secrets import holds_environment_secret, holds_secret, names_secret, redact
 from pipeline.errors import ConfigError
-from pipeline.recipe.checks import check_recipe
-from pipeline.recipe.explain import declared_keys, explain, show, suggest_key
+from pipeline.recipe.checks import check_keys, check_relations
+from pipeline.recipe.explain import declared_keys, explain, known_prefix, natural_order, show, suggest_key
 from pipeline.recipe.paths import resolve_paths
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.sources import DEMO_PATTERN, expand_list
@@ -88,12 +92,44 @@ def load_recipe(
     try:
         recipe = Recipe.model_validate(document.values, strict=True, context=document)
     except ValidationError as error:
-        raise ConfigError([*problems, *explain(error.errors(), document)]) from None
+        others = _check_others(document, error, to_run=to_run, has_files=has_files)
+        raise ConfigError([*problems, *sorted([*explain(error.errors(), document), *others], key=natural_order)]) from None
     chosen: tuple[StageName, ...] = tuple(stage for stage in stages if stage in recipe.stages or STAGES[stage].asked_for)
-    problems += check_recipe(recipe, document, chosen, to_run=to_run, has_files=has_files)
+    problem = partial(_tell, document)
+    found = [*check_keys(recipe, problem, chosen, to_run=to_run, has_files=has_files), *check_relations(recipe, problem, chosen)]
+    problems += sorted(found, key=natural_order)
     if problems:
         raise ConfigError(problems)
     return recipe
+
+
+def _tell(document: Document, key: str, message: str) -> str:
+    return f"{document.place(tuple(key.split('.')))}: {key}: {message}"
+
+
+def _check_others(document: Document, error: ValidationError, *, to_run: bool, has_files: bool) -> Iterator[str]:
+    """Check the keys beside those that are wrong, as if these were not given, so that missing files are told at once with them.
+
+    Which data must be given, and what keys mean for each other, is not known then.
+    """
+    values = deepcopy(document.values)
+    locations = (known_prefix(each["loc"], values) for each in error.errors(include_input=False, include_url=False))
+    wrong = {tuple(takewhile(lambda key: isinstance(key, str), keys)) for keys in locations}  # of a list with a wrong entry, the list
+    for keys in wrong - {()}:
+        block: Any = values
+        with suppress(KeyError, TypeError):  # its block was wrong itself
+            for key in keys[:-1]:
+                block = block[key]
+            del block[keys[-1]]
+    with suppress(ValidationError):  # something is wrong without which there is no recipe
+        recipe = Recipe.model_validate(values, strict=True, context=document)
+
+        def problem(key: str, message: str) -> str:
+            parts = key.split(".")
+            is_wrong = any(all(map(eq, parts, keys)) for keys in wrong)  # as far as both go: it, its block, or what it holds
+            return "" if is_wrong else _tell(document, key, message)
+
+        yield from filter(None, check_keys(recipe, problem, (), to_run=to_run, has_files=has_files))
 
 
 def _name_after(path: Path) -> str:

@@ -67,6 +67,23 @@ def test_all_errors_are_told_at_once_in_the_order_of_the_file(problems):
     ]
 
 
+def test_what_is_wrong_elsewhere_is_told_with_values_of_a_wrong_kind(problems, tmp_path):
+    text = (
+        "base_model: nowhere/at/all\ndata:\n  demonstrations: {train: gone.jsonl, nope: 1}\n"
+        "  comparisons: {train: [also.jsonl, {weight: x}]}\n  promts: demo\n"
+        "sft: {epochs: many, trainer_args: {learning_rate: 1}}\njudge: rule\nppo: {minibatch_size: 48}\n"
+    )
+    found = [line.partition("; ")[0] for line in problems(text)]
+    assert [line for line in found if "found no" in line or "module:function" in line or "trainer_args" in line] == [
+        f'recipe.yaml:1: base_model: found no directory "{tmp_path}/nowhere/at/all"',
+        f'recipe.yaml:3: data.demonstrations.train: found no file "{tmp_path}/gone.jsonl"',
+        "recipe.yaml:6: sft.trainer_args.learning_rate: found 1, but the recipe says that elsewhere",
+        'recipe.yaml:7: judge: found "rule", needed module:function, such as data.demo.rule:judge',
+    ]
+    assert not any("missing" in line for line in found)  # data.prompts is not, but mistyped
+    assert len(found) == len(set(found)) == 9
+
+
 def test_a_missing_key_is_told_with_its_meaning(problems):
     found = problems("name: x\ndata: demo\n")
     assert found[0].startswith("recipe.yaml:1: base_model: missing; add it: Pretrained model:")
@@ -277,8 +294,8 @@ def test_batches_are_shared_by_all_processes(problems):
         "ppo.minibatch_size=32",
     )
     assert found == [
-        "recipe.yaml:1: sft.batch_size: found 32, needed a multiple of the number of processes on all nodes = 3; choose sizes that divide",
         "--set: ppo.minibatch_size: found 32, needed a multiple of the number of processes on all nodes = 3; choose sizes that divide",
+        "recipe.yaml:1: sft.batch_size: found 32, needed a multiple of the number of processes on all nodes = 3; choose sizes that divide",
     ]
 
 
