@@ -98,15 +98,25 @@ def _get_weight_bytes(setup: Setup) -> int:
 
 def _count_a_row(phase: str, need: Depth, tokens: dict[str, int]) -> float:
     """Count the operations of one row in a decoding step: as traced, since of a mixture of experts a token meets some weights only."""
-    traced = need.phases[phase].flops / tokens[phase] if phase in need.phases and tokens.get(phase) else 0.0
+    traced = need.phases[phase].flops / tokens[phase] if phase in need.phases and tokens.get(phase) else float(need.row)
     return traced or 2.0 * need.parameters
+
+
+def _count_met(rows: float, a_row: float, need: Depth) -> float:
+    """Count the weights that a step of so many rows reads: those that any of them meets, at most all.
+
+    A row meets a share of the weights, another row another one: N (1 − (1 − share)^rows). Nobody knows which experts rows choose: as if
+    each were as likely. What all rows share counts as experts do, so that it is too many rather than too few between one row and many.
+    """
+    share = min(a_row / 2 / need.parameters, 1.0) if need.parameters else 0.0  # 2 operations a weight
+    return need.parameters * (1 - (1 - share) ** max(rows, 1.0))
 
 
 def _time_decoding(amount: Amount, need: Depth, a_row: float, gpu: GPU, setup: Setup) -> tuple[float, str]:
     each = _get_weight_bytes(setup)
     if need.parameters and need.whole / need.parameters < _IN_4_BITS:
         each = 0.5 + 2 * each  # read in 4 bits, written out, and read
-    read = each * need.parameters + amount.rows * amount.width * need.cache
+    read = each * _count_met(amount.rows, a_row, need) + amount.rows * amount.width * need.cache
     by_memory = read / (gpu.bandwidth * BANDWIDTH_SHARE)
     by_products = a_row * amount.rows / (gpu.rate(setup.precision, tf32=setup.tf32) * MFU_SCORE)
     launches = LAYER_LAUNCH_S * need.layers
@@ -123,17 +133,18 @@ def time_served(name: str, amount: Amount, need: Depth, gpu: GPU, gpus: int, han
     Args:
         name: Of the part.
         amount: Of work, `prefill` and `decode`.
-        need: The traced stage.
+        need: The traced stage, with what a token takes in it (`Depth.row`).
         gpu: Of the server.
         gpus: How many it has.
         handed: Bytes of the weights that it is given before each rollout.
         times: How often it is.
     """
-    operations = 2 * need.parameters * amount.phases["prefill"]
+    a_row = _count_a_row("decode", need, {})
+    operations = a_row * amount.phases["prefill"]
     prefill = operations / (gpus * gpu.flops * MFU_SCORE)
-    read = 2 * need.parameters + amount.rows * amount.width * need.cache
+    read = 2 * _count_met(amount.rows, a_row, need) + amount.rows * amount.width * need.cache
     by_memory = read / (gpus * gpu.bandwidth * BANDWIDTH_SHARE)
-    by_products = 2 * need.parameters * amount.rows / (gpus * gpu.flops * MFU_SCORE)
+    by_products = a_row * amount.rows / (gpus * gpu.flops * MFU_SCORE)
     step = max(by_memory, by_products) + VLLM_STEP_S
     decode, handover = amount.steps["decode"] * step, times * handed / HANDOVER
     reading = f"{read:.3g} B / ({gpus} x {gpu.bandwidth:.3g} B/s x {BANDWIDTH_SHARE}) = {by_memory:.2g} s"
@@ -143,7 +154,7 @@ def time_served(name: str, amount: Amount, need: Depth, gpu: GPU, gpus: int, han
         f"{by_products:.2g} s, and {VLLM_STEP_S} s) = {decode:.3g} s",
         f"weights: {times:,.0f} x {handed:.3g} B / {HANDOVER:.3g} B/s = {handover:.3g} s",
     )
-    operations += amount.steps["decode"] * 2 * need.parameters * amount.rows
+    operations += amount.steps["decode"] * a_row * amount.rows
     return Spent(name, prefill + decode + handover, "; ".join(how), operations)
 
 

@@ -34,6 +34,7 @@ def extrapolate(trace: StageTrace) -> Depth:
         whole=whole(small.whole, large.whole),
         narrow=whole(small.narrow, large.narrow),
         cache=whole(small.cache, large.cache),
+        row=whole(small.row, large.row),
         checkpoint=whole(small.checkpoint, large.checkpoint),
         output=whole(small.output, large.output),
         kept=whole(small.kept, large.kept),

@@ -60,6 +60,7 @@ class Job:
     measured: dict[str, list[float]] = field(default_factory=dict[str, list[float]])  # seconds of each phase, each time that it came
     narrow: int = 0  # bytes of the copy by which a GPU decodes
     cache: int = 0  # bytes of keys and values of one token
+    row: int = 0  # operations of one token, where a server decodes
 
     def run(self, steps: Steps, prefix: str = "") -> None:
         """Run phases, and take down what each needs: of one that comes several times the most, but its median time."""
@@ -111,16 +112,17 @@ class Job:
                 else:
                     work()
 
-    def look_at_cache(self, model: Any) -> None:
-        """See how large keys and values are, where a server decodes."""
+    def look_at_row(self, model: Any) -> None:
+        """See how large keys and values are and what a token takes, where a server decodes."""
         rows = make_rows(model, 1, 8, 2, additive=self.tried.additive, on_gpu=False)
-        for _, work in decode(rows, steps=0):
+        for _, work in decode(rows, steps=1):
+            self.live.start()
             work()
-        self.cache = measure_cache(rows)
+        self.cache, self.row = measure_cache(rows), self.live.flops
 
     def complete(self, depth: Depth, *, accumulates: bool) -> Depth:
         """Add what all phases left behind."""
-        seen = {"phases": self.phases, "narrow": self.narrow, "cache": self.cache}
+        seen = {"phases": self.phases, "narrow": self.narrow, "cache": self.cache, "row": self.row}
         return depth.model_copy(update=seen | {"accumulates": accumulates})
 
     @property

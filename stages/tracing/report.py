@@ -64,6 +64,7 @@ class Depth(Closed):
     whole: int = Field(description="Bytes of the policy's weights, which a rollout gathers at ZeRO stage 3.")
     narrow: int = Field(default=0, description="Bytes of the bfloat16 copy by which a GPU with room for it decodes, in those phases.")
     cache: int = Field(default=0, description="Bytes of keys and values of one token.")
+    row: int = Field(default=0, description="Operations of one token on its way through the policy, where a server decodes.")
     checkpoint: int = Field(description="Bytes of a checkpoint on the disk, in one process.")
     output: int = Field(description="Bytes of the published model, without its tokenizer.")
     kept: int = Field(default=0, description="The same of the model of an iteration that PPO keeps beside it.")

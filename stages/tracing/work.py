@@ -173,7 +173,7 @@ def _trace_ppo(job: Job, settings: PPOSettings) -> Depth:
         if settings.rollout.engine == "torch":
             job.answer(trainer.policy, count, prompt, response, "rollout/")
         else:
-            job.look_at_cache(trainer.policy)
+            job.look_at_row(trainer.policy)
         job.run(steps())
     _merge(job, settings)
     held = [*models.actor_critic, models.ref_policy, models.reward_model]

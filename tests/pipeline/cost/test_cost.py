@@ -295,6 +295,26 @@ def test_a_server_shares_weights_and_rows_out_and_is_handed_new_weights():
     assert spent.seconds == approx(2e9 * 1000 / (2 * 1e12 * 0.4) + 10 * (read / (2 * 1e11 * 0.6) + VLLM_STEP_S) + 3 * 2e9 / HANDOVER)
 
 
+def test_a_server_reads_of_a_mixture_of_experts_what_its_rows_meet_and_multiplies_what_a_token_meets():
+    need = make_depth(1, {}, parameters=10**9, row=5 * 10**8, learning=[0])  # a token meets a quarter of the weights
+
+    def serve(rows, **tokens):
+        amount = Amount({"prefill": 0.0} | tokens, {"decode": 10.0}, rows=rows, width=100)
+        return time_served("rollout", amount, need, ROUND, 1, handed=0, times=0).seconds
+
+    assert serve(1) == approx(10 * (0.5e9 / (1e11 * 0.6) + VLLM_STEP_S))  # 2.5e8 weights of 2 B
+    assert serve(2) == approx(10 * (0.875e9 / (1e11 * 0.6) + VLLM_STEP_S))  # three quarters of them twice missed: 9 / 16
+    assert serve(256) == approx(10 * (256 * 5e8 / (1e12 * 0.4) + VLLM_STEP_S))  # products; all weights would take 33 ms, these 320
+    assert serve(1, prefill=1000.0) - serve(1) == approx(1000 * 5e8 / (1e12 * 0.4))
+
+
+def test_our_own_decoder_reads_no_more_of_a_mixture_of_experts_either():
+    phases = {"rollout/decode": {"start": 0, "peak": 0, "flops": 2 * 10**9}}
+    need = make_depth(1, phases, parameters=10**9, whole=2 * 10**9, learning=[0])
+    few = time_on_gpus("", Amount({}, {"rollout/decode": 10.0}, rows=2), need, {"rollout/decode": 4}, ROUND, Setup("none"))
+    assert few.seconds == approx(10 * 2 * (1 - 0.75**2) * 1e9 / (1e11 * 0.6))
+
+
 def test_evaluation_counts_what_ppo_kept_and_lengths_as_they_are():
     lengths = {
         "prompts": Lengths(100, 10, 0, held_out=32),

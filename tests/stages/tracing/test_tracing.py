@@ -90,6 +90,17 @@ def test_a_mixture_of_experts_holds_and_computes_among_fake_tensors_what_real_on
 
 
 @mark.slow
+@mark.parametrize("experts", [1, 2, 4])
+def test_a_servers_row_takes_the_experts_that_a_token_meets(experts, accelerator):
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512}
+    config = Qwen3MoeConfig(**sizes, head_dim=16, moe_intermediate_size=32, num_experts=4, num_experts_per_tok=experts)
+    depth = run("ppo", CASES["ppo"][0] | {"rollout": {"engine": "vllm"}}, config, 2, accelerator)
+    layer = 64 * 64 + 2 * 64 * 32 + 64 * 64 + 64 * 4 + experts * 3 * 64 * 32  # attention's, the router's, the experts'
+    assert depth.row == 2 * (2 * layer + 64 * 512)  # attention to a few tokens is not counted
+    assert not any("decode" in name for name in depth.phases)
+
+
+@mark.slow
 def test_a_gpu_decodes_by_a_narrow_copy_and_a_cache_of_one_block(config, accelerator):
     settings = {"rollout_batch_size": 4, "minibatch_size": 4, "lora": LORA}
     wide = run("ppo", settings, config, 2, accelerator, precision="bfloat16")
