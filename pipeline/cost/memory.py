@@ -18,7 +18,9 @@ LIVE_ELEMENTS = 1_000_000_000  # of DeepSpeed at stage 3: so many gathered weigh
 FILE_BYTES = 50_000_000_000  # of transformers: a model is written in files of so much, one after the other
 _BY_HOST = ("load", "save")
 _LEARNING = ("forward", "backward", "optimizer", "update", "ptx")
+_BOTH_WAYS = ("update", "ptx")
 _DECODING = ("rollout", "answers")
+_HOLES, _HOLES_IN_TURN = 0.8, 2.0  # of what a pass held; measured, see README.md
 _NARROW_SHARE = 0.5  # of the free memory, at most, for the copy by which a GPU decodes (`stages.responses.narrow`)
 
 
@@ -67,6 +69,19 @@ def find_peak(phases: list[PhaseMemory]) -> PhaseMemory:
     return max(phases, key=lambda phase: phase.total)
 
 
+def measure_holes(phases: list[PhaseMemory], *, takes_turns: bool) -> float:
+    """Say what a CPU's heap keeps of freed tensors (`pipeline.launch.environment`) to the stage's end.
+
+    glibc rarely puts an aligned tensor where one of the same size was freed, and small ones that stay (gradients, caches) part what is
+    free: passes leave holes, by the most that any of them held beside weights, gradients and optimizer.
+
+    Args:
+        phases: Of a stage.
+        takes_turns: Whether passes of different shapes come in turn: in each of PPO's micro-batches the policy's and the critic's.
+    """
+    return (_HOLES_IN_TURN if takes_turns else _HOLES) * max((phase.device.get("activations", 0) for phase in phases), default=0)
+
+
 def _measure_whole(need: Depth, setup: Setup, name: str) -> PhaseMemory:
     """One process, or several that average their gradients: each holds everything."""
     phase = need.phases[name]
@@ -74,7 +89,8 @@ def _measure_whole(need: Depth, setup: Setup, name: str) -> PhaseMemory:
         return _by_host(phase, setup, phase.peak)
     learning = sum(need.learning)
     optimizer = 8 * learning
-    gradients = max(min(phase.start - need.held - optimizer, 4 * learning), 0) if name in _LEARNING else 0
+    there = phase.peak if name in _BOTH_WAYS else phase.start  # those come in the phase itself
+    gradients = max(min(there - need.held - optimizer, 4 * learning), 0) if name in _LEARNING else 0
     parts = {"weights": need.held, "optimizer": optimizer, "gradients": gradients}
     parts["activations"] = max(phase.peak - sum(parts.values()), 0)
     if setup.engine == "ddp" and learning:
@@ -98,7 +114,9 @@ def _measure_shared(need: Depth, setup: Setup, name: str) -> PhaseMemory:
     optimizer = 12 * learning // ranks
     gradients = 4 * learning // (ranks if stage >= 2 else 1)
     if stage < 3 and name != "optimizer" and not need.accumulates:
-        gradients = 0  # they come as activations go, whose peak is before; stage 3 has a place for them from the start
+        # They come as activations go, whose peak is before: all but the policy's, which stay while the critic learns. Stage 3 has a place
+        # for them from the start.
+        gradients = gradients * need.learning[0] // learning if name in _BOTH_WAYS and len(need.learning) > 1 else 0
     if setup.offload_optimizer:
         host |= {"optimizer": optimizer, "gradients": gradients}
     else:

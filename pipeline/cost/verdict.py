@@ -6,8 +6,7 @@ from typing import Literal
 from pipeline.cost.machines import CONTEXT_BYTES, GPU_ALLOCATOR, NCCL_BYTES, TIGHT
 from pipeline.cost.memory import PhaseMemory
 
-CPU_ALLOCATOR = 1.15  # freed tensors are kept in the process's heap (`pipeline.launch.environment`); measured, see README.md
-CPU_KERNELS = 250e6  # what oneDNN makes and keeps for bfloat16 products; measured, see README.md
+CPU_LIBRARIES = 90e6  # libraries that are loaded when they are first used, threads' stacks, kernels that oneDNN makes; see README.md
 
 Word = Literal["fits", "tight", "does not fit"]
 
@@ -32,7 +31,7 @@ def judge(need: float, room: float) -> Verdict:
     return Verdict("fits" if need <= TIGHT * room else "tight" if need <= room else "does not fit", need, room)
 
 
-def add_overhead(phase: PhaseMemory, *, on_gpu: bool, processes: int, resident: float, in_bfloat16: bool = False) -> float:
+def add_overhead(phase: PhaseMemory, *, on_gpu: bool, processes: int, resident: float, holes: float = 0.0) -> float:
     """Add what a process holds beside its tensors.
 
     Args:
@@ -40,8 +39,8 @@ def add_overhead(phase: PhaseMemory, *, on_gpu: bool, processes: int, resident: 
         on_gpu: Whether that is a GPU's memory.
         processes: On all nodes.
         resident: Bytes of a process before it opens a model.
-        in_bfloat16: Whether products are in bfloat16.
+        holes: Bytes that a CPU's heap keeps between tensors, see `measure_holes`.
     """
     if on_gpu:
         return phase.total * GPU_ALLOCATOR + CONTEXT_BYTES + (NCCL_BYTES if processes > 1 else 0)
-    return phase.total * CPU_ALLOCATOR + resident + (CPU_KERNELS if in_bfloat16 else 0)
+    return phase.total + holes + resident + CPU_LIBRARIES

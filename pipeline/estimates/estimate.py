@@ -13,7 +13,7 @@ from data.schema import KINDS, RecordKind
 from pipeline.cost.amounts import Amount, Lengths
 from pipeline.cost.calibration import Calibration
 from pipeline.cost.machines import GPU, TRAINER_STEP_S
-from pipeline.cost.memory import PhaseMemory, find_peak, measure_phases
+from pipeline.cost.memory import PhaseMemory, find_peak, measure_holes, measure_phases
 from pipeline.cost.money import price_labels, price_storage
 from pipeline.cost.plan import list_parts
 from pipeline.cost.serving import Serving, find_serving
@@ -169,7 +169,7 @@ def _estimate_stage(
         on_gpu=machine.gpu is not None,
         processes=setup.processes,
         resident=report.resident,
-        in_bfloat16=setup.precision == "bfloat16",
+        holes=measure_holes(phases, takes_turns=stage == "ppo"),
     )
     taken *= 1 if machine.gpu else setup.per_node  # processes of one machine share its memory
     settings = recipe.settings(stage)

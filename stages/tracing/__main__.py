@@ -55,7 +55,9 @@ def make_report(spec: TraceSpec) -> TraceReport:
         limits = (spec.tokens.max_prompt_tokens, spec.tokens.max_response_tokens)
         report.lengths.update({kind: read_lengths(tokenizer, kind, splits, limits) for kind, splits in spec.data.items()})
         most = max(2, *(lengths.most_answers for lengths in report.lengths.values()))
-        spec = spec.model_copy(update={"answers": most})
+        longest = {kind: lengths.longest for kind, lengths in report.lengths.items() if lengths.longest}
+        largest = {kind: lengths.largest for kind, lengths in report.lengths.items() if lengths.largest}
+        spec = spec.model_copy(update={"answers": most, "longest": longest, "largest": largest})
     stages: list[StageName] = [name for name in STAGES if name in spec.stages]
     for stage in stages:
         depths, tokens, begun_s = list[Depth](), dict[str, int](), time.perf_counter()

@@ -124,7 +124,3 @@ class Job:
         """Add what all phases left behind."""
         seen = {"phases": self.phases, "narrow": self.narrow, "cache": self.cache, "row": self.row}
         return depth.model_copy(update=seen | {"accumulates": accumulates})
-
-    @property
-    def limits(self) -> tuple[int, int]:
-        return self.spec.tokens.max_prompt_tokens, self.spec.tokens.max_response_tokens

@@ -34,7 +34,20 @@ class TraceSpec(Closed):
     )
     measure: bool = Field(False, description="Run with real weights and measure seconds, in place of counting bytes.")
     memory: int = Field(0, description="Bytes that this machine has, of which measuring may take a part.")
+    longest: dict[RecordKind, tuple[int, int]] = Field(
+        default_factory=dict[RecordKind, tuple[int, int]], description="Longest prompt and answer in tokens, of kinds read whole."
+    )
+    largest: dict[RecordKind, list[int]] = Field(default_factory=dict[RecordKind, list[int]], description="As in `Lengths`.")
     report_path: Path
+
+    def find_longest(self, kind: RecordKind) -> tuple[int, int]:
+        """Say how long a prompt and an answer of a kind can be: as the longest on this machine, else as the limits allow."""
+        return self.longest.get(kind, (self.tokens.max_prompt_tokens, self.tokens.max_response_tokens))
+
+    def count_most(self, kind: RecordKind, records: int) -> int | None:
+        """Count the tokens that so many records can have at most, those of the largest together; None: they were not read whole."""
+        found = self.largest.get(kind)
+        return sum(found[:records]) + found[-1] * max(records - len(found), 0) if found else None
 
     def settings(self, stage: StageName) -> StageSettings:
         """Read the settings of a stage."""
@@ -88,6 +101,12 @@ class Lengths(Closed):
     response: float = Field(description="Of each answer.")
     answers: float
     most_answers: int
+    longest: tuple[int, int] | None = Field(
+        default=None, description="Longest prompt and answer in tokens, of all splits; None: too many to be read."
+    )
+    largest: list[int] = Field(
+        default_factory=list[int], description="Tokens of the largest records, prompt and all answers; empty: too many to be read."
+    )
     quantiles: list[int] = Field(default_factory=list[int], description="Tokens of the responses, at each tenth from the shortest on.")
 
 

@@ -4,6 +4,7 @@ The stage's own code runs: its models, losses, learners, decoding. Only what sur
 """
 
 import gc
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -61,10 +62,13 @@ def trace(job: Job) -> Depth:
 def _trace_language(job: Job, settings: PretrainSettings | SFTSettings) -> Depth:
     hardware = job.spec.hardware
     model = job.load(lambda: adapt(build_policy(job.config, hardware, job.tried.ways, job.layers), settings.lora, "CAUSAL_LM", hardware))
-    if isinstance(settings, SFTSettings):
-        prompt, response = job.limits
-    else:
+    limit = job.spec.tokens.max_response_tokens
+    if isinstance(settings, PretrainSettings):
         prompt, response = 0, settings.sequence_length
+    elif settings.packing:  # rows are filled, however short records are
+        prompt, response = job.spec.tokens.max_prompt_tokens, limit
+    else:
+        prompt, response = job.spec.find_longest("demonstrations")
     size, times = size_micro_batch(settings, job.spec.processes)
     batch = make_language_batch(size, prompt, response)
     job.tokens["forward"] = job.tokens["backward"] = size * (prompt + response)
@@ -72,7 +76,7 @@ def _trace_language(job: Job, settings: PretrainSettings | SFTSettings) -> Depth
     depth = _describe(job, [model], [model], settings)
     if isinstance(settings, SFTSettings) and settings.eval_samples:
         count = min(settings.eval_samples, _ANSWER_ROWS)
-        job.answer(model, count, prompt, response, "answers/")
+        job.answer(model, count, job.spec.find_longest("demonstrations")[0], limit, "answers/")
     _merge(job, settings)
     del held
     return job.complete(depth, accumulates=times > 1)
@@ -93,10 +97,13 @@ def _trace_rm(job: Job, settings: RMSettings) -> Depth:
         return adapt(model, settings.lora, "SEQ_CLS", hardware)
 
     model = job.load(build)
-    prompt, response = job.limits
+    prompt, response = job.spec.find_longest("comparisons")
     size, times = size_micro_batch(settings, job.spec.processes)
-    batch = make_ranking_batch(size, job.spec.answers, prompt, response)
-    job.tokens["forward"] = job.tokens["backward"] = size * (prompt + job.spec.answers * response)
+    answers, most = job.spec.answers, job.spec.count_most("comparisons", size)
+    if most is not None and job.tried.ways.packed:  # without padding tokens count: few comparisons have only answers of the longest
+        response = max(math.ceil((most / size - prompt) / answers), 1)
+    batch = make_ranking_batch(size, answers, prompt, response)
+    job.tokens["forward"] = job.tokens["backward"] = size * (prompt + answers * response)
     held = _train(job, model, RMLoss(job.accelerator), batch, settings, times)
     _merge(job, settings)
     del held
@@ -131,7 +138,7 @@ def _drop_gradients_as_they_come(module: Any) -> None:
 def _trace_ppo(job: Job, settings: PPOSettings) -> Depth:
     spec, hardware = job.spec, job.spec.hardware
     models = job.load(lambda: build_ppo_models(job.config, hardware, job.tried.ways, job.layers, settings, spec.reward_lora))
-    prompt, response = spec.tokens.max_prompt_tokens, settings.max_response_tokens or spec.tokens.max_response_tokens
+    prompt, response = spec.find_longest("prompts")[0], settings.max_response_tokens or spec.tokens.max_response_tokens
     sampling = Sampling(response, settings.temperature, 0, 1, 1)
     engine = Engine("none", hardware, settings.max_grad_norm)
     pairs = [EncodedPair([1] * prompt, [1] * response)]
@@ -143,7 +150,10 @@ def _trace_ppo(job: Job, settings: PPOSettings) -> Depth:
     scored = _make_rollout(min(per_micro_batch, rollout_size), prompt, response)
     learnt = _make_experience(_make_rollout(min(per_micro_batch, minibatch_size), prompt, response))
     mixed_size = max((settings.ptx_batch_size or settings.minibatch_size) // spec.processes, 1)
-    mixed = _make_rollout(min(per_micro_batch, mixed_size), prompt, response)
+    limits = (spec.tokens.max_prompt_tokens, spec.tokens.max_response_tokens)  # which texts fill
+    mixed_lengths = limits if settings.ptx_data == "texts" else spec.find_longest("demonstrations")
+    most_mixed = max(settings.max_tokens_per_microbatch // sum(mixed_lengths), 1)
+    mixed = _make_rollout(min(most_mixed, mixed_size), *mixed_lengths)
     learners: list[Any] = [trainer.actor, trainer.critic]
     for learner in learners:
         if spec.shares:
@@ -154,7 +164,7 @@ def _trace_ppo(job: Job, settings: PPOSettings) -> Depth:
     tokens = (prompt + response) * len(scored.finished_B)
     job.tokens |= {"score/reward": tokens, "score/policy": tokens}
     job.tokens["update"] = (prompt + response) * len(learnt.finished_B)
-    job.tokens["ptx"] = (prompt + response) * len(mixed.finished_B)
+    job.tokens["ptx"] = sum(mixed_lengths) * len(mixed.finished_B)
 
     def steps() -> Iterator[tuple[str, Any]]:
         yield "score/reward", lambda: trainer.ask_reward_model(scored)
@@ -200,12 +210,13 @@ def _make_experience(rollout: Rollout) -> Experience:
 def _trace_evaluate(job: Job, settings: EvaluateSettings) -> Depth:
     spec = job.spec
     models = [job.load(lambda: precision.freeze(build_policy(job.config, spec.hardware, job.tried.ways, job.layers), spec.hardware))]
-    prompt, response = spec.tokens.max_prompt_tokens, settings.max_response_tokens or spec.tokens.max_response_tokens
+    prompt, response = spec.find_longest("prompts")[0], settings.max_response_tokens or spec.tokens.max_response_tokens
     samples = settings.policy_samples
     prompts = max(min(RANKING_TOKENS // (prompt + samples * response), RANKING_PROMPTS, settings.prompts), 1)
     asked = [([1] * prompt, [[1] * response] * samples)] * prompts
     job.tokens["score/policy"] = job.tokens["score/reward"] = prompts * (prompt + samples * response)
-    job.answer(models[0], settings.batch_size, prompt, response, "answers/")
+    answers = settings.prompts * max(settings.samples, samples)
+    job.answer(models[0], min(settings.batch_size, answers), prompt, response, "answers/")
     job.run_often(lambda: [("score/policy", lambda: compute_logprobs_of_answers(models[0], asked, settings.temperature or 1.0))])
     depth = _describe(job, [], models, None)
     models.clear()  # one is in memory at a time

@@ -6,14 +6,14 @@ from pytest import approx, mark
 
 from pipeline.cost.amounts import Amount, Lengths, count_answers, count_training
 from pipeline.cost.machines import CONTEXT_BYTES, GPU, HANDOVER, VLLM_STEP_S
-from pipeline.cost.memory import find_peak, measure_phases
+from pipeline.cost.memory import PhaseMemory, find_peak, measure_holes, measure_phases
 from pipeline.cost.money import price_labels, price_storage
 from pipeline.cost.plan import list_parts
 from pipeline.cost.serving import Serving, find_serving
 from pipeline.cost.setup import Setup
 from pipeline.cost.times import time_measured, time_on_gpus, time_served
 from pipeline.cost.traced import extrapolate
-from pipeline.cost.verdict import judge
+from pipeline.cost.verdict import CPU_LIBRARIES, add_overhead, judge
 from stages.blocks import RolloutSettings
 from stages.process.need import measure_checkpoints, measure_most
 from stages.settings import EvaluateSettings, PPOSettings, SFTSettings
@@ -62,6 +62,30 @@ def test_one_process_holds_all_that_was_traced():
     assert phases["backward"].device == {"weights": 400, "optimizer": 800, "gradients": 400, "activations": 400}
     assert find_peak(list(phases.values())).name == "backward"
     assert phases["load"].total == 400
+
+
+def test_a_process_of_a_cpu_holds_tensors_libraries_and_the_holes_of_the_largest_pass():
+    forward = PhaseMemory("forward", {"weights": 400, "activations": 300}, {})
+    save = PhaseMemory("save", {"weights": 900}, {})  # nothing is freed before it whose place it could take
+    assert measure_holes([forward, save], takes_turns=False) == approx(0.8 * 300)
+    assert measure_holes([forward, save], takes_turns=True) == approx(2.0 * 300)
+    assert measure_holes([save], takes_turns=True) == 0
+    assert add_overhead(save, on_gpu=False, processes=2, resident=5e8, holes=240) == approx(900 + 240 + 5e8 + CPU_LIBRARIES)
+
+
+def test_gradients_that_come_in_an_update_are_none_of_its_activations():
+    need = make_depth(2, {"update": {"start": 1200, "peak": 1700, "flops": 0}}, learning=[60, 40], held=400)
+    (update,) = measure_phases(need, Setup("none", on_gpu=False))
+    assert update.device == {"weights": 400, "optimizer": 800, "gradients": 400, "activations": 100}
+
+
+def test_the_policys_gradients_stay_while_the_critic_learns():
+    phases = {"update": {"start": 400, "peak": 700, "flops": 0}, "backward": {"start": 400, "peak": 700, "flops": 0}}
+    need = make_depth(2, phases, learning=[60, 40], held=400, whole=240)
+    for stage, kept in ((1, 4 * 60), (2, 4 * 60 // 4), (3, 4 * 100 // 4)):
+        update, backward = measure_phases(need, Setup("deepspeed", 4, 4, stage, on_gpu=False))
+        assert update.device["gradients"] == kept
+        assert backward.device["gradients"] == (100 if stage == 3 else 0)
 
 
 def test_a_large_model_is_written_file_by_file():

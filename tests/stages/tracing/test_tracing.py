@@ -101,6 +101,23 @@ def test_a_servers_row_takes_the_experts_that_a_token_meets(experts, accelerator
 
 
 @mark.slow
+def test_short_records_on_this_machine_are_planned_as_long_as_they_are(accelerator, config):
+    given = {"longest": {"comparisons": (16, 20)}, "largest": {"comparisons": [80, 70, 60, 46]}}
+    settings = {"batch_size": 4, "micro_batch_size": 4}
+    known, limited = (run("rm", settings, config, 2, accelerator, answers=4, **more) for more in (given, {}))
+    # 256 tokens in place of 4 x (32 + 4 x 32), and not 4 x (16 + 4 x 20) either: none of them has four answers of the longest.
+    assert known.phases["forward"].flops / limited.phases["forward"].flops == approx(256 / 640, rel=0.02)
+
+
+@mark.slow
+def test_an_evaluation_decodes_no_more_rows_than_it_has_answers(config, accelerator):
+    few, many = (
+        run("evaluate", {"prompts": 3, "samples": 2, "policy_samples": 2, "batch_size": size}, config, 2, accelerator) for size in (6, 64)
+    )
+    assert few.phases["answers/decode"].flops == many.phases["answers/decode"].flops > 0
+
+
+@mark.slow
 def test_a_gpu_decodes_by_a_narrow_copy_and_a_cache_of_one_block(config, accelerator):
     settings = {"rollout_batch_size": 4, "minibatch_size": 4, "lora": LORA}
     wide = run("ppo", settings, config, 2, accelerator, precision="bfloat16")
