@@ -1,8 +1,9 @@
 """What `rlhf plan --cost` says of memory against what stages take: three stages, sizes, LoRA or full, precisions, processes, ZeRO.
 
-    nice python -P -m tests.bench.memory [CASE...]     a table into tests/bench/results/memory.md, rows into memory.jsonl
+    nice python -P -m tests.bench.memory [CASE...]     prints the table of pipeline/cost/README.md; rows into results/memory.jsonl
 
-Every record is as long as the limits allow, so that what is measured is what is predicted: the most that a stage can take.
+Every record is as long as the limits allow, so that what is measured is what is predicted: the most that a stage can take. About half
+an hour on two cores; whole models in bfloat16 take longest on a CPU without instructions for it.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from data.chat import encode_prompts
 from data.demo.materialize import write_demo
 from data.schema import Message
 from data.tokens import encode_response
+from pipeline.cost.memory import BUCKET_ELEMENTS
 from pipeline.launch.environment import allocator_settings
 from stages.blocks import HardwareSettings, TokenSettings
 from stages.settings import PPOSettings, RMSettings, SFTSettings
@@ -36,6 +38,7 @@ LORA = {"rank": 16, "alpha": 32}
 CASES = {
     "6M full float32": ("6M", {"precision": "float32"}, None, {}),
     "57M full float32": ("57M", {"precision": "float32"}, None, {}),
+    "57M lora float32": ("57M", {"precision": "float32"}, LORA, {}),
     "57M lora bfloat16": ("57M", {"precision": "bfloat16"}, LORA, {}),
     "57M full bfloat16 recomputed": ("57M", {"precision": "bfloat16"}, None, {"gradient_checkpointing": True}),
     "25M full float32 ddp": ("25M", {"precision": "float32", "processes": 2}, None, {}),
@@ -69,12 +72,56 @@ def main() -> None:
     parser.add_argument("--until", choices=STAGES, default="ppo")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "memory.jsonl")
     arguments = parser.parse_args()
+    print("| | stage | tensors: said | measured | | resident: said | measured | |\n|---|---|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as directory:
         for case in arguments.cases:
-            for row in measure(case, Path(directory) / case.replace(" ", "-"), arguments.until):
-                print(json.dumps(row), flush=True)
+            place = Path(directory) / case.replace(" ", "-")
+            said = predict(case, place)
+            for row in measure(case, place, arguments.until):
+                row |= {"said": said[row["stage"]]}
+                print(lay_out(row), flush=True)
                 with arguments.out.open("a", encoding="utf-8") as stream:
                     stream.write(json.dumps(row) + "\n")
+
+
+def predict(case: str, directory: Path) -> dict[str, dict[str, float]]:
+    """Plan a case as a recipe: stage -> bytes of tensors (`logical`) and of the process (`resident`)."""
+    size, hardware, lora, more = CASES[case]
+    directory.mkdir(parents=True, exist_ok=True)
+    base = write_base(directory / "base", SIZES[size])
+    recipe = {
+        "base_model": str(base),
+        "tokens": {"max_prompt_tokens": PROMPT, "max_response_tokens": RESPONSE},
+        "hardware": {"device": "cpu", "threads": 1} | hardware,
+        "data": {kind: splits.model_dump(mode="json", exclude_defaults=True) for kind, splits in write_records(directory, base).items()},
+    }
+    for stage in STAGES:
+        recipe[stage] = SETTINGS[stage][1] | more | _adapt(stage, lora)
+    path = directory / "recipe.yaml"
+    path.write_text(json.dumps(recipe))
+    done = subprocess.run([sys.executable, "-P", "-m", "tests.bench.plan_worker", str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return {each.pop("stage"): each for each in found}
+
+
+def lay_out(row: dict) -> str:
+    """Lay a row out as the page has it, without the 2.0 GB that each of DeepSpeed's engines reserves and does not write."""
+    hardware = CASES[row["case"]][1]
+    engines = 2 if row["stage"] == "ppo" and hardware.get("zero_stage") == 3 else 1
+    reserved = 4 * BUCKET_ELEMENTS * engines if hardware.get("engine") == "deepspeed" else 0
+    said, measured = row["said"], {"logical": row["logical"] - reserved, "resident": row["resident"]}
+    cells = [row["case"] + (", two processes" if hardware.get("processes") == 2 else ""), row["stage"]]
+    for name, digits in (("logical", 1), ("resident", 0)):
+        off = (said[name] / measured[name] - 1) * 100
+        cells += [f"{value / 1e6:,.{digits}f} MB" for value in (said[name], measured[name])]
+        percent = f"{off:+.{digits}f}".replace("-", "−")
+        cells.append(f"{percent.lstrip('+−') if not float(percent.lstrip('+−')) else percent} %")
+    return f"| {' | '.join(cells)} |"
+
+
+def _adapt(stage: str, lora: dict | None) -> dict:
+    return {} if lora is None else {"lora": lora | ({"merge": True} if stage == "sft" else {})}
 
 
 def make_specs(case: str, directory: Path) -> dict[str, StageSpec]:
@@ -85,8 +132,7 @@ def make_specs(case: str, directory: Path) -> dict[str, StageSpec]:
     specs = {}
     for stage in STAGES:
         block, settings = SETTINGS[stage]
-        adapter = {} if lora is None else {"lora": lora | ({"merge": True} if stage == "sft" else {})}
-        settings = block.model_validate(settings | more | adapter)
+        settings = block.model_validate(settings | more | _adapt(stage, lora))
         merged = "merged" if lora is not None else "model"
         place = {name: directory / name / "output" for name in STAGES}
         specs[stage] = StageSpec(
