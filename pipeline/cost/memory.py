@@ -72,8 +72,8 @@ def find_peak(phases: list[PhaseMemory]) -> PhaseMemory:
 def measure_holes(phases: list[PhaseMemory], *, takes_turns: bool) -> float:
     """Say what a CPU's heap keeps of freed tensors (`pipeline.launch.environment`) to the stage's end.
 
-    glibc rarely puts an aligned tensor where one of the same size was freed, and small ones that stay (gradients, caches) part what is
-    free: passes leave holes, by the most that any of them held beside weights, gradients and optimizer.
+    What passes free is not all used again by those that follow: the heap has holes, by the most that any pass held beside weights,
+    gradients and optimizer.
 
     Args:
         phases: Of a stage.
