@@ -26,7 +26,7 @@ from stages.models.weights import find_base, open_pretrained
 from stages.process.errors import StageError
 from stages.process.output import redact_streams
 from stages.spec import EXIT_FAILED, EXIT_MISSING, EXIT_OK, STAGES, StageName
-from stages.tracing.depths import find_deeper, find_depths
+from stages.tracing.depths import find_deepest, find_depths
 from stages.tracing.job import Job, try_family
 from stages.tracing.lengths import read_lengths
 from stages.tracing.live import Live
@@ -60,7 +60,7 @@ def make_report(spec: TraceSpec) -> TraceReport:
         spec = spec.model_copy(update={"answers": most, "longest": longest, "largest": largest})
     stages: list[StageName] = [name for name in STAGES if name in spec.stages]
     for stage in stages:
-        depths, tokens, begun_s = list[Depth](), dict[str, int](), time.perf_counter()
+        depths, tokens, took_s = list[Depth](), dict[str, int](), list[float]()
         layers: int | None = small
         while layers:
             start_s = time.perf_counter()
@@ -71,10 +71,11 @@ def make_report(spec: TraceSpec) -> TraceReport:
                 as_on_a_gpu() if spec.on_gpu else nullcontext(),
             ):
                 depths.append(trace(job))
-            tokens, now_s = job.tokens, time.perf_counter()
+            tokens = job.tokens
+            took_s.append(time.perf_counter() - start_s)
             layers = larger if len(depths) == 1 and larger > small else None
-            if spec.measure:
-                layers = find_deeper(depths[-1], larger - small, total, spec.memory, now_s - start_s, now_s - begun_s) or layers
+            if spec.measure and len(depths) == 2:
+                layers = find_deepest(depths, took_s, total, spec.memory)
         report.stages[stage] = StageTrace(layers=total, depths=depths, tokens=tokens)
     return report
 

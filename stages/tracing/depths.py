@@ -4,8 +4,8 @@ from transformers import PretrainedConfig
 
 from stages.tracing.report import Depth
 
-_MEASURE_S = 15.0  # of one stage, at all depths
-_MOST_DEEPER = 4.0  # times as deep as before, at most
+_MEASURE_S = 30.0  # of one stage, at all depths
+_LEAST_SHARE = 10  # of what a model of few layers takes, they take a tenth at least, its embeddings and head the rest
 _MEMORY_SHARE = 0.25  # of what there is
 _STATE_BYTES = 12  # of a weight that learns: its gradient and AdamW's moments
 
@@ -30,23 +30,25 @@ def find_depths(config: PretrainedConfig) -> tuple[int, int, int]:
     return min(small, total), min(small + period, total), total
 
 
-def find_deeper(last: Depth, period: int, total: int, memory: int, took_s: float, spent_s: float) -> int | None:
-    """Say how deep seconds are measured next, after they were at one depth; None: that was deep enough.
+def find_deepest(depths: list[Depth], took_s: list[float], total: int, memory: int) -> int | None:
+    """Say how deep seconds are measured, after they were at two depths; None: no deeper.
 
     What a layer takes is the difference of two depths, so what disturbs them counts the more often the deeper the model itself is; and a
     few layers may stay in a processor's cache between two steps of a decoder, where all of them do not. So the deepest is the model's own
-    depth, if a quarter of a minute and of the memory allows it.
+    depth, if half a minute and a quarter of the memory allow it.
 
     Args:
-        last: What was seen at the last depth.
-        period: Layers by which depths differ.
+        depths: What was seen at two.
+        took_s: Seconds that each of them took.
         total: Layers of the model.
         memory: Bytes that this machine has.
-        took_s: Seconds that the last depth took; one n times as deep takes n times as long at most.
-        spent_s: Seconds of all depths until now.
     """
+    small, last = depths
+    a_layer_s = (took_s[1] - took_s[0]) / (last.layers - small.layers)
+    a_layer_s = max(a_layer_s, took_s[1] / (_LEAST_SHARE * last.layers))  # two depths alone may be disturbed
     bytes_a_layer = (last.held + _STATE_BYTES * sum(last.learning)) / last.layers  # at most: embeddings are in it
-    fitting = _MEMORY_SHARE * memory / bytes_a_layer
-    most = min(total, fitting, last.layers * min(_MOST_DEEPER, (_MEASURE_S - spent_s) / max(took_s, 1e-3)))
-    layers = total if most == total else last.layers + int((most - last.layers) // max(period, 1)) * period
+    in_time = last.layers + (_MEASURE_S - sum(took_s) - took_s[1]) / a_layer_s
+    most = min(total, _MEMORY_SHARE * memory / bytes_a_layer, in_time)
+    period = last.layers - small.layers
+    layers = total if most == total else last.layers + int((most - last.layers) // period) * period
     return layers if layers > last.layers else None

@@ -12,7 +12,7 @@ from stages.internals import fakes, is_fake
 from stages.process.errors import StageError
 from stages.spec import EXIT_MISSING, STAGES
 from stages.tracing.__main__ import _open_config
-from stages.tracing.depths import find_deeper, find_depths
+from stages.tracing.depths import find_deepest, find_depths
 from stages.tracing.job import Job, try_family
 from stages.tracing.live import Live
 from stages.tracing.report import Depth, TraceSpec
@@ -195,25 +195,20 @@ def test_layers_that_alternate_are_traced_by_whole_periods():
 
 
 @mark.parametrize(
-    ("took_s", "spent_s", "memory", "layers"),
+    ("took_s", "memory", "layers"),
     [
-        (0.1, 0.1, 1e12, 8),  # there is time for 300 layers: four times as deep as before, to see what that takes
-        (2.0, 5.0, 1e12, 8),  # at 1 s a layer at most, ten layers in the ten seconds that are left, by whole periods from two on
-        (2.0, 11.0, 1e12, 4),
-        (2.0, 13.0, 1e12, None),  # two more layers, no more than it had
-        (0.1, 0.1, 4 * 6 * 1100, 6),  # 1,000 bytes of weights and 12 x 8.33 of what a layer's eight weights need to learn: six layers
+        ([1.0, 1.1], 1e12, 30),  # 0.05 s a layer: all thirty in 2.4 s
+        ([4.0, 6.0], 1e12, 18),  # 20 s are left, 14 of them for layers at 1 s each, by whole periods of two
+        ([10.0, 12.0], 1e12, None),  # 8 s are left, and as deep as the last again would take 12
+        ([5.0, 4.0], 1e12, 30),  # disturbed: four layers take a tenth of 4 s at least, 0.1 s each
+        ([1.0, 1.1], 4 * 9 * 550, 8),  # 550 bytes a layer: (2,008 + 12 x 16) / 4; nine of them fit into a quarter
     ],
 )
-def test_seconds_are_measured_as_deep_as_time_and_memory_allow(took_s, spent_s, memory, layers):
-    counted = {"parameters": 0, "whole": 0, "checkpoint": 0, "output": 0}
-    last = Depth(layers=2, phases={}, learning=[10, 6], held=2000 + 8, **counted)
-    assert find_deeper(last, 2, 30, int(memory), took_s, spent_s) == layers
+def test_seconds_are_measured_as_deep_as_time_and_memory_allow(took_s, memory, layers):
+    def see(depth):
+        return Depth(layers=depth, phases={}, learning=[10, 6], held=2008, parameters=0, whole=0, checkpoint=0, output=0)
 
-
-def test_the_whole_model_is_measured_where_that_takes_little():
-    last = Depth(layers=8, phases={}, learning=[], held=8000, parameters=0, whole=0, checkpoint=0, output=0)
-    assert find_deeper(last, 5, 30, 10**12, 1.0, 2.0) == 30
-    assert find_deeper(last, 5, 8, 10**12, 1.0, 2.0) is None
+    assert find_deepest([see(2), see(4)], took_s, 30, int(memory)) == layers
 
 
 def test_a_hubs_model_that_cannot_be_reached_is_told_with_what_a_plan_needs_of_it(monkeypatch, tmp_path):
