@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from stages.blocks import HardwareSettings, LoRASettings
 from stages.internals import find_refused_modules, skip_input_casts
 from stages.models.head import HEAD
+from stages.models.kernels import is_pretended
 from stages.models.partition import gathered
 from stages.models.precision import freeze
 from stages.models.quantization import quantize_layers
@@ -84,7 +85,7 @@ def _refuse_missing_targets(adapted: Any, lora: LoRASettings) -> None:
 
 def settle_casts(model: Any, hardware: HardwareSettings) -> None:
     """Have adapters on a GPU compute in bfloat16 without a detour by float32, where the precision is that; to be done last."""
-    if finds_gpu(hardware) and hardware.computes_in_bfloat16:
+    if (finds_gpu(hardware) or is_pretended()) and hardware.computes_in_bfloat16:
         skip_input_casts(model)
 
 

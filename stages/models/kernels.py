@@ -13,6 +13,11 @@ def is_cpu(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cpu" and not _pretended
 
 
+def is_pretended() -> bool:
+    """Whether code goes the ways of a GPU where there is none."""
+    return bool(_pretended)
+
+
 @contextmanager
 def as_on_a_gpu() -> Generator[None]:
     """Inside, code goes the ways that it goes on a GPU."""
