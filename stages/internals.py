@@ -181,10 +181,8 @@ def is_gathered(parameter: Any) -> bool:
 def filled_ungathered(tell: Callable[[torch.Tensor], None]) -> Generator[None]:
     """Inside, what transformers reads into a weight that is shared out is read into an empty one.
 
-    Otherwise what stands there is gathered to be overwritten: with gloo, which gathers into a copy, two whole weights.
-
-    Args:
-        tell: is called with each weight when it has its whole size, and when it is shared out again.
+    Otherwise what stands there is gathered to be overwritten: with gloo, which gathers into a copy, two whole weights. `tell` is called
+    with each weight when it has its whole size, and when it is shared out again.
     """
     import deepspeed
 
