@@ -216,7 +216,8 @@ def test_a_model_wrapped_by_peft_answers_with_its_adapter():
     assert ids_of(responses) != ids_of(generate(plain, prompts))
     for prompt, response in zip(prompts, responses, strict=True):
         expected = plain_logits(wrapped, prompt, response.ids).log_softmax(-1).gather(1, torch.tensor(response.ids)[:, None])[:, 0]
-        torch.testing.assert_close(torch.tensor(response.logprobs), expected, rtol=0, atol=1e-5)
+        # An adapter that was drawn makes larger logits: an Intel CPU without bfloat16 rounds one in thirty 1.06e-5 apart.
+        torch.testing.assert_close(torch.tensor(response.logprobs), expected, rtol=0, atol=3e-5)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager", PACKED])
