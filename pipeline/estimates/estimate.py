@@ -133,7 +133,7 @@ def make_estimate(
     timed: dict[StageName, StageTrace] = {}
     if with_time and machine.gpu is None:
         told("measuring how fast this machine is")
-        timed = dict(ask_trace(recipe, chosen, store_root, gpu=None, measure=True, lengths=lengths).stages)
+        timed = dict(ask_trace(recipe, chosen, store_root, gpu=None, traced=report, lengths=lengths).stages)
     made = [_estimate_stage(recipe, stage, report, timed.get(stage), lengths, machine, setup, with_time=with_time) for stage in chosen]
     return Estimate(machine, setup.processes, made, lengths, list(_list_notes(recipe, made, lengths, machine)), report)
 

@@ -18,7 +18,7 @@ from pipeline.inputs.demo import demo_seeds, locate, locate_splits, make_demo
 from pipeline.launch.environment import stage_environment
 from pipeline.recipe.schema import Recipe
 from stages.spec import EXIT_FAILED, DataSplits, StageName, data_inputs
-from stages.tracing.report import TraceReport, TraceSpec
+from stages.tracing.report import Depth, TraceReport, TraceSpec
 
 _LIMIT_S = 900
 
@@ -49,7 +49,7 @@ def ask_trace(
     store_root: Path,
     *,
     gpu: GPU | None,
-    measure: bool = False,
+    traced: TraceReport | None = None,
     lengths: Mapping[RecordKind, Lengths] | None = None,
 ) -> TraceReport:
     """Have the stages traced in a process of their own.
@@ -59,7 +59,7 @@ def ask_trace(
         stages: That are traced.
         store_root: Where its demo lies, or will.
         gpu: Whose kernels will run; None: this machine's CPU.
-        measure: Take times with real weights instead of counting bytes; records are then as long as `lengths` says.
+        traced: What such a trace said of bytes: take times with real weights now; records are then as long as `lengths` says.
         lengths: Of the record sets.
 
     Raises:
@@ -67,7 +67,7 @@ def ask_trace(
     """
     setup = make_setup(recipe, gpu)
     hardware, tokens = recipe.hardware, recipe.tokens
-    if measure and lengths:
+    if traced and lengths:
         demonstrations = lengths.get("demonstrations")
         if demonstrations:
             tokens = tokens.model_copy(
@@ -90,10 +90,11 @@ def ask_trace(
             processes=setup.processes,
             shares=setup.engine == "deepspeed",
             on_gpu=gpu is not None,
-            data={} if measure else _find_local(recipe, stages, root),
+            data={} if traced else _find_local(recipe, stages, root),
             answers=max(round(lengths["comparisons"].answers), 2) if lengths and "comparisons" in lengths else 2,
-            measure=measure,
+            measure=traced is not None,
             memory=int(find_memory()),
+            peaks=_find_peaks(traced) if traced else {},
             report_path=path,
         )
         (place / "spec.json").write_text(spec.model_dump_json(), encoding="utf-8")
@@ -110,6 +111,15 @@ def ask_trace(
     if report.error:
         raise StoreError(f"plan --cost: {report.error}", done.returncode or EXIT_FAILED)
     return report
+
+
+def _find_peaks(traced: TraceReport) -> dict[StageName, tuple[int, int]]:
+    """List what each stage holds at its peak, at two depths."""
+
+    def peak(depth: Depth) -> int:
+        return max(phase.peak for phase in depth.phases.values())
+
+    return {stage: (peak(each.depths[0]), peak(each.depths[-1])) for stage, each in traced.stages.items()}
 
 
 def settle_precision(recipe: Recipe, gpu: GPU | None) -> Literal["float32", "bfloat16"]:

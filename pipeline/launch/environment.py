@@ -17,8 +17,8 @@ def allocator_settings() -> dict[str, str]:
 
     glibc hands it back to the system above 32 MiB and at the heap's end, which then has to zero it anew, page by page of 4 KiB: of a PPO
     update 6 to 10 %. On a GPU (where a process would hold on to what it loaded) blocks of all sizes come and go with rows of all lengths:
-    in segments that grow, what is free can be used again. torch reads that when CUDA starts, which an
-    import may do: a process is born with it.
+    in segments that grow, what is free can be used again. torch reads that when CUDA starts; on an H200
+    what was set after the imports came too late, so a process is born with it.
 
     Nothing where the user set the allocator, and below glibc 2.35, which takes one of the thresholds and refuses the other.
     """

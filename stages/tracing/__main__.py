@@ -74,8 +74,8 @@ def make_report(spec: TraceSpec) -> TraceReport:
             tokens = job.tokens
             took_s.append(time.perf_counter() - start_s)
             layers = larger if len(depths) == 1 and larger > small else None
-            if spec.measure and len(depths) == 2:
-                layers = find_deepest(depths, took_s, total, spec.memory)
+            if stage in spec.peaks and len(depths) == 2:
+                layers = find_deepest((small, larger), spec.peaks[stage], (took_s[0], took_s[1]), total, spec.memory)
         report.stages[stage] = StageTrace(layers=total, depths=depths, tokens=tokens)
     return report
 

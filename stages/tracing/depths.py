@@ -2,12 +2,9 @@
 
 from transformers import PretrainedConfig
 
-from stages.tracing.report import Depth
-
 _MEASURE_S = 30.0  # of one stage, at all depths
 _LEAST_SHARE = 10  # of what a model of few layers takes, they take a tenth at least, its embeddings and head the rest
-_MEMORY_SHARE = 0.25  # of what there is
-_STATE_BYTES = 12  # of a weight that learns: its gradient and AdamW's moments
+_MEMORY_SHARE = 0.25  # of what there is: a process takes up to three times its tensors, in which freed ones leave holes
 
 
 def find_depths(config: PretrainedConfig) -> tuple[int, int, int]:
@@ -30,7 +27,7 @@ def find_depths(config: PretrainedConfig) -> tuple[int, int, int]:
     return min(small, total), min(small + period, total), total
 
 
-def find_deepest(depths: list[Depth], took_s: list[float], total: int, memory: int) -> int | None:
+def find_deepest(depths: tuple[int, int], peaks: tuple[int, int], took_s: tuple[float, float], total: int, memory: int) -> int | None:
     """Say how deep seconds are measured, after they were at two depths; None: no deeper.
 
     What a layer takes is the difference of two depths, so what disturbs them counts the more often the deeper the model itself is; and a
@@ -38,17 +35,16 @@ def find_deepest(depths: list[Depth], took_s: list[float], total: int, memory: i
     depth, if half a minute and a quarter of the memory allow it.
 
     Args:
-        depths: What was seen at two.
-        took_s: Seconds that each of them took.
+        depths: At which they were measured, in layers.
+        peaks: Bytes of tensors that live at once with so many layers, at most.
+        took_s: Seconds that each took.
         total: Layers of the model.
         memory: Bytes that this machine has.
     """
-    small, last = depths
-    a_layer_s = (took_s[1] - took_s[0]) / (last.layers - small.layers)
-    a_layer_s = max(a_layer_s, took_s[1] / (_LEAST_SHARE * last.layers))  # two depths alone may be disturbed
-    bytes_a_layer = (last.held + _STATE_BYTES * sum(last.learning)) / last.layers  # at most: embeddings are in it
-    in_time = last.layers + (_MEASURE_S - sum(took_s) - took_s[1]) / a_layer_s
-    most = min(total, _MEMORY_SHARE * memory / bytes_a_layer, in_time)
-    period = last.layers - small.layers
-    layers = total if most == total else last.layers + int((most - last.layers) // period) * period
-    return layers if layers > last.layers else None
+    period, last = depths[1] - depths[0], depths[1]
+    a_layer_s = max((took_s[1] - took_s[0]) / period, took_s[1] / (_LEAST_SHARE * last))  # two depths alone may be disturbed
+    in_time = (_MEASURE_S - sum(took_s) - took_s[1]) / a_layer_s
+    fitting = (_MEMORY_SHARE * memory - peaks[1]) * period / max(peaks[1] - peaks[0], 1)
+    more = int(min(in_time, fitting) // period) * period
+    layers = min(last + more, total)
+    return layers if layers > last else None

@@ -34,6 +34,9 @@ class TraceSpec(Closed):
     )
     measure: bool = Field(False, description="Run with real weights and measure seconds, in place of counting bytes.")
     memory: int = Field(0, description="Bytes that this machine has, of which measuring may take a part.")
+    peaks: dict[StageName, tuple[int, int]] = Field(
+        default_factory=dict[StageName, tuple[int, int]], description="Bytes at a stage's peak, at the two depths at which it was traced."
+    )
     longest: dict[RecordKind, tuple[int, int]] = Field(
         default_factory=dict[RecordKind, tuple[int, int]], description="Longest prompt and answer in tokens, of kinds read whole."
     )

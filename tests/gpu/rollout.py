@@ -56,7 +56,7 @@ def _measure_rows(place: Place, policy: Any, size: str, rows: int, case: str) ->
     with peak_memory() as read_peak:
         ours = _rate(work, partial(_sample_ours, policy, work, prompts, seeds))
         yield Figure(case, "ours", ours, "tokens/s")
-        yield Figure(case, "peak memory", read_peak(), "GB")
+        yield Figure(case, "peak memory", read_peak(), "GiB")
     theirs = _rate(work, partial(_sample_transformers, policy, work, prompts))
     yield Figure(case, "transformers' generate", theirs, "tokens/s")
     yield place.reach(case, "ours / generate", ours / theirs, 1.0)

@@ -99,7 +99,7 @@ def _measure_case(
         seconds, tokens, passes = _RUNS[stage](place, size, paths, hardware, _FORMS[form], Path(work))
         peak = read_peak()
     yield Figure(case, "tokens a second", tokens / seconds, "/s")
-    yield Figure(case, "peak memory", peak, "GB")
+    yield Figure(case, "peak memory", peak, "GiB")
     if form == "full" and (peak_flops := place.peak_flops):
         mfu = 6 * count_weights(size) * tokens * passes / seconds / peak_flops
         yield place.reach(case, "MFU", mfu, _GOAL, "") if size == "1b" and plain else Figure(case, "MFU", mfu)

@@ -15,7 +15,7 @@ from stages.tracing.__main__ import _open_config
 from stages.tracing.depths import find_deepest, find_depths
 from stages.tracing.job import Job, try_family
 from stages.tracing.live import Live
-from stages.tracing.report import Depth, TraceSpec
+from stages.tracing.report import TraceSpec
 from stages.tracing.work import trace
 
 LORA = {"rank": 4}
@@ -197,18 +197,16 @@ def test_layers_that_alternate_are_traced_by_whole_periods():
 @mark.parametrize(
     ("took_s", "memory", "layers"),
     [
-        ([1.0, 1.1], 1e12, 30),  # 0.05 s a layer: all thirty in 2.4 s
-        ([4.0, 6.0], 1e12, 18),  # 20 s are left, 14 of them for layers at 1 s each, by whole periods of two
-        ([10.0, 12.0], 1e12, None),  # 8 s are left, and as deep as the last again would take 12
-        ([5.0, 4.0], 1e12, 30),  # disturbed: four layers take a tenth of 4 s at least, 0.1 s each
-        ([1.0, 1.1], 4 * 9 * 550, 8),  # 550 bytes a layer: (2,008 + 12 x 16) / 4; nine of them fit into a quarter
+        ((1.0, 1.1), 10**12, 30),  # 0.05 s a layer: all thirty in 2.4 s
+        ((4.0, 6.0), 10**12, 18),  # 20 s are left, 14 of them for layers at 1 s each, by whole periods of two
+        ((10.0, 12.0), 10**12, None),  # 8 s are left, and as deep as the last again would take 12
+        ((5.0, 4.0), 10**12, 30),  # disturbed: four layers take a tenth of 4 s at least, 0.1 s each
+        ((1.0, 1.1), 4 * 3500, 8),  # 1,000 bytes at four layers, 500 a layer: 2,500 more are five, and so two periods
+        ((1.0, 1.1), 4 * 1500, None),
     ],
 )
 def test_seconds_are_measured_as_deep_as_time_and_memory_allow(took_s, memory, layers):
-    def see(depth):
-        return Depth(layers=depth, phases={}, learning=[10, 6], held=2008, parameters=0, whole=0, checkpoint=0, output=0)
-
-    assert find_deepest([see(2), see(4)], took_s, 30, int(memory)) == layers
+    assert find_deepest((2, 4), (0, 1000), took_s, 30, memory) == layers
 
 
 def test_a_hubs_model_that_cannot_be_reached_is_told_with_what_a_plan_needs_of_it(monkeypatch, tmp_path):
