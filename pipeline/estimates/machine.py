@@ -47,6 +47,11 @@ def choose_machine(hardware: HardwareSettings, name: str | None) -> Machine:
     return Machine(name.lower(), gpu, gpu.memory, price or gpu.price, own is not None)
 
 
+def count_cores() -> int:
+    """Count the cores that this process may use, a core's two threads as two."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def find_memory(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
     """Bytes of this machine's memory, or those that a container, SLURM or systemd lets this process have.
 

@@ -1,5 +1,6 @@
 """A recipe's stages -> what they need, traced by a process of its own: the pipeline itself knows no tensors."""
 
+import os
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pipeline.cost.amounts import Lengths
 from pipeline.cost.machines import GPU
 from pipeline.cost.setup import Setup
 from pipeline.errors import ConfigError, StoreError
-from pipeline.estimates.machine import find_memory
+from pipeline.estimates.machine import count_cores, find_memory
 from pipeline.inputs.demo import demo_seeds, locate, locate_splits, make_demo
 from pipeline.launch.environment import stage_environment
 from pipeline.recipe.schema import Recipe
@@ -80,11 +81,12 @@ def ask_trace(
         place = Path(directory)
         root = _find_demo(recipe, store_root, place)
         path = place / "report.json"
+        at_once, threads = _count_at_once(setup, hardware.threads) if traced else (1, hardware.threads)
         spec = TraceSpec(
             base_model=locate(recipe.base_model, root),
             revision=recipe.revision,
             tokens=tokens,
-            hardware=hardware.model_copy(update={"precision": setup.precision, "engine": setup.engine}),
+            hardware=hardware.model_copy(update={"precision": setup.precision, "engine": setup.engine, "threads": threads}),
             stages={stage: recipe.settings(stage).model_dump(mode="json") for stage in stages},
             reward_lora=recipe.rm.lora if "rm" in recipe.stages else None,
             processes=setup.processes,
@@ -93,7 +95,8 @@ def ask_trace(
             data={} if traced else _find_local(recipe, stages, root),
             answers=max(round(lengths["comparisons"].answers), 2) if lengths and "comparisons" in lengths else 2,
             measure=traced is not None,
-            memory=int(find_memory()),
+            at_once=at_once,
+            memory=int(find_memory()) // at_once,
             peaks=_find_peaks(traced) if traced else {},
             report_path=path,
         )
@@ -111,6 +114,14 @@ def ask_trace(
     if report.error:
         raise StoreError(f"plan --cost: {report.error}", done.returncode or EXIT_FAILED)
     return report
+
+
+def _count_at_once(setup: Setup, threads: int) -> tuple[int, int]:
+    """Say how many processes measure at once, as will compute at once on this machine, and by how many threads each."""
+    if setup.per_node > 1 and not threads:
+        given = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+        threads = int(given) if given.isdigit() else 1  # as torchrun starts them
+    return max(min(setup.per_node, count_cores() // max(threads, 1)), 1), threads
 
 
 def _find_peaks(traced: TraceReport) -> dict[StageName, tuple[int, int]]:

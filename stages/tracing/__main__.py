@@ -30,12 +30,17 @@ from stages.tracing.depths import find_deepest, find_depths
 from stages.tracing.job import Job, try_family
 from stages.tracing.lengths import read_lengths
 from stages.tracing.live import Live
+from stages.tracing.peers import Peers, run_together
 from stages.tracing.report import Depth, StageTrace, TraceReport, TraceSpec
 from stages.tracing.work import trace
 
 
-def make_report(spec: TraceSpec) -> TraceReport:
+def make_report(spec: TraceSpec, peers: Peers | None = None) -> TraceReport:
     """Trace all stages of a spec.
+
+    Args:
+        spec: What is traced.
+        peers: Processes that measure the same at once.
 
     Raises:
         StageError: the base model cannot be opened, or its family cannot go through the stages.
@@ -64,7 +69,7 @@ def make_report(spec: TraceSpec) -> TraceReport:
         layers: int | None = small
         while layers:
             start_s = time.perf_counter()
-            job = Job(spec, stage, config, tried, layers, Live(), accelerator)
+            job = Job(spec, stage, config, tried, layers, Live(), accelerator, peers)
             with (
                 nullcontext() if spec.measure else fakes(),
                 nullcontext() if spec.measure else job.live,
@@ -72,7 +77,8 @@ def make_report(spec: TraceSpec) -> TraceReport:
             ):
                 depths.append(trace(job))
             tokens = job.tokens
-            took_s.append(time.perf_counter() - start_s)
+            took = time.perf_counter() - start_s
+            took_s.append(peers.average(took) if peers else took)  # what they go on with must be the same for all
             layers = larger if len(depths) == 1 and larger > small else None
             if stage in spec.peaks and len(depths) == 2:
                 layers = find_deepest((small, larger), spec.peaks[stage], (took_s[0], took_s[1]), total, spec.memory)
@@ -105,7 +111,7 @@ def main() -> int:
         if spec.hardware.threads:
             torch.set_num_threads(spec.hardware.threads)
         with warnings.catch_warnings(action="ignore"), silent_transformers():
-            report = make_report(spec)
+            report = run_together(spec.at_once, lambda peers: make_report(spec, peers)) if spec.at_once > 1 else make_report(spec)
     except StageError as error:
         code, report = error.exit_code, _failed(str(error))
     except Exception as error:

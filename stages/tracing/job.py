@@ -16,6 +16,7 @@ from stages.responses.narrow import count_bytes, narrow
 from stages.spec import StageName
 from stages.tracing.decoding import decode, make_rows, measure_cache
 from stages.tracing.live import Live
+from stages.tracing.peers import Peers
 from stages.tracing.report import FEW_ROWS, Depth, Phase, TraceSpec
 from stages.tracing.training import Steps
 from stages.trl.fitting import fused_head_fits
@@ -55,6 +56,7 @@ class Job:
     layers: int
     live: Live
     accelerator: Accelerator
+    peers: Peers | None = None  # that measure at once
     phases: dict[str, Phase] = field(default_factory=dict[str, Phase])
     tokens: dict[str, int] = field(default_factory=dict[str, int])
     measured: dict[str, list[float]] = field(default_factory=dict[str, list[float]])  # seconds of each phase, each time that it came
@@ -66,9 +68,13 @@ class Job:
         """Run phases, and take down what each needs: of one that comes several times the most, but the median time of all but the first."""
         for name, work in steps:
             start = self.live.start()
+            if self.peers:
+                self.peers.wait()
             begun_s = time.process_time()
             work()
             seconds = (time.process_time() - begun_s) / torch.get_num_threads()
+            if self.peers:
+                seconds = self.peers.average(seconds)
             name = prefix + name
             self.measured.setdefault(name, []).append(seconds)
             if (before := self.phases.get(name)) is None:

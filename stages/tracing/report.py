@@ -33,7 +33,8 @@ class TraceSpec(Closed):
         default_factory=dict[RecordKind, DataSplits], description="Sources on this machine, of which lengths are read."
     )
     measure: bool = Field(False, description="Run with real weights and measure seconds, in place of counting bytes.")
-    memory: int = Field(0, description="Bytes that this machine has, of which measuring may take a part.")
+    at_once: int = Field(1, ge=1, description="Processes that measure the same at once, as many as will run on this machine.")
+    memory: int = Field(0, description="Bytes that this machine has for each of them, of which measuring may take a part.")
     peaks: dict[StageName, tuple[int, int]] = Field(
         default_factory=dict[StageName, tuple[int, int]], description="Bytes at a stage's peak, at the two depths at which it was traced."
     )

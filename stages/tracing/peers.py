@@ -1,0 +1,85 @@
+"""Processes that measure at once, as many as a machine will run: they share its caches, its memory and the two threads of a core."""
+
+import multiprocessing
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from threading import BrokenBarrierError, Thread
+from typing import Any, TypeVar
+
+from data.system.death import die_with_parent
+from stages.process.errors import StageError
+from stages.spec import EXIT_RESOURCE
+
+_WAIT_S = 300.0  # of one process for the others, which do the same; one that has ended is told at once
+_FORK = multiprocessing.get_context("fork")  # libraries are imported once, for all
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Peers:
+    """What a process knows of those that measure beside it."""
+
+    rank: int
+    _barrier: Any
+    _figures: Any  # one number of each
+
+    def wait(self) -> None:
+        """Go on when all have come here.
+
+        Raises:
+            StageError: One of them has ended.
+        """
+        try:
+            self._barrier.wait(_WAIT_S)
+        except BrokenBarrierError:
+            lost = "a process that measured beside this one has ended, or hangs; is there memory for all? Lower hardware.processes"
+            raise StageError(lost, EXIT_RESOURCE) from None
+
+    def average(self, figure: float) -> float:
+        """Return the mean of what each of them gives here."""
+        self._figures[self.rank] = figure
+        self.wait()
+        mean = sum(self._figures) / len(self._figures)
+        self.wait()  # nobody gives the next figure before all have read this one
+        return mean
+
+
+def run_together(count: int, work: Callable[[Peers], Result]) -> Result:
+    """Do the same work in so many processes at once, this one and copies of it; to be called before anything computes in threads.
+
+    Args:
+        count: Of processes.
+        work: Is told of its peers.
+
+    Returns:
+        What this process's own work returns; that of the others ends with it.
+    """
+    barrier, figures = _FORK.Barrier(count), _FORK.Array("d", count, lock=False)
+    others = [_FORK.Process(target=_accompany, args=(work, Peers(rank, barrier, figures))) for rank in range(1, count)]
+    for other in others:
+        other.start()
+    Thread(target=_watch, args=(others, barrier), daemon=True).start()
+    try:
+        return work(Peers(0, barrier, figures))
+    finally:
+        for other in others:
+            other.kill()
+            other.join()
+
+
+def _accompany(work: Callable[[Peers], Any], peers: Peers) -> None:
+    die_with_parent()
+    work(peers)
+
+
+def _watch(others: list[Any], barrier: Any) -> None:
+    """Let nobody wait for a process that has ended before its work, as one that the system has killed for memory."""
+    running = {other.sentinel: other for other in others}
+    while running:
+        ended = [running.pop(sentinel) for sentinel in wait(list(running))]
+        for other in ended:
+            other.join()  # what it held is closed a little before it has an exit code
+        if any(other.exitcode for other in ended):
+            barrier.abort()
