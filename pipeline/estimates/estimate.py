@@ -187,6 +187,8 @@ def _estimate_stage(
         step_s, measured = 0.0 if stage == "ppo" else TRAINER_STEP_S, extrapolate(timed)
         own = {name: amount for name, amount in amounts.items() if not (serving and "decode" in amount.steps)}
         parts = [time_measured(name, amount, measured, timed.tokens, setup.processes, step_s) for name, amount in own.items()]
+        if timed.intervals_s:
+            parts.append(Spent("intervals", timed.intervals_s, "measured, of figures of as many answers"))
         parts.append(Spent("start", report.import_s, "importing libraries"))
     held = _measure_held(settings, need)
     disk = measure_most(need.checkpoint, need.output, saves) + held

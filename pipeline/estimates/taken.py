@@ -32,7 +32,12 @@ _PARTS: dict[str, dict[str, tuple[str, ...]]] = {
     "sft": {"train": ("train", "evaluation", "checkpoint", "held-out loss"), "answers": ("held-out answers",)},
     "rm": {"train": ("train", "evaluation", "checkpoint", "held-out comparisons", "scores of demonstrations")},
     "ppo": {"held-out answers": ("held-out answers",)},
-    "evaluate": {"answers": ("answers of",), "log-probabilities": ("log-probabilities of", "KL of"), "scores": ("scores of",)},
+    "evaluate": {
+        "answers": ("answers of",),
+        "log-probabilities": ("log-probabilities of", "KL of"),
+        "scores": ("scores of",),
+        "intervals": ("intervals",),
+    },
 }
 _METRICS = {"rollout": "time/rollout_s", "score": "time/score_s", "update": "time/update_s"}  # of each iteration of PPO
 # Parts that are said apart, but told together.
@@ -66,8 +71,10 @@ def read_taken(root: Path, artifact: Artifact, *, with_parts: bool = True) -> Ta
     if events:
         times = [time for time, _ in events]
         parts[_START] = max(manifest.duration_s - (times[-1] - times[0]), 0.0)
+        doing = ""
         for (_, event), begun, ended in zip(events, times, times[1:], strict=False):
-            doing = str(event.get("phase") or event.get("event"))
+            if event.get("event") not in ("note", "warning"):  # after which it goes on with what it was doing
+                doing = str(event.get("phase") or event.get("event"))
             for part, words in _PARTS.get(find_stage(manifest.kind) or "", {}).items():
                 if doing.startswith(words):
                     parts[part] = parts.get(part, 0.0) + ended - begun

@@ -27,6 +27,7 @@ from stages.process.errors import StageError
 from stages.process.output import redact_streams
 from stages.spec import EXIT_FAILED, EXIT_MISSING, EXIT_OK, STAGES, StageName
 from stages.tracing.depths import find_deepest, find_depths
+from stages.tracing.figures import measure_intervals
 from stages.tracing.job import Job, try_family
 from stages.tracing.lengths import read_lengths
 from stages.tracing.live import Live
@@ -82,7 +83,8 @@ def make_report(spec: TraceSpec, peers: Peers | None = None) -> TraceReport:
             layers = larger if len(depths) == 1 and larger > small else None
             if stage in spec.peaks and len(depths) == 2:
                 layers = find_deepest((small, larger), spec.peaks[stage], (took_s[0], took_s[1]), total, spec.memory)
-        report.stages[stage] = StageTrace(layers=total, depths=depths, tokens=tokens)
+        intervals_s = measure_intervals(spec) if spec.measure and stage == "evaluate" else 0.0
+        report.stages[stage] = StageTrace(layers=total, depths=depths, tokens=tokens, intervals_s=intervals_s)
     return report
 
 

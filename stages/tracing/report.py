@@ -94,6 +94,7 @@ class StageTrace(Closed):
     layers: int
     depths: list[Depth]
     tokens: dict[str, int] = Field(description="Phase -> tokens that went through it.")
+    intervals_s: float = Field(0.0, description="Seconds of what evaluate says in the end, where they were measured.")
 
 
 class Lengths(Closed):

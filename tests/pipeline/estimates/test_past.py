@@ -233,3 +233,10 @@ def test_a_kept_estimate_that_is_damaged_is_none(store, recipe):
     again = dataclasses.replace(say(PPO_PARTS))
     keep_estimate(store.root, recipe, again)
     assert recall_estimate(store.root, "ppo", dump_recipe(recipe)).processes == 2
+
+
+def test_a_note_does_not_end_what_a_stage_was_doing(store, publish, recipe):
+    lines = [(0, "progress", "held-out answers"), (1, "note", None), (4, "progress", "train"), (5, "end", None)]
+    events = [{"event": event, "time": time, **({"phase": phase} if phase else {})} for time, event, phase in lines]
+    taken = read_taken(store.root, publish_run(store, publish, recipe, seconds=6.0, events=events))
+    assert taken.parts["held-out answers"] == 4

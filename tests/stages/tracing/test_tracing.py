@@ -13,6 +13,7 @@ from stages.process.errors import StageError
 from stages.spec import EXIT_MISSING, STAGES
 from stages.tracing.__main__ import _open_config
 from stages.tracing.depths import find_deepest, find_depths
+from stages.tracing.figures import measure_intervals
 from stages.tracing.job import Job, try_family
 from stages.tracing.live import Live
 from stages.tracing.report import TraceSpec
@@ -220,3 +221,9 @@ def test_a_hubs_model_that_cannot_be_reached_is_told_with_what_a_plan_needs_of_i
     with raises(StageError) as told:
         _open_config(str(tmp_path / "empty"), None)
     assert "hf download" not in str(told.value)
+
+
+def test_what_evaluate_says_in_the_end_is_timed_by_its_own_code():
+    settings = {"prompts": 4, "samples": 2, "policy_samples": 2}
+    given = {"tokens": TokenSettings(max_prompt_tokens=8, max_response_tokens=8), "hardware": HardwareSettings(), "report_path": "none"}
+    assert measure_intervals(TraceSpec(base_model="none", stages={"evaluate": settings}, **given)) > 0
