@@ -134,3 +134,8 @@ def _by_host(phase: Phase, setup: Setup, peak: int) -> PhaseMemory:
     if setup.on_gpu:
         return PhaseMemory("save" if phase.start else "load", {}, parts)
     return PhaseMemory("save" if phase.start else "load", parts | ({"training": phase.start} if phase.start else {}), {})
+
+
+def sum_host(phase: PhaseMemory, processes: int) -> int:
+    """Bytes of a machine's main memory: each of its processes loads, one of them saves."""
+    return sum(phase.host.values()) * (1 if phase.name == "save" else processes)

@@ -13,7 +13,7 @@ from data.schema import KINDS, RecordKind
 from pipeline.cost.amounts import Amount, Lengths
 from pipeline.cost.calibration import Calibration
 from pipeline.cost.machines import GPU, TRAINER_STEP_S
-from pipeline.cost.memory import PhaseMemory, find_peak, measure_holes, measure_phases
+from pipeline.cost.memory import PhaseMemory, find_peak, measure_holes, measure_phases, sum_host
 from pipeline.cost.money import price_labels, price_storage
 from pipeline.cost.plan import list_parts
 from pipeline.cost.serving import Serving, find_serving
@@ -21,8 +21,8 @@ from pipeline.cost.setup import Setup
 from pipeline.cost.times import Spent, time_measured, time_on_gpus, time_served
 from pipeline.cost.traced import extrapolate
 from pipeline.cost.verdict import Verdict, add_overhead, judge
-from pipeline.estimates.machine import Machine
-from pipeline.estimates.traces import ask_trace, find_lengths, make_setup
+from pipeline.estimates.machine import Machine, count_cores
+from pipeline.estimates.traces import ask_trace, count_turns, find_lengths, make_setup
 from pipeline.recipe.schema import Recipe
 from pipeline.text import format_bytes
 from stages.process.need import KEPT, count_saves, measure_most
@@ -190,6 +190,8 @@ def _estimate_stage(
         if timed.intervals_s:
             parts.append(Spent("intervals", timed.intervals_s, "measured, of figures of as many answers"))
         parts.append(Spent("start", report.import_s, "importing libraries"))
+        turns = count_turns(setup, recipe.hardware.threads)
+        parts = [dataclasses.replace(part, seconds=part.seconds * turns) for part in parts]
     held = _measure_held(settings, need)
     disk = measure_most(need.checkpoint, need.output, saves) + held
     return StageEstimate(stage, need, setup, phases, judge(taken, machine.memory), parts, disk, held, serving)
@@ -238,8 +240,10 @@ def _count_saves(settings: StageSettings, steps: float) -> int:
 def _list_notes(recipe: Recipe, made: list[StageEstimate], lengths: Mapping[RecordKind, Lengths], machine: Machine) -> Iterator[str]:
     kinds = {kind for each in made for kind in data_inputs(each.stage, recipe.settings(each.stage))}
     if machine.gpu is not None:
-        most, stage = max((_sum_host(phase, recipe.hardware.processes), each.stage) for each in made for phase in each.phases)
+        most, stage = max((sum_host(phase, recipe.hardware.processes), each.stage) for each in made for phase in each.phases)
         yield f"each machine needs {format_bytes(most)} of main memory, most in {stage}"
+    if machine.gpu is None and made[0].parts and (turns := count_turns(made[0].setup, recipe.hardware.threads)) > 1:
+        yield f"processes take turns on {count_cores()} cores: {turns:.2g} times as long; lower hardware.processes or hardware.threads"
     yield from _tell_serving(made, machine)
     yield from _tell_prices(recipe, made, lengths)
     if machine.gpu is not None and not machine.gpu.has_bfloat16:
@@ -256,11 +260,6 @@ def _list_notes(recipe: Recipe, made: list[StageEstimate], lengths: Mapping[Reco
             yield f"{missing}; give --records {uncounted[0]}=NUMBER"
     if machine.gpu is not None and machine.price is None:
         yield "no price is known; give hardware.price_per_gpu_hour"
-
-
-def _sum_host(phase: PhaseMemory, processes: int) -> int:
-    """Bytes of a machine's main memory: each of its processes loads, one of them saves."""
-    return sum(phase.host.values()) * (1 if phase.name == "save" else processes)
 
 
 def _tell_prices(recipe: Recipe, made: list[StageEstimate], lengths: Mapping[RecordKind, Lengths]) -> Iterator[str]:

@@ -116,12 +116,23 @@ def ask_trace(
     return report
 
 
+def count_turns(setup: Setup, threads: int) -> float:
+    """Say how many processes take turns on a core of this machine, where they are more than it has cores for."""
+    return max(setup.per_node * _settle_threads(setup, threads) / count_cores(), 1.0)
+
+
 def _count_at_once(setup: Setup, threads: int) -> tuple[int, int]:
     """Say how many processes measure at once, as will compute at once on this machine, and by how many threads each."""
-    if setup.per_node > 1 and not threads:
-        given = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-        threads = int(given) if given.isdigit() else 1  # as torchrun starts them
+    threads = _settle_threads(setup, threads)
     return max(min(setup.per_node, count_cores() // max(threads, 1)), 1), threads
+
+
+def _settle_threads(setup: Setup, threads: int) -> int:
+    """Say by how many threads each process computes on a CPU, as torchrun starts several; 0: one process, by torch's default."""
+    if threads or setup.per_node == 1:
+        return threads
+    given = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(given) if given.isdigit() else 1
 
 
 def _find_peaks(traced: TraceReport) -> dict[StageName, tuple[int, int]]:

@@ -14,18 +14,19 @@ from pipeline.cli.options import make_console
 from pipeline.cli.recipes import plan_command
 from pipeline.cost.calibration import Calibration
 from pipeline.cost.changes import list_changes
-from pipeline.cost.memory import PhaseMemory
+from pipeline.cost.memory import PhaseMemory, sum_host
 from pipeline.cost.setup import Setup
 from pipeline.cost.times import Spent
 from pipeline.cost.verdict import Verdict
 from pipeline.errors import ConfigError, StoreError
-from pipeline.estimates.estimate import Estimate, StageEstimate, _measure_held, _sum_host, make_estimate
+from pipeline.estimates import traces
+from pipeline.estimates.estimate import Estimate, StageEstimate, _measure_held, make_estimate
 from pipeline.estimates.fits import Fit, find_fits
 from pipeline.estimates.machine import Machine, choose_machine, find_memory
 from pipeline.estimates.past import correct_alike
 from pipeline.estimates.room import warn_of_room
 from pipeline.estimates.scale import holds_for_more, list_limits, scale_up
-from pipeline.estimates.traces import parse_records
+from pipeline.estimates.traces import _count_at_once, count_turns, make_setup, parse_records
 from pipeline.recipe.load import find_recipe, load_recipe
 from pipeline.report.costs import print_estimate, print_fits
 from stages.blocks import HardwareSettings
@@ -156,6 +157,23 @@ def test_memory_is_what_a_container_or_a_job_may_have(tmp_path):
     (tmp_path / "memory").mkdir()
     (tmp_path / "memory" / "memory.limit_in_bytes").write_text("1000000\n")  # of version 1, as a container sees it
     assert find_memory(tmp_path, tmp_path / "none") == 1e6
+
+
+def test_processes_that_outnumber_the_cores_measure_by_what_fits_and_take_turns(recipe, monkeypatch):
+    monkeypatch.setattr(traces, "count_cores", lambda: 4)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+    def plan(processes, threads):
+        setup = make_setup(load_recipe(find_recipe(str(recipe)), [f"hardware.processes={processes}"], has_files=False), None)
+        return *_count_at_once(setup, threads), count_turns(setup, threads)
+
+    assert plan(1, 0) == (1, 0, 1.0)  # torch takes all cores
+    assert plan(2, 0) == (2, 1, 1.0)  # torchrun gives each of several one thread
+    assert plan(2, 2) == (2, 2, 1.0)
+    assert plan(8, 1) == (4, 1, 2.0)
+    assert plan(4, 2) == (2, 2, 2.0)
+    monkeypatch.setenv("OMP_NUM_THREADS", "4,1")
+    assert plan(2, 0) == (1, 4, 2.0)
 
 
 def test_records_are_a_kind_and_a_number():
@@ -298,5 +316,5 @@ def test_the_disk_holds_models_that_are_kept_and_those_that_may_be_the_best():
 
 
 def test_each_process_of_a_machine_loads_and_one_saves():
-    assert _sum_host(PhaseMemory("load", {}, {"weights": 10}), 8) == 80
-    assert _sum_host(PhaseMemory("save", {}, {"weights": 10, "bytes of the file": 5}), 8) == 15
+    assert sum_host(PhaseMemory("load", {}, {"weights": 10}), 8) == 80
+    assert sum_host(PhaseMemory("save", {}, {"weights": 10, "bytes of the file": 5}), 8) == 15
