@@ -1,5 +1,7 @@
 """What a trace of fake tensors says against the same code on real ones, and against a deeper model."""
 
+import subprocess
+import sys
 from contextlib import nullcontext
 
 import torch
@@ -75,6 +77,13 @@ def test_fake_tensors_hold_what_real_ones_hold_and_peaks_are_linear_in_depth(sta
         assert five.phases[name].flops == found.flops, name
         line = two.phases[name].peak + 3 * (three.phases[name].peak - two.phases[name].peak)
         assert line == approx(five.phases[name].peak, rel=0.005), name
+
+
+def test_what_a_process_holds_before_it_opens_a_model_is_not_what_the_process_holds_that_started_it():
+    child = "from stages.tracing.__main__ import _measure_resident; print(_measure_resident())"
+    parent = "import subprocess, sys; held = bytearray(b'x') * 1_500_000_000; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    held = int(subprocess.run([sys.executable, "-c", parent, child], stdout=subprocess.PIPE, check=True).stdout)
+    assert 1e8 < held < 1.2e9
 
 
 @mark.slow
