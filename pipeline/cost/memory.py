@@ -15,10 +15,12 @@ from stages.tracing.report import Depth, Phase
 
 BUCKET_ELEMENTS = 500_000_000  # of DeepSpeed: gradients are reduced in buffers of so many numbers
 LIVE_ELEMENTS = 1_000_000_000  # of DeepSpeed at stage 3: so many gathered weights may stay
+AHEAD_ELEMENTS = 50_000_000  # of DeepSpeed at stage 3: so many come at once, in a buffer from which each weight is copied
 FILE_BYTES = 50_000_000_000  # of transformers: a model is written in files of so much, one after the other
 _BY_HOST = ("load", "save")
 _LEARNING = ("forward", "backward", "optimizer", "update", "ptx")
 _BOTH_WAYS = ("update", "ptx")
+_BY_TRAINER = ("forward", "backward", "optimizer")
 _DECODING = ("rollout", "answers")
 _HOLES, _HOLES_IN_TURN = 0.8, 2.0  # of what a pass held; measured, see README.md
 _NARROW_SHARE = 0.5  # of the free memory, at most, for the copy by which a GPU decodes (`stages.responses.narrow`)
@@ -108,9 +110,9 @@ def _measure_shared(need: Depth, setup: Setup, name: str) -> PhaseMemory:
     host: dict[str, int] = {}
     weights = need.held // (ranks if stage == 3 else 1)
     (host if setup.offload_parameters else device)["weights"] = weights
-    if stage == 3:  # a rollout by the policy's own forward has all of them at once
-        # Twice: as they come from the other ranks, and as they are used.
-        device["gathered weights"] = need.whole if name.startswith(("rollout", "answers")) else 2 * min(need.whole, 4 * LIVE_ELEMENTS)
+    activations = max(phase.peak - need.held, 0)
+    if stage == 3:
+        device["gathered weights"] = _gather(need.whole, activations, name)
     optimizer = 12 * learning // ranks
     gradients = 4 * learning // (ranks if stage >= 2 else 1)
     if stage < 3 and name != "optimizer" and not need.accumulates:
@@ -123,8 +125,35 @@ def _measure_shared(need: Depth, setup: Setup, name: str) -> PhaseMemory:
         device |= {"optimizer": optimizer, "gradients": gradients}
     buckets = len(need.learning) if stage == 3 else 1
     device["communication"] = buckets * 4 * (BUCKET_ELEMENTS if setup.on_gpu else min(BUCKET_ELEMENTS, largest))
-    device["activations"] = max(phase.peak - need.held, 0)
+    if stage == 3 and not setup.on_gpu:
+        # What gloo copies for each model to be gathered, the rank's piece and all of them, stays in the heap; measured, see README.md.
+        models = 4 if len(need.learning) > 1 else 1  # PPO's frozen ones too
+        sent = min(need.whole, 4 * AHEAD_ELEMENTS)
+        device["communication"] += models * (sent + sent // ranks)
+    device["activations"] = activations
     return PhaseMemory(name, device, host)
+
+
+def _gather(whole: int, activations: int, name: str) -> int:
+    """Say how many bytes of gathered weights DeepSpeed holds at stage 3 when a phase is at its peak.
+
+    It fetches ahead in the order of modules that it saw in the forward before, and gives a weight away which does not come again in it.
+    SFT and RM go forward and back: weights stay in between, beside the last buffer from which they were copied. PPO scores before it
+    learns, so that the first order is a forward's alone; what is given away by it (`__params_to_release`, behind an `lru_cache`) is given
+    away ever after. A forward of its learners begins with all weights W, a buffer and no activations, and ends with a buffer and all
+    activations A. What is larger than may be gathered is fetched again on the way: as much as may be.
+
+    Args:
+        whole: W, bytes of the model's weights.
+        activations: A, bytes at the peak.
+        name: The phase's; a rollout by the policy's own forward has all weights at once.
+    """
+    if name.startswith(_DECODING):
+        return whole
+    live, ahead = min(whole, 4 * LIVE_ELEMENTS), min(whole, 4 * AHEAD_ELEMENTS)
+    if name in _BY_TRAINER or whole > live:
+        return live + ahead
+    return ahead + max(whole - activations, 0)
 
 
 def _by_host(phase: Phase, setup: Setup, peak: int) -> PhaseMemory:

@@ -34,7 +34,8 @@ SIZES = {
     "57M": {"hidden_size": 768, "num_hidden_layers": 8, "intermediate_size": 2048, "num_attention_heads": 12, "num_key_value_heads": 6},
 }
 LORA = {"rank": 16, "alpha": 32}
-# Name -> size, hardware, adapter, more of every stage.
+ZERO3 = {"precision": "float32", "processes": 2, "engine": "deepspeed", "zero_stage": 3}
+# Name -> size, hardware, adapter, more of every stage that has such a setting.
 CASES = {
     "6M full float32": ("6M", {"precision": "float32"}, None, {}),
     "57M full float32": ("57M", {"precision": "float32"}, None, {}),
@@ -43,7 +44,9 @@ CASES = {
     "57M full bfloat16 recomputed": ("57M", {"precision": "bfloat16"}, None, {"gradient_checkpointing": True}),
     "25M full float32 ddp": ("25M", {"precision": "float32", "processes": 2}, None, {}),
     "25M full float32 zero 2": ("25M", {"precision": "float32", "processes": 2, "engine": "deepspeed", "zero_stage": 2}, None, {}),
-    "25M full float32 zero 3": ("25M", {"precision": "float32", "processes": 2, "engine": "deepspeed", "zero_stage": 3}, None, {}),
+    # Two epochs of PPO: DeepSpeed gathers ahead only from the third forward and backward on.
+    "25M full float32 zero 3": ("25M", ZERO3, None, {"ppo_epochs": 2}),
+    "25M lora float32 zero 3": ("25M", ZERO3, LORA, {"ppo_epochs": 2}),
 }
 SETTINGS = {
     "sft": (SFTSettings, {"batch_size": 4, "micro_batch_size": 2, "eval_samples": 2, "learning_rate": 1e-5}),
@@ -96,7 +99,7 @@ def predict(case: str, directory: Path) -> dict[str, dict[str, float]]:
         "data": {kind: splits.model_dump(mode="json", exclude_defaults=True) for kind, splits in write_records(directory, base).items()},
     }
     for stage in STAGES:
-        recipe[stage] = SETTINGS[stage][1] | more | _adapt(stage, lora)
+        recipe[stage] = _set(stage, more, lora)
     path = directory / "recipe.yaml"
     path.write_text(json.dumps(recipe))
     done = subprocess.run([sys.executable, "-P", "-m", "tests.bench.plan_worker", str(path)], capture_output=True, text=True)
@@ -120,8 +123,10 @@ def lay_out(row: dict) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _adapt(stage: str, lora: dict | None) -> dict:
-    return {} if lora is None else {"lora": lora | ({"merge": True} if stage == "sft" else {})}
+def _set(stage: str, more: dict, lora: dict | None) -> dict:
+    block, settings = SETTINGS[stage]
+    adapter = {} if lora is None else {"lora": lora | ({"merge": True} if stage == "sft" else {})}
+    return settings | {name: value for name, value in more.items() if name in block.model_fields} | adapter
 
 
 def make_specs(case: str, directory: Path) -> dict[str, StageSpec]:
@@ -131,8 +136,7 @@ def make_specs(case: str, directory: Path) -> dict[str, StageSpec]:
     data = write_records(directory, base)
     specs = {}
     for stage in STAGES:
-        block, settings = SETTINGS[stage]
-        settings = block.model_validate(settings | more | _adapt(stage, lora))
+        settings = SETTINGS[stage][0].model_validate(_set(stage, more, lora))
         merged = "merged" if lora is not None else "model"
         place = {name: directory / name / "output" for name in STAGES}
         specs[stage] = StageSpec(

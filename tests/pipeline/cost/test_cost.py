@@ -114,6 +114,36 @@ def test_zero_shares_out_what_its_stage_says(stage, weights, optimizer, gradient
     assert phase.device.get("gathered weights", 0) == (480 if stage == 3 else 0)
 
 
+@mark.parametrize(
+    ("whole", "activations", "by_trainer", "by_ppo"),
+    [
+        # All come in one buffer, and are copied from it: 98 MB and 98 MB. PPO's forward ends with the buffer alone; its activations of
+        # 30 MB are less than the copies with which it begins, by 68 MB.
+        (98 * 10**6, 149 * 10**6, 196 * 10**6, 98 * 10**6),
+        (98 * 10**6, 30 * 10**6, 196 * 10**6, 166 * 10**6),
+        # Buffers have 50 million numbers of 4 B; 10**9 may be gathered.
+        (2 * 10**9, 3 * 10**9, 2200 * 10**6, 200 * 10**6),
+        (32 * 10**9, 3 * 10**9, 4200 * 10**6, 4200 * 10**6),
+    ],
+)
+def test_at_stage_3_ppos_forward_gives_gathered_weights_away_and_a_trainers_keeps_them(whole, activations, by_trainer, by_ppo):
+    phases = {name: {"start": 0, "peak": whole + activations, "flops": 0} for name in ("forward", "backward", "update", "ptx")}
+    need = make_depth(2, phases | {"rollout/decode": {"start": 0, "peak": whole, "flops": 0}}, learning=[1], held=whole, whole=whole)
+    found = [phase.device["gathered weights"] for phase in measure_phases(need, Setup("deepspeed", 2, 2, 3, on_gpu=True))]
+    assert found == [by_trainer, by_trainer, by_ppo, by_ppo, whole]
+
+
+def test_between_cpus_gloo_keeps_a_copy_of_what_is_gathered_of_each_model_and_of_the_ranks_piece():
+    need = make_depth(2, {"update": {"start": 400, "peak": 700, "flops": 0}}, learning=[60, 40], held=400, whole=240)
+
+    def count(stage, on_gpu):
+        return measure_phases(need, Setup("deepspeed", 4, 4, stage, on_gpu=on_gpu))[0].device["communication"]
+
+    assert count(3, on_gpu=False) == 2 * 4 * 60 + 4 * (240 + 60)  # buckets of the policy's and the critic's gradients, then copies
+    assert count(2, on_gpu=False) == 4 * 60
+    assert count(3, on_gpu=True) == 2 * 2 * 10**9
+
+
 def test_without_accumulation_gradients_come_as_activations_go():
     need = DRAINED.model_copy(update={"accumulates": False})
     gradients = [measure_phases(need, Setup("deepspeed", 4, 4, stage, on_gpu=False))[0].device["gradients"] for stage in (2, 3)]
