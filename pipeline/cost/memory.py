@@ -104,7 +104,8 @@ def _measure_shared(need: Depth, setup: Setup, name: str) -> PhaseMemory:
     """DeepSpeed: what is shared out is 1/N on each rank."""
     phase, ranks, stage = need.phases[name], setup.processes, setup.zero_stage
     if name in _BY_HOST:
-        return _by_host(phase, setup, phase.peak // ranks if stage == 3 and name == "load" else phase.peak)
+        # At stage 3 a rank reads one whole weight after the other and keeps its piece.
+        return _by_host(phase, setup, phase.peak // ranks + need.largest if stage == 3 and name == "load" else phase.peak)
     learning, largest = sum(need.learning), max(need.learning, default=0)
     device: dict[str, int] = {}
     host: dict[str, int] = {}

@@ -32,6 +32,7 @@ def extrapolate(trace: StageTrace) -> Depth:
         accumulates=small.accumulates,
         held=whole(small.held, large.held),
         whole=whole(small.whole, large.whole),
+        largest=whole(small.largest, large.largest),
         narrow=whole(small.narrow, large.narrow),
         cache=whole(small.cache, large.cache),
         row=whole(small.row, large.row),

@@ -79,6 +79,7 @@ class Depth(Closed):
     accumulates: bool = Field(False, description="Whether an optimizer step has several micro-batches.")
     held: int = Field(description="Bytes of all weights as they are held in training.")
     whole: int = Field(description="Bytes of the policy's weights, which a rollout gathers at ZeRO stage 3.")
+    largest: int = Field(default=0, description="Bytes of the largest weight in float32, which loading holds whole at ZeRO stage 3.")
     narrow: int = Field(default=0, description="Bytes of the bfloat16 copy by which a GPU with room for it decodes, in those phases.")
     cache: int = Field(default=0, description="Bytes of keys and values of one token.")
     row: int = Field(default=0, description="Operations of one token on its way through the policy, where a server decodes.")

@@ -250,6 +250,7 @@ def _describe(job: Job, learners: list[Any], held: list[Any], settings: Training
         learning=[sum(weight.numel() for weight in trainable(module.parameters())) for module in learners],
         held=sum(weight.untyped_storage().nbytes() for weight in weights),
         whole=sum(weight.untyped_storage().nbytes() for weight in whole),
+        largest=4 * max(count_elements(weight) for weight in whole),
         checkpoint=checkpoint,
         output=output,
         kept=kept,

@@ -70,6 +70,7 @@ def test_fake_tensors_hold_what_real_ones_hold_and_peaks_are_linear_in_depth(sta
     real = run(stage, settings, config, 5, accelerator, real=True)
     assert five.held == real.held and five.learning == real.learning
     assert not five.learning or 4 * five.learning[0] <= five.held
+    assert five.largest == 4 * 512 * 64  # embeddings
     for name, found in real.phases.items():
         if name == "load":  # real weights are drawn by other operations
             continue
