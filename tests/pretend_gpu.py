@@ -13,9 +13,10 @@ What it shows:
 - what a process with several visible GPUs is told (`pretend_gpu(2)`); all tensors lie on the first.
 
 What it does not: kernels of CUDA (numbers, speed, memory, limits of shapes), streams and their races, NCCL, DeepSpeed and bitsandbytes on a
-GPU, torch.compile, CUDA graphs, and whatever C++ decides by a tensor's device: it sees the CPU. Autocast of "cuda" is that of the CPU,
-which casts fewer operations. Gradients are marked when they are read. `varlen_attn` is replaced by the slow reference below, which other
-tests compare with the groups that CPUs attend by; that the kernel does the same only a GPU can show (`make gpu-check`).
+GPU, torch.compile, and whatever C++ decides by a tensor's device: it sees the CPU. Autocast of "cuda" is that of the CPU,
+which casts fewer operations. Gradients are marked when they are read. CUDA graphs are replaced by operations that are run again
+(tests/pretend_graph.py), and `varlen_attn` by the slow reference below, which other tests compare with the groups that CPUs attend by; that
+the kernel does the same only a GPU can show (`make gpu-check`).
 """
 
 import sys
@@ -30,6 +31,8 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode, resolve_name
 from transformers import PreTrainedModel
+
+from tests.pretend_graph import make_graph_functions
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 _WAITS = {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "nonzero", "masked_select", "unique", "numpy", "is_nonzero"}
@@ -47,6 +50,7 @@ class PretendGPU(TorchFunctionMode):
         super().__init__()
         self.syncs: Counter[str] = Counter()
         self.loaded_straight: list[str] = []  # classes of models that were loaded by a device map
+        self.capturing = self.waits_raise = False  # see tests/pretend_graph.py
         self._marked: dict[int, StorageWeakRef] = {}
 
     @property
@@ -73,6 +77,8 @@ class PretendGPU(TorchFunctionMode):
 
     def wait(self) -> None:
         """Count a wait, at the line of ours that asked for it."""
+        if self.capturing or self.waits_raise:
+            raise RuntimeError("called a synchronizing CUDA operation")
         frame = sys._getframe(1)
         while frame is not None and "/stages/" not in frame.f_code.co_filename.replace("/tests/stages/", "/tests/"):
             frame = frame.f_back
@@ -254,7 +260,7 @@ def pretend_gpu(count: int = 1, *, has_bfloat16: bool = True) -> Iterator[Preten
         "manual_seed_all": lambda _seed: None,
     }
     with ExitStack() as stack:
-        stack.enter_context(patch.multiple(torch.cuda, **cuda))
+        stack.enter_context(patch.multiple(torch.cuda, **cuda, **make_graph_functions(mode)))
         stack.enter_context(
             patch.multiple(torch.cuda.random, get_rng_state=lambda *_: torch.get_rng_state(), set_rng_state=lambda *_: None)
         )

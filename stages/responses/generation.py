@@ -24,6 +24,7 @@ from stages.models.precision import autocast
 from stages.models.probe import ConfigKey, attempt, refuse
 from stages.process.context import StageContext, Told
 from stages.responses.by_generate import answer_by_generate
+from stages.responses.graphs import find_obstacle, tell_once
 from stages.responses.narrow import narrowed
 from stages.responses.rows import Rows
 from stages.responses.sampling import Response
@@ -40,6 +41,8 @@ _TRIED_PROMPTS = [
 ]  # two of one length
 _TRIED_TOKENS = 6
 _TOLERANCE = 1e-3  # nats
+_GRAPH_TOKENS = 24  # so many that a captured step is replayed
+_GRAPH_TOLERANCE = 2e-2  # nats: on a GPU products may be those of TF32; a position that stands still makes tenths
 
 
 @torch.no_grad()
@@ -89,20 +92,27 @@ def generate_responses(
     generator = torch.Generator().manual_seed(seed)
     place, stride = share
     uniforms_NS = torch.rand(len(prompts) * stride, max_new_tokens, dtype=torch.float64, generator=generator)[place::stride]
-    decoding = find_decoding(model)
+    decoding, graphed = find_decoding(model), can_graph(model)  # tried in float32: the precision is not entered yet
     was_training = model.training
     model.eval()
     try:
         # The precision is entered once, so that weights are cast once.
         with narrowed(model) as decoder, autocast(find_backbone(model), next(model.parameters()).device), eagerly(model):
-            return _decode(decoding, decoder, prompts, uniforms_NS, frozenset(stop_token_ids), stops, temperature, greedy, max_rows, told)
+            given = frozenset(stop_token_ids), stops, temperature, greedy, max_rows, told
+            return _decode(decoding, decoder, prompts, uniforms_NS, *given, graphed=graphed and find_obstacle(decoder) is None)
     finally:
         model.train(was_training)
 
 
-def _decode(decoding: Decoding, model: Any, prompts: Sequence[Sequence[int]], uniforms_NS: Tensor, *given: Any) -> list[Response]:
+def _decode(
+    decoding: Decoding, model: Any, prompts: Sequence[Sequence[int]], uniforms_NS: Tensor, *given: Any, graphed: bool = False
+) -> list[Response]:
     if decoding in ("additive", "masked"):
-        return Rows(model, prompts, uniforms_NS, *given, additive_mask=decoding == "additive").answer()
+        rows = Rows(model, prompts, uniforms_NS, *given, additive_mask=decoding == "additive", graphed=graphed)
+        responses = rows.answer()
+        if rows.obstacle is not None:
+            tell_once(rows.obstacle)
+        return responses
     return answer_by_generate(model, prompts, uniforms_NS, *given, use_cache=decoding == "generate")
 
 
@@ -122,12 +132,27 @@ def decide_decoding(config: PretrainedConfig, attention: str) -> Decoding:
         return _decide_decoding(ConfigKey(config), attention)
 
 
+def can_graph(model: Any) -> bool:
+    """Whether steps of a model's family are captured as CUDA graphs (stages.responses.graphs): on a GPU, tried on a miniature."""
+    return next(model.parameters()).device.type == "cuda" and _find_obstacle(model) is None
+
+
+def _find_obstacle(model: Any) -> str | None:
+    if find_decoding(model) != "additive":
+        return "it has no one mask for all layers"
+    config = find_model(model).config
+    with silent_transformers():
+        return _try_graph(ConfigKey(config), get_attention(config), next(model.parameters()).device)
+
+
 def note_decoding(context: StageContext, model: Any) -> None:
-    """Tell the user when responses are not decoded over our cache."""
+    """Tell the user when responses are not decoded over our cache, and when a GPU launches each step's kernels one by one."""
     decoding = find_decoding(model)
     if decoding in ("generate", "recompute"):
         how = "transformers' generate" + (" without a cache, each token by a forward over all before it" if decoding == "recompute" else "")
         context.note(f"{type(find_model(model)).__name__} does not run over our key-value cache: responses are decoded by {how}, slower")
+    elif next(model.parameters()).device.type == "cuda" and (obstacle := find_obstacle(model) or _find_obstacle(model)):
+        context.note(f"responses are decoded without a CUDA graph, slower: {obstacle}")
 
 
 @functools.lru_cache(maxsize=16)
@@ -157,10 +182,31 @@ def _list_decodings(config: Any) -> list[Decoding]:
 def _agrees_with_forwards(model: Any, decoding: Decoding) -> bool:
     uniforms_NS = torch.rand(len(_TRIED_PROMPTS), _TRIED_TOKENS, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     responses = _decode(decoding, model, _TRIED_PROMPTS, uniforms_NS, frozenset({0}), None, 1.0, False, 3, None)
+    return _measure_gap(model, responses) <= _TOLERANCE
+
+
+def _measure_gap(model: Any, responses: list[Response]) -> float:
+    """Measure how far the log-probabilities of responses are from those of plain forwards, at most, in nats; NaN is infinite."""
+    gaps = [0.0]
     for prompt, response in zip(_TRIED_PROMPTS, responses, strict=True):
-        text_T = torch.tensor(prompt + response.ids)
+        text_T = torch.tensor(prompt + response.ids, device=next(model.parameters()).device)
         logits_TV = model(input_ids=text_T[None], use_cache=False).logits[0]
-        expected = compute_logprobs(logits_TV[len(prompt) - 1 : -1], text_T[len(prompt) :], 1.0)
-        if not float((torch.tensor(response.logprobs) - expected).abs().max()) <= _TOLERANCE:
-            return False
-    return True
+        expected = compute_logprobs(logits_TV[len(prompt) - 1 : -1], text_T[len(prompt) :], 1.0).cpu()
+        gaps.append(float((torch.tensor(response.logprobs) - expected).abs().max().nan_to_num(nan=torch.inf)))
+    return max(gaps)
+
+
+@functools.lru_cache(maxsize=16)
+@torch.no_grad()
+def _try_graph(key: ConfigKey, attention: str, device: torch.device) -> str | None:
+    """Decode by captured steps on a miniature; says what is in the way of it."""
+    model = make_miniature(key.config, attention).to(device)
+    uniforms_NS = torch.rand(len(_TRIED_PROMPTS), _GRAPH_TOKENS, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rows = Rows(model, _TRIED_PROMPTS, uniforms_NS, frozenset({0}), None, 1.0, False, 3, None, True, graphed=True)
+    try:
+        responses = rows.answer()
+    except Exception as error:  # the family's code says in its own words that it cannot
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]:.200}"
+    if rows.obstacle is None and _measure_gap(model, responses) > _GRAPH_TOLERANCE:
+        return "captured steps would compute other log-probabilities"
+    return rows.obstacle

@@ -17,7 +17,7 @@ _SPARE = 128  # columns beyond the longest row in a cache that never grows: its 
 class KVCache(Cache):
     """A transformers cache with one write position for all rows: a step writes one column and copies nothing.
 
-    Call `open_rows` before each prefill and `open_column` before each step.
+    Call `open_rows` before each prefill and `open_column` before each step (or `open_window`: stages.responses.graphs).
     """
 
     def __init__(self, max_rows: int, longest_row: int | None = None) -> None:
@@ -37,7 +37,8 @@ class KVCache(Cache):
         self.end_column = 0
         self._rows = slice(0)  # what the next forward reads and writes: these rows,
         self._seen_from = 0  # all columns from here on,
-        self._write_from = 0  # the new ones from here on
+        self._write_from = 0  # the new ones from here on,
+        self._window: tuple[int, Tensor] | None = None  # or so many columns from the first one on, a new one where the tensor says
 
     @property
     def width(self) -> int:
@@ -47,6 +48,11 @@ class KVCache(Cache):
     def count_bytes_per_token(self) -> int:
         """Count the bytes that one token of one row takes; of a cache that something has been written into."""
         return sum(buffer.element_size() * buffer.shape[1] * buffer.shape[3] for layer in self.buffers for buffer in layer)
+
+    @property
+    def num_allocated(self) -> int:
+        """Columns that are allocated; of a cache that something has been written into."""
+        return self.buffers[0][0].shape[2]
 
     @property
     def keys_dtype(self) -> torch.dtype:
@@ -60,14 +66,30 @@ class KVCache(Cache):
         self.first_column = min(self.first_column, self.end_column - num_columns)
         self._rows = slice(self.num_rows, self.num_rows + num_rows)
         self._seen_from = self._write_from = self.end_column - num_columns
+        self._window = None
         self.num_rows += num_rows
 
     def open_column(self) -> None:
         """Make room for one more token in every row."""
-        if self.end_column == self.buffers[0][0].shape[2]:
-            self._reallocate(0)
+        self.make_room(1)
         self._rows, self._seen_from, self._write_from = slice(self.num_rows), self.first_column, self.end_column
+        self._window = None
         self.end_column += 1
+
+    def make_room(self, num_columns: int) -> bool:
+        """Have so many columns behind those in use; says whether these were moved for it."""
+        if self.end_column + num_columns <= self.num_allocated:
+            return False
+        self._reallocate(0)
+        return True
+
+    def open_window(self, num_rows: int, num_columns: int, column_1: Tensor) -> None:
+        """Have the next forward write the column that a tensor of the device names, and see the first `num_columns`, whatever they hold.
+
+        Neither depends on what is in use; it is the caller who makes room and counts the column.
+        """
+        self._rows, self._seen_from, self._write_from = slice(num_rows), 0, num_columns - 1
+        self._window = num_columns, column_1
 
     def drop_rows(self, order: list[int], num_columns: int) -> None:
         """Keep as many rows as `order` has, row b being what was row order[b], and of them the last `num_columns` columns."""
@@ -88,6 +110,11 @@ class KVCache(Cache):
         if layer_idx == len(self.buffers):
             self.buffers.append((self._allocate(key_states), self._allocate(value_states)))
         keys_BHCD, values_BHCD = self.buffers[layer_idx]
+        if self._window is not None:
+            seen, column_1 = self._window
+            for buffer_BHCD, states_BHQD in ((keys_BHCD, key_states), (values_BHCD, value_states)):
+                buffer_BHCD[self._rows].index_copy_(2, column_1, states_BHQD.to(buffer_BHCD.dtype))
+            return keys_BHCD[self._rows, :, :seen], values_BHCD[self._rows, :, :seen]
         write_to = self._write_from + key_states.shape[2]
         keys_BHCD[self._rows, :, self._write_from : write_to] = key_states
         values_BHCD[self._rows, :, self._write_from : write_to] = value_states

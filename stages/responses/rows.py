@@ -16,6 +16,7 @@ from stages.models.forward import takes_positions
 from stages.models.logprobs import get_num_tokens
 from stages.process.context import Told
 from stages.process.gpu import count_free_memory
+from stages.responses.graphs import STEPS_PER_CHECK, StepGraphs, round_rows
 from stages.responses.kv_cache import KVCache
 from stages.responses.sampling import Response, sample_tokens
 
@@ -42,9 +43,12 @@ class Rows:
         max_rows: int,
         told: Told | None,
         additive_mask: bool,
+        *,
+        graphed: bool = False,
     ) -> None:
         self.model = model
         self.num_tokens = get_num_tokens(model)
+        self.graphed = graphed  # on a GPU, with an additive mask: steps are captured, see stages.responses.graphs
         self.additive_mask = additive_mask  # one of 4 axes, which transformers passes on as it is; else of two
         self.takes_positions = takes_positions(type(find_model(model)))
         self.device: torch.device = next(model.parameters()).device
@@ -61,6 +65,8 @@ class Rows:
             longest_row = max(map(len, prompts)) + uniforms_NS.shape[1]
             self.max_rows = min(max_rows, self._count_fitting_rows(longest_row))
         self.cache = KVCache(min(self.max_rows, len(prompts)), longest_row)
+        self.graphs = StepGraphs(self.cache, uniforms_NS.shape[1], self.device) if graphed else None
+        self.obstacle: str | None = None  # why steps could not be captured after all
         self.indices: list[int] = []  # prompt of each row
         self.alive: list[bool] = []
         self.num_sampled: list[int] = []  # tokens of each row, those behind a stop token included
@@ -79,7 +85,7 @@ class Rows:
                 self.drop_finished()
                 self.admit(waiting[:free])
                 del waiting[:free]
-            elif self.num_alive <= _COMPACT_SHARE * len(self.alive):
+            elif self._pays_to_drop():
                 self.drop_finished()
             if self.num_alive:
                 self.decode()
@@ -97,13 +103,20 @@ class Rows:
         one = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         logits_B1V = self._run(one, one == 0, one).logits
         columns = KVCache(1, longest_row).num_columns or longest_row
-        row_bytes = columns * self.cache.count_bytes_per_token() + logits_B1V.shape[-1] * _LOGIT_BYTES
+        logit_bytes = _LOGIT_BYTES * (2 if self.graphed else 1)  # a graph's memory is its own
+        row_bytes = columns * self.cache.count_bytes_per_token() + logits_B1V.shape[-1] * logit_bytes
         fitting = max(int(_MEMORY_SHARE * count_free_memory(self.device)) // row_bytes, 1)
         return 1 << (fitting.bit_length() - 1)
 
     @property
     def num_alive(self) -> int:
         return sum(self.alive)
+
+    def _pays_to_drop(self) -> bool:
+        if self.graphs is None:
+            return self.num_alive <= _COMPACT_SHARE * len(self.alive)
+        places = self.cache.max_rows
+        return self.num_alive == 0 or round_rows(self.num_alive, places) < round_rows(len(self.alive), places)
 
     def drop_finished(self) -> None:
         """Put rows from the end into the places of the finished ones, and forget columns that are padding in all that stay."""
@@ -142,7 +155,16 @@ class Rows:
         """Feed the sampled tokens and sample the next ones, on a GPU a few times over."""
         if max(self.num_sampled) == self.uniforms_NS.shape[1]:
             self.drop_finished()  # a row that finished early and stayed has no step left
-        num_steps = min(_GPU_STEPS_PER_CHECK if self.device.type == "cuda" else 1, self.uniforms_NS.shape[1] - max(self.num_sampled))
+        per_check = 1 if self.device.type != "cuda" else STEPS_PER_CHECK if self.graphs else _GPU_STEPS_PER_CHECK
+        num_steps = min(per_check, self.uniforms_NS.shape[1] - max(self.num_sampled))
+        tokens, logprobs = self._replay(self.graphs, num_steps) if self.graphs else self._step(num_steps)
+        self.tokens_B1 = tokens[-1]
+        self._collect(0, tokens, logprobs)
+        if self.graphs is not None and self.graphs.obstacle is not None:
+            self.obstacle, self.graphs = self.graphs.obstacle, None
+            self._lay_out()
+
+    def _step(self, num_steps: int) -> tuple[list[Tensor], list[Tensor]]:
         tokens: list[Tensor] = []
         logprobs: list[Tensor] = []
         for _ in range(num_steps):
@@ -154,7 +176,14 @@ class Rows:
             self.steps_B1 += 1
             tokens.append(self.tokens_B1)
             logprobs.append(logprobs_B1)
-        self._collect(0, tokens, logprobs)
+        return tokens, logprobs
+
+    def _replay(self, graphs: StepGraphs, num_steps: int) -> tuple[list[Tensor], list[Tensor]]:
+        if self.cache.make_room(num_steps):
+            self._lay_out()
+        fewest = min(sampled for sampled, alive in zip(self.num_sampled, self.alive, strict=True) if alive)
+        # The graphs keep nothing of this object: keys and values are freed as soon as nobody refers to it.
+        return graphs.run(self._forward, len(self.indices), num_steps, self.uniforms_NS.shape[1] - fewest)
 
     def _forward(self, input_ids_BP: Tensor, mask: Tensor, positions_BP: Tensor, uniforms_B1: Tensor) -> tuple[Tensor, Tensor]:
         """Run the model and sample (tokens_B1, logprobs_B1) from the logits of the last column."""
@@ -199,6 +228,9 @@ class Rows:
         self.positions_B1 = torch.tensor(self._fed_lengths(), dtype=torch.long, device=self.device)[:, None]
         self.steps_B1 = torch.tensor(self.num_sampled, device=self.device)[:, None]
         self.uniforms_BS = self.uniforms_NS[self.indices]
+        if self.graphs is not None:
+            self.graphs.lay_out(self.tokens_B1, self.positions_B1, self.steps_B1, self.uniforms_BS)
+            return
         real_BC = torch.arange(self.cache.width + self.uniforms_NS.shape[1], device=self.device) >= self.cache.width - self.positions_B1
         self.mask = _additive_mask(real_BC, self.cache) if self.additive_mask else real_BC
 
