@@ -1,6 +1,7 @@
-"""Sampled tokens a second: ours, transformers' `generate` and its continuous batching, vLLM where its program is named by RLHF_TEST_VLLM.
+"""Sampled tokens a second: ours with and without a graph, transformers' `generate` and its continuous batching, and vLLM's.
 
-Where continuous batching is faster than ours, it is what decoding should go by on a GPU.
+vLLM's program is named by RLHF_TEST_VLLM. Where continuous batching is faster than ours, it is what decoding should go by on a GPU. What a
+graph samples is compared with what launched steps sample by the same numbers.
 """
 
 import itertools
@@ -13,17 +14,22 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from stages.models.precision import autocast
-from stages.responses.generation import generate_responses
+from stages.responses.generation import can_graph, generate_responses
+from stages.responses.graphs import tell_once
+from stages.responses.sampling import Response
 from tests.bench.our_models import open_policy
 from tests.bench.workload import EOS, PAD, PPOWork, make_plain_policy, make_policy, make_prompts
-from tests.gpu.place import Figure, Place, attempt, free_memory, make_hardware, measure_s, not_shown, peak_memory
+from tests.gpu.place import Figure, Place, at_most, attempt, free_memory, make_hardware, measure_s, not_shown, peak_memory
 
 _GOAL = 0.6  # of vLLM's speed
+_GAP = 1e-2  # nats: of bfloat16's rounding on average; a graph that reads a wrong column makes tenths
+_LAUNCHED = ("stages.responses.generation.can_graph", lambda model: False)
 # Run by vLLM's own Python: the model's directory and prompts from a file, tokens a second to standard output.
 _VLLM = """
 import json, sys, time
@@ -51,12 +57,17 @@ def measure(place: Place) -> Iterator[Figure]:
 
 
 def _measure_rows(place: Place, policy: Any, size: str, rows: int, case: str) -> Iterator[Figure]:
-    work = PPOWork(size, 0.0, rows, place.choose(64, 4), place.choose(256, 8), place.choose(256, 6), 1)
+    work = PPOWork(size, 0.0, rows, place.choose(64, 4), place.choose(256, 8), place.choose(256, 24), 1)
     prompts, seeds = make_prompts(work), itertools.count()
     with peak_memory() as read_peak:
         ours = _rate(work, partial(_sample_ours, policy, work, prompts, seeds))
         yield Figure(case, "ours", ours, "tokens/s")
         yield Figure(case, "peak memory", read_peak(), "GiB")
+    with patch(*_LAUNCHED):
+        launched = _rate(work, partial(_sample_ours, policy, work, prompts, seeds))
+    yield Figure(case, "ours, without a graph", launched, "tokens/s")
+    yield place.reach(case, "with / without a graph", ours / launched, 1.0)
+    yield from attempt(f"{case}, graph", _compare(policy, work, prompts, f"{case}, graph"))
     theirs = _rate(work, partial(_sample_transformers, policy, work, prompts))
     yield Figure(case, "transformers' generate", theirs, "tokens/s")
     yield place.reach(case, "ours / generate", ours / theirs, 1.0)
@@ -69,6 +80,22 @@ def _measure_rows(place: Place, policy: Any, size: str, rows: int, case: str) ->
         yield place.reach(case, "ours / vLLM", ours / found, _GOAL)
     else:
         yield not_shown(f"{case}, vLLM", "it needs vLLM's program, named by RLHF_TEST_VLLM")
+
+
+def _compare(policy: Any, work: PPOWork, prompts: list[list[int]], case: str) -> Iterator[Figure]:
+    captured = can_graph(policy) and not tell_once.cache_info().currsize
+    yield Figure(case, "steps are captured", float(captured), "", "1", captured)
+    found = _sample_ours(policy, work, prompts, itertools.repeat(0))
+    with patch(*_LAUNCHED):
+        expected = _sample_ours(policy, work, prompts, itertools.repeat(0))
+    gaps: list[float] = []
+    for ours, theirs in zip(found, expected, strict=True):
+        for token, other, logprob, other_logprob in zip(ours.ids, theirs.ids, ours.logprobs, theirs.logprobs, strict=False):
+            if token != other:  # from here on it is another text
+                break
+            gaps.append(abs(logprob - other_logprob))
+    yield Figure(case, "share of tokens before the first other one", len(gaps) / sum(len(each.ids) for each in expected))
+    yield at_most(case, "mean gap of their log-probabilities", sum(gaps) / len(gaps), _GAP, "nats")
 
 
 def _measure_batched(size: str, work: PPOWork, prompts: list[list[int]], case: str, ours: float) -> Iterator[Figure]:
@@ -84,9 +111,9 @@ def _rate(work: PPOWork, sample: Callable[[], Any]) -> float:
     return work.num_prompts * work.max_new_tokens / measure_s(sample)
 
 
-def _sample_ours(policy: Any, work: PPOWork, prompts: list[list[int]], seeds: Iterator[int]) -> None:
+def _sample_ours(policy: Any, work: PPOWork, prompts: list[list[int]], seeds: Iterator[int]) -> list[Response]:
     rows = {"max_new_tokens": work.max_new_tokens, "max_rows": len(prompts)}
-    generate_responses(policy, prompts, stop_token_ids={EOS}, seed=next(seeds), **rows)
+    return generate_responses(policy, prompts, stop_token_ids={EOS}, seed=next(seeds), **rows)
 
 
 @torch.no_grad()
