@@ -1,4 +1,5 @@
-"""One optimizer step of SFT and RM (K = 4), and one PPO update, at the sizes of `Place`: full, LoRA, QLoRA, ZeRO; speed and peak memory."""
+"""One optimizer step of SFT and RM (K = 4), and one PPO update, at the sizes of `Place`: full (SFT also compiled), LoRA, QLoRA,
+ZeRO; speed and peak memory."""
 
 import atexit
 import functools
@@ -19,6 +20,7 @@ from transformers import TrainerCallback
 from data.tokens import EncodedComparison, EncodedPair
 from stages.blocks import HardwareSettings, LoRASettings, TokenSettings
 from stages.models.adapters import apply_lora
+from stages.models.compiling import compile_layers
 from stages.models.policy import load_policy
 from stages.models.reward_model import init_reward_model
 from stages.models.save import save_model
@@ -43,6 +45,7 @@ _GOAL = 0.45  # MFU of the update of a model of 1 B weights
 _QUIET = {"epochs": 1, "save_every": 10**9, "log_every": 10**9}
 _FORMS: dict[str, dict[str, Any]] = {
     "full": {},
+    "full, compiled": {},
     "lora": {"lora": LoRASettings(rank=16)},
     "qlora": {"lora": LoRASettings(rank=16, quantize="nf4")},
     "critic's warm-up": {"critic_warmup_iterations": 2},
@@ -53,6 +56,9 @@ def measure(place: Place) -> Iterator[Figure]:
     """Measure one process by plain torch."""
     forms = ["full", "lora", *(["qlora"] if find_spec("bitsandbytes") and not place.pretend else [])]
     yield from _measure(place, make_hardware("bfloat16"), forms, "", place.sizes)
+    if not place.pretend:  # which torch.compile does not see
+        compiling = make_hardware("bfloat16", compile=True)
+        yield from _measure(place, compiling, ["full, compiled"], "", place.sizes[-1:], stages=("sft",))
 
 
 def measure_zero(place: Place, stage: int) -> Iterator[Figure]:
@@ -100,7 +106,7 @@ def _measure_case(
         peak = read_peak()
     yield Figure(case, "tokens a second", tokens / seconds, "/s")
     yield Figure(case, "peak memory", peak, "GiB")
-    if form == "full" and (peak_flops := place.peak_flops):
+    if form.startswith("full") and (peak_flops := place.peak_flops):
         mfu = 6 * count_weights(size) * tokens * passes / seconds / peak_flops
         yield place.reach(case, "MFU", mfu, _GOAL, "") if size == "1b" and plain else Figure(case, "MFU", mfu)
 
@@ -169,6 +175,7 @@ def run_sft(
     policy: Any = load_policy(paths["sft"], hardware, engine=choose_engine(context), on_cpu=_quantizes(settings))
     if settings.lora:
         policy = apply_lora(policy, settings.lora, "CAUSAL_LM", hardware)
+    compile_layers(context, policy)
     trainer = make_sft_trainer(context, settings, policy, make_tokenizer(size), pairs, [])
     return _train(trainer), sum(map(sum, lengths)), 1
 
