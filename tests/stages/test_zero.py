@@ -60,6 +60,8 @@ def runs(request, tmp_path_factory, make_stage_in, plain_hardware, base_model_di
         changed = plain_hardware.model_copy(update=hardware)
         # Of three steps: a run that is gone on with saves within them, all others at the end alone.
         settings = SETTINGS[stage] | FORMS[form] | {"save_every": 2 if name.endswith(".stopped") else 3}
+        if stage == "ppo" and form != "full":  # a second look at the same responses is shared out as the first is, in any form
+            settings["ppo_epochs"] = 1
         return make_stage_in(directory, stage, tag=name, models=inputs, hardware=changed, rows=24, **settings)
 
     one = {f"one-{form}": make(f"one-{form}", form) for form in FORMS}
@@ -133,7 +135,15 @@ def test_two_processes_publish_the_best_iteration_to_the_last_bit(
     tmp_path, make_stage_in, plain_hardware, base_model_dir, reward_model_dir, warm_start
 ):
     # At this step size the policy first gains and then breaks.
-    settings = {"publish": "best", "eval_every": 1, "keep_every": 1, "learning_rate": 3e-2, "iterations": 6, "save_every": 3}
+    settings = {
+        "publish": "best",
+        "eval_every": 1,
+        "keep_every": 1,
+        "learning_rate": 3e-2,
+        "iterations": 6,
+        "ppo_epochs": 1,
+        "save_every": 3,
+    }
     models = {"sft": base_model_dir, "rm": reward_model_dir}
     stages = []
     for engine in RESUMED:

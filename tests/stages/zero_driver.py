@@ -2,8 +2,8 @@
 
 zero_driver.py STAGE SPEC.json...        a spec in a directory named `.stopped` is left at its first checkpoint, then gone on with
 
-Under DeepSpeed each rank leaves `resident-RANK.json` beside the spec: how many elements the models' weights have, the largest of them
-too, and how many the rank held at most while it loaded, until the last of DeepSpeed's engines was made.
+At DeepSpeed's stage 3 each rank leaves `resident-RANK.json` beside the spec: how many elements the models' weights have, the largest of
+them too, and how many the rank held at most while it loaded, until the last of DeepSpeed's engines was made.
 """
 
 import gc
@@ -34,7 +34,7 @@ class Resident:
     """Counts the elements of weights that this rank holds, whenever some are gathered and when an engine is made."""
 
     def __init__(self):
-        self.parameters = None
+        self.path = self.parameters = None
 
     def _watch(self):
         import deepspeed
@@ -76,6 +76,9 @@ class Resident:
         gc.collect()  # the run before
         self.path, self.peak, self.parameters = path, 0, {}
 
+    def end(self):
+        self.path = None
+
     def count(self):
         alive = [parameter for reference in self.parameters.values() if (parameter := reference()) is not None and not parameter.is_meta]
         pieces = [getattr(parameter, "ds_tensor", None) for parameter in alive]
@@ -84,6 +87,8 @@ class Resident:
         return [getattr(parameter, "ds_numel", parameter.numel()) for parameter in alive]
 
     def write(self):
+        if self.path is None:  # a run whose weights are whole: nobody asks
+            return
         gc.collect()  # what loading has thrown away
         sizes = self.count()
         self.path.write_text(json.dumps({"elements": sum(sizes), "largest": max(sizes), "held": self.peak}))
@@ -111,7 +116,8 @@ def run(stage, path):
     set_seed(spec.seed)
     if spec.hardware.engine == "deepspeed":
         start_deepspeed(gpu=False)  # the processes are joined already, by a run without it
-        RESIDENT.begin(path.with_name(f"resident-{context.rank}.json"))
+        if spec.hardware.zero_stage == 3:
+            RESIDENT.begin(path.with_name(f"resident-{context.rank}.json"))
     stops = path.parent.name.endswith(".stopped") and not list(spec.checkpoint_dir.glob("checkpoint-*"))
     if stops:
         tell = context.event
@@ -126,6 +132,8 @@ def run(stage, path):
         result = importlib.import_module("stages.ppo.stage" if stage == "ppo" else f"stages.{stage}").main(context)
     except Killed:
         return run(stage, path)
+    finally:
+        RESIDENT.end()
     if context.is_main:
         leave_result(context, result)
     return None
