@@ -19,6 +19,14 @@ import pytest
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[1]
+# Files of over two minutes each. Those of one or two tests last: whoever takes such a file is dealt the one after it at once.
+LONGEST = [
+    "learning/test_demo.py",
+    "stages/test_zero.py",
+    "stages/test_families.py",
+    "end_to_end/test_nodes.py",
+    "end_to_end/test_kill.py",
+]
 
 
 def pytest_xdist_auto_num_workers(config):
@@ -92,9 +100,10 @@ def base_model_dir(demo_dir):
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with the files that take minutes: at the end one worker would be left alone with them."""
+    """Begin with the files that take minutes, the longest first: at the end one worker would be left alone with them."""
+    longest = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: (longest.get(item.path, len(longest)), item.path not in slow))
 
 
 def pytest_collection():
