@@ -3,7 +3,7 @@
 from random import Random
 
 from data.demo.annotator import rank_answers
-from data.demo.generator import build
+from data.demo.generator import Sizes, build
 from data.demo.rule import judge
 
 PROMPT = "Order: silver wallet. Status: packed. Day: Thursday. Amir asks: what is happening with my order?"
@@ -18,7 +18,8 @@ def test_without_noise_it_ranks_by_the_rule_and_ties_what_is_worth_the_same():
 
 def test_with_noise_it_reverses_as_many_pairs_as_the_demos_labelers_and_the_same_text_stays_tied():
     rng, reversed_pairs, pairs = Random(1), 0, 0
-    for row in build(3)["comparisons.train"][:400]:
+    few = Sizes(demonstrations=1, comparisons=400, prompts=1, held_out=1, held_out_comparisons=1)
+    for row in build(3, few)["comparisons.train"]:
         answers = [*row["completions"], row["completions"][0]]
         levels = rank_answers(row["prompt"], answers, rng)
         place = {answer: number for number, level in enumerate(levels) for answer in level}

@@ -44,6 +44,7 @@ def test_kernels_are_kept_apart_by_the_instructions_that_they_are_made_for(monke
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/mine"
 
 
+@pytest.mark.slow
 def test_without_a_compiler_the_switch_is_refused(stage, base_model_dir, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(StageError, match=r"no-such-compiler.*hardware\.compile: false") as caught:

@@ -82,6 +82,7 @@ def test_an_arm_is_described_by_what_is_not_tied_and_what_was_right_before():
     assert describe_arm(sets[2:]).right is None and describe_arm([]) is None
 
 
+@pytest.mark.slow
 def test_where_choosing_brings_nothing_the_interval_misses_that_about_as_often_as_it_says():
     generator, draws, missed = np.random.default_rng(3), 120, 0
     for _ in range(draws):
