@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from data.schema import first_line
 from stages.internals import get_attention, silent_transformers
 from stages.models.adapters import find_backbone, find_model
 from stages.models.attention import PACKED
@@ -206,7 +207,7 @@ def _try_graph(key: ConfigKey, attention: str, device: torch.device) -> str | No
     try:
         responses = rows.answer()
     except Exception as error:  # the family's code says in its own words that it cannot
-        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]:.200}"
+        return f"{type(error).__name__}: {first_line(error):.200}"
     if rows.obstacle is None and _measure_gap(model, responses) > _GRAPH_TOLERANCE:
         return "captured steps would compute other log-probabilities"
     return rows.obstacle

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data.schema import first_line
 from stages.internals import is_compiled, is_partitioned, list_layers
 from stages.responses.kv_cache import KVCache
 
@@ -150,7 +151,7 @@ class StepGraphs:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            self.obstacle = _describe(error)
+            self.obstacle = f"{type(error).__name__}: {first_line(error):.200}"
             self._step(forward, rows, columns)
             return
         self._pool = self._pool or torch.cuda.graph_pool_handle()
@@ -163,7 +164,7 @@ class StepGraphs:
             ):
                 self._step(forward, rows, columns)
         except RuntimeError as error:
-            self.obstacle = _describe(error)
+            self.obstacle = f"{type(error).__name__}: {first_line(error):.200}"
         else:
             self._graphs[rows, columns] = graph
 
@@ -185,7 +186,3 @@ def _refused_waits() -> Generator[None]:
         yield
     finally:
         torch.cuda.set_sync_debug_mode(before)
-
-
-def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]:.200}"
