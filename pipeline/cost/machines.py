@@ -66,7 +66,7 @@ GPUS: dict[str, GPU] = {
 # Shares of the table's rates. Training and scoring: what the products reach, kernels between them included. Decoding: of the bandwidth.
 MFU_TRAIN, MFU_SCORE, BANDWIDTH_SHARE = 0.35, 0.40, 0.60
 LAYER_LAUNCH_S = 0.9e-3  # a forward launches some thirty kernels a layer, however little they do; a backward takes as long
-TRAINER_STEP_S = 0.030  # of a CPU: TRL's trainer, events, ranks that wait for one another; the demo's SFT and RM, 312 and 500 steps
+TRAINER_STEP_S = 0.010  # of a CPU: what TRL's trainer does around a step, and events; of the demo's SFT and RM, 1 to 9 ms were left
 VLLM_STEP_S = 4e-3  # of a vLLM server: scheduling, sampling, and kernels that are launched as one graph
 HANDOVER = 2 * GB  # bytes a second at which a vLLM server takes over new weights, by files in memory
 NETWORK = 25 * GB  # between machines, for each GPU: 200 Gbit/s; bytes a second

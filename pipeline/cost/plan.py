@@ -59,6 +59,13 @@ def list_parts(
     return parts
 
 
+def count_kept(settings: StageSettings) -> int:
+    """Say of how many iterations PPO keeps the model, as `stages.ppo.kept` does."""
+    if not isinstance(settings, PPOSettings) or not settings.keep_every:
+        return 0
+    return (settings.iterations - (settings.publish == "last")) // settings.keep_every
+
+
 def _list_ppo(settings: PPOSettings, lengths: Mapping[RecordKind, Lengths], limits: tuple[int, int], processes: int) -> Parts:
     prompt = lengths["prompts"].prompt
     most = settings.max_response_tokens or limits[1]

@@ -15,7 +15,7 @@ from pipeline.cost.calibration import Calibration
 from pipeline.cost.machines import GPU, TRAINER_STEP_S
 from pipeline.cost.memory import PhaseMemory, find_peak, measure_holes, measure_phases, sum_host
 from pipeline.cost.money import price_labels, price_storage
-from pipeline.cost.plan import list_parts
+from pipeline.cost.plan import count_kept, list_parts
 from pipeline.cost.serving import Serving, find_serving
 from pipeline.cost.setup import Setup
 from pipeline.cost.times import Spent, time_measured, time_on_gpus, time_served
@@ -178,7 +178,7 @@ def _estimate_stage(
         least = serving.measure_least(need.parameters) if serving.known else 0.0
         taken = taken + max(serving.share * machine.memory, least) if serving.share else max(taken, least)
     limits = (recipe.tokens.max_prompt_tokens, recipe.tokens.max_response_tokens)
-    amounts = list_parts(settings, lengths, limits, setup.processes, _count_kept(recipe.ppo))
+    amounts = list_parts(settings, lengths, limits, setup.processes, count_kept(recipe.ppo))
     saves = _count_saves(settings, amounts["train"].steps["optimizer"] if "train" in amounts else 0.0)
     parts: list[Spent] = []
     if with_time and machine.gpu is not None:
@@ -213,18 +213,11 @@ def _time_part(
     return time_served(name, amount, need, gpu, serving.gpus, handed, settings.iterations if name == "rollout" else 1.0)
 
 
-def _count_kept(settings: StageSettings) -> int:
-    """Say of how many iterations PPO keeps the model, as `stages.ppo.kept` does."""
-    if not isinstance(settings, PPOSettings) or not settings.keep_every:
-        return 0
-    return (settings.iterations - (settings.publish == "last")) // settings.keep_every
-
-
 def _measure_held(settings: StageSettings, need: Depth) -> int:
     """Say what models beside the checkpoints take: those that PPO keeps, and those that may be the best."""
     chooses = isinstance(settings, SFTSettings | PPOSettings) and settings.publish == "best"
     looks = (settings.iterations - 1) // settings.eval_every if isinstance(settings, PPOSettings) else KEPT + 1
-    return _count_kept(settings) * need.kept + chooses * min(looks, KEPT + 1) * need.best
+    return count_kept(settings) * need.kept + chooses * min(looks, KEPT + 1) * need.best
 
 
 def _count_saves(settings: StageSettings, steps: float) -> int:
@@ -265,7 +258,7 @@ def _list_notes(recipe: Recipe, made: list[StageEstimate], lengths: Mapping[Reco
 def _tell_prices(recipe: Recipe, made: list[StageEstimate], lengths: Mapping[RecordKind, Lengths]) -> Iterator[str]:
     """Say what is paid for beside GPUs, where the recipe says what it costs."""
     if (price := recipe.hardware.price_per_gb_month) is not None:
-        size = sum(each.need.output + _count_kept(recipe.settings(each.stage)) * each.need.kept for each in made)
+        size = sum(each.need.output + count_kept(recipe.settings(each.stage)) * each.need.kept for each in made)
         yield f"artifacts: {format_bytes(size)} stay in the store, ${price_storage(size, price):,.2f} a month"
     if recipe.rounds is not None and (price := recipe.rounds.price_per_ranking) is not None:
         prompts = recipe.sample.prompts or lengths["prompts"].records

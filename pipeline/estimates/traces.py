@@ -12,6 +12,7 @@ from typing import Literal, cast
 from data.schema import KINDS, RecordKind
 from pipeline.cost.amounts import Lengths
 from pipeline.cost.machines import GPU
+from pipeline.cost.plan import count_kept
 from pipeline.cost.setup import Setup
 from pipeline.errors import ConfigError, StoreError
 from pipeline.estimates.machine import count_cores, find_memory
@@ -90,6 +91,7 @@ def ask_trace(
             stages={stage: recipe.settings(stage).model_dump(mode="json") for stage in stages},
             reward_lora=recipe.rm.lora if "rm" in recipe.stages else None,
             processes=setup.processes,
+            kept=count_kept(recipe.ppo),
             shares=setup.engine == "deepspeed",
             on_gpu=gpu is not None,
             data={} if traced else _find_local(recipe, stages, root),

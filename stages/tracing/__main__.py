@@ -53,6 +53,8 @@ def make_report(spec: TraceSpec, peers: Peers | None = None) -> TraceReport:
     vars(config).pop("quantization_config", None)
     tried = try_family(config)
     mixed = "bf16" if spec.hardware.computes_in_bfloat16 else "no"
+    if peers:
+        peers.join()
     accelerator = Accelerator(mixed_precision=mixed, cpu=True)
     small, larger, total = find_depths(config)
     report = TraceReport(resident=resident, import_s=imports_s)
@@ -68,9 +70,10 @@ def make_report(spec: TraceSpec, peers: Peers | None = None) -> TraceReport:
     for stage in stages:
         depths, tokens, took_s = list[Depth](), dict[str, int](), list[float]()
         layers: int | None = small
+        deepest: int | None = None
         while layers:
             start_s = time.perf_counter()
-            job = Job(spec, stage, config, tried, layers, Live(), accelerator, peers)
+            job = Job(spec, stage, config, tried, layers, Live(), accelerator, peers, layers in (total, deepest))
             with (
                 nullcontext() if spec.measure else fakes(),
                 nullcontext() if spec.measure else job.live,
@@ -82,7 +85,7 @@ def make_report(spec: TraceSpec, peers: Peers | None = None) -> TraceReport:
             took_s.append(peers.average(took) if peers else took)  # what they go on with must be the same for all
             layers = larger if len(depths) == 1 and larger > small else None
             if stage in spec.peaks and len(depths) == 2:
-                layers = find_deepest((small, larger), spec.peaks[stage], (took_s[0], took_s[1]), total, spec.memory)
+                layers = deepest = find_deepest((small, larger), spec.peaks[stage], (took_s[0], took_s[1]), total, spec.memory)
         intervals_s = measure_intervals(spec) if spec.measure and stage == "evaluate" else 0.0
         report.stages[stage] = StageTrace(layers=total, depths=depths, tokens=tokens, intervals_s=intervals_s)
     return report

@@ -12,14 +12,15 @@ from stages.tracing.report import TraceSpec
 
 
 def measure_intervals(spec: TraceSpec) -> float:
-    """Give the figures of base, PPO and SFT, and compare them; returns the seconds that it computed."""
+    """Give the figures of base, PPO, the models that it kept and SFT, and compare them; returns the seconds that it computed."""
     settings, begun_s = spec.settings("evaluate"), time.process_time()
     assert isinstance(settings, EvaluateSettings)
     response_tokens = settings.max_response_tokens or spec.tokens.max_response_tokens
     draw, few = np.random.default_rng(0), settings.policy_samples
     measured: dict[str, Measured] = {}
+    kept = [Subject(f"ppo-{number}", "sampled", few, "") for number in range(spec.kept)]
     for model, samples in (("base", few), ("ppo", few), ("sft", max(settings.samples, few))):
-        for subject in (Subject(model, "sampled", samples, ""), Subject(model, "greedy", 1, "")):
+        for subject in (Subject(model, "sampled", samples, ""), Subject(model, "greedy", 1, ""), *(kept if model == "ppo" else [])):
             count = settings.prompts * subject.samples
             answers = Answers(
                 [[0] * int(length) for length in draw.integers(1, response_tokens + 1, count)],

@@ -1,7 +1,7 @@
 """One stage at one depth: its phases run, and what each needs is taken down."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -21,7 +21,7 @@ from stages.tracing.report import FEW_ROWS, Depth, Phase, TraceSpec
 from stages.tracing.training import Steps
 from stages.trl.fitting import fused_head_fits
 
-REPEATS = 2  # of what is measured in seconds; the first, which finds nothing in memory, does not count where there are more
+_FEWEST, _MOST, _LONG_S = 2, 20, 1.0  # runs of what is measured in seconds: short phases come again until so much time is over
 _DECODED = 4  # tokens of each answer that are decoded to measure
 _FEWER = 8  # times fewer rows, by which a second point of the line from rows to seconds is measured
 
@@ -57,6 +57,7 @@ class Job:
     live: Live
     accelerator: Accelerator
     peers: Peers | None = None  # that measure at once
+    deepest: bool = False  # whether what a stage takes will be read off at this depth, or near it
     phases: dict[str, Phase] = field(default_factory=dict[str, Phase])
     tokens: dict[str, int] = field(default_factory=dict[str, int])
     measured: dict[str, list[float]] = field(default_factory=dict[str, list[float]])  # seconds of each phase, each time that it came
@@ -68,13 +69,7 @@ class Job:
         """Run phases, and take down what each needs: of one that comes several times the most, but the median time of all but the first."""
         for name, work in steps:
             start = self.live.start()
-            if self.peers:
-                self.peers.wait()
-            begun_s = time.process_time()
-            work()
-            seconds = (time.process_time() - begun_s) / torch.get_num_threads()
-            if self.peers:
-                seconds = self.peers.average(seconds)
+            seconds = self._time(work)
             name = prefix + name
             self.measured.setdefault(name, []).append(seconds)
             if (before := self.phases.get(name)) is None:
@@ -87,6 +82,34 @@ class Job:
                     seconds=median(self.measured[name][1:]),
                 )
 
+    def _time(self, work: Callable[[], Any]) -> float:
+        """Do something, and say how long it took: alone what it computed, a thread's share; among others by the clock.
+
+        Those wait for one another, which is no computing.
+        """
+        if self.peers:
+            self.peers.wait()
+            begun_s = time.perf_counter()
+            work()
+            return self.peers.average(time.perf_counter() - begun_s)
+        begun_s = time.process_time()
+        work()
+        return (time.process_time() - begun_s) / torch.get_num_threads()
+
+    def repeat(self) -> Iterator[None]:
+        """Come back as often as phases are run: once; to measure twice, since the first finds nothing in memory and does not count.
+
+        At the deepest, those that are short come more often: one run of a few milliseconds says little of all others.
+        """
+        begun_s = time.perf_counter()
+        for number in range(1, _MOST + 1):
+            yield
+            took_s = time.perf_counter() - begun_s
+            if self.peers:
+                took_s = self.peers.average(took_s)  # all come back as often
+            if not self.spec.measure or (number >= _FEWEST and (took_s > _LONG_S or not self.deepest)):
+                return
+
     def load(self, build: Callable[[], Any]) -> Any:
         """Build models, as a phase."""
         built: list[Any] = []
@@ -95,7 +118,7 @@ class Job:
 
     def run_often(self, make_steps: Callable[[], Iterable[tuple[str, Any]]], prefix: str = "") -> None:
         """Run the same phases, several times where their seconds are measured."""
-        for _ in range(REPEATS if self.spec.measure else 1):
+        for _ in self.repeat():
             self.run(iter(make_steps()), prefix)
 
     def answer(self, model: Any, count: int, prompt: int, response: int, prefix: str) -> None:

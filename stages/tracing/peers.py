@@ -1,18 +1,24 @@
 """Processes that measure at once, as many as a machine will run: they share its caches, its memory and the two threads of a core."""
 
 import multiprocessing
+import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from threading import BrokenBarrierError, Thread
 from typing import Any, TypeVar
 
+from torch import distributed
+
 from data.system.death import die_with_parent
 from stages.process.errors import StageError
 from stages.spec import EXIT_RESOURCE
 
 _WAIT_S = 300.0  # of one process for the others, which do the same; one that has ended is told at once
+_ENDING_S = 2.0  # between what a process held being closed and its exit code
 _FORK = multiprocessing.get_context("fork")  # libraries are imported once, for all
+_LOST = "a process that measured beside this one has ended, or hangs; is there memory for all? Lower hardware.processes"
 
 Result = TypeVar("Result")
 
@@ -24,6 +30,13 @@ class Peers:
     rank: int
     _barrier: Any
     _figures: Any  # one number of each
+    _meeting: str  # a file, by which they find one another
+
+    def join(self) -> None:
+        """Be one rank among them, as those are that a launcher starts: what computes then averages its gradients over them."""
+        count = str(len(self._figures))
+        os.environ |= {"RANK": str(self.rank), "LOCAL_RANK": str(self.rank), "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+        distributed.init_process_group("gloo", init_method=f"file://{self._meeting}", rank=self.rank, world_size=len(self._figures))
 
     def wait(self) -> None:
         """Go on when all have come here.
@@ -34,8 +47,7 @@ class Peers:
         try:
             self._barrier.wait(_WAIT_S)
         except BrokenBarrierError:
-            lost = "a process that measured beside this one has ended, or hangs; is there memory for all? Lower hardware.processes"
-            raise StageError(lost, EXIT_RESOURCE) from None
+            raise StageError(_LOST, EXIT_RESOURCE) from None
 
     def average(self, figure: float) -> float:
         """Return the mean of what each of them gives here."""
@@ -57,21 +69,32 @@ def run_together(count: int, work: Callable[[Peers], Result]) -> Result:
         What this process's own work returns; that of the others ends with it.
     """
     barrier, figures = _FORK.Barrier(count), _FORK.Array("d", count, lock=False)
-    others = [_FORK.Process(target=_accompany, args=(work, Peers(rank, barrier, figures))) for rank in range(1, count)]
-    for other in others:
-        other.start()
-    Thread(target=_watch, args=(others, barrier), daemon=True).start()
-    try:
-        return work(Peers(0, barrier, figures))
-    finally:
+    with tempfile.TemporaryDirectory(prefix="rlhf-peers-") as directory:
+        peers = [Peers(rank, barrier, figures, f"{directory}/meeting") for rank in range(count)]
+        others = [_FORK.Process(target=_accompany, args=(work, each)) for each in peers[1:]]
         for other in others:
-            other.kill()
-            other.join()
+            other.start()
+        Thread(target=_watch, args=(others, barrier), daemon=True).start()
+        try:
+            return work(peers[0])
+        except RuntimeError as error:  # what gloo raises where the other end is gone
+            if any(_has_failed(other) for other in others):
+                raise StageError(_LOST, EXIT_RESOURCE) from error
+            raise
+        finally:
+            for other in others:
+                other.kill()
+                other.join()
 
 
 def _accompany(work: Callable[[Peers], Any], peers: Peers) -> None:
     die_with_parent()
     work(peers)
+
+
+def _has_failed(other: Any) -> bool:
+    other.join(_ENDING_S)
+    return bool(other.exitcode)
 
 
 def _watch(others: list[Any], barrier: Any) -> None:

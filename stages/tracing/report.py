@@ -28,6 +28,7 @@ class TraceSpec(Closed):
     processes: int = Field(1, description="On all nodes.")
     shares: bool = Field(False, description="Whether DeepSpeed or DDP holds the gradients: they are then counted by formula, not traced.")
     on_gpu: bool = Field(False, description="Whether kernels of a GPU will run.")
+    kept: int = Field(0, description="Models that PPO keeps of its iterations, which evaluate asks too.")
     answers: int = Field(2, ge=2, description="Ranked answers of a comparison, where no data tells.")
     data: dict[RecordKind, DataSplits] = Field(
         default_factory=dict[RecordKind, DataSplits], description="Sources on this machine, of which lengths are read."
@@ -65,7 +66,7 @@ class Phase(Closed):
     peak: int = Field(description="Bytes at its peak.")
     flops: int = Field(description="Floating-point operations of products and attention.")
     seconds: float = Field(
-        0.0, description="Where it ran with real weights: of computing, a thread's share; whatever else the machine did."
+        0.0, description="Where it ran with real weights: alone what it computed, whatever else the machine did; among others by the clock."
     )
 
 

@@ -27,7 +27,7 @@ from stages.responses.figures import compute_logprobs_of_answers
 from stages.responses.rollout import Rollout, pack_rollout
 from stages.responses.scores import score_rankings
 from stages.settings import EvaluateSettings, PPOSettings, PretrainSettings, RMSettings, SFTSettings, TrainingSettings
-from stages.tracing.job import REPEATS, Job
+from stages.tracing.job import Job
 from stages.tracing.models import adapt, build_policy, build_ppo_models, build_reward_model, merge_anew
 from stages.tracing.report import Depth
 from stages.tracing.training import (
@@ -124,7 +124,7 @@ def _train(job: Job, model: Any, loss: Any, batch: Any, settings: Any, times: in
         fill_state(model, optimizer)
         if times > 1:
             fill_gradients(model)
-    for _ in range(REPEATS if job.spec.measure else 1):
+    for _ in job.repeat():
         job.run(train_step(prepared, loss, batch, optimizer, max_grad_norm=settings.max_grad_norm))
     return optimizer
 
@@ -179,7 +179,7 @@ def _trace_ppo(job: Job, settings: PPOSettings) -> Depth:
         yield "update", lambda: trainer.updater.accumulate_gradients(learnt, settings.max_tokens_per_microbatch)
         yield "optimizer", lambda: [learner.step() for learner in learners]
 
-    for _ in range(REPEATS if spec.measure else 1):
+    for _ in job.repeat():
         if settings.rollout.engine == "torch":
             job.answer(trainer.policy, count, prompt, response, "rollout/")
         else:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 
 import torch
@@ -10,14 +11,16 @@ from pytest import approx, fixture, mark, raises
 from transformers import LlamaConfig, Qwen3MoeConfig
 
 from stages.blocks import HardwareSettings, TokenSettings
+from stages.evaluate.measure import describe_answers
 from stages.internals import fakes, is_fake
 from stages.process.errors import StageError
 from stages.spec import EXIT_MISSING, STAGES
+from stages.tracing import figures
 from stages.tracing.__main__ import _open_config
 from stages.tracing.depths import find_deepest, find_depths
-from stages.tracing.figures import measure_intervals
 from stages.tracing.job import Job, try_family
 from stages.tracing.live import Live
+from stages.tracing.peers import run_together
 from stages.tracing.report import TraceSpec
 from stages.tracing.work import trace
 
@@ -233,7 +236,44 @@ def test_a_hubs_model_that_cannot_be_reached_is_told_with_what_a_plan_needs_of_i
     assert "hf download" not in str(told.value)
 
 
-def test_what_evaluate_says_in_the_end_is_timed_by_its_own_code():
+def test_what_evaluate_says_in_the_end_is_timed_by_its_own_code(monkeypatch):
     settings = {"prompts": 4, "samples": 2, "policy_samples": 2}
     given = {"tokens": TokenSettings(max_prompt_tokens=8, max_response_tokens=8), "hardware": HardwareSettings(), "report_path": "none"}
-    assert measure_intervals(TraceSpec(base_model="none", stages={"evaluate": settings}, **given)) > 0
+    described: list[str] = []
+
+    def describe(measured, few):
+        described.append(measured.subject.name)
+        return describe_answers(measured, few)
+
+    monkeypatch.setattr(figures, "describe_answers", describe)
+    assert figures.measure_intervals(TraceSpec(base_model="none", stages={"evaluate": settings}, kept=2, **given)) > 0
+    assert len(described) == len(set(described)) == 6 + 2  # base, PPO and SFT in two ways, what PPO kept in one
+
+
+@fixture
+def job(config, accelerator):
+    spec = TraceSpec(base_model="none", tokens=TokenSettings(), hardware=HardwareSettings(), stages={}, report_path="none", measure=True)
+    return Job(spec, "sft", config, try_family(config), 2, Live(), accelerator)
+
+
+@mark.parametrize(("a_phase_s", "deepest", "times"), [(0.3, True, 4), (0.3, False, 2), (0.9, True, 2), (3.0, True, 2), (0.0, True, 20)])
+def test_short_phases_are_measured_more_often_at_the_deepest(job, monkeypatch, a_phase_s, deepest, times):
+    clock = iter(number * a_phase_s for number in range(100))
+    monkeypatch.setattr("stages.tracing.job.time.perf_counter", lambda: next(clock))
+    job.deepest = deepest
+    assert sum(1 for _ in job.repeat()) == times
+
+
+def test_bytes_are_counted_once(job):
+    job.spec, job.deepest = job.spec.model_copy(update={"measure": False}), True
+    assert sum(1 for _ in job.repeat()) == 1
+
+
+def test_alone_a_phase_takes_what_it_computes_and_among_others_what_the_clock_says(job):
+    def measure(peers):
+        job.peers = peers
+        job.run(iter([("forward", lambda: time.sleep(0.3 if peers is None or peers.rank else 0.0))]))
+        return job.phases.pop("forward").seconds
+
+    assert measure(None) < 0.1  # what it waits for comes from elsewhere
+    assert 0.14 < run_together(2, measure) < 0.3  # one waits for 0.3 s, the other not at all: the mean
