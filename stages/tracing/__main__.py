@@ -33,6 +33,7 @@ from stages.tracing.lengths import read_lengths
 from stages.tracing.live import Live
 from stages.tracing.peers import Peers, run_together
 from stages.tracing.report import Depth, StageTrace, TraceReport, TraceSpec
+from stages.tracing.training import head_by_triton
 from stages.tracing.work import trace
 
 
@@ -78,6 +79,7 @@ def make_report(spec: TraceSpec, peers: Peers | None = None) -> TraceReport:
                 nullcontext() if spec.measure else fakes(),
                 nullcontext() if spec.measure else job.live,
                 as_on_a_gpu() if spec.on_gpu else nullcontext(),
+                head_by_triton() if spec.on_gpu else nullcontext(),
             ):
                 depths.append(trace(job))
             tokens = job.tokens

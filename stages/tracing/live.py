@@ -17,6 +17,8 @@ from torch.utils.flop_counter import flop_registry
 from stages.internals import DispatchMode, find_asked_device, get_leaves, get_storage_key, is_fake, is_grouped_product, without_fakes
 
 _INDEX = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
+# Torch counts none of these by itself.
+_IN_PLACE: dict[Any, Any] = {torch.ops.aten.addmm_: torch.ops.aten.addmm, torch.ops.aten.baddbmm_: torch.ops.aten.baddbmm}
 _READ = 2**22  # elements of the largest tensor of whole numbers that code under a trace may read
 
 
@@ -45,7 +47,8 @@ class Live(DispatchMode):
         kwargs = kwargs or {}
         given = get_leaves((args, kwargs))
         made = _run(function, given, args, kwargs)
-        packet = getattr(function, "overloadpacket", None)
+        packet: Any = getattr(function, "overloadpacket", None)
+        packet = _IN_PLACE.get(packet, packet)
         if packet in flop_registry:
             self.flops += flop_registry[packet](*args, **kwargs, out_val=made)
         elif is_grouped_product(function):

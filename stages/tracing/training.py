@@ -3,11 +3,13 @@
 micro-batch -> compute_loss of the stage's own trainer -> backward -> clipping, AdamW -> (sft) held-out answers
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from trl.kernels import chunked_logprob
 
 from stages.models.adapters import find_model
 from stages.ppo.actor_critic import trainable
@@ -38,6 +40,26 @@ class RMLoss(RankingTrainer):
         self._sums = {"train": torch.zeros(4), "eval": torch.zeros(4)}
 
 
+@contextmanager
+def head_by_triton() -> Generator[None]:
+    """Inside, TRL's head holds what it holds on a GPU: Triton's kernels, which no trace can run, fold its tiles of logits in place.
+
+    Elsewhere torch's operations do, by eight copies of a tile in float32. Tokens of prompts, which a GPU leaves out, count: their number
+    is content.
+    """
+
+    def multiply_into(sums: Tensor, a: Tensor, b: Tensor) -> None:
+        torch.mm(a, b, out=sums.view(a.dtype)[:, : sums.shape[1]])  # the operations of `sums += a @ b`, and nothing that it does not hold
+
+    by_torch = chunked_logprob._forward_tile, chunked_logprob._backward_tile, chunked_logprob._addmm_fp32
+    chunked_logprob._forward_tile = chunked_logprob._backward_tile = lambda *tile, **given: None
+    chunked_logprob._addmm_fp32 = multiply_into
+    try:
+        yield
+    finally:
+        chunked_logprob._forward_tile, chunked_logprob._backward_tile, chunked_logprob._addmm_fp32 = by_torch
+
+
 def size_micro_batch(settings: PretrainSettings | SFTSettings | RMSettings, processes: int) -> tuple[int, int]:
     """Say how many records a process takes at once, and how often before a step; see `stages.trl.training.make_arguments`."""
     per_process = max(settings.batch_size // processes, 1)
@@ -45,19 +67,19 @@ def size_micro_batch(settings: PretrainSettings | SFTSettings | RMSettings, proc
     return size, per_process // size
 
 
-def make_language_batch(count: int, prompt_tokens: int, response_tokens: int) -> dict[str, torch.Tensor]:
+def make_language_batch(count: int, prompt_tokens: int, response_tokens: int) -> dict[str, Tensor]:
     """Lay out as many demonstrations of these lengths."""
     row = {"input_ids": [1] * (prompt_tokens + response_tokens), "labels": [IGNORED_LABEL] * prompt_tokens + [1] * response_tokens}
     return collate_demonstrations([row] * count)
 
 
-def make_ranking_batch(count: int, answers: int, prompt_tokens: int, response_tokens: int) -> dict[str, torch.Tensor]:
+def make_ranking_batch(count: int, answers: int, prompt_tokens: int, response_tokens: int) -> dict[str, Tensor]:
     """Lay out as many comparisons of these lengths."""
     row = {"prompt_ids": [1] * prompt_tokens, "responses": [[1] * response_tokens] * answers, "ranks": list(range(1, answers + 1))}
     return collate_comparisons([row] * count)
 
 
-def train_step(model: Any, loss_of: Any, batch: dict[str, torch.Tensor], optimizer: Any, *, max_grad_norm: float) -> Steps:
+def train_step(model: Any, loss_of: Any, batch: dict[str, Tensor], optimizer: Any, *, max_grad_norm: float) -> Steps:
     """Make the last micro-batch of an optimizer step, and the step, phase by phase."""
     model.train()
     loss: list[Any] = []

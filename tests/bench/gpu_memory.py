@@ -1,8 +1,9 @@
 """What a plan says of the memory that `make gpu-check GPU=steps` measures at 1.2 B weights; of tensors alone, and without a GPU.
 
-python -P -m tests.bench.gpu_memory        half a minute; the stages' page has what a GPU measured
+python -P -m tests.bench.gpu_memory [sft ...]     half a minute; pipeline/cost/README.md has what a GPU measured
 """
 
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,10 @@ def measure(directory: Path, stage: StageName, form: dict[str, Any]) -> float:
     return max(phase.peak for name, phase in need.phases.items() if name != "save") / 2**30
 
 
-def main() -> None:
-    """Print a line for each form and stage."""
+def describe_1b() -> LlamaConfig:
+    """Describe the model that `make gpu-check` calls 1b."""
     size = SIZES["1b"]
-    config = LlamaConfig(
+    return LlamaConfig(
         hidden_size=size.hidden,
         num_hidden_layers=size.layers,
         num_attention_heads=size.heads,
@@ -55,11 +56,16 @@ def main() -> None:
         vocab_size=size.vocabulary,
         tie_word_embeddings=False,
     )
+
+
+def main() -> None:
+    """Print a line for each form."""
+    stages = [stage for stage in WORK if stage in (sys.argv[1:] or WORK)]
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        config.save_pretrained(directory)
+        describe_1b().save_pretrained(directory)
         for form, given in FORMS.items():
-            print(form, *(f"{stage} {measure(directory, stage, given):.1f} GiB" for stage in WORK), sep="  ", flush=True)
+            print(form, *(f"{stage} {measure(directory, stage, given):.1f} GiB" for stage in stages), sep="  ", flush=True)
 
 
 if __name__ == "__main__":

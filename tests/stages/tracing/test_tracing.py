@@ -1,5 +1,7 @@
 """What a trace of fake tensors says against the same code on real ones, and against a deeper model."""
 
+import os
+import re
 import subprocess
 import sys
 import time
@@ -9,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from pytest import approx, fixture, mark, raises
 from transformers import LlamaConfig, Qwen3MoeConfig
+from trl.kernels import chunked_logprob
 
 from stages.blocks import HardwareSettings, TokenSettings
 from stages.evaluate.measure import describe_answers
@@ -22,7 +25,9 @@ from stages.tracing.job import Job, try_family
 from stages.tracing.live import Live
 from stages.tracing.peers import run_together
 from stages.tracing.report import TraceSpec
+from stages.tracing.training import head_by_triton
 from stages.tracing.work import trace
+from tests.bench.protocol import ROOT
 
 LORA = {"rank": 4}
 CASES = {
@@ -234,6 +239,30 @@ def test_a_hubs_model_that_cannot_be_reached_is_told_with_what_a_plan_needs_of_i
     with raises(StageError) as told:
         _open_config(str(tmp_path / "empty"), None)
     assert "hf download" not in str(told.value)
+
+
+def test_on_a_gpu_trls_head_holds_its_tile_and_computes_as_much(config, accelerator, monkeypatch):
+    for limit in ("_MAX_LOGITS", "_MAX_PADDED_LOGITS"):
+        monkeypatch.setattr(f"stages.trl.sft.{limit}", 0)  # TRL's head, however few logits there are
+    settings = {"batch_size": 16, "micro_batch_size": 16, "eval_samples": 0}
+    by_torch = run("sft", settings, config, 2, accelerator)
+    before = chunked_logprob._forward_tile
+    with head_by_triton():
+        by_triton = run("sft", settings, config, 2, accelerator)
+    assert chunked_logprob._forward_tile is before
+    in_float32 = 4 * 16 * 63 * 512  # a tile of logits, of all rows and tokens but the last
+    for name in ("forward", "backward"):
+        assert by_triton.phases[name].flops == by_torch.phases[name].flops
+        assert by_triton.phases[name].peak <= by_torch.phases[name].peak - in_float32
+
+
+@mark.slow
+def test_of_sft_at_1_billion_weights_an_h200_held_what_is_said():
+    """Measured by `make gpu-check GPU=steps` on an H200 with torch 2.11, in GiB."""
+    command = [sys.executable, "-P", "-m", "tests.bench.gpu_memory", "sft"]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True)
+    said = {form: float(size) for form, size in re.findall(r"(all weights|LoRA)  sft ([\d.]+) GiB", done.stdout)}
+    assert said == {"all weights": approx(38.4, rel=0.05), "LoRA": approx(20.7, rel=0.05)}
 
 
 def test_what_evaluate_says_in_the_end_is_timed_by_its_own_code(monkeypatch):
