@@ -30,6 +30,8 @@ from stages.settings import PPOSettings, SFTSettings, StageSettings, TrainingSet
 from stages.spec import STAGES, StageName, data_inputs
 from stages.tracing.report import Depth, StageTrace, TraceReport
 
+_CROWDED = 0.2  # cores that were not there, of which nobody is told: a tick of the clock, a logger
+
 
 @dataclass(frozen=True)
 class StageEstimate:
@@ -130,12 +132,14 @@ def make_estimate(
     told("tracing what the stages need")
     report = ask_trace(recipe, chosen, store_root, gpu=machine.gpu)
     lengths = find_lengths(recipe, report, records or {})
-    timed: dict[StageName, StageTrace] = {}
+    timed: TraceReport | None = None
     if with_time and machine.gpu is None:
         told("measuring how fast this machine is")
-        timed = dict(ask_trace(recipe, chosen, store_root, gpu=None, traced=report, lengths=lengths).stages)
-    made = [_estimate_stage(recipe, stage, report, timed.get(stage), lengths, machine, setup, with_time=with_time) for stage in chosen]
-    return Estimate(machine, setup.processes, made, lengths, list(_list_notes(recipe, made, lengths, machine)), report)
+        timed = ask_trace(recipe, chosen, store_root, gpu=None, traced=report, lengths=lengths)
+    seconds = timed.stages if timed else {}
+    made = [_estimate_stage(recipe, stage, report, seconds.get(stage), lengths, machine, setup, with_time=with_time) for stage in chosen]
+    notes = [*_list_notes(recipe, made, lengths, machine), *_tell_crowding(timed)]
+    return Estimate(machine, setup.processes, made, lengths, notes, report)
 
 
 def estimate_again(recipe: Recipe, estimate: Estimate, stage: StageName) -> StageEstimate:
@@ -253,6 +257,11 @@ def _list_notes(recipe: Recipe, made: list[StageEstimate], lengths: Mapping[Reco
             yield f"{missing}; give --records {uncounted[0]}=NUMBER"
     if machine.gpu is not None and machine.price is None:
         yield "no price is known; give hardware.price_per_gpu_hour"
+
+
+def _tell_crowding(timed: TraceReport | None) -> Iterator[str]:
+    if timed and timed.crowded > _CROWDED:
+        yield f"other programs kept {timed.crowded:.1f} cores busy that were needed to measure: times are as long as they are beside those"
 
 
 def _tell_prices(recipe: Recipe, made: list[StageEstimate], lengths: Mapping[RecordKind, Lengths]) -> Iterator[str]:

@@ -31,6 +31,7 @@ from stages.tracing.figures import measure_intervals
 from stages.tracing.job import Job, try_family
 from stages.tracing.lengths import read_lengths
 from stages.tracing.live import Live
+from stages.tracing.others import count_crowded, read_load
 from stages.tracing.peers import Peers, run_together
 from stages.tracing.report import Depth, StageTrace, TraceReport, TraceSpec
 from stages.tracing.training import head_by_triton
@@ -128,7 +129,10 @@ def main() -> int:
         if spec.hardware.threads:
             torch.set_num_threads(spec.hardware.threads)
         with warnings.catch_warnings(action="ignore"), silent_transformers():
+            before = read_load()
             report = run_together(spec.at_once, lambda peers: make_report(spec, peers)) if spec.at_once > 1 else make_report(spec)
+            crowded = count_crowded(before, read_load(), spec.at_once * torch.get_num_threads())
+            report = report.model_copy(update={"crowded": crowded})
     except StageError as error:
         code, report = error.exit_code, _failed(str(error))
     except Exception as error:

@@ -124,4 +124,5 @@ class TraceReport(Closed):
     stages: dict[StageName, StageTrace] = Field(default_factory=dict[StageName, StageTrace])
     resident: int = Field(description="Bytes that a stage process holds before it opens a model: libraries.")
     import_s: float = Field(description="CPU seconds of importing them.")
+    crowded: float = Field(default=0.0, description="Cores that were wanted, but that other programs kept busy meanwhile, on average.")
     error: str = ""

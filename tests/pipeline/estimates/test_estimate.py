@@ -20,7 +20,7 @@ from pipeline.cost.times import Spent
 from pipeline.cost.verdict import Verdict
 from pipeline.errors import ConfigError, StoreError
 from pipeline.estimates import traces
-from pipeline.estimates.estimate import Estimate, StageEstimate, _measure_held, make_estimate
+from pipeline.estimates.estimate import Estimate, StageEstimate, _measure_held, _tell_crowding, make_estimate
 from pipeline.estimates.fits import Fit, find_fits
 from pipeline.estimates.machine import Machine, choose_machine, find_memory
 from pipeline.estimates.past import correct_alike
@@ -174,6 +174,12 @@ def test_processes_that_outnumber_the_cores_measure_by_what_fits_and_take_turns(
     assert plan(4, 2) == (2, 2, 2.0)
     monkeypatch.setenv("OMP_NUM_THREADS", "4,1")
     assert plan(2, 0) == (1, 4, 2.0)
+
+
+def test_a_plan_says_that_others_kept_cores_busy_while_it_measured():
+    assert list(_tell_crowding(TraceReport(resident=0, import_s=0.0, crowded=0.1))) == list(_tell_crowding(None)) == []
+    (note,) = _tell_crowding(TraceReport(resident=0, import_s=0.0, crowded=1.26))
+    assert note.startswith("other programs kept 1.3 cores busy that were needed to measure")
 
 
 def test_records_are_a_kind_and_a_number():
