@@ -15,7 +15,7 @@ from stages.blocks import HardwareSettings, LoRASettings
 from stages.models.adapters import apply_lora
 from stages.models.attention import PACKED
 from stages.models.classifier import find_classifier, is_ours
-from stages.models.miniature import make_miniature
+from stages.models.miniature import make_skeleton
 from stages.models.probe import Ways, attempt, find_ways
 from stages.models.weights import find_base, open_pretrained
 from stages.process.errors import StageError
@@ -79,15 +79,16 @@ def describe_family(config: PretrainedConfig) -> Family:
     ways = find_ways(config)
     decoding = decide_decoding(config, PACKED if ways.packed else ways.attention)
     classifier = attempt(config, "whose reward model cannot be built", lambda: find_classifier(config))
-
-    def build() -> Any:
-        small = make_miniature(config).config
-        small.num_labels = 1
-        with torch.device("meta"):
-            return classifier(small)
-
-    attempt(config, "whose reward model cannot be built", build)
+    if is_ours(classifier):  # transformers' own was built to see that its head and its backbone fit
+        attempt(config, "whose reward model cannot be built", lambda: _build_empty_classifier(config))
     return Family(ways, decoding, not is_ours(classifier))
+
+
+def _build_empty_classifier(config: PretrainedConfig) -> Any:
+    small = make_skeleton(config).config
+    small.num_labels = 1
+    with torch.device("meta"):
+        return find_classifier(config)(small)
 
 
 def check_lora(path: str, adapters: Mapping[str, LoRASettings | None], revision: str | None = None) -> None:
@@ -110,20 +111,17 @@ def check_lora(path: str, adapters: Mapping[str, LoRASettings | None], revision:
             with (
                 warnings.catch_warnings(action="ignore"),
                 torch.random.fork_rng(devices=[]),
-            ):  # an adapter is drawn; the stage's own must be what it would be
+            ):  # should anything be drawn; the stage's own adapter must be what it would be
                 _try_adapter(config, lora, "SEQ_CLS" if stage == "rm" else "CAUSAL_LM")
         except StageError as error:
             raise StageError(f"{stage}.{error}", error.exit_code) from error
 
 
 def _try_adapter(config: PretrainedConfig, lora: LoRASettings, task: Literal["CAUSAL_LM", "SEQ_CLS"]) -> None:
-    model = make_miniature(config)
-    ways = find_ways(config)
-    if task == "SEQ_CLS":
-        model.config.num_labels = 1
-        model = find_classifier(config)(model.config)
-    model.ways = ways
-    apply_lora(model, lora.model_copy(update={"quantize": None}), task, HardwareSettings.model_validate({"precision": "float32"}))
+    model = _build_empty_classifier(config) if task == "SEQ_CLS" else make_skeleton(config)
+    model.ways = find_ways(config)
+    with torch.device("meta"):
+        apply_lora(model, lora.model_copy(update={"quantize": None}), task, HardwareSettings.model_validate({"precision": "float32"}))
 
 
 def _open_config(path: str, revision: str | None) -> PretrainedConfig:

@@ -19,14 +19,14 @@ from transformers import (
 
 from stages.internals import SequenceClassifierOutput
 from stages.models.head import HEAD
-from stages.models.miniature import shrink
+from stages.models.miniature import ConfigKey, shrink
 
 
 def find_classifier(config: PretrainedConfig) -> Any:
     """Get the class of a family's reward models: the one that transformers has, if its head and its backbone are as ours need them."""
     config_class = type(config)
     known: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(config_class, None)
-    return known if known is not None and _fits(known, config) else _make_class(config_class)
+    return known if known is not None and _fits(known, ConfigKey(config)) else _make_class(config_class)
 
 
 def is_ours(model_class: type) -> bool:
@@ -34,9 +34,10 @@ def is_ours(model_class: type) -> bool:
     return issubclass(model_class, _Classifier)
 
 
-def _fits(model_class: Any, config: PretrainedConfig) -> bool:
+@functools.cache
+def _fits(model_class: Any, key: ConfigKey) -> bool:
     """Whether a classifier is a scalar head, without a bias, on the very backbone of the family's causal language model."""
-    config = shrink(config, few_layers=False, narrow=False)
+    config = shrink(key.config, few_layers=False, narrow=False)
     config.num_labels = 1
     language_model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     try:

@@ -4,6 +4,7 @@ What a family's code can do is tried on it (stages.models.probe) in a tenth of a
 """
 
 import copy
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -34,20 +35,38 @@ def make_miniature(config: PretrainedConfig, attention: str | None = None) -> An
     Raises:
         Exception: whatever the family's own code raises of such a configuration.
     """
+    return _build_smallest(config, lambda small: _build(small, attention))
+
+
+@whole_models()
+def make_skeleton(config: PretrainedConfig) -> Any:
+    """The same without content, on the meta device: its modules and the shapes of their weights, in a tenth of the time.
+
+    Raises:
+        Exception: see `make_miniature`.
+    """
+    return _build_smallest(config, _build_empty)
+
+
+def _build_smallest(config: PretrainedConfig, build: Callable[[PretrainedConfig], Any]) -> Any:
     error: Exception | None = None
     # The fewer of its sizes are touched, the more the family's own checks are content.
     for few_layers, narrow in ((True, True), (True, False), (False, True), (False, False)):
         try:
-            return _build(shrink(config, few_layers=few_layers, narrow=narrow), attention)
+            return build(shrink(config, few_layers=few_layers, narrow=narrow))
         except Exception as found:
             error = error or found
     assert error is not None
     raise error
 
 
-def _build(config: PretrainedConfig, attention: str | None) -> Any:
+def _build_empty(config: PretrainedConfig) -> Any:
     with torch.device("meta"):
-        size = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config, dtype=torch.float32).parameters())
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def _build(config: PretrainedConfig, attention: str | None) -> Any:
+    size = sum(parameter.numel() for parameter in _build_empty(config).parameters())
     if size > _MAX_PARAMETERS:
         raise ValueError(f"a miniature of {type(config).__name__} would have {size} parameters")
     with torch.random.fork_rng(devices=[]):
@@ -65,6 +84,38 @@ def _build(config: PretrainedConfig, attention: str | None) -> Any:
     return model
 
 
+class ConfigKey:
+    """A configuration, compared by what it says of the computation; a miniature has words and special tokens of its own."""
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        self.config = config
+        self.text = f"{type(config).__name__} {_tell(with_own_words(config).to_dict())}"
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ConfigKey) and self.text == other.text
+
+
+_SAYS_NOTHING = {
+    "architectures",
+    "num_labels",
+    "id2label",
+    "label2id",
+    "use_cache",  # each forward is told
+    "_name_or_path",
+    "dtype",
+    "transformers_version",
+    "_attn_implementation",
+}
+
+
+def _tell(settings: Mapping[str, Any]) -> str:
+    said = {name: _tell(value) if isinstance(value, dict) else value for name, value in settings.items() if name not in _SAYS_NOTHING}
+    return str(sorted(said.items(), key=lambda item: str(item[0])))
+
+
 def shrink(config: PretrainedConfig, *, few_layers: bool = True, narrow: bool = True) -> PretrainedConfig:
     """Copy a configuration with few words, short windows and narrow feed-forwards.
 
@@ -73,25 +124,38 @@ def shrink(config: PretrainedConfig, *, few_layers: bool = True, narrow: bool = 
         few_layers: keep as few layers as show each kind of layer once.
         narrow: divide the hidden size and the number of heads, as far as they are large.
     """
-    config = copy.deepcopy(config)
+    config = with_own_words(config)
     vars(config).pop("quantization_config", None)
-    for part in {id(part): part for part in (config, config.get_text_config())}.values():
+    for part in _list_parts(config):
         if few_layers:
             _shrink_layers(part)
         if narrow:
             _shrink_width(part)
         for name, value in vars(part).copy().items():
-            if "vocab_size" in name and isinstance(value, int):
-                setattr(part, name, NUM_WORDS)
-            elif "window" in name and isinstance(value, int) and not isinstance(value, bool) and "layers" not in name:
+            if "window" in name and isinstance(value, int) and not isinstance(value, bool) and "layers" not in name:
                 setattr(part, name, min(value, _WINDOW))
             elif name.endswith("chunk_size") and isinstance(value, int):  # of tokens that recurrent layers take at a time
                 setattr(part, name, min(value, _CHUNK))
-            elif name in ("pad_token_id", "bos_token_id", "eos_token_id") and value is not None:
-                setattr(part, name, 0)
             elif "intermediate_size" in name or name in ("ffn_dim", "n_inner", "ffn_hidden_size"):
                 setattr(part, name, _narrow(value))
     return config
+
+
+def with_own_words(config: PretrainedConfig) -> PretrainedConfig:
+    """Copy a configuration with a miniature's words and special tokens in place of the model's."""
+    config = copy.deepcopy(config)
+    for part in _list_parts(config):
+        for name, value in vars(part).copy().items():
+            if "vocab_size" in name and isinstance(value, int):
+                setattr(part, name, NUM_WORDS)
+            elif name in ("pad_token_id", "bos_token_id", "eos_token_id") and value is not None:
+                setattr(part, name, 0)
+    return config
+
+
+def _list_parts(config: PretrainedConfig) -> list[PretrainedConfig]:
+    """List a configuration and that of its text, if that is another."""
+    return list({id(part): part for part in (config, config.get_text_config())}.values())
 
 
 def _shrink_width(config: PretrainedConfig) -> None:

@@ -18,7 +18,7 @@ from stages.internals import Conv1D, get_attention, silent_transformers
 from stages.models.attention import PACKED
 from stages.models.forward import compute_hidden_states
 from stages.models.logits import compute_logits
-from stages.models.miniature import make_miniature
+from stages.models.miniature import ConfigKey, make_miniature
 from stages.models.packing import PackedRow, pack
 from stages.process.errors import StageError
 from stages.spec import EXIT_USAGE
@@ -66,8 +66,7 @@ def find_ways(config: PretrainedConfig) -> Ways:
         StageError: it is no decoder, or computes in none of our ways; exit code 2.
     """
     refuse_encoders(config)
-    with silent_transformers():
-        return attempt(config, "whose code cannot be tried", lambda: _find_ways(ConfigKey(config)))
+    return attempt(config, "whose code cannot be tried", lambda: _find_ways(ConfigKey(config)))
 
 
 def refuse_encoders(config: PretrainedConfig) -> None:
@@ -82,34 +81,8 @@ def refuse_encoders(config: PretrainedConfig) -> None:
         raise refuse(config, "which this version of transformers has no causal language model of", "a decoder")
 
 
-class ConfigKey:
-    """A configuration, compared by what it says of the computation."""
-
-    def __init__(self, config: PretrainedConfig) -> None:
-        self.config = config
-        said = {name: value for name, value in config.to_dict().items() if name not in _SAYS_NOTHING}
-        self.text = f"{type(config).__name__} {sorted(said.items(), key=lambda item: item[0])}"
-
-    def __hash__(self) -> int:
-        return hash(self.text)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ConfigKey) and self.text == other.text
-
-
-_SAYS_NOTHING = {
-    "architectures",
-    "num_labels",
-    "id2label",
-    "label2id",
-    "_name_or_path",
-    "dtype",
-    "transformers_version",
-    "_attn_implementation",
-}
-
-
-@functools.lru_cache(maxsize=16)
+@functools.cache
+@silent_transformers()
 def _find_ways(key: ConfigKey) -> Ways:
     config = key.config
     model = _make(config, None)

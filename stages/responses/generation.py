@@ -20,9 +20,9 @@ from stages.models.adapters import find_backbone, find_model
 from stages.models.attention import PACKED
 from stages.models.compiling import eagerly
 from stages.models.logprobs import compute_logprobs
-from stages.models.miniature import make_miniature
+from stages.models.miniature import ConfigKey, make_miniature
 from stages.models.precision import autocast
-from stages.models.probe import ConfigKey, attempt, refuse
+from stages.models.probe import attempt, refuse
 from stages.process.context import StageContext, Told
 from stages.responses.by_generate import answer_by_generate
 from stages.responses.graphs import find_obstacle, tell_once
@@ -129,8 +129,7 @@ def find_decoding(model: Any) -> Decoding:
 
 def decide_decoding(config: PretrainedConfig, attention: str) -> Decoding:
     """The same for a configuration, and the attention that its model computes by."""
-    with silent_transformers():
-        return _decide_decoding(ConfigKey(config), attention)
+    return _decide_decoding(ConfigKey(config), attention)
 
 
 def can_graph(model: Any) -> bool:
@@ -142,8 +141,7 @@ def _find_obstacle(model: Any) -> str | None:
     if find_decoding(model) != "additive":
         return "it has no one mask for all layers"
     config = find_model(model).config
-    with silent_transformers():
-        return _try_graph(ConfigKey(config), get_attention(config), next(model.parameters()).device)
+    return _try_graph(ConfigKey(config), get_attention(config), next(model.parameters()).device)
 
 
 def note_decoding(context: StageContext, model: Any) -> None:
@@ -156,7 +154,8 @@ def note_decoding(context: StageContext, model: Any) -> None:
         context.note(f"responses are decoded without a CUDA graph, slower: {obstacle}")
 
 
-@functools.lru_cache(maxsize=16)
+@functools.cache
+@silent_transformers()
 @torch.no_grad()
 def _decide_decoding(key: ConfigKey, attention: str) -> Decoding:
     if attention not in ("sdpa", "eager", PACKED):
@@ -197,7 +196,8 @@ def _measure_gap(model: Any, responses: list[Response]) -> float:
     return max(gaps)
 
 
-@functools.lru_cache(maxsize=16)
+@functools.cache
+@silent_transformers()
 @torch.no_grad()
 def _try_graph(key: ConfigKey, attention: str, device: torch.device) -> str | None:
     """Decode by captured steps on a miniature; says what is in the way of it."""

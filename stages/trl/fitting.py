@@ -13,8 +13,7 @@ from transformers import PretrainedConfig
 from trl.trainer.utils import add_fused_lm_head
 
 from stages.models.logprobs import compute_logprobs
-from stages.models.miniature import make_miniature
-from stages.models.probe import ConfigKey
+from stages.models.miniature import ConfigKey, make_miniature
 
 _TOLERANCE = 1e-3  # nats
 
@@ -29,7 +28,7 @@ def packing_fits(config: PretrainedConfig) -> bool:
     return _packing_fits(ConfigKey(config))
 
 
-@functools.lru_cache(maxsize=16)
+@functools.cache
 @torch.no_grad()
 def _fused_head_fits(key: ConfigKey) -> bool:
     model = make_miniature(key.config)
@@ -43,7 +42,7 @@ def _fused_head_fits(key: ConfigKey) -> bool:
     return _agrees(expected_K, find)
 
 
-@functools.lru_cache(maxsize=16)
+@functools.cache
 @torch.no_grad()
 def _packing_fits(key: ConfigKey) -> bool:
     model = make_miniature(key.config)

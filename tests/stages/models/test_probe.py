@@ -11,7 +11,7 @@ from stages.blocks import HardwareSettings, LoRASettings
 from stages.family import check_lora, find_family
 from stages.models.adapters import apply_lora
 from stages.models.logprobs import compute_token_logprobs
-from stages.models.miniature import make_miniature
+from stages.models.miniature import ConfigKey, make_miniature, make_skeleton
 from stages.models.packing import pack
 from stages.models.policy import load_policy
 from stages.models.probe import find_ways, refuse_encoders
@@ -19,7 +19,7 @@ from stages.models.quiet import as_published
 from stages.process.errors import StageError
 from stages.responses.generation import generate_responses
 from stages.spec import EXIT_USAGE
-from tests.stages.family_models import save_base
+from tests.stages.family_models import make_config, save_base
 
 HARDWARE = HardwareSettings(device="cpu", precision="float32")
 TEXTS = [[5, 6, 7, 8, 9, 10, 11, 12], [13, 14, 15], [16, 17, 18, 19, 20]]
@@ -91,6 +91,30 @@ def test_a_miniature_of_a_large_model_is_small_and_leaves_torchs_generator_and_t
     model = make_miniature(config)
     assert sum(parameter.numel() for parameter in model.parameters()) < 2_000_000
     assert config.to_dict() == before
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3-with images", "gemma3n"])
+def test_what_a_family_can_do_is_tried_once_whatever_a_stage_says_of_words_and_special_tokens(family):
+    asked = ConfigKey(make_config(family))
+    assert ConfigKey(make_config(family, vocab_size=300, eos_token_id=[3, 4], use_cache=False, dtype="bfloat16")) == asked
+    for changes in ({"pad_token_id": None}, {"rms_norm_eps": 1e-2}):
+        assert ConfigKey(make_config(family, **changes)) != asked
+
+
+@pytest.mark.parametrize("family", ["bloom", "falcon_h1", "gemma3n", "gemma3-with images", "gpt2", "mamba", "mixtral", "opt-350m"])
+def test_a_skeleton_has_a_miniatures_modules_and_shapes_and_draws_nothing(family):
+    config = make_config(family)
+    state = torch.get_rng_state()
+    skeleton, miniature = make_skeleton(config), make_miniature(config)
+    assert [(name, type(module)) for name, module in skeleton.named_modules()] == [
+        (name, type(module)) for name, module in miniature.named_modules()
+    ]
+    # One that two modules share has one name here, too.
+    assert [(name, weight.shape) for name, weight in skeleton.named_parameters()] == [
+        (name, weight.shape) for name, weight in miniature.named_parameters()
+    ]
+    assert all(weight.is_meta for weight in skeleton.parameters())
     assert torch.equal(torch.get_rng_state(), state)
 
 
