@@ -1,11 +1,8 @@
 """The check of GPUs by itself: what it says without one, its table, and a part of it on a pretend GPU."""
 
-import gc
 import json
-import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,9 +12,8 @@ from stages.models import logprobs
 from tests.bench.protocol import ROOT
 from tests.bench.workload import PPOWork, make_policy, make_prompts
 from tests.gpu import __main__ as check
-from tests.gpu import steps
 from tests.gpu.models import measure_scaled_logits
-from tests.gpu.place import Figure, Place, at_least, at_most, attempt, begin_anew, free_memory, make_hardware, no_gpu, not_shown
+from tests.gpu.place import Figure, Place, at_least, at_most, attempt, not_shown
 from tests.gpu.rollout import sample_batched
 from tests.gpu.table import holds, write_results
 from tests.pretend_gpu import pretend_gpu
@@ -75,35 +71,18 @@ def test_a_head_that_leaves_its_cap_out_is_found(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize("stage", [0, 3])
 def test_nothing_of_a_step_stays_in_memory(stage):
     """Weights, gradients and moments of eighteen steps, at 1.2 B weights each, would not fit into one GPU."""
-    command = [sys.executable, "-c", "from tests.gpu.test_gpu_check import train_and_count; train_and_count()", str(stage)]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-P", str(Path(__file__).with_name("steps_driver.py")), str(stage)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert float(done.stdout.rpartition("left: ")[2]) < 10_000  # of 86,000 bytes of weights, and as many of each moment
 
 
-def train_and_count():
-    """Run by the test above in a process of its own, into which DeepSpeed may settle."""
-    stage = int(sys.argv[1])
-    with no_gpu() as gpu:
-        engine = {"engine": "deepspeed", "zero_stage": stage} if stage else {}
-        if stage:
-            steps.stand_alone()
-        else:
-            begin_anew()
-        hardware = make_hardware("float32", device="cpu", **engine)
-        for name in ("sft", "ppo"):
-            with tempfile.TemporaryDirectory() as directory:
-                steps._RUNS[name](Place(gpu), "tiny", steps.find_models("tiny"), hardware, {}, Path(directory))
-        free_memory()
-    storages = {id(storage): storage for storage in (each.untyped_storage() for each in gc.get_objects() if isinstance(each, torch.Tensor))}
-    print(f"left: {sum(storage.nbytes() for storage in storages.values())}", flush=True)
-    os._exit(0)
-
-
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize(("part", "least"), [("kernels", 12), ("models", 15), ("processes", 10)])
 def test_a_part_runs_on_a_pretend_gpu_and_meets_its_goals(part, least):
     measure = check.find_measure(part)

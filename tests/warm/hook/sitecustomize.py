@@ -14,7 +14,12 @@ def find_program(argv):
     for place in words:
         if argv[place] == "-m":
             module = argv[place + 1]
-            served = ("stages.", "torch.distributed.run", *(["pipeline.cli"] if "RLHF_TEST_WARM_COMMANDS" in os.environ else []))
+            served = (
+                "stages.",
+                "torch.distributed.run",
+                "tests.gpu.rank",
+                *(["pipeline.cli"] if "RLHF_TEST_WARM_COMMANDS" in os.environ else []),
+            )
             return (module, argv[place + 1 :]) if module.startswith(served) else None
         if not argv[place].startswith("-"):
             return (None, argv[place:]) if argv[place].endswith("_driver.py") else None
