@@ -36,6 +36,7 @@ def test_the_best_answers_of_all_held_out_lists_come_in_turn_each_prompt_once(pu
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_each_reward_model_is_asked_of_the_same_copies_and_a_broken_function_costs_its_flaws_alone(
     publish, store, fresh_model_dir, tmp_path
 ):
