@@ -148,7 +148,8 @@ def test_a_judge_that_ppo_learns_from_is_doubted_before_anything_trains_and_so_i
     assert len({artifact.content_id for artifact in (proxy, twin, other)}) == 3
 
 
-@pytest.mark.slow  # 5 s, a process that imports torch
+@pytest.mark.slow  # the warm server imports torch
+@pytest.mark.usefixtures("warm")
 def test_a_reward_model_that_cannot_be_opened_is_told_before_anything_trains(store, recipe_path, tmp_path):
     (tmp_path / "empty").mkdir()
     recipe = load_recipe(recipe_path, ["evaluate={}", f"evaluate.judge.reward_model={tmp_path / 'empty'}"])
