@@ -19,6 +19,7 @@ which casts fewer operations. Gradients are marked when they are read. CUDA grap
 the kernel does the same only a GPU can show (`make gpu-check`).
 """
 
+import functools
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ _MOVES = {"to", "cpu", "cuda"}
 # What may see both devices: it copies, or it moves a parameter.
 _MIXES = {"copy_", "set_", "_has_compatible_shallow_copy_type", "__set__", "__get__"}
 _MEMORY = 80 * 2**30
+_find_name = functools.cache(resolve_name)  # which sets up filters of warnings at each call
 
 
 class PretendGPU(TorchFunctionMode):
@@ -89,7 +91,7 @@ class PretendGPU(TorchFunctionMode):
             return self._call(func, getattr(func, "__name__", str(func)), list(args), dict(kwargs or {}))
 
     def _call(self, func, name, args, kwargs):
-        full_name = resolve_name(func) or name
+        full_name = _find_name(func) or name
         if full_name.endswith(("device.__get__", "is_cuda.__get__")):
             held = self.holds(args[0])
             return held if "is_cuda" in full_name else CUDA if held else func(*args)
@@ -166,8 +168,16 @@ def _find_tensors(value) -> list[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         return [value]
     if isinstance(value, dict):
-        value = list(value.values())
-    return [tensor for item in value for tensor in _find_tensors(item)] if isinstance(value, list | tuple) else []
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return []
+    found = []
+    for item in value:
+        if isinstance(item, torch.Tensor):
+            found.append(item)
+        elif isinstance(item, list | tuple | dict):
+            found += _find_tensors(item)
+    return found
 
 
 def attend_slowly(

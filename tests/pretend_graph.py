@@ -17,6 +17,10 @@ def _find_storages(values):
     return {value.untyped_storage()._cdata: value.untyped_storage() for value in values if isinstance(value, torch.Tensor)}
 
 
+def _flatten(result):
+    return [result] if isinstance(result, torch.Tensor) else tree_flatten(result)[0]
+
+
 class _Recorder(TorchDispatchMode):
     def __init__(self, graph):
         super().__init__()
@@ -32,8 +36,10 @@ class _Recorder(TorchDispatchMode):
                 if key not in self.made and key not in self.before:
                     self.before[key] = storage, storage.clone()
         result = func(*args, **kwargs)
-        self.graph.calls.append((func, args, kwargs, tree_flatten(result)[0]))
-        self.made |= {key: storage for key, storage in _find_storages(tree_flatten(result)[0]).items() if key not in given}
+        results = _flatten(result)
+        if not func.is_view:  # whose memory is that of its argument, in a replay too
+            self.graph.calls.append((func, args, kwargs, results))
+        self.made |= {key: storage for key, storage in _find_storages(results).items() if key not in given}
         return result
 
 
@@ -51,8 +57,7 @@ class PretendGraph:
         # Autocast has put its casts among the operations.
         with torch._C.DisableTorchFunction(), torch.autocast("cpu", enabled=False):
             for func, args, kwargs, results in self.calls:
-                found = tree_flatten(func(*args, **kwargs))[0]
-                for old, new in zip(results, found, strict=True):
+                for old, new in zip(results, _flatten(func(*args, **kwargs)), strict=True):
                     if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
                         old.copy_(new)
 
