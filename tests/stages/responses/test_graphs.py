@@ -56,7 +56,7 @@ def make_prompts(count=20, longest=20):
 
 
 def answer(model, prompts, **changes):
-    arguments = {"max_new_tokens": 40, "stop_token_ids": {STOP, 2}, "seed": 0, "max_rows": 8}
+    arguments = {"max_new_tokens": 24, "stop_token_ids": {STOP, 2}, "seed": 0, "max_rows": 8}
     return generate_responses(model, prompts, **arguments | changes)
 
 
