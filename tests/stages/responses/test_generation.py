@@ -1,5 +1,6 @@
 """The rollout engine against transformers' own generate and plain forwards; rows that leave and join; sampling."""
 
+import functools
 import random
 
 import pytest
@@ -86,13 +87,19 @@ def count_forwards(model, action):
     return result, fed
 
 
+@functools.cache
+def generate_by_transformers(architecture):
+    """Greedy responses by transformers' own eager attention, the same for each of ours."""
+    model = make_model(architecture, "eager", stop_bias=1.5)
+    config = GenerationConfig(max_new_tokens=40, do_sample=False, eos_token_id=STOP, pad_token_id=0)
+    return [model.generate(torch.tensor([prompt]), generation_config=config)[0, len(prompt) :].tolist() for prompt in make_prompts()]
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager", PACKED])
 @pytest.mark.parametrize("architecture", [llama, qwen2, gpt2, mistral_with_a_window], ids=lambda function: function.__name__)
 def test_greedy_responses_equal_those_of_transformers_generate(architecture, attention):
-    model = make_model(architecture, attention, stop_bias=1.5)
-    prompts = make_prompts()
-    config = GenerationConfig(max_new_tokens=40, do_sample=False, eos_token_id=STOP, pad_token_id=0)
-    expected = [model.generate(torch.tensor([prompt]), generation_config=config)[0, len(prompt) :].tolist() for prompt in prompts]
+    model, prompts = make_model(architecture, attention, stop_bias=1.5), make_prompts()
+    expected = generate_by_transformers(architecture)
     assert len({len(ids) for ids in expected}) > 3
     assert ids_of(generate(model, prompts, greedy=True)) == expected
     assert ids_of(generate(model, prompts, greedy=True, max_rows=6)) == expected
