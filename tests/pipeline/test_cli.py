@@ -60,8 +60,8 @@ def test_a_run_tells_each_stage_and_ends_with_a_summary(finished_run):
     assert finished_run.process.stderr == ""
 
 
-def test_a_second_run_reuses_all_and_says_so(made, rlhf, recipe_path):
-    done = rlhf("run", recipe_path)
+def test_a_second_run_reuses_all_and_says_so(made, rlhf_here, recipe_path):
+    done = rlhf_here("run", recipe_path)
     assert done.stdout.splitlines()[:3] == [f"{stage}: reused {stage}@v1, nothing it depends on changed" for stage in ("sft", "rm", "ppo")]
 
 
@@ -140,9 +140,9 @@ def test_f7_a_store_whose_staging_is_a_link_loses_nothing(made, rlhf_here, tmp_p
     assert state_of(tmp_path) == before
 
 
-def test_a_run_removes_what_dead_writers_left_even_where_it_reuses_all(made, rlhf, tmp_path, recipe_path):
+def test_a_run_removes_what_dead_writers_left_even_where_it_reuses_all(made, rlhf_here, tmp_path, recipe_path):
     leave_dead(tmp_path / "store")
-    assert rlhf("run", recipe_path).returncode == 0
+    assert rlhf_here("run", recipe_path).returncode == 0
     assert list((tmp_path / "store" / ".staging").iterdir()) == []
 
 
@@ -179,13 +179,13 @@ def test_what_nothing_needs_is_shown_first_and_removed_when_asked(made, rlhf_her
     assert rlhf_here("gc", "--keep", "0").returncode == 2
 
 
-def test_verify_finds_a_flipped_byte(made, rlhf, tmp_path):
+def test_verify_finds_a_flipped_byte(made, rlhf_here, tmp_path):
     path = tmp_path / "store/artifacts/rm/v0001/model/model.safetensors"
     path.chmod(0o644)
     content = bytearray(path.read_bytes())
     content[0] ^= 1
     path.write_bytes(content)
-    done = rlhf("verify")
+    done = rlhf_here("verify")
     assert done.returncode == 3
     assert "rm@v1: " in done.stdout
     assert "model.safetensors" in done.stdout
@@ -522,14 +522,16 @@ def test_names_that_are_no_text_are_told_as_bytes(rlhf, own_recipe_path, tmp_pat
     assert r"no artifacts in " in rlhf("ls", "--store", odd).stdout
 
 
-def test_a_store_whose_name_is_no_text_is_refused_before_a_stage_starts(rlhf, own_recipe_path, fake_stages):
-    done = rlhf("run", own_recipe_path, "--store", os.fsdecode(b"caf\xe9"))
+def test_a_store_whose_name_is_no_text_is_refused_before_a_stage_starts(rlhf_here, own_recipe_path, fake_stages):
+    done = rlhf_here("run", own_recipe_path, "--store", os.fsdecode(b"caf\xe9"))
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("--store: found ") and r"/caf\xe9, needed a path in UTF-8" in done.stderr
 
 
-def test_a_store_in_the_home_directory_is_found(made, rlhf, tmp_path):
-    assert "ppo@v1" in rlhf("ls", RLHF_STORE="~/store", HOME=str(tmp_path)).stdout
+def test_a_store_in_the_home_directory_is_found(made, rlhf_here, tmp_path, monkeypatch):
+    monkeypatch.setenv("RLHF_STORE", "~/store")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "ppo@v1" in rlhf_here("ls").stdout
 
 
 def test_a_directory_that_is_gone_is_told(rlhf, tmp_path):
