@@ -14,6 +14,7 @@ import typer
 from pipeline.cli import artifacts, chatting, doctor, ranking, rankings, reading, recipes, records, remotes, reports, rounds, trust
 from pipeline.launch.environment import QUIET
 from pipeline.launch.signals import stop_signals
+from pipeline.pasted import forget_given
 from pipeline.terminal import prepare_terminal
 from stages.spec import EXIT_OK
 
@@ -71,6 +72,7 @@ def main() -> NoReturn:
 def run(command: Callable[[], object]) -> NoReturn:
     """Run a program to its end; user mistakes and failures end in one line on stderr and their exit code."""
     prepare_terminal()
+    forget_given()
     os.environ.update(QUIET)
     for number in stop_signals():
         signal.signal(number, _end_by_signal)

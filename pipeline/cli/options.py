@@ -88,8 +88,10 @@ def parse_stage(name: str | None) -> StageName | None:
 
 def open_recipe(name: str, overrides: list[str], stages: tuple[StageName, ...], *named: str | None, to_run: bool = True) -> "Recipe":
     """Load a recipe, of which these stages will be planned; `named` ones it must have."""
+    from pipeline.pasted import keep_recipe
     from pipeline.recipe.load import find_recipe, load_recipe
 
+    keep_recipe(name, overrides)
     recipe = load_recipe(find_recipe(name), overrides, stages, to_run=to_run)
     require_stages(recipe, *named)
     if recipe.data.texts is not None and not any("texts" in data_inputs(stage, recipe.settings(stage)) for stage in recipe.stages):
@@ -118,10 +120,13 @@ def open_store(given: Path | None, recipe: "Recipe | None" = None) -> "Store":
         ConfigError: It is a file.
     """
     from pipeline.errors import ConfigError
+    from pipeline.pasted import keep_store
     from pipeline.store.disk import expand_home
     from pipeline.store.store import Store
 
-    root = expand_home(given if given is not None else (recipe.store if recipe else "store")).absolute()
+    chosen = given if given is not None else (recipe.store if recipe else "store")
+    root = expand_home(chosen).absolute()
+    keep_store(str(chosen), os.environ.get("RLHF_STORE") or "store")
     if os.path.exists(root) and not root.is_dir():  # noqa: PTH110  (Path.exists raises for a name that is too long)
         raise ConfigError([f"--store: found {root}, which is no directory; needed one, or a path at which to make one"])
     return Store(root)
@@ -183,12 +188,13 @@ def make_console(*, err: bool = False) -> "Console":
 
 
 def say(console: "Console", line: str) -> None:
-    """Print one line, of which nothing is taken for markup or an escape."""
+    """Print one line, of which nothing is taken for markup or an escape; the commands in it are complete."""
     from rich.text import Text
 
+    from pipeline.pasted import complete
     from pipeline.text import clean
 
-    console.print(Text(clean(line)), soft_wrap=True)
+    console.print(Text(clean(complete(line))), soft_wrap=True)
 
 
 def print_json(data: Any) -> None:

@@ -132,7 +132,7 @@ def plan_command(
         resolved = open_rounds(recipe, overrides)
         *_, last = walk(resolved, open_store(store, resolved))
         print_plan_of(last.decisions, as_json)
-        say(make_console(err=as_json), tell(last, f"rlhf round {recipe}"))
+        say(make_console(err=as_json), tell(last, "rlhf round"))
         return
     resolved, selection = open_selected(recipe, overrides, only, from_stage, until, force)
     print_plan_of(plan(resolved, open_store(store, resolved), selection), as_json)

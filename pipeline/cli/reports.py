@@ -23,6 +23,7 @@ def report_command(
 
     Examples: `rlhf report`, `rlhf report ppo@v3 -o ~/reports`, `rlhf report ppo@v1 ppo@v2 --open`.
     """
+    from pipeline.pasted import complete
     from pipeline.report.page.build import build_page, give_verdicts
     from pipeline.report.page.comparison import compare_page
     from pipeline.report.page.evidence import find_newest, gather
@@ -50,7 +51,7 @@ def report_command(
 
         terminal = make_console()
         for name, verdict in verdicts:
-            print_indented(terminal, Text(clean(f"{name}: {verdict.sentence}")), "")
+            print_indented(terminal, Text(clean(complete(f"{name}: {verdict.sentence}"))), "")
         if page.missing:
             several = f"{len(page.missing)} things are missing; the report names them"
             print_indented(terminal, Text(clean(several if len(page.missing) > 1 else f"missing: {page.missing[0]}")), "")

@@ -64,6 +64,7 @@ def sample_command(
     Example: rlhf sample ppo --prompts held-out --k 4 --with sft@v1
     """
     from pipeline.chat import require_policy
+    from pipeline.pasted import pasted
     from pipeline.recipe.load import find_recipe, load_recipe
     from pipeline.report.progress import ProgressView
     from pipeline.report.tables import print_summary
@@ -93,7 +94,7 @@ def sample_command(
     terminal = make_console()
     outcome = sample(resolved, open_store_to_write(opened.root, resolved), policies, ProgressView(terminal), force=force, wait=wait)
     print_summary(terminal, [outcome])
-    say(terminal, f"have people rank them: rlhf rank {outcome.artifact.ref}")
+    say(terminal, f"have people rank them: {pasted(f'rlhf rank {outcome.artifact.ref}')}")
 
 
 def round_command(
@@ -140,7 +141,7 @@ def round_command(
             say(terminal, line)
     if page is not None:
         say(terminal, f"report: {page}")
-    say(terminal, tell(found, f"rlhf round {recipe}"))
+    say(terminal, tell(found, "rlhf round"))
     if found.step == "rank":
         raise typer.Exit(EXIT_WAITING)
 

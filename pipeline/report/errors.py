@@ -7,6 +7,7 @@ from dataclasses import replace
 from data.schema import DataError
 from pipeline.errors import ConfigError, SlurmError, StoppedAfterStage, StoreError, escape_controls
 from pipeline.launch.failure import StageFailed
+from pipeline.pasted import complete
 from pipeline.text import clean
 from stages.spec import EXIT_RESOURCE, EXIT_USAGE
 
@@ -52,4 +53,4 @@ def print_error(error: Exception) -> int:
 
 
 def _say(text: str) -> None:
-    print("\n".join(clean(line) for line in text.split("\n")), file=sys.stderr)
+    print("\n".join(clean(line) for line in complete(text).split("\n")), file=sys.stderr)

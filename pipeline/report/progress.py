@@ -12,6 +12,7 @@ from rich.text import Text
 from data.schema import RecordKind
 from pipeline.inputs.prepare import Inputs
 from pipeline.launch.events import Event, read_doing
+from pipeline.pasted import complete
 from pipeline.plan import Decision
 from pipeline.report.headline import PROGRESS, RESULT, headline
 from pipeline.run import Outcome
@@ -177,7 +178,7 @@ class ProgressView:
     def _say(self, line: str, style: str = "") -> None:
         # A reader that went away (`rlhf run | head`) must not end hours of training; rich is quiet from then on.
         with suppress(OSError, ReaderGone):
-            self._console.print(Text(clean(line), style=style), soft_wrap=True)
+            self._console.print(Text(clean(complete(line)), style=style), soft_wrap=True)
 
 
 class CountView:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pipeline.errors import StoreError
+from pipeline.pasted import complete, pasted
 from pipeline.report.headline import labels_of, write_figure
 from pipeline.report.lineage import find_problems, lineage_data, print_lineage
 from pipeline.report.metrics import read_curves
@@ -129,7 +130,7 @@ def print_page(console: Console, artifact: Artifact, data: dict[str, Any]) -> No
     console.print(Text.assemble((artifact.ref, "bold"), clean(f"  {artifact.content_id[:12]}  {made}")), soft_wrap=True)
     for verdict in data["verdicts"]:
         console.print()
-        print_indented(console, Text(clean(verdict["sentence"]), style=_STYLES[verdict["news"]]), "")
+        print_indented(console, Text(clean(complete(verdict["sentence"])), style=_STYLES[verdict["news"]]), "")
     for problem in data["problems"]:
         print_indented(console, Text(clean(problem), style="red"), "")
     _print_figures(console, artifact.ref, data["figures"])
@@ -143,8 +144,8 @@ def print_page(console: Console, artifact: Artifact, data: dict[str, Any]) -> No
     print_lineage(console, data["tree"])
     console.print()
     console.print(Text(clean(str(artifact.path))), soft_wrap=True)
-    console.print(Text(f"everything: rlhf show {artifact.ref} --all"), soft_wrap=True)
-    console.print(Text(f"more answers: rlhf samples {artifact.ref}"), soft_wrap=True)
+    console.print(Text(f"everything: {pasted(f'rlhf show {artifact.ref} --all')}"), soft_wrap=True)
+    console.print(Text(f"more answers: {pasted(f'rlhf samples {artifact.ref}')}"), soft_wrap=True)
 
 
 def show_data(store: Store, artifact: Artifact) -> dict[str, Any]:

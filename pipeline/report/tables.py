@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.errors import StoreError
+from pipeline.pasted import complete, pasted
 from pipeline.report.headline import headline, labels_of
 from pipeline.store.artifact import Artifact
 from pipeline.store.manifest import Manifest
@@ -95,7 +96,7 @@ def print_plan(console: Console, decisions: "Sequence[Decision]") -> None:
             line = f"{decision.stage:<{width}} depends  {decision.why}"
         else:
             line = f"{decision.stage:<{width}} run      because {decision.why}"
-        console.print(Text(clean(line)), soft_wrap=True)
+        console.print(Text(clean(complete(line))), soft_wrap=True)
 
 
 def plan_data(decisions: "Sequence[Decision]") -> list[dict[str, Any]]:
@@ -125,9 +126,9 @@ def print_summary(console: Console, outcomes: "Sequence[Outcome]") -> None:
         console.print(Text(clean(f"{outcome.artifact.ref}: {outcome.artifact.path}")), soft_wrap=True)
     if unread := list_unread(outcomes):
         line = f"reused with sizes checked, not each byte: {', '.join(unread)}; `rlhf verify` reads them all"
-        console.print(Text(line), soft_wrap=True)
+        console.print(Text(complete(line)), soft_wrap=True)
     last = outcomes[-1].artifact.ref
-    console.print(Text(f"look at it: rlhf show {last}   check its bytes: rlhf verify {last}"), soft_wrap=True)
+    console.print(Text(f"look at it: {pasted(f'rlhf show {last}')}   check its bytes: {pasted(f'rlhf verify {last}')}"), soft_wrap=True)
 
 
 def list_unread(outcomes: "Sequence[Outcome]") -> list[str]:
@@ -187,7 +188,7 @@ def print_list(console: Console, rows: Sequence[dict[str, Any]], root: Path | st
     if not rows:
         none = "no artifacts" if kind is None else f"no artifacts of kind {kind}"
         make = "`rlhf run` makes some" if kind is None else "`rlhf ls` lists all"
-        console.print(Text(clean(f"{none} in {root}; {make}")), soft_wrap=True)
+        console.print(Text(clean(complete(f"{none} in {root}; {make}"))), soft_wrap=True)
         return
     cells: list[tuple[str, ...]] = []
     for row in rows:

@@ -105,7 +105,8 @@ def tell(found: Round, command: str) -> str:
         publish = f"rlhf rankings {ref} --publish" + (
             f" --held-out {share:g}" if share != RoundSettings.model_validate({}).held_out else ""
         )
-        return f"{begin} waits for people: {done}; `rlhf rank {ref}`, then `{command}`; or go on with these: `{publish}`{kept}"
+        early = f"; or go on with these: `{publish}`" if found.ranked > 1 else ""  # one to train on, one to hold out
+        return f"{begin} waits for people: {done}; `rlhf rank {ref}`, then `{command}`{early}{kept}"
     if found.step == "sample" and found.policy is not None:
         return f"{begin}: {found.policy.ref} is there; `{command}` samples its answers for people to rank{_tell_choice(found)}"
     todo = {"publish": "all answers are ranked: publish the rankings", "train": "train", "sample": "sample answers", "next": "done"}

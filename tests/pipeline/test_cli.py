@@ -150,7 +150,7 @@ def test_a_run_removes_what_dead_writers_left_even_where_it_reuses_all(made, rlh
 def test_a_stage_is_run_with_what_it_needs_or_alone(rlhf, recipe_path, fake_stages):
     alone = rlhf("run", recipe_path, "--only", "rm")
     assert alone.returncode == 4
-    assert alone.stderr == "sft: nothing to reuse, because no artifact yet; rm needs it; run `rlhf run --until rm`\n"
+    assert alone.stderr == f"sft: nothing to reuse, because no artifact yet; rm needs it; run `rlhf run {recipe_path} --until rm`\n"
     assert rlhf("run", recipe_path, "--until", "rm").returncode == 0
     assert rlhf("run", recipe_path, "--only", "ppo").returncode == 0
     forced = rlhf("run", recipe_path, "--from", "rm", "--force")

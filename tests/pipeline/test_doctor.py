@@ -183,7 +183,8 @@ def test_the_command_shows_first_mends_when_asked_and_says_so_by_its_exit_code(f
         return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
     shown = rlhf()
-    assert shown.returncode == 3 and trash.is_dir() and "1 thing to do; `rlhf doctor --mend` mends 1 of them" in shown.stdout
+    mend = f"`rlhf doctor --mend --store {filled.root}`"
+    assert shown.returncode == 3 and trash.is_dir() and f"1 thing to do; {mend} mends 1 of them" in shown.stdout
     mended = rlhf("--mend", "--json")
     assert mended.returncode == 0 and json.loads(mended.stdout)[0]["mended"] == "mended: deleted it" and not trash.exists()
     after = rlhf()

@@ -1,6 +1,7 @@
 """`rlhf round`: steps are found again by what they were made from, people are waited for, then all rankings count. With fake stages."""
 
 import json
+import shlex
 import shutil
 import uuid
 
@@ -78,7 +79,8 @@ def test_a_round_in_which_people_only_skipped_waits_for_people_and_says_so_in_on
     told = waits.stdout.splitlines()[-1]
     assert told.startswith("round 1 waits for people: all 8 answer sets of answers@v1 are judged, but found 0 rankings, 8 x skipped; none")
     assert "`rlhf rank answers@v1 -a NAME` with another name has what was skipped ranked by somebody else" in told
-    assert told in rlhf("plan", recipe, "--set", "rounds={}").stdout
+    assert told.endswith(f"then `rlhf round {recipe}`")
+    assert told.removesuffix("`") in rlhf("plan", recipe, "--set", "rounds={}").stdout
     said = json.loads(rlhf("round", recipe, "--json").stdout)
     assert (said["answers"], said["lack"]) == ("answers@v1", told.partition("judged, but ")[2].partition("; `rlhf rank")[0])
     # One alone cannot be trained on and tested; with a second one the round goes on.
@@ -111,9 +113,13 @@ def test_a_recipe_without_comparisons_begins_with_the_sft_model(rlhf, finished_r
     store = Store(tmp_path / "store")
     options = (finished_run.recipe_path, "--set", "data.comparisons=null", "--set", "sample.which=all")
     asked = rlhf("round", *options, "--set", "rounds.held_out=0.2")
-    assert asked.returncode == EXIT_WAITING and "`rlhf rankings answers@v1 --publish --held-out 0.2`" in asked.stdout
+    assert asked.returncode == EXIT_WAITING and "--publish" not in asked.stdout  # nobody has ranked: there is nothing to publish
+    again = ["rlhf", "round", *map(str, options), "--set", "rounds.held_out=0.2"]
+    assert f"then `{shlex.join(again)}`" in asked.stdout
     assert "sample.which = all: held-out prompts are ranked, and the reward model learns from them" in asked.stdout
     assert parents_of(store, "answers@v1") == ["sft@v1"]
+    judge_all(store, "answers@v1", 2)
+    assert "`rlhf rankings answers@v1 --publish --held-out 0.2`" in rlhf(*again[1:]).stdout
     judge_all(store, "answers@v1")
     trained = rlhf("round", *options)
     assert trained.returncode == 0, trained.stderr
