@@ -16,13 +16,16 @@ _DRAWS = 2000
 _NO_FIGURES = ("way", "prompt", "response", "rank")
 
 
-def find_interval(values: Sequence[float], prompts: Sequence[Hashable], *, weights: Sequence[int] | None = None) -> Interval | None:
+def find_interval(
+    values: Sequence[float], prompts: Sequence[Hashable], *, weights: Sequence[int] | None = None, shares: bool = False
+) -> Interval | None:
     """Find the interval of a mean by resampling prompts.
 
     Args:
         values: One for each record.
         prompts: Which prompt each belongs to.
         weights: How often each value counts in the mean, such as tokens of a record; 1 each by default.
+        shares: Whether no value can lie outside of [0, 1], such as wins: then equal ones show a spread too.
 
     Returns:
         None where nothing shows a spread: one prompt alone, equal values that are no shares, or values that are not finite.
@@ -33,7 +36,7 @@ def find_interval(values: Sequence[float], prompts: Sequence[Hashable], *, weigh
     counts_N = np.array(weights if weights is not None else [1] * len(values))
     values_N = np.repeat(np.array(values, dtype=np.float64), counts_N)
     clusters_N = np.repeat(np.array([places[prompt] for prompt in prompts], dtype=np.int64), counts_N)
-    estimate = (estimate_share if set(values) <= {0.0, 0.5, 1.0} else estimate_mean)(values_N, clusters_N, draws=_DRAWS)
+    estimate = (estimate_share if shares else estimate_mean)(values_N, clusters_N, draws=_DRAWS)
     interval = to_interval(estimate)
     return interval if interval and interval.high - interval.low > 1e-12 * max(1.0, abs(estimate.value)) else None
 
@@ -51,7 +54,13 @@ def find_answer_intervals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Interv
     for way in dict.fromkeys(str(row["way"]) for row in rows):
         answered = [row for row in rows if row["way"] == way]
         for name in answered[0].keys() - set(_NO_FIGURES):
-            interval = find_interval([float(row[name]) for row in answered], [row["prompt"] for row in answered])
+            values, prompts = [float(row[name]) for row in answered], [row["prompt"] for row in answered]
+            interval = find_interval(values, prompts, shares=_are_shares(name, rows))
             if interval is not None:
                 found[f"eval/{way}/{name}"] = interval
     return found
+
+
+def _are_shares(name: str, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Say whether a figure is a share: a judge's only where its answers show it, since 0 of them all may be 0 of 100."""
+    return name == "finished" or {0.0, 1.0} <= {float(row[name]) for row in rows if name in row} <= {0.0, 0.5, 1.0}

@@ -178,7 +178,7 @@ def report_ranking(scores_N: Tensor, comparisons: Sequence[EncodedComparison]) -
         if inside_Q.any():
             metrics[f"eval/accuracy{name}"] = accuracy_Q[inside_Q].mean().item()
             inside = inside_Q.nonzero()[:, 0].tolist()
-            if interval := find_interval(accuracy_Q[inside_Q].tolist(), [prompts[place] for place in inside]):
+            if interval := find_interval(accuracy_Q[inside_Q].tolist(), [prompts[place] for place in inside], shares=True):
                 intervals[f"eval/accuracy{name}"] = interval
     return metrics, intervals
 

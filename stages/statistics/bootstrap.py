@@ -15,11 +15,12 @@ from stages.statistics.intervals import Floats, Ints, t_quantile, wilson_interva
 
 DRAWS = 4000
 _BLOCK = 4_000_000  # numbers held at once: 32 MB
+_EQUAL = 1e-12  # averages of clusters that differ by no more than rounding, beside 1
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % interval; the bounds are None where one cluster alone shows no spread."""
+    """A figure with its 95 % interval; the bounds are None where nothing shows a spread: one cluster alone, or equal ones."""
 
     value: float
     low: float | None
@@ -86,11 +87,11 @@ def estimate_mean(values_N: Floats, clusters_N: Ints, *, draws: int = DRAWS, see
 
         mean = Σ_c count_c · sum_c / Σ_c count_c · size_c,   count_c = how often cluster c is in a draw
 
-    To have clusters weigh alike, average them first (`average_by_cluster`).
+    To have clusters weigh alike, average them first (`average_by_cluster`). Where all agree nothing shows a spread: no interval is known.
     """
     sums_C, sizes_C = sum_by_cluster(values_N, clusters_N)
     value, num_clusters = float(sums_C.sum() / sizes_C.sum()), len(sums_C)
-    if num_clusters < 2:
+    if num_clusters < 2 or np.ptp(sums_C / sizes_C) <= _EQUAL * max(1.0, abs(value)):
         return Estimate(value, None, None, len(values_N), num_clusters)
     ratios_D = np.concatenate([(counts_DC @ sums_C) / (counts_DC @ sizes_C) for counts_DC in resample(num_clusters, draws, seed)])
     low, high = percentile_interval(ratios_D, num_clusters)
@@ -105,7 +106,7 @@ def estimate_share(values_N: Floats, clusters_N: Ints, *, draws: int = DRAWS, se
     if ((values_N < 0) | (values_N > 1)).any():
         raise ValueError("found a value outside of [0, 1]; needed shares")
     estimate = estimate_mean(values_N, clusters_N, draws=draws, seed=seed)
-    if np.ptp(average_by_cluster(values_N, clusters_N)) > 1e-12:
+    if np.ptp(average_by_cluster(values_N, clusters_N)) > _EQUAL:
         return estimate
     low, high = wilson_interval(min(estimate.value, 1.0) * estimate.num_clusters, estimate.num_clusters)
     return Estimate(estimate.value, low, high, estimate.num_values, estimate.num_clusters)

@@ -34,7 +34,9 @@ def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
     middle = share + Z**2 / (2 * trials)
     half = Z * math.sqrt(share * (1 - share) / trials + Z**2 / (4 * trials**2))
     scale = 1 + Z**2 / trials
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+    # Without rounding, the bounds at none and at all are the share itself.
+    low = 0.0 if successes == 0 else (middle - half) / scale
+    return max(0.0, low), 1.0 if successes == trials else min(1.0, (middle + half) / scale)
 
 
 def t_probability(t: float, degrees: int) -> float:

@@ -27,11 +27,11 @@ def test_weights_count_each_value_as_often_as_its_tokens():
 
 
 def test_shares_on_which_all_prompts_agree_have_wilsons_interval():
-    interval = find_interval([1.0] * 8, list(range(8)))
+    interval = find_interval([1.0] * 8, list(range(8)), shares=True)
     assert (interval.low, interval.high, interval.n) == (pytest.approx(0.676, abs=1e-3), pytest.approx(1.0), 8)
 
 
-@pytest.mark.parametrize("values", [[2.0], [2.0, 2.0, 2.0], [1.0, float("nan"), 3.0]])
+@pytest.mark.parametrize("values", [[2.0], [2.0, 2.0, 2.0], [1.0, 1.0, 1.0], [1.0, float("nan"), 3.0]])
 def test_what_shows_no_spread_or_is_no_number_has_no_interval(values):
     assert find_interval(values, list(range(len(values)))) is None
 
@@ -47,3 +47,15 @@ def test_each_figure_of_each_way_has_an_interval_around_its_average():
     assert found["eval/greedy/score"].low < 10.5 < found["eval/greedy/score"].high
     assert found["eval/sampled/score"].high < found["eval/greedy/score"].high - 4.9
     assert all(interval.n == 12 for interval in found.values())
+
+
+def test_a_figure_that_happens_to_be_0_or_1_everywhere_is_taken_for_no_share():
+    # Answers of one token each, a judge of 0 to 100 that gives none a point, a rule that each greedy answer keeps and half of the others.
+    rows = [
+        {"way": way, "prompt": f"p{place}", "finished": True, "response_tokens": 1, "judge_score": 0.0, "judge_rule": rule(place)}
+        for way, rule in (("greedy", lambda place: 1.0), ("sampled", lambda place: place % 2.0))
+        for place in range(8)
+    ]
+    found = find_answer_intervals(rows)
+    assert set(found) == {"eval/greedy/finished", "eval/sampled/finished", "eval/greedy/judge_rule", "eval/sampled/judge_rule"}
+    assert found["eval/greedy/judge_rule"].low == pytest.approx(0.676, abs=1e-3)  # Wilson's of 8 of 8

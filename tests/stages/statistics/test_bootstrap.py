@@ -106,3 +106,13 @@ def test_intervals_of_95_percent_cover_the_truth_in_95_percent_of_2000_simulated
     covered = np.mean((low <= truth) & (truth <= high))
     margin = 0.06 if kind == "skewed" and num_prompts < 100 else 0.03  # few values of a long tail do not show it
     assert covered == pytest.approx(0.95, abs=margin)
+
+
+def test_equal_averages_show_no_spread_so_that_no_interval_is_known():
+    # 8 prompts of two answers each: 0 of 100 points for all of them does not say that the next prompt has none.
+    equal = estimate_mean(np.zeros(16), np.arange(16) // 2)
+    assert (equal.value, equal.low, equal.high, equal.num_clusters) == (0.0, None, None, 8)
+    rounded = estimate_mean(np.array([0.1 + 0.2, 0.3, 0.3, 0.3]), np.arange(4))
+    assert rounded.low is None
+    shares = estimate_share(np.zeros(16), np.arange(16) // 2)
+    assert shares.low == 0.0 and shares.high == pytest.approx(0.324, abs=1e-3)  # Wilson's of 0 of 8

@@ -59,3 +59,8 @@ def test_a_difference_of_the_smallest_size_is_seen_in_80_percent_of_simulated_se
     differences = generator.normal(smallest_difference(1.0, 200), 1.0, (4000, 200))
     errors = differences.std(axis=1, ddof=1) / math.sqrt(200)
     assert np.mean(differences.mean(axis=1) / errors > 1.96) == pytest.approx(0.8, abs=0.02)
+
+
+def test_the_interval_of_none_or_all_ends_at_the_share_itself_whatever_rounding_does():
+    for trials in range(1, 200):
+        assert wilson_interval(0, trials)[0] == 0.0 and wilson_interval(trials, trials)[1] == 1.0
