@@ -109,7 +109,7 @@ class DataError(Exception):
     """Data that cannot be used, with every problem found; the text shows the first 20 of them."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
-        self.problems: tuple[Problem, ...] = tuple(problems)
+        self.problems: tuple[Problem, ...] = tuple(dict.fromkeys(problems))  # what is wrong with each set alike is told once
         super().__init__(self.problems)
 
     def __str__(self) -> str:

@@ -50,6 +50,9 @@ def open_pretrained(auto_class: Any, path: str, **arguments: Any) -> Any:
                 "transformers opens by its own code; take another base model",
                 EXIT_USAGE,
             ) from error
+        if Path(path).is_absolute() and not Path(path).exists():  # of which transformers says that it is no hub id
+            needed = "needed a model's directory, as the recipe or an adapter's config names it"
+            raise StageError(f"{path}: found nothing there; {needed}; bring it there, or name where it is", EXIT_MISSING) from error
         raise StageError(f"{path} cannot be opened by {auto_class.__name__}.from_pretrained: {said:.400}", EXIT_MISSING) from error
 
 

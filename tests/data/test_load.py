@@ -11,7 +11,7 @@ from data.fingerprint import fingerprint
 from data.holdout import split_text
 from data.load import load_records
 from data.rows import MAX_LINE_BYTES
-from data.schema import Comparison, DataError, Demonstration, Message, Prompt, Text
+from data.schema import Comparison, DataError, Demonstration, Message, Problem, Prompt, Text
 
 GOOD = {"prompt": "Hi?", "completion": "Hello."}
 USER, ANSWER, WORSE = (
@@ -432,3 +432,9 @@ def test_records_inside_of_an_object_are_told_as_such(tmp_path, source):
         "all.json:1: prompt: missing; found one object, whose data is a list of 2 objects; needed a prompt, or messages; add it; if they "
         "are the records, write that list alone"
     ]
+
+
+def test_what_is_wrong_with_every_set_alike_is_told_once():
+    # Such as a limit that is too short for any prompt, found in each of three sets.
+    limit = Problem("", "tokens.max_prompt_tokens", "found 1, too short for a prompt; raise it")
+    assert str(DataError([limit, Problem("a.jsonl:1", "prompt", "found no text"), limit])).count("tokens.max_prompt_tokens") == 1

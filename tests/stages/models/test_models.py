@@ -49,9 +49,16 @@ def test_a_policy_loads_in_float32_without_dropout_and_with_a_neutral_generation
 
 
 def test_a_model_that_does_not_exist_is_refused_with_exit_4(tmp_path):
-    with pytest.raises(StageError, match="cannot be opened") as caught:
+    with pytest.raises(StageError, match=f"^{tmp_path}/nothing: found nothing there; needed a model.*; bring it there") as caught:
         load_policy(str(tmp_path / "nothing"), HARDWARE)
     assert caught.value.exit_code == 4
+
+
+def test_an_adapter_whose_base_is_gone_names_the_path_and_no_hub(tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": f"{tmp_path}/gone"}))
+    with pytest.raises(StageError, match=f"^{tmp_path}/gone: found nothing there") as caught:
+        load_policy(str(tmp_path), HARDWARE)
+    assert caught.value.exit_code == 4 and "repo" not in str(caught.value).lower()
 
 
 def test_weights_in_a_pickle_are_refused(base):
