@@ -31,7 +31,7 @@ from pipeline.store.removal import empty_trash
 from pipeline.store.staging import ARTIFACTS_DIR, LOCK_SUFFIX, STAGING_DIR, is_staging, reap_staging
 from pipeline.store.store import Store
 from pipeline.store.trash import list_trash
-from pipeline.store.withdrawn import WITHDRAWN_FILE
+from pipeline.store.withdrawn import WITHDRAWN_FILE, name_maker
 
 _STALE_S = 24 * 3600.0  # of what has no lock
 _PART = re.compile(r"[0-9a-f]{32}\.part")
@@ -130,7 +130,8 @@ def _find_withdrawn(store: Store) -> Iterator[Finding]:
             yield Finding("broken", WITHDRAWN_FILE, error.message)
             return
         if reason:
-            found = f"withdrawn: {reason}; `rlhf run` makes one without them, `rlhf gc --remove` or `rlhf rm {artifact.ref}` takes this one"
+            takes = f"`rlhf gc --remove` or `rlhf rm {artifact.ref}` takes this one"
+            found = f"withdrawn: {reason}; {name_maker(artifact.kind)} makes one without them, {takes}"
             yield Finding("unfinished", artifact.ref, found)
 
 

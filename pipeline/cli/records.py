@@ -48,6 +48,7 @@ def forget_command(
     from pipeline.privacy.forget import forget
     from pipeline.privacy.lists import open_secret
     from pipeline.privacy.trace import hash_asked, read_asked
+    from pipeline.store.withdrawn import name_maker
 
     open_existing_store(store)
     opened = open_store_to_write(store)
@@ -66,8 +67,10 @@ def forget_command(
         say(terminal, f"tokens/{name}: removed, made anew without them")
     for name in done.runs:
         say(terminal, f"runs/{name}: an unfinished run that learns from them; nobody goes on with it; remove its directory")
-    again = f"to retrain: {', '.join(kinds)}, by `rlhf run` with their recipe; `rlhf gc --remove` then takes what is withdrawn"
-    say(terminal, again if kinds else "nothing is to be retrained")
+    by_maker = {name_maker(kind): [each for each in kinds if name_maker(each) == name_maker(kind)] for kind in kinds}
+    makers = [f"{', '.join(made)}, by {maker}{' with their recipe' * (maker == '`rlhf run`')}" for maker, made in by_maker.items()]
+    again = f"to make anew: {'; '.join(makers)}; `rlhf gc --remove` then takes what is withdrawn"
+    say(terminal, again if kinds else "nothing is to be made anew")
     left_out = "it is left out from now on" if done.num_new else "it was left out already"
     say(terminal, f"{left_out}, by this store; the sources stay as they are")
     _require_all_read(opened, done.traces)

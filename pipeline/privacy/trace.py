@@ -19,7 +19,7 @@ from pipeline.privacy.lists import count_listed, list_path
 from pipeline.store.artifact import Artifact
 from pipeline.store.disk import expand_home
 from pipeline.store.store import Store
-from stages.spec import ARTIFACT_KINDS, MODEL_KINDS, DataSource
+from stages.spec import ARTIFACT_KINDS, MODEL_KINDS, RANKINGS_KIND, STAGES, DataSource
 
 _MAX_PATH_CHARS = 4095
 _FILE_ENDINGS = {Path(f"a{ending}").suffix for ending in (*FILE_FORMATS, *OTHER_FILES)}
@@ -50,10 +50,11 @@ class Trace:
 
     @property
     def uses(self) -> list[str]:
-        """What it has to do with the records, a phrase each: `learnt from demonstrations.train`."""
-        tested = [name for name in self.sets if name.endswith(".eval") or self.artifact.kind not in MODEL_KINDS]
-        learnt = [name for name in self.sets if name not in tested]
-        found = {"learnt from": learnt, "was tested on": tested, "stands on": self.through}
+        """What it has to do with the records, a phrase each: `learnt from demonstrations.train`; answers and rankings hold them alone."""
+        held = list(self.sets) if self.artifact.kind in (STAGES["sample"].kind, RANKINGS_KIND) else []
+        tested = [name for name in self.sets if name not in held and (name.endswith(".eval") or self.artifact.kind not in MODEL_KINDS)]
+        learnt = [name for name in self.sets if name not in (*held, *tested)]
+        found = {"learnt from": learnt, "was tested on": tested, "holds some of": held, "stands on": self.through}
         return [f"{how} {' and '.join(names)}" for how, names in found.items() if names]
 
 

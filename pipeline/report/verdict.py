@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.report.scales import format_value
+from pipeline.store.withdrawn import name_maker
 from pipeline.text import count
 from stages.evaluate.results import Comparison, CurvePoint, Evaluation, OverOptimisation
 from stages.result import Interval
@@ -103,9 +104,9 @@ def tell_damage(why: str, instead: str) -> Verdict:
     return Verdict(f"Damaged: {why}" + (f"; what stands here is of {instead}" if instead else ""), "bad")
 
 
-def tell_withdrawal(reason: str) -> Verdict:
+def tell_withdrawal(kind: str, reason: str) -> Verdict:
     """Say that an artifact is withdrawn (`rlhf forget`), and why."""
-    return Verdict(f"Withdrawn: {reason}; `rlhf run` makes one without them", "bad")
+    return Verdict(f"Withdrawn: {reason}; {name_maker(kind)} makes one without them", "bad")
 
 
 def name_model(name: str) -> str:

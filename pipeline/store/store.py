@@ -25,6 +25,7 @@ from pipeline.store.refs import ContentPrefix, Ref, check_alias, check_kind, par
 from pipeline.store.staging import ARTIFACTS_DIR, Staging, open_staging, reap_staging
 from pipeline.store.standing import Standing
 from pipeline.store.versions import list_kinds, list_versions, load_each, open_kind
+from pipeline.store.withdrawn import name_maker
 from stages.spec import EXIT_MISSING, EXIT_USAGE, EXIT_VERIFICATION
 
 
@@ -222,7 +223,8 @@ class Store:
             raise StoreError(f"{ref} is damaged: " + " | ".join(problems[:5]), EXIT_VERIFICATION)
         artifact = self.get(ref)
         if reason := self.find_withdrawal(artifact):
-            raise StoreError(f"{ref} is withdrawn: {reason}; one without them is needed; `rlhf run` makes it", EXIT_VERIFICATION)
+            maker = name_maker(artifact.kind)
+            raise StoreError(f"{ref} is withdrawn: {reason}; one without them is needed; {maker} makes it", EXIT_VERIFICATION)
         return artifact
 
     @contextmanager

@@ -11,10 +11,12 @@ from pipeline.store.directory import naming, open_root
 from pipeline.store.disk import locked, read_bounded, reading, replace_durably, writing
 from pipeline.store.manifest import Sha256, VersionRef
 from stages.blocks import Closed
-from stages.spec import EXIT_VERIFICATION
+from stages.spec import EXIT_VERIFICATION, RANKINGS_KIND, STAGES
 
 WITHDRAWN_FILE = "withdrawn.json"
 _MAX_BYTES = 256 * 1024 * 1024
+# Kinds that `rlhf run` does not make -> what does.
+_OTHER_MAKERS = {STAGES["sample"].kind: "`rlhf sample` or `rlhf round`", RANKINGS_KIND: "`rlhf rankings --publish` of other answers"}
 
 
 class Withdrawal(Closed):
@@ -43,6 +45,11 @@ def read_withdrawn(root: Path) -> dict[str, Withdrawal]:
             message = f"{root / WITHDRAWN_FILE}: {reason}; needed as `rlhf forget` writes it; restore it, or forget the same again"
             raise StoreError(message, EXIT_VERIFICATION) from error
     return {}
+
+
+def name_maker(kind: str) -> str:
+    """Name the command that makes another artifact of a kind, without what was forgotten."""
+    return _OTHER_MAKERS.get(kind, "`rlhf run`")
 
 
 def withdraw(root: Path, versions: Mapping[str, Withdrawal]) -> None:

@@ -33,7 +33,7 @@ def give_verdicts(evidence: Evidence) -> list[tuple[str, Verdict]]:
     """Give the verdict on what was asked for, the most important first: damaged, withdrawn, failed since, then what was measured."""
     verdicts = [(row["stage"], tell_failure(row["stage"], row.get("reason", ""))) for row in evidence.failures]
     if evidence.subject is not None and evidence.withdrawn:
-        verdicts.insert(0, (evidence.subject.ref, tell_withdrawal(evidence.withdrawn)))
+        verdicts.insert(0, (evidence.subject.ref, tell_withdrawal(evidence.subject.kind, evidence.withdrawn)))
     instead = evidence.subject.ref if evidence.subject else ""
     verdicts = [*((ref, tell_damage(why, instead)) for ref, why in evidence.damaged.items()), *verdicts]
     if evidence.evaluation is not None and evidence.tested is not None:

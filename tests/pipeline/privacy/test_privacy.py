@@ -11,6 +11,7 @@ import pytest
 
 from data.identity import FORGOTTEN_FILE, find_digests
 from data.schema import DataError, Demonstration, Message, Prompt, Text
+from pipeline.doctor import examine
 from pipeline.errors import StoreError
 from pipeline.inputs.records import read_data
 from pipeline.plan import Selection, plan
@@ -71,7 +72,7 @@ def test_a_planted_person_is_traced_in_all_three_forgotten_and_in_none_after_one
         assert any(learnt(rlhf("trace", json.dumps(row), "--json")).values())
 
     told = rlhf("forget", str(tmp_path / "who.jsonl"))
-    assert "to retrain: ppo, rm, sft" in told and all(f"{kind}@v1: " in told for kind in ("sft", "rm", "ppo"))
+    assert "to make anew: ppo, rm, sft, by `rlhf run" in told and all(f"{kind}@v1: " in told for kind in ("sft", "rm", "ppo"))
     assert "sft@v1 is withdrawn: it learnt from demonstrations.train" in rlhf("plan", str(planted))
     assert "withdrawn" in rlhf("ls") and "withdrawn" in rlhf("show", "ppo@v1", "--all")
     assert "Withdrawn: it learnt from" in rlhf("show", "ppo@v1") and "ppo@v1: Withdrawn: it learnt from" in rlhf("report", "ppo@v1")
@@ -123,6 +124,20 @@ def test_a_held_out_record_was_tested_on_and_not_learnt_from(listed, publish):
     assert found[tested.ref] == ["was tested on demonstrations.eval"] and found[judged.ref] == ["was tested on demonstrations.train"]
     forget(listed, *ask(listed, WHO))
     assert listed.find_withdrawal(tested).startswith("it was tested on demonstrations.eval, of which records were forgotten 2")
+
+
+def test_answers_and_rankings_hold_records_and_are_made_anew_by_who_makes_them(listed, publish):
+    # They train nothing, and `rlhf run` makes neither.
+    hers = listed.get("sft@v1").manifest.data["demonstrations.train"]
+    answers = publish(listed, "answers", {"answers.jsonl": b"{}"}, data={"demonstrations.train": hers})
+    rankings = publish(listed, "rankings", {"train.jsonl": b"{}"}, data={"demonstrations.train": hers})
+    found = {each.artifact.ref: each.uses for each in trace(listed, *ask(listed, WHO))}
+    assert found[answers.ref] == found[rankings.ref] == ["holds some of demonstrations.train"]
+    forget(listed, *ask(listed, WHO))
+    for artifact, maker in ((answers, "`rlhf sample` or `rlhf round`"), (rankings, "`rlhf rankings --publish` of other answers")):
+        with pytest.raises(StoreError, match=f"{artifact.ref} is withdrawn: it holds some of .*; {maker} makes it"):
+            listed.require_verified(artifact.ref)
+        assert next(each.message for each in examine(listed) if each.place == artifact.ref).count(f"; {maker} makes one without them") == 1
 
 
 def test_what_is_withdrawn_is_neither_reused_nor_given_to_others_nor_kept(listed, tmp_path):
