@@ -88,6 +88,7 @@ def test_fake_tensors_hold_what_real_ones_hold_and_peaks_are_linear_in_depth(sta
         assert line == approx(five.phases[name].peak, rel=0.005), name
 
 
+@mark.slow
 def test_what_a_process_holds_before_it_opens_a_model_is_not_what_the_process_holds_that_started_it():
     child = "from stages.tracing.__main__ import _measure_resident; print(_measure_resident())"
     parent = "import subprocess, sys; held = bytearray(b'x') * 1_500_000_000; subprocess.run([sys.executable, '-c', sys.argv[1]])"
