@@ -49,6 +49,7 @@ __all__ = [
     "list_layers",
     "repeat_kv",
     "replace_child",
+    "replaced",
     "sdpa_attention_forward",
     "sdpa_mask",
     "silent_transformers",
@@ -85,14 +86,21 @@ def silent_transformers() -> Generator[None]:
 
 
 @contextmanager
-def whole_models() -> Generator[None]:
-    """Inside, transformers makes models whole, whatever configuration of DeepSpeed's stands: the arguments of a trainer set one."""
-    standing: Any = transformers_deepspeed._hf_deepspeed_config_weak_ref
-    unset_hf_deepspeed_config()
+def replaced(module: Any, **others: Any) -> Generator[None]:
+    """Inside, functions of a library's module, by their names, are others."""
+    before = {name: getattr(module, name) for name in others}
+    vars(module).update(others)
     try:
         yield
     finally:
-        transformers_deepspeed._hf_deepspeed_config_weak_ref = standing
+        vars(module).update(before)
+
+
+@contextmanager
+def whole_models() -> Generator[None]:
+    """Inside, transformers makes models whole, whatever configuration of DeepSpeed's stands: the arguments of a trainer set one."""
+    with replaced(transformers_deepspeed, _hf_deepspeed_config_weak_ref=None):
+        yield
 
 
 def use_one_gpu(arguments: Any) -> None:
@@ -181,8 +189,7 @@ def is_gathered(parameter: Any) -> bool:
 def filled_ungathered(tell: Callable[[torch.Tensor], None]) -> Generator[None]:
     """Inside, what transformers reads into a weight that is shared out is read into an empty one.
 
-    Otherwise what stands there is gathered to be overwritten: with gloo, which gathers into a copy, two whole weights. `tell` is called
-    with each weight when it has its whole size, and when it is shared out again.
+    Else it is gathered to be overwritten: by gloo, into a copy, two whole weights. `tell` hears of each, whole and shared out again.
     """
     import deepspeed
 
@@ -201,17 +208,11 @@ def filled_ungathered(tell: Callable[[torch.Tensor], None]) -> Generator[None]:
             tell(parameter)
 
     def read_all(*arguments: Any, **keywords: Any) -> Any:
-        deepspeed.zero.GatheredParameters = fill
-        try:
+        with replaced(deepspeed.zero, GatheredParameters=fill):
             return read(*arguments, **keywords)
-        finally:
-            deepspeed.zero.GatheredParameters = gather
 
-    loading._load_state_dict_into_zero3_model = read_all
-    try:
+    with replaced(loading, _load_state_dict_into_zero3_model=read_all):
         yield
-    finally:
-        loading._load_state_dict_into_zero3_model = read
 
 
 def skip_inference_kernel() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from pipeline.errors import ConfigError, StoreError
 from pipeline.estimates.machine import count_cores, find_memory
 from pipeline.inputs.demo import demo_seeds, locate, locate_splits, make_demo
 from pipeline.launch.environment import stage_environment
+from pipeline.launch.failure import name_signal
 from pipeline.recipe.schema import Recipe
 from stages.spec import EXIT_FAILED, DataSplits, StageName, data_inputs
 from stages.tracing.report import Depth, TraceReport, TraceSpec
@@ -110,12 +112,23 @@ def ask_trace(
         except subprocess.TimeoutExpired:
             raise StoreError(f"plan --cost: the trace took more than {_LIMIT_S} s; give fewer stages with --only", EXIT_FAILED) from None
         if not path.exists():
-            last = (done.stderr.strip().splitlines() or ["it left no report"])[-1]
-            raise StoreError(f"plan --cost: the trace failed: {last:.300}", EXIT_FAILED)
+            raise StoreError(f"plan --cost: the trace failed: {_describe_end(done)}", EXIT_FAILED)
         report = TraceReport.model_validate_json(path.read_text(encoding="utf-8"))
     if report.error:
         raise StoreError(f"plan --cost: {report.error}", done.returncode or EXIT_FAILED)
     return report
+
+
+def _describe_end(done: "subprocess.CompletedProcess[str]") -> str:
+    """Say in one line why a trace left no report."""
+    if done.returncode < 0:
+        number = -done.returncode
+        hints: dict[int, str] = {
+            signal.SIGKILL: "; if you did not, the system ran out of memory",
+            signal.SIGSEGV: "; lower hardware.threads if it is set",
+        }
+        return f"killed by {name_signal(number)}{hints.get(number, '')}"
+    return (done.stderr.strip().splitlines() or ["it left no report"])[-1][:300]
 
 
 def count_turns(setup: Setup, threads: int) -> float:

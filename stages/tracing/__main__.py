@@ -34,8 +34,8 @@ from stages.tracing.live import Live
 from stages.tracing.others import count_crowded, read_load
 from stages.tracing.peers import Peers, run_together
 from stages.tracing.report import Depth, StageTrace, TraceReport, TraceSpec
-from stages.tracing.training import head_by_triton
 from stages.tracing.work import trace
+from stages.trl.fitting import head_by_triton
 
 
 def make_report(spec: TraceSpec, peers: Peers | None = None) -> TraceReport:

@@ -3,13 +3,11 @@
 micro-batch -> compute_loss of the stage's own trainer -> backward -> clipping, AdamW -> (sft) held-out answers
 """
 
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from trl.kernels import chunked_logprob
 
 from stages.models.adapters import find_model
 from stages.ppo.actor_critic import trainable
@@ -38,26 +36,6 @@ class RMLoss(RankingTrainer):
         self.accelerator = accelerator
         self.margin_scale = 0.0  # a margin is a number for each pair
         self._sums = {"train": torch.zeros(4), "eval": torch.zeros(4)}
-
-
-@contextmanager
-def head_by_triton() -> Generator[None]:
-    """Inside, TRL's head holds what it holds on a GPU: Triton's kernels, which no trace can run, fold its tiles of logits in place.
-
-    Elsewhere torch's operations do, by eight copies of a tile in float32. Tokens of prompts, which a GPU leaves out, count: their number
-    is content.
-    """
-
-    def multiply_into(sums: Tensor, a: Tensor, b: Tensor) -> None:
-        torch.mm(a, b, out=sums.view(a.dtype)[:, : sums.shape[1]])  # the operations of `sums += a @ b`, and nothing that it does not hold
-
-    by_torch = chunked_logprob._forward_tile, chunked_logprob._backward_tile, chunked_logprob._addmm_fp32
-    chunked_logprob._forward_tile = chunked_logprob._backward_tile = lambda *tile, **given: None
-    chunked_logprob._addmm_fp32 = multiply_into
-    try:
-        yield
-    finally:
-        chunked_logprob._forward_tile, chunked_logprob._backward_tile, chunked_logprob._addmm_fp32 = by_torch
 
 
 def size_micro_batch(settings: PretrainSettings | SFTSettings | RMSettings, processes: int) -> tuple[int, int]:

@@ -26,7 +26,7 @@ from pipeline.estimates.machine import Machine, choose_machine, find_memory
 from pipeline.estimates.past import correct_alike
 from pipeline.estimates.room import warn_of_room
 from pipeline.estimates.scale import holds_for_more, list_limits, scale_up
-from pipeline.estimates.traces import _count_at_once, count_turns, make_setup, parse_records
+from pipeline.estimates.traces import _count_at_once, _describe_end, count_turns, make_setup, parse_records
 from pipeline.recipe.load import find_recipe, load_recipe
 from pipeline.report.costs import print_estimate, print_fits
 from stages.blocks import HardwareSettings
@@ -174,6 +174,21 @@ def test_processes_that_outnumber_the_cores_measure_by_what_fits_and_take_turns(
     assert plan(4, 2) == (2, 2, 2.0)
     monkeypatch.setenv("OMP_NUM_THREADS", "4,1")
     assert plan(2, 0) == (1, 4, 2.0)
+
+
+@mark.parametrize(
+    ("script", "said"),
+    [
+        ("kill -9 $$", "killed by SIGKILL; if you did not, the system ran out of memory"),
+        ("kill -SEGV $$", "killed by SIGSEGV; lower hardware.threads if it is set"),
+        ("kill -TERM $$", "killed by SIGTERM"),
+        ("echo first >&2; echo second >&2; exit 1", "second"),
+        ("exit 1", "it left no report"),
+    ],
+)
+def test_a_trace_that_leaves_no_report_is_told_by_how_it_ended(script, said):
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+    assert _describe_end(done) == said
 
 
 def test_a_plan_says_that_others_kept_cores_busy_while_it_measured():

@@ -25,8 +25,8 @@ from stages.tracing.job import Job, try_family
 from stages.tracing.live import Live
 from stages.tracing.peers import run_together
 from stages.tracing.report import TraceSpec
-from stages.tracing.training import head_by_triton
 from stages.tracing.work import trace
+from stages.trl.fitting import head_by_triton
 from tests.bench.protocol import ROOT
 
 LORA = {"rank": 4}
