@@ -2,7 +2,6 @@
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from pipeline.errors import ConfigError, StoreError
 from pipeline.estimates.machine import count_cores, find_memory
 from pipeline.inputs.demo import demo_seeds, locate, locate_splits, make_demo
 from pipeline.launch.environment import stage_environment
-from pipeline.launch.failure import name_signal
+from pipeline.launch.failure import describe_kill
 from pipeline.recipe.schema import Recipe
 from stages.spec import EXIT_FAILED, DataSplits, StageName, data_inputs
 from stages.tracing.report import Depth, TraceReport, TraceSpec
@@ -122,12 +121,7 @@ def ask_trace(
 def _describe_end(done: "subprocess.CompletedProcess[str]") -> str:
     """Say in one line why a trace left no report."""
     if done.returncode < 0:
-        number = -done.returncode
-        hints: dict[int, str] = {
-            signal.SIGKILL: "; if you did not, the system ran out of memory",
-            signal.SIGSEGV: "; lower hardware.threads if it is set",
-        }
-        return f"killed by {name_signal(number)}{hints.get(number, '')}"
+        return describe_kill(-done.returncode)
     return (done.stderr.strip().splitlines() or ["it left no report"])[-1][:300]
 
 

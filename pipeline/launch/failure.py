@@ -71,10 +71,9 @@ def describe_failure(
         # A launcher ends with 1 whatever its worker's exit code was; the event knows it.
         message, code = clean(str(error.get("message", ""))), error.get("exit_code")
     elif exit_code < 0:
-        message, code = f"killed by {name_signal(-exit_code)}", EXIT_FAILED
+        message, code = describe_kill(-exit_code), EXIT_FAILED
         if exit_code == -signal.SIGKILL:
-            lower = {str(name): f": lower {row.memory_keys}" for name, row in STAGES.items()}.get(stage, "")
-            message += f"; if you did not, the system ran out of memory{lower}"
+            message += {str(name): f": lower {row.memory_keys}" for name, row in STAGES.items()}.get(stage, "")
     else:
         message, code = _find_said(log_path, attempt_at) or f"ended with exit code {exit_code}", exit_code
     return StageFailed(f"{stage}: {message}", code if code in _KNOWN_EXITS else EXIT_FAILED, last_lines(log_path), log_path)
@@ -104,9 +103,17 @@ def find_killed_rank(log_path: Path, attempt_at: int) -> str | None:
     for report in text.split("Root Cause (first observed failure):")[1:]:
         match = re.search(r"rank\s*: ([0-9]{1,9})\b.*?exitcode\s*: -([0-9]{1,9})\b", report, flags=re.DOTALL)
         if match is not None and (number := int(match[2])) != signal.SIGTERM:  # which is how torchrun ends the others
-            message = f"rank {match[1]} was killed by {name_signal(number)}"
-            return message + ("; if you did not, the system ran out of memory" if number == signal.SIGKILL else "")
+            return f"rank {match[1]} was {describe_kill(number)}"
     return None
+
+
+def describe_kill(number: int) -> str:
+    """Say by which signal a process was killed, and what that mostly means."""
+    hints: dict[int, str] = {
+        signal.SIGKILL: "; if you did not, the system ran out of memory",
+        signal.SIGSEGV: "; if hardware.threads is above the number of cores, lower it",
+    }
+    return f"killed by {name_signal(number)}{hints.get(number, '')}"
 
 
 def name_signal(number: int) -> str:

@@ -26,16 +26,16 @@ from stages.models.weights import find_base, open_pretrained
 from stages.process.errors import StageError
 from stages.process.output import redact_streams
 from stages.spec import EXIT_FAILED, EXIT_MISSING, EXIT_OK, STAGES, StageName
+from stages.tracing.crowding import count_crowded, read_load
 from stages.tracing.depths import find_deepest, find_depths
 from stages.tracing.figures import measure_intervals
 from stages.tracing.job import Job, try_family
 from stages.tracing.lengths import read_lengths
 from stages.tracing.live import Live
-from stages.tracing.others import count_crowded, read_load
 from stages.tracing.peers import Peers, run_together
 from stages.tracing.report import Depth, StageTrace, TraceReport, TraceSpec
 from stages.tracing.work import trace
-from stages.trl.fitting import head_by_triton
+from stages.trl.tiles import head_by_triton
 
 
 def make_report(spec: TraceSpec, peers: Peers | None = None) -> TraceReport:
@@ -75,7 +75,7 @@ def make_report(spec: TraceSpec, peers: Peers | None = None) -> TraceReport:
         deepest: int | None = None
         while layers:
             start_s = time.perf_counter()
-            job = Job(spec, stage, config, tried, layers, Live(), accelerator, peers, layers in (total, deepest))
+            job = Job(spec, stage, config, tried, layers, Live(), accelerator, peers, deepest=layers in (total, deepest))
             with (
                 nullcontext() if spec.measure else fakes(),
                 nullcontext() if spec.measure else job.live,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from stages.models.adapters import find_model
 from stages.ppo.actor_critic import trainable
@@ -45,19 +45,19 @@ def size_micro_batch(settings: PretrainSettings | SFTSettings | RMSettings, proc
     return size, per_process // size
 
 
-def make_language_batch(count: int, prompt_tokens: int, response_tokens: int) -> dict[str, Tensor]:
+def make_language_batch(count: int, prompt_tokens: int, response_tokens: int) -> dict[str, torch.Tensor]:
     """Lay out as many demonstrations of these lengths."""
     row = {"input_ids": [1] * (prompt_tokens + response_tokens), "labels": [IGNORED_LABEL] * prompt_tokens + [1] * response_tokens}
     return collate_demonstrations([row] * count)
 
 
-def make_ranking_batch(count: int, answers: int, prompt_tokens: int, response_tokens: int) -> dict[str, Tensor]:
+def make_ranking_batch(count: int, answers: int, prompt_tokens: int, response_tokens: int) -> dict[str, torch.Tensor]:
     """Lay out as many comparisons of these lengths."""
     row = {"prompt_ids": [1] * prompt_tokens, "responses": [[1] * response_tokens] * answers, "ranks": list(range(1, answers + 1))}
     return collate_comparisons([row] * count)
 
 
-def train_step(model: Any, loss_of: Any, batch: dict[str, Tensor], optimizer: Any, *, max_grad_norm: float) -> Steps:
+def train_step(model: Any, loss_of: Any, batch: dict[str, torch.Tensor], optimizer: Any, *, max_grad_norm: float) -> Steps:
     """Make the last micro-batch of an optimizer step, and the step, phase by phase."""
     model.train()
     loss: list[Any] = []

@@ -5,17 +5,13 @@ their positions, which recurrent layers do not look at.
 """
 
 import functools
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig
-from trl.kernels import chunked_logprob
 from trl.trainer.utils import add_fused_lm_head
 
-from stages.internals import replaced
 from stages.models.logprobs import compute_logprobs
 from stages.models.miniature import ConfigKey, make_miniature
 
@@ -30,24 +26,6 @@ def fused_head_fits(config: PretrainedConfig) -> bool:
 def packing_fits(config: PretrainedConfig) -> bool:
     """Whether documents in one row, told apart by their positions alone, come out as they do by themselves."""
     return _packing_fits(ConfigKey(config))
-
-
-@contextmanager
-def head_by_triton() -> Generator[None]:
-    """Inside, TRL's head holds what it holds on a GPU: Triton's kernels, which no trace can run, fold its tiles of logits in place.
-
-    Elsewhere torch's operations do, by eight copies of a tile in float32. Tokens of prompts, which a GPU leaves out, count: their number
-    is content.
-    """
-
-    def fold(*tile: Any, **given: Any) -> None:
-        """Make nothing."""
-
-    def multiply_into(sums: Tensor, a: Tensor, b: Tensor) -> None:
-        torch.mm(a, b, out=sums.view(a.dtype)[:, : sums.shape[1]])  # the operations of `sums += a @ b`, and nothing that it does not hold
-
-    with replaced(chunked_logprob, _forward_tile=fold, _backward_tile=fold, _addmm_fp32=multiply_into):
-        yield
 
 
 @functools.cache

@@ -19,14 +19,12 @@ from pipeline.cost.setup import Setup
 from pipeline.cost.times import Spent
 from pipeline.cost.verdict import Verdict
 from pipeline.errors import ConfigError, StoreError
-from pipeline.estimates import traces
 from pipeline.estimates.estimate import Estimate, StageEstimate, _measure_held, _tell_crowding, make_estimate
 from pipeline.estimates.fits import Fit, find_fits
 from pipeline.estimates.machine import Machine, choose_machine, find_memory
 from pipeline.estimates.past import correct_alike
 from pipeline.estimates.room import warn_of_room
 from pipeline.estimates.scale import holds_for_more, list_limits, scale_up
-from pipeline.estimates.traces import _count_at_once, _describe_end, count_turns, make_setup, parse_records
 from pipeline.recipe.load import find_recipe, load_recipe
 from pipeline.report.costs import print_estimate, print_fits
 from stages.blocks import HardwareSettings
@@ -159,53 +157,10 @@ def test_memory_is_what_a_container_or_a_job_may_have(tmp_path):
     assert find_memory(tmp_path, tmp_path / "none") == 1e6
 
 
-def test_processes_that_outnumber_the_cores_measure_by_what_fits_and_take_turns(recipe, monkeypatch):
-    monkeypatch.setattr(traces, "count_cores", lambda: 4)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-
-    def plan(processes, threads):
-        setup = make_setup(load_recipe(find_recipe(str(recipe)), [f"hardware.processes={processes}"], has_files=False), None)
-        return *_count_at_once(setup, threads), count_turns(setup, threads)
-
-    assert plan(1, 0) == (1, 0, 1.0)  # torch takes all cores
-    assert plan(2, 0) == (2, 1, 1.0)  # torchrun gives each of several one thread
-    assert plan(2, 2) == (2, 2, 1.0)
-    assert plan(8, 1) == (4, 1, 2.0)
-    assert plan(4, 2) == (2, 2, 2.0)
-    monkeypatch.setenv("OMP_NUM_THREADS", "4,1")
-    assert plan(2, 0) == (1, 4, 2.0)
-
-
-@mark.parametrize(
-    ("script", "said"),
-    [
-        ("kill -9 $$", "killed by SIGKILL; if you did not, the system ran out of memory"),
-        ("kill -SEGV $$", "killed by SIGSEGV; lower hardware.threads if it is set"),
-        ("kill -TERM $$", "killed by SIGTERM"),
-        ("echo first >&2; echo second >&2; exit 1", "second"),
-        ("exit 1", "it left no report"),
-    ],
-)
-def test_a_trace_that_leaves_no_report_is_told_by_how_it_ended(script, said):
-    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
-    assert _describe_end(done) == said
-
-
 def test_a_plan_says_that_others_kept_cores_busy_while_it_measured():
     assert list(_tell_crowding(TraceReport(resident=0, import_s=0.0, crowded=0.1))) == list(_tell_crowding(None)) == []
     (note,) = _tell_crowding(TraceReport(resident=0, import_s=0.0, crowded=1.26))
     assert note.startswith("other programs kept 1.3 cores busy that were needed to measure")
-
-
-def test_records_are_a_kind_and_a_number():
-    assert parse_records(["demonstrations=200_000", "comparisons=5"]) == {"demonstrations": 200_000, "comparisons": 5}
-    assert parse_records(["prompts=1__000_"]) == {"prompts": 1000}
-    for wrong in ("demos=5", "prompts", "prompts=many", "prompts=", "prompts=²", "prompts=-1", "prompts=0", f"prompts={'9' * 5000}"):
-        with raises(ConfigError, match="--records: found"):
-            parse_records([wrong])
-    with raises(ConfigError, match="found prompts = 5 and 7, needed one number"):
-        parse_records(["prompts=5", "prompts=7"])
-    assert parse_records(["prompts=5", "prompts=5"]) == {"prompts": 5}
 
 
 def test_changes_begin_with_what_costs_nothing():

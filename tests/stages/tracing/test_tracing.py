@@ -4,10 +4,7 @@ import os
 import re
 import subprocess
 import sys
-import time
-from contextlib import nullcontext
 
-import torch
 from accelerate import Accelerator
 from pytest import approx, fixture, mark, raises
 from transformers import LlamaConfig, Qwen3MoeConfig
@@ -15,7 +12,7 @@ from trl.kernels import chunked_logprob
 
 from stages.blocks import HardwareSettings, TokenSettings
 from stages.evaluate.measure import describe_answers
-from stages.internals import fakes, is_fake
+from stages.internals import fakes
 from stages.process.errors import StageError
 from stages.spec import EXIT_MISSING, STAGES
 from stages.tracing import figures
@@ -23,10 +20,9 @@ from stages.tracing.__main__ import _open_config
 from stages.tracing.depths import find_deepest, find_depths
 from stages.tracing.job import Job, try_family
 from stages.tracing.live import Live
-from stages.tracing.peers import run_together
 from stages.tracing.report import TraceSpec
 from stages.tracing.work import trace
-from stages.trl.fitting import head_by_triton
+from stages.trl.tiles import head_by_triton
 from tests.bench.protocol import ROOT
 
 LORA = {"rank": 4}
@@ -153,59 +149,6 @@ def test_a_gpu_decodes_by_a_narrow_copy_and_a_cache_of_one_block(config, acceler
     assert gpu.phases["rollout/widen"].start - gpu.phases["rollout/prefill"].start == approx(rows * columns * gpu.cache, rel=0.05)
 
 
-def test_a_storage_counts_once_for_as_long_as_it_lives():
-    live = Live()
-    with live:
-        first = torch.ones(1000)
-        view = first[:500].view(5, 100)
-        second = first + 1
-        assert live.now == 8000
-        del first
-        assert live.now == 8000  # the view holds it
-        del view
-        assert live.now == 4000
-    assert live.peak == 8000
-    assert second.sum() == 2000
-
-
-def test_operations_of_a_product_are_counted():
-    live = Live()
-    with live:
-        torch.ones(3, 5) @ torch.ones(5, 7)
-    assert live.flops == 2 * 3 * 5 * 7
-
-
-@mark.parametrize("mode", [nullcontext, fakes])
-def test_products_of_experts_are_counted_in_any_precision(mode):
-    live = Live()
-    with mode(), live:
-        tokens, experts = torch.ones(6, 8, requires_grad=True), torch.ones(2, 8, 16, requires_grad=True)
-        out = torch.nn.functional.grouped_mm(tokens, experts, offs=torch.tensor([2, 6], dtype=torch.int32))
-        assert out.shape == (6, 16) and live.flops == 2 * 6 * 8 * 16  # each token meets one expert of two
-        out.square().sum().backward()
-        assert (tokens.grad.shape, experts.grad.shape) == ((6, 8), (2, 8, 16))
-    assert live.flops == 3 * 2 * 6 * 8 * 16
-
-
-def test_whole_numbers_stay_readable_among_fake_tensors():
-    with fakes(), Live():
-        lengths = torch.tensor([3, 1, 2])
-        states = torch.zeros(6, 4)
-        assert lengths.cumsum(0).tolist() == [3, 4, 6]
-        assert states[lengths.repeat_interleave(lengths) > 1].shape == (5, 4)
-
-
-def test_what_is_too_large_for_a_mask_holds_its_bytes_and_is_not_computed():
-    rows, columns = 2**13, 2**10
-    with fakes(), Live() as live:
-        small, large = (torch.zeros(count, 1, dtype=torch.long) == torch.arange(columns) for count in (2, rows))
-        assert (is_fake(small), is_fake(large)) == (False, True)
-        assert small.sum() == 2
-        before, numbers = live.now, large.float()
-        assert is_fake(numbers) and live.now - before == rows * columns * torch.float32.itemsize
-        assert large.untyped_storage().nbytes() == rows * columns
-
-
 def test_layers_that_alternate_are_traced_by_whole_periods():
     kinds = ["sliding_attention"] * 5 + ["full_attention"]
     config = LlamaConfig(hidden_size=64, num_hidden_layers=12, num_attention_heads=4)
@@ -278,32 +221,3 @@ def test_what_evaluate_says_in_the_end_is_timed_by_its_own_code(monkeypatch):
     monkeypatch.setattr(figures, "describe_answers", describe)
     assert figures.measure_intervals(TraceSpec(base_model="none", stages={"evaluate": settings}, kept=2, **given)) > 0
     assert len(described) == len(set(described)) == 6 + 2  # base, PPO and SFT in two ways, what PPO kept in one
-
-
-@fixture
-def job(config, accelerator):
-    spec = TraceSpec(base_model="none", tokens=TokenSettings(), hardware=HardwareSettings(), stages={}, report_path="none", measure=True)
-    return Job(spec, "sft", config, try_family(config), 2, Live(), accelerator)
-
-
-@mark.parametrize(("a_phase_s", "deepest", "times"), [(0.3, True, 4), (0.3, False, 2), (0.9, True, 2), (3.0, True, 2), (0.0, True, 20)])
-def test_short_phases_are_measured_more_often_at_the_deepest(job, monkeypatch, a_phase_s, deepest, times):
-    clock = iter(number * a_phase_s for number in range(100))
-    monkeypatch.setattr("stages.tracing.job.time.perf_counter", lambda: next(clock))
-    job.deepest = deepest
-    assert sum(1 for _ in job.repeat()) == times
-
-
-def test_bytes_are_counted_once(job):
-    job.spec, job.deepest = job.spec.model_copy(update={"measure": False}), True
-    assert sum(1 for _ in job.repeat()) == 1
-
-
-def test_alone_a_phase_takes_what_it_computes_and_among_others_what_the_clock_says(job):
-    def measure(peers):
-        job.peers = peers
-        job.run(iter([("forward", lambda: time.sleep(0.3 if peers is None or peers.rank else 0.0))]))
-        return job.phases.pop("forward").seconds
-
-    assert measure(None) < 0.1  # what it waits for comes from elsewhere
-    assert 0.14 < run_together(2, measure) < 0.3  # one waits for 0.3 s, the other not at all: the mean

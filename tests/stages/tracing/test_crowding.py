@@ -6,7 +6,7 @@ import sys
 
 from pytest import approx, mark
 
-from stages.tracing.others import Load, count_crowded, read_load
+from stages.tracing.crowding import Load, count_crowded, read_load
 
 STAT = "cpu  300 100 200 9000 50 10 20 30 0 0\ncpu0 150 50 100 4500 25 5 10 15 0 0\ncpu1 150 50 100 4500 25 5 10 15 0 0\nintr 1 2\n"
 
