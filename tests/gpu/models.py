@@ -160,7 +160,7 @@ def measure_scoring(place: Place) -> Iterator[Figure]:
     for some in (rankings[:in_a_row], rankings):
         with peak_memory() as read_peak:
             scores.append(score_rankings(model, some))
-            peaks.append(read_peak())
+            peaks.append(read_peak()[0])
     name = f"peak memory of {len(rankings)} prompts of 9 answers over that of {in_a_row}, one row"
     yield at_most("G15", name, peaks[1] / max(peaks[0], 1e-9), 1.1, "x")
     apart = float((scores[1][: len(scores[0])] - scores[0]).abs().max())

@@ -93,8 +93,9 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
 @contextmanager
 def no_gpu() -> Iterator[str]:
     """Inside, what asks a GPU how fast and how full it is hears nothing; all is computed by the CPU."""
-    nothing = {"synchronize": lambda *_: None, "reset_peak_memory_stats": lambda *_: None, "max_memory_allocated": lambda *_: 0}
-    with patch.multiple(torch.cuda, **nothing, get_device_name=lambda *_: "no GPU"):
+    zero, nothing = (lambda *_: 0), (lambda *_: None)
+    memory = {"reset_peak_memory_stats": nothing, "max_memory_allocated": zero, "max_memory_reserved": zero}
+    with patch.multiple(torch.cuda, **memory, synchronize=nothing, get_device_name=lambda *_: "no GPU"):
         yield "no GPU"
 
 
@@ -141,11 +142,11 @@ def free_memory() -> None:
 
 
 @contextmanager
-def peak_memory() -> Iterator[Callable[[], float]]:
-    """Inside, count from zero; gives what reads the most GB that were held at once."""
+def peak_memory() -> Iterator[Callable[[], tuple[float, float]]]:
+    """Inside, count from zero; gives what reads the most GiB at once: (of tensors, of what the allocator held for them)."""
     free_memory()
     torch.cuda.reset_peak_memory_stats()
-    yield lambda: torch.cuda.max_memory_allocated() / 2**30
+    yield lambda: (torch.cuda.max_memory_allocated() / 2**30, torch.cuda.max_memory_reserved() / 2**30)
 
 
 def count_weights(size: str) -> int:

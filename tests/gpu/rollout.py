@@ -62,7 +62,7 @@ def _measure_rows(place: Place, policy: Any, size: str, rows: int, case: str) ->
     with peak_memory() as read_peak:
         ours = _rate(work, partial(_sample_ours, policy, work, prompts, seeds))
         yield Figure(case, "ours", ours, "tokens/s")
-        yield Figure(case, "peak memory", read_peak(), "GiB")
+        yield Figure(case, "peak memory", read_peak()[0], "GiB")
     with patch(*_LAUNCHED):
         launched = _rate(work, partial(_sample_ours, policy, work, prompts, seeds))
     yield Figure(case, "ours, without a graph", launched, "tokens/s")

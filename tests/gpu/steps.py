@@ -103,9 +103,10 @@ def _measure_case(
         if plain:
             begin_anew()
         seconds, tokens, passes = _RUNS[stage](place, size, paths, hardware, _FORMS[form], Path(work))
-        peak = read_peak()
+        allocated, reserved = read_peak()
     yield Figure(case, "tokens a second", tokens / seconds, "/s")
-    yield Figure(case, "peak memory", peak, "GiB")
+    yield Figure(case, "peak memory", allocated, "GiB")
+    yield Figure(case, "peak memory, reserved", reserved, "GiB")
     if form.startswith("full") and (peak_flops := place.peak_flops):
         mfu = 6 * count_weights(size) * tokens * passes / seconds / peak_flops
         yield place.reach(case, "MFU", mfu, _GOAL, "") if size == "1b" and plain else Figure(case, "MFU", mfu)
