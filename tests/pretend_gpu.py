@@ -203,11 +203,14 @@ def attend_slowly(
     """
     assert query.dim() == 3 and key.shape == value.shape and cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
     assert query.shape[1] % key.shape[1] == 0 and (enable_gqa or query.shape[1] == key.shape[1])
+    scale = query.shape[2] ** -0.5 if scale is None else scale
+    if seqused_k is not None:
+        return attend_parts_slowly(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale, seqused_k)
     starts_q, starts_k = cu_seq_q.tolist(), cu_seq_k.tolist()
     assert (starts_q[-1], starts_k[-1]) == (len(query), len(key)), "every token must belong to a document: others come out undefined"
     lengths_q, lengths_k = (torch.tensor(starts).diff().tolist() for starts in (starts_q, starts_k))
     assert (max(lengths_q), max(lengths_k)) == (max_q, max_k)
-    repeats, scale = query.shape[1] // key.shape[1], query.shape[2] ** -0.5 if scale is None else scale
+    repeats = query.shape[1] // key.shape[1]
     outputs = []
     for start_q, length_q, start_k, length_k in zip(starts_q, lengths_q, starts_k, lengths_k, strict=False):
         place_Q1 = torch.arange(length_q, device=query.device)[:, None] + (length_k - length_q)
@@ -225,6 +228,17 @@ def attend_slowly(
             heads.append((weights_QK @ value_KE).to(query.dtype))
         outputs.append(torch.stack(heads, dim=1))
     return torch.cat(outputs)
+
+
+def attend_parts_slowly(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale, seqused_k):
+    """The same for one query a document, which sees the first keys of it; without reading a number, since a graph may be captured."""
+    assert max_q == 1 and len(query) == len(seqused_k) == len(cu_seq_q) - 1 == len(cu_seq_k) - 1 and seqused_k.dtype == torch.int32
+    place_K = torch.arange(max_k, device=query.device)
+    place_BK = (cu_seq_k[:-1, None] + place_K).clamp(max=len(key) - 1)
+    key_BKHE, value_BKHE = (tensor[place_BK].float().repeat_interleave(query.shape[1] // key.shape[1], 2) for tensor in (key, value))
+    weights_BHK = torch.einsum("bhe,bkhe->bhk", query.float(), key_BKHE) * scale
+    weights_BHK = weights_BHK.masked_fill(place_K >= seqused_k[:, None, None], -torch.inf).softmax(dim=-1)
+    return torch.einsum("bhk,bkhe->bhe", weights_BHK, value_BKHE).to(query.dtype)
 
 
 @contextmanager

@@ -1,8 +1,9 @@
-"""Attention inside the documents of a packed row: one of transformers' implementations, by the name PACKED.
+"""Attention inside the documents of a packed row, and of a token over its row of a cache: one of transformers' implementations, PACKED.
 
-Axes: N tokens of the row, A attention heads, E head size; in a group of G documents, Q queries and K keys.
+Axes: N tokens of the row, A attention heads, E head size; in a group of G documents, Q queries and K keys; B rows of a cache, C columns.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,19 @@ _MAX_HEAD_SIZE = 256  # of the kernel for documents of unequal lengths
 _MATH_KEYS = 512  # up to so many keys the plain product is faster than the fused kernel in bfloat16 on a CPU (1.3 to 2 times)
 
 
+@dataclass(frozen=True)
+class CachedRows:
+    """Which keys one query in each row of a cache sees: a run of its columns, told by tensors, so that a CUDA graph can go on with them.
+
+    A token's place is counted over all rows and key heads of the cache, as they lie in memory: [rows, heads, columns].
+    """
+
+    query_ends: Tensor  # int32, [B + 1]: 0, 1, ... B
+    key_starts: Tensor  # int32, [B + 1]: place of each row's first key, of its first head; the last one is not read
+    lengths_B: Tensor  # int32: keys of each row
+    longest: int  # columns of the cache, at least as many as any row has keys
+
+
 def attend(
     module: nn.Module,
     query: Tensor,
@@ -28,6 +42,7 @@ def attend(
     scaling: float | None = None,
     dropout: float = 0.0,
     packed_row: PackedRow | None = None,
+    cached_rows: CachedRows | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attend inside the documents of a packed row; without one, attend like transformers' sdpa. Called by a model's own layers.
@@ -39,14 +54,19 @@ def attend(
         scaling: of the products; 1 / √(head size) by default.
         dropout: of an ordinary batch.
         packed_row: which documents the row holds.
+        cached_rows: what each query of a batch sees of keys and values that lie in a cache; the mask says the same. It is what is read
+            where torch's kernel for sequences of unequal lengths computes them: no padding, and each key head once for all its queries.
 
     Returns:
         ([1, N, heads, head size], None).
     """
     scaling = float(query.shape[-1] ** -0.5) if scaling is None else scaling
+    lie_in_cache = cached_rows is not None and key.dtype == value.dtype
     # Rotary embeddings promote queries and keys to float32 under autocast; the products are in bfloat16 either way.
     query, key = query.to(value.dtype), key.to(value.dtype)
     if packed_row is None:
+        if cached_rows is not None and lie_in_cache and _takes_spans(query[:, :, 0]):
+            return _attend_cached(query[:, :, 0], key, value, cached_rows, scaling)[:, None], None
         if attention_mask is not None and _prefers_math(query, key.shape[2]):
             repeats = query.shape[1] // key.shape[1]
             output = _attend_plainly(query, repeat_kv(key, repeats), repeat_kv(value, repeats), attention_mask, scaling)
@@ -89,6 +109,33 @@ def _attend_spans(query_NAE: Tensor, key_NAE: Tensor, value_NAE: Tensor, spans: 
         enable_gqa=True,
     )
     return output
+
+
+def _attend_cached(query_BAE: Tensor, key_BACE: Tensor, value_BACE: Tensor, rows: CachedRows, scaling: float) -> Tensor:
+    """Compute the output of one query a row; keys and values are the first columns of a cache's."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    output: Any = varlen_attn(
+        query_BAE,
+        _list_tokens(key_BACE),
+        _list_tokens(value_BACE),
+        rows.query_ends,
+        rows.key_starts,
+        1,
+        rows.longest,
+        scale=scaling,
+        enable_gqa=True,
+        seqused_k=rows.lengths_B,
+    )
+    return output
+
+
+def _list_tokens(cached_BACE: Tensor) -> Tensor:
+    """View a cache as [places, heads, head size], where the place of a row's column in a further head is one that is not used."""
+    num_rows, heads, num_columns, size = cached_BACE.shape
+    row_stride, head_stride, column_stride, _ = cached_BACE.stride()
+    places = (num_rows - 1) * (row_stride // column_stride) + num_columns
+    return cached_BACE.as_strided((places, heads, size), (column_stride, head_stride, 1))
 
 
 def _attend_group(query_NAE: Tensor, key_NAE: Tensor, value_NAE: Tensor, group: DocumentGroup, scaling: float) -> Tensor:

@@ -21,7 +21,7 @@ from stages.models.attention import PACKED
 from stages.models.compiling import eagerly
 from stages.models.logprobs import compute_logprobs
 from stages.models.miniature import ConfigKey, make_miniature
-from stages.models.precision import autocast
+from stages.models.precision import autocast, is_bfloat16
 from stages.models.probe import attempt, refuse
 from stages.process.context import StageContext, Told
 from stages.responses.by_generate import answer_by_generate
@@ -43,7 +43,9 @@ _TRIED_PROMPTS = [
 _TRIED_TOKENS = 6
 _TOLERANCE = 1e-3  # nats
 _GRAPH_TOKENS = 24  # so many that a captured step is replayed
-_GRAPH_TOLERANCE = 2e-2  # nats: on a GPU products may be those of TF32; a position that stands still makes tenths
+# Nats, at most. On a GPU products of float32 may be those of TF32, where a position that stands still makes tenths; in bfloat16 logits of
+# about 10 round to tenths, and a row that sees a column too many or too few makes 3 and more.
+_GRAPH_TOLERANCE = {False: 2e-2, True: 1.0}
 
 
 @torch.no_grad()
@@ -93,7 +95,7 @@ def generate_responses(
     generator = torch.Generator().manual_seed(seed)
     place, stride = share
     uniforms_NS = torch.rand(len(prompts) * stride, max_new_tokens, dtype=torch.float64, generator=generator)[place::stride]
-    decoding, graphed = find_decoding(model), can_graph(model)  # tried in float32: the precision is not entered yet
+    decoding, graphed = find_decoding(model), can_graph(model)  # tried before the precision is entered
     was_training = model.training
     model.eval()
     try:
@@ -141,7 +143,7 @@ def _find_obstacle(model: Any) -> str | None:
     if find_decoding(model) != "additive":
         return "it has no one mask for all layers"
     config = find_model(model).config
-    return _try_graph(ConfigKey(config), get_attention(config), next(model.parameters()).device)
+    return _try_graph(ConfigKey(config), get_attention(config), next(model.parameters()).device, is_bfloat16(find_backbone(model)))
 
 
 def note_decoding(context: StageContext, model: Any) -> None:
@@ -199,15 +201,20 @@ def _measure_gap(model: Any, responses: list[Response]) -> float:
 @functools.cache
 @silent_transformers()
 @torch.no_grad()
-def _try_graph(key: ConfigKey, attention: str, device: torch.device) -> str | None:
-    """Decode by captured steps on a miniature; says what is in the way of it."""
+def _try_graph(key: ConfigKey, attention: str, device: torch.device, bfloat16: bool) -> str | None:
+    """Decode by captured steps on a miniature, in the precision of the model; says what is in the way of it."""
     model = make_miniature(key.config, attention).to(device)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
+        return _decode_by_graph(model, _GRAPH_TOLERANCE[bfloat16])
+
+
+def _decode_by_graph(model: Any, tolerance: float) -> str | None:
     uniforms_NS = torch.rand(len(_TRIED_PROMPTS), _GRAPH_TOKENS, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     rows = Rows(model, _TRIED_PROMPTS, uniforms_NS, frozenset({0}), None, 1.0, False, 3, None, True, graphed=True)
     try:
         responses = rows.answer()
     except Exception as error:  # the family's code says in its own words that it cannot
         return f"{type(error).__name__}: {first_line(error):.200}"
-    if rows.obstacle is None and _measure_gap(model, responses) > _GRAPH_TOLERANCE:
+    if rows.obstacle is None and _measure_gap(model, responses) > tolerance:
         return "captured steps would compute other log-probabilities"
     return rows.obstacle

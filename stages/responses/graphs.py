@@ -2,7 +2,8 @@
 
 A GPU decodes as fast as its kernels are launched one by one; a graph launches all of a step at once. So the host decides nothing within a
 step: tokens, positions and the column that is written lie in tensors which the step itself moves on, and rows attend over a window of
-columns, of which a mask hides what is padding or not written yet. Rows beyond those that are asked for are decoded in vain.
+columns, of which a mask hides what is padding or not written yet (or over their own columns alone, where attention is ours and in
+bfloat16). Rows beyond those that are asked for are decoded in vain.
 
 Axes: M places for rows, B rows, S response tokens, C columns of the cache, W columns of the window.
 """
@@ -19,10 +20,11 @@ from torch import Tensor
 
 from data.schema import first_line
 from stages.internals import is_compiled, is_partitioned, list_layers
+from stages.models.attention import CachedRows
 from stages.responses.kv_cache import KVCache
 
-# (tokens_B1, mask_B11W, positions_B1, uniforms_B1) -> (next tokens_B1, logprobs_B1)
-Forward = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+# (tokens_B1, mask_B11W, positions_B1, uniforms_B1, what the mask says if it can be said) -> (next tokens_B1, logprobs_B1)
+Forward = Callable[[Tensor, Tensor, Tensor, Tensor, CachedRows | None], tuple[Tensor, Tensor]]
 
 STEPS_PER_CHECK = 8  # a replayed step takes about a millisecond, and reading tokens some tenths of one
 _PAYS_FROM = 16  # steps: a capture takes as long as launching a few of them
@@ -73,6 +75,7 @@ class StepGraphs:
         self._uniforms_MS = torch.zeros(cache.max_rows, num_uniforms, dtype=torch.float64, device=device)
         self._column_1 = torch.zeros(1, dtype=torch.long, device=device)  # where the next step writes
         self._mask_M11C: Tensor | None = None  # in the precision of the keys
+        self._numbers_M = torch.arange(cache.max_rows + 1, dtype=torch.int32, device=device)  # of the rows, and one more
 
     def lay_out(self, tokens_B1: Tensor, positions_B1: Tensor, steps_B1: Tensor, uniforms_BS: Tensor) -> None:
         """Tell where the rows stand: tokens not yet fed, how many are, and how many of them were sampled; of other rows nothing."""
@@ -133,11 +136,21 @@ class StepGraphs:
         mask_B11W.index_fill_(3, self._column_1, 0)  # each row sees its own new column, those in vain too: none becomes NaN
         self.cache.open_window(rows, columns, self._column_1)
         uniforms_B1 = self._uniforms_MS[:rows].gather(1, self._steps_M1[:rows])
-        tokens_B1, logprobs_B1 = forward(self._tokens_M1[:rows], mask_B11W, self._positions_M1[:rows], uniforms_B1)
+        seen = self._list_seen(rows, columns)
+        tokens_B1, logprobs_B1 = forward(self._tokens_M1[:rows], mask_B11W, self._positions_M1[:rows], uniforms_B1, seen)
         self._tokens_M1[:rows].copy_(tokens_B1)
         self._logprobs_M1[:rows].copy_(logprobs_B1)
         for counted in (self._positions_M1[:rows], self._steps_M1[:rows], self._column_1):
             counted.add_(1)
+
+    def _list_seen(self, rows: int, columns: int) -> CachedRows | None:
+        places = self.cache.places_per_row
+        if not 0 < places * rows < 2**31:
+            return None
+        positions_B = self._positions_M1[:rows, 0]
+        key_starts = self._numbers_M[: rows + 1] * places
+        key_starts[:rows] += self._column_1 - positions_B
+        return CachedRows(self._numbers_M[: rows + 1], key_starts, (positions_B + 1).int(), columns)
 
     def _step_and_capture(self, forward: Forward, rows: int, columns: int) -> None:
         """Take a step by launching its kernels, which are loaded by that, and capture the next one, which executes nothing.

@@ -55,6 +55,12 @@ class KVCache(Cache):
         return self.buffers[0][0].shape[2]
 
     @property
+    def places_per_row(self) -> int:
+        """Columns of a row over all its heads, as stages.models.attention.CachedRows counts them; 0: layers differ."""
+        counts = {buffer.shape[1] * buffer.shape[2] for layer in self.buffers for buffer in layer}
+        return counts.pop() if len(counts) == 1 else 0
+
+    @property
     def keys_dtype(self) -> torch.dtype:
         """Precision of the keys, in which attention is computed."""
         return self.buffers[0][0].dtype

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from stages.models.adapters import find_model
-from stages.models.forward import takes_positions
+from stages.models.attention import CachedRows
+from stages.models.forward import is_packed, takes_positions
 from stages.models.logprobs import get_num_tokens
 from stages.process.context import Told
 from stages.process.gpu import count_free_memory
@@ -51,6 +52,7 @@ class Rows:
         self.graphed = graphed  # on a GPU, with an additive mask: steps are captured, see stages.responses.graphs
         self.additive_mask = additive_mask  # one of 4 axes, which transformers passes on as it is; else of two
         self.takes_positions = takes_positions(type(find_model(model)))
+        self.is_packed = is_packed(find_model(model))  # its attention is ours, and told of the rows of a cache
         self.device: torch.device = next(model.parameters()).device
         self.prompts = prompts
         self.uniforms_NS = uniforms_NS.to(self.device)
@@ -185,16 +187,19 @@ class Rows:
         # The graphs keep nothing of this object: keys and values are freed as soon as nobody refers to it.
         return graphs.run(self._forward, len(self.indices), num_steps, self.uniforms_NS.shape[1] - fewest)
 
-    def _forward(self, input_ids_BP: Tensor, mask: Tensor, positions_BP: Tensor, uniforms_B1: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward(
+        self, input_ids_BP: Tensor, mask: Tensor, positions_BP: Tensor, uniforms_B1: Tensor, cached_rows: CachedRows | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Run the model and sample (tokens_B1, logprobs_B1) from the logits of the last column."""
-        output = self._run(input_ids_BP, mask, positions_BP)
+        output = self._run(input_ids_BP, mask, positions_BP, cached_rows)
         return sample_tokens(output.logits[:, -1, : self.num_tokens], uniforms_B1, self.temperature, greedy=self.greedy)
 
-    def _run(self, input_ids_BP: Tensor, mask: Tensor, positions_BP: Tensor) -> Any:
+    def _run(self, input_ids_BP: Tensor, mask: Tensor, positions_BP: Tensor, cached_rows: CachedRows | None = None) -> Any:
         return self.model(
             input_ids=input_ids_BP,
             attention_mask=mask,
             **({"position_ids": positions_BP} if self.takes_positions else {}),
+            **({"cached_rows": cached_rows} if self.is_packed and cached_rows else {}),
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,

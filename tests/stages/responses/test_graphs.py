@@ -1,5 +1,6 @@
 """Decoding by captured steps, on a pretend GPU: the responses of the CPU, whatever rows leave, join and move."""
 
+import dataclasses
 import gc
 import random
 import re
@@ -21,6 +22,7 @@ from transformers import (
 )
 
 from stages.blocks import HardwareSettings
+from stages.models import attention
 from stages.models.attention import PACKED
 from stages.models.precision import set_precision
 from stages.responses import generation, graphs
@@ -88,6 +90,22 @@ def test_captured_steps_give_the_responses_of_steps_that_are_launched(family, at
     assert greedy or len({len(response.ids) for response in expected}) > 5
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma"])
+def test_they_do_so_where_each_row_attends_to_its_own_columns_alone(monkeypatch, family):
+    """As bfloat16 does on a GPU; in float32, so that nothing is rounded."""
+    attended = []
+    attend_cached = attention._attend_cached
+    monkeypatch.setattr(attention, "_takes_spans", lambda query: query.is_cuda)
+    monkeypatch.setattr(attention, "_attend_cached", lambda *given: (attended.append(given[0].shape), attend_cached(*given))[1])
+    monkeypatch.setattr("stages.responses.kv_cache._SPARE", 8)  # columns move to the beginning
+    monkeypatch.setattr(graphs, "_COLUMNS", 16)
+    generation._try_graph.cache_clear()
+    expected, found, (captures, replays) = answer_both(make_model(family, PACKED), make_prompts(40), max_new_tokens=40)
+    generation._try_graph.cache_clear()
+    assert_same(found, expected)
+    assert attended and captures >= 2 and replays > captures
+
+
 @pytest.mark.parametrize("max_rows", [3, 20])
 def test_they_do_so_in_few_and_many_rows_and_windows(monkeypatch, max_rows):
     monkeypatch.setattr(graphs, "_COLUMNS", 16)
@@ -151,11 +169,33 @@ def test_a_number_that_a_capture_would_freeze_keeps_a_family_from_it(gpu, monkey
     generation._try_graph.cache_clear()
 
 
-def test_a_miniature_is_tried_in_float32_also_by_a_rollout_in_bfloat16(gpu, monkeypatch):
+def test_a_miniature_is_tried_in_the_precision_of_the_rollout(gpu, monkeypatch):
     tried_in_bfloat16 = []
-    monkeypatch.setattr(generation, "_try_graph", lambda *given: tried_in_bfloat16.append(torch.is_autocast_enabled("cuda")))
-    answer(make_model(precision="bfloat16").to("cuda"), make_prompts(2))
-    assert tried_in_bfloat16 == [False]
+    decode = generation._decode_by_graph
+    monkeypatch.setattr(
+        generation, "_decode_by_graph", lambda *given: (tried_in_bfloat16.append(torch.is_autocast_enabled("cuda")), decode(*given))[1]
+    )
+    for precision in ("bfloat16", "float32", "bfloat16"):
+        generation._try_graph.cache_clear()
+        answer(make_model(precision=precision).to("cuda"), make_prompts(2))
+    assert tried_in_bfloat16 == [True, False, True]
+
+
+@pytest.mark.parametrize("moved", [-1, 1])
+def test_a_row_that_sees_a_column_too_many_or_too_few_keeps_a_family_from_it_in_bfloat16(gpu, monkeypatch, moved):
+    generation._try_graph.cache_clear()
+    model = make_model(attention=PACKED, precision="bfloat16").to("cuda")
+    assert can_graph(model)
+    generation._try_graph.cache_clear()
+    list_seen = graphs.StepGraphs._list_seen
+
+    def move(*given):
+        seen = list_seen(*given)
+        return dataclasses.replace(seen, key_starts=seen.key_starts + moved)
+
+    monkeypatch.setattr(graphs.StepGraphs, "_list_seen", move)
+    assert not can_graph(model)
+    generation._try_graph.cache_clear()
 
 
 def test_a_policy_that_is_decoded_without_a_graph_is_told(gpu):
