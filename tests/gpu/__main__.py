@@ -10,12 +10,16 @@
     models     what a GPU's models must not do (rows G1, G3, G12 and G15 of tests/README.md)
     processes  what its processes must do: hand weights over, hash, stop, DDP, save by time (G10, G13, G2, G16, G17)
     steps      one step of SFT, RM and PPO at 134 M and 1.2 B weights: full, LoRA, QLoRA; tokens a second, MFU, peak memory
-    zero2      the same under DeepSpeed on one process
+    zero2      the same under DeepSpeed on one process; only its peak memory
     zero3
     rollout    sampled tokens a second beside transformers' generate, and vLLM's where RLHF_TEST_VLLM names its program
     demo       the embedded demo in both precisions, held to its bands
 
-Each part is a process of its own, which may take ten minutes. What fails in a part is a line of its table, and the rest is measured.
+Each part is a process of its own, which may take ten minutes. `steps` and `rollout` come first, each alone on the GPU: they measure speed.
+Then three lanes run beside each other: `demo`; `zero2`, then `zero3`; `parity`, `kernels`, `models`, `processes`. Times that these tell
+(attention over spans, adapters' detour, hashing, weights written) are hints. Where RLHF_TEST_VLLM names vLLM's program, `processes` runs
+alone too. On a pretend GPU one part follows another.
+What fails in a part is a line of its table, and the rest is measured.
 What the machine cannot show (two processes without two GPUs, vLLM where none is named) is "not shown".
 Exit code: 0, or 1 where a goal is missed, or 2 without a GPU.
 """
@@ -26,6 +30,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -41,11 +46,11 @@ from pipeline.launch.environment import allocator_settings
 from stages.blocks import HardwareSettings
 from stages.process.gpu import prepare_gpu
 from tests.bench.protocol import ROOT
+from tests.gpu.lanes import PARTS, Processes, arrange, run_turns
 from tests.gpu.place import MODELS, Figure, Place, no_gpu
 from tests.gpu.table import Parts, describe_gpu, holds, write_results
 from tests.pretend_gpu import pretend_gpu
 
-PARTS = ("parity", "kernels", "models", "processes", "steps", "zero2", "zero3", "rollout", "demo")
 _ON_CPU = ("zero2", "zero3", "demo")  # with --pretend: DeepSpeed, and processes of their own, look for their devices themselves
 _LIMIT_S = 600
 _NO_GPU = 2
@@ -65,15 +70,20 @@ def main() -> int:
     path = ROOT / "build" / "gpu" / "gpu" if arguments.pretend else ROOT / "tests" / "bench" / "results" / "gpu"
     machine = describe_gpu(pretend=arguments.pretend)
     parts: Parts = read_results(path, machine)
-    text = ""
+    wanted, processes, writing = arguments.parts or PARTS, Processes(), threading.Lock()
     with tempfile.TemporaryDirectory() as models:
-        for name in arguments.parts or PARTS:
-            parts[name] = start_part(name, path.with_name(f"gpu-{name}.json"), models, pretend=arguments.pretend)
-            parts = {each: parts[each] for each in PARTS if each in parts}
-            text = write_results(path, machine, parts)
-    print(text)
+
+        def measure_part(name: str) -> None:
+            into = path.with_name(f"gpu-{name}.json")
+            found = start_part(name, into, models, processes, pretend=arguments.pretend)
+            with writing:
+                parts[name] = found
+                write_results(path, machine, {each: parts[each] for each in PARTS if each in parts})
+
+        run_turns(arrange(wanted, pretend=arguments.pretend), measure_part, processes)
+    print(path.with_suffix(".md").read_text(encoding="utf-8"))
     print(f"written: {path.relative_to(ROOT)}.md and .json")
-    return 0 if holds({name: parts[name] for name in arguments.parts or PARTS}) else 1
+    return 0 if holds({name: parts[name] for name in wanted}) else 1
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -94,8 +104,8 @@ def read_results(path: Path, machine: str) -> Parts:
     return found["parts"] if found["machine"].rpartition(";")[0] == machine.rpartition(";")[0] else {}
 
 
-def start_part(name: str, into: Path, models: str, *, pretend: bool) -> dict[str, Any]:
-    """Run a part as a process, which leaves its models in `models` for the next; what it found before it failed counts."""
+def start_part(name: str, into: Path, models: str, processes: Processes, *, pretend: bool) -> dict[str, Any]:
+    """Run a part as a process, which leaves its models in `models` for others; what it found before it failed counts."""
     into.parent.mkdir(parents=True, exist_ok=True)
     into.unlink(missing_ok=True)
     command = [sys.executable, "-m", "tests.gpu", name, "--into", str(into), *(["--pretend"] if pretend else [])]
@@ -103,7 +113,7 @@ def start_part(name: str, into: Path, models: str, *, pretend: bool) -> dict[str
     start = time.monotonic()
     print(f"{name} ...", file=sys.stderr, flush=True)
     try:
-        code = subprocess.run(command, cwd=ROOT, env=environment, timeout=_LIMIT_S, check=False).returncode
+        code = processes.run(command, _LIMIT_S, cwd=ROOT, env=environment)
         problem = f"it ended with exit code {code}" if code else ""
     except subprocess.TimeoutExpired:
         problem = f"it took more than {_LIMIT_S} s"

@@ -1,5 +1,5 @@
-"""One optimizer step of SFT and RM (K = 4), and one PPO update, at the sizes of `Place`: full (SFT also compiled), LoRA, QLoRA,
-ZeRO; speed and peak memory."""
+"""One optimizer step of SFT and RM (K = 4), and one PPO update, at the sizes of `Place`: full (SFT also compiled), LoRA, QLoRA:
+speed and peak memory; by ZeRO peak memory."""
 
 import atexit
 import functools
@@ -10,6 +10,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -104,22 +105,25 @@ def _measure_case(
             begin_anew()
         seconds, tokens, passes = _RUNS[stage](place, size, paths, hardware, _FORMS[form], Path(work))
         allocated, reserved = read_peak()
-    yield Figure(case, "tokens a second", tokens / seconds, "/s")
     yield Figure(case, "peak memory", allocated, "GiB")
     yield Figure(case, "peak memory, reserved", reserved, "GiB")
+    if not plain:  # other parts compute beside it
+        return
+    yield Figure(case, "tokens a second", tokens / seconds, "/s")
     if form.startswith("full") and (peak_flops := place.peak_flops):
         mfu = 6 * count_weights(size) * tokens * passes / seconds / peak_flops
-        yield place.reach(case, "MFU", mfu, _GOAL, "") if size == "1b" and plain else Figure(case, "MFU", mfu)
+        yield place.reach(case, "MFU", mfu, _GOAL, "") if size == "1b" else Figure(case, "MFU", mfu)
 
 
 def find_models(size: str) -> dict[str, str]:
-    """Find an SFT model and a reward model on it, by role, that an earlier part has written; write them where none has."""
+    """Find an SFT model and a reward model on it, by role, that another part has written; write them where none has."""
     shared = os.environ.get(MODELS) or _own_directory()
     directory = Path(shared) / size
     if not directory.exists():
-        temporary = Path(shared) / f"{size}.tmp"
-        write_models(size, temporary)
-        temporary.rename(directory)
+        with tempfile.TemporaryDirectory(dir=shared) as temporary:
+            write_models(size, Path(temporary) / size)
+            with suppress(OSError):  # another part was faster
+                (Path(temporary) / size).rename(directory)
     return {"sft": str(directory / "sft"), "rm": str(directory / "rm" / MODEL_DIR)}
 
 
