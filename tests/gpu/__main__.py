@@ -16,9 +16,9 @@
     demo       the embedded demo in both precisions, held to its bands
 
 Each part is a process of its own, which may take ten minutes. `steps` and `rollout` come first, each alone on the GPU: they measure speed.
-Then three lanes run beside each other: `demo`; `zero2`, then `zero3`; `parity`, `kernels`, `models`, `processes`. Times that these tell
+Then `demo` runs beside `zero2` and `zero3`, and after them `parity` and `kernels` beside `models` and `processes`. Times that these tell
 (attention over spans, adapters' detour, hashing, weights written) are hints. Where RLHF_TEST_VLLM names vLLM's program, `processes` runs
-alone too. On a pretend GPU one part follows another.
+alone at the end. On a pretend GPU one part follows another.
 What fails in a part is a line of its table, and the rest is measured.
 What the machine cannot show (two processes without two GPUs, vLLM where none is named) is "not shown".
 Exit code: 0, or 1 where a goal is missed, or 2 without a GPU.

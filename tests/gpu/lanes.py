@@ -9,11 +9,11 @@ from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecut
 from typing import Any
 
 PARTS = ("parity", "kernels", "models", "processes", "steps", "zero2", "zero3", "rollout", "demo")  # as the table has them
-_ALONE = ("steps", "rollout")  # speed is measured
-_LANES = (
-    ("demo",),
-    ("zero2", "zero3"),  # most of the GPU's memory each
-    ("parity", "kernels", "models", "processes"),
+_TURNS = (  # of lanes beside each other, of parts one after the other
+    (("steps",),),  # speed is measured
+    (("rollout",),),
+    (("demo",), ("zero2", "zero3")),  # up to 67 GiB of an H100's 79, and the demo 3
+    (("parity", "kernels"), ("models", "processes")),
 )
 _GRACE_S = 5.0  # Ctrl-C in a terminal reaches the parts too: time to take away what they wrote
 
@@ -27,10 +27,9 @@ def arrange(parts: Iterable[str], *, pretend: bool) -> list[list[list[str]]]:
     wanted = [name for name in PARTS if name in set(parts)]
     if pretend:
         return [[wanted]]
-    alone = {*_ALONE, *(["processes"] if "RLHF_TEST_VLLM" in os.environ else [])}
-    lanes = [[name for name in lane if name in wanted and name not in alone] for lane in _LANES]
-    turns = [[[name]] for name in wanted if name in alone] + [[lane for lane in lanes if lane]]
-    return [turn for turn in turns if turn]
+    alone = [name for name in wanted if name == "processes" and "RLHF_TEST_VLLM" in os.environ]
+    turns = [[[name for name in lane if name in wanted and name not in alone] for lane in turn] for turn in _TURNS]
+    return [lanes for turn in [*turns, [alone]] if (lanes := [lane for lane in turn if lane])]
 
 
 def run_turns(turns: list[list[list[str]]], run_part: Callable[[str], None], processes: "Processes") -> None:
