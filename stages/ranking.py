@@ -3,13 +3,15 @@
 Axes: `N` = all answers of a batch, flattened over its prompts; `Q` = pairs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from data.records import MAX_GRADE, MIN_GRADE
+from stages.process.gpu import send
 
 _MOST_APART = MAX_GRADE - MIN_GRADE
 
@@ -23,6 +25,11 @@ class Pairs:
     weight_Q: Tensor  # float: 1 / (pairs of that prompt x prompts with a pair); sums to 1
     distance_Q: Tensor  # long: difference of the two ranks
     num_prompts: int  # prompts with a pair
+
+    def send(self, device: torch.device) -> Self:
+        """Copy them to a device."""
+        tensors = {name: send(value, device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors)
 
 
 def make_pairs(ranks_N: Tensor, prompts_N: Tensor) -> Pairs:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stages.process.gpu import send
+
 _GROUP_SIZE = 16  # documents attended to in one call, at most
 _GROUP_GROWTH = 2.0  # and the longest over the shortest of them
 # bfloat16 products on a CPU run by kernels that are generated for each shape and kept: shapes that recur save a third of a step.
@@ -100,7 +102,7 @@ def pack(documents: Sequence[Sequence[int]], parents: Sequence[int] | None = Non
     """
     ids_N = torch.tensor([token for document in documents for token in document])
     lengths_D = torch.tensor([len(document) for document in documents])
-    return lay_out(ids_N if device is None else ids_N.to(device), lengths_D, None if parents is None else torch.tensor(parents))
+    return lay_out(ids_N if device is None else send(ids_N, device), lengths_D, None if parents is None else torch.tensor(parents))
 
 
 def list_documents(rankings: Iterable[tuple[list[int], Iterable[list[int]]]]) -> tuple[list[list[int]], list[int]]:
@@ -266,5 +268,5 @@ def _move(thing: Any, device: torch.device) -> Any:
     if device.type == "cpu" or thing is None or isinstance(thing, int):
         return thing
     if isinstance(thing, Tensor):
-        return thing.to(device, non_blocking=True)
+        return send(thing, device)
     return type(thing)(**{name: _move(value, device) for name, value in vars(thing).items()})

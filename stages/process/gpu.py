@@ -1,6 +1,7 @@
 """What a process settles on a GPU before it computes there, and what it gives back between phases. On a CPU nothing of it happens."""
 
 import torch
+from torch import Tensor
 
 from stages.blocks import HardwareSettings
 
@@ -24,6 +25,14 @@ def prepare_gpu(hardware: HardwareSettings) -> None:
     # Float32 is the reference: its products keep all 24 bits unless the recipe says otherwise, whatever the environment says.
     torch.set_float32_matmul_precision("high" if hardware.tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = hardware.tf32
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the CPU to a device, behind all that this has still to compute, and wait for none of it.
+
+    From memory that may be paged out, more than 64 KB would be waited for, whatever `non_blocking` says.
+    """
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def release_memory(device: torch.device) -> None:

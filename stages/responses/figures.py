@@ -14,6 +14,7 @@ from stages.models.logprobs import compute_token_logprobs
 from stages.models.packing import Rankings, pack_rankings
 from stages.models.precision import autocast
 from stages.process.context import Told
+from stages.process.gpu import send
 from stages.responses.rollout import Rollout
 
 
@@ -33,7 +34,7 @@ def evaluate_tokens(
         logprobs_K, entropies_K = actor(row, predictors_K, temperature, True)
         values_K = critic(row, predictors_K)
         for figure_BR, figure_K in zip(figures_BR, (logprobs_K, values_K, entropies_K), strict=True):
-            figure_BR[rows_b.to(figure_BR.device, non_blocking=True), : part.response_mask_BR.shape[1]] = part.unpack(figure_K)
+            figure_BR[send(rows_b, figure_BR.device), : part.response_mask_BR.shape[1]] = part.unpack(figure_K)
     return figures_BR[0], figures_BR[1], figures_BR[2]
 
 
@@ -45,7 +46,7 @@ def compute_ref_logprobs(reference: Any, rollout: Rollout, temperature: float, m
         part = rollout.select(rows_b)
         row, predictors_K = part.pack()
         ref_logprobs_K, _ = reference(row, predictors_K, temperature)
-        places_b = rows_b.to(ref_logprobs_BR.device, non_blocking=True)
+        places_b = send(rows_b, ref_logprobs_BR.device)
         ref_logprobs_BR[places_b, : part.response_mask_BR.shape[1]] = part.unpack(ref_logprobs_K)
     return ref_logprobs_BR
 

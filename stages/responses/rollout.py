@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stages.models.packing import PackedRow, lay_out
+from stages.process.gpu import send
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Rollout:
         """Take some responses, without the columns that are padding in all of them; rows on the CPU."""
         lengths_2b = self.lengths_2B[:, rows_b]
         num_prompt_tokens, num_response_tokens = lengths_2b.max(dim=1).values.tolist()
-        rows_b = rows_b.to(self.prompt_ids_BP.device, non_blocking=True)
+        rows_b = send(rows_b, self.prompt_ids_BP.device)
         selected: dict[str, Tensor] = {"lengths_2B": lengths_2b}
         for name in (each.name for each in fields(self) if each.name not in selected):
             tensor = getattr(self, name)[rows_b]
@@ -85,8 +86,8 @@ class Rollout:
         index_N = owners_N * num_columns + num_prompt_columns - prompts_B[owners_N] + places_N
         predictors_K = (places_N >= prompts_B[owners_N]).nonzero()[:, 0] - 1
         device = self.prompt_ids_BP.device
-        ids_N = self.input_ids_BT.flatten()[index_N.to(device, non_blocking=True)]
-        return lay_out(ids_N, lengths_B), predictors_K.to(device, non_blocking=True)
+        ids_N = self.input_ids_BT.flatten()[send(index_N, device)]
+        return lay_out(ids_N, lengths_B), send(predictors_K, device)
 
     def unpack(self, values_K: Tensor) -> Tensor:
         """Put a figure of each response token where it belongs, [B, R]; 0 outside the mask."""
@@ -94,7 +95,7 @@ class Rollout:
         num_columns = self.response_mask_BR.shape[1]
         places_K = (torch.arange(num_columns) < self.lengths_2B[1][:, None]).flatten().nonzero()[:, 0]
         flat = torch.zeros(self.response_mask_BR.numel(), device=values_K.device)
-        return flat.scatter(0, places_K.to(values_K.device, non_blocking=True), values_K).view(-1, num_columns)
+        return flat.scatter(0, send(places_K, values_K.device), values_K).view(-1, num_columns)
 
     def split(self, max_tokens: int, at_least: int = 1) -> list[Tensor]:
         """Split into micro-batches of at most `max_tokens` tokens, responses of similar length together.

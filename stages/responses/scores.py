@@ -17,6 +17,7 @@ from data.tokens import encode_response
 from stages.models.packing import PackedRow, Rankings, pack_rankings
 from stages.models.reward_model import compute_scores
 from stages.process.context import Told
+from stages.process.gpu import send
 from stages.responses.rollout import Rollout
 
 
@@ -45,7 +46,7 @@ def score_rollout(scorer: Any, rollout: Rollout, micro_batches: list[Tensor]) ->
     scores_B = torch.zeros(len(rollout.finished_B), device=rollout.finished_B.device)
     for rows_b in micro_batches:
         row, _ = rollout.select(rows_b).pack()
-        scores_B[rows_b.to(scores_B.device, non_blocking=True)] = scorer(row)
+        scores_B[send(rows_b, scores_B.device)] = scorer(row)
     return scores_B
 
 

@@ -14,6 +14,7 @@ from trl.trainer.reward_trainer import RewardTrainer
 from trl.trainer.sft_trainer import SFTTrainer
 
 from stages.process.context import Told
+from stages.process.gpu import send
 from stages.process.ranks import Ranks
 
 Batch = dict[str, Tensor]
@@ -41,6 +42,12 @@ def count_unrepeated(num_records: int, micro_batch_size: int, rank: int, num_ran
     return min(max(in_last_round - rank * micro_batch_size, 0), micro_batch_size)
 
 
+def leave_on_cpu(loader: Any) -> Any:
+    """Have a loader's batches stay on the CPU, where is counted how they lie in a row: a GPU would be waited for at each number."""
+    loader.device = None
+    return loader
+
+
 def draw_step(trainer: Trainer, batches: Iterable[Batch], num_batches: int, keep: Keep, weigh: Weigh) -> tuple[list[Batch], Tensor]:
     """Draw the micro-batches of one optimizer step of this rank.
 
@@ -65,7 +72,7 @@ def evaluate_records(trainer: Trainer, batches: Any, prefix: str, keep: Keep, we
     total, weight = torch.zeros((2,), dtype=torch.float64, device=ranks.device)
     for done, batch in enumerate(_without_repeats(trainer, batches, num_records, trainer.args.eval_batch_size, keep), start=1):
         told(done, len(batches))
-        batch_weight = weigh(batch)
+        batch_weight = send(weigh(batch), ranks.device)
         loss: Any = trainer.compute_loss(model, batch)
         # A batch of repeated records alone has no loss, which may read as not-a-number; it must not hide a loss that is one.
         total += torch.where(batch_weight > 0, loss * batch_weight, 0.0)

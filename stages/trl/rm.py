@@ -19,10 +19,11 @@ from stages.models.head import HEAD
 from stages.models.packing import PackedRow, lay_out, list_documents
 from stages.process.context import StageContext, Told
 from stages.process.dealing import Numbers
+from stages.process.gpu import send
 from stages.process.ranks import Ranks
 from stages.ranking import Pairs, grade_margins, make_pairs, pair_accuracy, ranking_loss
 from stages.settings import RMSettings
-from stages.trl.batches import draw_step, evaluate_records
+from stages.trl.batches import draw_step, evaluate_records, leave_on_cpu
 from stages.trl.rows import Row, make_rows
 from stages.trl.sampler import deal_evenly, deals_evenly
 from stages.trl.training import StageCallback, make_arguments, make_config
@@ -98,7 +99,13 @@ class RankingTrainer(RewardTrainer):
         """Write none: a checkpoint is nobody's to read."""
 
     def get_train_dataloader(self) -> Any:
-        return deal_evenly(self, super().get_train_dataloader(), self.sizes)
+        return leave_on_cpu(deal_evenly(self, super().get_train_dataloader(), self.sizes))
+
+    def get_eval_dataloader(self, *given: Any, **named: Any) -> Any:
+        return leave_on_cpu(super().get_eval_dataloader(*given, **named))
+
+    def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return inputs  # see `leave_on_cpu`
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         return draw_step(self, epoch_iterator, num_batches, keep_comparisons, weigh_comparisons)
@@ -107,11 +114,13 @@ class RankingTrainer(RewardTrainer):
         return evaluate_records(self, dataloader, metric_key_prefix, keep_comparisons, weigh_comparisons, self.told)
 
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        pairs: Pairs = make_pairs(inputs["ranks"], inputs["prompts"])
-        row = lay_out(inputs["ids"], inputs["lengths"], inputs["parents"])
-        scores_N = self._compute_logits(model, row)[row.parents_D >= 0]
+        device, pairs = self.accelerator.device, make_pairs(inputs["ranks"], inputs["prompts"])
         has_margin = self.margin_scale and model.training  # held out, a pair's probability is that of its scores' difference
-        required_Q = self.margin_scale * grade_margins(inputs["grades"], pairs) if has_margin else None
+        required_Q = send(self.margin_scale * grade_margins(inputs["grades"], pairs), device) if has_margin else None
+        pairs = pairs.send(device)
+        row = lay_out(send(inputs["ids"], device), inputs["lengths"], inputs["parents"])
+        answers_N = (inputs["parents"] >= 0).nonzero()[:, 0]
+        scores_N = self._compute_logits(model, row)[send(answers_N, device)]
         loss = ranking_loss(scores_N, pairs, required_Q)  # a mean over this micro-batch's prompts
         self._measure(scores_N.detach(), pairs, mode="train" if model.training else "eval")
         if num_items_in_batch is not None:  # a mean over those of the whole batch; the ranks' gradients are averaged

@@ -22,9 +22,10 @@ from stages.models.packing import lay_out
 from stages.process.context import StageContext, Told
 from stages.process.dealing import Numbers
 from stages.process.errors import StageError
+from stages.process.gpu import send
 from stages.settings import PretrainSettings, SFTSettings
 from stages.spec import EXIT_USAGE
-from stages.trl.batches import draw_step, evaluate_records
+from stages.trl.batches import draw_step, evaluate_records, leave_on_cpu
 from stages.trl.best import BestKeeper
 from stages.trl.fitting import fused_head_fits, packing_fits
 from stages.trl.rows import Row, make_rows, pack_rows, write_rows
@@ -213,10 +214,20 @@ class ResponseSFTTrainer(EvenSFTTrainer):
         super().__init__(**arguments)
         self.fused_head_fits = fused_head_fits
 
+    def get_train_dataloader(self) -> Any:
+        return leave_on_cpu(super().get_train_dataloader())
+
+    def get_eval_dataloader(self, *given: Any, **named: Any) -> Any:
+        return leave_on_cpu(super().get_eval_dataloader(*given, **named))
+
+    def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return inputs  # see `leave_on_cpu`
+
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        row = lay_out(inputs["ids"][0], inputs["lengths"])
-        labels_N = inputs["labels"][0]
+        device, labels_N = self.accelerator.device, inputs["labels"][0]
+        row = lay_out(send(inputs["ids"][0], device), inputs["lengths"])
         predictors_K = (labels_N[1:] != IGNORED_LABEL).nonzero()[:, 0]
+        targets_K, predictors_K = send(labels_N[predictors_K + 1], device), send(predictors_K, device)
         policy: Any = self.accelerator.unwrap_model(model)
         arguments, places_N = make_inputs(policy, row)
         packed, places_K = is_packed(policy), places_N[predictors_K]
@@ -224,15 +235,15 @@ class ResponseSFTTrainer(EvenSFTTrainer):
         if self.fused_head_fits and num_logits > (_MAX_LOGITS if packed else _MAX_PADDED_LOGITS):
             # TRL's tiles: slower, but the logits never exist.
             labels_BW = torch.full_like(arguments["input_ids"], IGNORED_LABEL)
-            labels_BW.view(-1)[places_N[: len(labels_N)]] = labels_N
+            labels_BW.view(-1)[places_N[: len(labels_N)]] = send(labels_N, device)
             logprobs_BW = F.pad(model(**arguments, labels=labels_BW, fused_lm_head=True).log_probs, (0, 1))
             logprobs_K = logprobs_BW.flatten()[places_K]
         elif packed:
             logits_KV = model(**arguments, logits_to_keep=predictors_K).logits[0]
-            logprobs_K = compute_logprobs(logits_KV, labels_N[predictors_K + 1], 1.0)
+            logprobs_K = compute_logprobs(logits_KV, targets_K, 1.0)
         else:
             logits_KV = model(**arguments).logits.flatten(0, 1)[places_K]
-            logprobs_K = compute_logprobs(logits_KV, labels_N[predictors_K + 1], 1.0)
+            logprobs_K = compute_logprobs(logits_KV, targets_K, 1.0)
         loss = -logprobs_K.sum() / (len(predictors_K) if num_items_in_batch is None else num_items_in_batch)
         if num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # the count is that of all ranks, whose gradients are averaged

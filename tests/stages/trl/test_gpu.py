@@ -22,9 +22,10 @@ def draw_ids(generator, length):
 def train_two_steps(make_stage, plain_hardware, base_model_dir):
     """train_two_steps("sft", device) -> (weights by name, the trained model)."""
 
-    def run(stage, device, **changes):
+    def run(stage, device, micro_batch_size=2, **changes):
         hardware = plain_hardware.model_copy(update={"device": device, "attention": "auto", **changes})
-        made = make_stage(stage, tag=f"{device}-{len(changes)}", hardware=hardware, epochs=1, batch_size=4, micro_batch_size=2, log_every=1)
+        sizes = {"batch_size": 4, "micro_batch_size": micro_batch_size}
+        made = make_stage(stage, tag=f"{device}-{micro_batch_size}-{len(changes)}", hardware=hardware, epochs=1, log_every=1, **sizes)
         made.spec.checkpoint_dir.mkdir()
         context, base, generator = StageContext(made.spec), str(base_model_dir), torch.Generator().manual_seed(0)
         tokenizer = load_tokenizer(base)
@@ -56,3 +57,14 @@ def test_one_process_that_sees_two_gpus_trains_on_one_of_them_what_the_cpu_train
         assert all(parameter.is_cuda for parameter in trainer.model.parameters())
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, atol=1e-5, rtol=1e-5, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["sft", "rm"])
+def test_a_micro_batch_never_makes_the_cpu_wait_for_the_gpu(train_two_steps, stage):
+    waits = {}
+    for micro_batch_size in (4, 1):  # two micro-batches in two steps, or eight
+        with pretend_gpu() as gpu:
+            train_two_steps(stage, "auto", micro_batch_size)
+        waits[micro_batch_size] = dict(gpu.syncs)
+    assert waits[1] == waits[4]
