@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from data.schema import first_line
-from stages.internals import is_compiled, is_partitioned, list_layers
+from stages.internals import is_partitioned
 from stages.models.attention import CachedRows
 from stages.responses.kv_cache import KVCache
 
@@ -41,8 +41,6 @@ def find_obstacle(model: Any) -> str | None:
         return "weights in 4 bits have kernels of their own"
     if len({weight.device for weight in weights}) > 1:
         return "its weights lie on several devices"
-    if any(is_compiled(layer) for layer in list_layers(model)):
-        return "its layers are compiled"
     return None
 
 

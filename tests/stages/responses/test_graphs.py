@@ -139,6 +139,19 @@ def test_in_bfloat16_they_are_those_of_the_narrow_copy_without_a_graph(gpu, monk
             assert ours.logprobs == pytest.approx(theirs.logprobs, abs=0.1)
 
 
+def test_layers_that_are_compiled_for_training_are_captured_as_they_were(gpu):
+    def refuse(graph, inputs):
+        raise AssertionError("compiled in decoding")
+
+    expected = answer(make_model("qwen2"), make_prompts())
+    model = make_model("qwen2").to("cuda")
+    for layer in model.model.layers:
+        layer.compile(backend=refuse)
+    before = PretendGraph.num_replays
+    assert_same(answer(model, make_prompts()), expected)
+    assert PretendGraph.num_replays > before + 40
+
+
 def test_what_waits_for_the_gpu_is_decoded_without_a_graph_and_told_once(gpu, monkeypatch, capsys):
     graphs.tell_once.cache_clear()
     expected = answer(make_model(), make_prompts())
