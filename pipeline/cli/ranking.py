@@ -130,7 +130,7 @@ def rank_command(
     Example: rlhf rank answers.jsonl -a ann -a ben, then open the link of each.
     """
     from pipeline.ranking.journal import Journal
-    from pipeline.ranking.place import find_answers
+    from pipeline.ranking.place import find_answers, tell_forgotten
     from pipeline.store.parts import REPLIES_DIR
 
     endpoint: dict[str, object] = {"url": url, "model": model, "api_key_env": api_key_env, "max_cost": max_cost}
@@ -150,6 +150,8 @@ def rank_command(
     opened = open_store_to_write(store) if by_model else open_store(store)
     place = find_answers(opened, answers, journal)
     place.make_room()
+    for line in tell_forgotten(place, ()):
+        say(make_console(), line)
     if by_model:
         given_endpoint = {name: value for name, value in endpoint.items() if value is not None}
         _rank_by_model(place.sets, Journal(place.journal), settings, given_endpoint, limit, opened.root / REPLIES_DIR)

@@ -98,7 +98,7 @@ def rankings_command(
     from dataclasses import asdict, replace
 
     from pipeline.ranking.journal import Journal
-    from pipeline.ranking.place import find_answers
+    from pipeline.ranking.place import find_answers, tell_forgotten
     from pipeline.ranking.summary import summarise
     from pipeline.report.rankings import print_rankings
     from pipeline.rounds.publish import publish_rankings, tell_published
@@ -127,9 +127,12 @@ def rankings_command(
     if publish:
         opened = open_store_to_write(store)
         published = publish_rankings(opened, place, kept, summary, by or "all", names, held_out or _HELD_OUT)
-        told.append(tell_published(published))
+        told += tell_published(published)
+    else:
+        told += tell_forgotten(place, kept.judgements.values())
     if as_json:
-        print_json(asdict(summary) | ({"published": published.artifact.ref} if published else {}))
+        forgotten = {"sets_forgotten": len(place.forgotten)} if place.forgotten else {}
+        print_json(asdict(summary) | forgotten | ({"published": published.artifact.ref} if published else {}))
         return
     print_rankings(make_console(), summary)
     for line in told:
@@ -149,7 +152,7 @@ def _import_rankings(
     told = [_make_answers(imported, answers)] if not expand_home(answers).exists() and not names_answers(answers) else []
     place = find_answers(open_store(store), answers, journal)
     place.make_room()
-    return told + _tell_imported(import_rankings(imported, place.sets, Journal(place.journal)), import_path)
+    return told + _tell_imported(import_rankings(imported, place.sets, Journal(place.journal), place.forgotten), import_path)
 
 
 def _write_comparisons(

@@ -48,6 +48,7 @@ def forget_command(
     from pipeline.privacy.forget import forget
     from pipeline.privacy.lists import open_secret
     from pipeline.privacy.trace import hash_asked, read_asked
+    from pipeline.ranking.place import list_judged
     from pipeline.store.withdrawn import name_maker
 
     open_existing_store(store)
@@ -71,6 +72,8 @@ def forget_command(
     makers = [f"{', '.join(made)}, by {maker}{' with their recipe' * (maker == '`rlhf run`')}" for maker, made in by_maker.items()]
     again = f"to make anew: {'; '.join(makers)}; `rlhf gc --remove` then takes what is withdrawn"
     say(terminal, again if kinds else "nothing is to be made anew")
+    for ref in list_judged(opened, [found.artifact for found in done.traces if found.learnt]):
+        say(terminal, f"{ref}: what people said of its other records stays: `rlhf rankings {ref} --publish`, before gc takes the answers")
     left_out = "it is left out from now on" if done.num_new else "it was left out already"
     say(terminal, f"{left_out}, by this store; the sources stay as they are")
     _require_all_read(opened, done.traces)

@@ -148,7 +148,9 @@ def _read_parts(recipe: Recipe, sources: Sequence[PartSource], store: Store, rea
         artifact, train, held_out = None, locate_source(source, store.root), None
         if source.ref is not None:
             place = f"{recipe.place(f'data.comparisons.train.parts.{number}')}: ref"
-            artifact = find_named(store, source.ref, place, verify=verify, todo="publish rankings without them")
+            artifact = find_named(
+                store, source.ref, place, verify=verify, todo="publish what remains (`rlhf rankings ANSWERS --publish`), and give that"
+            )
             train, held_out = (DataSource.model_validate({"path": str(artifact.path / f"{side}.jsonl")}) for side in ("train", "eval"))
         name = source.name or (artifact.ref if artifact else source.label)
         try:

@@ -122,16 +122,22 @@ def make_answer_sets(export: Export) -> dict[str, AnswerSet]:
     return sets
 
 
-def import_rankings(export: Export, sets: Mapping[str, AnswerSet], journal: Journal) -> Imported:
+def import_rankings(
+    export: Export, sets: Mapping[str, AnswerSet], journal: Journal, forgotten: Mapping[str, AnswerSet] | None = None
+) -> Imported:
     """Write what an export says into a journal; what stands there already stays, what was changed since replaces it.
+
+    Of sets that were `forgotten` nothing is written.
 
     Raises:
         DataError: With each ranking that is of none of the sets, or none that a journal holds. Nothing is written then.
         ResourceError: The disk is full.
     """
-    judgements = match_rankings(export, sets, journal.judgements.values())
+    matched = match_rankings(export, {**sets, **(forgotten or {})}, journal.judgements.values())
+    judgements = [each for each in matched if each.item in sets]
     told = Imported(export.tool, len({each.item for each in judgements}), len({each.annotator for each in judgements}))
-    told.left_out = Counter({what: number for what, number in export.left_out.items() if number})
+    left_out = {**export.left_out, "of forgotten records": len(matched) - len(judgements)}
+    told.left_out = Counter({what: number for what, number in left_out.items() if number})
     earlier: dict[tuple[str, str, bool], Judgement] = {
         (each.annotator, each.item, each.repeat): each for each in journal.judgements.values() if each.tool == export.tool
     }

@@ -69,7 +69,8 @@ def advance(recipe: Recipe, store: Store, view: View, say: Say, *, wait: bool = 
             policies = list_policies(found.recipe, found.decisions)
             sample(found.sampling or found.recipe, store, policies, view, wait=wait)
         elif found.step == "publish":
-            say(tell_published(publish_round(found, store)))
+            for line in tell_published(publish_round(found, store)):
+                say(line)
         else:
             return found
 

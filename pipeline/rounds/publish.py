@@ -6,6 +6,9 @@
     summary.json      agreement and the rest, as `rlhf rankings --json` says it
 
 A conversation has its place by a hash that is the same for all rankings: what one round holds out, no other trains on.
+
+Of answers that are withdrawn the sets that remain are published. Such rankings name no parent: all records that they hold are listed as
+their own, and the answers may go.
 """
 
 import hashlib
@@ -22,10 +25,12 @@ from data.holdout import find_places
 from data.mix import split_comparisons
 from data.records import parse_row
 from data.schema import Comparison, DataError, Problem
+from data.treatment import FORGOTTEN
+from pipeline.errors import StoreError
 from pipeline.inputs.records import read_data
 from pipeline.privacy.forget import withdraw_forgotten
 from pipeline.ranking.journal import Journal, Judgement
-from pipeline.ranking.place import AnswersPlace
+from pipeline.ranking.place import AnswersPlace, tell_forgotten
 from pipeline.ranking.summary import By, Summary, make_comparisons
 from pipeline.store.artifact import Artifact
 from pipeline.store.disk import writing
@@ -35,7 +40,7 @@ from pipeline.store.store import Store
 from pipeline.text import count
 from stages.lines import name_numbers, to_line
 from stages.result import Interval
-from stages.spec import RANKINGS_KIND, DataSource, DataSplits
+from stages.spec import EXIT_VERIFICATION, RANKINGS_KIND, DataSource, DataSplits
 from stages.statistics.bootstrap import Estimate
 
 TRAIN_FILE, EVAL_FILE, _SAID_FILE = "train.jsonl", "eval.jsonl", "judgements.jsonl"
@@ -49,6 +54,7 @@ class PublishedRankings:
 
     artifact: Artifact
     is_old: bool
+    forgotten: tuple[str, ...] = ()  # what is left out, and what that means, in words
 
 
 def publish_rankings(
@@ -92,8 +98,9 @@ def _publish(
     said = [_describe(each, journal, names) for each in judgements]
     files = {name: _to_lines(rows[record] for record in side) for name, side in sides.items()} | {_SAID_FILE: _to_lines(said)}
     fields = _make_fields(place, rows.values(), summary, sides, {"by": by, "held_out": held_out, "names": names})
+    forgotten = (*tell_forgotten(place, journal.judgements.values()), *_tell_withdrawn(place))
     if old := next((each for each in reversed(store.list(RANKINGS_KIND)) if _is_same(each, fields, files, store)), None):
-        return PublishedRankings(old, is_old=True)
+        return PublishedRankings(old, is_old=True, forgotten=forgotten)
     files["summary.json"] = json.dumps(name_numbers(asdict(summary)), indent=1, ensure_ascii=False) + "\n"
     with store.staging(RANKINGS_KIND) as staging:
         with writing(staging.path):
@@ -102,7 +109,20 @@ def _publish(
         _list_records(store, staging.path)  # before they are there: who is killed in between leaves no rankings that nobody can trace
         published = store.publish(staging, fields)
     withdraw_forgotten(store)
-    return PublishedRankings(published, is_old=False)
+    return PublishedRankings(published, is_old=False, forgotten=forgotten)
+
+
+def _tell_withdrawn(place: AnswersPlace) -> list[str]:
+    """Say what it means that answers are withdrawn."""
+    if not place.withdrawn:
+        return []
+    answers, *above = place.withdrawn
+    told = [f"{answers.ref} is withdrawn, so the rankings name no parent: `rlhf gc --remove` may take it"]
+    asked = {parent.ref for parent in answers.manifest.parents if parent.kind != "rm"}
+    if policies := [each.ref for each in above if each.ref in asked]:
+        advice = "look at them, or do without the rankings"
+        told.append(f"withdrawn as well: {', '.join(policies)}, whose answers may quote what was forgotten; {advice}")
+    return told
 
 
 def find_lack(place: AnswersPlace, judgements: Sequence[Judgement], by: By = "all") -> str:
@@ -117,12 +137,12 @@ def find_lack(place: AnswersPlace, judgements: Sequence[Judgement], by: By = "al
     return f"{found}; needed such rankings of two conversations at least, to train on one and hold one out"
 
 
-def tell_published(published: PublishedRankings) -> str:
-    """Say what was published, and how it is used."""
+def tell_published(published: PublishedRankings) -> list[str]:
+    """Say what was published, what is left out, and how it is used."""
     artifact, counts = published.artifact, published.artifact.manifest.counts
     told = f"{counts['comparisons_train']} to train on, {counts['comparisons_eval']} held out"
     done = "is there already, with the same rankings" if published.is_old else "published"
-    return f"{artifact.ref}: {done}: {told}; use it as data.comparisons.train: [..., {{ref: {artifact.ref}}}]"
+    return [f"{artifact.ref}: {done}: {told}; use it as data.comparisons.train: [..., {{ref: {artifact.ref}}}]", *published.forgotten]
 
 
 def _parse(row: Mapping[str, object]) -> Comparison:
@@ -145,17 +165,17 @@ def _make_fields(
     metrics, intervals = _measure(summary)
     rows = list(rows)
     return ManifestFields(
-        parents=[Parent(ref=place.artifact.ref, content_id=place.artifact.content_id)] if place.artifact else [],
+        parents=[Parent(ref=place.artifact.ref, content_id=place.artifact.content_id)] if place.artifact and not place.withdrawn else [],
         data={f"comparisons.{name.partition('.')[0]}": fingerprint(side) for name, side in sides.items()},
         cache_key=None,
         precision=None,
         world_size=1,
         duration_s=None,
         run_id=None,
-        config=config | _name_models(rows, summary),
+        config=config | _name_models(rows, summary) | ({"of_withdrawn": place.artifact.ref} if place.artifact and place.withdrawn else {}),
         code=code_state(),
         packages=package_versions(),
-        counts=_count(summary, sides) | _count_by_model(rows),
+        counts=_count(summary, sides) | _count_by_model(rows) | ({"sets_forgotten": len(place.forgotten)} if place.forgotten else {}),
         metrics=metrics,
         intervals=intervals,
     )
@@ -213,4 +233,6 @@ def _measure(summary: Summary) -> tuple[dict[str, float], dict[str, Interval]]:
 def _list_records(store: Store, directory: Path) -> None:
     """List which records both sides hold, so that `rlhf trace` and `forget` find them."""
     train, held_out = (DataSource.model_validate({"path": str(directory / name)}) for name in (TRAIN_FILE, EVAL_FILE))
-    read_data("comparisons", DataSplits(train=train, eval=held_out), 0.5, store_root=store.root)
+    found = read_data("comparisons", DataSplits(train=train, eval=held_out), 0.5, store_root=store.root)
+    if found.treated.get(FORGOTTEN):  # after the answers were read: what they hold would be listed as what is left of them
+        raise StoreError("found a record that was forgotten just now; needed rankings without it; publish again", EXIT_VERIFICATION)

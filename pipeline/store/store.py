@@ -218,14 +218,17 @@ class Store:
         Raises:
             StoreError: as `get`; or damaged, naming the file, or withdrawn (exit 3).
         """
-        problems = self.verify(ref)
-        if problems:
-            raise StoreError(f"{ref} is damaged: " + " | ".join(problems[:5]), EXIT_VERIFICATION)
-        artifact = self.get(ref)
+        artifact = self.require_whole(ref)
         if reason := self.find_withdrawal(artifact):
             maker = name_maker(artifact.kind)
             raise StoreError(f"{ref} is withdrawn: {reason}; one without them is needed; {maker} makes it", EXIT_VERIFICATION)
         return artifact
+
+    def require_whole(self, ref: str) -> Artifact:
+        """The same of one that may be withdrawn: for who leaves out what was forgotten."""
+        if problems := self.verify(ref):
+            raise StoreError(f"{ref} is damaged: " + " | ".join(problems[:5]), EXIT_VERIFICATION)
+        return self.get(ref)
 
     @contextmanager
     def _open_version(self, kind: str, version: int) -> Generator[Directory]:

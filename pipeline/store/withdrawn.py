@@ -16,7 +16,10 @@ from stages.spec import EXIT_VERIFICATION, RANKINGS_KIND, STAGES
 WITHDRAWN_FILE = "withdrawn.json"
 _MAX_BYTES = 256 * 1024 * 1024
 # Kinds that `rlhf run` does not make -> what does.
-_OTHER_MAKERS = {STAGES["sample"].kind: "`rlhf sample` or `rlhf round`", RANKINGS_KIND: "`rlhf rankings --publish` of other answers"}
+_OTHER_MAKERS = {
+    STAGES["sample"].kind: "`rlhf sample` or `rlhf round`",
+    RANKINGS_KIND: "`rlhf rankings --publish` of what remains",
+}
 
 
 class Withdrawal(Closed):

@@ -8,12 +8,14 @@ from threading import Barrier
 import pytest
 
 from pipeline.errors import ResourceError
+from pipeline.inputs.records import read_data
+from pipeline.privacy.lists import open_secret
 from pipeline.ranking.journal import Journal, Judgement, Undo
 from pipeline.ranking.place import find_answers
 from pipeline.ranking.summary import summarise
 from pipeline.rounds.publish import publish_rankings
 from pipeline.store.store import Store
-from stages.spec import EXIT_MISSING, EXIT_USAGE
+from stages.spec import EXIT_MISSING, EXIT_USAGE, EXIT_VERIFICATION, DataSplits
 
 ROWS = [
     {"prompt": f"question {n}?", "completions": [f"good {n}", f"bad {n}", f"worst {n}"], "models": ["ppo@v1", "sft@v1", "sft@v1"]}
@@ -87,6 +89,73 @@ def test_a_forgotten_record_withdraws_the_rankings_that_hold_it(store, answers, 
     assert "rankings@v1" in json.dumps(traced)
     assert rlhf_here("forget", "question 3?").returncode == 0
     assert store.find_withdrawal(store.get("rankings@v1"))
+
+
+def test_what_people_said_of_the_others_is_published_when_a_record_of_the_answers_was_forgotten(store, publish, rlhf_here, tmp_path):
+    """Also where the policy that answered learnt from the record; the rankings then stand though the answers are removed."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": row["prompt"]}) + "\n" for row in ROWS))
+    splits = DataSplits.model_validate({"train": {"path": str(prompts)}})
+    data = {"prompts.train": read_data("prompts", splits, 0.5, store_root=store.root).fingerprints["train"]}
+    policy = publish(store, "ppo", data=data)
+    content = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+    parents = [{"ref": policy.ref, "content_id": policy.content_id}]
+    publish(store, "answers", {"answers.jsonl": content}, parents=parents, data=data)
+    place = find_answers(store, "answers")
+    place.make_room()
+    say(place)
+    say(place, 5, "ben")
+    assert rlhf_here("rankings", "answers@v1", "--publish").returncode == 0
+    told = rlhf_here("forget", "question 3?").stdout
+    assert "rankings, by `rlhf rankings --publish` of what remains" in told
+    assert "answers@v1: what people said of its other records stays: `rlhf rankings answers@v1 --publish`" in told
+    assert store.find_withdrawal(store.get("rankings@v1"))
+    told = rlhf_here("rankings", "answers@v1", "--publish")
+    assert told.returncode == 0, told.stderr
+    assert (
+        "rankings@v2: published: " in told.stdout and "left out, as records were forgotten: 1 answer set with 2 judgements" in told.stdout
+    )
+    assert "withdrawn as well: ppo@v1, whose answers may quote what was forgotten" in told.stdout
+    found = store.get("rankings@v2")
+    assert not store.find_withdrawal(found) and found.manifest.counts["sets_forgotten"] == 1
+    assert b"question 3?" not in b"".join(path.read_bytes() for path in found.path.iterdir())
+    assert found.manifest.counts["comparisons_train"] + found.manifest.counts["comparisons_eval"] == 39
+    assert "is there already" in rlhf_here("rankings", "answers@v1", "--publish").stdout
+    assert rlhf_here("gc", "--remove").returncode == 0
+    assert store.refs() == ["rankings@v2"] and rlhf_here("verify").returncode == 0
+    # It is listed as any other: the next record that is forgotten withdraws it.
+    assert rlhf_here("forget", "question 4?").returncode == 0 and store.find_withdrawal(store.get("rankings@v2"))
+
+
+def test_of_a_file_of_answers_forgotten_records_are_left_out_whoever_ranks_and_wherever_rankings_go(store, rlhf_here, tmp_path):
+    path = tmp_path / "answers.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    say(find_answers(store, path))
+    assert rlhf_here("rankings", path, "--export", "all.csv").returncode == 0
+    asked = tmp_path / "hers.jsonl"  # with an answer; her prompt stands for her among prompts
+    asked.write_text(json.dumps({"prompt": "Question 3?", "completion": "hers"}) + "\n")
+    open_secret(store.root)
+    assert rlhf_here("forget", asked).returncode == 0
+    assert len(find_answers(store, path).sets) == 39
+    told = rlhf_here("rankings", path, "-o", "ranked.jsonl", "--publish").stdout
+    assert "left out, as records were forgotten: 1 answer set with 1 judgement" in told
+    assert "question 3?" not in (tmp_path / "ranked.jsonl").read_text()
+    assert not store.find_withdrawal(store.get("rankings@v1"))
+    (tmp_path / "answers.rankings.jsonl").unlink()
+    told = rlhf_here("rankings", path, "--import", "all.csv")
+    assert told.returncode == 0 and "csv: 39 judgements of 39 answer sets" in told.stdout.lower(), told
+    assert "left out: 1 of forgotten records" in told.stdout
+
+
+def test_answers_of_which_all_was_forgotten_are_told(store, rlhf_here, tmp_path):
+    path = tmp_path / "answers.jsonl"
+    path.write_text(json.dumps(ROWS[0]) + "\n")
+    open_secret(store.root)
+    rlhf_here("forget", "question 0?")
+    refused = rlhf_here("rankings", path)
+    assert (
+        refused.returncode == EXIT_VERIFICATION and "found 1 answer set, none of which is left after what was forgotten" in refused.stderr
+    )
 
 
 def test_rankings_whose_publisher_is_killed_as_soon_as_they_are_there_can_be_traced(store, answers, rlhf_here):
