@@ -1,15 +1,15 @@
 """For each stage: reuse, or launch and publish."""
 
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from data.schema import RecordKind
 from pipeline.contract import make_fields, make_spec, read_result
-from pipeline.errors import StoppedAfterStage
+from pipeline.errors import StoppedAfterStage, StoreError
 from pipeline.estimates.room import warn_of_room
 from pipeline.foreseen import foresee, require_server
 from pipeline.inputs.prepare import Inputs, prepare
@@ -137,9 +137,24 @@ def run_stage(
             return Outcome(stage, decision.artifact, True, 0.0)
         if held.failed is not None:  # the same again would fail in the same way, once for each that waits
             raise _failed_elsewhere(stage, held.failed, held.directory.path / LOG_FILE)
-        for parent in decision.parents.values():
-            store.require_verified(parent.ref)
+        with _telling_of_removal(decision, store):
+            for parent in decision.parents.values():
+                store.require_verified(parent.ref)
         return _make(recipe, inputs, decision, store, view, held, fresh=fresh)
+
+
+@contextmanager
+def _telling_of_removal(decision: Decision, store: Store) -> Generator[None]:
+    """Say what to do where a parent was there when the run began, and somebody removed it meanwhile: it need not be found out."""
+    try:
+        yield
+    except StoreError as error:
+        gone = [parent.ref for parent in decision.parents.values() if parent.ref not in store.refs()]
+        if not gone:
+            raise
+        begun = f"{' and '.join(gone)} {'were' if len(gone) > 1 else 'was'} there when this began, and removed meanwhile"
+        again = "start the same command again, which makes anew what is needed"
+        raise StoreError(f"{decision.stage}: {begun}; needed still; {again} ({error.message})", error.exit_code) from error
 
 
 def _failed_elsewhere(stage: StageName, attempt: Attempt, log_path: Path) -> StageFailed:
@@ -161,7 +176,8 @@ def _make(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, view
         with hold_artifacts(store.root), writing(run_dir):
             (run_dir / "spec.json").write_text(spec.model_dump_json(indent=2), encoding="utf-8")
             (run_dir / "checkpoints").mkdir(exist_ok=True)  # from now on nobody removes what the spec names
-            store.require_there(decision.parents.values())
+            with _telling_of_removal(decision, store):
+                store.require_there(decision.parents.values())
         view.stage_started(decision, run_dir)
         started_s = time.monotonic()
         try:

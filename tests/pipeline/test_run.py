@@ -7,13 +7,18 @@ from pathlib import Path
 
 import pytest
 
+import pipeline.run as run_module
 from data.schema import DataError
+from pipeline.contract import make_spec
 from pipeline.errors import ConfigError, ResourceError, StoreError
 from pipeline.launch.failure import StageFailed
 from pipeline.plan import Selection
 from pipeline.recipe.load import load_recipe
 from pipeline.run import run
+from pipeline.store.removal import collect
 from pipeline.store.store import Store
+from pipeline.store.withdrawn import Withdrawal, withdraw
+from stages.spec import EXIT_MISSING
 from stages.warnings.told import read_told
 from tests.chat_server import ChatServer
 
@@ -239,6 +244,33 @@ def test_a_damaged_parent_is_refused_and_named(bring_up, store):
     with pytest.raises(StoreError, match=r"sft@v1 is damaged.*model\.safetensors") as caught:
         bring_up(run=("sft", "rm"))
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("verified", [False, True])
+def test_whoever_reuses_what_is_removed_meanwhile_is_told_to_start_again(bring_up, store, recipe_path, monkeypatch, verified):
+    """Another process forgets a record and collects what is withdrawn, before its bytes are verified or just after that."""
+    bring_up()
+
+    def withdraw_and_collect():
+        sft = store.get("sft@v1")
+        withdraw(store.root, {ref: Withdrawal(seal=store.get(ref).seal, reason="it learnt", at="now") for ref in store.refs()})
+        assert sft.ref in [each.ref for each in collect(store, 1).artifacts]
+
+    class Beside(Recorder):
+        def stage_reused(self, decision):
+            super().stage_reused(decision)
+            if decision.stage == "rm" and not verified:
+                withdraw_and_collect()
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(StoreError, match=r"^ppo: sft@v1 and rm@v1 .* removed meanwhile; .*; start the same command again") as refusal,
+    ):
+        if verified:
+            patch.setattr(run_module, "make_spec", lambda *given: [withdraw_and_collect(), make_spec(*given)][1])
+        run(load_recipe(recipe_path, ["ppo.kl_coef=0.1"]), store, Selection(), Beside())
+    assert refusal.value.exit_code == EXIT_MISSING
+    assert sum("published" in told for told in bring_up("ppo.kl_coef=0.1")) == len(STAGES)
 
 
 def test_a_store_that_cannot_be_written_is_told_in_one_line(recipe_path, fake_stages):
