@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 
 from pipeline.errors import StoreError
 from pipeline.inputs.demo import demo_directory, demo_seeds
+from pipeline.inputs.idle import tell_idle
 from pipeline.inputs.mixing import FROM
 from pipeline.inputs.prepare import Inputs, prepare
 from pipeline.inputs.slices import slice_config
@@ -55,6 +56,7 @@ class Decision:
         config: The slice of the configuration that is in the key.
         parents: Stage -> artifact.
         unfinished: What becomes of checkpoints that are left of this stage; empty where there are none.
+        idle: What was changed since the artifact was made that is reused, and why it is all the same.
     """
 
     stage: StageName
@@ -65,6 +67,7 @@ class Decision:
     config: dict[str, Any] = field(default_factory=dict[str, Any])
     parents: dict[str, Artifact] = field(default_factory=dict[str, Artifact])
     unfinished: str = ""
+    idle: list[str] = field(default_factory=list[str])
 
     @property
     def run_name(self) -> str:
@@ -106,7 +109,7 @@ def decide(
     key = hash_inputs(stage, config, data, content)
     found = store.find_by_cache_key(STAGES[stage].kind, key)
     if found and not force:
-        return Decision(stage, "reuse", found, [], key, config, own_parents)
+        return Decision(stage, "reuse", found, [], key, config, own_parents, idle=tell_idle(stage, recipe, found))
     if found:
         reasons = ["--force was given"]
     else:

@@ -7,7 +7,8 @@ from pipeline.inputs.judge_model import named_judge
 from pipeline.inputs.prepare import Inputs
 from pipeline.recipe.schema import Recipe
 from pipeline.store.disk import hash_file
-from stages.sample_settings import CHOOSING
+from stages.sample_settings import CHOOSING, SampleSettings
+from stages.settings import PPOSettings, RMSettings, SFTSettings, StageSettings
 from stages.spec import STAGES, StageName, asks_judge
 
 # Settings that change how a stage runs but not what it makes, and those of `ppo.rollout`. In between, PPO evaluates without touching
@@ -24,13 +25,37 @@ _WITHOUT_EFFECT: dict[StageName, tuple[str, ...]] = {
 # Of a language model that judges: how it is asked, not what.
 _WITHOUT_EFFECT_IN_LLM = ("api_key_env", "concurrency", "timeout_s", "retries")
 _WITHOUT_EFFECT_IN_ROLLOUT = ("command", "options", "server", "sleep")
+# Stage -> block in its settings, by its dotted name -> what of it only says how the stage runs.
+HOW_IT_RUNS: dict[StageName, dict[str, tuple[str, ...]]] = {
+    stage: {"": names, "rollout": _WITHOUT_EFFECT_IN_ROLLOUT, "judge.llm": _WITHOUT_EFFECT_IN_LLM}
+    for stage, names in _WITHOUT_EFFECT.items()
+}
+
+
+def find_idle(stage: StageName, settings: StageSettings) -> dict[str, str]:
+    """Find the settings that act on nothing as the others are: name -> with which one they would.
+
+    They are outside of the key, so that keys from before there was a choice stay valid, and nobody trains for nothing.
+    """
+    if isinstance(settings, RMSettings) and settings.margin == "none":
+        return {"margin_scale": "rm.margin: grade"}
+    if isinstance(settings, SFTSettings | PPOSettings) and settings.publish == "last":
+        names = ("publish_by", "judge") if stage == "sft" else ("publish_by", "publish_max_kl")
+        return dict.fromkeys(names, f"{stage}.publish: best")
+    if isinstance(settings, SFTSettings) and settings.chooser is None:
+        return {"judge": "sft.publish_by: judge"}
+    if isinstance(settings, SampleSettings) and settings.choose == "random":
+        return dict.fromkeys(CHOOSING, "sample.choose: deltaucb")
+    return {}
 
 
 def slice_config(stage: StageName, recipe: Recipe, inputs: Inputs) -> dict[str, Any]:
     """Collect what a stage reads of the recipe, so far as it changes what the stage makes."""
-    settings = {name: value for name, value in recipe.settings(stage).model_dump(mode="json").items() if name not in _WITHOUT_EFFECT[stage]}
+    given = recipe.settings(stage)
+    without = {*_WITHOUT_EFFECT[stage], *find_idle(stage, given)}
+    settings = {name: value for name, value in given.model_dump(mode="json").items() if name not in without}
     if stage == "rm" and settings["margin"] == "none":
-        del settings["margin"], settings["margin_scale"]  # keys from before there was a choice stay valid
+        del settings["margin"]  # the default: keys from before there was a choice stay valid
     if stage == "ppo":
         del settings["start"]  # stands among the parents, by its content
         settings["rollout"] = {name: value for name, value in settings["rollout"].items() if name not in _WITHOUT_EFFECT_IN_ROLLOUT}
@@ -41,17 +66,17 @@ def slice_config(stage: StageName, recipe: Recipe, inputs: Inputs) -> dict[str, 
         if settings["publish"] == "best":
             settings["eval_every"] = recipe.ppo.eval_every  # says which iterations there are to choose from
         else:
-            del settings["publish"], settings["publish_by"], settings["publish_max_kl"]
+            del settings["publish"]
     if stage == "sample":
         engine = settings.pop("rollout")["engine"]
         settings |= {"rollout": engine} if engine != "torch" else {}  # whose numbers are our own
-        del settings["reward_model"]  # stands among the parents, by its content
+        settings.pop("reward_model", None)  # stands among the parents, by its content
         if settings["choose"] == "random":
-            settings = {name: value for name, value in settings.items() if name not in ("choose", *CHOOSING)}  # keys stay valid
+            del settings["choose"]  # keys stay valid
     if stage == "sft" and settings["publish"] == "last":
-        del settings["publish"], settings["publish_by"]
+        del settings["publish"]
     if stage == "sft":  # beside the recipe's judge, who is asked for figures
-        del settings["judge"]
+        settings.pop("judge", None)
         if other := _identify_other_judge(stage, recipe, inputs):
             settings["chooser"] = other["judge"]
     if stage == "evaluate":

@@ -74,7 +74,7 @@ class ProgressView:
         """Show that nothing has to be done."""
         assert decision.artifact is not None
         self._close_bar()
-        self._say(f"{decision.stage}: reused {decision.artifact.ref}, nothing it depends on changed", "green")
+        self._say("; ".join([f"{decision.stage}: reused {decision.artifact.ref}, nothing it depends on changed", *decision.idle]), "green")
 
     def stage_waits(self, stage: StageName, holder: str, waited_s: float, events: Sequence[Event]) -> None:
         """Show, once, for whom a stage waits, and then that it still does and how far that one is."""

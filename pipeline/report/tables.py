@@ -91,7 +91,7 @@ def print_plan(console: Console, decisions: "Sequence[Decision]") -> None:
     width = max(4, *(len(decision.stage) for decision in decisions))
     for decision in decisions:
         if decision.artifact and decision.action == "reuse":
-            line = f"{decision.stage:<{width}} reuse    {decision.artifact.ref}"
+            line = "; ".join([f"{decision.stage:<{width}} reuse    {decision.artifact.ref}", *decision.idle])
         elif decision.action == "depends":
             line = f"{decision.stage:<{width}} depends  {decision.why}"
         else:
@@ -102,7 +102,14 @@ def print_plan(console: Console, decisions: "Sequence[Decision]") -> None:
 def plan_data(decisions: "Sequence[Decision]") -> list[dict[str, Any]]:
     """Return a plan as plain data."""
     return [
-        {"stage": d.stage, "action": d.action, "ref": d.artifact.ref if d.artifact else None, "reasons": d.reasons, "cache_key": d.key}
+        {
+            "stage": d.stage,
+            "action": d.action,
+            "ref": d.artifact.ref if d.artifact else None,
+            "reasons": d.reasons,
+            "idle": d.idle,
+            "cache_key": d.key,
+        }
         for d in decisions
     ]
 
