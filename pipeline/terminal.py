@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from stages.process.output import redact_streams
-from stages.spec import EXIT_USAGE
+from stages.spec import EXIT_RESOURCE, EXIT_USAGE
 
 
 class ReaderGone(SystemExit):
-    """Nobody reads any more what is printed: the end of a command that does nothing else. Others pass over it, and over no other end."""
+    """What is printed reaches nobody any more: the end of a command that does nothing else. Others pass over it, and over no other end."""
 
 
 def prepare_terminal() -> None:
     """Have what standard output and error cannot encode written as escapes, no secret written there, and names of files read as UTF-8.
 
-    Once whoever reads them is gone (`rlhf ls | head -1`), the command ends quietly, with the exit code of SIGPIPE. What is written to a
-    terminal that was closed is lost: SIGHUP tells of that.
+    Once whoever reads them is gone (`rlhf ls | head -1`), the command ends quietly, with the exit code of SIGPIPE; where standard output
+    cannot be written otherwise, such as a file on a full disk, it says so on standard error, which is no fault of the store's. What is
+    written to a terminal that was closed is lost: SIGHUP tells of that; so is what standard error does not take.
 
     Where the language settings say another encoding for names, this starts the command anew in Python's UTF-8 mode: in it every name,
     text or not, becomes a string and the same bytes again, for us and for the stages.
@@ -55,11 +56,13 @@ def _end_with_reader(stream: Any, call: Callable[..., Any]) -> Callable[..., Any
         try:
             return call(*args)
         except OSError as error:
-            if error.errno != errno.EPIPE and not (error.errno == errno.EIO and is_terminal):
-                raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # for what is still held back
             if error.errno == errno.EPIPE:
                 raise ReaderGone(128 + signal.SIGPIPE) from None
-            return None
+            if (error.errno == errno.EIO and is_terminal) or stream is not sys.stdout:
+                return None
+            needed = "a place that takes what is printed is needed; free space there, or print elsewhere"
+            print(f"standard output could not be written: {error.strerror}; {needed}", file=sys.stderr)
+            raise ReaderGone(EXIT_RESOURCE) from None
 
     return ending

@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from stages.spec import EXIT_MISSING, EXIT_RESOURCE
+
 RLHF = [sys.executable, "-P", "-m", "pipeline.cli"]
 
 
@@ -420,6 +422,30 @@ def test_a_command_that_nobody_reads_any_more_ends_quietly_as_programs_in_a_pipe
     )
     os.close(write_end)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+@pytest.mark.parametrize("arguments", ["show ppo", "show ppo --json", "ls", "config"])
+def test_a_full_standard_output_is_told_as_that_and_not_as_a_fault_of_the_store(finished_run, arguments):
+    command = f"{' '.join(RLHF)} {arguments} > /dev/full"
+    done = subprocess.run(
+        command, shell=True, capture_output=True, text=True, timeout=60, env={**os.environ, "RLHF_STORE": str(finished_run.store)}
+    )
+    assert done.returncode == EXIT_RESOURCE
+    assert done.stderr.startswith("standard output could not be written: No space left on device; ")
+    assert done.stderr.count("\n") == 1 and "--store" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_full_standard_output_does_not_end_a_training(recipe_path, fake_stages, tmp_path):
+    command = f"{' '.join(RLHF)} run {recipe_path} --store {tmp_path / 'store'} > /dev/full"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert (tmp_path / "store/artifacts/ppo/v0001/manifest.json").exists()
+    assert done.stderr.startswith("standard output could not be written: ") and done.stderr.count("\n") == 1
+
+
+def test_a_full_standard_error_takes_nothing_from_a_command(finished_run):
+    command = f"{' '.join(RLHF)} show nothing@v1 --store {finished_run.store} 2> /dev/full"
+    assert subprocess.run(command, shell=True, capture_output=True, timeout=60).returncode == EXIT_MISSING
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["ls"], ["plan"], ["plan", "RECIPE"], ["show", "ppo"], ["verify"], ["runs"]])
