@@ -205,7 +205,7 @@ def save_chat(chat: Chat, path: Path) -> str:
     if not chat.turns:
         return "nothing was said yet; nothing is saved"
     lines = "".join(to_line(row) for row in chat.rows())
-    with writing(path), os.fdopen(_open_to_append(path), "wb") as stream:
+    with writing(path, elsewhere="save in another file"), os.fdopen(_open_to_append(path), "wb") as stream:
         stream.write(lines.encode())
     return f"saved in {path}"
 
@@ -216,7 +216,7 @@ def require_writable(path: Path) -> None:
     Raises:
         ResourceError: it cannot be written (exit 5).
     """
-    with writing(path):
+    with writing(path, elsewhere="save in another file"):
         was_there = path.exists()
         os.close(_open_to_append(path))
         if not was_there:

@@ -193,7 +193,7 @@ def score_command(
     with ExitStack() as stack:
         target = sys.stdout
         if out is not None:  # before the work: it may not be writable
-            stack.enter_context(writing(out))
+            stack.enter_context(writing(out, elsewhere="give another --out"))
             target = stack.enter_context(expand_home(out).open("a", encoding="utf-8"))  # what is there stays until the scores are
         with CountView(make_console(err=True), f"{model.ref} scores answers") as view:
             scored = score(model, answers, view.told)

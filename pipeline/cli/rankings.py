@@ -164,7 +164,7 @@ def _write_comparisons(
     from stages.lines import to_line
 
     rows = list(make_comparisons(sets, judgements, by))
-    with writing(output), expand_home(output).open("w", encoding="utf-8") as stream:
+    with writing(output, elsewhere="give another --output"), expand_home(output).open("w", encoding="utf-8") as stream:
         stream.writelines(to_line(row, ascii_only=False) for row in rows)
     return f"{count(len(rows), 'comparison')}: {output}"
 
@@ -191,7 +191,7 @@ def _make_answers(export: "Export", answers: Path) -> str:
 
     sets = make_answer_sets(export)
     match_rankings(export, sets)  # what cannot be imported leaves no file either
-    with writing(answers):
+    with writing(answers, elsewhere="name another file"):
         rows = (to_line(each.to_row(), ascii_only=False) for each in sets.values())
         expand_home(answers).write_text("".join(rows), encoding="utf-8")
     return f"{count(len(sets), 'answer set')}: {answers}"
@@ -224,7 +224,7 @@ def _export_rankings(
     if form == "label-studio":
         files[path.with_suffix(".xml")] = make_label_studio_config(max(len(each.completions) for each in sets.values()))
     for name, text in files.items():
-        with writing(name):
+        with writing(name, elsewhere="give another --export"):
             expand_home(name).write_text(text, encoding="utf-8", newline="")
     repeats = sum(each.repeat for each in judgements) if form == "argilla" else 0
     told = [f"{count(len(judgements) - repeats, 'judgement')}: {', '.join(map(str, files))}"]

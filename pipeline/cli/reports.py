@@ -38,7 +38,8 @@ def report_command(
     page = build_page(first, opened.root) if second is None else compare_page(first, second)
     subjects = [part.subject for part in evidence]
     target = None if output is None else expand_home(output).absolute()
-    path = write_report(render(page), name_report(*subjects), opened.root, target, private=any(map(is_private, subjects)))
+    private = any(map(is_private, subjects))
+    path = write_report(render(page), name_report(*subjects), opened.root, target, private=private, option="--output PATH")
     verdicts = [verdict for part in evidence for verdict in give_verdicts(part)[: 1 if second is not None else None]]
     if as_json:
         told = [{"of": name, "sentence": verdict.sentence, "news": verdict.news} for name, verdict in verdicts]

@@ -24,6 +24,9 @@ from stages.spec import EXIT_USAGE
 Outcome = Literal["ranked", "cannot say", "skipped"]
 
 
+ELSEWHERE = "give --journal FILE, with what was said so far copied there"  # where a journal cannot be written
+
+
 class Judgement(Closed):
     """What one annotator said of one answer set, once."""
 
@@ -151,7 +154,7 @@ class Journal:
 
         It is there, and need not be writable.
         """
-        with writing(self.path):
+        with writing(self.path, elsewhere=ELSEWHERE):
             descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             with suppress(OSError):  # a network's file system may lock nothing that is only read
@@ -170,7 +173,7 @@ class Journal:
     @contextmanager
     def _writing(self) -> Generator[int]:
         """Inside, nobody else writes, and all that others have written is known: of two tabs one wins."""
-        with writing(self.path):
+        with writing(self.path, elsewhere=ELSEWHERE):
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)

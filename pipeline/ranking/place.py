@@ -20,7 +20,7 @@ from data.schema import Comparison, Prompt
 from data.treatment import make_treatment
 from pipeline.errors import StoreError
 from pipeline.privacy.lists import find_forgotten
-from pipeline.ranking.journal import Judgement
+from pipeline.ranking.journal import ELSEWHERE, Judgement
 from pipeline.store.artifact import Artifact
 from pipeline.store.directory import open_root
 from pipeline.store.disk import expand_home, writing
@@ -60,7 +60,7 @@ class AnswersPlace:
         Raises:
             ResourceError: It cannot be made or written to, is not there, or is a link.
         """
-        with writing(self.journal):
+        with writing(self.journal, elsewhere=ELSEWHERE):
             if self.store_root is not None:
                 with open_root(self.store_root, create=True) as store, store.enter(JOURNALS_DIR, create=True):
                     return

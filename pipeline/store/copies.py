@@ -44,7 +44,7 @@ def export_artifact(store: Store, ref: str, directory: Path, *, merged: bool, fi
     if not entries:
         found = f"found no {MODEL_DIR}/; one with a model is needed"
         raise StoreError(f"{artifact.ref}: {found}; see `rlhf show {artifact.ref}`", EXIT_USAGE)
-    with writing(directory, sum(entry.size for entry in entries.values())):
+    with writing(directory, sum(entry.size for entry in entries.values()), elsewhere="give another directory"):
         make_directories(directory.parent)
         with make_draft(directory, stale_s=_STALE_S) as draft:
             for name, entry in entries.items():

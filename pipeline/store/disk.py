@@ -19,8 +19,13 @@ _NO_DIRECTORY = (errno.ENOTDIR, errno.ELOOP)  # what `O_NOFOLLOW | O_DIRECTORY` 
 
 
 @contextmanager
-def writing(path: Path, need_bytes: int = 0) -> Generator[None]:
+def writing(path: Path, need_bytes: int = 0, elsewhere: str = "") -> Generator[None]:
     """Turn an OSError of a write under `path` into one line with the path, the need and the free bytes.
+
+    Args:
+        path: What is written.
+        need_bytes: How much, where that is known.
+        elsewhere: What else can be done than to choose another store, such as an option that names another place.
 
     Raises:
         ResourceError: the file system refused (exit 5).
@@ -34,17 +39,23 @@ def writing(path: Path, need_bytes: int = 0) -> Generator[None]:
             raise refuse_link(Path(place)) from error
         if error.errno in FULL:
             need = f"{need_bytes:,} bytes" if need_bytes else "more"
-            needed, todo = f"{need} needed, {free_bytes(path):,} bytes free", "free space, or choose a store on another disk"
+            needed, todo = (
+                f"{need} needed, {free_bytes(path):,} bytes free",
+                f"free space, or {elsewhere or 'choose a store on another disk'}",
+            )
         elif error.errno in _FORBIDDEN:
-            needed, todo = "write permission needed", "change its mode or owner, or choose another store"
+            needed, todo = "write permission needed", f"change its mode or owner, or {elsewhere or 'choose another store'}"
         elif error.errno == errno.ENOENT:
-            needed, todo = "a directory that is there needed", "make it, or give another path"
+            needed, todo = "a directory that is there needed", f"make it, or {elsewhere or 'give another path'}"
         elif error.errno == errno.EISDIR:
-            needed, todo = "a file needed", "give another path"
+            needed, todo = "a file needed", elsewhere or "give another path"
         elif error.errno == errno.EXDEV:
             needed, todo = "one file system needed for the whole store", "move the store instead of linking parts of it elsewhere"
         else:
-            needed, todo = f"a writable file system needed, {free_bytes(path)} bytes free", "check the disk, or choose another store"
+            needed, todo = (
+                f"a writable file system needed, {free_bytes(path)} bytes free",
+                f"check the disk, or {elsewhere or 'choose another store'}",
+            )
         raise ResourceError(f"{place}: {error.strerror or error}; {needed}; {todo}") from error
 
 

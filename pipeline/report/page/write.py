@@ -22,7 +22,7 @@ def name_report(*artifacts: Artifact | None) -> str:
     )
 
 
-def write_report(html: str, name: str, store_root: Path, output: Path | None, *, private: bool) -> Path:
+def write_report(html: str, name: str, store_root: Path, output: Path | None, *, private: bool, option: str = "") -> Path:
     """Write a report in one step and return where it lies: a file for `....html`, else a directory, else `reports/` of the store.
 
     Args:
@@ -31,6 +31,7 @@ def write_report(html: str, name: str, store_root: Path, output: Path | None, *,
         store_root: The store, in which a link in place of `reports/` is refused.
         output: What was asked for.
         private: Let nobody else read it.
+        option: Of the command: names another place; empty: it has none.
 
     Raises:
         ResourceError: the file system refused (exit 5).
@@ -39,9 +40,14 @@ def write_report(html: str, name: str, store_root: Path, output: Path | None, *,
         place, name, below = output.parent, output.name, ""
     else:
         place, below = (output, "") if output is not None else (store_root, REPORTS_DIR)
+    elsewhere = f"give {'another ' * (output is not None)}{option}" if option else ""
     before = os.umask(0o077) if private else None
     try:
-        with writing(place / below), open_root(place, create=True) as root, root.enter(below, create=True) as directory:
+        with (
+            writing(place / below, elsewhere=elsewhere),
+            open_root(place, create=True) as root,
+            root.enter(below, create=True) as directory,
+        ):
             replace_durably(name, html.encode(), dir_fd=directory.fd)
     finally:
         if before is not None:

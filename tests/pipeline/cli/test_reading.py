@@ -1,6 +1,8 @@
 """The commands that look at what a stage made."""
 
+import errno
 import json
+import os
 import re
 
 import pytest
@@ -11,6 +13,7 @@ from pipeline.errors import StoreError
 from pipeline.store.manifest import Parent
 from pipeline.store.withdrawn import Withdrawal, withdraw
 from stages.result import Interval
+from stages.spec import EXIT_RESOURCE
 from tests.pipeline.cli.answer_rows import make_rows, write_rows
 from tests.pipeline.report.evaluations import publish_evaluation, publish_line, simulate
 
@@ -275,3 +278,30 @@ def test_a_store_that_is_mistyped_is_told_and_not_made(arguments, tmp_path):
     done = CliRunner().invoke(app, [*arguments, "--store", str(tmp_path / "typo")])
     assert isinstance(done.exception, StoreError) and done.exception.exit_code == 4
     assert "no such directory; a store is needed" in str(done.exception) and not (tmp_path / "typo").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "refused", "named"),
+    [
+        (["report"], "pipeline.report.page.write.replace_durably", "give --output PATH"),
+        (["report", "-o", "page.html"], "pipeline.report.page.write.replace_durably", "give another --output PATH"),
+        (["rank", "answers.jsonl", "--terminal", "--journal", "no/said.jsonl"], "", "give --journal FILE"),
+        (["export", "sft", "there"], "pipeline.store.copies.make_directories", "give another directory"),
+        (["rankings", "answers.jsonl", "-o", "no/ranked.jsonl"], "", "give another --output"),
+    ],
+)
+def test_where_a_place_cannot_be_written_the_option_that_names_another_is_told(
+    rlhf_here, publish, store, monkeypatch, tmp_path, command, refused, named
+):
+    """A store that is only read is no reason to choose another one."""
+
+    def refuse(*given, **named):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    publish(store, "sft")
+    (tmp_path / "answers.jsonl").write_text('{"prompt": "q", "completions": ["a", "b"]}\n')
+    monkeypatch.setattr("pipeline.cli.ranking._require_terminal", lambda annotators: None)
+    if refused:
+        monkeypatch.setattr(refused, refuse)
+    told = rlhf_here(*command)
+    assert told.returncode == EXIT_RESOURCE and named in told.stderr and "another store" not in told.stderr, told

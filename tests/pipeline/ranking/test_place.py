@@ -14,7 +14,7 @@ import pytest
             5,
             "r.jsonl: No such file or directory; a directory that is there needed; make it, or",
         ),
-        (("rankings", "a.jsonl", "-o", "folder"), 5, "folder: Is a directory; a file needed; give another path"),
+        (("rankings", "a.jsonl", "-o", "folder"), 5, "folder: Is a directory; a file needed; give another --output"),
         (("rankings", "a.jsonl", "--import", "head.csv"), 2, "head.csv:1: found no rows; needed prompt, completion, rank, annotator; or"),
         (("rankings", "a.jsonl", "--question", "q"), 2, "found --question without --import; needed both; add --import FILE"),
         (("rankings", "a.jsonl", "--buckets", "a,b", "--export", "x.csv"), 2, "found --buckets without --import; needed both"),
