@@ -14,6 +14,7 @@ from pipeline.estimates.machine import choose_machine
 from pipeline.estimates.past import calibrate_estimate, correct_alike
 from pipeline.estimates.scale import PER_MACHINE, holds_for_more, scale_up
 from pipeline.estimates.traces import parse_records
+from pipeline.pasted import keep_recipe
 from pipeline.plan import Selection
 from pipeline.recipe.load import find_recipe, load_recipe
 from pipeline.recipe.schema import Recipe
@@ -53,6 +54,7 @@ def print_cost(
         more = [f"{key}={value}" for key, value in change.items()]
         return load_recipe(find_recipe(recipe), [*overrides, *more], with_ancestors(selection.run), has_files=False)
 
+    keep_recipe(recipe, overrides)
     resolved = read({})
     require_stages(resolved, *named)
     stages: list[StageName] = [stage for stage in selection.run if stage in resolved.stages]

@@ -12,6 +12,7 @@ from pipeline.cost.memory import PhaseMemory
 from pipeline.estimates.estimate import Estimate, StageEstimate
 from pipeline.estimates.fits import Fit
 from pipeline.estimates.scale import Scaled, list_limits
+from pipeline.pasted import pasted
 from pipeline.report.tables import print_table
 from pipeline.text import clean, count, format_bytes, format_duration
 
@@ -38,13 +39,15 @@ def print_estimate(console: Console, estimate: Estimate, *, explain: bool) -> No
 
 
 def print_fits(console: Console, stage: str, fits: list[Fit], estimate: Estimate) -> None:
-    """Print with what a stage would fit, the cheapest first, as the options to paste."""
+    """Print with what a stage would fit, the cheapest first, as the options to paste, and behind which commands."""
     if not fits:
         console.print(
             Text(f"{stage} does not fit with any change that was tried; take more or larger GPUs, or a smaller model"), soft_wrap=True
         )
         return
-    console.print(Text(f"{stage} does not fit; it does with one of:"), soft_wrap=True)
+    # Options alone mean neither the recipe nor the store of the command that said so.
+    behind = f"behind the same command, or behind `{pasted('rlhf run')}`"
+    console.print(Text(f"{stage} does not fit; it does with one of these {behind}:"), soft_wrap=True)
     for fit in fits:
         made, price = fit.estimate, estimate.machine.price
         known = [f"{format_duration(made.seconds)}"] if made.parts else []

@@ -25,6 +25,7 @@ from pipeline.estimates.machine import Machine, choose_machine, find_memory
 from pipeline.estimates.past import correct_alike
 from pipeline.estimates.room import warn_of_room
 from pipeline.estimates.scale import holds_for_more, list_limits, scale_up
+from pipeline.pasted import _given
 from pipeline.recipe.load import find_recipe, load_recipe
 from pipeline.report.costs import print_estimate, print_fits
 from stages.blocks import HardwareSettings
@@ -202,8 +203,11 @@ def test_options_to_paste_are_one_line_each(monkeypatch, capsys):
         choose_machine(HardwareSettings(price_per_gpu_hour=2), "h100"), 1, [], {}, [], TraceReport(resident=0, import_s=0.0)
     )
     fits = [Fit(change, made) for change in list_changes("ppo", PPOSettings(), Setup("none"), 1024)]
+    monkeypatch.setitem(_given, "store", ["--store", "my store"])
     print_fits(make_console(), "ppo", fits, estimate)
     lines = capsys.readouterr().out.splitlines()
+    # What is pasted is options: behind which command, with the store that was named.
+    assert lines[0].endswith("with one of these behind the same command, or behind `rlhf run --store 'my store'`:")
     assert lines[1] == "70.0 GB, tight, 2:00:00, from $32:"
     assert lines[2::2] == [f"  {fit.words}" for fit in fits]
 
