@@ -12,7 +12,7 @@ from pipeline.estimates.fits import find_fits
 from pipeline.estimates.kept import keep_estimate
 from pipeline.estimates.machine import choose_machine
 from pipeline.estimates.past import calibrate_estimate, correct_alike
-from pipeline.estimates.scale import PER_MACHINE, holds_for_more, scale_up
+from pipeline.estimates.scale import GPU_COUNTS, PER_MACHINE, find_refused, holds_for_more, scale_up, tell_refused
 from pipeline.estimates.traces import parse_records
 from pipeline.pasted import keep_recipe
 from pipeline.plan import Selection
@@ -62,7 +62,9 @@ def print_cost(
     machine = choose_machine(resolved.hardware, gpu)
     if scale and machine.gpu is None:
         raise ConfigError(["--scale: found this machine's CPU, needed a GPU of the table; give --gpu h100"])
-    wide = read({"hardware.processes": str(PER_MACHINE), "hardware.nodes": "1"}) if scale else resolved
+    # Not read anew: a recipe that its batches keep from eight GPUs is no fault of the user's, and some numbers of GPUs may do.
+    wide = resolved.model_copy(update={"hardware": resolved.hardware.model_copy(update={"processes": PER_MACHINE, "nodes": 1})})
+    refused = find_refused(resolved, stages) if scale else {}
     with waiting.status("tracing what the stages need") as status:
         counts = parse_records(records)
         made = make_estimate(resolved, stages, opened.root, machine, records=counts, told=status.update)
@@ -75,18 +77,19 @@ def print_cost(
         scaled = []
         if scale:
             status.update("scaling up")
-            alike = holds_for_more(estimate.processes)
+            alike = holds_for_more(estimate.processes) or len(refused) == len(GPU_COUNTS)
             traced = estimate if alike else make_estimate(wide, stages, opened.root, machine, records=counts)
             scaled = scale_up(wide, correct_alike(traced, estimate))
     _keep(opened.root, resolved, estimate, waiting)
+    left_out = list(tell_refused(refused))
     if as_json:
-        print_json(estimate_data(estimate, fits) | ({"scale": scale_data(scaled)} if scale else {}))
+        print_json(estimate_data(estimate, fits) | ({"scale": scale_data(scaled), "scale_left_out": left_out} if scale else {}))
         return
     print_estimate(make_console(), estimate, explain=explain)
     for stage, found in fits.items():
         print_fits(make_console(), stage, found, estimate)
     if scale:
-        print_scale(make_console(), scaled, estimate)
+        print_scale(make_console(), scaled, estimate, left_out)
 
 
 def _keep(root: Path, recipe: Recipe, estimate: Estimate, waiting: Console) -> None:

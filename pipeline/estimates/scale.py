@@ -1,10 +1,12 @@
 """A recipe on 8, 16, ... 1,024 GPUs, on paper: how long, for how much, and what it is that more GPUs do not help."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pipeline.estimates.estimate import Estimate, StageEstimate, estimate_again
 from pipeline.recipe.schema import Recipe
+from stages.blocks import HardwareSettings
+from stages.rules import Refusal, find_refusals
 from stages.settings import PPOSettings, PretrainSettings, RMSettings, SFTSettings
 from stages.spec import StageName
 
@@ -45,13 +47,38 @@ class Scaled:
 
 
 def scale_up(recipe: Recipe, estimate: Estimate) -> list[Scaled]:
-    """Say what a recipe needs on more and more GPUs, eight to a machine.
+    """Say what a recipe needs on more and more GPUs, eight to a machine, without those on which a stage would be refused.
 
     Args:
         recipe: Resolved recipe.
         estimate: Of it on eight GPUs of a machine, or fewer.
     """
-    return [_scale(recipe, estimate, gpus) for gpus in GPU_COUNTS]
+    refused = find_refused(recipe, (stage.stage for stage in estimate.stages))
+    return [_scale(recipe, estimate, gpus) for gpus in GPU_COUNTS if gpus not in refused]
+
+
+def find_refused(recipe: Recipe, stages: Iterable[StageName]) -> dict[int, list[Refusal]]:
+    """Find the numbers of GPUs on which a stage would be refused, such as those by which its batch cannot be shared out, and why."""
+    chosen = list(stages)
+    found = {gpus: [refusal for stage in chosen for refusal in _find_refusals(recipe, stage, gpus)] for gpus in GPU_COUNTS}
+    return {gpus: list(dict.fromkeys(refusals)) for gpus, refusals in found.items() if refusals}
+
+
+def _find_refusals(recipe: Recipe, stage: StageName, gpus: int) -> Iterator[Refusal]:
+    hardware = _spread(recipe, stage, gpus)
+    processes = hardware.processes * hardware.nodes
+    settings = recipe.settings(stage)
+    return find_refusals(stage, settings, hardware, engine=hardware.engine, num_processes=processes, judge=recipe.judge)
+
+
+def tell_refused(refused: Mapping[int, list[Refusal]]) -> Iterator[str]:
+    """Say which numbers of GPUs are left out: a line for each key of the recipe that refuses them."""
+    for key in dict.fromkeys(refusal.key for refusals in refused.values() for refusal in refusals):
+        which = [gpus for gpus, refusals in refused.items() if any(refusal.key == key for refusal in refusals)]
+        first = next(refusal.message for refusal in refused[which[0]] if refusal.key == key)
+        onwards = len(which) > 1 and which == [gpus for gpus in GPU_COUNTS if gpus >= which[0]]
+        numbers = f"{which[0]:,} GPUs and more" if onwards else f"{', '.join(f'{gpus:,}' for gpus in which)} GPUs"
+        yield f"{numbers} left out: {key}: {first}"
 
 
 def holds_for_more(processes: int) -> bool:
@@ -62,20 +89,24 @@ def holds_for_more(processes: int) -> bool:
 def _scale(recipe: Recipe, estimate: Estimate, gpus: int) -> Scaled:
     made, working = list[StageEstimate](), dict[StageName, int]()
     for stage in estimate.stages:
-        batch = _get_batch(recipe, stage.stage)
-        working[stage.stage] = min(gpus, batch)
-        per_machine = min(PER_MACHINE, working[stage.stage])
-        machines = max(working[stage.stage] // per_machine, 1)
-        hardware = recipe.hardware.model_copy(update={"processes": per_machine, "nodes": machines})
+        working[stage.stage] = min(gpus, _get_batch(recipe, stage.stage))
+        hardware = _spread(recipe, stage.stage, gpus)
         made.append(estimate_again(recipe.model_copy(update={"hardware": hardware}), estimate, stage.stage))
     return Scaled(gpus, made, working)
+
+
+def _spread(recipe: Recipe, stage: StageName, gpus: int) -> HardwareSettings:
+    """Spread a stage over so many GPUs, or as many as have work."""
+    working = min(gpus, _get_batch(recipe, stage))
+    per_machine = min(PER_MACHINE, working)
+    return recipe.hardware.model_copy(update={"processes": per_machine, "nodes": max(working // per_machine, 1)})
 
 
 def _get_batch(recipe: Recipe, stage: StageName) -> int:
     """Records that can be shared out at once."""
     settings = recipe.settings(stage)
     if isinstance(settings, PPOSettings):
-        return settings.minibatch_size
+        return min(settings.minibatch_size, settings.ptx_batch_size or settings.minibatch_size)
     return settings.batch_size if isinstance(settings, PretrainSettings | SFTSettings | RMSettings) else max(GPU_COUNTS)
 
 
@@ -88,7 +119,7 @@ def _get_spent(stage: StageEstimate, name: str) -> float:
 def list_limits(scaled: Iterable[Scaled]) -> Iterator[str]:
     """Say of each stage from how many GPUs on what holds it up."""
     rows = list(scaled)
-    for place, stage in enumerate(rows[0].stages):
+    for place, stage in enumerate(rows[0].stages if rows else ()):
         for words in dict.fromkeys(word for row in rows for word in _find_limits(row.stages[place])):
             first = next(row.gpus for row in rows if words in _find_limits(row.stages[place]))
             yield f"{stage.stage}: from {first:,} GPUs on, {words}" if first > rows[0].gpus else f"{stage.stage}: {words}"

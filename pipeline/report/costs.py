@@ -86,8 +86,8 @@ def tell_spread(estimate: Estimate) -> Iterator[str]:
             yield f"{which} by the data sheet and a stated share of it: within a factor of {SPREAD_TABLE:g}"
 
 
-def print_scale(console: Console, scaled: Sequence[Scaled], estimate: Estimate) -> None:
-    """Print what more GPUs bring, and what holds them up."""
+def print_scale(console: Console, scaled: Sequence[Scaled], estimate: Estimate, left_out: Sequence[str] = ()) -> None:
+    """Print what more GPUs bring, what holds them up, and in `left_out` which numbers of them are not there."""
     rows: list[list[str]] = []
     for each in scaled:
         stages = [*each.stages]
@@ -98,8 +98,9 @@ def print_scale(console: Console, scaled: Sequence[Scaled], estimate: Estimate) 
         rows.append([f"{each.gpus:,}", format_duration(each.seconds), f"{faster:.1f} x", *money, *shares, worst])
     console.print(Text("on more GPUs, eight to a machine:"), soft_wrap=True)
     heads = ["GPUs", "time", "faster", *(["money"] if estimate.machine.price else []), "sending", "rollout", "verdict"]
-    print_table(console, heads, rows)
-    for line in list_limits(scaled):
+    if rows:
+        print_table(console, heads, rows)
+    for line in [*left_out, *list_limits(scaled)]:
         console.print(Text(clean(line)), soft_wrap=True)
 
 
