@@ -1,12 +1,16 @@
 """What can be told before the first stage trains: records that are lost, what an evaluation will not be able to say."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 
 from data.schema import RecordKind
 from data.shortfall import warn_of_dropped_answers, warn_of_shortfall
 from pipeline.errors import ConfigError
+from pipeline.estimates.machine import count_cores
+from pipeline.launch.environment import has_gpu, read_threads
 from pipeline.recipe.schema import Recipe
 from pipeline.tokens import Counts, add_splits
+from stages.blocks import MAX_THREADS
 from stages.rules import find_missing_server
 from stages.sample_settings import SampleSettings
 from stages.settings import PPOSettings
@@ -59,6 +63,35 @@ def require_server(recipe: Recipe, stages: Sequence[StageName]) -> None:
             continue
         if missing := find_missing_server(stage, settings.rollout):
             raise ConfigError([f"{recipe.place(f'{stage}.rollout.command')}: {missing}"])
+
+
+def warn_of_threads(recipe: Recipe) -> Iterator[str]:
+    """Say that processes and their threads are more than the cores here; of several nodes it is another's matter.
+
+    Raises:
+        ConfigError: OMP_NUM_THREADS, which counts where the recipe names no threads, is one with which a stage dies.
+    """
+    hardware, cores = recipe.hardware, count_cores()
+    given = read_threads(os.environ)
+    if not hardware.threads and given > MAX_THREADS:
+        found = f"found {given:,} in the environment, needed at most {MAX_THREADS:,}"
+        raise ConfigError([f"OMP_NUM_THREADS: {found}: a stage dies of so many; unset it, or give hardware.threads"])
+    threads = hardware.threads or given or (1 if hardware.processes > 1 else 0)  # torchrun gives each of several one
+    if hardware.nodes > 1 or hardware.processes * threads <= cores:
+        return
+    by_threads = threads > 1
+    if not by_threads and has_gpu():
+        return  # as many processes as GPUs, whose work is not the cores'
+    each = f", {hardware.processes * threads:,} in all {hardware.processes:,} processes" if hardware.processes > 1 else ""
+    needed = f"this machine's {cores} core{'s' * (cores != 1)} or fewer"
+    if not by_threads:
+        key, found = "hardware.processes", f"found {hardware.processes:,}"
+    elif hardware.threads:
+        key, found = "hardware.threads", f"found {threads:,}{each}"
+    else:
+        key, found = "OMP_NUM_THREADS", f"found {threads:,} in the environment{each}"
+    place = "" if key == "OMP_NUM_THREADS" else f"{recipe.place(key)}: "
+    yield f"{place}{key}: {found}, needed {needed}: they take turns and wait for each other, which can take many times as long; lower it"
 
 
 def foresee_evaluation(num_prompts: int, *, has_judge: bool) -> list[str]:

@@ -17,7 +17,7 @@ from pipeline.cost.setup import Setup
 from pipeline.errors import ConfigError, StoreError
 from pipeline.estimates.machine import count_cores, find_memory
 from pipeline.inputs.demo import demo_seeds, locate, locate_splits, make_demo
-from pipeline.launch.environment import stage_environment
+from pipeline.launch.environment import read_threads, stage_environment
 from pipeline.launch.failure import describe_kill
 from pipeline.recipe.schema import Recipe
 from stages.spec import EXIT_FAILED, DataSplits, StageName, data_inputs
@@ -140,8 +140,7 @@ def _settle_threads(setup: Setup, threads: int) -> int:
     """Say by how many threads each process computes on a CPU, as torchrun starts several; 0: one process, by torch's default."""
     if threads or setup.per_node == 1:
         return threads
-    given = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return int(given) if given.isdigit() else 1
+    return read_threads(os.environ) or 1
 
 
 def _find_peaks(traced: TraceReport) -> dict[StageName, tuple[int, int]]:

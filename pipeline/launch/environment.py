@@ -1,6 +1,7 @@
 """The environment of a stage process."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.launch.processes import MARKER
@@ -10,6 +11,17 @@ from stages.process.places import clear_leftovers
 QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 
 _GPUS = ("/dev/nvidiactl", "/dev/kfd")  # what the drivers of NVIDIA and AMD leave
+
+
+def has_gpu() -> bool:
+    """Whether this machine has a GPU's driver, as far as is known without torch."""
+    return any(Path(device).exists() for device in _GPUS)
+
+
+def read_threads(environment: Mapping[str, str]) -> int:
+    """Read how many threads OpenMP was told to use; 0: nothing that counts. It takes a list of numbers, one for each level."""
+    first = environment.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(first) if first.isascii() and first.isdigit() and len(first) < 10 else 0
 
 
 def allocator_settings() -> dict[str, str]:
@@ -22,7 +34,7 @@ def allocator_settings() -> dict[str, str]:
 
     Nothing where the user set the allocator, and below glibc 2.35, which takes one of the thresholds and refuses the other.
     """
-    if any(Path(device).exists() for device in _GPUS):
+    if has_gpu():
         is_set = any(name.startswith("PYTORCH_") and name.endswith("ALLOC_CONF") for name in os.environ)
         return {} if is_set else {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
     try:
@@ -58,8 +70,8 @@ def stage_environment(marker: str, *, offline: bool) -> tuple[dict[str, str], li
     }
     given = dict(os.environ)
     left_out = clear_leftovers(given)
-    # OpenMP takes a list of numbers, one for each level; accelerate takes one number, and fails on anything else.
-    threads = given.pop("OMP_NUM_THREADS", "").split(",")[0].strip()
-    if threads.isdigit():
-        given["OMP_NUM_THREADS"] = threads
+    threads = read_threads(given)
+    given.pop("OMP_NUM_THREADS", None)
+    if threads:  # accelerate takes one number, and fails on anything else
+        given["OMP_NUM_THREADS"] = str(threads)
     return {**allocator_settings(), **given, **fixed, **({"HF_HUB_OFFLINE": "1"} if offline else {})}, left_out

@@ -3,7 +3,8 @@
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.foreseen import foresee, foresee_evaluation, require_server
+from pipeline.estimates.machine import count_cores
+from pipeline.foreseen import foresee, foresee_evaluation, require_server, warn_of_threads
 from pipeline.recipe.load import find_recipe, load_recipe
 
 
@@ -51,3 +52,32 @@ def test_a_margin_from_grades_needs_some_before_anything_trains(base_model_dir):
     needed = "needed the column grades, 1 to 7 for each answer, in some; give them, or set none"
     assert str(caught.value) == f"--set: rm.margin: {found_none}; {needed}"
     assert foresee(recipe, {"comparisons": {"train": found | {"comparisons_graded": 3}}})["comparisons"] == []
+
+
+def test_threads_of_all_processes_are_held_against_the_cores_of_this_machine(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cores = count_cores()
+    recipe = tmp_path / "mine.yaml"
+
+    def tell(**hardware):
+        lines = "".join(f"  {key}: {value}\n" for key, value in hardware.items())
+        recipe.write_text(f"base_model: demo\ndata: demo\nhardware:\n  device: cpu\n{lines}")
+        return list(warn_of_threads(load_recipe(recipe)))
+
+    assert tell() == tell(threads=cores) == tell(processes=cores, threads=1) == tell(processes=cores) == []
+    (alone,) = tell(threads=cores + 1)
+    assert alone.startswith(f"{recipe}:5: hardware.threads: found {cores + 1}, needed this machine's {cores} core") and "lower it" in alone
+    (together,) = tell(processes=4, threads=cores)
+    assert f"{recipe}:6: hardware.threads: found {cores}, {4 * cores} in all 4 processes, needed" in together or cores == 1
+    for many in ({"processes": 2 * cores}, {"processes": 2 * cores, "threads": 1}):  # torchrun starts them with one thread each
+        (turns,) = tell(**many)
+        assert turns.startswith(f"{recipe}:5: hardware.processes: found {2 * cores}, needed this machine's")
+    assert tell(nodes=2, threads=cores + 1) == []  # other machines, with other cores
+
+    monkeypatch.setenv("OMP_NUM_THREADS", f"{cores + 1},2")
+    (told,) = tell()
+    assert told.startswith(f"OMP_NUM_THREADS: found {cores + 1} in the environment, needed this machine's")
+    assert tell(threads=cores) == []  # the recipe's own count
+    monkeypatch.setenv("OMP_NUM_THREADS", "4096")
+    with pytest.raises(ConfigError, match="OMP_NUM_THREADS: found 4,096 in the environment, needed at most 1,024"):
+        tell()

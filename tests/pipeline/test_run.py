@@ -421,6 +421,11 @@ def test_a_tracker_follows_a_stage_and_is_no_reason_to_run_again(bring_up, store
     assert bring_up(run=("sft",)) == ["read", "sft reused sft@v1"]
 
 
+def test_threads_for_which_there_are_no_cores_are_told_before_the_first_stage_starts(bring_up):
+    told = bring_up("hardware.threads=1024", "hardware.device=cpu", run=("sft",))
+    assert told[1].startswith("--set: hardware.threads: found 1,024, needed this machine's") and told[2].startswith("sft started")
+
+
 @pytest.mark.slow
 def test_a_tracker_that_fails_or_is_not_there_is_told_once_and_stops_nothing(bring_up, store, monkeypatch):
     pytest.importorskip("mlflow")

@@ -542,7 +542,8 @@ def test_pretraining_is_checked_as_the_other_stages_are(problems):
         ("sft: {trainer_args: {dataloader_num_workers: 99999999999999999999}}", "sft.trainer_args.dataloader_num_workers: found 99999"),
         ("sft: {lora: {rank: 100000000000000000000000}}", "sft.lora.rank: found 100000000000000000000000, needed a whole number below"),
         ("sft: {lora: {rank: 1000000}}", "sft.lora.rank: found 1000000, needed at most 65536"),
-        ("hardware: {threads: 1000000}", "hardware.threads: found 1000000, needed at most 4096"),
+        ("hardware: {threads: 4096}", "hardware.threads: found 4096, needed at most 1024"),  # with which a stage dies by SIGSEGV
+        ("hardware: {threads: 1000000}", "hardware.threads: found 1000000, needed at most 1024"),
         ("hardware: {processes: 1000000}", "hardware.processes: found 1000000, needed at most 1024"),
         ("sft: {learning_rate: 1e400}", 'sft.learning_rate: found "1e400", needed a number'),
         (f"sft: {{learning_rate: {'9' * 5000}}}", 'sft.learning_rate: found "99999'),
