@@ -25,6 +25,7 @@ from pipeline.privacy.samples import tame_samples
 from pipeline.recipe.schema import Recipe
 from pipeline.runs.directory import HeldRun, forget_checkpoints, leave_evidence, open_run_directory, remove_checkpoints
 from pipeline.runs.record import Attempt, record_attempt
+from pipeline.runs.unfinished import describe_next
 from pipeline.store.artifact import Artifact
 from pipeline.store.disk import writing
 from pipeline.store.manifest import LOG_FILE
@@ -209,8 +210,10 @@ def _make(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, view
                 view.stage_published(outcome)
                 # Only now: a run that is killed before this line finds its checkpoints again.
                 remove_checkpoints(held.directory)
-        except BaseException:
+        except BaseException as error:
             view.stage_failed(decision.stage)
+            if isinstance(error, StageFailed) and error.interrupted:
+                error.next_run = describe_next(held.directory, decision.stage, fresh=fresh)
             raise
     if received is not None or late:
         raise StoppedAfterStage(late[0] if received is None else received)

@@ -35,6 +35,10 @@ from stages.spec import EXIT_USAGE, TOKENS_VERSION, StageName, TokensSpec, data_
 
 _WORK = re.compile(r"\.work-[a-z0-9_]{8}")
 
+_KEPT = (
+    "no stage had begun; the same command goes on with the token ids: those of record sets that are whole are kept, all others made anew"
+)
+
 Counts = dict[RecordKind, dict[str, dict[str, int]]]  # kind -> split -> name -> count
 
 
@@ -70,6 +74,9 @@ def make_tokens(recipe: Recipe, inputs: Inputs, store_root: Path, on_event: Call
         try:
             received = launch("data", lambda _: [command], work, on_event, offline=inputs.local)
         except StageFailed as error:
+            if error.interrupted:
+                shutil.rmtree(work, ignore_errors=True)  # with its log, which says no more
+                raise StageFailed(str(error), error.exit_code, [], None, _KEPT) from None
             if problems := _read_problems(report_path):
                 shutil.rmtree(work, ignore_errors=True)
                 raise DataError(problems) from None

@@ -23,18 +23,20 @@ class StageFailed(Exception):
         message: One line: what went wrong.
         exit_code: The stage's own exit code (`stages.spec`).
         last_lines: Of its log, without terminal escapes.
-        log_path: The whole log.
+        log_path: The whole log; None: nothing that stays.
+        next_run: Of one that was interrupted, what is kept of it and what the same command will do.
     """
 
-    def __init__(self, message: str, exit_code: int, last_lines: Sequence[str], log_path: Path) -> None:
+    def __init__(self, message: str, exit_code: int, last_lines: Sequence[str], log_path: Path | None, next_run: str = "") -> None:
         super().__init__(message)
         self.exit_code = exit_code
         self.last_lines = list(last_lines)
         self.log_path = log_path
+        self.next_run = next_run
 
     @property
     def interrupted(self) -> bool:
-        """Whether it was stopped by a signal, and goes on when started again."""
+        """Whether it was stopped by a signal."""
         return self.exit_code in (EXIT_SIGINT, EXIT_SIGTERM)
 
 

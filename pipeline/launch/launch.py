@@ -116,8 +116,9 @@ def _run_to_end(
                 follow()
                 if len(received) > num_passed:
                     if num_passed == 0:
-                        said = f"{name_signal(received[0])} was passed on; the stage saves at the end of its step; one more ends it at once"
-                        on_event({"event": "note", "message": said})
+                        # Here nobody knows whether it trains yet, or makes token ids, or answers.
+                        said = f"{name_signal(received[0])} was passed on: what trains saves at the end of its step, all else ends now"
+                        on_event({"event": "note", "message": f"{said}; one more ends it at once"})
                     num_passed = len(received)
                     for process in processes:
                         # To the launcher alone: torchrun passes it on, and a worker takes a second signal as "leave at once".

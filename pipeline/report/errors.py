@@ -35,9 +35,10 @@ def print_error(error: Exception) -> int:
             for line in [] if error.interrupted else error.last_lines:
                 _say(f"  | {line}")
             _say(f"error: {error}")
-            _say(f"log: {error.log_path}")
-            if error.interrupted:
-                _say("the same command goes on from the last checkpoint")
+            if error.log_path is not None:
+                _say(f"log: {error.log_path}")
+            if error.next_run:
+                _say(error.next_run)
             return error.exit_code
         case StoppedAfterStage():
             _say(f"{error}; the same command goes on with the next stage")

@@ -14,7 +14,7 @@ from typing import Any, cast
 from pipeline.store.directory import Directory, open_root
 from pipeline.store.disk import read_bounded, reading
 from pipeline.store.parts import RUNS_DIR
-from stages.spec import COMPLETE_FILE, StageName, checkpoint_name, parse_checkpoint
+from stages.spec import COMPLETE_FILE, STAGES, StageName, checkpoint_name, parse_checkpoint
 
 _DIFFERENCES_SHOWN = 3
 _MAX_SPEC_BYTES = 8 * 1024 * 1024
@@ -47,6 +47,32 @@ def describe_unfinished(root: Path, stage: StageName, run_name: str, settings: M
     more = [f"and {len(changes) - _DIFFERENCES_SHOWN} more"] if len(changes) > _DIFFERENCES_SHOWN else []
     other = ", ".join(changes[:_DIFFERENCES_SHOWN] + more) or "its data, models, seed or tokens"
     return f"it begins anew, and leaves the unfinished run {newest} (checkpoint {steps[newest]}) as it is, of which differ: {other}"
+
+
+def describe_next(run_dir: Directory, stage: StageName, *, fresh: bool) -> str:
+    """Say what is kept of a run that was interrupted, and what the same command does.
+
+    Args:
+        run_dir: Of the run.
+        stage: Its stage.
+        fresh: Whether that command begins it anew whatever is there (`--force`).
+    """
+    step, anew = newest_checkpoint(run_dir), "the same command begins it anew"
+    if step is not None:
+        kept = f"from the last checkpoint ({step})"
+    elif not STAGES[stage].leaves_model and _has_answers(run_dir, stage):
+        kept = "with the answers that it has"
+    else:
+        missing = "checkpoint" if STAGES[stage].leaves_model else "answers"
+        return f"{stage} had no {missing} yet, so {anew}; what was finished before it is kept"
+    return f"with --force {anew}; without, it goes on {kept}" if fresh else f"the same command goes on {kept}"
+
+
+def _has_answers(run_dir: Directory, stage: StageName) -> bool:
+    """Whether a stage that asks models keeps whole parts of that beside its checkpoints' place, as `stages.evaluate.answers` does."""
+    with suppress(OSError), run_dir.enter(f"checkpoints/{stage}") as parts:
+        return any(name.endswith(".npz") and not name.startswith(".") for name in parts.names())
+    return False
 
 
 def _find_checkpoints(root: Path, stage: StageName) -> Iterator[tuple[str, int]]:

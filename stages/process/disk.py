@@ -39,7 +39,7 @@ def describe_refusal(context: StageContext, error: BaseException, number: int) -
     need = next((size for place, size in context.planned_bytes.items() if path.is_relative_to(place)), 0)
     what = "the output" if path.is_relative_to(context.spec.output_dir) else "a checkpoint"
     needed = f", needed about {need:,} for {what}" if need else ""
-    return describe_path(path, number, needed, "; the same command goes on from the last whole checkpoint")
+    return describe_path(path, number, needed, "; the same command goes on from the last whole checkpoint, if there is one")
 
 
 def describe_path(path: Path, number: int, needed: str = ", needed more", then: str = "") -> str:

@@ -63,7 +63,7 @@ class Heartbeat:
             time.sleep(_BEAT_S)
 
     def _end(self, message: str) -> None:
-        message += "; run the same command to go on from the last checkpoint"
+        message += "; run the same command to go on from the last checkpoint, if there is one"
         print(f"error: {message}", file=sys.stderr, flush=True)
         self.context.event("error", message=message, exit_code=EXIT_FAILED)
         os._exit(EXIT_FAILED)

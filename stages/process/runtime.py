@@ -65,7 +65,7 @@ def _run(context: StageContext, main: Callable[[StageContext], StageResult]) -> 
         leave()
         return EXIT_OK
     except Interrupted:
-        print("interrupted: saved; run the same command to go on", file=sys.stderr)
+        print("interrupted; the same command goes on from the last checkpoint, or begins anew where there is none", file=sys.stderr)
         return context.interrupted_exit_code
     except StageError as error:
         return _fail(context, str(error), error.exit_code)

@@ -238,7 +238,7 @@ class VLLMEngine:
                 raise Interrupted from error
             raise StageError(
                 f"vLLM at {self._client.base_url}: {path}: {error or type(error).__name__}; a server that answers is needed; see its log, "
-                "and run the same command to go on from the last checkpoint",
+                "and run the same command to go on from the last checkpoint, if there is one",
                 EXIT_RESOURCE,
             ) from error
         if not response.is_success:

@@ -369,22 +369,56 @@ def test_a_failing_stage_ends_with_its_last_lines_and_the_path_of_its_log(rlhf, 
 @pytest.mark.slow
 def test_an_interrupted_run_says_how_to_go_on(recipe_path, fake_stages, tmp_path, number):
     store = tmp_path / "store"
+
+    def stop():
+        process = subprocess.Popen(
+            [*RLHF, "run", recipe_path, "--store", store],
+            env={**os.environ, "FAKE_RM": "wait"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        deadline = time.monotonic() + 30
+        while not (waiting := list(store.glob("runs/rm-*/checkpoints/waiting"))):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, told = process.communicate(timeout=20)
+        assert process.returncode == 128 + number
+        assert "Traceback" not in told
+        waiting[0].unlink()
+        return waiting[0].parent, told.splitlines()
+
+    checkpoints, told = stop()
+    assert told[-2] == f"log: {checkpoints.parent / 'log.txt'}" and (checkpoints.parent / "log.txt").is_file()
+    assert told[-1] == "rm had no checkpoint yet, so the same command begins it anew; what was finished before it is kept"
+    (checkpoints / "checkpoint-12").mkdir()
+    (checkpoints / "checkpoint-12" / "COMPLETE.json").write_text("{}")
+    assert stop()[1][-1] == "the same command goes on from the last checkpoint (12)"
+
+
+def test_a_run_that_is_interrupted_while_token_ids_are_made_names_no_checkpoint_and_no_log_that_goes(recipe_path, fake_stages, tmp_path):
+    store = tmp_path / "store"
     process = subprocess.Popen(
         [*RLHF, "run", recipe_path, "--store", store],
-        env={**os.environ, "FAKE_RM": "wait"},
+        env={**os.environ, "FAKE_TOKENS": "wait"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     deadline = time.monotonic() + 30
-    while not list(store.glob("runs/rm-*/checkpoints/waiting")):
+    while not list(store.glob("tokens/.work-*/waiting")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(number)
-    _, told = process.communicate(timeout=20)
-    assert process.returncode == 128 + number
-    assert "goes on from the last checkpoint" in told
-    assert "Traceback" not in told
+    process.send_signal(signal.SIGINT)
+    told = process.communicate(timeout=20)[1]
+    assert process.returncode == 130
+    kept = "those of record sets that are whole are kept, all others made anew"
+    assert told.splitlines() == [
+        "error: data: stopped by SIGINT",
+        f"no stage had begun; the same command goes on with the token ids: {kept}",
+    ]
+    assert not list(store.glob("tokens/.work-*"))
 
 
 @pytest.mark.slow

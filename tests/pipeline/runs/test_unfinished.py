@@ -7,7 +7,8 @@ import pytest
 
 from pipeline.plan import Selection, plan
 from pipeline.recipe.load import load_recipe
-from pipeline.runs.unfinished import describe_unfinished
+from pipeline.runs.unfinished import describe_next, describe_unfinished
+from pipeline.store.directory import open_root
 
 SETTINGS = {"epochs": 2.0, "batch_size": 8, "learning_rate": 1e-3, "seed_of_it": None}
 
@@ -51,6 +52,28 @@ def test_many_changes_are_counted_and_other_inputs_are_said(tmp_path, leave_run)
     assert describe_unfinished(tmp_path, "sft", "sft-mine", SETTINGS).endswith("sft.learning_rate 7 -> 0.001, and 1 more")
     leave_run("rm-other", {}, [5])
     assert describe_unfinished(tmp_path, "rm", "rm-mine", SETTINGS).endswith("differ: its data, models, seed or tokens")
+
+
+def test_an_interrupted_run_says_what_is_there_to_go_on_from(tmp_path, leave_run):
+    def tell(name, stage, *, fresh=False):
+        with open_root(tmp_path / "runs" / name) as run_dir:
+            return describe_next(run_dir, stage, fresh=fresh)
+
+    leave_run("sft-begun", {}, [])  # its checkpoint 999 was never finished
+    leave_run("sft-far", {}, [5, 10])
+    anew = "the same command begins it anew; what was finished before it is kept"
+    assert tell("sft-begun", "sft") == tell("sft-begun", "sft", fresh=True) == f"sft had no checkpoint yet, so {anew}"
+    assert tell("sft-far", "sft") == "the same command goes on from the last checkpoint (10)"
+    forced = "with --force the same command begins it anew; without, it goes on from the last checkpoint (10)"
+    assert tell("sft-far", "sft", fresh=True) == forced
+    leave_run("evaluate-one", {}, [])
+    assert tell("evaluate-one", "evaluate") == f"evaluate had no answers yet, so {anew}"
+    parts = tmp_path / "runs" / "evaluate-one" / "checkpoints" / "evaluate"
+    parts.mkdir()
+    (parts / ".sft.answers.npz").touch()  # a draft
+    assert tell("evaluate-one", "evaluate") == f"evaluate had no answers yet, so {anew}"
+    (parts / "sft.answers.npz").touch()
+    assert tell("evaluate-one", "evaluate") == "the same command goes on with the answers that it has"
 
 
 def test_the_plan_says_it(recipe_path, store):
