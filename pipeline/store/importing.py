@@ -21,13 +21,14 @@ from typing import Any, cast
 from safetensors import SafetensorError, safe_open
 
 from pipeline.errors import StoreError, escape_controls
+from pipeline.store.adapter_bases import find_missing_base
 from pipeline.store.aliases import user_name
 from pipeline.store.artifact import Artifact
 from pipeline.store.directory import Directory, list_tree, naming, open_root
 from pipeline.store.disk import hash_file, read_bounded, reading, writing
 from pipeline.store.manifest import MANIFEST_FILE, Imported, Manifest, ManifestFields, Parent, check_file_name, read_manifest
 from pipeline.store.store import Store
-from stages.spec import EXIT_MISSING, EXIT_USAGE, EXIT_VERIFICATION, MODEL_DIR
+from stages.spec import EXIT_MISSING, EXIT_USAGE, EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR
 
 _CONFIGS = ("config.json", "adapter_config.json")
 _MAX_CONFIG_BYTES = 64 * 1024 * 1024
@@ -51,8 +52,8 @@ def import_directory(store: Store, directory: Path, kind: str | None) -> Import:
         kind: Of a model: default `rm` where its config names a sequence classifier, else `sft`. Of an artifact: none but its own.
 
     Raises:
-        StoreError: there is no such directory (exit 4), it is of another kind (exit 2), a file is refused or damaged (exit 3), or the file
-            system refused (exit 5). Nothing is published then.
+        StoreError: there is no such directory, or not the model on which an adapter stands (exit 4), it is of another kind (exit 2), a file
+            is refused or damaged (exit 3), or the file system refused (exit 5). Nothing is published then.
     """
     directory = directory.absolute()
     try:
@@ -82,7 +83,10 @@ def _import_artifact(store: Store, source: Directory, kind: str | None) -> Impor
         for entry in manifest.files:
             if hash_file(staging.path / entry.path) != (entry.size, entry.sha256):
                 raise StoreError(f"{source.path / entry.path}: not as its manifest says; take an intact copy", EXIT_VERIFICATION)
-        return Import(store.publish(staging, fields), notes)
+        artifact = store.publish(staging, fields)
+    # It keeps what its manifest says, and its parents may be imported after it, which only it would have to be once more.
+    missing = None if (artifact.path / MERGED_DIR).is_dir() else find_missing_base(artifact.model_path)
+    return Import(artifact, [*notes, f"it does not open here: {missing}"] if missing else notes)
 
 
 def _find_parents(store: Store, manifest: Manifest) -> tuple[list[Parent], list[str]]:
@@ -106,6 +110,8 @@ def _import_model(store: Store, source: Directory, kind: str | None) -> Import:
     hidden = {name.split("/")[0] for name in names if name.startswith(".")}
     names = [name for name in names if not name.startswith(".")]
     total = _check_model(source, names)
+    if missing := find_missing_base(source.path):
+        raise StoreError(f"not imported: {missing}", EXIT_MISSING)
     kind = kind or _guess_kind(source)
     fields = ManifestFields.model_validate({"imported": _origin(source)})
     with store.staging(kind) as staging, writing(staging.path, total):

@@ -78,6 +78,68 @@ def test_s1_what_is_no_whole_model_in_safetensors_is_refused_before_anything_is_
     assert not list(store.root.glob(".staging/*"))
 
 
+@pytest.fixture
+def adapter(tmp_path, model):
+    """A LoRA directory, as peft writes it, on the plain model."""
+    directory = tmp_path / "adapter"
+    directory.mkdir()
+    (directory / "adapter_model.safetensors").write_bytes(WEIGHTS)
+
+    def name(base):
+        (directory / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": base}))
+        return directory
+
+    name(str(model))
+    return name
+
+
+def test_an_adapter_whose_base_is_not_there_is_refused_in_a_line_that_names_it(store, tmp_path, model, adapter, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    gone = tmp_path / "gone"
+
+    def refuse(base, told):
+        with pytest.raises(StoreError, match=told) as caught:
+            import_directory(store, adapter(base), None)
+        assert caught.value.exit_code == 4 and "\n" not in str(caught.value)
+        assert store.refs() == []
+
+    refuse(
+        str(gone), rf"adapter_config\.json: base_model_name_or_path: found no directory {gone}; needed the model that the adapter stands on"
+    )
+    refuse("../models/base", r"found no directory \.\./models/base; needed")
+    refuse("nobody/nothing", r"found no directory, nor model in the hub's cache \(offline\), nobody/nothing; needed")
+    refuse("/x" * 3000, "found no directory /x")
+    refuse(None, "found None; needed the model that the adapter stands on; write its directory or hub id there")
+    refuse(str(tmp_path / "adapter"), "which stands on this one again")
+    (model / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(gone)}))
+    refuse(str(model), rf"model/adapter_config\.json: .*found no directory {gone}")  # further down
+    (model / "adapter_config.json").unlink()
+    assert import_directory(store, adapter(str(model)), None).artifact.ref == "sft@v1"
+    config = adapter(str(model)) / "adapter_config.json"
+    config.rename(config.with_name("real.json"))
+    config.symlink_to("real.json")  # a hub's cache has links
+    assert import_directory(store, tmp_path / "adapter", None).artifact.ref == "sft@v2"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    assert import_directory(store, adapter("nobody/nothing"), None).artifact.ref == "sft@v3"  # the hub may have it
+
+
+def test_an_artifact_that_is_an_adapter_on_what_is_not_here_is_imported_with_a_note(store, tmp_path, publish):
+    elsewhere, base = Store(tmp_path / "elsewhere"), tmp_path / "base"
+    files = {"model/adapter_model.safetensors": WEIGHTS, "model/adapter_config.json": json.dumps({"base_model_name_or_path": str(base)})}
+    files = {name: content if isinstance(content, bytes) else content.encode() for name, content in files.items()}
+    child = publish(elsewhere, "sft", files=files)
+    (note,) = import_directory(store, child.path, None).notes
+    assert note.startswith("it does not open here: ") and f"found no directory {base}; needed" in note
+    base.mkdir()
+    (note,) = import_directory(store, child.path, None).notes
+    assert f"found no config.json in {base}; needed" in note
+    (base / "config.json").write_text("{}")
+    assert import_directory(store, child.path, None).notes == []
+    (base / "config.json").unlink()
+    whole = publish(elsewhere, "sft", files=files | {"merged/model.safetensors": WEIGHTS})
+    assert import_directory(store, whole.path, None).notes == []  # its merged model opens by itself
+
+
 def test_s4_links_are_followed_as_a_hubs_cache_makes_them_and_no_others(store, tmp_path, model):
     blobs, snapshot = tmp_path / "hub/blobs", tmp_path / "hub/snapshots/abc"
     blobs.mkdir(parents=True)
