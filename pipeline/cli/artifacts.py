@@ -147,20 +147,28 @@ def gc_command(
 ) -> None:
     """Show the artifacts that nothing needs: no alias names them, they are not of the newest, nothing that stays was made from them.
 
+    Answers whose judgements are not published yet stay too.
+
     Example: rlhf gc --keep 1
     """
+    from pipeline.rounds.publish import find_unpublished
     from pipeline.store.removal import collect, plan_collection
     from pipeline.text import count, format_bytes
 
     opened = open_existing_store(store)
-    removal = collect(opened, keep) if remove else plan_collection(opened, keep)
+    removal = (collect if remove else plan_collection)(opened, keep, find_unpublished)
     refs = [artifact.ref for artifact in removal.artifacts]
     if as_json:
-        print_json({"refs": refs, "bytes": removal.num_bytes, "removed": remove, "damaged": removal.damaged})
+        print_json({"refs": refs, "bytes": removal.num_bytes, "removed": remove, "damaged": removal.damaged, "spared": removal.spared})
         return
     terminal = make_console()
     for ref in refs:
         say(terminal, f"{'removed' if remove else 'would remove'} {ref}")
+    for ref in removal.spared:
+        say(
+            terminal,
+            f"{ref}: stays, as what was said of it is not published; `rlhf rankings {ref} --publish` does, `rlhf rm {ref}` removes it",
+        )
     for ref in removal.damaged:
         say(terminal, f"{ref}: damaged, stays; `rlhf verify {ref}` says why, `rlhf rm {ref}` removes it")
     then = "" if remove or not refs else "; `rlhf gc --remove` removes them"

@@ -30,7 +30,7 @@ from pipeline.errors import StoreError
 from pipeline.inputs.records import read_data
 from pipeline.privacy.forget import withdraw_forgotten
 from pipeline.ranking.journal import Journal, Judgement
-from pipeline.ranking.place import AnswersPlace, tell_forgotten
+from pipeline.ranking.place import ANSWERS_KIND, AnswersPlace, list_judged, tell_forgotten
 from pipeline.ranking.summary import By, Summary, make_comparisons
 from pipeline.store.artifact import Artifact
 from pipeline.store.disk import writing
@@ -123,6 +123,14 @@ def _tell_withdrawn(place: AnswersPlace) -> list[str]:
         advice = "look at them, or do without the rankings"
         told.append(f"withdrawn as well: {', '.join(policies)}, whose answers may quote what was forgotten; {advice}")
     return told
+
+
+def find_unpublished(store: Store) -> list[str]:
+    """Find answers that stand, of which somebody has said something, and of which no rankings stand."""
+    standing = [each for each in store.list(RANKINGS_KIND) if not store.find_withdrawal(each)]
+    published = {parent.content_id for each in standing for parent in each.manifest.parents}
+    answers = [each for each in store.list(ANSWERS_KIND) if each.content_id not in published and not store.find_withdrawal(each)]
+    return list_judged(store, answers)
 
 
 def find_lack(place: AnswersPlace, judgements: Sequence[Judgement], by: By = "all") -> str:

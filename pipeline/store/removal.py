@@ -1,13 +1,13 @@
 """Which artifacts may go, and how one goes: renamed into `.trash/` in one step, then deleted.
 
-roots (aliases, the newest of each kind, what unfinished runs start from) -> their ancestors -> all others may go
+roots (aliases, the newest of each kind, what unfinished runs start from, what people have judged) -> their ancestors -> all others may go
 
 Whoever begins to rely on an artifact (an alias, a stage that starts) holds `artifacts/.lock` with others; whoever removes holds it alone.
 """
 
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,8 @@ from stages.spec import EXIT_USAGE, EXIT_VERIFICATION
 _MODEL_PATH = re.compile(rf"/{ARTIFACTS_DIR}/([a-z][a-z0-9_-]*)/(v[0-9]+)/[a-z]+$")
 _MAX_SPEC_BYTES = 8 * 1024 * 1024
 
+FindSaid = Callable[[Store], Sequence[str]]
+
 
 @dataclass(frozen=True)
 class Removal:
@@ -36,22 +38,25 @@ class Removal:
     Args:
         artifacts: Those that may go, each before what it was made from.
         damaged: Versions that cannot be read; they stay, as it is not known what they were made from.
+        spared: Versions that stay for what people said of them alone, and what they were made from with them.
     """
 
     artifacts: list[Artifact]
     damaged: list[str]
+    spared: Sequence[str] = ()
 
     @property
     def num_bytes(self) -> int:
         return sum(entry.size for artifact in self.artifacts for entry in artifact.manifest.files)
 
 
-def plan_collection(store: Store, keep: int) -> Removal:
+def plan_collection(store: Store, keep: int, find_said: FindSaid = lambda store: []) -> Removal:
     """Find what nothing needs any more; nothing is changed.
 
     Args:
         store: The store.
         keep: How many of the newest versions of each kind stay in any case.
+        find_said: Finds versions of which people said what nothing else holds.
 
     Raises:
         StoreError: an alias, or the spec of an unfinished run, is damaged, so that it is not known what it needs (exit 3).
@@ -62,17 +67,24 @@ def plan_collection(store: Store, keep: int) -> Removal:
     needed = {alias.ref for alias in read_all_aliases(store.root).values()} | set(_find_inputs_of_runs(store.root))
     for kind in kinds:
         needed |= {artifact.ref for artifact in [found for found in kept if found.kind == kind][-keep:]}
-    pending = list(needed)
+    needed = _add_ancestors(needed, artifacts)
+    spared = [ref for ref in find_said(store) if ref not in needed]
+    needed = _add_ancestors(needed | set(spared), artifacts)
+    unneeded = [artifact for ref, artifact in artifacts.items() if ref not in needed]
+    return Removal(_children_first(unneeded), [ref for ref in store.refs() if ref not in artifacts], spared)
+
+
+def _add_ancestors(refs: set[str], artifacts: Mapping[str, Artifact]) -> set[str]:
+    found, pending = set(refs), list(refs)
     while pending:
         artifact = artifacts.get(pending.pop())
-        parents = {parent.ref for parent in artifact.manifest.parents} - needed if artifact else set[str]()
-        needed |= parents
+        parents = {parent.ref for parent in artifact.manifest.parents} - found if artifact else set[str]()
+        found |= parents
         pending += parents
-    unneeded = [artifact for ref, artifact in artifacts.items() if ref not in needed]
-    return Removal(_children_first(unneeded), [ref for ref in store.refs() if ref not in artifacts])
+    return found
 
 
-def collect(store: Store, keep: int) -> Removal:
+def collect(store: Store, keep: int, find_said: FindSaid = lambda store: []) -> Removal:
     """Remove what `plan_collection` finds, and what an earlier removal left in `.trash/`.
 
     Raises:
@@ -81,7 +93,7 @@ def collect(store: Store, keep: int) -> Removal:
     if not store.refs():
         return Removal([], [])
     with hold_artifacts(store.root, alone=True):
-        removal = plan_collection(store, keep)
+        removal = plan_collection(store, keep, find_said)
         for artifact in removal.artifacts:
             _remove_version(store.root, artifact.kind, artifact.version)
         empty_trash(store.root)

@@ -177,7 +177,7 @@ def test_what_nothing_needs_is_shown_first_and_removed_when_asked(made, rlhf_her
     assert (done.returncode, done.stderr) == (2, "sft@v1: ppo@v1 was made from it; remove that too, or keep this\n")
     assert rlhf_here("tag", "ppo@v1", "best").stdout == "ppo@best -> ppo@v1\n"
     assert rlhf_here("rm", "ppo@best", "ppo@v1").stdout == "removed ppo@best\nremoved ppo@v1\n"
-    assert json.loads(rlhf_here("gc", "--json").stdout) == {"refs": [], "bytes": 0, "removed": False, "damaged": []}
+    assert json.loads(rlhf_here("gc", "--json").stdout) == {"refs": [], "bytes": 0, "removed": False, "damaged": [], "spared": []}
     assert rlhf_here("gc", "--keep", "0").returncode == 2
 
 

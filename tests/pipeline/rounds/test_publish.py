@@ -110,6 +110,7 @@ def test_what_people_said_of_the_others_is_published_when_a_record_of_the_answer
     assert "rankings, by `rlhf rankings --publish` of what remains" in told
     assert "answers@v1: what people said of its other records stays: `rlhf rankings answers@v1 --publish`" in told
     assert store.find_withdrawal(store.get("rankings@v1"))
+    assert "would remove answers@v1" in rlhf_here("gc").stdout  # whoever forgets a record wants it gone
     told = rlhf_here("rankings", "answers@v1", "--publish")
     assert told.returncode == 0, told.stderr
     assert (
@@ -125,6 +126,21 @@ def test_what_people_said_of_the_others_is_published_when_a_record_of_the_answer
     assert store.refs() == ["rankings@v2"] and rlhf_here("verify").returncode == 0
     # It is listed as any other: the next record that is forgotten withdraws it.
     assert rlhf_here("forget", "question 4?").returncode == 0 and store.find_withdrawal(store.get("rankings@v2"))
+
+
+def test_answers_whose_judgements_are_not_published_are_no_garbage(store, answers, publish, rlhf_here):
+    place = find_answers(store, "answers")
+    place.make_room()
+    say(place)
+    unread = publish(store, "answers", {"answers.jsonl": (json.dumps(ROWS[0]) + "\n").encode()})
+    publish(store, "answers", {"answers.jsonl": (json.dumps(ROWS[1]) + "\n").encode()})
+    publish(store)
+    told = rlhf_here("gc", "--keep", "1", "--remove").stdout
+    assert "answers@v1: stays, as what was said of it is not published; `rlhf rankings answers@v1 --publish`" in told
+    assert f"removed {unread.ref}" in told
+    assert store.refs() == ["answers@v1", "answers@v3", "sft@v1", "sft@v2"]
+    assert rlhf_here("rankings", "answers@v1", "--publish").returncode == 0
+    assert "stays" not in rlhf_here("gc", "--keep", "1").stdout  # the rankings' own parent now
 
 
 def test_of_a_file_of_answers_forgotten_records_are_left_out_whoever_ranks_and_wherever_rankings_go(store, rlhf_here, tmp_path):
