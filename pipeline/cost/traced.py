@@ -34,6 +34,7 @@ def extrapolate(trace: StageTrace) -> Depth:
         whole=whole(small.whole, large.whole),
         largest=whole(small.largest, large.largest),
         narrow=whole(small.narrow, large.narrow),
+        captured=small.captured,
         cache=whole(small.cache, large.cache),
         row=whole(small.row, large.row),
         checkpoint=whole(small.checkpoint, large.checkpoint),

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from stages.models.attention import PACKED
 from stages.models.probe import Ways, find_ways
 from stages.responses.generation import decide_decoding
+from stages.responses.graphs import find_obstacle
 from stages.responses.narrow import count_bytes, narrow
 from stages.spec import StageName
 from stages.tracing.decoding import decode, make_rows, measure_cache
@@ -62,6 +63,7 @@ class Job:
     tokens: dict[str, int] = field(default_factory=dict[str, int])
     measured: dict[str, list[float]] = field(default_factory=dict[str, list[float]])  # seconds of each phase, each time that it came
     narrow: int = 0  # bytes of the copy by which a GPU decodes
+    captured: bool = False  # whether a GPU decodes by CUDA graphs
     cache: int = 0  # bytes of keys and values of one token
     row: int = 0  # operations of one token, where a server decodes
 
@@ -129,6 +131,7 @@ class Job:
         if self.spec.on_gpu and self.spec.hardware.computes_in_bfloat16:
             self.narrow = count_bytes(model)
             self.run(iter([("narrow", lambda: decoders.append(narrow(model)))]), prefix)
+        self.captured = self.spec.on_gpu and self.tried.additive and find_obstacle(decoders[-1]) is None
         lengths = (prompt, response)
         given = {"additive": self.tried.additive, "on_gpu": self.spec.on_gpu}
         rows = make_rows(decoders[-1], count, *lengths, **given)
@@ -151,5 +154,5 @@ class Job:
 
     def complete(self, depth: Depth, *, accumulates: bool) -> Depth:
         """Add what all phases left behind."""
-        seen = {"phases": self.phases, "narrow": self.narrow, "cache": self.cache, "row": self.row}
+        seen = {"phases": self.phases, "narrow": self.narrow, "captured": self.captured, "cache": self.cache, "row": self.row}
         return depth.model_copy(update=seen | {"accumulates": accumulates})

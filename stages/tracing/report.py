@@ -82,6 +82,7 @@ class Depth(Closed):
     whole: int = Field(description="Bytes of the policy's weights, which a rollout gathers at ZeRO stage 3.")
     largest: int = Field(default=0, description="Bytes of the largest weight in float32, which loading holds whole at ZeRO stage 3.")
     narrow: int = Field(default=0, description="Bytes of the bfloat16 copy by which a GPU with room for it decodes, in those phases.")
+    captured: bool = Field(default=False, description="Whether a GPU decodes by CUDA graphs, where no weight is shared out.")
     cache: int = Field(default=0, description="Bytes of keys and values of one token.")
     row: int = Field(default=0, description="Operations of one token on its way through the policy, where a server decodes.")
     checkpoint: int = Field(description="Bytes of a checkpoint on the disk, in one process.")

@@ -7,9 +7,10 @@ import sys
 
 from accelerate import Accelerator
 from pytest import approx, fixture, mark, raises
-from transformers import LlamaConfig, Qwen3MoeConfig
+from transformers import LlamaConfig, MistralConfig, Qwen3MoeConfig
 from trl.kernels import chunked_logprob
 
+from pipeline.cost.traced import extrapolate
 from stages.blocks import HardwareSettings, TokenSettings
 from stages.evaluate.measure import describe_answers
 from stages.internals import fakes
@@ -20,7 +21,7 @@ from stages.tracing.__main__ import _open_config
 from stages.tracing.depths import find_deepest, find_depths
 from stages.tracing.job import Job, try_family
 from stages.tracing.live import Live
-from stages.tracing.report import TraceSpec
+from stages.tracing.report import StageTrace, TraceSpec
 from stages.tracing.work import trace
 from stages.trl.tiles import head_by_triton
 from tests.bench.protocol import ROOT
@@ -131,6 +132,22 @@ def test_an_evaluation_decodes_no_more_rows_than_it_has_answers(config, accelera
         run("evaluate", {"prompts": 3, "samples": 2, "policy_samples": 2, "batch_size": size}, config, 2, accelerator) for size in (6, 64)
     )
     assert few.phases["answers/decode"].flops == many.phases["answers/decode"].flops > 0
+
+
+@mark.slow
+def test_a_gpu_captures_steps_of_one_mask_for_all_layers_without_weights_in_4_bits(config, accelerator):
+    windowed = MistralConfig(**config.to_dict() | {"sliding_window": 16})
+    ppo = {"rollout_batch_size": 4, "minibatch_size": 4, "lora": LORA}
+    sft, in_4_bits = (CASES["sft"][0] | {"lora": lora} for lora in (LORA, LORA | {"quantize": "nf4"}))
+
+    def captures(config, stage, settings, *, on_gpu=True):
+        depth = run(stage, settings, config, 2, accelerator, precision="bfloat16", on_gpu=on_gpu)
+        return extrapolate(StageTrace(layers=2, depths=[depth], tokens={})).captured
+
+    assert captures(config, "ppo", ppo) and captures(config, "sft", sft) and captures(config, "evaluate", CASES["evaluate"][0])
+    assert not captures(config, "sft", in_4_bits)
+    assert not captures(windowed, "ppo", ppo)
+    assert not captures(config, "ppo", ppo, on_gpu=False)
 
 
 @mark.slow
