@@ -2,7 +2,8 @@
 
 On a GPU of the table
     products    operations / (rate of the data sheet x share that is reached), all GPUs at once
-    a step of decoding   the larger of (weights + keys and values read) / bandwidth and operations / rate, and the launches of each layer
+    a step of decoding   the larger of (weights + keys and values read) / bandwidth and operations / rate; as a CUDA graph and the small
+                         kernels of each layer, else no less than the launches of each layer
     a micro-batch        no less than its weights take to be read, and its kernels to be launched: with few tokens, or a small model
     several GPUs         bytes of weights and gradients that are sent / the link's rate, where that is not hidden behind the products
 
@@ -12,7 +13,17 @@ Measured: the seconds that each phase took on this machine, by tokens; what does
 from dataclasses import dataclass
 
 from pipeline.cost.amounts import Amount
-from pipeline.cost.machines import BANDWIDTH_SHARE, GPU, HANDOVER, LAYER_LAUNCH_S, MFU_SCORE, MFU_TRAIN, NETWORK, VLLM_STEP_S
+from pipeline.cost.machines import (
+    BANDWIDTH_SHARE,
+    GPU,
+    GRAPH_LAYER_S,
+    HANDOVER,
+    LAYER_LAUNCH_S,
+    MFU_SCORE,
+    MFU_TRAIN,
+    NETWORK,
+    VLLM_STEP_S,
+)
 from pipeline.cost.setup import Setup
 from stages.tracing.report import FEW_ROWS, Depth
 
@@ -92,6 +103,11 @@ def time_on_gpus(name: str, amount: Amount, need: Depth, tokens: dict[str, int],
     return Spent(name, seconds + waiting, "; ".join(words), total, waiting, unfilled)
 
 
+def _is_partitioned(need: Depth, setup: Setup) -> bool:
+    """Whether ZeRO shares weights out; where nothing learns (evaluate), no engine is there."""
+    return setup.engine == "deepspeed" and setup.zero_stage == 3 and bool(need.learning)
+
+
 def _get_weight_bytes(setup: Setup) -> int:
     return 2 if setup.precision == "bfloat16" else 4
 
@@ -119,12 +135,15 @@ def _time_decoding(amount: Amount, need: Depth, a_row: float, gpu: GPU, setup: S
     read = each * _count_met(amount.rows, a_row, need) + amount.rows * amount.width * need.cache
     by_memory = read / (gpu.bandwidth * BANDWIDTH_SHARE)
     by_products = a_row * amount.rows / (gpu.rate(setup.precision, tf32=setup.tf32) * MFU_SCORE)
+    reading = f"{read:.3g} B / ({gpu.bandwidth:.3g} B/s x {BANDWIDTH_SHARE}) = {by_memory:.2g} s"
+    products = f"products of {amount.rows:.1f} rows {by_products:.2g} s"
+    if need.captured and not _is_partitioned(need, setup):
+        kernels = GRAPH_LAYER_S * need.layers
+        how = f"(the larger of {reading} and {products}, and small kernels {kernels:.2g} s, as a CUDA graph)"
+        return max(by_memory, by_products) + kernels, how
     launches = LAYER_LAUNCH_S * need.layers
-    seconds = max(by_memory, by_products, launches)
-    return seconds, (
-        f"the largest of {read:.3g} B / ({gpu.bandwidth:.3g} B/s x {BANDWIDTH_SHARE}) = {by_memory:.2g} s, products of {amount.rows:.1f} "
-        f"rows {by_products:.2g} s and launches {launches:.2g} s"
-    )
+    how = f"the largest of {reading}, {products} and launches {launches:.2g} s, without a CUDA graph"
+    return max(by_memory, by_products, launches), how
 
 
 def time_served(name: str, amount: Amount, need: Depth, gpu: GPU, gpus: int, handed: float, times: float) -> Spent:
@@ -172,7 +191,7 @@ def _count_sent(amount: Amount, need: Depth, tokens: dict[str, int], setup: Setu
     share = (setup.processes - 1) / setup.processes
     steps = sum(count for phase, count in amount.steps.items() if phase == "optimizer")
     sent = 2 * 4 * sum(need.learning) * steps * share
-    if setup.engine == "deepspeed" and setup.zero_stage == 3 and need.learning:
+    if _is_partitioned(need, setup):
         for phase, through in amount.phases.items():
             if tokens.get(phase):
                 micro_batches = max(through / tokens[phase] / setup.processes, amount.least)

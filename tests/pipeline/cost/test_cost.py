@@ -5,7 +5,7 @@ import dataclasses
 from pytest import approx, mark
 
 from pipeline.cost.amounts import Amount, Lengths, count_answers, count_training
-from pipeline.cost.machines import CONTEXT_BYTES, GPU, HANDOVER, VLLM_STEP_S
+from pipeline.cost.machines import CONTEXT_BYTES, GPU, GPUS, HANDOVER, VLLM_STEP_S
 from pipeline.cost.memory import PhaseMemory, find_peak, measure_holes, measure_phases
 from pipeline.cost.money import price_labels, price_storage
 from pipeline.cost.plan import list_parts
@@ -18,6 +18,7 @@ from stages.blocks import RolloutSettings
 from stages.process.need import measure_checkpoints, measure_most
 from stages.settings import EvaluateSettings, PPOSettings, SFTSettings
 from stages.tracing.report import Depth, Phase, StageTrace
+from tests.bench.sizes import SIZES
 
 ZERO = {"parameters": 0, "learning": [0], "held": 0, "whole": 0, "checkpoint": 0, "output": 0}
 
@@ -211,6 +212,57 @@ def test_a_decoding_step_reads_weights_keys_and_values():
     amount = Amount({}, {"rollout/decode": 10.0}, rows=4, width=100)
     spent = time_on_gpus("rollout", amount, need, {}, ROUND, Setup("none"))
     assert spent.seconds == approx(10 * (1e10 + 4 * 100 * 1e6) / (1e11 * 0.6))
+
+
+def test_a_captured_step_adds_its_small_kernels_and_a_launched_one_takes_no_less_than_its_launches():
+    phases = {"rollout/decode": {"start": 0, "peak": 0, "flops": 0}}
+    need = make_depth(10, phases, parameters=3 * 10**7, whole=12 * 10**7, learning=[1], captured=True)
+    amount = Amount({}, {"rollout/decode": 100.0}, rows=1)
+
+    def decode(need, setup):
+        spent = time_on_gpus("rollout", amount, need, {}, ROUND, setup)
+        return spent.seconds / 100, spent.how
+
+    read = 2 * 3e7 / (1e11 * 0.6)  # 1 ms
+    for setup in (Setup("none"), Setup("ddp", 2, 2), Setup("deepspeed", 2, 2, 2)):
+        seconds, how = decode(need, setup)
+        assert seconds == approx(read + 10 * 0.15e-3)
+        assert "and small kernels 0.0015 s, as a CUDA graph)" in how and "launch" not in how
+    launched = need.model_copy(update={"captured": False})
+    for depth, setup in ((launched, Setup("none")), (need, Setup("deepspeed", 2, 2, 3))):  # weights that are shared out
+        seconds, how = decode(depth, setup)
+        assert seconds == approx(10 * 0.9e-3)
+        assert "and launches 0.009 s, without a CUDA graph" in how
+    nothing_learns = need.model_copy(update={"learning": []})  # evaluate opens whole models
+    assert decode(nothing_learns, Setup("deepspeed", 2, 2, 3))[0] == approx(read + 10 * 0.15e-3)
+
+
+@mark.parametrize(
+    ("size", "rows", "step_ms", "measured_ms", "launched_ms"),
+    [
+        # Weights and cache, 0.27 + 0.68 GB at 2.01e12 B/s: 0.47 ms; 12 x 0.15 ms.
+        ("wide", 64, 2.27, 2.04, 10.8),
+        # 2.40 + 2.42 GB: 2.39 ms; 16 x 0.15 ms. 256 rows: 2.40 + 9.66 GB, 6.00 ms.
+        ("1b", 64, 4.79, 4.4, 14.4),
+        ("1b", 256, 8.40, 9.4, 14.4),
+    ],
+)
+def test_a_rollout_by_captured_steps_takes_what_it_took_on_an_h100(size, rows, step_ms, measured_ms, launched_ms):
+    """Prompts of 64 to 256 tokens, 256 new ones; measured: the whole rollout by its 256 steps, the first of which is the prefill."""
+    shape, gpu = SIZES[size], GPUS["h100"]
+    tokens = {"rollout/prefill": rows * 160, "rollout/decode": rows}
+    phases = {name: {"start": 0, "peak": 0, "flops": 2 * shape.parameters * through} for name, through in tokens.items()}
+    sizes = {"parameters": shape.parameters, "whole": 4 * shape.parameters, "cache": shape.layers * 2 * shape.hidden * 2}
+    need = make_depth(shape.layers, phases, **sizes, captured=True)
+    amount = count_answers(rows, 160, [256], rows, 1, "rollout/")
+    assert amount.steps == {"rollout/decode": 255} and (amount.rows, amount.width) == (rows, 288)
+
+    def decode(need, **phases):
+        return time_on_gpus("rollout", dataclasses.replace(amount, phases=phases), need, tokens, gpu, Setup("none")).seconds
+
+    assert 1e3 * decode(need) / 255 == approx(step_ms, rel=0.01)
+    assert 1e3 * decode(need, **amount.phases) / 256 == approx(measured_ms, rel=0.2)
+    assert 1e3 * decode(need.model_copy(update={"captured": False})) / 255 == approx(launched_ms, rel=0.01)
 
 
 def test_measured_seconds_go_by_tokens_and_by_steps():

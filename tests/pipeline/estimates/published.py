@@ -42,6 +42,7 @@ STEP_3 = (
     "tokens={max_prompt_tokens: 256, max_response_tokens: 256}",
     "ppo={ppo_epochs: 1, eval_samples: 0, gradient_checkpointing: true, max_tokens_per_microbatch: 8192, rollout_micro_batch_size: 128}",
 )
+# Weights that ZeRO shares out are decoded by launching each kernel, not by CUDA graphs.
 ON_EIGHT = (
     *STEP_3,
     "hardware={processes: 8, zero_stage: 3}",
@@ -49,7 +50,7 @@ ON_EIGHT = (
     "ppo.minibatch_size=1024",
     "ppo.iterations=258",
 )
-# The same on one GPU, whose fused kernels decode without a launch for each product, as a vLLM server does and our own loop does not.
+# The same on one GPU, whose fused kernels decode without a launch for each product, as a vLLM server does.
 BATCH = 16
 ON_ONE = (
     *STEP_3,
