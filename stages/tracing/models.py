@@ -77,14 +77,17 @@ def build_ppo_models(
     def open_policy() -> Any:
         return _quantize(build_policy(config, hardware, ways, layers), settings.lora, hardware)
 
+    def open_reward_model() -> Any:
+        return _quantize(build_reward_model(build_policy(config, hardware, ways, layers)), settings.lora, hardware)
+
     policy = open_policy()
     shares = settings.lora is not None and settings.share_weights
     ref_policy = share_weights(policy) if shares else open_policy()
     if shares and reward_lora is not None:
         reward_model: Any = _put_reward_adapter_on(ref_policy, reward_lora)
     else:
-        reward_model = build_reward_model(open_policy())
-    critic_source = share_weights(reward_model) if shares else build_reward_model(open_policy())
+        reward_model = open_reward_model()
+    critic_source = share_weights(reward_model) if shares else open_reward_model()
     for frozen in (ref_policy, reward_model):
         precision.freeze(frozen, hardware)
     critic = init_critic(critic_source)

@@ -151,6 +151,16 @@ def test_a_gpu_captures_steps_of_one_mask_for_all_layers_without_weights_in_4_bi
 
 
 @mark.slow
+@mark.parametrize("changes", [{}, {"share_weights": False}])
+def test_models_in_4_bits_with_a_reward_model_of_its_own_hold_what_real_ones_hold(changes, config, accelerator):
+    settings = {"rollout_batch_size": 4, "minibatch_size": 4, "lora": LORA | {"quantize": "nf4"}, **changes}
+    fake, real = (run("ppo", settings, config, 2, accelerator, real=real) for real in (False, True))
+    plain = run("ppo", settings | {"lora": LORA}, config, 2, accelerator)
+    assert fake.held == approx(real.held, rel=0.01) and fake.learning == real.learning
+    assert fake.held < 0.8 * plain.held
+
+
+@mark.slow
 def test_a_gpu_decodes_by_a_narrow_copy_and_a_cache_of_one_block(config, accelerator):
     settings = {"rollout_batch_size": 4, "minibatch_size": 4, "lora": LORA}
     wide = run("ppo", settings, config, 2, accelerator, precision="bfloat16")
