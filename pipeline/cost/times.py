@@ -137,13 +137,12 @@ def _time_decoding(amount: Amount, need: Depth, a_row: float, gpu: GPU, setup: S
     by_products = a_row * amount.rows / (gpu.rate(setup.precision, tf32=setup.tf32) * MFU_SCORE)
     reading = f"{read:.3g} B / ({gpu.bandwidth:.3g} B/s x {BANDWIDTH_SHARE}) = {by_memory:.2g} s"
     products = f"products of {amount.rows:.1f} rows {by_products:.2g} s"
+    kernels, launches = GRAPH_LAYER_S * need.layers, LAYER_LAUNCH_S * need.layers
+    step = max(by_memory, by_products) + kernels
+    how = f"the larger of {reading} and {products}, and small kernels {kernels:.2g} s"
     if need.captured and not _is_partitioned(need, setup):
-        kernels = GRAPH_LAYER_S * need.layers
-        how = f"(the larger of {reading} and {products}, and small kernels {kernels:.2g} s, as a CUDA graph)"
-        return max(by_memory, by_products) + kernels, how
-    launches = LAYER_LAUNCH_S * need.layers
-    how = f"the largest of {reading}, {products} and launches {launches:.2g} s, without a CUDA graph"
-    return max(by_memory, by_products, launches), how
+        return step, f"({how}, as a CUDA graph)"
+    return max(step, launches), f"({how}; without a CUDA graph at least launches {launches:.2g} s)"
 
 
 def time_served(name: str, amount: Amount, need: Depth, gpu: GPU, gpus: int, handed: float, times: float) -> Spent:
