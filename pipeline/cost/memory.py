@@ -22,6 +22,7 @@ _LEARNING = ("forward", "backward", "optimizer", "update", "ptx")
 _BOTH_WAYS = ("update", "ptx")
 _BY_TRAINER = ("forward", "backward", "optimizer")
 _DECODING = ("rollout", "answers")
+_VISITS = 3  # of each weight in a micro-batch, at most: forward, forward again where activations are recomputed, backward
 _HOLES, _HOLES_IN_TURN = 0.8, 2.0  # of what a pass held; measured, see README.md
 _NARROW_SHARE = 0.5  # of the free memory, at most, for the copy by which a GPU decodes (`stages.responses.narrow`)
 
@@ -113,7 +114,7 @@ def _measure_shared(need: Depth, setup: Setup, name: str) -> PhaseMemory:
     (host if setup.offload_parameters else device)["weights"] = weights
     activations = max(phase.peak - need.held, 0)
     if stage == 3:
-        device["gathered weights"] = _gather(need.whole, activations, name)
+        device["gathered weights"] = _gather(need, activations, name)
     optimizer = 12 * learning // ranks
     gradients = 4 * learning // (ranks if stage >= 2 else 1)
     if stage < 3 and name != "optimizer" and not need.accumulates:
@@ -135,26 +136,34 @@ def _measure_shared(need: Depth, setup: Setup, name: str) -> PhaseMemory:
     return PhaseMemory(name, device, host)
 
 
-def _gather(whole: int, activations: int, name: str) -> int:
+def _gather(need: Depth, activations: int, name: str) -> int:
     """Say how many bytes of gathered weights DeepSpeed holds at stage 3 when a phase is at its peak.
 
-    It fetches ahead in the order of modules that it saw in the forward before, and gives a weight away which does not come again in it.
-    SFT and RM go forward and back: weights stay in between, beside the last buffer from which they were copied. PPO scores before it
-    learns, so that the first order is a forward's alone; what is given away by it (`__params_to_release`, behind an `lru_cache`) is given
-    away ever after. A forward of its learners begins with all weights W, a buffer and no activations, and ends with a buffer and all
-    activations A. What is larger than may be gathered is fetched again on the way: as much as may be.
+    It fetches ahead in the order of modules that it saw in the forward before, and gives a weight away which does not come again in it
+    within as many numbers as may be gathered. SFT and RM go forward and back: weights stay in between (but those that no backward comes
+    to), beside the last buffer from which they were copied; it goes when the last of them is needed, and on the way back all are there.
+    A step begins by giving all away. PPO scores before it learns, so that the first order is a forward's alone; what is given away by it
+    (`__params_to_release`, behind an `lru_cache`) is given away ever after. A forward of its learners begins with all weights W, a buffer
+    and no activations, and ends with a buffer and all activations A. What is larger than may be gathered is fetched again on the way: as
+    much as may be. Small weights, most of an adapter's, are gathered after each step and stay; they are in no buffer.
 
     Args:
-        whole: W, bytes of the model's weights.
+        need: The stage at the model's depth; W are the policy's weights that are not small.
         activations: A, bytes at the peak.
         name: The phase's; a rollout by the policy's own forward has all weights at once.
     """
     if name.startswith(_DECODING):
-        return whole
-    live, ahead = min(whole, 4 * LIVE_ELEMENTS), min(whole, 4 * AHEAD_ELEMENTS)
-    if name in _BY_TRAINER or whole > live:
-        return live + ahead
-    return ahead + max(whole - activations, 0)
+        return need.whole + sum(need.small[1:])
+    small, large = sum(need.small), need.whole - sum(need.small[:1])
+    live, ahead = min(large - need.passed, 4 * LIVE_ELEMENTS), min(large, 4 * AHEAD_ELEMENTS)
+    if name == "optimizer":
+        return small
+    if large > 4 * LIVE_ELEMENTS:
+        return small + live + ahead
+    if name in _BY_TRAINER:
+        all_stay = _VISITS * large <= 4 * LIVE_ELEMENTS
+        return small + live + (ahead if name == "forward" or not all_stay else 0)
+    return small + ahead + max(large - activations, 0)
 
 
 def _by_host(phase: Phase, setup: Setup, peak: int) -> PhaseMemory:

@@ -32,6 +32,8 @@ def extrapolate(trace: StageTrace) -> Depth:
         accumulates=small.accumulates,
         held=whole(small.held, large.held),
         whole=whole(small.whole, large.whole),
+        small=[whole(*pair) for pair in zip(small.small, large.small, strict=True)],
+        passed=whole(small.passed, large.passed),
         largest=whole(small.largest, large.largest),
         narrow=whole(small.narrow, large.narrow),
         captured=small.captured,

@@ -80,6 +80,11 @@ class Depth(Closed):
     accumulates: bool = Field(False, description="Whether an optimizer step has several micro-batches.")
     held: int = Field(description="Bytes of all weights as they are held in training.")
     whole: int = Field(description="Bytes of the policy's weights, which a rollout gathers at ZeRO stage 3.")
+    small: list[int] = Field(
+        default_factory=list[int],
+        description="Bytes of weights of at most 100,000 numbers, of each model in training; what they share, once.",
+    )
+    passed: int = Field(default=0, description="Bytes of larger frozen weights of SFT or RM to which no backward comes.")
     largest: int = Field(default=0, description="Bytes of the largest weight in float32, which loading holds whole at ZeRO stage 3.")
     narrow: int = Field(default=0, description="Bytes of the bfloat16 copy by which a GPU with room for it decodes, in those phases.")
     captured: bool = Field(default=False, description="Whether a GPU decodes by CUDA graphs, where no weight is shared out.")

@@ -3,12 +3,14 @@
 micro-batch -> compute_loss of the stage's own trainer -> backward -> clipping, AdamW -> (sft) held-out answers
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from stages.internals import get_leaves
 from stages.models.adapters import find_model
 from stages.ppo.actor_critic import trainable
 from stages.settings import PretrainSettings, RMSettings, SFTSettings
@@ -64,6 +66,29 @@ def train_step(model: Any, loss_of: Any, batch: dict[str, torch.Tensor], optimiz
     yield "forward", lambda: loss.append(loss_of.compute_loss(model, batch, num_items_in_batch=torch.tensor(1)))
     yield "backward", lambda: loss.pop().backward()
     yield "optimizer", lambda: _step(model, optimizer, max_grad_norm)
+
+
+@contextmanager
+def passed_by_backward(model: nn.Module) -> Generator[dict[int, nn.Parameter]]:
+    """Collect the weights of modules from whose outputs no backward starts: those before the first that learns, as DeepSpeed sees it."""
+    passed: dict[int, nn.Parameter] = {}
+    met: set[int] = set()
+
+    def look(module: nn.Module, _inputs: Any, outputs: Any) -> None:
+        comes = any(leaf.requires_grad for leaf in get_leaves(outputs))
+        for weight in module.parameters(recurse=False):
+            if comes:
+                met.add(id(weight))
+                passed.pop(id(weight), None)
+            elif id(weight) not in met:
+                passed[id(weight)] = weight
+
+    hooks = [module.register_forward_hook(look) for module in model.modules()]
+    try:
+        yield passed
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def fill_state(module: nn.Module, optimizer: Any) -> None:

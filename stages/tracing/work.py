@@ -37,11 +37,13 @@ from stages.tracing.training import (
     fill_state,
     make_language_batch,
     make_ranking_batch,
+    passed_by_backward,
     size_micro_batch,
     train_step,
 )
 
 _ANSWER_ROWS = 64  # held-out prompts that SFT answers at once
+_SMALL = 100_000  # of DeepSpeed at stage 3: weights of no more numbers stay whole (`stage3_param_persistence_threshold`)
 
 
 def trace(job: Job) -> Depth:
@@ -72,8 +74,9 @@ def _trace_language(job: Job, settings: PretrainSettings | SFTSettings) -> Depth
     size, times = size_micro_batch(settings, job.spec.processes)
     batch = make_language_batch(size, prompt, response)
     job.tokens["forward"] = job.tokens["backward"] = size * (prompt + response)
-    held = _train(job, model, SFTLoss(job.accelerator, model, fused_head_fits=job.tried.fused_head_fits), batch, settings, times)
-    depth = _describe(job, [model], [model], settings)
+    loss = SFTLoss(job.accelerator, model, fused_head_fits=job.tried.fused_head_fits)
+    held, passed = _train(job, model, loss, batch, settings, times)
+    depth = _describe(job, [model], [model], settings, passed=passed)
     if isinstance(settings, SFTSettings) and settings.eval_samples:
         count = min(settings.eval_samples, _ANSWER_ROWS)
         job.answer(model, count, job.spec.find_longest("demonstrations")[0], limit, "answers/")
@@ -104,14 +107,18 @@ def _trace_rm(job: Job, settings: RMSettings) -> Depth:
         response = max(math.ceil((most / size - prompt) / answers), 1)
     batch = make_ranking_batch(size, answers, prompt, response)
     job.tokens["forward"] = job.tokens["backward"] = size * (prompt + answers * response)
-    held = _train(job, model, RMLoss(job.accelerator), batch, settings, times)
+    held, passed = _train(job, model, RMLoss(job.accelerator), batch, settings, times)
     _merge(job, settings)
     del held
-    return job.complete(_describe(job, [model], [model], settings), accumulates=times > 1)
+    return job.complete(_describe(job, [model], [model], settings, passed=passed), accumulates=times > 1)
 
 
-def _train(job: Job, model: Any, loss: Any, batch: Any, settings: Any, times: int) -> Any:
-    """Make an optimizer step that is not the first; returns the optimizer, which a trainer holds to the stage's end."""
+def _train(job: Job, model: Any, loss: Any, batch: Any, settings: Any, times: int) -> tuple[Any, int]:
+    """Make an optimizer step that is not the first.
+
+    Returns:
+        The optimizer, which a trainer holds to the stage's end; `Depth.passed`.
+    """
     if settings.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
         if settings.lora:
@@ -124,9 +131,10 @@ def _train(job: Job, model: Any, loss: Any, batch: Any, settings: Any, times: in
         fill_state(model, optimizer)
         if times > 1:
             fill_gradients(model)
-    for _ in job.repeat():
-        job.run(train_step(prepared, loss, batch, optimizer, max_grad_norm=settings.max_grad_norm))
-    return optimizer
+    with passed_by_backward(model) as passed:
+        for _ in job.repeat():
+            job.run(train_step(prepared, loss, batch, optimizer, max_grad_norm=settings.max_grad_norm))
+    return optimizer, sum(weight.untyped_storage().nbytes() for weight in passed.values() if count_elements(weight) > _SMALL)
 
 
 def _drop_gradients_as_they_come(module: Any) -> None:
@@ -227,10 +235,16 @@ def _trace_evaluate(job: Job, settings: EvaluateSettings) -> Depth:
     return job.complete(depth, accumulates=False)
 
 
-def _describe(job: Job, learners: list[Any], held: list[Any], settings: TrainingSettings | None, published: Any = None) -> Depth:
+def _describe(
+    job: Job, learners: list[Any], held: list[Any], settings: TrainingSettings | None, published: Any = None, passed: int = 0
+) -> Depth:
     weights = {id(weight): weight for module in held for weight in (*module.parameters(), *module.buffers())}.values()
     published = published if published is not None else held[0]
     whole = {id(weight): weight for weight in published.parameters()}.values()
+    small: list[dict[int, Any]] = []
+    for module in learners:
+        there = {id(weight): weight for weight in module.parameters() if count_elements(weight) <= _SMALL}
+        small.append({place: weight for place, weight in there.items() if not any(place in each for each in small)})
     checkpoint = output = kept = best = 0
     if settings is not None:
         lora = settings.lora
@@ -250,6 +264,8 @@ def _describe(job: Job, learners: list[Any], held: list[Any], settings: Training
         learning=[sum(weight.numel() for weight in trainable(module.parameters())) for module in learners],
         held=sum(weight.untyped_storage().nbytes() for weight in weights),
         whole=sum(weight.untyped_storage().nbytes() for weight in whole),
+        small=[sum(weight.untyped_storage().nbytes() for weight in each.values()) for each in small],
+        passed=passed,
         largest=4 * max(count_elements(weight) for weight in whole),
         checkpoint=checkpoint,
         output=output,

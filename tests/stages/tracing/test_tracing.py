@@ -11,7 +11,7 @@ from transformers import LlamaConfig, MistralConfig, Qwen3MoeConfig
 from trl.kernels import chunked_logprob
 
 from pipeline.cost.traced import extrapolate
-from stages.blocks import HardwareSettings, TokenSettings
+from stages.blocks import HardwareSettings, LoRASettings, TokenSettings
 from stages.evaluate.measure import describe_answers
 from stages.internals import fakes
 from stages.process.errors import StageError
@@ -83,6 +83,32 @@ def test_fake_tensors_hold_what_real_ones_hold_and_peaks_are_linear_in_depth(sta
         assert five.phases[name].flops == found.flops, name
         line = two.phases[name].peak + 3 * (three.phases[name].peak - two.phases[name].peak)
         assert line == approx(five.phases[name].peak, rel=0.005), name
+
+
+def test_what_zero_3_keeps_whole_and_gives_away_in_a_forward_is_counted(accelerator):
+    config = LlamaConfig(
+        hidden_size=512, num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=4, intermediate_size=512, vocab_size=256
+    )
+
+    def count(stage, reward_lora=None, **settings):
+        settings = CASES[stage][0] | {"lora": LORA} | settings
+        depth = run(stage, settings, config, 2, accelerator, shares=True, reward_lora=reward_lora)
+        return depth.small, depth.passed
+
+    norms = 5 * 512
+    # Each pair of rank 4: queries, output and three of the MLP 512 to 512, keys and values 512 to 256.
+    adapters = 2 * 4 * (5 * (512 + 512) + 2 * (512 + 256))
+    below = 256 * 512 + 512 * 512 + 2 * 256 * 512  # embeddings, the first layer's queries, keys and values
+    assert count("rm") == ([4 * (norms + adapters + 2 * 512)], 4 * below)  # with the scalar head, and peft's copy, which learns
+    assert count("sft") == ([4 * (norms + adapters)], 4 * below)
+    # Where activations are recomputed, backward begins at the embeddings; so it does where all learn.
+    assert count("sft", gradient_checkpointing=True) == ([4 * (norms + adapters)], 0)
+    assert count("sft", lora=None) == ([4 * norms], 0)
+    # PPO gives frozen weights away anyway. The critic's head has a bias.
+    assert count("ppo") == ([4 * (norms + adapters), 4 * (norms + adapters + 513)], 0)
+    # A critic on the SFT model's tensors has the reward model's adapter below its own; norms are the policy's.
+    on_shared = count("ppo", reward_lora=LoRASettings.model_validate(LORA))
+    assert on_shared == ([4 * (norms + adapters), 4 * (2 * adapters + 513)], 0)
 
 
 @mark.slow
