@@ -25,7 +25,12 @@ from stages.spec import StageName
 _MAX_BYTES = 1 << 20
 _ALWAYS = ("base_model", "revision", "data", "tokens")
 _READ_TOO: dict[str, tuple[str, ...]] = {"evaluate": ("ppo",), "ppo": ("rm",)}  # blocks of other stages that change what one costs
-_NO_COST = ("price_per_gpu_hour", "price_per_gb_month")
+_NO_COST = {
+    *("price_per_gpu_hour", "price_per_gb_month"),
+    *("learning_rate", "critic_learning_rate", "lr_schedule", "min_lr_ratio", "warmup_steps", "weight_decay"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "kl_coef", "kl_target", "kl_horizon", "gamma", "gae_lambda"),
+    *("clip_range", "value_clip_range", "value_coef", "score_clip", "missing_eos_score", "margin_scale"),
+}
 _LOCK_FILE = ".lock"
 _Amount = Annotated[float, Field(ge=0, lt=1e30, allow_inf_nan=False)]  # what is damaged may hold any number
 
@@ -44,9 +49,10 @@ class KeptEstimate(Closed):
 def make_digest(stage: StageName, recipe: Mapping[str, Any]) -> str:
     """Name what a stage costs by: all of a recipe (as plain data) that decides it, with the hardware."""
     names = (*_ALWAYS, stage, *_READ_TOO.get(stage, ()))
-    given: dict[str, Any] = recipe.get("hardware") or {}
-    hardware = {key: value for key, value in given.items() if key not in _NO_COST}
-    read: dict[str, Any] = {name: recipe.get(name) for name in names} | {"hardware": hardware}
+    read: dict[str, Any] = {name: recipe.get(name) for name in names}
+    for block in (stage, *_READ_TOO.get(stage, ()), "hardware"):
+        given: dict[str, Any] = recipe.get(block) or {}
+        read[block] = {key: value for key, value in given.items() if key not in _NO_COST}
     return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -25,7 +25,7 @@ from pipeline.estimates.machine import Machine, choose_machine, find_memory
 from pipeline.estimates.past import correct_alike
 from pipeline.estimates.room import warn_of_room
 from pipeline.estimates.scale import holds_for_more, list_limits, scale_up
-from pipeline.pasted import _given
+from pipeline.pasted import forget_given, keep_store
 from pipeline.recipe.load import find_recipe, load_recipe
 from pipeline.report.costs import print_estimate, print_fits
 from stages.blocks import HardwareSettings
@@ -45,6 +45,14 @@ CONFIG = {
 }
 # Embeddings and head, and of each layer queries, keys, values, outputs, three products of the feed-forward and two norms.
 WEIGHTS = 2 * 512 * 64 + 6 * (64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 128 + 2 * 64) + 64
+
+
+@fixture(autouse=True)
+def _one_command():
+    """A process is one command; a test that is refused leaves behind what it was given."""
+    forget_given()
+    yield
+    forget_given()
 
 
 @fixture
@@ -108,7 +116,7 @@ def test_what_past_runs_say_corrects_the_changes_that_fit_too(recipe, tmp_path):
     [
         ({"only": "pretrain"}, "found pretrain, but the recipe has no block of that name"),
         ({"force": True}, "found --force beside --cost"),
-        ({"scale": True, "overrides": ["rm.batch_size=12"]}, "rm.batch_size: found 12, needed a multiple of the number of processes"),
+        ({"gpus": 8, "overrides": ["rm.batch_size=12"]}, "rm.batch_size: found 12, needed a multiple of the number of processes"),
     ],
 )
 def test_what_nothing_could_be_said_of_is_refused_before_a_trace(recipe, tmp_path, options, said):
@@ -203,7 +211,7 @@ def test_options_to_paste_are_one_line_each(monkeypatch, capsys):
         choose_machine(HardwareSettings(price_per_gpu_hour=2), "h100"), 1, [], {}, [], TraceReport(resident=0, import_s=0.0)
     )
     fits = [Fit(change, made) for change in list_changes("ppo", PPOSettings(), Setup("none"), 1024)]
-    monkeypatch.setitem(_given, "store", ["--store", "my store"])
+    keep_store("my store", "store")
     print_fits(make_console(), "ppo", fits, estimate)
     lines = capsys.readouterr().out.splitlines()
     # What is pasted is options: behind which command, with the store that was named.

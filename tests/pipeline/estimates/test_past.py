@@ -192,6 +192,8 @@ def test_what_a_stage_costs_by_is_what_it_reads_and_not_its_price(recipe):
         return make_digest(stage, dump_recipe(load_recipe(find_recipe("demo"), list(changes), has_files=False)))
 
     assert digest("sft") == digest("sft", "ppo.iterations=7", "hardware.price_per_gpu_hour=3", "seed=12")
+    assert digest("sft") == digest("sft", "sft.learning_rate=1e-5", "sft.weight_decay=0.1")  # steps that take as long
+    assert digest("ppo") == digest("ppo", "ppo.kl_coef=0.1", "ppo.clip_range=0.3") != digest("ppo", "ppo.ppo_epochs=7")
     assert digest("sft") != digest("sft", "sft.epochs=6")
     assert digest("evaluate") != digest("evaluate", "ppo.iterations=7")  # of which models are kept
 
