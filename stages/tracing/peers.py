@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -16,7 +17,7 @@ from stages.process.errors import StageError
 from stages.spec import EXIT_RESOURCE
 
 _WAIT_S = 300.0  # of one process for the others, which do the same; one that has ended is told at once
-_ENDING_S = 2.0  # between what a process held being closed and its exit code
+_ENDING_S = 5.0  # between what a process held being closed and its exit code being noted
 _FORK = multiprocessing.get_context("fork")  # libraries are imported once, for all
 _LOST = "a process that measured beside this one has ended, or hangs; is there memory for all? Lower hardware.processes"
 
@@ -78,7 +79,7 @@ def run_together(count: int, work: Callable[[Peers], Result]) -> Result:
         try:
             return work(peers[0])
         except RuntimeError as error:  # what gloo raises where the other end is gone
-            if any(_has_failed(other) for other in others):
+            if _is_given_up(barrier):
                 raise StageError(_LOST, EXIT_RESOURCE) from error
             raise
         finally:
@@ -92,9 +93,12 @@ def _accompany(work: Callable[[Peers], Any], peers: Peers) -> None:
     work(peers)
 
 
-def _has_failed(other: Any) -> bool:
-    other.join(_ENDING_S)
-    return bool(other.exitcode)
+def _is_given_up(barrier: Any) -> bool:
+    """Whether `_watch` has seen one end too early. It alone asks how they ended: the system tells that once, to whoever asks first."""
+    end_s = time.monotonic() + _ENDING_S
+    while not barrier.broken and time.monotonic() < end_s:
+        time.sleep(0.01)
+    return barrier.broken
 
 
 def _watch(others: list[Any], barrier: Any) -> None:
