@@ -67,8 +67,8 @@ GPUS: dict[str, GPU] = {
 MFU_TRAIN, MFU_SCORE, BANDWIDTH_SHARE = 0.35, 0.40, 0.60
 LAYER_LAUNCH_S = 0.9e-3  # a forward launches some thirty kernels a layer, however little they do; a backward takes as long
 # A layer's small kernels (norms, rotary, the cache) in a decoding step that is replayed as a CUDA graph, beside what it reads: measured on
-# one H100 by `make gpu-check GPU=rollout`: 134 M weights, 12 layers, 64 rows 2.0 ms a step; 1.2 B, 16 layers, 64 rows 4.4 ms, 256 rows
-# 9.4 ms. Launched one by one: 7.9 ms (134 M, 64 rows) and 13.5 ms (1.2 B, 256 rows).
+# one H100 by `make gpu-check GPU=rollout`: 134 M weights, 12 layers, 64 rows 2.0 ms a step; 1.2 B, 16 layers, 256 rows 9.4 ms. Launched
+# one by one: 7.9 ms and 13.5 ms.
 GRAPH_LAYER_S = 0.15e-3
 TRAINER_STEP_S = 0.010  # of a CPU: what TRL's trainer does around a step, and events; of the demo's SFT and RM, 1 to 9 ms were left
 VLLM_STEP_S = 4e-3  # of a vLLM server: scheduling, sampling, and kernels that are launched as one graph

@@ -1,6 +1,6 @@
 """What only a GPU can show: that its branches compute what the CPU computes, how fast, and in how much memory.
 
-    make gpu-check                       all parts, into tests/bench/results/gpu.md and gpu.json; under nine minutes on an H100
+    make gpu-check                       all parts, into tests/bench/results/gpu.md and gpu.json; about ten minutes on an H100
     make gpu-check GPU="rollout steps"   some of them, beside what is there of the others
     make gpu-check GPU=--pretend         all parts on a pretend GPU (ZeRO and the demo's plan on the CPU), at tiny sizes, into build/gpu/:
                                          to try this program without one

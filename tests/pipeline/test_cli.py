@@ -365,29 +365,33 @@ def test_a_failing_stage_ends_with_its_last_lines_and_the_path_of_its_log(rlhf, 
     assert "Traceback" not in done.stderr
 
 
+def interrupt(recipe_path, store, waiting, number, **environment):
+    """Run a recipe until something waits, which leaves a file where `waiting` says; returns (that file, what is told of the signal)."""
+    process = subprocess.Popen(
+        [*RLHF, "run", recipe_path, "--store", store],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 30
+    while not (found := list(store.glob(waiting))):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=20)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in told
+    return found[0], told.splitlines()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.slow
 def test_an_interrupted_run_says_how_to_go_on(recipe_path, fake_stages, tmp_path, number):
-    store = tmp_path / "store"
-
     def stop():
-        process = subprocess.Popen(
-            [*RLHF, "run", recipe_path, "--store", store],
-            env={**os.environ, "FAKE_RM": "wait"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        deadline = time.monotonic() + 30
-        while not (waiting := list(store.glob("runs/rm-*/checkpoints/waiting"))):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        process.send_signal(number)
-        _, told = process.communicate(timeout=20)
-        assert process.returncode == 128 + number
-        assert "Traceback" not in told
-        waiting[0].unlink()
-        return waiting[0].parent, told.splitlines()
+        waiting, told = interrupt(recipe_path, tmp_path / "store", "runs/rm-*/checkpoints/waiting", number, FAKE_RM="wait")
+        waiting.unlink()
+        return waiting.parent, told
 
     checkpoints, told = stop()
     assert told[-2] == f"log: {checkpoints.parent / 'log.txt'}" and (checkpoints.parent / "log.txt").is_file()
@@ -399,25 +403,9 @@ def test_an_interrupted_run_says_how_to_go_on(recipe_path, fake_stages, tmp_path
 
 def test_a_run_that_is_interrupted_while_token_ids_are_made_names_no_checkpoint_and_no_log_that_goes(recipe_path, fake_stages, tmp_path):
     store = tmp_path / "store"
-    process = subprocess.Popen(
-        [*RLHF, "run", recipe_path, "--store", store],
-        env={**os.environ, "FAKE_TOKENS": "wait"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 30
-    while not list(store.glob("tokens/.work-*/waiting")):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    told = process.communicate(timeout=20)[1]
-    assert process.returncode == 130
+    _, told = interrupt(recipe_path, store, "tokens/.work-*/waiting", signal.SIGINT, FAKE_TOKENS="wait")
     kept = "those of record sets that are whole are kept, all others made anew"
-    assert told.splitlines() == [
-        "error: data: stopped by SIGINT",
-        f"no stage had begun; the same command goes on with the token ids: {kept}",
-    ]
+    assert told == ["error: data: stopped by SIGINT", f"no stage had begun; the same command goes on with the token ids: {kept}"]
     assert not list(store.glob("tokens/.work-*"))
 
 

@@ -1,34 +1,10 @@
 """`rlhf plan --cost --scale` of a recipe that not every number of GPUs can run."""
 
-import json
-
-from pytest import fixture, mark
+from pytest import mark
 
 from pipeline.cli.recipes import plan_command
 from pipeline.estimates.scale import GPU_COUNTS, find_refused, tell_refused
 from pipeline.recipe.load import find_recipe, load_recipe
-
-CONFIG = {
-    "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 512,
-}
-
-
-@fixture
-def recipe(tmp_path):
-    """For one process: a base model that is a configuration alone, and data that are not there."""
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text(json.dumps(CONFIG))
-    path = tmp_path / "recipe.yaml"
-    data = "".join(f"  {kind}: someone/{kind}\n" for kind in ("demonstrations", "comparisons", "prompts"))
-    path.write_text(f"base_model: {tmp_path / 'model'}\ndata:\n{data}tokens: {{max_prompt_tokens: 32, max_response_tokens: 16}}\n")
-    return path
 
 
 def tell(recipe, *overrides):
