@@ -118,7 +118,7 @@ check-tests:
 bench: $(STAMP) ## Measure speed and memory against TRL, into tests/bench/results/
 	@$(VENV)/bin/python -m tests.bench $(BENCH)
 
-# What measures speed runs alone, the rest two beside each other (tests/gpu/lanes.py).
+# What measures speed runs alone, the rest three beside each other (tests/gpu/lanes.py).
 gpu-check: $(STAMP) ## What only a GPU can show: parity, speed, memory, into tests/bench/results/gpu.md; exits 2 without one
 	@$(VENV)/bin/python -m tests.gpu $(GPU)
 

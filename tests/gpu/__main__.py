@@ -1,6 +1,6 @@
 """What only a GPU can show: that its branches compute what the CPU computes, how fast, and in how much memory.
 
-    make gpu-check                       all parts, into tests/bench/results/gpu.md and gpu.json; about ten minutes on an H100
+    make gpu-check                       all parts, into tests/bench/results/gpu.md and gpu.json; eight to nine minutes on an H100
     make gpu-check GPU="rollout steps"   some of them, beside what is there of the others
     make gpu-check GPU=--pretend         all parts on a pretend GPU (ZeRO and the demo's plan on the CPU), at tiny sizes, into build/gpu/:
                                          to try this program without one
@@ -16,8 +16,8 @@
     demo       the embedded demo in both precisions, held to its bands
 
 Each part is a process of its own, which may take ten minutes. `steps` and `rollout` come first, each alone on the GPU: they measure speed.
-Then `demo` runs beside `zero2` and `zero3`, and after them `parity` and `kernels` beside `models` and `processes`. Times that these tell
-(attention over spans, adapters' detour, hashing, weights written) are hints. Where RLHF_TEST_VLLM names vLLM's program, `processes` runs
+Then the others run in three lanes beside each other; times that these tell (attention over spans, adapters' detour, hashing, weights
+written) are hints. Where RLHF_TEST_VLLM names vLLM's program, `processes` runs
 alone at the end. On a pretend GPU one part follows another.
 What fails in a part is a line of its table, and the rest is measured.
 What the machine cannot show (two processes without two GPUs, vLLM where none is named) is "not shown".
