@@ -7,18 +7,32 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from pipeline.cli import artifacts, chatting, doctor, ranking, rankings, reading, recipes, records, remotes, reports, rounds, trust
 from pipeline.launch.environment import QUIET
 from pipeline.launch.signals import stop_signals
 from pipeline.pasted import forget_given
 from pipeline.terminal import prepare_terminal
-from stages.spec import EXIT_OK
+from stages.spec import EXIT_OK, RUN_STAGES
+
+
+class _Commands(TyperGroup):
+    """The commands; who types a stage's name, as `make` takes it, is told how it is run (`rm` removes artifacts)."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name = args[0]
+        if name == "pipeline" or (name in RUN_STAGES and name not in self.commands):
+            until = "" if name == "pipeline" else f" --until {name}"
+            ctx.fail(f"No such command {name!r}. Stages are run by: rlhf run RECIPE{until}")
+        return super().resolve_command(ctx, args)
+
 
 app = typer.Typer(
+    cls=_Commands,
     help="SFT -> reward model -> PPO: one recipe, chained stages, versioned artifacts.",
     no_args_is_help=True,
     add_completion=False,

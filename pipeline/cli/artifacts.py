@@ -19,7 +19,7 @@ from pipeline.cli.options import (
 )
 from pipeline.cli.remotes import list_remote
 from pipeline.errors import StoreError
-from stages.spec import EXIT_MISSING, EXIT_VERIFICATION, MODEL_KINDS
+from stages.spec import EXIT_MISSING, EXIT_USAGE, EXIT_VERIFICATION, MODEL_KINDS
 
 if TYPE_CHECKING:
     from pipeline.store.store import Store
@@ -185,6 +185,9 @@ def rm_command(
     """
     from pipeline.store.removal import remove
 
+    if recipes := [ref for ref in refs if ref.endswith((".yaml", ".yml"))]:
+        wanted = f"a reward model is trained by: rlhf run {recipes[0]} --until rm"
+        raise StoreError(f"found {recipes[0]}, needed artifacts to remove; {wanted}", EXIT_USAGE)
     terminal = make_console()
     for ref in remove(open_store(store), refs):
         say(terminal, f"removed {ref}")
