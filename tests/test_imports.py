@@ -38,6 +38,7 @@ TORCH_FREE_STAGES = {
     "stages.evaluate.card",
     "stages.evaluate.results",
     "stages.tracing.report",
+    "stages.tracing.resident",
     "stages.statistics.best_of_n",
     "stages.statistics.bootstrap",
     "stages.statistics.comparison",

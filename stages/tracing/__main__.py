@@ -6,7 +6,6 @@ config.json -> models of a few layers without content -> the stages' own code on
 """
 
 import argparse
-import resource
 import sys
 import time
 import traceback
@@ -34,6 +33,7 @@ from stages.tracing.lengths import read_lengths
 from stages.tracing.live import Live
 from stages.tracing.peers import Peers, run_together
 from stages.tracing.report import Depth, StageTrace, TraceReport, TraceSpec
+from stages.tracing.resident import measure_resident
 from stages.tracing.work import trace
 from stages.trl.tiles import head_by_triton
 
@@ -48,7 +48,7 @@ def make_report(spec: TraceSpec, peers: Peers | None = None) -> TraceReport:
     Raises:
         StageError: the base model cannot be opened, or its family cannot go through the stages.
     """
-    resident = _measure_resident()
+    resident = measure_resident()
     imports_s = time.process_time()
     path, revision = find_base(spec.base_model, spec.revision)
     config = _open_config(path, revision)
@@ -92,16 +92,6 @@ def make_report(spec: TraceSpec, peers: Peers | None = None) -> TraceReport:
         intervals_s = measure_intervals(spec) if spec.measure and stage == "evaluate" else 0.0
         report.stages[stage] = StageTrace(layers=total, depths=depths, tokens=tokens, intervals_s=intervals_s)
     return report
-
-
-def _measure_resident() -> int:
-    """Say how many bytes this process holds now: `ru_maxrss` would be those of the process that started it, where those are more."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-    except OSError:  # no Linux
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else 1024 * peak
-    return 1024 * int(status.split("VmRSS:")[1].split()[0])
 
 
 def _open_config(path: str, revision: str | None) -> Any:

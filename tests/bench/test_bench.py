@@ -13,6 +13,7 @@ WORK = make_ppo_work("tiny", "half", quick=True) | {"ppo_epochs": 2}
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_a_worker_answers_each_go_with_one_update_and_the_report_shows_it(tmp_path):
     worker = Worker("ppo_worker", {"ppo": WORK, "precision": "float32", "compile": False}, threads=1)
     try:
@@ -38,6 +39,7 @@ def test_a_worker_answers_each_go_with_one_update_and_the_report_shows_it(tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_a_worker_that_fails_tells_why():
     with pytest.raises(RuntimeError, match=r"(?s)ended with exit code 1.*KeyError: 'shapes'"):
         Worker("floor_worker", {"no": "shapes"}, threads=1)

@@ -51,6 +51,7 @@ def score_as_we_do(directory):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_a_merged_reward_model_scores_as_its_card_says_in_float32_and_about_so_in_bfloat16(reward_adapter_dir, tmp_path):
     facts = {"score_bias": BIAS, "score_scale": SCALE, "form": "adapter", "architecture": "LlamaForSequenceClassification"}
     store, _ = publish(tmp_path / "store", reward_adapter_dir, "rm", facts=facts)

@@ -44,7 +44,7 @@ def _one_command():
     forget_given()
 
 
-@mark.slow
+@mark.slow  # the one start of a trace with its own imports: all others are warm
 def test_a_configuration_alone_tells_memory_disk_time_and_money(recipe, tmp_path):
     given = ["--only", "sft", "--gpu", "h100", "--set", "hardware.price_per_gpu_hour=2", "--records", "demonstrations=3200"]
     command = [sys.executable, "-P", "-m", "pipeline.cli", "plan", str(recipe), "--cost", "--json", *given]

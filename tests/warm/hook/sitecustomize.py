@@ -17,6 +17,7 @@ def find_program(argv):
             served = (
                 "stages.",
                 "torch.distributed.run",
+                "tests.bench.",
                 "tests.gpu.rank",
                 *(["pipeline.cli"] if "RLHF_TEST_WARM_COMMANDS" in os.environ else []),
             )
