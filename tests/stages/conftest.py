@@ -18,6 +18,7 @@ from stages.result import StageResult
 from stages.sample_settings import SampleSettings
 from stages.settings import PPOSettings, PretrainSettings, RMSettings, SFTSettings
 from stages.spec import RESULT_FILE, StageSpec, data_inputs
+from tests.conftest import shared_directory
 
 SMALL = {
     "pretrain": PretrainSettings(
@@ -101,11 +102,15 @@ def read_lines(demo_dir, kind, split):
 
 
 @pytest.fixture(scope="session")
-def make_stage_in(demo_dir, base_model_dir, warm_start):
-    """The same for a directory of one's own: make_stage_in(directory, "sft", ...)."""
+def make_stage_in(demo_dir, base_model_dir, warm_start, tmp_path_factory):
+    """The same for a directory of one's own: make_stage_in(directory, "sft", ...).
+
+    Token ids lie where all stages of a run share them, as those of a store do; with own_tokens=True beside the checkpoints.
+    """
+    shared = shared_directory(tmp_path_factory) / "tokens"
 
     def make(
-        parent, stage, *, tag="run", models=None, rows=48, hardware=HARDWARE, judge="data.demo.rule:judge", **settings
+        parent, stage, *, tag="run", models=None, rows=48, hardware=HARDWARE, judge="data.demo.rule:judge", own_tokens=False, **settings
     ) -> StageProcess:
         directory = parent / f"{stage}-{tag}"
         directory.mkdir()
@@ -131,6 +136,7 @@ def make_stage_in(demo_dir, base_model_dir, warm_start):
                 "output_dir": directory / "output",
                 "checkpoint_dir": directory / "checkpoints",
                 "events_path": directory / "events.jsonl",
+                "tokens_dir": None if own_tokens else shared,
             }
         )
         spec_path = directory / "spec.json"

@@ -1,5 +1,6 @@
 """Every family of decoders goes through all three stages, full and as LoRA, or is refused before the first one trains."""
 
+import functools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,8 +40,27 @@ REFUSED = {"bert": "whose outputs depend on later tokens", "t5": "which has an e
 RUNNING = [name for name in FAMILIES if name not in REFUSED]
 
 
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """A function: family -> the directory of its base model, made once; to be left as it is."""
+
+    @functools.cache
+    def find(family):
+        directory = tmp_path_factory.mktemp("base")
+        save_base(family, directory)
+        return directory
+
+    return find
+
+
+@pytest.fixture(scope="module")
+def tokens_dir(tmp_path_factory):
+    """Where token ids are kept, as those of a store are: of the same records and the same tokenizer they are made once."""
+    return tmp_path_factory.mktemp("tokens")
+
+
 @pytest.fixture
-def make_run(tmp_path):
+def make_run(tmp_path, tokens_dir):
     """run(stage, models, **settings) runs a stage's program in this process."""
     records = write_records(tmp_path)
 
@@ -61,6 +81,7 @@ def make_run(tmp_path):
                 "output_dir": directory / "output",
                 "checkpoint_dir": directory / "checkpoints",
                 "events_path": directory / "events.jsonl",
+                "tokens_dir": tokens_dir,
             }
         )
         result = main(StageContext(spec))
@@ -78,10 +99,9 @@ def families(*, fast):
 
 
 @families(fast="cohere")
-def test_a_family_runs_through_all_stages_and_opens_without_our_code(family, make_run, tmp_path):
-    save_base(family, tmp_path / "base")
-    before = json.loads((tmp_path / "base" / "config.json").read_text())
-    sft_run = make_run("sft", {"base": tmp_path / "base"})
+def test_a_family_runs_through_all_stages_and_opens_without_our_code(family, make_run, bases, tmp_path):
+    before = json.loads((bases(family) / "config.json").read_text())
+    sft_run = make_run("sft", {"base": bases(family)})
     rm_run = make_run("rm", {"sft": sft_run.model})
     ppo_run = make_run("ppo", {"sft": sft_run.model, "rm": rm_run.model})
     check_start(ppo_run)
@@ -93,10 +113,9 @@ def test_a_family_runs_through_all_stages_and_opens_without_our_code(family, mak
 
 
 @families(fast=None)
-def test_a_family_runs_through_all_stages_with_lora(family, make_run, tmp_path):
-    save_base(family, tmp_path / "base")
+def test_a_family_runs_through_all_stages_with_lora(family, make_run, bases, tmp_path):
     lora = {"rank": 4, "merge": True}
-    sft_run = make_run("sft", {"base": tmp_path / "base"}, lora=lora)
+    sft_run = make_run("sft", {"base": bases(family)}, lora=lora)
     merged = sft_run.output / "merged"
     assert sft_run.result.metrics["eval/loss"] == pytest.approx(plain_loss(merged, tmp_path), abs=2e-4)
     rm_run = make_run("rm", {"sft": merged}, lora=lora)
@@ -105,14 +124,13 @@ def test_a_family_runs_through_all_stages_with_lora(family, make_run, tmp_path):
     check_start(ppo_run)
     check_greedy_answers(ppo_run, ppo_run.output / "merged")
     for run in (sft_run, rm_run, ppo_run):
-        check_all_adapters_learn(run, tmp_path / "base", tmp_path)
+        check_all_adapters_learn(run, bases(family), tmp_path)
 
 
 @pytest.mark.parametrize("family", REFUSED)
-def test_what_is_no_decoder_is_refused_before_anything_is_read(family, make_run, tmp_path):
-    save_base(family, tmp_path / "base")
+def test_what_is_no_decoder_is_refused_before_anything_is_read(family, make_run, bases):
     with pytest.raises(StageError) as caught:
-        make_run("sft", {"base": tmp_path / "base"})
+        make_run("sft", {"base": bases(family)})
     assert REFUSED[family] in str(caught.value) and "\n" not in str(caught.value)
     assert caught.value.exit_code == EXIT_USAGE
 

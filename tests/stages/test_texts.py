@@ -28,7 +28,7 @@ def context_of(make_stage, tmp_path):
 
     def context_of(name, content, fraction=0.1, **changes):
         (tmp_path / name).write_text(content)
-        spec = make_stage("pretrain", tag=f"{len(list(tmp_path.iterdir()))}").spec
+        spec = make_stage("pretrain", tag=f"{len(list(tmp_path.iterdir()))}", own_tokens=True).spec
         spec.checkpoint_dir.mkdir()
         splits = {"texts": DataSplits(train=DataSource(path=str(tmp_path / name)))}
         return StageContext(spec.model_copy(update={"data": splits, "eval_fraction": fraction, **changes}))
@@ -77,7 +77,7 @@ def test_texts_that_changed_since_they_were_checked_or_teach_nothing_are_refused
 
 
 def test_where_all_training_texts_are_empty_it_is_told(make_stage, tokenizer):
-    spec = make_stage("pretrain").spec
+    spec = make_stage("pretrain", own_tokens=True).spec
     spec.checkpoint_dir.mkdir()
     (spec.output_dir.parent / "texts.train.jsonl").write_text('{"text": ""}\n')
     with pytest.raises(StageError, match="texts: all are empty, so there is nothing to learn") as caught:

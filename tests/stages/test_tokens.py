@@ -36,7 +36,7 @@ def tokenizer(base_model_dir):
 
 @pytest.fixture
 def context(make_stage):
-    spec = make_stage("sft").spec
+    spec = make_stage("sft", own_tokens=True).spec
     spec.checkpoint_dir.mkdir()
     return StageContext(spec)
 
@@ -169,7 +169,7 @@ def test_records_that_changed_since_they_were_checked_are_refused(context, token
     ],
 )
 def test_answers_that_begin_as_the_prompt_ends_are_told_with_file_and_line(make_stage, base_model_dir, stage, kind, rows, said):
-    spec = make_stage(stage, models={"base": base_model_dir, "sft": base_model_dir}).spec
+    spec = make_stage(stage, models={"base": base_model_dir, "sft": base_model_dir}, own_tokens=True).spec
     tokenizer = load_tokenizer(str(base_model_dir))
     tokenizer.chat_template += "{% if add_generation_prompt %}<think>{{ '\n' }}{% endif %}"
     path = Path(spec.data[kind].train.path)

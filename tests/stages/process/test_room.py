@@ -75,7 +75,7 @@ def test_a_stage_asks_for_what_it_takes_at_its_peak_and_at_most_five_percent_mor
     models = {"pretrain": ("base",), "sft": ("base",), "rm": ("sft",), "ppo": ("sft", "rm")}[stage]
     paths = {"base": base_model_dir, "sft": base_model_dir, "rm": fresh_reward_model}
     settings = {"save_every": 1} | settings
-    process = make_stage_in(disk, stage, models={role: paths[role] for role in models}, rows=24, judge=None, **settings)
+    process = make_stage_in(disk, stage, models={role: paths[role] for role in models}, rows=24, judge=None, own_tokens=True, **settings)
     refused = process.start()
     told = refused.communicate(timeout=300)[0].splitlines()
     assert refused.returncode == 5 and not any("Traceback" in line for line in told)
@@ -117,7 +117,7 @@ def test_on_a_disk_of_any_size_a_stage_is_refused_at_its_start_or_done(make_stag
 
     def run(size):
         resize(disk, size)
-        process = make_stage_in(disk, "sft", tag="one", rows=24, judge=None, eval_samples=0, epochs=1, save_every=1)
+        process = make_stage_in(disk, "sft", tag="one", rows=24, judge=None, eval_samples=0, epochs=1, save_every=1, own_tokens=True)
         code = run_here(process, log)
         assert code == 0 or not list(process.spec.checkpoint_dir.glob("checkpoint-*")), log.read_text()
         subprocess.run(["rm", "-r", str(disk / "sft-one")], check=True)
@@ -136,7 +136,7 @@ def test_a_disk_that_fills_up_while_it_trains_ends_in_exit_5_and_the_run_goes_on
     log, met, resumed = tmp_path / "log.txt", set(), []
     for number in (0, 2, 3, 5, 7):  # in the first weights, the first optimizer, the second weights, the second optimizer, the third
         resize(disk, f"{200 + 2700 * number}k")
-        process = make_stage_in(disk, "sft", tag="one", rows=24, judge=None, eval_samples=0, epochs=1, save_every=1)
+        process = make_stage_in(disk, "sft", tag="one", rows=24, judge=None, eval_samples=0, epochs=1, save_every=1, own_tokens=True)
         code, last = run_here(process, log, asks_for_room=False), log.read_text().splitlines()[-1:]
         assert code in (0, 5) and "Traceback" not in log.read_text(), log.read_text()
         if code == 5:
@@ -159,7 +159,7 @@ def test_an_evaluation_asks_for_its_answers_and_does_not_begin_where_there_is_no
     from stages.evaluate.stage import main
 
     models = dict.fromkeys(("base", "sft", "ppo"), base_model_dir) | {"rm": fresh_reward_model}
-    spec = make_stage_in(disk, "evaluate", models=models).spec
+    spec = make_stage_in(disk, "evaluate", models=models, own_tokens=True).spec
     for directory in (spec.output_dir, spec.checkpoint_dir):
         directory.mkdir()
     with pytest.raises(StageError, match=r"found [\d,]+ bytes free, needed ([\d,]+) for answers of at most .* free space, or") as refused:
