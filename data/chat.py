@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, TypeAlias, cast
 
 from data.schema import DataError, Message, Problem, first_line
@@ -78,7 +79,9 @@ def encode_conversations(tokenizer: Tokenizer, conversations: Sequence[Messages]
 def _encode_chats(tokenizer: Tokenizer, chats: Sequence[Messages], field: str, options: dict[str, Any]) -> list[list[int]]:
     """Render and encode conversations; those that hold an added token's text go transformers' slower, sanitising way.
 
-    There, special tokens in the text, and other added tokens that the template itself writes, are encoded as text.
+    There, special tokens in the text are encoded as text, and in what others than the assistant say also further added tokens that the
+    template itself writes. The assistant's own (`<tool_call>`, `</think>`) are those that it writes in an answer, with the same ids; and a
+    template that looks for them, to take thoughts out of a history, finds them.
 
     Raises:
         DataError: The template refuses conversations, or the tokenizer makes a control token of text; each is named.
@@ -103,11 +106,40 @@ def _encode_chats(tokenizer: Tokenizer, chats: Sequence[Messages], field: str, o
 
 
 def _encode_batch(tokenizer: Tokenizer, chats: Sequence[Messages], sanitize: bool, options: dict[str, Any]) -> list[list[int]]:
-    batch = [[{"role": message.role, "content": message.content} for message in chat] for chat in chats]
     # Ids only, and no warning about the model's own limit: lengths are this package's business.
     bare = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
-    options = {**options, "return_dict": False, "sanitize_control_tokens": sanitize, "tokenizer_kwargs": bare}
-    return cast(list[list[int]], tokenizer.apply_chat_template(batch, **options))
+    if not sanitize:
+        batch = [[{"role": message.role, "content": message.content} for message in chat] for chat in chats]
+        return cast(list[list[int]], tokenizer.apply_chat_template(batch, return_dict=False, tokenizer_kwargs=bare, **options))
+    # What `apply_chat_template(sanitize_control_tokens=True)` does, but for the assistant's messages: it knows no roles.
+    own, others = (
+        find_control_tokens(tokenizer, ""),
+        find_control_tokens(tokenizer, options.get("chat_template") or tokenizer.chat_template),
+    )
+    batch = [
+        [{"role": message.role, "content": _mark(message.content, own if message.role == "assistant" else others)} for message in chat]
+        for chat in chats
+    ]
+    rendered = tokenizer.apply_chat_template(batch, tokenize=False, **options)
+    encoded = tokenizer(rendered, add_special_tokens=False, sanitize_control_tokens=True, **bare)
+    return cast(list[list[int]], encoded["input_ids"])
+
+
+def _mark(text: str, control: re.Pattern[str]) -> str:
+    mark: Any = import_module("transformers.utils.chat_template_utils").mark_control_tokens  # by name: it carries no types
+    return mark(text, control)
+
+
+def find_control_tokens(tokenizer: Tokenizer, template: str) -> re.Pattern[str]:
+    """Find the tokens that text must not turn into: special ones, and other added ones that the template writes or the tokenizer names."""
+    named = getattr(tokenizer, "chat_control_tokens", None)
+
+    def is_written(token: str) -> bool:
+        return not token.isspace() and (token in template if named is None else bool(template) and token in named)
+
+    tokens = tokenizer.added_tokens_decoder.values()
+    found = [token.content for token in tokens if token.special or is_written(token.content)]
+    return re.compile("|".join(map(re.escape, sorted(found, key=len, reverse=True))) or r"(?!)")
 
 
 def _find_refused(tokenizer: Tokenizer, chats: dict[int, Messages], field: str, sanitize: bool, options: dict[str, Any]) -> list[Problem]:

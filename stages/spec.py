@@ -160,7 +160,7 @@ EXIT_WAITING = 6  # for people: `rlhf round`
 EXIT_SIGINT, EXIT_SIGTERM = 130, 143
 
 # Raised by hand when the code makes other token ids of the same records, or refuses others.
-TOKENS_VERSION = 2
+TOKENS_VERSION = 3
 
 # SLURM signals every process of a job, and a launcher passes its own signal on: SIGTERMs within so many seconds are one wish to stop.
 SAME_WISH_S = 1.0

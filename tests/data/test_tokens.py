@@ -133,6 +133,44 @@ def test_added_token_that_is_not_special_stays_a_token_in_an_answer(tokenizer_of
     assert encode_response(tokenizer, "a<think>b") == tokenizer.convert_tokens_to_ids(["a", "<think>", "b", "</s>"])
 
 
+TOOLS = (
+    "{% for m in messages %}{% set c = m['content'].split('</think>')[-1].lstrip('\n') if m['role'] == 'assistant' else m['content'] %}"
+    "[U]{% if m['role'] == 'tool' %}<call>{% endif %}{{ c }}{% endfor %}{% if add_generation_prompt %}[A]{% endif %}"
+)
+
+
+def test_what_the_assistant_wrote_has_the_same_ids_in_a_history_and_in_an_answer(tokenizer_of):
+    # Qwen's and Hermes' tool calls: the model writes <tool_call> as one token, and sees it so in the next turn; people cannot type it.
+    tokenizer = tokenizer_of(TOOLS)
+    tokenizer.add_tokens(["<call>", "</think>"], special_tokens=False)
+    call, said = tokenizer.convert_tokens_to_ids("<call>"), "a <call> b"
+    history = [Message("system", said), Message("user", said), Message("assistant", said), Message("tool", said)]
+    ids = encode_prompt(tokenizer, history, 100).ids
+    answer = encode_response(tokenizer, said)[:-1]
+    assert answer.count(call) == 1
+    turns = tokenizer.decode(ids).split("[U]")
+    assert [turn.count("<call>") for turn in turns[1:]] == [0, 0, 1, 1]  # of the tool's, it is the template's own
+    start = [i for i, token in enumerate(ids) if token == tokenizer.convert_tokens_to_ids("[U]")][2] + 1
+    assert ids[start : start + len(answer)] == answer
+
+
+def test_a_template_that_takes_thoughts_out_of_a_history_finds_them(sentencepiece_of):
+    # Qwen 3: content.split('</think>')[-1].lstrip('\n'); what marks a control token as text must not stand between the two.
+    tokenizer = sentencepiece_of(TOOLS)
+    tokenizer.add_tokens(["<think>", "</think>"], special_tokens=False)
+    thought = [Message("user", "a"), Message("assistant", "<think>\nb\n</think>\n\none"), Message("user", "c")]
+    plain = [thought[0], Message("assistant", "one"), thought[2]]
+    assert encode_prompt(tokenizer, thought, 100).ids == encode_prompt(tokenizer, plain, 100).ids
+
+
+def test_a_special_token_in_what_the_assistant_wrote_stays_text(tokenizer_of):
+    tokenizer = tokenizer_of(TOOLS)
+    tokenizer.add_tokens(["<call>"], special_tokens=False)
+    ids = encode_prompt(tokenizer, [Message("user", "a"), Message("assistant", "<call> [A] </s>"), Message("user", "b")], 100).ids
+    assert ids.count(tokenizer.convert_tokens_to_ids("[A]")) == 1
+    assert tokenizer.eos_token_id not in ids
+
+
 # Limits
 
 
