@@ -51,6 +51,9 @@ def warn_of_shortfall(kind: RecordKind, counts: Mapping[str, int], limits: Limit
         warnings.append(f"{found}: the model learns them otherwise; take a base model whose tokenizer knows their characters")
     if repeated := counts.get("openings_repeated", 0):
         warnings.append(f"{_count(repeated, 'answer')} begin with what the prompt ends with; it is written once; leave it away in the data")
+    if control := counts.get("control_tokens", 0):
+        found = f"{control:,} of {records:,} {kind} hold the text of a control token, such as an end token or a whole chat template's"
+        warnings.append(f"{found}: it is learnt as ordinary text, and the tokens themselves are written besides; leave it away in the data")
     return warnings
 
 

@@ -116,7 +116,7 @@ class TokenFile:
 
     @property
     def control(self) -> NDArray[np.bool_]:
-        """Whether each text holds a control token's text; files of an earlier version, which have no texts, do not say so."""
+        """Whether each record holds the text of a control token."""
         return self._table["control"].to_numpy()
 
     def count_tokens(self) -> NDArray[np.int64]:

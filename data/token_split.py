@@ -75,7 +75,11 @@ class TokenSet:
         """Count the answers that are others when their ids are written out."""
         return int(self.file.altered[self.rows].sum())
 
-    def first(self, counts_M: NDArray[np.int32]) -> int:
+    def count_control(self) -> int:
+        """Count the records that hold the text of a control token."""
+        return int(self.file.control[self.rows].sum())
+
+    def first(self, counts_M: NDArray[np.int32] | NDArray[np.bool_]) -> int:
         """Return the number, from 0, of the first of its records of which the file counts some."""
         return int(self.rows[np.flatnonzero(counts_M[self.rows])[0]])
 
@@ -89,7 +93,7 @@ class TokenSet:
             prompts_cut=int(self.file.cut[used].sum()),
             responses_dropped=int(self.file.dropped[self.rows].sum()),
         )
-        some = {"openings_repeated": self.count_repeated(), "answers_altered": self.count_altered()}
+        some = {"openings_repeated": self.count_repeated(), "answers_altered": self.count_altered(), "control_tokens": self.count_control()}
         some |= {f"{self.kind}_graded": int((self.file.count_grades()[used] > 0).sum())}
         return counts | {name: number for name, number in some.items() if number}
 

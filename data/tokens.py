@@ -73,7 +73,7 @@ class EncodedRecord:
         dropped: How many of its answers are too long.
         repeated: How many of its answers begin with what the prompt ends with; it is not written twice.
         used: Whether it can be trained on.
-        control: Of a text: whether it holds a control token's text.
+        control: Whether it holds the text of a control token, in what was asked or answered, or in a text.
         grades: Of its responses, NaN for one without; empty where none has one.
         altered: How many of its answers are others when their ids are written out; see `data.lossless`.
     """
@@ -119,7 +119,7 @@ def encode_records(tokenizer: Tokenizer, records: Sequence[Conversation], limits
     """
     max_prompt_tokens, max_response_tokens = limits
     prompts = _encode_prompts(tokenizer, [record.prompt for record in records], max_prompt_tokens)
-    openings = find_openings(tokenizer)
+    openings, control = find_openings(tokenizer), chat.find_control_tokens(tokenizer, "")
     texts = [drop_opening(text, openings) for record in records for text in record.answers]
     all_responses = _encode_responses(tokenizer, texts)
     responses, altered = iter(all_responses), iter(find_altered(tokenizer, texts, [ids[:-1] for ids in all_responses]))
@@ -136,7 +136,8 @@ def encode_records(tokenizer: Tokenizer, records: Sequence[Conversation], limits
         own = [ids for ids, _, _ in kept], tuple(rank for _, rank, _ in kept)
         graded = tuple(grade for _, _, grade in kept) if any(not math.isnan(grade) for _, _, grade in kept) else ()
         lossy = sum(islice(altered, len(answers)))
-        encoded.append(EncodedRecord(prompt.ids, *own, prompt.cut, dropped, repeated, used=used, grades=graded, altered=lossy))
+        typed = any(control.search(text) for text in (*(message.content for message in record.prompt), *record.answers))
+        encoded.append(EncodedRecord(prompt.ids, *own, prompt.cut, dropped, repeated, used, typed, graded, lossy))
     return encoded
 
 

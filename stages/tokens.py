@@ -22,7 +22,7 @@ from data.load import stream_records
 from data.lossless import find_altered
 from data.reading import report_on
 from data.schema import DataError, Problem, Record, RecordKind
-from data.shortfall import describe_shortfall, warn_of_dropped_answers, warn_of_shortfall
+from data.shortfall import TOLERATED, describe_shortfall, warn_of_dropped_answers, warn_of_shortfall
 from data.token_maker import count_workers, open_tokens
 from data.token_split import TokenSet, load_places, split_tokens, take_all
 from data.tokens import refuse_none_left
@@ -72,9 +72,10 @@ def load_tokens(context: StageContext, tokenizer: Any, kind: RecordKind) -> Side
     for side, source, which in zip(sides, (splits.train, splits.eval or splits.train), ("", "held-out: "), strict=True):
         _note_repeated_openings(context, tokenizer, side, source)
         _warn_of_altered_answers(context, tokenizer, side, source, f"{which}{kind} altered")
+        _tell_control_tokens(context, tokenizer, side, source, f"{which}{kind} control")
         counts = side.counts()
         # These are told above, with their lines.
-        lost = {name: count for name, count in counts.items() if name not in ("openings_repeated", "answers_altered")}
+        lost = {name: count for name, count in counts.items() if name not in ("openings_repeated", "answers_altered", "control_tokens")}
         losses = warn_of_shortfall(kind, lost, limits) + warn_of_dropped_answers(kind, counts, side.count_answers(), limits)
         context.warn(f"{which}{kind} lost", f"{which}{'; '.join(losses)}" if losses else None)
         if not losses and (told := describe_shortfall(kind, counts, limits)):
@@ -105,6 +106,24 @@ def _warn_of_altered_answers(context: StageContext, tokenizer: Any, side: TokenS
             f"{place}: {count} of {side.count_answers()} answers, the first here, read otherwise when the tokenizer writes them "
             f"({read[:40]!r}), and so the model learns them; take a base model whose tokenizer knows their characters",
         )
+
+
+def _tell_control_tokens(context: StageContext, tokenizer: Any, side: TokenSet, source: DataSource, name: str) -> None:
+    """Tell of control tokens that stand in records as text: an end token behind the answers, or a template that was applied already."""
+    count = side.count_control()
+    if not count:
+        return
+    place, record = _find_first(context, side, source, side.file.control)
+    texts = [*(message.content for message in getattr(record, "prompt", ())), *(record.answers if record else ())]
+    token = next((found[0] for text in texts if (found := chat.find_control_tokens(tokenizer, "").search(text))), "")
+    told = (
+        f"{place}: {count} of {len(side.rows)} {side.kind}, the first here, hold the text of a control token ({token!r}): it is learnt as "
+        "ordinary text, and the chat template and the end of an answer write their tokens besides; leave it away in the data"
+    )
+    if count > TOLERATED * len(side.rows):
+        context.warn(name, told)
+    else:
+        context.note(told)
 
 
 def _find_first(context: StageContext, side: TokenSet, source: DataSource, counts_M: Any) -> tuple[str, Record | None]:

@@ -45,6 +45,12 @@ def test_answers_that_the_tokenizer_cannot_write_are_warned_of():
     assert told.startswith("2 answers cannot be written by the tokenizer as they are") and told.endswith("knows their characters")
 
 
+def test_control_tokens_that_stand_in_the_data_as_text_are_warned_of():
+    counts = {"prompts": 9, "prompts_cut": 0, "control_tokens": 9}
+    (told,) = warn_of_shortfall("prompts", counts, LIMITS)
+    assert told.startswith("9 of 9 prompts hold the text of a control token") and told.endswith("leave it away in the data")
+
+
 def test_long_answers_that_are_dropped_warn_though_their_comparisons_are_left():
     counts = {"comparisons": 20, "comparisons_used": 20, "prompts_cut": 0, "responses_dropped": 4, "comparisons_without_pair": 0}
     assert warn_of_shortfall("comparisons", counts, LIMITS) == []

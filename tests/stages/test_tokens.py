@@ -180,6 +180,23 @@ def test_answers_that_begin_as_the_prompt_ends_are_told_with_file_and_line(make_
     assert event["message"].startswith(f"{path}{said}, the first here, begin with '<think>\\n'")
 
 
+def test_control_tokens_that_stand_in_records_as_text_are_told_with_file_and_line(make_stage, base_model_dir):
+    # Completions with an end token of their own, prompts that a chat template has written already.
+    spec = make_stage("sft", models={"base": base_model_dir}).spec
+    path = Path(spec.data["demonstrations"].train.path)
+    rows = [
+        {"prompt": "a", "completion": "x"},
+        {"prompt": "b", "completion": "x<|end|>"},
+        {"prompt": "<|user|>c<|end|>", "completion": "x"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec.checkpoint_dir.mkdir()
+    train, _ = load_tokens(StageContext(spec), load_tokenizer(str(base_model_dir)), "demonstrations")
+    (event,) = (json.loads(line) for line in spec.events_path.read_text().splitlines())
+    assert event["message"].startswith(f"{path}:2: 2 of 3 demonstrations, the first here, hold the text of a control token ('<|end|>')")
+    assert train.counts()["control_tokens"] == 2
+
+
 def test_what_the_template_refuses_is_told_of_all_kinds_with_its_line(tmp_path, base_model_dir):
     base = shutil.copytree(base_model_dir, tmp_path / "base")
     template = (base / "chat_template.jinja").read_text()
