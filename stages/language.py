@@ -16,6 +16,7 @@ from stages.models.policy import load_policy
 from stages.models.precision import autocast
 from stages.models.special_tokens import grow_embeddings
 from stages.models.tokenizer import align_special_tokens
+from stages.models.weights import require_finite
 from stages.process.context import StageContext, Told
 from stages.process.engine import choose_engine
 from stages.process.errors import StageError
@@ -41,6 +42,8 @@ def load_learner(context: StageContext, settings: PretrainSettings | SFTSettings
     spec = context.spec
     quantizes = bool(settings.lora and settings.lora.quantize)
     model: Any = load_policy(spec.models["base"], spec.hardware, spec.revision, engine=choose_engine(context), on_cpu=quantizes)
+    require_finite(model, spec.models["base"])
+    _warn_of_unread(context, model)
     if tokenizer is not None:
         grow_embeddings(model, tokenizer)
         align_special_tokens(model, tokenizer)
@@ -50,6 +53,16 @@ def load_learner(context: StageContext, settings: PretrainSettings | SFTSettings
     note_padding(context, model)
     compile_layers(context, model)
     return model
+
+
+def _warn_of_unread(context: StageContext, model: Any) -> None:
+    """Warn of weights on the disk that the model does not have: biases or layers that its config.json leaves out, or another head."""
+    if not model.unread:
+        return
+    some = f"{', '.join(model.unread[:3])}{', ...' * (len(model.unread) > 3)}"
+    found = f"{context.spec.models['base']}: found {len(model.unread)} tensors that {type(model).__name__} does not read ({some})"
+    told = f"{found}: they are left out; if they are more than a head of another use, take the config.json that belongs to these weights"
+    context.warn("unread weights", told)
 
 
 def measure_loss(

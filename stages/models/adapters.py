@@ -194,11 +194,19 @@ def take_adapter(model: Any, directory: Path) -> None:
 
 
 def merge_adapter(model: Any, adapter: str) -> Any:
-    """Add an adapter, from its directory, to the weights of the model that it was trained on; all of them can learn then."""
+    """Add an adapter, from its directory, to the weights of the model that it was trained on; all of them can learn then.
+
+    Raises:
+        StageError: It is of tokens before the prompt, not of weights; exit code 2.
+    """
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     merged: Any = PeftModel.from_pretrained(model, adapter)
+    if not hasattr(merged.base_model, "merge_and_unload"):
+        kind = merged.peft_config[merged.active_adapter].peft_type
+        found = f"found an adapter that cannot be merged ({getattr(kind, 'value', kind)})"
+        raise StageError(f"{adapter}: {found}; needed one that changes weights, as LoRA does, or a whole model; take such one", EXIT_USAGE)
     for layer in merged.modules():
         if isinstance(layer, BaseTunerLayer):
             with gathered(layer.get_base_layer().parameters(), modified=True):

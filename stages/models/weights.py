@@ -104,6 +104,7 @@ def load_weights(
             use_safetensors=True,
             revision=revision,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below: transformers itself raises what no stage would catch
             **({"device_map": {"": place}} if goes_straight else {}),
         )
     missing = {name for name in loading["missing_keys"] if not ((new_head or adapter) and name.startswith(f"{HEAD}."))}
@@ -115,6 +116,7 @@ def load_weights(
         )
     if adapter:
         model = merge_adapter(model, adapter)
+    model.unread = sorted(map(str, loading["unexpected_keys"]))  # tensors on the disk that the family's code has no place for
     precision.set_precision(model, hardware)
     finish_loading(model, hardware, ways)
     return model
@@ -160,6 +162,19 @@ def finish_loading(model: Any, hardware: HardwareSettings, ways: Ways, alike: Ca
     model.ways = ways
     if hardware.attention == "auto":
         enable_packing(model)
+
+
+def require_finite(model: torch.nn.Module, path: str) -> None:
+    """Refuse a model that holds numbers which are none: a merge or a cast to float16 has spoilt it, and no learning rate would mend it.
+
+    Raises:
+        StageError: It does; exit code 3.
+    """
+    # A sum takes no memory of its own. Of weights in pieces the loss tells it.
+    weights = [(name, weight.detach()) for name, weight in model.named_parameters() if not is_partitioned(weight)]
+    if broken := [name for name, weight in weights if not weight.sum().isfinite()]:
+        found = f"found numbers in {', '.join(broken[:3])}{', ...' * (len(broken) > 3)} that are not finite"
+        raise StageError(f"{path}: {found}; needed whole weights; get the model anew, or make it anew in bfloat16", EXIT_VERIFICATION)
 
 
 def count_broken_weights(model: torch.nn.Module, rank: int) -> torch.Tensor:

@@ -31,6 +31,7 @@ def load_encoder(path: str, revision: str | None) -> Any:
         found = f"{path}: found an encoder with {config.num_labels} labels, needed one, a score"
         raise StageError(f"{found}; take a reward model, not a classifier", EXIT_USAGE)
     arguments: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
+    arguments["ignore_mismatched_sizes"] = True  # told below
     model, loading = open_pretrained(AutoModelForSequenceClassification, path, revision=revision, config=config, **arguments)
     if missing := sorted(map(str, {*loading["missing_keys"], *loading["mismatched_keys"]})):
         found = f"{path}: weights missing or of another shape: {missing[:5]}"

@@ -1,5 +1,8 @@
 """What SFT reports of its model."""
 
+import json
+import shutil
+
 import pytest
 import torch
 
@@ -7,6 +10,7 @@ from data.tokens import EncodedPair
 from stages import language
 from stages.models import logprobs
 from stages.models.policy import load_policy
+from stages.process.context import StageContext
 
 
 def test_the_held_out_loss_is_one_of_tokens_however_many_logits_are_held(base_model_dir, plain_hardware, monkeypatch):
@@ -24,3 +28,19 @@ def test_the_held_out_loss_is_one_of_tokens_however_many_logits_are_held(base_mo
         monkeypatch.setattr(language, "_EVAL_TOKENS", num_tokens)
         monkeypatch.setattr(logprobs, "_MAX_LOGITS", num_logits)
         assert language.heldout_loss(model, pairs) == pytest.approx(-sum(found_logprobs) / len(found_logprobs), rel=1e-5)
+
+
+def test_weights_that_the_models_config_leaves_out_are_warned_of(make_stage, base_model_dir, tmp_path):
+    # A config.json of another model: half of the layers, or all biases, would be left away without a word.
+    base = shutil.copytree(base_model_dir, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1, "layer_types": None}))
+    spec = make_stage("sft", models={"base": base}).spec
+    model = language.load_learner(StageContext(spec), spec.settings)
+    assert len(model.model.layers) == 1
+    told = [event["message"] for line in spec.events_path.read_text().splitlines() if (event := json.loads(line))["event"] == "warning"]
+    assert (
+        len(told) == 1
+        and told[0].startswith(f"{base}: found ")
+        and "tensors that LlamaForCausalLM does not read (model.layers.1." in told[0]
+    )

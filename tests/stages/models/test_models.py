@@ -21,6 +21,7 @@ from stages.models.policy import load_policy
 from stages.models.reward_model import init_reward_model, load_reward_model
 from stages.models.save import save_model
 from stages.models.tokenizer import load_tokenizer
+from stages.models.weights import require_finite
 from stages.process.errors import StageError
 
 HARDWARE = HardwareSettings(device="cpu", precision="float32")
@@ -76,6 +77,37 @@ def test_a_missing_weight_is_refused_and_not_drawn_at_random(base):
     save_file(state, base / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(StageError, match="q_proj") as caught:
         load_policy(str(base), HARDWARE)
+    assert caught.value.exit_code == 3
+
+
+def test_weights_of_another_shape_are_refused(base):
+    edit_json(base / "config.json", vocab_size=512)
+    with pytest.raises(
+        StageError, match=r"weights missing or of another shape: .*embed_tokens\.weight.*512.*would have been drawn"
+    ) as caught:
+        load_policy(str(base), HARDWARE)
+    assert caught.value.exit_code == 3
+
+
+def test_an_adapter_that_changes_no_weights_is_refused(base, tmp_path):
+    from peft import PrefixTuningConfig, get_peft_model
+
+    prefix = PrefixTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), prefix).save_pretrained(tmp_path / "prefix")
+    with pytest.raises(StageError, match=r"prefix: found an adapter that cannot be merged \(PREFIX_TUNING\)") as caught:
+        load_policy(str(tmp_path / "prefix"), HARDWARE)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_refused_with_their_weight(base, number):
+    model = load_policy(str(base), HARDWARE)
+    require_finite(model, "base")
+    name = "model.layers.0.mlp.up_proj.weight"
+    with torch.no_grad():
+        model.get_parameter(name)[0, 0] = number
+    with pytest.raises(StageError, match=f"^base: found numbers in {name} that are not finite") as caught:
+        require_finite(model, "base")
     assert caught.value.exit_code == 3
 
 
