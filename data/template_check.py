@@ -37,7 +37,7 @@ def require_special_tokens(tokenizer: Tokenizer, *, tried: bool = False) -> None
         found = f"is the end token {tokenizer.eos_token!r} too, so the model would never learn to stop"
         faults.append(("pad_token", f"{found}; needed another token; set pad_token to an unused special token"))
     if not faults:
-        faults = _try_template(tokenizer, tried) or _try_end_token(tokenizer)
+        faults = _try_template(tokenizer, tried) or _try_tokens(tokenizer)
     if faults:
         raise DataError([Problem(name, field, message) for field, message in faults])
 
@@ -102,12 +102,18 @@ def _render(tokenizer: Tokenizer, word: str) -> str:
     return tokenizer.apply_chat_template([{"role": "user", "content": word}], add_generation_prompt=True, tokenize=False)
 
 
-def _try_end_token(tokenizer: Tokenizer) -> list[tuple[str, str]]:
-    try:
-        typed = encode_answers(tokenizer, [str(tokenizer.eos_token)])[0]
-    except DataError:  # so is each record that holds it: few do, where it is no word (in a Unigram vocabulary it is a piece)
-        typed = [] if _MARKED.match(tokenizer.eos_token) else [tokenizer.eos_token_id]
-    if tokenizer.eos_token_id in typed:
-        found = f"{tokenizer.eos_token!r} typed in a text becomes the end token's id"
-        return [("eos_token", f"{found}; needed a special token that no text turns into; set another eos_token")]
-    return []
+def _try_tokens(tokenizer: Tokenizer) -> list[tuple[str, str]]:
+    """Find an end or pad token that text turns into: a response would stop at it, or lose it where special tokens are left out."""
+    faults: list[tuple[str, str]] = []
+    for field, what in (("eos_token", "end"), ("pad_token", "pad")):
+        if field == "pad_token" and tokenizer.pad_token_id == tokenizer.unk_token_id:  # of which texts may be full: masks are of lengths
+            continue
+        token, number = str(getattr(tokenizer, field)), getattr(tokenizer, f"{field}_id")
+        try:
+            typed = encode_answers(tokenizer, [token])[0]
+        except DataError:  # so is each record that holds it: few do, where it is no word (in a Unigram vocabulary it is a piece)
+            typed = [] if _MARKED.match(token) else [number]
+        if number in typed:
+            found = f"{token!r} typed in a text becomes the {what} token's id"
+            faults.append((field, f"{found}; needed a special token that no text turns into; set another {field}"))
+    return faults

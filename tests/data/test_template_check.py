@@ -44,6 +44,16 @@ def test_end_token_that_is_also_a_word_is_refused(tokenizer_of):
     ]
 
 
+def test_pad_token_that_is_also_a_word_is_refused_but_not_the_unknown_token(tokenizer_of):
+    # "!" as pad token, as GPT-2's first id: texts would lose it wherever special tokens are left out, and no record with it be encoded.
+    assert faults_of(tokenizer_of(GOOD_TEMPLATE, pad="b")) == [
+        "pad_token: 'b' typed in a text becomes the pad token's id; needed a special token that no text turns into; set another pad_token"
+    ]
+    tokenizer = tokenizer_of(GOOD_TEMPLATE, pad="x")
+    tokenizer.unk_token = "x"
+    require_special_tokens(tokenizer)
+
+
 def test_a_piece_of_a_vocabulary_may_be_the_end_token_and_only_texts_that_hold_it_are_refused():
     pieces = [("<unk>", 0.0), ("</s>", 0.0), ("[P]", 0.0), ("▁", -1.0), ("a", -1.0), ("b", -1.0)]
     backend = Tokenizer(models.Unigram(pieces, unk_id=0))
