@@ -40,6 +40,11 @@ def as_object(value: object) -> Columns | None:
     return cast(Columns, value) if isinstance(value, dict) else None
 
 
+def is_false(value: object) -> bool:
+    """Whether a value says no: false, which exports write as 0 or as text too."""
+    return value == 0 or (isinstance(value, str) and value.strip().lower() in ("false", "0"))
+
+
 def check_number(value: object, field: str) -> float:
     """Return a finite number.
 

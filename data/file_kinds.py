@@ -1,7 +1,9 @@
 """What kinds of files hold records: by their names, and by how they begin where that is not what their names say."""
 
 from pathlib import Path
+from typing import IO
 
+BOM = b"\xef\xbb\xbf"
 TEXT_FILE = ".txt"
 GZIPPED = (".jsonl.gz", ".ndjson.gz", ".json.gz")
 FILE_FORMATS = (".jsonl", ".jsonl.gz", ".json", ".parquet", TEXT_FILE, ".json.gz", ".ndjson", ".ndjson.gz")
@@ -28,3 +30,22 @@ def find_other_content(path: Path) -> str:
     with path.open("rb") as stream:
         head = stream.read(32)
     return next((found for beginning, found in _BEGINNINGS.items() if head.startswith(beginning)), "")
+
+
+def starts_array(stream: IO[bytes], name: str) -> bool:
+    """Whether a file holds one JSON array, whatever its name; a line may be a list too, but a whole one."""
+    head = _read_head(stream).lstrip()
+    first, more, _ = head.partition(b"\n")
+    return head.startswith(b"[") and (name.endswith(".json") or bool(more and first.rstrip().endswith((b"[", b","))))
+
+
+def spreads_objects(stream: IO[bytes]) -> bool:
+    """Whether a file begins with an object that goes over several lines, as `json.dump(indent=2)` writes it: each would be a bad line."""
+    first, _, rest = _read_head(stream).lstrip().partition(b"\n")
+    return first.rstrip() == b"{" and rest.lstrip().startswith(b'"')
+
+
+def _read_head(stream: IO[bytes]) -> bytes:
+    head = stream.read(4096).removeprefix(BOM)
+    stream.seek(0)
+    return head

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
-from data.fields import Columns, FieldError, as_list, as_object, present_columns
+from data.fields import Columns, FieldError, as_list, as_object, is_false, present_columns
 from data.formats.format import Format, Row, rename_root
 from data.formats.table import ALL_COLUMNS, DOCUMENT, OWN, choose_format, recognise
 from data.formats.transcript import TRANSCRIPT
 from data.formats.turns import unwrap
 from data.records import LEARNING, count_opening, is_learnt, parse_row
 from data.rows import SourceLike, read_rows
-from data.schema import KINDS, Comparison, DataError, Problem, Record, RecordKind
+from data.schema import KINDS, Comparison, DataError, Problem, Record, RecordKind, Text
 
 PROBED_ROWS = 100
 CONVERSATIONS = ("messages", "prompt", "completion", "chosen", "rejected")
@@ -31,6 +31,7 @@ BAD = "rows whose label says that the answer is a bad one, left out"
 CONTEXT = "answers marked as not to be learnt (weight: 0, train: false)"
 OPENING = "answers before the user's first message, which are context alone"
 UNANSWERED = "conversations of which what follows the last answer is not read"
+REPEATED = "records whose answers begin with their whole prompt, and are learnt so"
 IDENTICAL = "comparisons with identical answers, which make no pair"
 
 
@@ -164,7 +165,7 @@ def _read_row(value: object, form: Format, kind: RecordKind, report: SourceRepor
     columns = present_columns(value)
     if not columns.keys().isdisjoint(MEDIA):
         _refuse_media(columns)
-    if kind == "demonstrations" and any(_is_bad(columns.get(name)) for name in LABELS):
+    if kind == "demonstrations" and any(is_false(columns.get(name)) for name in LABELS):
         report.counts[BAD] += 1
         return []
     records: list[Record] = []
@@ -179,14 +180,10 @@ def _read_row(value: object, form: Format, kind: RecordKind, report: SourceRepor
         counts |= _count(row, kind)
         if made and isinstance(made[0], Comparison) and _has_identical(made[0]):
             counts[IDENTICAL] = counts.get(IDENTICAL, 0) + 1
+        counts[REPEATED] = counts.get(REPEATED, 0) + sum(map(_repeats_prompt, made))
     if counts:
         report.counts += Counter(counts)  # without those that are 0
     return records
-
-
-def _is_bad(label: object) -> bool:
-    """Whether a label says that the answer is a bad one: false, which exports write as 0 or as text too."""
-    return label == 0 or (isinstance(label, str) and label.strip().lower() in ("false", "0"))
 
 
 def _refuse_media(columns: Columns) -> None:
@@ -198,6 +195,14 @@ def _refuse_media(columns: Columns) -> None:
 def _has_identical(comparison: Comparison) -> bool:
     """Whether a comparison has a text twice, of which neither copy is better."""
     return len(set(comparison.completions)) < len(comparison.completions)
+
+
+def _repeats_prompt(record: Record) -> bool:
+    """Whether each answer of a record begins with all of its prompt: some exports write both into one text, the prompt beside it."""
+    if isinstance(record, Text) or not record.answers:
+        return False
+    prompt = record.prompt[-1].content.strip()
+    return len(prompt.split()) > 1 and all(answer.lstrip().startswith(prompt) for answer in record.answers)
 
 
 def _count(row: Columns, kind: RecordKind) -> dict[str, int]:
@@ -222,4 +227,5 @@ def _count(row: Columns, kind: RecordKind) -> dict[str, int]:
 
 
 def _is_read(key: str, value: object) -> bool:
-    return key in READ_KEYS or value is None or (key in LEARNING and value in (0, 1))
+    said = str(value).strip().lower()
+    return key in READ_KEYS or value is None or (key in LEARNING and said in ("0", "1", "0.0", "1.0", "false", "true"))

@@ -6,7 +6,7 @@ A row is a JSON object (or a Parquet or dataset row); columns that no kind knows
 from itertools import combinations
 from typing import cast
 
-from data.fields import Columns, FieldError, as_list, as_object, check_number, check_text, describe, present_columns
+from data.fields import Columns, FieldError, as_list, as_object, check_number, check_text, describe, is_false, present_columns
 from data.schema import ROLES, Comparison, Demonstration, Message, Prompt, Record, RecordKind, Text
 
 OWN_COLUMNS = (
@@ -23,9 +23,9 @@ OWN_COLUMNS = (
     "score_chosen",
     "score_rejected",
 )
-MIN_GRADE, MAX_GRADE = 1, 7  # of an answer (Ouyang et al. 2022: overall quality on a scale of seven)
+MIN_GRADE, MAX_GRADE, MAX_RANK = 1, 7, 1_000_000  # grades of an answer as Ouyang et al. 2022: overall quality on a scale of seven
 CALLS = ("tool_calls", "function_call")  # what an assistant's message says apart from its text
-LEARNING = ("weight", "train", "training")  # 0 or false: the message is context alone (OpenAI's files, axolotl's)
+LEARNING = ("weight", "train", "training", "loss")  # 0 or false: the message is context alone (OpenAI's files, axolotl's, ms-swift's)
 
 
 def parse_row(row: object, kind: RecordKind) -> list[Record]:
@@ -74,7 +74,7 @@ def count_opening(turns: list[object]) -> int:
 def is_learnt(turn: object) -> bool:
     """Whether an assistant's message is one to learn: not where it is marked as context alone."""
     fields = as_object(turn) or {}
-    return all(fields.get(name) is None or fields[name] != 0 for name in LEARNING)
+    return not any(is_false(fields.get(name)) for name in LEARNING)
 
 
 def _parse_comparison(columns: Columns) -> Comparison:
@@ -263,7 +263,7 @@ def _parse_ranks(value: object, num_completions: int) -> tuple[int, ...]:
         )
     ranks = [int(rank) if isinstance(rank, float) and rank.is_integer() else rank for rank in ranks]  # pandas writes 1.0
     for i, rank in enumerate(ranks):
-        if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= MAX_RANK:
             raise FieldError(f"ranks[{i}]", f"found {describe(rank)}; needed a whole number from 1 (best); correct it")
     return tuple(cast(list[int], ranks))
 

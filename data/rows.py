@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
 from data.directories import find_record_files, find_text_files
-from data.file_kinds import FILE_FORMATS, GZIPPED, OTHER_FILES, TEXT_FILE, find_other_content
+from data.file_kinds import BOM, FILE_FORMATS, GZIPPED, OTHER_FILES, TEXT_FILE, find_other_content, spreads_objects, starts_array
 from data.schema import DataError, Problem, first_line
 
 MAX_LINE_BYTES = 10_000_000
-_BOM = b"\xef\xbb\xbf"
 
 Row = tuple[str, object]  # where, the decoded value
 Report = Callable[[Problem], None]
@@ -95,13 +94,16 @@ def _read_file(path: Path, wanted: Sequence[str], report: Report, *, whole_texts
         if not name.endswith(GZIPPED) and (found := find_other_content(path)):
             raise _cannot_read(str(path), f"found {found}")
         if name.endswith(TEXT_FILE) and whole_texts:
-            text = _decode(path.read_bytes().removeprefix(_BOM), str(path), report)
+            text = _decode(path.read_bytes().removeprefix(BOM), str(path), report)
             yield from () if text is None else [(str(path), {"text": text})]
         else:
             with gzip.open(path, "rb") if name.endswith(GZIPPED) else path.open("rb") as opened:
                 stream = cast(IO[bytes], opened)
                 name = name.removesuffix(".gz")
-                reader = _read_array if _starts_array(stream, name) else _read_lines
+                if not name.endswith(TEXT_FILE) and spreads_objects(stream):
+                    needed = "needed one object on each line, or one list of them ([ first); write it so (jq -c . FILE)"
+                    raise _cannot_read(f"{path}:1", f"found an object that goes over several lines; {needed}")
+                reader = _read_array if starts_array(stream, name) else _read_lines
                 if name.endswith(TEXT_FILE):
                     yield from ((where, {"text": text}) for where, text in _read_texts(stream, str(path), report))
                 else:
@@ -132,7 +134,7 @@ def _read_texts(stream: IO[bytes], name: str, report: Report) -> Iterator[tuple[
             report(Problem(where, "", f"line longer than {MAX_LINE_BYTES:,} bytes; needed shorter ones; split or remove it"))
             _skip_to_next_line(stream)
             continue
-        text = _decode(line.removeprefix(_BOM), where, report)  # files that were joined have it within, too
+        text = _decode(line.removeprefix(BOM), where, report)  # files that were joined have it within, too
         if text is not None and (text := text.rstrip()):
             yield where, text
 
@@ -151,17 +153,9 @@ def _decode(data: bytes, where: str, report: Report) -> str | None:
         return None
 
 
-def _starts_array(stream: IO[bytes], name: str) -> bool:
-    """Whether a file holds one JSON array, whatever its name; a line may be a list too, but a whole one."""
-    head = stream.read(4096).removeprefix(_BOM).lstrip()
-    stream.seek(0)
-    first, more, _ = head.partition(b"\n")
-    return head.startswith(b"[") and (name.endswith(".json") or bool(more and first.rstrip().endswith((b"[", b","))))
-
-
 def _read_array(stream: IO[bytes], name: str, report: Report) -> Iterator[Row]:
     """A JSON array, read item by item so that each keeps the line on which it begins."""
-    text = _decode(stream.read().removeprefix(_BOM), name, lambda problem: report(replace(problem, ends_file=True)))
+    text = _decode(stream.read().removeprefix(BOM), name, lambda problem: report(replace(problem, ends_file=True)))
     if text is None:
         return
     decoder, twice = _make_decoder()
@@ -234,6 +228,8 @@ def _json_message(error: Exception, text: str, needed: str = "one JSON object") 
         return f"not JSON ({error.msg} at column {error.colno}); needed {needed}; correct it"
     if isinstance(error, RecursionError):
         return "nested too deeply; needed one flat JSON object; correct it"
+    if "digits" in str(error):  # of which Python names a setting of its own
+        return "found a number of thousands of digits; needed an ordinary number or text; replace it"
     return f"{first_line(error)}; needed an ordinary number or text; replace it"
 
 
@@ -243,7 +239,10 @@ def _read_parquet(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
     parquet: Any = import_module("pyarrow.parquet")
     try:
         file = parquet.ParquetFile(path)
-        columns = [column for column in wanted if column in file.schema_arrow.names]
+        names: list[str] = file.schema_arrow.names
+        columns = _choose_columns(names, wanted, str(path))
+        if twice := [name for name in columns if names.count(name) > 1]:
+            raise _cannot_read(str(path), f"found the column {twice[0]} twice; needed it once; remove one of the two")
         number = 0
         for batch in file.iter_batches(batch_size=1024, columns=columns):
             for row in batch.to_pylist():
@@ -259,12 +258,16 @@ def _read_parquet(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
 def _read_dataset(source: SourceLike, path: Path, wanted: Sequence[str]) -> Iterator[Row]:
     dataset, split = _open_dataset(source, path)
     name = f"{source.path}[{split}]" if split else source.path
-    present = [column for column in wanted if column in dataset.column_names]
-    if not present:
-        found = ", ".join(dataset.column_names)
-        raise _cannot_read(name, f"found columns {found}; needed some of {', '.join(wanted[:7])}, ...; say by columns: which is which")
-    for number, row in enumerate(dataset.select_columns(present), start=1):
+    for number, row in enumerate(dataset.select_columns(_choose_columns(dataset.column_names, wanted, name)), start=1):
         yield f"{name}:{number}", row
+
+
+def _choose_columns(names: Sequence[str], wanted: Sequence[str], where: str) -> list[str]:
+    present = [column for column in wanted if column in names]
+    if not present:
+        found = f"found columns {', '.join(names)[:300] or 'none'}"
+        raise _cannot_read(where, f"{found}; needed some of {', '.join(wanted[:7])}, ...; say by columns: which is which")
+    return present
 
 
 def _open_dataset(source: SourceLike, path: Path) -> tuple[Any, str | None]:

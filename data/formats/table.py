@@ -13,14 +13,16 @@ from data.formats.turns import SHAREGPT
 from data.records import OWN_COLUMNS
 from data.schema import KINDS, RecordKind
 
+# Of the two answers of a pair: UltraFeedback's names are ours, these are RLHFlow's, distilabel's and Argilla's.
+OTHER_SCORES = {f"{side}{name}": f"score_{side}" for name in ("_score", "_rating", "-rating", "-score") for side in ("chosen", "rejected")}
 OWN = Format(
     "trl",
     "TRL: prompt/completion, messages, chosen/rejected",
     KINDS,
-    OWN_COLUMNS,
+    (*OWN_COLUMNS, *OTHER_SCORES),
     lambda row: not (as_object(row) or {}).keys().isdisjoint(OWN_COLUMNS),
-    lambda columns, _: [columns],
-    lambda field, _: field,
+    lambda columns, _: [columns | {OTHER_SCORES[name]: value for name, value in columns.items() if name in OTHER_SCORES}],
+    lambda field, columns: rename_root(field, {ours: theirs for theirs, ours in OTHER_SCORES.items() if theirs in columns}),
 )
 TEXT = Format(
     "text",

@@ -281,7 +281,7 @@ def test_line_of_exactly_the_cap_is_read(tmp_path, source):
 def test_deep_nesting_and_giant_numbers_are_bad_lines_not_crashes(write_lines):
     found = problems_of(write_lines("[" * 200_000, '{"prompt": ' + "9" * 5000 + "}"), "prompts")
     assert found[0] == "records.jsonl:1: nested too deeply; needed one flat JSON object; correct it"
-    assert found[1].startswith("records.jsonl:2: Exceeds the limit")
+    assert found[1].startswith("records.jsonl:2: found a number of thousands of digits")
 
 
 # Sources that cannot be read at all
@@ -438,3 +438,51 @@ def test_what_is_wrong_with_every_set_alike_is_told_once():
     # Such as a limit that is too short for any prompt, found in each of three sets.
     limit = Problem("", "tokens.max_prompt_tokens", "found 1, too short for a prompt; raise it")
     assert str(DataError([limit, Problem("a.jsonl:1", "prompt", "found no text"), limit])).count("tokens.max_prompt_tokens") == 1
+
+
+# What exports write
+
+
+@pytest.mark.parametrize("name", ["demos.json", "demos.jsonl", "demos.jsonl.gz"])
+def test_objects_over_several_lines_are_told_once(tmp_path, source, name):
+    text = "\ufeff" + "".join(json.dumps({"prompt": f"{i}?", "completion": "a"}, indent=2) + "\n" for i in range(30))
+    (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    needed = "needed one object on each line, or one list of them ([ first); write it so (jq -c . FILE)"
+    assert problems_of(source(tmp_path / name)) == [f"{name}:1: found an object that goes over several lines; {needed}"]
+
+
+def test_a_rank_that_is_none_and_a_number_of_thousands_of_digits_are_bad_lines(write_lines):
+    lines = write_lines(
+        {"prompt": "a", "completions": ["b", "c"], "ranks": [1, 10**30]},
+        {"prompt": "a", "completions": ["b", "c"], "ranks": [1, 1e300]},
+        '{"id": ' + "9" * 5000 + ', "prompt": "a", "completions": ["b", "c"], "ranks": [1, 2]}',
+    )
+    first, second, third = problems_of(lines, "comparisons")
+    assert first.startswith("records.jsonl:1: ranks[1]: found 1000000000") and first.endswith(
+        "needed a whole number from 1 (best); correct it"
+    )
+    assert second.startswith("records.jsonl:2: ranks[1]: found 1000000000")
+    assert third == "records.jsonl:3: found a number of thousands of digits; needed an ordinary number or text; replace it"
+
+
+@pytest.mark.parametrize(
+    "names", [("chosen_score", "rejected_score"), ("chosen_rating", "rejected_rating"), ("chosen-rating", "rejected-rating")]
+)
+def test_scores_of_a_pair_are_read_whatever_they_are_called(write_lines, tmp_path, source, names):
+    pair = {"prompt": "Hi?", "chosen": "Hello.", "rejected": "No."}
+    rows = [pair | dict(zip(names, scores, strict=True)) for scores in ([2, 1], [2, 2], [2, None])]
+    assert [record.ranks for record in load_records(write_lines(*rows), "comparisons")] == [(1, 2), (1, 1), (1, 2)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
+    assert [record.ranks for record in load_records(source(tmp_path / "pairs.parquet"), "comparisons")] == [(1, 2), (1, 1), (1, 2)]
+    (told,) = problems_of(write_lines(pair | dict(zip(names, [1, 2], strict=True))), "comparisons")
+    assert told.startswith(f"records.jsonl:1: {names[0]}: found 1, below")
+
+
+def test_a_parquet_file_without_known_columns_names_what_it_has_and_one_column_twice_is_refused(tmp_path, source):
+    pq.write_table(pa.table({"Question": ["a"] * 3, "Answer": ["b"] * 3}), tmp_path / "a.parquet")
+    (told,) = problems_of(source(tmp_path / "a.parquet"))
+    assert told.startswith("a.parquet: found columns Question, Answer; needed some of prompt, completion")
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 3, ["prompt", "completion", "prompt"]), tmp_path / "b.parquet")
+    assert problems_of(source(tmp_path / "b.parquet")) == [
+        "b.parquet: found the column prompt twice; needed it once; remove one of the two"
+    ]

@@ -194,7 +194,9 @@ def test_messages_that_an_export_wrote_as_text_are_refused(write_lines, text):
     assert len(read(write_lines({**OWN, "completion": about}))[0]) == 1
 
 
-@pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}, {"training": False}])
+@pytest.mark.parametrize(
+    "mark", [{"weight": 0}, {"train": False}, {"training": False}, {"loss": False}, {"train": "false"}, {"weight": "0"}]
+)
 @pytest.mark.parametrize(("column", "keys"), [("messages", ("role", "content")), ("conversations", ("from", "value"))])
 def test_an_answer_that_is_marked_as_context_is_not_learnt_and_that_is_told(write_lines, mark, column, keys):
     said = [("user", "Say hi.", {}), ("assistant", "Ho.", mark), ("user", "No.", {}), ("assistant", "Hi.", {"weight": 1, "train": True})]
@@ -202,6 +204,15 @@ def test_an_answer_that_is_marked_as_context_is_not_learnt_and_that_is_told(writ
     records, report = read(write_lines({column: turns}, {column: turns[:2]}))
     assert [(len(record.prompt), record.completion) for record in records] == [(3, "Hi.")]
     assert report.line().endswith("; 2 answers marked as not to be learnt (weight: 0, train: false)")
+
+
+def test_answers_that_begin_with_their_whole_prompt_are_told(write_lines):
+    whole = {"prompt": "Say hi.", "chosen": "Say hi. Hi.", "rejected": "Say hi. No."}
+    half = {"prompt": "Say hi.", "chosen": "Say hi. Hi.", "rejected": "No."}
+    told = "; 2 records whose answers begin with their whole prompt, and are learnt so"
+    assert read(write_lines(whole, whole, half), "comparisons")[1].line().endswith(told)
+    word = {"prompt": "Hi", "completion": "Hi there!"}  # a greeting is answered so
+    assert "whole prompt" not in read(write_lines(word, OWN))[1].line()
 
 
 def test_other_weights_are_told_as_not_read(write_lines):
