@@ -18,7 +18,7 @@ from pipeline.recipe.trainer_fields import config_class, trainer_fields
 from stages.deepspeed_config import read_deepspeed_json
 from stages.rules import Refusal, find_refusals
 from stages.settings import TrainingSettings
-from stages.spec import StageName, data_inputs
+from stages.spec import ADAPTER_CONFIG, StageName, data_inputs
 from stages.trainer_args import find_refused_arguments
 
 ProblemAt = Callable[[str, str], str]
@@ -89,6 +89,10 @@ def _check_base_model(recipe: Recipe, problem: ProblemAt, *, has_files: bool) ->
         return  # a hub id: the stage asks the hub
     if not path.is_dir():
         yield problem("base_model", f"found no directory {show_path(path)}; {hint_path(path, 'give a model directory, a hub id or demo')}")
+        return
+    if (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file():
+        todo = "merge it into its base (merge_and_unload of peft, then save_pretrained, with the tokenizer)"
+        yield problem("base_model", f"found an adapter alone in {show_path(path)}, needed a whole model; {todo}")
         return
     if not (path / "config.json").is_file():
         yield problem("base_model", f"found no config.json in {show_path(path)}, needed one; give a directory that from_pretrained opens")

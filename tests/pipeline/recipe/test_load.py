@@ -179,6 +179,15 @@ def test_pickled_weights_are_refused(recipe_path):
     assert "found only pickled weights (pytorch_model.bin), which can run code" in caught.value.problems[1]
 
 
+def test_an_adapter_alone_is_told_as_that(recipe_path):
+    base = recipe_path.parent / "base"
+    (base / "config.json").rename(base / "adapter_config.json")
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(recipe_path)
+    (told,) = caught.value.problems
+    assert "base_model: found an adapter alone in" in told and "needed a whole model; merge it into its base" in told
+
+
 def test_a_tokenizer_that_only_sentencepiece_reads_is_told_where_that_is_not_installed(recipe_path, monkeypatch):
     base = recipe_path.parent / "base"
     (base / "tokenizer.json").rename(base / "tokenizer.model")
