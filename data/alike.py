@@ -16,7 +16,8 @@ from data.schema import Message, Record, Text
 from data.tokens import EncodedRecord
 
 MOST_TOLD = 20  # pairs: of a template that leaves all messages out
-Marks = NDArray[np.uint64]  # a row for each record: (hash of its ids, hash of what it says); zeros for one that is not compared
+# A row for each record: hashes of its ids, of what it says, of that without a system message; zeros for one that is not compared.
+Marks = NDArray[np.uint64]
 
 # What templates and tokenizers leave out of messages on purpose: blanks, letters' case and form, thoughts of earlier turns.
 _THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)
@@ -24,15 +25,19 @@ _THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)
 
 def mark_prompts(records: Sequence[Record], encoded: Sequence[EncodedRecord]) -> Marks:
     """Mark records by their prompts; one whose prompt was cut is not compared, since what differs may be gone, nor is a text."""
-    marks = np.zeros((len(records), 2), np.uint64)
+    marks = np.zeros((len(records), 3), np.uint64)
     for row, (record, item) in enumerate(zip(records, encoded, strict=True)):
         if not item.cut and not isinstance(record, Text):
-            marks[row] = _hash(np.array(item.prompt_ids, np.int64).tobytes()), _hash(_condense(record.prompt))
+            asked = record.prompt[record.prompt[0].role == "system" :]
+            marks[row] = _hash(np.array(item.prompt_ids, np.int64).tobytes()), _hash(_condense(record.prompt)), _hash(_condense(asked))
     return marks
 
 
 def find_alike(marks: Sequence[Marks]) -> list[tuple[int, int]]:
     """Find records with equal ids that say otherwise.
+
+    One that begins with a system message says what another does without it: a template that leaves such messages out is refused before, so
+    it is the one that the template writes by itself where there is none.
 
     Args:
         marks: Of all records, in order.
@@ -44,10 +49,11 @@ def find_alike(marks: Sequence[Marks]) -> list[tuple[int, int]]:
         return []
     all_marks = np.concatenate(marks)
     order = np.argsort(all_marks[:, 0], kind="stable")
-    ids, said = all_marks[order, 0], all_marks[order, 1]
+    ids, said, asked = all_marks[order].T
     starts = np.flatnonzero(np.r_[True, ids[1:] != ids[:-1]])
     first = np.repeat(starts, np.diff(np.r_[starts, len(ids)]))
-    others = np.flatnonzero((said != said[first]) & (ids != 0))
+    by_default = (asked == asked[first]) & ((asked == said) != (asked == said)[first])
+    others = np.flatnonzero((said != said[first]) & ~by_default & (ids != 0))
     pairs = {int(order[first[other]]): int(order[other]) for other in others[::-1]}  # of each group the first one counts
     return sorted(pairs.items(), key=lambda pair: pair[1])[:MOST_TOLD]
 

@@ -27,11 +27,25 @@ def test_what_templates_leave_out_on_purpose_is_no_difference():
     assert find_alike([mark(([7], "Hello there"), ([7], "Hello here"))]) == [(0, 1)]
 
 
+def mark_chats(*chats):
+    """Mark prompts of (role, content) that all have the same ids."""
+    records = [Prompt(tuple(Message(*message) for message in chat)) for chat in chats]
+    return mark_prompts(records, [EncodedRecord([1], [], (), cut=False, dropped=0, repeated=0, used=True)] * len(chats))
+
+
 def test_roles_count_and_cut_prompts_are_not_compared():
-    records = [Prompt((Message("system", "a"), Message("user", "b"))), Prompt((Message("user", "b"),))]
-    encoded = [EncodedRecord([1], [], (), cut=False, dropped=0, repeated=0, used=True)] * 2
-    assert find_alike([mark_prompts(records, encoded)]) == [(0, 1)]
+    assert find_alike([mark_chats([("assistant", "a"), ("user", "b")], [("user", "a"), ("user", "b")])]) == [(0, 1)]
     assert find_alike([mark(([1], "a", "cut"), ([1], "b", "cut"), ([1], "c"))]) == []
+
+
+def test_a_system_message_that_the_template_writes_by_itself_is_no_difference():
+    # Qwen 2.5's "You are Qwen ..." stands in some records of a file, and the template adds it to the others.
+    asked, other = ("user", "b"), ("user", "c")
+    default, another = ("system", "You help."), ("system", "You sing.")
+    assert find_alike([mark_chats([asked], [default, asked], [asked])]) == []
+    assert find_alike([mark_chats([default, asked], [asked])]) == []
+    assert find_alike([mark_chats([default, asked], [another, asked])]) == [(0, 1)]
+    assert find_alike([mark_chats([default, asked], [asked], [other], [default, other])]) == [(0, 2)]
 
 
 def test_of_a_template_that_leaves_all_out_a_few_pairs_are_told():
@@ -42,7 +56,7 @@ def test_of_a_template_that_leaves_all_out_a_few_pairs_are_told():
 def test_a_million_records_take_seconds():
     import time
 
-    marks = np.random.default_rng(0).integers(1, 2**63, (1_000_000, 2), dtype=np.uint64)
+    marks = np.random.default_rng(0).integers(1, 2**63, (1_000_000, 3), dtype=np.uint64)
     started = time.process_time()
     assert find_alike([marks]) == []
     assert time.process_time() - started < 5
