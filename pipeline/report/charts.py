@@ -103,11 +103,3 @@ def graph_table(title: str, layers: Sequence[Sequence[Node]], edges: Sequence[tu
         parents.setdefault(end, []).append(labels.get(start, start))
     cells = [(node.label, node.detail, ", ".join(parents[node.name])) for layer in layers for node in layer]
     return table(title, ("name", "what", "made from"), cells)
-
-
-def sparkline_table(title: str, values: Sequence[float]) -> str:
-    """Write the values of a sparkline with their places."""
-    rows = pick_rows(len(values))
-    return table(
-        title + count_rows(len(rows), len(values)), ("place", "value"), [(str(row + 1), format_value(values[row])) for row in rows]
-    )

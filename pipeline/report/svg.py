@@ -101,24 +101,10 @@ def graph(prefix: str, title: str, layers: Sequence[Sequence[Node]], edges: Sequ
     return _picture(prefix, title, told, width, height, body if places else [_no_data(height)])
 
 
-def sparkline(prefix: str, title: str, values: Sequence[float]) -> str:
-    """Draw a small line without axes, and a dot at its last value."""
-    points = [(float(place), value) for place, value in enumerate(values) if is_drawable(value)]
-    told = f"{_count(len(values), 'value')}. {_left_out(len(values) - len(points))}"
-    if not points:
-        return _picture(prefix, title, told, 120, 28, [_text(60, 18, "no data", "none middle")], "spark")
-    across, up = make_scale([0.0, len(values) - 1.0], 4, 116), make_scale([value for _, value in points], 24, 4)
-    last, heights = points[-1], [value for _, value in points]
-    told += f" Lowest {format_value(min(heights))}, highest {format_value(max(heights))}, last {format_value(last[1])}."
-    body = [_path(thin_points(points, 112), across, up, "line s0")]
-    body.append(f'<circle class="dot s0" cx="{across.place(last[0]):.1f}" cy="{up.place(last[1]):.1f}" r="2.5"/>')
-    return _picture(prefix, title, told, 120, 28, body, "spark")
-
-
-def _picture(prefix: str, title: str, description: str, width: int, height: float, body: Sequence[str], kind: str = "chart") -> str:
+def _picture(prefix: str, title: str, description: str, width: int, height: float, body: Sequence[str]) -> str:
     title_id, desc_id = make_id(prefix, "title"), make_id(prefix, "desc")
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="{kind}" viewBox="0 0 {width} {height:.0f}" role="img" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {width} {height:.0f}" role="img" '
         f'aria-labelledby="{title_id} {desc_id}"><title id="{title_id}">{show(title, 200)}</title>'
         f'<desc id="{desc_id}">{show(description, 500)}</desc>{"".join(body)}</svg>'
     )

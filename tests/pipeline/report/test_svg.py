@@ -47,7 +47,6 @@ PICTURES = {
     "bars": lambda prefix, text: svg.bar_chart(prefix, text, [Bar(text, 0.5, 0.4, 0.6)], Axis(text), 0.5),
     "reliability": lambda prefix, text: svg.reliability_chart(prefix, text, [Bin(0.6, 0.7, 0.5, 0.8, 9)], Axis(text), Axis(text)),
     "graph": lambda prefix, text: svg.graph(prefix, text, [[Node("a", text, text)], [Node("b", text)]], [("a", "b")]),
-    "sparkline": lambda prefix, text: svg.sparkline(prefix, text, [1.0, 2.0]),
 }
 EMPTY = {
     "line": lambda: svg.line_chart("a", "t", [], X, Y),
@@ -57,7 +56,6 @@ EMPTY = {
     "bars of NaN": lambda: svg.bar_chart("a", "t", [Bar("x", math.nan), Bar("y", None)], X, 0.5),
     "reliability": lambda: svg.reliability_chart("a", "t", [Bin(math.nan, 0.5, None, None, 0)], X, Y),
     "graph": lambda: svg.graph("a", "t", [[], []], []),
-    "sparkline": lambda: svg.sparkline("a", "t", [math.nan]),
 }
 
 
@@ -74,14 +72,14 @@ def test_a_picture_names_itself_to_those_who_do_not_see_it(kind):
 def test_ids_are_unique_over_all_pictures_of_a_page():
     page = "".join(PICTURES[kind](f"{kind}-{copy}", "x") for kind in PICTURES for copy in (1, 2))
     ids = re.findall(r'\bid="([^"]*)"', page)
-    assert len(ids) == len(set(ids)) == 22
+    assert len(ids) == len(set(ids)) == 18
     assert set(re.findall(r"url\(#([^)]*)\)", page)) <= set(ids)
 
 
 @pytest.mark.parametrize("prefix", ["", "1", 'a"b', "a b"])
 def test_a_prefix_that_is_no_name_is_refused(prefix):
     with pytest.raises(ValueError, match="needed a letter"):
-        svg.sparkline(prefix, "t", [1.0])
+        svg.bar_chart(prefix, "t", [], X)
 
 
 @pytest.mark.parametrize("kind", PICTURES)
@@ -112,7 +110,6 @@ def test_what_is_not_finite_is_left_out_and_counted():
     assert "nan" not in picture and "inf," not in picture and "e+" not in picture
     picture = svg.bar_chart("a", "t", [Bar("a", 0.5, math.nan, 0.7), Bar("b", math.inf), Bar("c", None)], X)
     assert "2 values left out" in described(picture) and {"infinite", "–"} <= set(texts_of(picture))
-    assert "1 value left out" in described(svg.sparkline("a", "t", [1.0, math.nan, 3.0]))
 
 
 def test_one_point_is_a_dot_in_the_middle():
@@ -196,7 +193,6 @@ def test_100_000_points_are_thinned_fast_and_told():
     assert time.process_time() - start < 1.5
     assert len(picture) < 50_000
     assert "100,000 points" in described(picture) and "points are drawn: the first, lowest, highest and last" in described(picture)
-    assert len(svg.sparkline("a", "t", [value for _, value in points])) < 10_000
     assert len(charts.line_table("t", [Series("s", points)], X, Y)) < 40_000
 
 
@@ -245,7 +241,6 @@ def test_the_other_pictures_are_tables_too():
     assert Cells(charts.reliability_table("t", [Bin(0.6, 0.7, None, 0.8, 1234)], "pairs")).rows[1] == ["0.6", "0.7", "–", "0.8", "1,234"]
     layers = [[Node("a", "sft@v1", "x")], [Node("b", "ppo@v1")]]
     assert Cells(charts.graph_table("t", layers, [("a", "b"), ("z", "b")])).rows[1:] == [["sft@v1", "x", ""], ["ppo@v1", "", "sft@v1, z"]]
-    assert Cells(charts.sparkline_table("t", [1.0, 2.5])).rows[1:] == [["1", "1"], ["2", "2.5"]]
 
 
 def test_hostile_text_in_a_table_stays_text_and_whole():
@@ -255,6 +250,6 @@ def test_hostile_text_in_a_table_stays_text_and_whole():
 
 
 def test_a_long_table_shows_some_rows_evenly_and_says_so():
-    table = charts.sparkline_table("t", [float(value) for value in range(1001)])
+    table = charts.bar_table("t", [Bar(str(place), 0.5) for place in range(1, 1002)], X)
     places = [int(row[0]) for row in Cells(table).rows[1:]]
     assert (len(places), places[0], places[-1]) == (200, 1, 1001) and "t (200 of 1,001 rows)" in table
