@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 from pipeline.report.markup import table
 from pipeline.report.scales import Point, format_value
 
@@ -71,7 +73,7 @@ def count_rows(shown: int, count: int) -> str:
     return "" if shown == count else f" ({shown:,} of {count:,} rows)"
 
 
-def line_table(title: str, series: Sequence[Series], x: Axis, y: Axis) -> str:
+def line_table(title: str, series: Sequence[Series], x: Axis, y: Axis) -> Markup:
     """Write the points of all series, each with its band where there is one at that x."""
     flat: list[tuple[str, Point, tuple[float | None, float | None]]] = []
     for line in series:
@@ -82,20 +84,20 @@ def line_table(title: str, series: Sequence[Series], x: Axis, y: Axis) -> str:
     return table(title + count_rows(len(rows), len(flat)), ("series", x.label, y.label, "low", "high"), cells)
 
 
-def bar_table(title: str, bars: Sequence[Bar], x: Axis) -> str:
+def bar_table(title: str, bars: Sequence[Bar], x: Axis) -> Markup:
     """Write the bars."""
     rows = [bars[place] for place in pick_rows(len(bars))]
     cells = [(bar.label, *map(format_value, (bar.value, bar.low, bar.high))) for bar in rows]
     return table(title + count_rows(len(rows), len(bars)), ("", x.label, "low", "high"), cells)
 
 
-def reliability_table(title: str, bins: Sequence[Bin], count: str) -> str:
+def reliability_table(title: str, bins: Sequence[Bin], count: str) -> Markup:
     """Write the bins; `count` names what is counted, such as pairs."""
     cells = [(*map(format_value, (part.predicted, part.observed, part.low, part.high)), f"{part.count:,}") for part in bins]
     return table(title, ("predicted", "observed", "low", "high", count), cells)
 
 
-def graph_table(title: str, layers: Sequence[Sequence[Node]], edges: Sequence[tuple[str, str]]) -> str:
+def graph_table(title: str, layers: Sequence[Sequence[Node]], edges: Sequence[tuple[str, str]]) -> Markup:
     """Write the nodes, each with those that it comes from."""
     labels = {node.name: node.label for layer in layers for node in layer}
     parents: dict[str, list[str]] = {name: [] for name in labels}

@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable
 from html import escape
 
+from markupsafe import Markup
+
 from pipeline.errors import escape_character
 
 # What XML cannot hold, what moves a terminal, and what turns the direction of the text around it.
@@ -35,7 +37,7 @@ def make_id(prefix: str, name: str) -> str:
     return f"{prefix}-{name}"
 
 
-def table(caption: str, head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def table(caption: str, head: Iterable[str], rows: Iterable[Iterable[str]]) -> Markup:
     """Write a table; the first cell of each row is its heading. All texts are escaped here."""
     body = "".join(
         "<tr>"
@@ -44,4 +46,4 @@ def table(caption: str, head: Iterable[str], rows: Iterable[Iterable[str]]) -> s
         for row in rows
     )
     columns = "".join(f'<th scope="col">{show(cell)}</th>' for cell in head)
-    return f"<table><caption>{show(caption)}</caption><thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table>"
+    return Markup(f"<table><caption>{show(caption)}</caption><thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table>")

@@ -7,6 +7,8 @@ in a text is escaped, and a text that is too long for its place is cut with an e
 import math
 from collections.abc import Sequence
 
+from markupsafe import Markup
+
 from pipeline.report.charts import Axis, Bar, Bin, Node, Series
 from pipeline.report.markup import make_id, show
 from pipeline.report.scales import LARGEST, Scale, choose_ticks, format_value, is_drawable, make_scale, thin_band, thin_points
@@ -17,7 +19,7 @@ _COLORS = 6  # classes s0 .. s5
 _MOST_BARS = 60
 
 
-def line_chart(prefix: str, title: str, series: Sequence[Series], x: Axis, y: Axis, height: int = 260) -> str:
+def line_chart(prefix: str, title: str, series: Sequence[Series], x: Axis, y: Axis, height: int = 260) -> Markup:
     """Draw lines, dots and bands over two axes. Values on a log or root scale come transformed, with ticks of their own."""
     kept = [_drawable(line) for line in series]
     missing = sum(len(line.points) + len(line.band) for line in series) - sum(len(line.points) + len(line.band) for line in kept)
@@ -36,7 +38,7 @@ def line_chart(prefix: str, title: str, series: Sequence[Series], x: Axis, y: Ax
     return _picture(prefix, title, f"{y.label} over {x.label}. {told}", WIDTH, height, body)
 
 
-def bar_chart(prefix: str, title: str, bars: Sequence[Bar], x: Axis, reference: float | None = None) -> str:
+def bar_chart(prefix: str, title: str, bars: Sequence[Bar], x: Axis, reference: float | None = None) -> Markup:
     """Draw a bar from 0 for each value, with its interval; a line at a value to compare with, such as chance."""
     shown = bars[:_MOST_BARS]
     values = [value for bar in shown for value in (bar.value, bar.low, bar.high) if value is not None and is_drawable(value)]
@@ -56,7 +58,7 @@ def bar_chart(prefix: str, title: str, bars: Sequence[Bar], x: Axis, reference: 
     return _picture(prefix, title, told, WIDTH, height, body)
 
 
-def reliability_chart(prefix: str, title: str, bins: Sequence[Bin], x: Axis, y: Axis) -> str:
+def reliability_chart(prefix: str, title: str, bins: Sequence[Bin], x: Axis, y: Axis) -> Markup:
     """Draw observed over predicted shares beside the diagonal, where they are equal; a dot's area is how many it stands on."""
     height = WIDTH - _LEFT - _RIGHT + 12 + _BOTTOM
     kept = [part for part in bins if is_drawable(part.predicted, part.observed)]
@@ -78,7 +80,7 @@ def reliability_chart(prefix: str, title: str, bins: Sequence[Bin], x: Axis, y: 
     return _picture(prefix, title, told, WIDTH, height, body)
 
 
-def graph(prefix: str, title: str, layers: Sequence[Sequence[Node]], edges: Sequence[tuple[str, str]]) -> str:
+def graph(prefix: str, title: str, layers: Sequence[Sequence[Node]], edges: Sequence[tuple[str, str]]) -> Markup:
     """Draw nodes in rows, the first on top, and an arrow for each edge (from, to) of names; edges to no node are left out."""
     width = max(WIDTH, 112 * max([len(layer) for layer in layers], default=0))
     height = max(88 * len(layers) - 28, 60)
@@ -101,9 +103,9 @@ def graph(prefix: str, title: str, layers: Sequence[Sequence[Node]], edges: Sequ
     return _picture(prefix, title, told, width, height, body if places else [_no_data(height)])
 
 
-def _picture(prefix: str, title: str, description: str, width: int, height: float, body: Sequence[str]) -> str:
+def _picture(prefix: str, title: str, description: str, width: int, height: float, body: Sequence[str]) -> Markup:
     title_id, desc_id = make_id(prefix, "title"), make_id(prefix, "desc")
-    return (
+    return Markup(
         f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {width} {height:.0f}" role="img" '
         f'aria-labelledby="{title_id} {desc_id}"><title id="{title_id}">{show(title, 200)}</title>'
         f'<desc id="{desc_id}">{show(description, 500)}</desc>{"".join(body)}</svg>'

@@ -3,11 +3,8 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-from markupsafe import Markup
-
 from data.mix import part_of
 from pipeline.report.charts import Axis, Bar, bar_table
-from pipeline.report.markup import table
 from pipeline.report.page.blocks import Banner, Page, Picture, Section, Table
 from pipeline.report.page.findings import keep_whole, write_cell
 from pipeline.report.scales import format_value
@@ -64,7 +61,7 @@ def _show_all(rows: Sequence[RoundRow]) -> Section:
         )
         for row in rows
     ]
-    tables = [Table("Rounds", Markup(table("Rounds", head, cells)))]
+    tables = [Table("Rounds", head, cells)]
     texts = ["Gains are paired: differences of the judge on the same held-out prompts, resampled by prompt."]
     texts += [] if list_arms(rows) else [_NO_CHOICE]
     return Section("rounds", "All rounds", texts=texts, tables=tables, pictures=_draw_judge(rows))
@@ -82,7 +79,7 @@ def _draw_judge(rows: Sequence[RoundRow]) -> list[Picture]:
         if row.judge is not None
     ]
     title, axis = "What the judge says of each round's policy", Axis("judge")
-    return [Picture(title, Markup(bar_chart("judge", title, bars, axis)), Markup(bar_table(title, bars, axis)))] if bars else []
+    return [Picture(title, bar_chart("judge", title, bars, axis), bar_table(title, bars, axis))] if bars else []
 
 
 def _show_round(before: RoundRow, row: RoundRow) -> Section:
@@ -104,7 +101,7 @@ def _show_round(before: RoundRow, row: RoundRow) -> Section:
             (f"{name} (new answers)" if name == newest else name, _share(old.get(name)), _share(accuracy))
             for name, accuracy in row.accuracy.items()
         ]
-        tables.append(Table(caption, Markup(table(caption, ("held-out list", before.reward_model, row.reward_model), cells))))
+        tables.append(Table(caption, ("held-out list", before.reward_model, row.reward_model), cells))
         texts.append(
             f"On answers that are new to it, {before.reward_model} shows how stale it is; {row.reward_model} learnt from others of them."
         )
@@ -130,7 +127,7 @@ def _show_arms(found: Sequence[Arms]) -> Section:
         "chose already preferred what people prefer. Then a head on its states learns from as many rankings of either kind, and is "
         "asked of others that were left to chance.",
     ]
-    return Section("choice", "Does choosing pay?", texts=texts, tables=[Table(caption, Markup(table(caption, ARM_COLUMNS, cells)))])
+    return Section("choice", "Does choosing pay?", texts=texts, tables=[Table(caption, ARM_COLUMNS, cells)])
 
 
 def _show_flaws(flaws: Sequence[Flaw], models: Sequence[str]) -> Section:
@@ -138,9 +135,7 @@ def _show_flaws(flaws: Sequence[Flaw], models: Sequence[str]) -> Section:
     rows = [(f"{flaw.name}: {flaw.description}", *(_write_seen(flaw, model) for model in models)) for flaw in flaws]
     text = "Each is a copy of a good held-out answer with one flaw. Blind: it may as well toss a coin, so PPO is free to make that mistake."
     told = [f"{sentence}." for sentence in tell_flaws(flaws, models)]
-    return Section(
-        "flaws", "Who sees which flaw", texts=[*told, text], tables=[Table(caption, Markup(table(caption, ("a copy that", *models), rows)))]
-    )
+    return Section("flaws", "Who sees which flaw", texts=[*told, text], tables=[Table(caption, ("a copy that", *models), rows)])
 
 
 def _write_seen(flaw: Flaw, model: str) -> str:

@@ -1,10 +1,11 @@
 """What a page is made of: sections of sentences, pictures with their tables, tables, and answers side by side. Plain data."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
+from pipeline.report.markup import table
 from pipeline.report.verdict import News
 
 
@@ -23,8 +24,14 @@ class Table:
     """A table; folded away under its caption where it is only for those who look closer."""
 
     caption: str
-    html: Markup
+    head: Sequence[str]
+    rows: Iterable[Iterable[str]]
     folded: bool = False
+
+    @property
+    def html(self) -> Markup:
+        """The table as HTML, every text escaped."""
+        return table(self.caption, self.head, self.rows)
 
 
 @dataclass(frozen=True)

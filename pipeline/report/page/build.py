@@ -4,11 +4,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from markupsafe import Markup
-
 from pipeline.report.charts import Node, graph_table
 from pipeline.report.headline import labels_of
-from pipeline.report.markup import table
 from pipeline.report.metrics import Curves, read_curves
 from pipeline.report.page.answers import choose_cases, choose_rankings, read_answers
 from pipeline.report.page.blocks import Banner, Page, Picture, Section, Table
@@ -132,9 +129,8 @@ def _show_final_figures(artifact: Artifact) -> Section | None:
 
     head, caption = ("", "value", "95 % interval"), "Held-out figures"
     shown = [row(name, label) for name, label in labels.items() if name in metrics]
-    tables = [Table(caption, Markup(table(caption, head, shown)))] if shown else []
-    caption = "All final figures"
-    tables.append(Table(caption, Markup(table(caption, head, [row(name, name) for name in sorted(metrics)])), folded=True))
+    tables = [Table(caption, head, shown)] if shown else []
+    tables.append(Table("All final figures", head, [row(name, name) for name in sorted(metrics)], folded=True))
     return Section("figures", "In figures", tables=tables)
 
 
@@ -149,7 +145,7 @@ def _draw_lineage(evidence: Evidence) -> Section:
         layers.insert(0, [Node("base", "base model", "where it began")])
         edges.append(("base", first.ref))
     title = "Made from"
-    picture = Picture(title, Markup(graph("lineage", title, layers, edges)), Markup(graph_table(title, layers, edges)))
+    picture = Picture(title, graph("lineage", title, layers, edges), graph_table(title, layers, edges))
     return Section("lineage", "Lineage", pictures=[picture])
 
 

@@ -3,11 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from markupsafe import Markup
-
 from pipeline.report.differences import PARTS
 from pipeline.report.headline import labels_of
-from pipeline.report.markup import table
 from pipeline.report.metrics import read_curves
 from pipeline.report.page.answers import Answer, choose_cases, read_answers
 from pipeline.report.page.blocks import Banner, Page, Section, Table
@@ -79,7 +76,7 @@ def _tell_changes(differences: Sequence[Difference], *, one_kind: bool) -> Secti
     texts += [] if cells else ["Nothing that is recorded differs: configuration, data, code, versions."]
     caption = "What differs, in the artifact in which it was made"
     head = ("artifact", "what", "", "before", "after")
-    return Section("changes", "What changed", texts=texts, tables=[Table(caption, Markup(table(caption, head, cells)))] if cells else [])
+    return Section("changes", "What changed", texts=texts, tables=[Table(caption, head, cells)] if cells else [])
 
 
 def _write(value: object) -> str:
@@ -99,8 +96,7 @@ def _show_effects(both: Sequence[Evidence], differences: Sequence[Difference]) -
             for key in shared
             for name, label in _FIGURES.items()
         ]
-        caption = "Held-out answers, with 95 % intervals"
-        tables.append(Table(caption, Markup(table(caption, head, [cell for cell in cells if cell[2:] != ("–", "–")]))))
+        tables.append(Table("Held-out answers, with 95 % intervals", head, [cell for cell in cells if cell[2:] != ("–", "–")]))
     main, others = list[tuple[str, ...]](), list[tuple[str, ...]]()
     for difference in differences:
         labels = labels_of(difference.kind)
@@ -111,15 +107,14 @@ def _show_effects(both: Sequence[Evidence], differences: Sequence[Difference]) -
             others.append((difference.kind, figure.name, *values))
     for caption, cells, folded in (("Final figures of the stages", main, False), ("All final figures", others, True)):
         if cells:
-            tables.append(Table(caption, Markup(table(caption, head, cells)), folded))
+            tables.append(Table(caption, head, cells, folded))
     counts = [
         (d.kind, figure.name.replace("_", " "), format_value(figure.old), format_value(figure.new))
         for d in differences
         for figure in d.counts
     ]
     if counts:
-        caption = "Counts of records that differ"
-        tables.append(Table(caption, Markup(table(caption, head, counts))))
+        tables.append(Table("Counts of records that differ", head, counts))
     return Section("effects", "What it did", texts=[] if tables else ["Neither has figures."], tables=tables)
 
 

@@ -3,9 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from markupsafe import Markup
-
-from pipeline.report.markup import table
 from pipeline.report.page.blocks import Section, Table
 from pipeline.report.spent import HEAD, compare_cost, write_rows
 from pipeline.store.artifact import Artifact
@@ -29,5 +26,5 @@ def tell_costs(line: Sequence[Artifact], store_root: Path) -> Section | None:
         return None
     if unplanned:
         texts.append(f"Of {', '.join(unplanned)} nothing was planned; what `rlhf plan --cost` says before a run is compared here.")
-    caption = "Time and memory of each stage, as planned and as it was"
-    return Section("cost", "What it cost", texts=texts, tables=[Table(caption, Markup(table(caption, ("stage", *HEAD), cells)))])
+    table = Table("Time and memory of each stage, as planned and as it was", ("stage", *HEAD), cells)
+    return Section("cost", "What it cost", texts=texts, tables=[table])

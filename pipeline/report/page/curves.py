@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-from markupsafe import Markup
-
 from pipeline.report.charts import Axis, Series, line_table
 from pipeline.report.metrics import Curves
 from pipeline.report.page.blocks import Picture
@@ -59,8 +57,7 @@ def draw_curves(prefix: str, kind: str, curves: Curves) -> list[Picture]:
         if not series or (names.keys() <= set(_ALWAYS_CONSTANT) and _is_constant(series[0].points)):
             continue
         y = Axis(label)
-        picture = line_chart(f"{prefix}-curve-{place}", title, series, x, y)
-        pictures.append(Picture(title, Markup(picture), Markup(line_table(title, series, x, y))))
+        pictures.append(Picture(title, line_chart(f"{prefix}-curve-{place}", title, series, x, y), line_table(title, series, x, y)))
     return pictures
 
 
@@ -78,8 +75,7 @@ def overlay_curves(prefix: str, kind: str, curves: Mapping[str, Curves]) -> list
             if len(series) < 2 or title in _SAME_ANYWAY:
                 continue
             whole, y = f"{title}: {what}" if len(names) > 1 else title, Axis(label)
-            picture = line_chart(f"{prefix}-{len(pictures)}", whole, series, x, y)
-            pictures.append(Picture(whole, Markup(picture), Markup(line_table(whole, series, x, y))))
+            pictures.append(Picture(whole, line_chart(f"{prefix}-{len(pictures)}", whole, series, x, y), line_table(whole, series, x, y)))
     return pictures
 
 

@@ -6,12 +6,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
 from pydantic import ValidationError
 
 from data.secrets import redact, redact_values
 from pipeline.inputs.records import Reading, recall_note
-from pipeline.report.markup import table
 from pipeline.report.metrics import Curves
 from pipeline.report.page.blocks import Section, Table
 from pipeline.store.artifact import Artifact
@@ -32,11 +30,11 @@ _LONGEST = 200
 
 def summarize_data(line: Sequence[Artifact], store_root: Path) -> Section:
     """Say of each stage how many records it had, and what was cut, dropped, doubled or contradictory."""
-    caption = "Records, and what of them was cut, dropped or left out"
-    tables = [_pivot(caption, ("", "records"), [row for artifact in line if artifact.kind in STAGES for row in _count_rows(artifact)])]
+    counted = [row for artifact in line if artifact.kind in STAGES for row in _count_rows(artifact)]
     readings = _find_readings(line, store_root)
-    caption = "What the checks found in the sources"
-    tables.append(_pivot(caption, ("records",), [((kind,), reading.findings.counts) for kind, reading in readings.items()]))
+    checked = [((kind,), reading.findings.counts) for kind, reading in readings.items()]
+    tables = [_pivot("Records, and what of them was cut, dropped or left out", ("", "records"), counted)]
+    tables.append(_pivot("What the checks found in the sources", ("records",), checked))
     tables, more = [table for table in tables if table is not None], list[Table]()
     for title, lines in (
         ("How the sources were read", [(kind, text) for kind, reading in readings.items() for text in reading.told]),
@@ -45,7 +43,7 @@ def summarize_data(line: Sequence[Artifact], store_root: Path) -> Section:
         if lines:
             shown = f"{title}, the first {_LINES_SHOWN} of {len(lines):,}" if len(lines) > _LINES_SHOWN else title
             cells = redact_values([list(pair) for pair in lines[:_LINES_SHOWN]])
-            more.append(Table(shown, Markup(table(shown, ("records", ""), cells)), folded=True))
+            more.append(Table(shown, ("records", ""), cells, folded=True))
     warnings = list(_tell_losses(line))
     warnings += redact_values([f"{kind}: {text}" for kind, reading in readings.items() for text in reading.findings.warnings])
     texts = [] if tables else ["No artifact says how many records it had."]
@@ -58,7 +56,7 @@ def _pivot(caption: str, head: Sequence[str], rows: Sequence[tuple[tuple[str, ..
     if not names:
         return None
     cells = [(*labels, *("–" if name not in counts else f"{counts[name]:,}" for name in names)) for labels, counts in rows]
-    return Table(caption, Markup(table(caption, (*head, *(_shorten(name.replace("_", " ")) for name in names)), cells)))
+    return Table(caption, (*head, *(_shorten(name.replace("_", " ")) for name in names)), cells)
 
 
 def list_warnings(warnings: Iterable[StageWarning]) -> list[str]:
@@ -76,7 +74,7 @@ def list_notes(told: Sequence[str]) -> Table | None:
     notes = [(str(place), redact(note)) for place, note in enumerate(told, start=1)]
     caption = "What the stage told while it ran"
     caption += f", the first {_LINES_SHOWN} of {len(notes):,}" if len(notes) > _LINES_SHOWN else ""
-    return Table(caption, Markup(table(caption, ("", "note"), notes[:_LINES_SHOWN])), folded=True) if notes else None
+    return Table(caption, ("", "note"), notes[:_LINES_SHOWN], folded=True) if notes else None
 
 
 def list_settings(line: Sequence[Artifact]) -> Section:
@@ -86,8 +84,7 @@ def list_settings(line: Sequence[Artifact]) -> Section:
         for row in _differing(artifact):
             of.setdefault(row, []).append(artifact.ref)
     cells = [(*row, ", ".join(refs)) for row, refs in of.items()]
-    caption = "Setting, its value, and the default"
-    shown = [Table(caption, Markup(table(caption, ("setting", "value", "default", "of"), cells)))] if cells else []
+    shown = [Table("Setting, its value, and the default", ("setting", "value", "default", "of"), cells)] if cells else []
     return Section("settings", "Settings that differ from the defaults", texts=[] if cells else ["None does."], tables=shown)
 
 
@@ -110,12 +107,11 @@ def tell_making(line: Sequence[Artifact], curves: Mapping[str, Curves]) -> Secti
         )
         for artifact in line
     ]
-    caption = "How each artifact was made"
-    tables = [Table(caption, Markup(table(caption, head, cells)))]
+    tables = [Table("How each artifact was made", head, cells)]
     names = sorted({name for artifact in line for name in artifact.manifest.packages})
     caption = "Versions"
     rows = [(name, *(artifact.manifest.packages.get(name, "–") for artifact in line)) for name in names]
-    versions = Table(caption, Markup(table(caption, ("package", *(artifact.ref for artifact in line)), rows)), folded=True)
+    versions = Table(caption, ("package", *(artifact.ref for artifact in line)), rows, folded=True)
     return Section("making", "Versions, times, tokens, memory", tables=[*tables, versions] if names else tables)
 
 

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 
-from markupsafe import Markup
-
 from pipeline.report.charts import Axis, Bar, Bin, bar_table, reliability_table
 from pipeline.report.markup import table
 from pipeline.report.page.blocks import Picture, Section, Table
@@ -45,8 +43,9 @@ def tabulate_models(evaluation: Evaluation) -> Table:
         )
         for answers in _order(evaluation.answers)
     ]
-    caption = f"Answers to {count(evaluation.prompts, 'held-out prompt')}; in brackets 95 % intervals, by resampling prompts"
-    return Table(caption, Markup(table(caption, head, cells)))
+    return Table(
+        f"Answers to {count(evaluation.prompts, 'held-out prompt')}; in brackets 95 % intervals, by resampling prompts", head, cells
+    )
 
 
 def tabulate_comparisons(comparisons: Sequence[Comparison], unit: str) -> Table:
@@ -65,8 +64,7 @@ def tabulate_comparisons(comparisons: Sequence[Comparison], unit: str) -> Table:
         )
         for pair in comparisons
     ]
-    caption = "Who wins, paired by prompt; a tie counts half"
-    return Table(caption, Markup(table(caption, head, cells)))
+    return Table("Who wins, paired by prompt; a tie counts half", head, cells)
 
 
 def tabulate_judge(evaluation: Evaluation) -> Table | None:
@@ -76,8 +74,7 @@ def tabulate_judge(evaluation: Evaluation) -> Table | None:
     if len(names) < 2:
         return None
     cells = [(f"{name_model(a.model)}, {a.way}", *(write_cell(a.judge.get(name)) for name in names)) for a in told]
-    caption = "Each figure of the judge"
-    return Table(caption, Markup(table(caption, ("", *(name.replace("_", " ") for name in names)), cells)), folded=True)
+    return Table("Each figure of the judge", ("", *(name.replace("_", " ") for name in names)), cells, folded=True)
 
 
 def show_reward_card(card: RewardCard) -> Section:
@@ -110,10 +107,8 @@ def show_reward_card(card: RewardCard) -> Section:
         ]
         title = "How sure it is, and how often it is right"
         axes = Axis("probability of the preferred answer"), Axis("share that people prefer")
-        picture = Markup(reliability_chart("reliability", title, bins, *axes))
-        pictures.append(
-            Picture(title, picture, Markup(reliability_table(title, bins, "pairs")), "On the line it is as right as it is sure.")
-        )
+        picture = reliability_chart("reliability", title, bins, *axes)
+        pictures.append(Picture(title, picture, reliability_table(title, bins, "pairs"), "On the line it is as right as it is sure."))
     return Section("reward-model", "What the reward model sees", texts=texts, warnings=warnings, pictures=pictures)
 
 
@@ -144,7 +139,7 @@ def _tell_blind(probe: Probe) -> str:
 def _draw_groups(name: str, title: str, groups: Sequence[Group]) -> Picture:
     bars = [Bar(group.name, group.accuracy.value, group.accuracy.low, group.accuracy.high) for group in groups]
     x = Axis("accuracy", [(0.0, "0"), (0.5, "0.5"), (1.0, "1")])
-    return Picture(title, Markup(bar_chart(f"by-{name}", title, bars, x, CHANCE)), Markup(bar_table(title, bars, x)), "The line is chance.")
+    return Picture(title, bar_chart(f"by-{name}", title, bars, x, CHANCE), bar_table(title, bars, x), "The line is chance.")
 
 
 def _draw_probes(probes: Sequence[Probe]) -> Picture:
@@ -158,4 +153,4 @@ def _draw_probes(probes: Sequence[Probe]) -> Picture:
         for p in ordered
     ]
     note = "An answer beside a copy with one edit; the line is chance. Blind: the interval does not lie above it."
-    return Picture(title, Markup(bar_chart("probes", title, bars, x, CHANCE)), Markup(table(title, head, cells)), note)
+    return Picture(title, bar_chart("probes", title, bars, x, CHANCE), table(title, head, cells), note)

@@ -30,11 +30,11 @@ def show_over_optimisation(found: OverOptimisation, evaluation: Evaluation) -> S
         [Series("possible from SFT samples", [(math.sqrt(point.kl), point.score) for point in found.frontier])] if found.frontier else []
     )
     title = "The proxy: the reward model's score"
-    pictures = [Picture(title, Markup(line_chart("proxy", title, series, x, proxy, 300)), _curve_table(title, found, judged=False))]
+    pictures = [Picture(title, line_chart("proxy", title, series, x, proxy, 300), _curve_table(title, found, judged=False))]
     if any(point.judge is not None for point in found.curve):
         title = f"The judge, {evaluation.judge_unit}"
         judged = _curve_series(found, judged=True, published=evaluation.published)
-        picture = Markup(line_chart("judged", title, judged, x, Axis(evaluation.judge_unit), 300))
+        picture = line_chart("judged", title, judged, x, Axis(evaluation.judge_unit), 300)
         pictures.append(Picture(title, picture, _curve_table(title, found, judged=True)))
     return Section("over-optimisation", "Over-optimisation", texts=_tell_curve(found, evaluation), pictures=pictures)
 
@@ -49,7 +49,7 @@ def draw_checkpoints(found: Sequence[tuple[str, OverOptimisation]]) -> list[Pict
         series = [replace(_curve_series(part, judged=judged)[0], name=ref) for ref, part in found]
         if all(line.points for line in series):
             tables = [_curve_table(f"{title}, {ref}", part, judged=judged) for ref, part in found]
-            picture = Markup(line_chart(name, title, series, x, Axis("judge" if judged else "score"), 300))
+            picture = line_chart(name, title, series, x, Axis("judge" if judged else "score"), 300)
             pictures.append(Picture(title, picture, Markup("").join(tables)))
     return pictures
 
@@ -104,7 +104,7 @@ def _curve_table(title: str, found: OverOptimisation, *, judged: bool) -> Markup
     ]
     frontier = () if judged else found.frontier[:: max(1, len(found.frontier) // 12)]
     cells += [("possible from SFT samples", format_value(point.kl), format_value(point.score)) for point in frontier]
-    return Markup(table(title, ("", "KL, nats", "value (95 % interval)"), cells))
+    return table(title, ("", "KL, nats", "value (95 % interval)"), cells)
 
 
 def _tell_curve(found: OverOptimisation, evaluation: Evaluation) -> list[str]:
