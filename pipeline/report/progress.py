@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, TextColumn
 from rich.text import Text
 
 from data.schema import RecordKind
@@ -14,6 +14,7 @@ from pipeline.inputs.prepare import Inputs
 from pipeline.launch.events import Event, read_doing
 from pipeline.pasted import complete
 from pipeline.plan import Decision
+from pipeline.report.bar import Bar
 from pipeline.report.headline import PROGRESS, RESULT, headline
 from pipeline.run import Outcome
 from pipeline.terminal import ReaderGone
@@ -26,13 +27,12 @@ _WAITING_LINE_EVERY_S = 60.0
 
 
 class ProgressView:
-    """Shows what `pipeline.run` tells it. Draws only when told something: no thread runs beside a fork."""
+    """Shows what `pipeline.run` tells it."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._stage: StageName = "sft"
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
+        self._bar = Bar(console, TextColumn("{task.description:>4}"), BarColumn(30), TextColumn("{task.fields[state]}"))
         self._phase: str = ""
         self._first: tuple[float, int] | None = None  # when the phase was first told of, and how far it was
         self._latest: tuple[float, int] | None = None  # the last step of training that was told of, and when
@@ -42,7 +42,7 @@ class ProgressView:
 
     def note(self, message: str) -> None:
         """Show what the user should know before anything runs."""
-        self._close_bar()
+        self._bar.close()
         self._say(message, "yellow")
 
     def reading(self, kind: str, count: int) -> None:
@@ -56,14 +56,14 @@ class ProgressView:
 
     def tokens_made(self, warnings: dict[RecordKind, list[str]]) -> None:
         """Show of which record sets much is lost, and what to do."""
-        self._close_bar()
+        self._bar.close()
         for kind, texts in warnings.items():
             for text in texts:
                 self._say(f"{kind}: {text}", "yellow")
 
     def inputs_read(self, inputs: Inputs) -> None:
         """Show, once, how data was read that is not in our own columns, and the warnings about it."""
-        self._close_bar()
+        self._bar.close()
         for kind, read in inputs.readings.items():
             for line in read.notable:
                 self._say(f"{kind}: {line}")
@@ -73,7 +73,7 @@ class ProgressView:
     def stage_reused(self, decision: Decision) -> None:
         """Show that nothing has to be done."""
         assert decision.artifact is not None
-        self._close_bar()
+        self._bar.close()
         self._say("; ".join([f"{decision.stage}: reused {decision.artifact.ref}, nothing it depends on changed", *decision.idle]), "green")
 
     def stage_waits(self, stage: StageName, holder: str, waited_s: float, events: Sequence[Event]) -> None:
@@ -82,29 +82,26 @@ class ProgressView:
             if event.get("event") == "progress" and (counts := _read_counts(event)):
                 self._place = f"it is at {counts[0]}/{counts[1]}"
         if holder != self._waits_for:
-            self._close_bar()
+            self._bar.close()
             self._say(f"{stage}: waits for {holder}, which runs it with the same inputs", "bold")
             self._waits_for, self._place, self._last_line_s = holder, "", time.monotonic()
-            if self._console.is_terminal:
-                self._open_bar(stage, "waits")
         state = ", ".join(filter(None, (f"has waited {format_duration(waited_s)}", self._place)))
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, state=state)
-            self._progress.refresh()
+        if self._console.is_terminal:
+            self._bar.show(stage, state=state)
         elif time.monotonic() - self._last_line_s >= _WAITING_LINE_EVERY_S:
             self._last_line_s = time.monotonic()
             self._say(f"{stage}: {state}")
 
     def stage_started(self, decision: Decision, run_dir: Path) -> None:
         """Show why a stage runs, and begin its bar."""
-        self._close_bar()
+        self._bar.close()
         self._waits_for = ""
         self._stage, self._phase, self._first, self._last_line_s = decision.stage, "", None, time.monotonic()
         self._say(f"{decision.stage}: runs, because {decision.why}", "bold")
-        if not self._console.is_terminal:
+        if self._console.is_terminal:
+            self._bar.show(self._stage, state="starting")
+        else:
             self._say(f"{decision.stage}: log {run_dir / 'log.txt'}")
-            return
-        self._open_bar(self._stage, "starting")
 
     def stage_event(self, event: Event) -> None:
         """Show one event of the stage."""
@@ -122,14 +119,14 @@ class ProgressView:
 
     def stage_published(self, outcome: Outcome) -> None:
         """Close the bar with what was made."""
-        self._close_bar()
+        self._bar.close()
         figures = headline(RESULT[outcome.stage], outcome.artifact.manifest.metrics, outcome.artifact.manifest.intervals)
         published = f"{outcome.stage}: published {outcome.artifact.ref} after {format_duration(outcome.duration_s)}"
         self._say(", ".join(filter(None, (published, figures))), "green")
 
     def stage_failed(self, stage: StageName) -> None:
         """Close the bar; the error is told by whoever catches it."""
-        self._close_bar()
+        self._bar.close()
 
     def _show_progress(self, phase: str, step: int, total: int, metrics: dict[str, float], doing: str) -> None:
         now = time.monotonic()
@@ -145,9 +142,8 @@ class ProgressView:
         what = "" if phase == "train" else f"{phase} "
         count = f"{step}/{total}" if total else ""
         state = ", ".join(filter(None, (f"{what}{count}".strip(), doing, headline(PROGRESS[self._stage], metrics), left)))
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=step if total else 1, total=total or 1, state=state)
-            self._progress.refresh()
+        if self._console.is_terminal:
+            self._bar.show(self._stage, completed=step if total else 1, total=total or 1, state=state)
         elif now - self._last_line_s >= _LINE_EVERY_S:
             self._last_line_s = now
             self._say(f"{self._stage}: {state}")
@@ -155,25 +151,11 @@ class ProgressView:
     def _show_count(self, state: str) -> None:
         now = time.monotonic()
         self._last_line_s = self._last_line_s or now
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, state=state)
-            self._progress.refresh()
-        elif self._console.is_terminal:
-            self._open_bar("data", state)
+        if self._console.is_terminal:
+            self._bar.show("data", state=state)
         elif now - self._last_line_s >= _LINE_EVERY_S:
             self._last_line_s = now
             self._say(state)
-
-    def _open_bar(self, name: str, state: str) -> None:
-        columns = (TextColumn("{task.description:>4}"), BarColumn(30), TextColumn("{task.fields[state]}"))
-        self._progress = Progress(*columns, console=self._console, auto_refresh=False, transient=True)
-        self._progress.start()
-        self._task = self._progress.add_task(name, total=None, state=state)
-
-    def _close_bar(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
 
     def _say(self, line: str, style: str = "") -> None:
         # A reader that went away (`rlhf run | head`) must not end hours of training; rich is quiet from then on.
@@ -186,28 +168,19 @@ class CountView:
 
     def __init__(self, console: Console, name: str) -> None:
         self._console, self._name = console, name
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
+        self._bar = Bar(console, TextColumn("{task.description}"), BarColumn(30), TextColumn("{task.completed}/{task.total}"))
         self._last_line_s = time.monotonic()
 
     def __enter__(self) -> "CountView":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        self._bar.close()
 
     def told(self, done: int, total: int) -> None:
         """Show that so much of it is done."""
         if self._console.is_terminal:
-            if self._progress is None:
-                columns = (TextColumn("{task.description}"), BarColumn(30), TextColumn("{task.completed}/{task.total}"))
-                self._progress = Progress(*columns, console=self._console, auto_refresh=False, transient=True)
-                self._progress.start()
-                self._task = self._progress.add_task(self._name, total=total)
-            assert self._task is not None
-            self._progress.update(self._task, completed=done)
-            self._progress.refresh()
+            self._bar.show(self._name, completed=done, total=total)
         elif time.monotonic() - self._last_line_s >= _LINE_EVERY_S:
             self._last_line_s = time.monotonic()
             self._console.print(Text(clean(f"{self._name}: {done:,} of {total:,}")), soft_wrap=True)

@@ -5,9 +5,10 @@ from contextlib import suppress
 from threading import Lock
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.text import Text
 
+from pipeline.report.bar import Bar
 from pipeline.terminal import ReaderGone
 from pipeline.text import clean, format_bytes
 
@@ -24,20 +25,20 @@ class TransferView:
         self._lock = Lock()
         self._began_s = self._shown_s = time.monotonic()
         self._text, self._done, self._total = "", 0, 0
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
+        columns = (TextColumn("{task.description}"), BarColumn(30), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        self._bar = Bar(console, *columns)
 
     def __enter__(self) -> "TransferView":
         return self
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
-            self._close()
+            self._bar.close()
 
     def started(self, text: str, num_bytes: int) -> None:
         """Begin with one artifact."""
         with self._lock:
-            self._close()
+            self._bar.close()
             self._text, self._done, self._total = text, 0, num_bytes
 
     def moved(self, num_bytes: int) -> None:
@@ -45,26 +46,11 @@ class TransferView:
         with self._lock:
             self._done += num_bytes
             now = time.monotonic()
-            if self._console.is_terminal and now - self._began_s >= _BAR_AFTER_S:
-                self._draw(now)
+            if self._console.is_terminal and now - self._began_s >= _BAR_AFTER_S and now - self._shown_s >= _REDRAW_EVERY_S:
+                self._shown_s = now
+                self._bar.show(clean(self._text), completed=self._done, total=self._total or None)
             elif not self._console.is_terminal and now - self._shown_s >= _LINE_EVERY_S:
                 self._shown_s = now
                 with suppress(OSError, ReaderGone):  # nobody reads any more; the transfer goes on
                     line = f"{self._text}: {format_bytes(self._done)} of {format_bytes(self._total)}"
                     self._console.print(Text(clean(line)), soft_wrap=True)
-
-    def _draw(self, now: float) -> None:
-        if self._progress is None or self._task is None:
-            columns = (TextColumn("{task.description}"), BarColumn(30), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-            self._progress = Progress(*columns, console=self._console, auto_refresh=False, transient=True)
-            self._progress.start()
-            self._task = self._progress.add_task(clean(self._text), total=self._total or None)
-        self._progress.update(self._task, completed=self._done)
-        if now - self._shown_s >= _REDRAW_EVERY_S:
-            self._shown_s = now
-            self._progress.refresh()
-
-    def _close(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, TextColumn
 from rich.text import Text
 
 from pipeline.launch.events import Event
+from pipeline.report.bar import Bar
 from pipeline.report.headline import PROGRESS, headline
 from pipeline.report.runs import describe_outcome
 from pipeline.runs.watching import Place
@@ -24,8 +25,7 @@ class WatchView:
         self._console = console
         self._stage: str = row["stage"]
         self._shown = ""
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
+        self._bar = Bar(console, TextColumn("{task.description}"), BarColumn(12), TextColumn("{task.fields[state]}"))
         process = f", process {row['process']} on {row['host']}" if "process" in row else ""
         began = f", began {row['start'][:16].replace('T', ' ')} UTC" if row["start"] else ""
         self._say(f"{row['run']}{process}{began}", "bold")
@@ -34,8 +34,7 @@ class WatchView:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+        self._bar.close()
 
     def show(self, events: Sequence[Event], place: Place, row: dict[str, Any]) -> None:
         """Show what was said, and where the run is; at the end how it ended."""
@@ -45,28 +44,19 @@ class WatchView:
             elif event.get("event") == "start" and event.get("resumed_step"):
                 self._say(f"{self._stage}: goes on from {event.get('unit', 'step')} {event['resumed_step']}")
         if row["outcome"] != "running":
-            self.__exit__()
+            self._bar.close()
             time = "" if row["duration_s"] is None else f" after {format_duration(row['duration_s'])}"
             style = "green" if row["outcome"] == "published" else "red"
             self._say(f"{self._stage}: {describe_outcome(row)}{time}", style)
             return
         state = describe_place(self._stage, place)
         if self._console.is_terminal:
-            self._draw(place, state)
+            text = Text(clean(state))
+            text.truncate(max(10, self._console.width - len(self._stage) - 15), overflow="ellipsis")
+            self._bar.show(self._stage, completed=place.step if place.total else 0, total=place.total or 1, state=text.plain)
         elif state != self._shown:
             self._say(f"{self._stage}: {state}")
         self._shown = state
-
-    def _draw(self, place: Place, state: str) -> None:
-        if self._progress is None or self._task is None:
-            columns = (TextColumn("{task.description}"), BarColumn(12), TextColumn("{task.fields[state]}"))
-            self._progress = Progress(*columns, console=self._console, auto_refresh=False, transient=True)
-            self._progress.start()
-            self._task = self._progress.add_task(self._stage, total=1, state="")
-        text = Text(clean(state))
-        text.truncate(max(10, self._console.width - len(self._stage) - 15), overflow="ellipsis")
-        self._progress.update(self._task, completed=place.step if place.total else 0, total=place.total or 1, state=text.plain)
-        self._progress.refresh()
 
     def _say(self, line: str, style: str = "") -> None:
         self._console.print(Text(clean(line), style=style), soft_wrap=True)

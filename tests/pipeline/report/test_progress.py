@@ -77,9 +77,9 @@ def test_on_a_terminal_the_bar_begins_anew_with_each_phase(clock, tmp_path):
     tell(view, "held-out answers, sampled", 1, 64)
     shown = stream.getvalue()
     assert "held-out answers, sampled 1/64" in shown
-    assert view._progress.tasks[0].completed == 1 and view._progress.tasks[0].total == 64
+    assert view._bar._progress.tasks[0].completed == 1 and view._bar._progress.tasks[0].total == 64
     tell(view, "saving", 0, 0)
-    assert stream.getvalue().rstrip().endswith("saving") and view._progress.finished
+    assert stream.getvalue().rstrip().endswith("saving") and view._bar._progress.finished
     view.stage_failed("sft")
 
 
