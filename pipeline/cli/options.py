@@ -189,12 +189,10 @@ def make_console(*, err: bool = False) -> "Console":
 
 def say(console: "Console", line: str) -> None:
     """Print one line, of which nothing is taken for markup or an escape; the commands in it are complete."""
-    from rich.text import Text
-
     from pipeline.pasted import complete
-    from pipeline.text import clean
+    from pipeline.report.tables import print_line
 
-    console.print(Text(clean(complete(line))), soft_wrap=True)
+    print_line(console, complete(line))
 
 
 def print_json(data: Any) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from pipeline.report.tables import print_line
 from pipeline.text import clean, count, format_number
 
 
@@ -34,7 +35,7 @@ class ChatView:
         """Show the rest of an answer and its score."""
         figures = describe_answer(answer)
         if not self._console.is_terminal:
-            self._console.print(Text(clean(f"{self._names[place]} ({figures}): {answer['text']}")), soft_wrap=True)
+            print_line(self._console, f"{self._names[place]} ({figures}): {answer['text']}")
             return
         shown = self._shown.get(place)
         if shown is None or not answer["text"].startswith(shown):
@@ -42,11 +43,11 @@ class ChatView:
             shown = ""
             self._console.print(Text(f"{self._names[place]}: ", style="bold cyan"), end="")
         self._console.print(Text(clean_lines(answer["text"][len(shown) :])), soft_wrap=True)
-        self._console.print(Text(f"  {figures}", style="dim"), soft_wrap=True)
+        print_line(self._console, f"  {figures}", "dim")
 
     def say(self, line: str, style: str = "") -> None:
         """Show a line of our own."""
-        self._console.print(Text(clean(line), style=style), soft_wrap=True)
+        print_line(self._console, line, style)
 
 
 def describe_answer(answer: dict[str, Any]) -> str:

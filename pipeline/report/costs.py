@@ -13,8 +13,8 @@ from pipeline.estimates.estimate import Estimate, StageEstimate
 from pipeline.estimates.fits import Fit
 from pipeline.estimates.scale import Scaled, list_limits
 from pipeline.pasted import pasted
-from pipeline.report.tables import print_table
-from pipeline.text import clean, count, format_bytes, format_duration
+from pipeline.report.tables import print_line, print_table
+from pipeline.text import count, format_bytes, format_duration
 
 _GB = 1e9
 
@@ -24,30 +24,28 @@ def print_estimate(console: Console, estimate: Estimate, *, explain: bool) -> No
     machine = estimate.machine
     many = f"{estimate.processes} x " if machine.gpu else f"{estimate.processes} process{'es' * (estimate.processes > 1)} on "
     name = machine.name if machine.gpu else "this machine's CPU"
-    console.print(Text(clean(f"{many}{name}, {format_bytes(int(machine.memory))}")), soft_wrap=True)
+    print_line(console, f"{many}{name}, {format_bytes(int(machine.memory))}")
     columns = ["stage", "memory", "verdict", "peak in", "disk", "time", *(["money"] if machine.price else [])]
     print_table(console, columns, [_row(stage, estimate) for stage in estimate.stages])
     if len(estimate.stages) > 1 and any(stage.parts for stage in estimate.stages):
         money = f", {_price(estimate, estimate.gpu_seconds)}" if machine.price else ""
         energy = f", {machine.gpu.watts * estimate.gpu_seconds / 3.6e6:,.1f} kWh at full load" if machine.gpu else ""
-        console.print(Text(f"all: {format_duration(estimate.seconds)}{money}{energy}"), soft_wrap=True)
+        print_line(console, f"all: {format_duration(estimate.seconds)}{money}{energy}")
     for note in [*estimate.notes, *tell_spread(estimate)]:
-        console.print(Text(clean(f"note: {note}")), soft_wrap=True)
+        print_line(console, f"note: {note}")
     if explain:
         for line in explain_estimate(estimate):
-            console.print(Text(clean(line)), soft_wrap=True)
+            print_line(console, line)
 
 
 def print_fits(console: Console, stage: str, fits: list[Fit], estimate: Estimate) -> None:
     """Print with what a stage would fit, the cheapest first, as the options to paste, and behind which commands."""
     if not fits:
-        console.print(
-            Text(f"{stage} does not fit with any change that was tried; take more or larger GPUs, or a smaller model"), soft_wrap=True
-        )
+        print_line(console, f"{stage} does not fit with any change that was tried; take more or larger GPUs, or a smaller model")
         return
     # Options alone mean neither the recipe nor the store of the command that said so.
     behind = f"behind the same command, or behind `{pasted('rlhf run')}`"
-    console.print(Text(f"{stage} does not fit; it does with one of these {behind}:"), soft_wrap=True)
+    print_line(console, f"{stage} does not fit; it does with one of these {behind}:")
     for fit in fits:
         made, price = fit.estimate, estimate.machine.price
         known = [f"{format_duration(made.seconds)}"] if made.parts else []
@@ -96,12 +94,12 @@ def print_scale(console: Console, scaled: Sequence[Scaled], estimate: Estimate, 
         money = [_price(estimate, each.gpu_seconds)] if estimate.machine.price else []
         shares = [f"{each.share(name):.0%}" for name in ("sending", "rollout")]
         rows.append([f"{each.gpus:,}", format_duration(each.seconds), f"{faster:.1f} x", *money, *shares, worst])
-    console.print(Text("on more GPUs, eight to a machine:"), soft_wrap=True)
+    print_line(console, "on more GPUs, eight to a machine:")
     heads = ["GPUs", "time", "faster", *(["money"] if estimate.machine.price else []), "sending", "rollout", "verdict"]
     if rows:
         print_table(console, heads, rows)
     for line in [*left_out, *list_limits(scaled)]:
-        console.print(Text(clean(line)), soft_wrap=True)
+        print_line(console, line)
 
 
 def _price(estimate: Estimate, gpu_seconds: float) -> str:

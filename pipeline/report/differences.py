@@ -9,7 +9,7 @@ from rich.text import Text
 
 from pipeline.errors import StoreError
 from pipeline.report.headline import labels_of, write_figure
-from pipeline.report.tables import print_indented, print_table, read_intervals
+from pipeline.report.tables import print_indented, print_line, print_table, read_intervals
 from pipeline.store.artifact import Artifact
 from pipeline.store.compare import Difference, Part, compare_lines
 from pipeline.store.manifest import Manifest
@@ -87,7 +87,7 @@ def print_diff(console: Console, data: dict[str, Any]) -> None:
         if found["kind"] not in same or place == len(differences) - 1:
             _print_changes(console, found)
     if same:
-        console.print(Text(clean(f"the same: {', '.join(same)}")), soft_wrap=True)
+        print_line(console, f"the same: {', '.join(same)}")
         console.print()
     _print_figures(console, differences[-1])
 
@@ -96,14 +96,14 @@ def _print_changes(console: Console, found: dict[str, Any]) -> None:
     name = found["kind"]
     if found["old"] is None or found["new"] is None:
         only = f"{name}: {found['new'] or found['old']} in {'the second' if found['old'] is None else 'the first'} alone"
-        console.print(Text(clean(only), style="bold"), soft_wrap=True)
+        print_line(console, only, "bold")
         return
     words = f"{found['old']} -> {found['new']}" if found["old"] != found["new"] else found["old"]
-    console.print(Text(clean(f"{words}{', the same weights' if found['same_content'] else ''}"), style="bold"), soft_wrap=True)
+    print_line(console, f"{words}{', the same weights' if found['same_content'] else ''}", "bold")
     for change in found["changes"]:
-        console.print(Text(clean(f"  {PARTS[change['part']]:<8} {change['words']}")), soft_wrap=True)
+        print_line(console, f"  {PARTS[change['part']]:<8} {change['words']}")
     for count in found["counts"]:
-        console.print(Text(clean(f"  {'count':<8} {count['name']}: {count['old']} -> {count['new']}")), soft_wrap=True)
+        print_line(console, f"  {'count':<8} {count['name']}: {count['old']} -> {count['new']}")
     if not found["changes"] and not found["counts"]:
         same_kind = found["old"].partition("@")[0] == found["new"].partition("@")[0]
         console.print(Text(f"  {'made from and with the same' if same_kind else 'what both have is the same'}"))
@@ -132,9 +132,9 @@ def _print_figures(console: Console, found: dict[str, Any]) -> None:
         return
     print_table(console, ("held-out figure", str(found["old"]), str(found["new"]), "change", ""), rows)
     if any(row[-1] for row in rows):
-        console.print(Text("apart: the 95 % intervals of the two do not overlap"), soft_wrap=True)
+        print_line(console, "apart: the 95 % intervals of the two do not overlap")
     elif not any(intervals):
-        console.print(Text("no intervals are known of these: a small change may be chance"), soft_wrap=True)
+        print_line(console, "no intervals are known of these: a small change may be chance")
 
 
 def _dump(interval: Interval | None) -> dict[str, Any] | None:

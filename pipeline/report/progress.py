@@ -7,7 +7,6 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
-from rich.text import Text
 
 from data.schema import RecordKind
 from pipeline.inputs.prepare import Inputs
@@ -16,9 +15,10 @@ from pipeline.pasted import complete
 from pipeline.plan import Decision
 from pipeline.report.bar import Bar
 from pipeline.report.headline import PROGRESS, RESULT, headline
+from pipeline.report.tables import print_line
 from pipeline.run import Outcome
 from pipeline.terminal import ReaderGone
-from pipeline.text import clean, format_duration
+from pipeline.text import format_duration
 from stages.lines import read_figures
 from stages.spec import StageName
 
@@ -160,7 +160,7 @@ class ProgressView:
     def _say(self, line: str, style: str = "") -> None:
         # A reader that went away (`rlhf run | head`) must not end hours of training; rich is quiet from then on.
         with suppress(OSError, ReaderGone):
-            self._console.print(Text(clean(complete(line)), style=style), soft_wrap=True)
+            print_line(self._console, complete(line), style)
 
 
 class CountView:
@@ -183,7 +183,7 @@ class CountView:
             self._bar.show(self._name, completed=done, total=total)
         elif time.monotonic() - self._last_line_s >= _LINE_EVERY_S:
             self._last_line_s = time.monotonic()
-            self._console.print(Text(clean(f"{self._name}: {done:,} of {total:,}")), soft_wrap=True)
+            print_line(self._console, f"{self._name}: {done:,} of {total:,}")
 
 
 def _read_counts(event: Event) -> tuple[int, int] | None:

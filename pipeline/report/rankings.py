@@ -3,11 +3,10 @@
 from collections.abc import Iterator
 
 from rich.console import Console
-from rich.text import Text
 
 from pipeline.ranking.summary import Annotator, Summary
-from pipeline.report.tables import print_table
-from pipeline.text import clean, count
+from pipeline.report.tables import print_line, print_table
+from pipeline.text import count
 from stages.statistics.bootstrap import Estimate
 
 _HEAD = ("who", "ranked", "none", "time", "ties", "with others", "with self")
@@ -16,7 +15,7 @@ _HEAD = ("who", "ranked", "none", "time", "ties", "with others", "with self")
 def print_rankings(console: Console, summary: Summary) -> None:
     """Print how far annotators agree, with 95 % intervals."""
     for line in _list_lines(summary):
-        console.print(Text(clean(line)), soft_wrap=True)
+        print_line(console, line)
     if summary.annotators:
         console.print()
         print_table(console, _HEAD, [_make_row(each) for each in summary.annotators])
@@ -24,7 +23,7 @@ def print_rankings(console: Console, summary: Summary) -> None:
             if each.disagrees_with_all:
                 found = f"{each.name} agrees with the others less ({_write(each.with_others, '')}) than they do among themselves"
                 say = f"{found} ({_write(each.among_others, '')}): talk about the guidelines before its rankings are used"
-                console.print(Text(clean(say), style="yellow"), soft_wrap=True)
+                print_line(console, say, "yellow")
     if summary.sources:
         console.print()
         rows = [

@@ -8,13 +8,14 @@ from rich.console import Console
 from rich.text import Text
 
 from pipeline.pasted import complete
+from pipeline.report.tables import print_line
 from pipeline.text import clean, format_duration
 
 
 def print_runs(console: Console, rows: Sequence[dict[str, Any]], root: Path) -> None:
     """Print runs, one a line; on a terminal a line that is too long ends in `…`, in a pipe it stays whole."""
     if not rows:
-        console.print(Text(clean(complete(f"no runs in {root}; `rlhf run` begins some"))), soft_wrap=True)
+        print_line(console, complete(f"no runs in {root}; `rlhf run` begins some"))
         return
     width = max(len(row["run"]) for row in rows)
     _print_line(console, f"{'run':<{width}}  {'began (UTC)':<16}  {'time':>7}  outcome", "bold")

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from pipeline.errors import StoreError
 from pipeline.report.rows import read_rows
-from pipeline.report.tables import print_indented
+from pipeline.report.tables import print_indented, print_line
 from pipeline.store.artifact import Artifact
 from pipeline.text import clean, count, format_number
 from stages.spec import EXIT_MISSING, EXIT_USAGE, SAMPLES_FILE
@@ -188,10 +188,10 @@ def print_samples(console: Console, ref: str, wanted: Wanted, found: Found) -> N
     """Print answers, each with its figures and its prompt."""
     match = f", {found.matching:,} of them match" if found.matching != found.total else ""
     order = _ORDERS[wanted.order] + (f" by {_LABELS.get(found.by, found.by)}" if found.by else "")
-    console.print(Text(clean(f"{ref}: {count(found.total, 'answer')}{match}; {order}"), style="bold"), soft_wrap=True)
+    print_line(console, f"{ref}: {count(found.total, 'answer')}{match}; {order}", "bold")
     told = [f"{found.unordered:,} without that figure are left out"] if found.unordered else []
     for line in told + tell_damaged(found.damaged):
-        console.print(Text(clean(line), style="yellow"), soft_wrap=True)
+        print_line(console, line, "yellow")
     for row in found.rows:
         console.print()
         print_sample(console, row)

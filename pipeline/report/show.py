@@ -17,7 +17,7 @@ from pipeline.report.page.evidence import EVALUATION_KIND, Evidence, gather
 from pipeline.report.samples import pick_three, print_sample, read_first
 from pipeline.report.sparkline import ASCII_BLOCKS, BLOCKS, draw_sparkline
 from pipeline.report.spent import compare_cost, print_cost
-from pipeline.report.tables import print_indented, print_table
+from pipeline.report.tables import print_indented, print_line, print_table
 from pipeline.report.verdict import News, place_model, write_share
 from pipeline.store.artifact import Artifact
 from pipeline.store.manifest import Manifest
@@ -143,9 +143,9 @@ def print_page(console: Console, artifact: Artifact, data: dict[str, Any]) -> No
     console.print()
     print_lineage(console, data["tree"])
     console.print()
-    console.print(Text(clean(str(artifact.path))), soft_wrap=True)
-    console.print(Text(f"everything: {pasted(f'rlhf show {artifact.ref} --all')}"), soft_wrap=True)
-    console.print(Text(f"more answers: {pasted(f'rlhf samples {artifact.ref}')}"), soft_wrap=True)
+    print_line(console, str(artifact.path))
+    print_line(console, f"everything: {pasted(f'rlhf show {artifact.ref} --all')}")
+    print_line(console, f"more answers: {pasted(f'rlhf samples {artifact.ref}')}")
 
 
 def show_data(store: Store, artifact: Artifact) -> dict[str, Any]:
@@ -174,9 +174,9 @@ def print_artifact(console: Console, data: dict[str, Any]) -> None:
         console.print()
         console.print(Text(title, style="bold"))
         for name, value in rows:
-            console.print(Text(clean(f"  {name:<36} {value}")), soft_wrap=True)
+            print_line(console, f"  {name:<36} {value}")
 
-    console.print(Text(clean(f"{data['ref']}  {data['path']}"), style="bold"), soft_wrap=True)
+    print_line(console, f"{data['ref']}  {data['path']}", "bold")
     code = manifest["code"]
     made = [
         ("content id", manifest["content_id"]),
@@ -255,7 +255,7 @@ def _print_figures(console: Console, ref: str, figures: Sequence[Mapping[str, An
     shown = [place for place in range(len(titles)) if any(row[place] for row in rows)]
     print_table(console, [titles[place] for place in shown], [[row[place] for place in shown] for row in rows])
     if not any(intervals):
-        console.print(Text("no intervals are known of these, as an earlier version made them or nothing varies"), soft_wrap=True)
+        print_line(console, "no intervals are known of these, as an earlier version made them or nothing varies")
 
 
 def _print_evaluation(console: Console, data: dict[str, Any]) -> None:
@@ -264,7 +264,7 @@ def _print_evaluation(console: Console, data: dict[str, Any]) -> None:
         return
     columns = [name for name in rows[0] if any(row[name] for row in rows) and {row[name] for row in rows} != {"100 %"}]
     console.print()
-    console.print(Text(clean(f"Evaluated by {data['evaluated_by']}, sampled"), style="bold"), soft_wrap=True)
+    print_line(console, f"Evaluated by {data['evaluated_by']}, sampled", "bold")
     print_table(console, columns, [[row[name] for name in columns] for row in rows])
 
 
@@ -278,4 +278,4 @@ def _print_curves(console: Console, curves: Sequence[Mapping[str, Any]]) -> None
         values = curve["values"]
         drawn = draw_sparkline(values, _SPARKLINE, blocks)
         ends = f"{format_number(values[0])} -> {format_number(values[-1])}"
-        console.print(Text(clean(f"{curve['label']:<{width}}  {drawn:<{_SPARKLINE}}  {ends}")), soft_wrap=True)
+        print_line(console, f"{curve['label']:<{width}}  {drawn:<{_SPARKLINE}}  {ends}")

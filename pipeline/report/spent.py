@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.text import Text
 
 from pipeline.estimates.kept import recall_estimate
 from pipeline.estimates.taken import find_stage, ran_here, read_recipe, read_taken, sum_together
 from pipeline.pasted import complete
-from pipeline.report.tables import print_table
+from pipeline.report.tables import print_line, print_table
 from pipeline.store.artifact import Artifact
-from pipeline.text import clean, format_bytes, format_duration
+from pipeline.text import format_bytes, format_duration
 
 HEAD = ("", "planned", "took", "took / planned")
 
@@ -71,4 +70,4 @@ def print_cost(console: Console, cost: Mapping[str, Any] | None) -> None:
     console.print()
     print_table(console, list(HEAD), [list(row) for row in write_rows(cost["rows"])])
     for note in cost["notes"]:
-        console.print(Text(clean(complete(note))), soft_wrap=True)
+        print_line(console, complete(note))

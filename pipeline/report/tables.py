@@ -79,6 +79,11 @@ def _pad(row: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=False)).rstrip()
 
 
+def print_line(console: Console, line: str, style: str = "") -> None:
+    """Print a line, which stays one, and of which nothing is taken for markup or an escape."""
+    console.print(Text(clean(line), style=style), soft_wrap=True)
+
+
 def print_indented(console: Console, text: Text, mark: str) -> None:
     """Print text behind a mark, on a terminal wrapped under it; elsewhere as one line."""
     lines = text.wrap(console, max(20, console.width - len(mark))) if console.is_terminal else [text]
@@ -96,7 +101,7 @@ def print_plan(console: Console, decisions: "Sequence[Decision]") -> None:
             line = f"{decision.stage:<{width}} depends  {decision.why}"
         else:
             line = f"{decision.stage:<{width}} run      because {decision.why}"
-        console.print(Text(clean(complete(line))), soft_wrap=True)
+        print_line(console, complete(line))
 
 
 def plan_data(decisions: "Sequence[Decision]") -> list[dict[str, Any]]:
@@ -130,12 +135,12 @@ def print_summary(console: Console, outcomes: "Sequence[Outcome]") -> None:
     print_figures_table(console, ("stage", "artifact", "", "time", "figures"), rows)
     console.print()
     for outcome in outcomes:
-        console.print(Text(clean(f"{outcome.artifact.ref}: {outcome.artifact.path}")), soft_wrap=True)
+        print_line(console, f"{outcome.artifact.ref}: {outcome.artifact.path}")
     if unread := list_unread(outcomes):
         line = f"reused with sizes checked, not each byte: {', '.join(unread)}; `rlhf verify` reads them all"
-        console.print(Text(complete(line)), soft_wrap=True)
+        print_line(console, complete(line))
     last = outcomes[-1].artifact.ref
-    console.print(Text(f"look at it: {pasted(f'rlhf show {last}')}   check its bytes: {pasted(f'rlhf verify {last}')}"), soft_wrap=True)
+    print_line(console, f"look at it: {pasted(f'rlhf show {last}')}   check its bytes: {pasted(f'rlhf verify {last}')}")
 
 
 def list_unread(outcomes: "Sequence[Outcome]") -> list[str]:
@@ -195,7 +200,7 @@ def print_list(console: Console, rows: Sequence[dict[str, Any]], root: Path | st
     if not rows:
         none = "no artifacts" if kind is None else f"no artifacts of kind {kind}"
         make = "`rlhf run` makes some" if kind is None else "`rlhf ls` lists all"
-        console.print(Text(clean(complete(f"{none} in {root}; {make}"))), soft_wrap=True)
+        print_line(console, complete(f"{none} in {root}; {make}"))
         return
     cells: list[tuple[str, ...]] = []
     for row in rows:
@@ -255,13 +260,13 @@ def print_findings(console: Console, data: dict[str, Any]) -> None:
     for kind, found in data.items():
         console.print(Text(kind, style="bold"))
         for line in found["sources"]:
-            console.print(Text(clean(f"  {line}")), soft_wrap=True)
+            print_line(console, f"  {line}")
         for name, value in found["counts"].items():
             console.print(Text(f"  {name.replace('_', ' '):<28} {value:>9,}"))
         for bad in found["skipped"]:
-            console.print(Text(clean(f"  skipped: {bad}"), style="yellow"), soft_wrap=True)
+            print_line(console, f"  skipped: {bad}", "yellow")
         for warning in found["warnings"]:
-            console.print(Text(clean(f"  warning: {warning}"), style="yellow"), soft_wrap=True)
+            print_line(console, f"  warning: {warning}", "yellow")
 
 
 def read_intervals(data: Mapping[str, Mapping[str, Any]]) -> dict[str, Interval]:

@@ -6,9 +6,9 @@ from threading import Lock
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.text import Text
 
 from pipeline.report.bar import Bar
+from pipeline.report.tables import print_line
 from pipeline.terminal import ReaderGone
 from pipeline.text import clean, format_bytes
 
@@ -53,4 +53,4 @@ class TransferView:
                 self._shown_s = now
                 with suppress(OSError, ReaderGone):  # nobody reads any more; the transfer goes on
                     line = f"{self._text}: {format_bytes(self._done)} of {format_bytes(self._total)}"
-                    self._console.print(Text(clean(line)), soft_wrap=True)
+                    print_line(self._console, line)

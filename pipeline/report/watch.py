@@ -11,6 +11,7 @@ from pipeline.launch.events import Event
 from pipeline.report.bar import Bar
 from pipeline.report.headline import PROGRESS, headline
 from pipeline.report.runs import describe_outcome
+from pipeline.report.tables import print_line
 from pipeline.runs.watching import Place
 from pipeline.text import clean, format_duration, format_number
 from stages.spec import STAGES
@@ -28,7 +29,7 @@ class WatchView:
         self._bar = Bar(console, TextColumn("{task.description}"), BarColumn(12), TextColumn("{task.fields[state]}"))
         process = f", process {row['process']} on {row['host']}" if "process" in row else ""
         began = f", began {row['start'][:16].replace('T', ' ')} UTC" if row["start"] else ""
-        self._say(f"{row['run']}{process}{began}", "bold")
+        print_line(console, f"{row['run']}{process}{began}", "bold")
 
     def __enter__(self) -> "WatchView":
         return self
@@ -40,14 +41,14 @@ class WatchView:
         """Show what was said, and where the run is; at the end how it ended."""
         for event in events:
             if event.get("event") in _SAID:
-                self._say(f"{self._stage}: {_SAID[event['event']]}: {event.get('message', '')}", "yellow")
+                print_line(self._console, f"{self._stage}: {_SAID[event['event']]}: {event.get('message', '')}", "yellow")
             elif event.get("event") == "start" and event.get("resumed_step"):
-                self._say(f"{self._stage}: goes on from {event.get('unit', 'step')} {event['resumed_step']}")
+                print_line(self._console, f"{self._stage}: goes on from {event.get('unit', 'step')} {event['resumed_step']}")
         if row["outcome"] != "running":
             self._bar.close()
             time = "" if row["duration_s"] is None else f" after {format_duration(row['duration_s'])}"
             style = "green" if row["outcome"] == "published" else "red"
-            self._say(f"{self._stage}: {describe_outcome(row)}{time}", style)
+            print_line(self._console, f"{self._stage}: {describe_outcome(row)}{time}", style)
             return
         state = describe_place(self._stage, place)
         if self._console.is_terminal:
@@ -55,11 +56,8 @@ class WatchView:
             text.truncate(max(10, self._console.width - len(self._stage) - 15), overflow="ellipsis")
             self._bar.show(self._stage, completed=place.step if place.total else 0, total=place.total or 1, state=text.plain)
         elif state != self._shown:
-            self._say(f"{self._stage}: {state}")
+            print_line(self._console, f"{self._stage}: {state}")
         self._shown = state
-
-    def _say(self, line: str, style: str = "") -> None:
-        self._console.print(Text(clean(line), style=style), soft_wrap=True)
 
 
 def describe_place(stage: str, place: Place) -> str:

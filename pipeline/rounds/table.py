@@ -12,7 +12,7 @@ from rich.console import Console
 
 from data.answers import AT_RANDOM, CHOSEN
 from pipeline.report.rows import read_rows
-from pipeline.report.tables import print_figures_table
+from pipeline.report.tables import print_figures_table, print_line
 from pipeline.report.verdict import Verdict, write_estimate
 from pipeline.rounds.arms import Arms, arms_data, measure_arms, tell_arms
 from pipeline.rounds.chain import Round, find_made
@@ -219,7 +219,7 @@ def print_arms(console: Console, rows: Sequence[RoundRow]) -> None:
     cells = [row for each in found for row in arm_cells(each, lambda share: "" if share is None else write_estimate(share, share=True))]
     print_figures_table(console, ARM_COLUMNS, cells)
     for each in found:
-        console.print(tell_arms(each).sentence, markup=False, highlight=False, soft_wrap=True)
+        print_line(console, tell_arms(each).sentence)
 
 
 def print_flaws(console: Console, flaws: Sequence[Flaw], models: Sequence[str]) -> None:
