@@ -1,32 +1,41 @@
 """An artifact -> a plain Hugging Face model: merged, cast, with its card.
 
-verified copy (pipeline.store.copies) -> stages.merge in a child process, where it needs torch -> README.md (pipeline.card)
+every byte is verified -> a draft beside the directory -> stages.merge in a child process, where it needs torch -> README.md
+(pipeline.card) -> one rename: there as a whole or not at all
 """
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from data.system.drafts import make_draft
 from pipeline.card import write_card
 from pipeline.errors import StoreError
 from pipeline.launch.environment import stage_environment
 from pipeline.store.artifact import Artifact
-from pipeline.store.copies import export_artifact
+from pipeline.store.disk import hash_file, make_directories, sync_directory, writing
+from pipeline.store.manifest import FileEntry
+from pipeline.store.parts import PARTS
 from pipeline.store.store import Store
 from pipeline.text import clean
 from stages.adapter_base import read_base
-from stages.spec import ADAPTER_CONFIG, EXIT_OK
+from stages.spec import ADAPTER_CONFIG, EXIT_OK, EXIT_USAGE, EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR
 
 Dtype = Literal["bfloat16", "float16", "float32"]
+_README = "README.md"
+_OTHER_README = "README.original.md"  # a model's own, where it has one
+_STALE_S = 24 * 3600.0
 
 
 def export(
     store: Store, ref: str, directory: Path, *, merge: bool, dtype: Dtype | None = None, told: Callable[[str], None] = lambda step: None
 ) -> Artifact:
-    """Write an artifact's model into a new directory, whole or not at all.
+    """Write an artifact's model, with its tokenizer, into a new directory.
 
     Args:
         store: Where it is.
@@ -37,27 +46,60 @@ def export(
         told: Hears of each step that takes long with a large model.
 
     Raises:
-        StoreError: see `export_artifact`; or the adapter's base cannot be opened (exit 3 or 4).
+        StoreError: the directory is not empty, or there is no such model (exit 2), the artifact or the adapter's base is not there (exit 4)
+            or damaged (exit 3), or the file system refused (exit 5). Nothing is left at `directory` then.
     """
-
-    def finish(artifact: Artifact, draft: Path) -> None:
-        arguments: list[str] = []
-        if merge and (draft / ADAPTER_CONFIG).exists():
-            kind = "reward_model" if artifact.kind == "rm" else "policy"
-            arguments += ["--merge", str(artifact.model_path), "--kind", kind]
-        elif (draft / ADAPTER_CONFIG).exists():
-            _name_base(draft / ADAPTER_CONFIG, artifact.model_path)
-        if dtype:
-            arguments += ["--dtype", dtype]
-        if arguments:
-            steps = ["merging the adapter into its base"] * ("--merge" in arguments) + [f"writing weights in {dtype}"] * (dtype is not None)
-            told(f"{artifact.ref}: {', '.join(steps)}")
-            _change(artifact, draft, arguments)
-        card = write_card(store, artifact, whole=not (draft / ADAPTER_CONFIG).exists(), dtype=dtype)
-        (draft / "README.md").write_text(card, encoding="utf-8")
-
     told(f"{ref}: copying it, every byte verified")
-    return export_artifact(store, ref, directory, merged=merge, finish=finish)
+    directory = directory.absolute()
+    _require_free(directory)
+    _require_elsewhere(store, directory)
+    artifact = store.require_verified(store.get(ref).ref)
+    entries = (merge and _list_part(artifact, MERGED_DIR)) or _list_part(artifact, MODEL_DIR)
+    if not entries:
+        found = f"found no {MODEL_DIR}/; one with a model is needed"
+        raise StoreError(f"{artifact.ref}: {found}; see `rlhf show {artifact.ref}`", EXIT_USAGE)
+    with writing(directory, sum(entry.size for entry in entries.values()), elsewhere="give another directory"):
+        make_directories(directory.parent)
+        with make_draft(directory, stale_s=_STALE_S) as draft:
+            for name, entry in entries.items():
+                target = draft / (_OTHER_README if name == _README else name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(artifact.path / entry.path, target)
+                if hash_file(target) != (entry.size, entry.sha256):
+                    raise StoreError(f"{artifact.path / entry.path}: changed while it was copied; run it again", EXIT_VERIFICATION)
+            _change(artifact, draft, told, merge=merge, dtype=dtype)
+            card = write_card(store, artifact, whole=not (draft / ADAPTER_CONFIG).exists(), dtype=dtype)
+            (draft / _README).write_text(card, encoding="utf-8")
+            for path in [*draft.rglob("*"), draft]:
+                _sync(path)
+            _require_free(directory)
+            draft.replace(directory)  # onto an empty directory too, and onto no other
+            sync_directory(directory.parent)
+    return artifact
+
+
+def _change(artifact: Artifact, draft: Path, told: Callable[[str], None], *, merge: bool, dtype: Dtype | None) -> None:
+    """Merge and cast what was copied, in a child process; of an adapter that stays one, name the base."""
+    arguments: list[str] = []
+    if merge and (draft / ADAPTER_CONFIG).exists():
+        kind = "reward_model" if artifact.kind == "rm" else "policy"
+        arguments += ["--merge", str(artifact.model_path), "--kind", kind]
+    elif (draft / ADAPTER_CONFIG).exists():
+        _name_base(draft / ADAPTER_CONFIG, artifact.model_path)
+    if dtype:
+        arguments += ["--dtype", dtype]
+    if not arguments:
+        return
+    steps = ["merging the adapter into its base"] * ("--merge" in arguments) + [f"writing weights in {dtype}"] * (dtype is not None)
+    told(f"{artifact.ref}: {', '.join(steps)}")
+    base = artifact.manifest.facts.get("base_model")
+    environment, _ = stage_environment("", offline=Path(str(base)).is_absolute())
+    command = [sys.executable, "-P", "-m", "stages.merge", str(draft), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", errors="replace")
+    if done.returncode != EXIT_OK:
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        reason = clean(said[-1]) if said else f"its process ended with exit code {done.returncode}"
+        raise StoreError(f"{artifact.ref}: {reason}", done.returncode if done.returncode > 0 else 1)
 
 
 def _name_base(config: Path, adapter: Path) -> None:
@@ -67,13 +109,26 @@ def _name_base(config: Path, adapter: Path) -> None:
         config.write_text(json.dumps(settings | {"base_model_name_or_path": base}, indent=2), encoding="utf-8")
 
 
-def _change(artifact: Artifact, draft: Path, arguments: list[str]) -> None:
-    """Have the child process merge and cast."""
-    base = artifact.manifest.facts.get("base_model")
-    environment, _ = stage_environment("", offline=Path(str(base)).is_absolute())
-    command = [sys.executable, "-P", "-m", "stages.merge", str(draft), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", errors="replace")
-    if done.returncode != EXIT_OK:
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        reason = clean(said[-1]) if said else f"its process ended with exit code {done.returncode}"
-        raise StoreError(f"{artifact.ref}: {reason}", done.returncode if done.returncode > 0 else 1)
+def _list_part(artifact: Artifact, part: str) -> dict[str, FileEntry]:
+    """List the files of model/ or merged/, by their names in it."""
+    return {entry.path.removeprefix(f"{part}/"): entry for entry in artifact.manifest.files if entry.path.startswith(f"{part}/")}
+
+
+def _require_free(directory: Path) -> None:
+    if os.path.lexists(directory) and not (directory.is_dir() and not directory.is_symlink() and not any(directory.iterdir())):
+        raise StoreError(f"{directory}: already there; a new or an empty directory is needed; choose another", EXIT_USAGE)
+
+
+def _require_elsewhere(store: Store, directory: Path) -> None:
+    below = Path(os.path.realpath(directory)).parts[len(Path(os.path.realpath(store.root)).parts) :]
+    if below and below[0] in PARTS and Path(os.path.realpath(directory)).is_relative_to(os.path.realpath(store.root)):
+        found = f"{directory}: found a place in {below[0]}/ of the store, which is its own"
+        raise StoreError(f"{found}; a directory elsewhere is needed; choose another", EXIT_USAGE)
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir():
+        sync_directory(path)
+    else:
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())

@@ -286,7 +286,7 @@ def test_a_store_that_is_mistyped_is_told_and_not_made(arguments, tmp_path):
         (["report"], "pipeline.report.page.write.replace_durably", "give --output PATH"),
         (["report", "-o", "page.html"], "pipeline.report.page.write.replace_durably", "give another --output PATH"),
         (["rank", "answers.jsonl", "--terminal", "--journal", "no/said.jsonl"], "", "give --journal FILE"),
-        (["export", "sft", "there"], "pipeline.store.copies.make_directories", "give another directory"),
+        (["export", "sft", "there"], "pipeline.export.make_directories", "give another directory"),
         (["rankings", "answers.jsonl", "-o", "no/ranked.jsonl"], "", "give another --output"),
     ],
 )

@@ -13,6 +13,7 @@ from data.identity import FORGOTTEN_FILE, find_digests
 from data.schema import DataError, Demonstration, Message, Prompt, Text
 from pipeline.doctor import examine
 from pipeline.errors import StoreError
+from pipeline.export import export
 from pipeline.inputs.records import read_data
 from pipeline.plan import Selection, plan
 from pipeline.privacy.forget import forget, withdraw_forgotten
@@ -20,7 +21,6 @@ from pipeline.privacy.lists import count_listed, find_secret, list_path, open_se
 from pipeline.privacy.samples import tame_samples
 from pipeline.privacy.trace import hash_asked, read_asked, trace
 from pipeline.recipe.load import load_recipe
-from pipeline.store.copies import export_artifact
 from pipeline.store.manifest import Parent
 from pipeline.store.removal import plan_collection
 from pipeline.store.withdrawn import read_withdrawn
@@ -147,7 +147,7 @@ def test_what_is_withdrawn_is_neither_reused_nor_given_to_others_nor_kept(listed
     assert listed.find_by_cache_key("sft", "1" * 64) is None and listed.find_by_cache_key("sft", "2" * 64).ref == "sft@v2"
     for call in (
         lambda: listed.require_verified("rm@v1"),
-        lambda: export_artifact(listed, "sft@v1", tmp_path / "out", merged=False, finish=lambda *_: None),
+        lambda: export(listed, "sft@v1", tmp_path / "out", merge=False),
     ):
         with pytest.raises(StoreError, match="is withdrawn: it") as caught:
             call()
