@@ -7,8 +7,6 @@ every byte is verified -> a draft beside the directory -> stages.merge in a chil
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -16,13 +14,12 @@ from typing import Literal
 from data.system.drafts import make_draft
 from pipeline.card import write_card
 from pipeline.errors import StoreError
-from pipeline.launch.environment import stage_environment
+from pipeline.launch.dialogue import last_said, run_program
 from pipeline.store.artifact import Artifact
 from pipeline.store.disk import hash_file, make_directories, sync_directory, writing
 from pipeline.store.manifest import FileEntry
 from pipeline.store.parts import PARTS
 from pipeline.store.store import Store
-from pipeline.text import clean
 from stages.adapter_base import read_base
 from stages.spec import ADAPTER_CONFIG, EXIT_OK, EXIT_USAGE, EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR
 
@@ -93,12 +90,9 @@ def _change(artifact: Artifact, draft: Path, told: Callable[[str], None], *, mer
     steps = ["merging the adapter into its base"] * ("--merge" in arguments) + [f"writing weights in {dtype}"] * (dtype is not None)
     told(f"{artifact.ref}: {', '.join(steps)}")
     base = artifact.manifest.facts.get("base_model")
-    environment, _ = stage_environment("", offline=Path(str(base)).is_absolute())
-    command = [sys.executable, "-P", "-m", "stages.merge", str(draft), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", errors="replace")
+    done = run_program("stages.merge", str(draft), *arguments, offline=Path(str(base)).is_absolute())
     if done.returncode != EXIT_OK:
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        reason = clean(said[-1]) if said else f"its process ended with exit code {done.returncode}"
+        reason = last_said(done) or f"its process ended with exit code {done.returncode}"
         raise StoreError(f"{artifact.ref}: {reason}", done.returncode if done.returncode > 0 else 1)
 
 

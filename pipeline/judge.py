@@ -7,7 +7,6 @@ a language model                     one tiny request
 
 import json
 import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -19,7 +18,7 @@ from pipeline.errors import ConfigError
 from pipeline.inputs.judge_code import OUR_PACKAGES
 from pipeline.inputs.judge_model import named_judge
 from pipeline.inputs.prepare import Inputs
-from pipeline.launch.environment import stage_environment
+from pipeline.launch.dialogue import last_said, run_program
 from pipeline.recipe.schema import Recipe
 from pipeline.store.artifact import Artifact
 from pipeline.text import clean
@@ -105,23 +104,13 @@ def _try_program(recipe: Recipe, inputs: Inputs, key: str, name: str, command: S
     kinds: dict[RecordKind, None] = dict.fromkeys(kind for stage, kind in _JUDGED.items() if stage in asking)
     done = _run(recipe, inputs, key, name, command, json.dumps([_take_sample(recipe, inputs, kind) for kind in kinds]))
     if done.returncode != EXIT_OK:
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        raise _refusal(recipe, key, clean(said[-1]) if said else f"{key}: {name} ended its process with exit code {done.returncode}")
+        raise _refusal(recipe, key, last_said(done) or f"{key}: {name} ended its process with exit code {done.returncode}")
 
 
 def _run(recipe: Recipe, inputs: Inputs, key: str, name: str, command: Sequence[str], asked: str) -> subprocess.CompletedProcess[str]:
     """Run a program of ours that asks the user's code."""
-    environment, _ = stage_environment("", offline=inputs.local)
     try:
-        return subprocess.run(
-            [sys.executable, "-P", "-m", *command],
-            input=asked,
-            env=environment,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=_LIMIT_S,
-        )
+        return run_program(*command, offline=inputs.local, asked=asked, limit_s=_LIMIT_S)
     except subprocess.TimeoutExpired:
         raise _refusal(recipe, key, f"{key}: {name} gave no answer within {_LIMIT_S:.0f} s to one sample; make it faster") from None
 

@@ -1,7 +1,6 @@
 """A file of answers -> a reward model's score of each: read and checked here, computed by `stages.score`."""
 
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from data.fields import FieldError, as_list, as_object
 from data.records import parse_row
 from data.schema import DataError, Demonstration, Problem
 from pipeline.errors import StoreError
-from pipeline.launch.dialogue import Dialogue
+from pipeline.launch.dialogue import ask_all
 from pipeline.store.artifact import Artifact
 from stages.lines import read_line
 from stages.result import Interval
@@ -93,14 +92,9 @@ def score(model: Artifact, answers: Sequence[tuple[dict[str, Any], Demonstration
         StoreError: the program cannot go on.
     """
     scores: list[float | str] = []
-    with tempfile.TemporaryFile() as questions:
-        for line in _ask(model, answers):
-            questions.write(line)
-        questions.seek(0)
-        with Dialogue("stages.score", questions) as program:
-            for heard in program.hear():
-                scores += heard["scores"]
-                told(len(scores), len(answers))
+    for heard in ask_all("stages.score", _ask(model, answers)):
+        scores += heard["scores"]
+        told(len(scores), len(answers))
     rows: list[dict[str, Any]] = []
     problems: list[str] = []
     for number, ((row, _), found) in enumerate(zip(answers, scores, strict=True), start=1):
@@ -113,13 +107,11 @@ def score(model: Artifact, answers: Sequence[tuple[dict[str, Any], Demonstration
     return ScoredRows(rows, problems, mean, find_interval(values, [prompt for _, prompt in known]))
 
 
-def _ask(model: Artifact, answers: Sequence[tuple[dict[str, Any], Demonstration]]) -> Iterator[bytes]:
-    setup = {"model": str(model.opened_path), "precision": model.manifest.precision or PRECISION}
-    yield json.dumps(setup).encode() + b"\n"
+def _ask(model: Artifact, answers: Sequence[tuple[dict[str, Any], Demonstration]]) -> Iterator[dict[str, Any]]:
+    yield {"model": str(model.opened_path), "precision": model.manifest.precision or PRECISION}
     for row, record in answers:
         prompt = [{"role": message.role, "content": message.content} for message in record.prompt]
-        question = {"prompt": prompt, "response": record.completion, "finished": row.get("finished") is not False}
-        yield json.dumps(question).encode() + b"\n"
+        yield {"prompt": prompt, "response": record.completion, "finished": row.get("finished") is not False}
 
 
 def open_answers(path: Path) -> IO[bytes]:

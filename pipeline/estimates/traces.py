@@ -3,7 +3,6 @@
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,7 +16,8 @@ from pipeline.cost.setup import Setup
 from pipeline.errors import ConfigError, StoreError
 from pipeline.estimates.machine import count_cores, find_memory
 from pipeline.inputs.demo import demo_seeds, locate, locate_splits, make_demo
-from pipeline.launch.environment import read_threads, stage_environment
+from pipeline.launch.dialogue import last_said, run_program
+from pipeline.launch.environment import read_threads
 from pipeline.launch.failure import describe_kill
 from pipeline.recipe.schema import Recipe
 from stages.spec import EXIT_FAILED, DataSplits, StageName, data_inputs
@@ -104,10 +104,8 @@ def ask_trace(
             report_path=path,
         )
         (place / "spec.json").write_text(spec.model_dump_json(), encoding="utf-8")
-        command = [sys.executable, "-P", "-m", "stages.tracing", str(place / "spec.json")]
-        environment, _ = stage_environment("", offline=Path(spec.base_model).is_absolute())
         try:
-            done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", errors="replace", timeout=_LIMIT_S)
+            done = run_program("stages.tracing", str(place / "spec.json"), offline=Path(spec.base_model).is_absolute(), limit_s=_LIMIT_S)
         except subprocess.TimeoutExpired:
             raise StoreError(f"plan --cost: the trace took more than {_LIMIT_S} s; give fewer stages with --only", EXIT_FAILED) from None
         if not path.exists():
@@ -120,9 +118,7 @@ def ask_trace(
 
 def _describe_end(done: "subprocess.CompletedProcess[str]") -> str:
     """Say in one line why a trace left no report."""
-    if done.returncode < 0:
-        return describe_kill(-done.returncode)
-    return (done.stderr.strip().splitlines() or ["it left no report"])[-1][:300]
+    return describe_kill(-done.returncode) if done.returncode < 0 else last_said(done)[:300] or "it left no report"
 
 
 def count_turns(setup: Setup, threads: int) -> float:

@@ -1,11 +1,11 @@
-"""A program of `stages` that is asked by lines of JSON and answers by such: started like a stage, ended with whoever asks."""
+"""Programs of `stages` beside the stages, started like one: run to its end, or asked by lines of JSON and ended with whoever asks."""
 
 import json
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import IO, Any
 
@@ -18,6 +18,45 @@ from stages.lines import read_line
 from stages.spec import EXIT_FAILED
 
 _END_S = 5.0
+
+
+def run_program(
+    module: str, *arguments: str, offline: bool, asked: str | None = None, limit_s: float | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end.
+
+    Args:
+        module: Such as `stages.merge`.
+        arguments: Of its command line.
+        offline: Forbid the Hugging Face libraries to ask the network.
+        asked: Its standard input; None: ours.
+        limit_s: Seconds that it may take.
+
+    Raises:
+        subprocess.TimeoutExpired: It took longer.
+    """
+    environment, _ = stage_environment("", offline=offline)
+    command = [sys.executable, "-P", "-m", module, *arguments]
+    return subprocess.run(command, input=asked, env=environment, capture_output=True, encoding="utf-8", errors="replace", timeout=limit_s)
+
+
+def last_said(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the last line that a program printed on standard error; empty where it said nothing."""
+    said = [line for line in done.stderr.splitlines() if line.strip()]
+    return clean(said[-1]) if said else ""
+
+
+def ask_all(module: str, questions: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Ask a program all at once, and yield what it answers.
+
+    Raises:
+        StoreError: it cannot go on, with its exit code.
+    """
+    with tempfile.TemporaryFile() as asked:
+        asked.writelines(json.dumps(question).encode() + b"\n" for question in questions)
+        asked.seek(0)
+        with Dialogue(module, asked) as program:
+            yield from program.hear()
 
 
 class Dialogue:

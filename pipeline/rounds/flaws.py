@@ -3,9 +3,7 @@
 The answers are the best of the held-out lists, from which no reward model learnt, and the same for all: so their figures compare.
 """
 
-import json
 import math
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, zip_longest
@@ -15,7 +13,7 @@ import numpy as np
 from data.load import load_records
 from data.schema import Comparison, Demonstration
 from pipeline.errors import StoreError
-from pipeline.launch.dialogue import Dialogue
+from pipeline.launch.dialogue import ask_all
 from pipeline.rounds.publish import EVAL_FILE
 from pipeline.score import score
 from pipeline.store.artifact import Artifact
@@ -104,13 +102,10 @@ def list_best(rankings: Sequence[Artifact]) -> list[Demonstration]:
 
 
 def _edit(originals: Sequence[Demonstration], probes: str | None, directory: str | None) -> list[Edits]:
-    with tempfile.TemporaryFile() as questions:
-        lines = [{"probes": probes, "directory": directory}]
-        lines += [{"prompt": each.prompt[-1].content, "answer": each.completion} for each in originals]
-        questions.writelines(json.dumps(line).encode() + b"\n" for line in lines)
-        questions.seek(0)
-        with Dialogue("stages.evaluate.edits", questions) as program:
-            return [{name: (copy, does) for name, (copy, does) in heard["edits"].items()} for heard in program.hear()]
+    questions = [{"probes": probes, "directory": directory}]
+    questions += [{"prompt": each.prompt[-1].content, "answer": each.completion} for each in originals]
+    heard = ask_all("stages.evaluate.edits", questions)
+    return [{name: (copy, does) for name, (copy, does) in each["edits"].items()} for each in heard]
 
 
 def _pair(edits: Sequence[Edits], originals_P: Floats, copies_N: Floats) -> dict[str, ProbePairs]:
