@@ -5,7 +5,6 @@ a line -> a command, or a message -> each model's answer, as it comes -> score -
 
 import json
 import os
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,11 +106,6 @@ def choose_max_tokens(artifact: Artifact) -> int:
         if isinstance(value, int) and value > 0:
             return value
     return DEFAULT_TOKENS
-
-
-def draw_seed() -> int:
-    """Draw a seed, so that each conversation is another."""
-    return random.SystemRandom().randrange(2**31)
 
 
 def open_chat(chat: Chat, reward_model: Artifact | None) -> Dialogue:

@@ -1,5 +1,6 @@
 """The commands that ask models: chat with policies, have a reward model score answers. What computes is a program of `stages`."""
 
+import secrets
 import sys
 import time
 from collections.abc import Iterator
@@ -52,7 +53,6 @@ def chat_command(
     from pipeline.chat import (
         Chat,
         choose_max_tokens,
-        draw_seed,
         find_reward_model,
         open_chat,
         require_policy,
@@ -72,7 +72,7 @@ def chat_command(
         require_reward_model(scorer)
         opened.require_verified(scorer.ref)
     limit = max_tokens or max(choose_max_tokens(model) for model in models)
-    chat = Chat(models, temperature, limit, draw_seed() if seed is None else seed, system)
+    chat = Chat(models, temperature, limit, secrets.randbelow(2**31) if seed is None else seed, system)
     view = ChatView(make_console(), [model.ref for model in models])
     by_hand = sys.stdin.isatty() and not as_json
     if by_hand:

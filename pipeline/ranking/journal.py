@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from pipeline.errors import StoreError
-from pipeline.store.disk import writing
+from pipeline.store.disk import write_all, writing
 from stages.blocks import Closed
 from stages.lines import to_line
 from stages.spec import EXIT_USAGE
@@ -215,8 +215,7 @@ def _append(descriptor: int, lines: Sequence[Judgement | Undo]) -> None:
 def _write_whole(descriptor: int, content: bytes, size: int) -> None:
     """Append and flush to the disk; where not all of it went in, nothing stays."""
     try:
-        while content:
-            content = content[os.write(descriptor, content) :]
+        write_all(descriptor, content)
         os.fsync(descriptor)
     except OSError:
         os.ftruncate(descriptor, size)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.remotes.errors import CHUNK_BYTES
 from pipeline.store.directory import Directory, open_root
-from pipeline.store.disk import open_regular, reading, sync_descriptor, writing
+from pipeline.store.disk import open_regular, reading, sync_descriptor, write_all, writing
 from pipeline.store.staging import STAGING_DIR
 
 
@@ -33,7 +33,7 @@ def create_file(root: Path, path: str, content: bytes) -> None:
         ResourceError: its name is taken, a link stands in the place of a directory, or the file system refused (exit 5).
     """
     with writing(Path(path), len(content)), _enter(root, path, create=True) as (top, directory, name), _draft(top) as draft:
-        _write(draft.descriptor, content)
+        write_all(draft.descriptor, content)
         os.fsync(draft.descriptor)
         os.link(draft.name, name, src_dir_fd=draft.directory.fd, dst_dir_fd=directory.fd)
         sync_descriptor(directory.fd)
@@ -49,7 +49,7 @@ def copy_file(root: Path, source: Path, path: str, told: Callable[[int], None]) 
         top, directory, name = stack.enter_context(_enter(root, path, create=True))
         draft = stack.enter_context(_draft(top))
         while chunk := stream.read(CHUNK_BYTES):
-            _write(draft.descriptor, chunk)
+            write_all(draft.descriptor, chunk)
             told(len(chunk))
         os.fsync(draft.descriptor)
         os.replace(draft.name, name, src_dir_fd=draft.directory.fd, dst_dir_fd=directory.fd)
@@ -82,8 +82,3 @@ def _draft(top: Directory) -> Generator[_Draft]:
             os.close(descriptor)
             with suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=drafts.fd)
-
-
-def _write(descriptor: int, content: bytes) -> None:
-    while content:
-        content = content[os.write(descriptor, content) :]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pipeline.errors import ResourceError
-from pipeline.remotes.errors import CHUNK_BYTES, asking, name_tag
+from pipeline.remotes.errors import asking, name_tag
 from pipeline.remotes.remote import Remote
 from pipeline.store.manifest import MANIFEST_FILE, FileEntry, Manifest
 from pipeline.store.refs import Ref, is_kind, parse_version_directory, version_directory
@@ -150,11 +150,8 @@ def _is_equal(found: Any, entry: FileEntry, path: Path) -> bool:
 
 def _hash_blob(path: Path, size: int) -> str:
     """Hash a file as git does, which is how the Hub names what is no large file."""
-    digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     with path.open("rb") as stream:
-        while chunk := stream.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, lambda: hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)).hexdigest()
 
 
 def _status(error: Exception) -> int | None:

@@ -1,8 +1,10 @@
 """Values -> places in a picture: ranges, round ticks, numbers in words, and fewer points where many fall on one pixel."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 LARGEST = 1e100  # differences and products of what is drawn stay finite
 
@@ -84,7 +86,7 @@ def thin_points(points: Sequence[Point], columns: int) -> list[Point]:
     kept: list[Point] = []
     start = 0
     for column in range(1, columns + 1):
-        end = _find_end(ordered, start, low + column * width) if column < columns else len(ordered)
+        end = bisect_left(ordered, low + column * width, start, key=itemgetter(0)) if column < columns else len(ordered)
         if inside := ordered[start:end]:
             lowest, highest = min(inside, key=lambda point: point[1]), max(inside, key=lambda point: point[1])
             kept += sorted({inside[0], lowest, highest, inside[-1]}, key=lambda point: point[0])
@@ -105,12 +107,3 @@ def thin_band(band: Sequence[tuple[float, float, float]], columns: int) -> list[
         at, lowest, highest = kept.get(column, (x, bottom, top))
         kept[column] = (at, min(lowest, bottom), max(highest, top))
     return list(kept.values())
-
-
-def _find_end(ordered: Sequence[Point], start: int, limit: float) -> int:
-    """Find the first place from start on whose x is not below the limit, by halving."""
-    low, high = start, len(ordered)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (middle + 1, high) if ordered[middle][0] < limit else (low, middle)
-    return low

@@ -154,6 +154,12 @@ def replace_durably(name: str, content: bytes, *, dir_fd: int) -> None:
     sync_descriptor(dir_fd)
 
 
+def write_all(descriptor: int, content: bytes) -> None:
+    """Write all of it, however much a call takes."""
+    while content:
+        content = content[os.write(descriptor, content) :]
+
+
 def read_bounded(path: Path | str, max_bytes: int, *, dir_fd: int | None = None) -> bytes:
     """Read a regular file of at most `max_bytes`, never following a link or waiting on a pipe.
 

@@ -147,8 +147,8 @@ def choose_rankings(answers: Sequence[Answer]) -> list[Group]:
 
 def _by_worth(answers: Sequence[Answer]) -> tuple[list[Answer], str]:
     """Sort answers from the worst on, by the judge or else by the score; says by which."""
-    for scorer, value in (("judge", _judge_of), ("reward model", _score_of)):
-        valued = [(value(answer), answer) for answer in answers]
+    for scorer in ("judge", "reward model"):
+        valued = [(answer.judge if scorer == "judge" else answer.score, answer) for answer in answers]
         known = [(number, answer) for number, answer in valued if number is not None]
         if known:
             return [answer for _, answer in sorted(known, key=lambda pair: pair[0])], scorer
@@ -167,14 +167,6 @@ def _by_disagreement(answers: Sequence[Answer]) -> list[Answer]:
     means = fmean(scores), fmean(judges)
     gaps = [(abs((score - means[0]) / spreads[0] - (judge - means[1]) / spreads[1]), answer) for score, judge, answer in known]
     return [answer for _, answer in sorted(gaps, key=lambda pair: -pair[0])]
-
-
-def _judge_of(answer: Answer) -> float | None:
-    return answer.judge
-
-
-def _score_of(answer: Answer) -> float | None:
-    return answer.score
 
 
 def _make_case(chosen: Answer, said: dict[str, list[Answer]], models: Sequence[str]) -> Case:
