@@ -19,14 +19,12 @@ class Machine:
         gpu: Of the table; None: this machine's CPU.
         memory: Bytes of a GPU, or of this machine.
         price: Dollars an hour of one GPU, (least, most); None: not known.
-        own_price: Whether that is the user's.
     """
 
     name: str
     gpu: GPU | None
     memory: float
     price: tuple[float, float] | None
-    own_price: bool = False
 
 
 def choose_machine(hardware: HardwareSettings, name: str | None) -> Machine:
@@ -35,16 +33,15 @@ def choose_machine(hardware: HardwareSettings, name: str | None) -> Machine:
     Raises:
         ConfigError: The table does not have it, or the recipe needs a GPU and none is named.
     """
-    own = hardware.price_per_gpu_hour
-    price = None if own is None else (own, own)
+    price = None if (own := hardware.price_per_gpu_hour) is None else (own, own)
     if name is None and hardware.device == "cuda":
         raise ConfigError([f"--gpu: not given, but hardware.device is cuda; needed one of {', '.join(GPUS)}; give --gpu h100"])
     if name is None:
-        return Machine("cpu", None, find_memory(), price, own is not None)
+        return Machine("cpu", None, find_memory(), price)
     gpu = GPUS.get(name.lower())
     if gpu is None:
         raise ConfigError([f"--gpu: found {name!r:.40}, needed one of {', '.join(GPUS)}; give the nearest"])
-    return Machine(name.lower(), gpu, gpu.memory, price or gpu.price, own is not None)
+    return Machine(name.lower(), gpu, gpu.memory, price or gpu.price)
 
 
 def count_cores() -> int:

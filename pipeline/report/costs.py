@@ -16,8 +16,6 @@ from pipeline.pasted import pasted
 from pipeline.report.tables import print_line, print_table
 from pipeline.text import count, format_bytes, format_duration
 
-_GB = 1e9
-
 
 def print_estimate(console: Console, estimate: Estimate, *, explain: bool) -> None:
     """Print what the stages need: a table, what it does not know, and with `explain` each step of the arithmetic."""

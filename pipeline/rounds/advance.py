@@ -9,8 +9,8 @@ from pipeline.ranking.summary import summarise
 from pipeline.recipe.schema import Recipe, RoundSettings
 from pipeline.rounds.chain import (
     Round,
-    find_made,
     find_replaced,
+    find_reward_model,
     lacks_chooser,
     list_policies,
     selection_of,
@@ -121,6 +121,6 @@ def _tell_choice(found: Round) -> str:
         return ""
     if lacks_chooser(found.recipe):
         return ", at random, as there is no reward model yet"
-    model = find_made(found, "rm")
+    model = find_reward_model(found)
     by = settings.reward_model or (model.ref if model else "its reward model")
     return f", chosen by {settings.choose} with {by}, {settings.random_share:.0%} at random"

@@ -126,9 +126,9 @@ def list_policies(recipe: Recipe, decisions: list[Decision]) -> list[Artifact]:
     return [artifact for stage in dict.fromkeys(stages) if (artifact := made.get(stage)) is not None]
 
 
-def find_made(found: Round, stage: StageName) -> Artifact | None:
-    """Find what a stage made in a round, where it did."""
-    return next((decision.artifact for decision in found.decisions if decision.stage == stage), None)
+def find_reward_model(found: Round) -> Artifact | None:
+    """Find the reward model of a round, where it has one."""
+    return next((decision.artifact for decision in found.decisions if decision.stage == "rm"), None)
 
 
 def find_rankings(store: Store, answers: Artifact) -> Artifact | None:
@@ -170,7 +170,7 @@ def _look(base: Recipe, store: Store, rankings: list[Artifact], skipped: int) ->
     if not policies or any(decision.action != "reuse" for decision in decisions):
         return Round(number, recipe, "train", decisions)
     sampling, kept = sampling_recipe(recipe, skipped), ""
-    answers = decide_answers(sampling, store, policies, looking=True).artifact
+    answers = decide_answers(sampling, store, policies).artifact
     if answers is None:  # other settings count from the next round on: what people have ranked is not sampled anew
         answers, kept = _find_ranked(sampling, store, policies)
     if answers is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.recipe.schema import Recipe
 from pipeline.report.page.render import render
 from pipeline.report.page.write import write_report
-from pipeline.rounds.chain import Round, find_made
+from pipeline.rounds.chain import Round, find_reward_model
 from pipeline.rounds.flaws import Flaw, measure_flaws
 from pipeline.rounds.page import build_rounds_page
 from pipeline.rounds.stale import measure_before
@@ -52,7 +52,7 @@ def examine(recipe: Recipe, store: Store, rounds: Sequence[Round], told: Told, p
         StoreError: A reward model is damaged, or cannot be asked.
     """
     rows = list_rounds(rounds, partial(measure_before, store=store), arms=True)
-    models = [store.require_verified(model.ref) for found in rounds if found.policy and (model := find_made(found, "rm")) is not None]
+    models = [store.require_verified(model.ref) for found in rounds if found.policy and (model := find_reward_model(found)) is not None]
     rankings = [found.rankings for found in rounds if found.rankings is not None]
     if not models or not rankings:
         return Examined(rows, missing=["which flaws the reward models see: needed a reward model, and rankings that are published"])
@@ -60,7 +60,7 @@ def examine(recipe: Recipe, store: Store, rounds: Sequence[Round], told: Told, p
     return Examined(rows, *measure_flaws(models, rankings, own, recipe.judge_directory, told))
 
 
-def write_rounds_page(recipe: Recipe, store: Store, found: Examined, output: Path | None = None) -> Path:
-    """Write the page of a recipe's rounds; returns where it lies: in reports/ of the store, or where it was asked for."""
+def write_rounds_page(recipe: Recipe, store: Store, found: Examined) -> Path:
+    """Write the page of a recipe's rounds; returns where it lies, in reports/ of the store."""
     page = build_rounds_page(recipe.name, found.rows, found.flaws, found.missing)
-    return write_report(render(page), f"rounds-{recipe.name}.html", store.root, output, private=recipe.private)
+    return write_report(render(page), f"rounds-{recipe.name}.html", store.root, None, private=recipe.private)

@@ -112,17 +112,16 @@ def _tell_other_comparisons(chooser: Artifact, inputs: Inputs) -> str:
     return f"{other}: how unsure it is, is measured by these" if own != read else ""
 
 
-def decide_answers(recipe: Recipe, store: Store, policies: Sequence[Artifact], *, looking: bool = False) -> Decision:
-    """Say whether these answers are there already, or why they are not.
+def decide_answers(recipe: Recipe, store: Store, policies: Sequence[Artifact]) -> Decision:
+    """Say whether these answers are there already, or why they are not; the store stays as it is.
 
     Args:
         recipe: Resolved; its `sample` block and prompts count.
         store: Where they would be.
         policies: Who answers.
-        looking: Leave the store as it is.
     """
-    inputs = prepare(recipe, store.root, [_STAGE], trust_notes=looking, keep_notes=not looking)
-    return decide(_STAGE, recipe, inputs, _list_parents(recipe, store, policies, verify=not looking), store)
+    inputs = prepare(recipe, store.root, [_STAGE], trust_notes=True, keep_notes=False)
+    return decide(_STAGE, recipe, inputs, _list_parents(recipe, store, policies, verify=False), store)
 
 
 def find_alike(recipe: Recipe, store: Store, policies: Sequence[Artifact]) -> Iterator[tuple[Artifact, list[str]]]:

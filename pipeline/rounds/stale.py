@@ -8,7 +8,7 @@ import numpy as np
 
 from data.load import load_records
 from data.schema import Comparison, Demonstration
-from pipeline.rounds.chain import Round, find_made
+from pipeline.rounds.chain import Round, find_reward_model
 from pipeline.rounds.publish import EVAL_FILE
 from pipeline.score import score
 from pipeline.store.artifact import Artifact
@@ -50,7 +50,7 @@ def measure_elsewhere(model: Artifact, rankings: Artifact, told: Told) -> Estima
 
 def measure_before(earlier: Round, store: Store) -> Estimate | None:
     """Ask a round's reward model of that round's rankings, from which only the next one learnt; None where there is none."""
-    model = find_made(earlier, "rm")
+    model = find_reward_model(earlier)
     if model is None or earlier.rankings is None:
         return None
     return measure_elsewhere(store.require_verified(model.ref), earlier.rankings, lambda done, total: None)

@@ -15,7 +15,7 @@ from pipeline.report.rows import read_rows
 from pipeline.report.tables import print_figures_table, print_line
 from pipeline.report.verdict import Verdict, write_estimate
 from pipeline.rounds.arms import Arms, arms_data, measure_arms, tell_arms
-from pipeline.rounds.chain import Round, find_made
+from pipeline.rounds.chain import Round, find_reward_model
 from pipeline.rounds.flaws import Flaw
 from pipeline.store.artifact import Artifact
 from pipeline.text import count
@@ -75,7 +75,7 @@ def list_rounds(rounds: Sequence[Round], measure: Measure | None = None, *, arms
     rows: list[RoundRow] = []
     said: list[dict[str, float]] = []
     for place, found in enumerate(rounds):
-        policy, reward_model = found.policy, find_made(found, "rm")
+        policy, reward_model = found.policy, find_reward_model(found)
         if policy is None:
             continue
         new = rounds[place - 1].rankings if place else None

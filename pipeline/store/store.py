@@ -188,7 +188,7 @@ class Store:
 
     # Verify
 
-    def verify(self, ref: str | Artifact) -> list[str]:
+    def verify(self, ref: str) -> list[str]:
         """Compare every byte of an artifact with its manifest, and its parents with theirs.
 
         Returns:
@@ -197,7 +197,7 @@ class Store:
         Raises:
             StoreError: there is no such artifact (exit 4).
         """
-        wanted = parse_ref(ref.ref if isinstance(ref, Artifact) else ref)
+        wanted = parse_ref(ref)
         if isinstance(wanted, Ref) and wanted.version is not None:
             kind, version = wanted.kind, wanted.version
         else:

@@ -190,7 +190,7 @@ def test_a_store_works_at_any_path(tmp_path, publish, name):
     store = Store(tmp_path / name)
     artifact = publish(store, files={"model/a file with spaces.json": b"{}", "model/ünïcödé.safetensors": b"1"})
     store.set_alias("sft", "best", artifact.ref, by="me")
-    assert Store(tmp_path / name).get("sft@best") == artifact and store.verify(artifact) == []
+    assert Store(tmp_path / name).get("sft@best") == artifact and store.verify(artifact.ref) == []
     (artifact.path / "manifest.json").unlink()
     (problem,) = store.verify("sft@v1")
     assert problem.isprintable()

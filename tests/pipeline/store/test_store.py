@@ -143,7 +143,7 @@ def test_a_version_that_appears_during_a_publish_moves_it_to_the_next_number(sto
     monkeypatch.setattr(os, "rename", rename_after_a_rival)
     artifact = publish(store)
     assert clashes == [store.root / "artifacts/sft/v0002"]
-    assert artifact.ref == "sft@v3" and store.verify(artifact) == []
+    assert artifact.ref == "sft@v3" and store.verify(artifact.ref) == []
     assert (clashes[0] / "rival").read_text() == "first"
 
 
