@@ -8,11 +8,12 @@ The sources are nobody's but the user's: they stay as they are, and loading leav
 import errno
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from data.identity import FORGOTTEN_FILE, Forgotten, read_forgotten, render_forgotten
 from pipeline.errors import StoreError
@@ -61,9 +62,10 @@ def forget(store: Store, wanted: set[bytes], secret: bytes) -> Forgetting:
         replace_durably(FORGOTTEN_FILE, render_forgotten(after), dir_fd=records.fd)
         traces = trace(store, wanted, secret)
         _withdraw(store, [found for found in traces if found.learnt])
-    _remove_replies(store.root)
+    _remove_all(store.root, REPLIES_DIR)  # of language models, which may quote what was forgotten: no list says of which records each is
     num_new = len(after.digests) - len(before.digests)
-    _remove_mixes(store.root)
+    # Copies of records, made anew without those that were forgotten; who writes there now removes its own.
+    _remove_all(store.root, MIXES_DIR, _pass_over_moved)
     return Forgetting(traces, num_new, _remove_tokens(store.root, wanted, secret), _find_runs(store.root, wanted, secret))
 
 
@@ -113,24 +115,16 @@ def _counts_none(root: Path, tokens: Directory, name: str, wanted: set[bytes], s
     return False
 
 
-def _remove_mixes(root: Path) -> None:
-    """Remove mixed sources, copies of records, made anew without those that were forgotten; who writes there now removes its own."""
-    with writing(root / MIXES_DIR), suppress(FileNotFoundError), open_root(root) as store, store.enter(MIXES_DIR) as mixes:
-        for name in mixes.directories():
-            shutil.rmtree(name, dir_fd=mixes.fd, onerror=_pass_over_moved)
+def _remove_all(root: Path, part: str, onerror: Callable[[object, str, Any], None] | None = None) -> None:
+    with writing(root / part), suppress(FileNotFoundError), open_root(root) as store, store.enter(part) as inside:
+        for name in inside.directories():
+            shutil.rmtree(name, dir_fd=inside.fd, onerror=onerror)
 
 
 def _pass_over_moved(_function: object, path: str, failure: tuple[type[BaseException], BaseException, object]) -> None:
     """Pass over what another process writes into, renames or removes: it reads the list once more before it goes on."""
     if not (isinstance(failure[1], OSError) and failure[1].errno in (errno.ENOENT, errno.ENOTEMPTY)):
         raise failure[1]
-
-
-def _remove_replies(root: Path) -> None:
-    """Remove all replies of language models, which may quote what was forgotten: no list says of which records each is."""
-    with writing(root / REPLIES_DIR), suppress(FileNotFoundError), open_root(root) as store, store.enter(REPLIES_DIR) as replies:
-        for name in replies.directories():
-            shutil.rmtree(name, dir_fd=replies.fd)
 
 
 def _find_runs(root: Path, wanted: set[bytes], secret: bytes) -> list[str]:
