@@ -79,37 +79,24 @@ def publish_rankings(
     if lack := find_lack(place, judgements, by):
         raise DataError([Problem(str(place.journal), "", f"{lack}; rank more, or see --by")])
     with journal.hold():
-        return _publish(store, place, journal, judgements, summary, by, names, held_out)
-
-
-def _publish(
-    store: Store,
-    place: AnswersPlace,
-    journal: Journal,
-    judgements: Sequence[Judgement],
-    summary: Summary,
-    by: By,
-    names: bool,
-    held_out: float,
-) -> PublishedRankings:
-    rows = {_parse(row): row for row in make_comparisons(place.sets, judgements, by)}
-    train, eval_side = split_comparisons(list(rows), held_out, _SPLIT_SEED, str(place.journal))
-    sides: dict[str, Sequence[Comparison]] = {TRAIN_FILE: train, EVAL_FILE: eval_side}
-    said = [_describe(each, journal, names) for each in judgements]
-    files = {name: _to_lines(rows[record] for record in side) for name, side in sides.items()} | {_SAID_FILE: _to_lines(said)}
-    fields = _make_fields(place, rows.values(), summary, sides, {"by": by, "held_out": held_out, "names": names})
-    forgotten = (*tell_forgotten(place, journal.judgements.values()), *_tell_withdrawn(place))
-    if old := next((each for each in reversed(store.list(RANKINGS_KIND)) if _is_same(each, fields, files, store)), None):
-        return PublishedRankings(old, is_old=True, forgotten=forgotten)
-    files["summary.json"] = json.dumps(name_numbers(asdict(summary)), indent=1, ensure_ascii=False) + "\n"
-    with store.staging(RANKINGS_KIND) as staging:
-        with writing(staging.path):
-            for name, text in files.items():
-                (staging.path / name).write_text(text, encoding="utf-8")
-        _list_records(store, staging.path)  # before they are there: who is killed in between leaves no rankings that nobody can trace
-        published = store.publish(staging, fields)
-    withdraw_forgotten(store)
-    return PublishedRankings(published, is_old=False, forgotten=forgotten)
+        rows = {_parse(row): row for row in make_comparisons(place.sets, judgements, by)}
+        train, eval_side = split_comparisons(list(rows), held_out, _SPLIT_SEED, str(place.journal))
+        sides: dict[str, Sequence[Comparison]] = {TRAIN_FILE: train, EVAL_FILE: eval_side}
+        said = [_describe(each, journal, names) for each in judgements]
+        files = {name: _to_lines(rows[record] for record in side) for name, side in sides.items()} | {_SAID_FILE: _to_lines(said)}
+        fields = _make_fields(place, rows.values(), summary, sides, {"by": by, "held_out": held_out, "names": names})
+        forgotten = (*tell_forgotten(place, journal.judgements.values()), *_tell_withdrawn(place))
+        if old := next((each for each in reversed(store.list(RANKINGS_KIND)) if _is_same(each, fields, files, store)), None):
+            return PublishedRankings(old, is_old=True, forgotten=forgotten)
+        files["summary.json"] = json.dumps(name_numbers(asdict(summary)), indent=1, ensure_ascii=False) + "\n"
+        with store.staging(RANKINGS_KIND) as staging:
+            with writing(staging.path):
+                for name, text in files.items():
+                    (staging.path / name).write_text(text, encoding="utf-8")
+            _list_records(store, staging.path)  # before they are there: who is killed in between leaves no rankings that nobody can trace
+            published = store.publish(staging, fields)
+        withdraw_forgotten(store)
+        return PublishedRankings(published, is_old=False, forgotten=forgotten)
 
 
 def _tell_withdrawn(place: AnswersPlace) -> list[str]:
