@@ -27,7 +27,7 @@ from pipeline.report.samples import read_first
 from pipeline.runs.listing import list_runs
 from pipeline.runs.unfinished import describe_unfinished
 from pipeline.store.aliases import read_alias
-from pipeline.store.manifest import Manifest, parse_manifest, render_manifest
+from pipeline.store.manifest import Manifest, parse_sealed, render_manifest
 from pipeline.store.refs import parse_ref
 from pipeline.store.removal import plan_collection
 from pipeline.store.store import Store
@@ -174,9 +174,9 @@ def seal_manifest(path):
     try:
         manifest = Manifest.model_validate_json(content)
     except ValueError:
-        parse_manifest(content)
+        parse_sealed(content)
     else:
-        parse_manifest(render_manifest(manifest))
+        parse_sealed(render_manifest(manifest))
 
 
 def read_result(path):

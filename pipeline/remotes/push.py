@@ -16,7 +16,7 @@ from pipeline.remotes.transfers import ID_CHARS, View, in_parallel, order_parent
 from pipeline.store.directory import open_root
 from pipeline.store.disk import read_bounded, tell_state
 from pipeline.store.ledger import LEDGER_FILE, describe_version, open_ledger
-from pipeline.store.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, FileEntry, Manifest, parse_manifest, parse_sealed
+from pipeline.store.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, FileEntry, Manifest, parse_sealed
 from pipeline.store.refs import Ref, version_directory
 from pipeline.store.staging import ARTIFACTS_DIR
 from pipeline.store.store import Store
@@ -110,7 +110,7 @@ def _claim(remote: Remote, ref: Ref, manifest: Manifest, content: bytes) -> bool
         return False
     if not is_ours:
         try:
-            holds = parse_manifest(remote.find(path) or b"").content_id[:ID_CHARS]
+            holds = parse_sealed(remote.find(path) or b"")[0].content_id[:ID_CHARS]
         except ValueError:
             holds = "of unknown id"
         found = f"{remote.shown}: {ref} is being pushed from elsewhere with content {holds}; ours is {manifest.content_id[:ID_CHARS]}"

@@ -17,7 +17,7 @@ from typing import IO, Any, cast
 from pipeline.errors import StoreError
 from pipeline.remotes.directory import copy_file, create_file, open_file
 from pipeline.remotes.errors import CHUNK_BYTES, asking, first_line, name_tag
-from pipeline.store.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, FileEntry, Manifest, check_layout, compute_content_id, parse_manifest
+from pipeline.store.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, FileEntry, Manifest, check_layout, compute_content_id, parse_sealed
 from pipeline.store.refs import Ref, is_kind, parse_version_directory, version_directory
 from pipeline.store.staging import ARTIFACTS_DIR, STAGING_DIR
 from stages.spec import EXIT_MISSING, EXIT_VERIFICATION
@@ -81,7 +81,7 @@ class Remote:
             StoreError: it is none, is of another version, or names a path that is not safe (exit 3).
         """
         try:
-            manifest = parse_manifest(content)
+            manifest = parse_sealed(content)[0]
             check_layout(manifest.files)
             if (manifest.kind, manifest.version) != (ref.kind, ref.version):
                 raise ValueError(f"it names {manifest.kind:.40}@v{manifest.version}")

@@ -26,7 +26,7 @@ from pipeline.store.aliases import user_name
 from pipeline.store.artifact import Artifact
 from pipeline.store.directory import Directory, list_tree, naming, open_root
 from pipeline.store.disk import hash_file, read_bounded, reading, writing
-from pipeline.store.manifest import MANIFEST_FILE, Imported, Manifest, ManifestFields, Parent, check_file_name, read_manifest
+from pipeline.store.manifest import MANIFEST_FILE, Imported, Manifest, ManifestFields, Parent, check_file_name, read_sealed_manifest
 from pipeline.store.store import Store
 from stages.spec import EXIT_MISSING, EXIT_USAGE, EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR
 
@@ -67,7 +67,7 @@ def import_directory(store: Store, directory: Path, kind: str | None) -> Import:
 
 
 def _import_artifact(store: Store, source: Directory, kind: str | None) -> Import:
-    manifest = read_manifest(source)
+    manifest = read_sealed_manifest(source)[0]
     if kind not in (None, manifest.kind):
         raise StoreError(f"{source.path}: found kind {manifest.kind}, needed {kind}; leave --kind away", EXIT_USAGE)
     names = {entry.path for entry in manifest.files}

@@ -181,11 +181,6 @@ def render_manifest(manifest: Manifest) -> bytes:
     return b'{"manifest_sha256": "%s",\n' % hashlib.sha256(body).hexdigest().encode() + body
 
 
-def parse_manifest(content: bytes) -> Manifest:
-    """Read a manifest and check its seal; see `parse_sealed`."""
-    return parse_sealed(content)[0]
-
-
 def parse_sealed(content: bytes) -> tuple[Manifest, str]:
     """Read a manifest, check its seal, and return both: the seal stands for all that the manifest says.
 
@@ -199,11 +194,6 @@ def parse_sealed(content: bytes) -> tuple[Manifest, str]:
     if seal is None or hashlib.sha256(body).hexdigest() != seal[1].decode():
         raise ValueError("its first line does not hold the sha256 of the rest, so it was altered after publishing")
     return Manifest.model_validate_json(b"{" + body), seal[1].decode()
-
-
-def read_manifest(directory: Directory) -> Manifest:
-    """Read and check the manifest of an artifact's directory; see `read_sealed_manifest`."""
-    return read_sealed_manifest(directory)[0]
 
 
 def read_sealed_manifest(directory: Directory) -> tuple[Manifest, str]:

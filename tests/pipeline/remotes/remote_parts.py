@@ -8,7 +8,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.remotes.errors import CHUNK_BYTES
 from pipeline.remotes.remote import Remote
-from pipeline.store.manifest import MANIFEST_FILE, Parent, parse_manifest
+from pipeline.store.manifest import MANIFEST_FILE, Parent, parse_sealed
 
 
 def publish_chain(store, publish, seed=b""):
@@ -119,7 +119,7 @@ def find_broken(files):
     broken = []
     for path, file in list(files.store.items()):
         if PurePosixPath(path).name == MANIFEST_FILE:
-            for entry in parse_manifest(file.getvalue()).files:
+            for entry in parse_sealed(file.getvalue())[0].files:
                 data = files.store.get(str(PurePosixPath(path).parent / entry.path))
                 if data is None or hashlib.sha256(data.getvalue()).hexdigest() != entry.sha256:
                     broken.append(f"{path}: {entry.path}")

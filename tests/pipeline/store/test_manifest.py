@@ -15,7 +15,7 @@ from pipeline.store.manifest import (
     Parent,
     check_file_name,
     compute_content_id,
-    parse_manifest,
+    parse_sealed,
     render_manifest,
 )
 from stages.result import StageWarning
@@ -47,7 +47,7 @@ def test_a_manifest_survives_writing_and_reading():
         duration_s=12.5,
         run_id="20261122-040000-rm",
     )
-    assert parse_manifest(render_manifest(manifest)) == manifest
+    assert parse_sealed(render_manifest(manifest))[0] == manifest
 
 
 def test_a_manifest_is_plain_json_and_closed():
@@ -60,7 +60,7 @@ def test_a_manifest_is_plain_json_and_closed():
 
 def test_warnings_and_notes_are_kept_and_leave_no_trace_where_there_are_none():
     manifest = make_manifest(warnings=[StageWarning(name="kl", message="far", first_step=3, last_step=9)], notes=["a note"])
-    assert parse_manifest(render_manifest(manifest)) == manifest
+    assert parse_sealed(render_manifest(manifest))[0] == manifest
     assert b"warnings" not in render_manifest(make_manifest())  # so that earlier versions read it
 
 
@@ -68,7 +68,7 @@ def test_metrics_that_are_no_numbers_survive_as_json():
     manifest = make_manifest(metrics={"correlation": math.nan, "loss": math.inf})
     content = render_manifest(manifest)
     assert json.loads(content, parse_constant=pytest.fail)["metrics"] == {"correlation": "NaN", "loss": "Infinity"}
-    read = parse_manifest(content).metrics
+    read = parse_sealed(content)[0].metrics
     assert math.isnan(read["correlation"]) and read["loss"] == math.inf
 
 
@@ -79,14 +79,14 @@ def test_every_flipped_bit_of_a_manifest_is_noticed():
             flipped = bytearray(content)
             flipped[position] ^= 1 << bit
             with pytest.raises(ValueError):
-                parse_manifest(bytes(flipped))
+                parse_sealed(bytes(flipped))
 
 
 def test_every_truncation_of_a_manifest_is_noticed():
     content = render_manifest(make_manifest())
     for length in range(len(content)):
         with pytest.raises(ValueError):
-            parse_manifest(content[:length])
+            parse_sealed(content[:length])
 
 
 @pytest.mark.parametrize(
