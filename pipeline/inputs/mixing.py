@@ -23,8 +23,8 @@ from data.system.drafts import make_draft
 from data.treatment import Treat, make_treatment
 from pipeline.errors import ConfigError, ResourceError
 from pipeline.inputs.demo import locate_source
-from pipeline.inputs.named import find_named
 from pipeline.inputs.records import Reading, Told, read_data
+from pipeline.inputs.start import find_named
 from pipeline.privacy.lists import find_forgotten, name_forgotten
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.sources import PartSource

@@ -1,9 +1,8 @@
-"""The policy at which PPO begins in place of the SFT model (`ppo.start`): an artifact, and what it must share with the recipe."""
+"""An artifact that a recipe names for a stage to begin with, such as the policy at which PPO begins in place of the SFT model."""
 
 from pathlib import Path
 
 from pipeline.errors import ConfigError, StoreError
-from pipeline.inputs.named import find_named
 from pipeline.recipe.schema import Recipe
 from pipeline.store.artifact import Artifact
 from pipeline.store.store import Store
@@ -47,3 +46,25 @@ def require_same_sft(recipe: Recipe, start: Artifact, sft: Artifact) -> None:
 
 def _identify(lora: LoRASettings | None) -> dict[str, object] | None:
     return lora.model_dump(mode="json", exclude=_MAY_DIFFER) if lora else None
+
+
+def find_named(store: Store, ref: str, place: str, *, verify: bool, todo: str = "give another") -> Artifact:
+    """Find it.
+
+    Args:
+        store: Where it lies.
+        ref: As the recipe has it.
+        place: File, line and key, with which an error begins.
+        verify: Compare every byte of it, as a run does.
+        todo: What to do about one that is withdrawn.
+
+    Raises:
+        StoreError: It is not there (exit 4), damaged or withdrawn (exit 3).
+    """
+    try:
+        found = store.get(ref)
+        if reason := store.find_withdrawal(found):
+            raise StoreError(f"{found.ref} is withdrawn: {reason}; {todo}", EXIT_VERIFICATION)
+        return store.require_verified(found.ref) if verify else found
+    except StoreError as error:
+        raise StoreError(f"{place}: {error.message}", error.exit_code) from error

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.errors import StoreError
 from pipeline.foreseen import warn_of_threads
-from pipeline.inputs.named import find_named
 from pipeline.inputs.prepare import Inputs, prepare
 from pipeline.inputs.slices import slice_config
+from pipeline.inputs.start import find_named
 from pipeline.plan import Decision, decide
 from pipeline.recipe.load import load_recipe
 from pipeline.recipe.schema import Recipe
