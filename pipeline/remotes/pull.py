@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from pipeline.errors import ResourceError, StoreError
-from pipeline.remotes.listing import list_refs
 from pipeline.remotes.remote import Remote
-from pipeline.remotes.transfers import ID_CHARS, View, in_parallel, order_parents_first
+from pipeline.remotes.transfers import ID_CHARS, View, in_parallel, list_refs, order_parents_first
 from pipeline.store.directory import Directory, list_tree, open_root
 from pipeline.store.disk import free_bytes, hash_file, writing
 from pipeline.store.manifest import FileEntry, Manifest

@@ -54,7 +54,7 @@ class Remote:
         return self.shown + self.place(ref).removeprefix(self.root)
 
     def versions(self, kind: str | None = None) -> list[Ref]:
-        """List the versions that have a directory, in no order; see `pipeline.remotes.listing`."""
+        """List the versions that have a directory, in no order; see `pipeline.remotes.transfers.list_refs`."""
         kinds = [kind] if kind else self._names(f"{self.root}/{ARTIFACTS_DIR}")
         names = [(name, version) for name in filter(is_kind, kinds) for version in self._names(f"{self.root}/{ARTIFACTS_DIR}/{name}")]
         return [Ref(name, version) for name, directory in names if (version := parse_version_directory(directory))]

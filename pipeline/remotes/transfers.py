@@ -1,4 +1,4 @@
-"""What push and pull share: parents first, a few files at a time, and who is told how far it is."""
+"""What push and pull share: which versions are there, parents first, a few files at a time, and who is told how far it is."""
 
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -7,7 +7,10 @@ from threading import Event
 from typing import Protocol
 
 from pipeline.errors import StoreError
+from pipeline.remotes import hub
+from pipeline.remotes.remote import HUB, Remote
 from pipeline.store.manifest import FileEntry, Manifest
+from pipeline.store.refs import Ref
 from stages.spec import EXIT_VERIFICATION
 
 ID_CHARS = 12  # of a content id, in messages
@@ -20,6 +23,12 @@ class View(Protocol):
     def started(self, text: str, num_bytes: int) -> None: ...
 
     def moved(self, num_bytes: int) -> None: ...
+
+
+def list_refs(remote: Remote, kind: str | None = None) -> list[Ref]:
+    """List the versions that have a directory, or on the Hub a tag, by kind, then version."""
+    found = hub.list_tags(remote) if remote.protocol == HUB else remote.versions(kind)
+    return sorted((ref for ref in found if kind in (None, ref.kind)), key=lambda ref: (ref.kind, ref.version or 0))
 
 
 def order_parents_first(manifests: Mapping[str, Manifest]) -> list[str]:

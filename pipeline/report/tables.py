@@ -167,7 +167,8 @@ def list_data(store: Store, kind: str | None) -> list[dict[str, Any]]:
 
 def list_remote_data(remote: "Remote") -> list[dict[str, Any]]:
     """Return all artifacts of a store elsewhere as plain data; those without an intact manifest marked, as a push may have been stopped."""
-    from pipeline.remotes.listing import list_refs
+
+    from pipeline.remotes.transfers import list_refs
 
     rows: list[dict[str, Any]] = []
     for ref in list_refs(remote):

@@ -8,10 +8,10 @@ import pytest
 
 from pipeline.errors import StoreError
 from pipeline.remotes import hub
-from pipeline.remotes.listing import list_refs
 from pipeline.remotes.pull import pull
 from pipeline.remotes.push import push
 from pipeline.remotes.remote import Remote
+from pipeline.remotes.transfers import list_refs
 from pipeline.store.store import Store
 from tests.pipeline.remotes.remote_parts import View, publish_chain
 

@@ -11,9 +11,9 @@ import pytest
 
 from pipeline.errors import ResourceError, StoreError
 from pipeline.remotes.addresses import open_remote
-from pipeline.remotes.listing import list_refs
 from pipeline.remotes.pull import find_content, pull
 from pipeline.remotes.push import push
+from pipeline.remotes.transfers import list_refs
 from pipeline.store.manifest import FileEntry, Manifest, compute_content_id, render_manifest
 from pipeline.store.refs import Ref
 from pipeline.store.store import Store

@@ -14,9 +14,9 @@ import pytest
 
 from pipeline.errors import StoreError
 from pipeline.remotes.addresses import open_remote
-from pipeline.remotes.listing import list_refs
 from pipeline.remotes.pull import pull
 from pipeline.remotes.push import push
+from pipeline.remotes.transfers import list_refs
 from pipeline.store.refs import Ref
 from pipeline.store.store import Store
 from tests.pipeline.remotes.remote_parts import View, publish_chain
