@@ -9,7 +9,9 @@ ZeRO (Rajbhandari et al. 2020) with N ranks: stage 1 shares the optimizer out, 2
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
+from pipeline.cost.machines import CONTEXT_BYTES, GPU_ALLOCATOR, NCCL_BYTES, TIGHT
 from pipeline.cost.setup import Setup
 from stages.tracing.report import Depth, Phase
 
@@ -17,6 +19,7 @@ BUCKET_ELEMENTS = 500_000_000  # of DeepSpeed: gradients are reduced in buffers 
 LIVE_ELEMENTS = 1_000_000_000  # of DeepSpeed at stage 3: so many gathered weights may stay
 AHEAD_ELEMENTS = 50_000_000  # of DeepSpeed at stage 3: so many come at once, in a buffer from which each weight is copied
 FILE_BYTES = 50_000_000_000  # of transformers: a model is written in files of so much, one after the other
+CPU_LIBRARIES = 90e6  # libraries that are loaded when they are first used, threads' stacks, kernels that oneDNN makes; see README.md
 _BY_HOST = ("load", "save")
 _LEARNING = ("forward", "backward", "optimizer", "update", "ptx")
 _BOTH_WAYS = ("update", "ptx")
@@ -25,6 +28,8 @@ _DECODING = ("rollout", "answers")
 _VISITS = 3  # of each weight in a micro-batch, at most: forward, forward again where activations are recomputed, backward
 _HOLES, _HOLES_IN_TURN = 0.8, 2.0  # of what a pass held; measured, see README.md
 _NARROW_SHARE = 0.5  # of the free memory, at most, for the copy by which a GPU decodes (`stages.responses.narrow`)
+
+Word = Literal["fits", "tight", "does not fit"]
 
 
 @dataclass(frozen=True)
@@ -178,3 +183,38 @@ def _by_host(phase: Phase, setup: Setup, peak: int) -> PhaseMemory:
 def sum_host(phase: PhaseMemory, processes: int) -> int:
     """Bytes of a machine's main memory: each of its processes loads, one of them saves."""
     return sum(phase.host.values()) * (1 if phase.name == "save" else processes)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether something fits.
+
+    Args:
+        word: In words.
+        need: Bytes, all that is added to what tensors hold included.
+        room: Bytes that there are.
+    """
+
+    word: Word
+    need: float
+    room: float
+
+
+def judge(need: float, room: float) -> Verdict:
+    """Compare what is needed with what there is: below 80 % it fits."""
+    return Verdict("fits" if need <= TIGHT * room else "tight" if need <= room else "does not fit", need, room)
+
+
+def add_overhead(phase: PhaseMemory, *, on_gpu: bool, processes: int, resident: float, holes: float = 0.0) -> float:
+    """Add what a process holds beside its tensors.
+
+    Args:
+        phase: What tensors hold.
+        on_gpu: Whether that is a GPU's memory.
+        processes: On all nodes.
+        resident: Bytes of a process before it opens a model.
+        holes: Bytes that a CPU's heap keeps between tensors, see `measure_holes`.
+    """
+    if on_gpu:
+        return phase.total * GPU_ALLOCATOR + CONTEXT_BYTES + (NCCL_BYTES if processes > 1 else 0)
+    return phase.total + holes + resident + CPU_LIBRARIES

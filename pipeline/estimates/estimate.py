@@ -13,14 +13,13 @@ from data.schema import KINDS, RecordKind
 from pipeline.cost.amounts import Amount, Lengths
 from pipeline.cost.calibration import Calibration
 from pipeline.cost.machines import GPU, TRAINER_STEP_S
-from pipeline.cost.memory import PhaseMemory, find_peak, measure_holes, measure_phases, sum_host
+from pipeline.cost.memory import PhaseMemory, Verdict, add_overhead, find_peak, judge, measure_holes, measure_phases, sum_host
 from pipeline.cost.money import price_labels, price_storage
 from pipeline.cost.plan import count_kept, list_parts
 from pipeline.cost.serving import Serving, find_serving
 from pipeline.cost.setup import Setup
 from pipeline.cost.times import Spent, time_measured, time_on_gpus, time_served
 from pipeline.cost.traced import extrapolate
-from pipeline.cost.verdict import Verdict, add_overhead, judge
 from pipeline.estimates.machine import Machine, count_cores
 from pipeline.estimates.traces import ask_trace, count_turns, find_lengths, make_setup
 from pipeline.recipe.schema import Recipe

@@ -6,14 +6,13 @@ from pytest import approx, mark
 
 from pipeline.cost.amounts import Amount, Lengths, count_answers, count_training
 from pipeline.cost.machines import CONTEXT_BYTES, GPU, GPUS, HANDOVER, VLLM_STEP_S
-from pipeline.cost.memory import PhaseMemory, find_peak, measure_holes, measure_phases
+from pipeline.cost.memory import CPU_LIBRARIES, PhaseMemory, add_overhead, find_peak, judge, measure_holes, measure_phases
 from pipeline.cost.money import price_labels, price_storage
 from pipeline.cost.plan import list_parts
 from pipeline.cost.serving import Serving, find_serving
 from pipeline.cost.setup import Setup
 from pipeline.cost.times import time_measured, time_on_gpus, time_served
 from pipeline.cost.traced import extrapolate
-from pipeline.cost.verdict import CPU_LIBRARIES, add_overhead, judge
 from stages.blocks import RolloutSettings
 from stages.process.need import measure_checkpoints, measure_most
 from stages.settings import EvaluateSettings, PPOSettings, SFTSettings

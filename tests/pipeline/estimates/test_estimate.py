@@ -14,10 +14,9 @@ from pipeline.cli.options import make_console
 from pipeline.cli.recipes import plan_command
 from pipeline.cost.calibration import Calibration
 from pipeline.cost.changes import list_changes
-from pipeline.cost.memory import PhaseMemory, sum_host
+from pipeline.cost.memory import PhaseMemory, Verdict, sum_host
 from pipeline.cost.setup import Setup
 from pipeline.cost.times import Spent
-from pipeline.cost.verdict import Verdict
 from pipeline.errors import ConfigError, StoreError
 from pipeline.estimates.estimate import Estimate, StageEstimate, _measure_held, _tell_crowding, make_estimate
 from pipeline.estimates.fits import Fit, find_fits

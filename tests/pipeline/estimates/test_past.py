@@ -9,10 +9,9 @@ from pytest import approx, fixture
 
 from pipeline.cli.options import make_console
 from pipeline.cost.machines import GPUS
-from pipeline.cost.memory import PhaseMemory
+from pipeline.cost.memory import PhaseMemory, Verdict
 from pipeline.cost.setup import Setup
 from pipeline.cost.times import Spent
-from pipeline.cost.verdict import Verdict
 from pipeline.estimates.estimate import Estimate, StageEstimate
 from pipeline.estimates.kept import dump_recipe, keep_estimate, make_digest, recall_estimate
 from pipeline.estimates.machine import Machine
