@@ -9,10 +9,9 @@ from pipeline.report.headline import labels_of
 from pipeline.report.metrics import Curves, read_curves
 from pipeline.report.page.answers import choose_cases, choose_rankings, read_answers
 from pipeline.report.page.blocks import Banner, Page, Picture, Section, Table
-from pipeline.report.page.costs import tell_costs
 from pipeline.report.page.curves import draw_curves, list_metrics
 from pipeline.report.page.evidence import EVALUATION_KIND, Evidence
-from pipeline.report.page.facts import list_notes, list_settings, list_warnings, summarize_data, tell_making
+from pipeline.report.page.facts import list_notes, list_settings, list_warnings, summarize_data, tell_costs, tell_making
 from pipeline.report.page.findings import show_reward_card, tabulate_comparisons, tabulate_judge, tabulate_models
 from pipeline.report.page.over_optimisation import show_over_optimisation
 from pipeline.report.scales import format_value

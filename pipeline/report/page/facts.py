@@ -12,6 +12,7 @@ from data.secrets import redact, redact_values
 from pipeline.inputs.records import Reading, recall_note
 from pipeline.report.metrics import Curves
 from pipeline.report.page.blocks import Section, Table
+from pipeline.report.spent import HEAD, compare_cost, write_rows
 from pipeline.store.artifact import Artifact
 from pipeline.store.compare import flatten
 from pipeline.store.parts import NOTES_DIR
@@ -194,3 +195,25 @@ def _count_tokens(artifact: Artifact, curves: Curves | None) -> str:
 def _peak_memory(artifact: Artifact) -> str:
     peak = artifact.manifest.metrics.get("peak_memory_bytes")
     return "not recorded" if peak is None else format_bytes(int(peak))
+
+
+def tell_costs(line: Sequence[Artifact], store_root: Path) -> Section | None:
+    """Show what stages took, beside what was said before; None where nothing is known of any."""
+    cells: list[tuple[str, ...]] = []
+    texts: list[str] = []
+    unplanned: list[str] = []
+    for artifact in line:
+        cost = compare_cost(store_root, artifact)
+        if cost is None:
+            continue
+        cells += [(artifact.ref, *row) for row in write_rows(cost["rows"])]
+        if cost["planned_utc"] is None:
+            unplanned.append(artifact.ref)
+        else:
+            texts += [f"{artifact.ref}: {note}." for note in cost["notes"]]
+    if not cells:
+        return None
+    if unplanned:
+        texts.append(f"Of {', '.join(unplanned)} nothing was planned; what `rlhf plan --cost` says before a run is compared here.")
+    table = Table("Time and memory of each stage, as planned and as it was", ("stage", *HEAD), cells)
+    return Section("cost", "What it cost", texts=texts, tables=[table])

@@ -19,7 +19,7 @@ from pipeline.estimates.past import calibrate_estimate
 from pipeline.estimates.taken import ran_here, read_taken
 from pipeline.recipe.load import find_recipe, load_recipe
 from pipeline.report.costs import tell_spread
-from pipeline.report.page.costs import tell_costs
+from pipeline.report.page.facts import tell_costs
 from pipeline.report.spent import compare_cost, print_cost
 from stages.tracing.report import Depth, TraceReport
 
