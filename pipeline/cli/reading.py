@@ -123,7 +123,7 @@ def watch_command(
 
     Example: rlhf watch ppo
     """
-    from pipeline.report.watch import WatchView, place_data
+    from pipeline.report.runs import WatchView, place_data
     from pipeline.runs.watching import find_run, follow, read_exit_code
     from stages.lines import to_line
 

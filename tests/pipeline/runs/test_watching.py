@@ -11,7 +11,7 @@ from rich.console import Console
 from pipeline.errors import StoreError
 from pipeline.launch.events import EventReader
 from pipeline.launch.failure import StageFailed
-from pipeline.report.watch import WatchView
+from pipeline.report.runs import WatchView
 from pipeline.runs.directory import open_run_directory
 from pipeline.runs.record import record_attempt
 from pipeline.runs.watching import Place, advance, find_run, follow, read_exit_code
