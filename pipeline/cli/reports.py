@@ -27,8 +27,7 @@ def report_command(
     from pipeline.report.page.build import build_page, give_verdicts
     from pipeline.report.page.comparison import compare_page
     from pipeline.report.page.evidence import find_newest, gather
-    from pipeline.report.page.render import render
-    from pipeline.report.page.write import has_desktop, is_private, name_report, open_in_browser, write_report
+    from pipeline.report.page.write import has_desktop, is_private, name_report, open_in_browser, render, write_report
     from pipeline.store.disk import expand_home
 
     opened = open_store(store)

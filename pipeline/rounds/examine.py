@@ -6,8 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.recipe.schema import Recipe
-from pipeline.report.page.render import render
-from pipeline.report.page.write import write_report
+from pipeline.report.page.write import render, write_report
 from pipeline.rounds.chain import Round, find_reward_model
 from pipeline.rounds.flaws import Flaw, measure_flaws
 from pipeline.rounds.page import build_rounds_page

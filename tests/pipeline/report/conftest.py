@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.report.page.build import build_page
 from pipeline.report.page.evidence import gather
-from pipeline.report.page.render import render
+from pipeline.report.page.write import render
 from tests.pipeline.report.evaluations import publish_evaluation, publish_line, simulate
 
 

@@ -9,7 +9,7 @@ import pytest
 from pipeline.report.page.build import build_page
 from pipeline.report.page.comparison import compare_page
 from pipeline.report.page.evidence import gather
-from pipeline.report.page.render import render
+from pipeline.report.page.write import render
 from tests.pipeline.report.evaluations import FOOLED, publish_evaluation, publish_line, simulate
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")

@@ -17,8 +17,7 @@ from pipeline.report.page.build import build_page
 from pipeline.report.page.evidence import find_newest, gather
 from pipeline.report.page.facts import list_notes, list_warnings
 from pipeline.report.page.over_optimisation import show_over_optimisation
-from pipeline.report.page.render import render
-from pipeline.report.page.write import has_desktop, write_report
+from pipeline.report.page.write import has_desktop, render, write_report
 from pipeline.report.show import page_data
 from stages.evaluate.results import Answers, CurvePoint, Evaluation, OverOptimisation
 from stages.result import StageWarning

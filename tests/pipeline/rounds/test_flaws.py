@@ -5,7 +5,7 @@ import json
 import pytest
 from rich.console import Console
 
-from pipeline.report.page.render import render
+from pipeline.report.page.write import render
 from pipeline.rounds.flaws import Flaw, list_best, measure_flaws
 from pipeline.rounds.page import build_rounds_page
 from pipeline.rounds.table import RoundRow, print_rounds, tell_flaws, tell_gain

@@ -3,7 +3,7 @@
 import pytest
 from rich.console import Console
 
-from pipeline.report.page.render import render
+from pipeline.report.page.write import render
 from pipeline.rounds.arms import Arms, tell_arms
 from pipeline.rounds.page import build_rounds_page
 from pipeline.rounds.table import RoundRow, print_arms, rounds_data
