@@ -14,7 +14,7 @@ from pipeline.ranking.journal import Journal, Judgement
 from pipeline.ranking.place import find_answers
 from pipeline.recipe.load import load_recipe
 from pipeline.rounds.chain import Round, add_rankings, find_replaced, walk
-from pipeline.rounds.stale import measure_elsewhere
+from pipeline.rounds.examine import measure_elsewhere
 from pipeline.store.store import Store
 from stages.spec import EXIT_MISSING, EXIT_USAGE, EXIT_WAITING
 
