@@ -5,15 +5,18 @@ Origin must be this page's; nothing is loaded from elsewhere; what models said i
 """
 
 import json
+import re
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from functools import cache
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, cast
 
 import uvicorn
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markdown_it import MarkdownIt
 from markupsafe import Markup
 from pydantic import ValidationError
 from starlette.applications import Starlette
@@ -25,9 +28,9 @@ from starlette.routing import Route
 from pipeline.errors import ResourceError
 from pipeline.ranking.ranks import list_levels
 from pipeline.ranking.study import Study
-from pipeline.ranking.text import render_guidelines, split_code
 from pipeline.text import show_controls
 
+_FENCE = re.compile(r"^```[^\n`]*\n(.*?)(?:^```[ \t]*$\n?|\Z)", re.DOTALL | re.MULTILINE)
 _OPEN = "/open/"  # and an annotator's token
 MAX_BODY_BYTES = 64 * 1024
 _HERE = Path(__file__).parent
@@ -218,3 +221,27 @@ def _refuse_other(sent: dict[str, Any], annotator: str) -> Response | None:
 
 def _refuse(status: HTTPStatus, message: str) -> Response:
     return Response(message + "\n", status, media_type="text/plain")
+
+
+def split_code(text: str) -> list[tuple[bool, str]]:
+    """Split a text at its fenced blocks of code; returns (is code, piece). The text itself stays as it is, but for the fences.
+
+    Example: "so:\\n```py\\nx = 1\\n```\\n" -> [(False, "so:\\n"), (True, "x = 1\\n")].
+    """
+    pieces: list[tuple[bool, str]] = []
+    end = 0
+    for match in _FENCE.finditer(text):
+        pieces += [(False, text[end : match.start()]), (True, match[1])]
+        end = match.end()
+    return [piece for piece in [*pieces, (False, text[end:])] if piece[1].strip()]
+
+
+@cache
+def render_guidelines(text: str) -> str:
+    """Render Markdown for the page: HTML in it is shown as text, images become links, links open beside the page."""
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
+    tokens = markdown.parse(text)
+    for token in (inner for outer in tokens for inner in outer.children or ()):
+        if token.type == "link_open":
+            token.attrs |= {"target": "_blank", "rel": "noopener noreferrer"}
+    return str(markdown.renderer.render(tokens, markdown.options, {}))
