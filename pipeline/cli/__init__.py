@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from pipeline.cli import artifacts, chatting, doctor, ranking, rankings, reading, recipes, records, remotes, reports, rounds, trust
+from pipeline.cli import artifacts, chatting, doctor, ranking, rankings, reading, recipes, records, remotes, rounds
 from pipeline.launch.environment import QUIET
 from pipeline.launch.signals import stop_signals
 from pipeline.pasted import forget_given
@@ -52,7 +52,7 @@ app.command("watch", rich_help_panel=_MAKE)(reading.watch_command)
 app.command("runs", rich_help_panel=_MAKE)(artifacts.runs_command)
 app.command("ls", rich_help_panel=_LOOK)(artifacts.ls_command)
 app.command("show", rich_help_panel=_LOOK)(reading.show_command)
-app.command("report", rich_help_panel=_LOOK)(reports.report_command)
+app.command("report", rich_help_panel=_LOOK)(reading.report_command)
 app.command("samples", rich_help_panel=_LOOK)(reading.samples_command)
 app.command("lineage", rich_help_panel=_LOOK)(reading.lineage_command)
 app.command("diff", rich_help_panel=_LOOK)(reading.diff_command)
@@ -72,8 +72,8 @@ app.command("import", rich_help_panel=_STORE)(artifacts.import_command)
 app.command("export", rich_help_panel=_STORE)(artifacts.export_command)
 app.command("push", rich_help_panel=_STORE)(remotes.push_command)
 app.command("pull", rich_help_panel=_STORE)(remotes.pull_command)
-app.command("sign", rich_help_panel=_STORE)(trust.sign_command)
-app.command("sbom", rich_help_panel=_STORE)(trust.sbom_command)
+app.command("sign", rich_help_panel=_STORE)(artifacts.sign_command)
+app.command("sbom", rich_help_panel=_STORE)(artifacts.sbom_command)
 app.command("trace", rich_help_panel=_RECORDS)(records.trace_command)
 app.command("forget", rich_help_panel=_RECORDS)(records.forget_command)
 

@@ -1,4 +1,4 @@
-"""The commands that work on the store: list, verify, name, remove, import and export artifacts; list runs."""
+"""The commands that work on the store: list, verify, sign, name, remove, import and export artifacts; list runs."""
 
 import sys
 from pathlib import Path
@@ -241,3 +241,31 @@ def export_command(
     console = make_console(err=True)
     artifact = export(open_store(store), ref, target, merge=merge, dtype=dtype, told=lambda step: say(console, step))
     say(make_console(), f"exported {artifact.ref}: {target}")
+
+
+def sign_command(
+    ref: Annotated[str, typer.Argument(help="The artifact.")],
+    key: Annotated[Path, typer.Option("--key", metavar="FILE", help="Private key of an elliptic curve (P-256, P-384 or P-521), in PEM.")],
+    store: StoreOption = None,
+) -> None:
+    """Sign an artifact with a key of yours, offline (OpenSSF model signing); every byte is verified first.
+
+    Example: rlhf sign ppo@best --key key.pem
+    """
+    from pipeline.store.disk import expand_home
+    from pipeline.store.signing import sign
+
+    artifact, place = sign(open_store_to_write(store), ref, expand_home(key))
+    say(make_console(), f"signed {artifact.ref}: {place}")
+
+
+def sbom_command(ref: Annotated[str, typer.Argument(help="The artifact.")], store: StoreOption = None) -> None:
+    """Print an artifact's bill of materials: files, data, packages, all that it was made from (CycloneDX 1.6, JSON).
+
+    Example: rlhf sbom ppo@best
+    """
+    from pipeline.store.sbom import make_bill
+
+    opened = open_store(store)
+    artifact = opened.get(ref)
+    print(make_bill(artifact, opened.lineage(artifact.ref)))
