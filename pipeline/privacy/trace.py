@@ -16,7 +16,7 @@ from data.records import parse_row
 from data.rows import read_rows
 from data.schema import KINDS, DataError, Problem, Record, RecordKind
 from pipeline.privacy.lists import count_listed, list_path
-from pipeline.store.artifact import Artifact
+from pipeline.store.artifact import Artifact, add_ancestors
 from pipeline.store.disk import expand_home
 from pipeline.store.store import Store
 from stages.spec import ARTIFACT_KINDS, MODEL_KINDS, RANKINGS_KIND, STAGES, DataSource
@@ -146,16 +146,8 @@ def trace(store: Store, wanted: set[bytes], secret: bytes) -> list[Trace]:
             elif count:
                 sets[name] = count
         direct[artifact.ref] = Trace(artifact, sets, [], unknown)
+    known = {ref: found.artifact for ref, found in direct.items()}
     for ref, found in direct.items():
-        found.through.extend(sorted(above for above in _ancestors(ref, direct) if direct[above].sets))
+        above = add_ancestors([ref], known) - {ref}
+        found.through.extend(sorted(each for each in above if each in direct and direct[each].sets))
     return list(direct.values())
-
-
-def _ancestors(ref: str, known: dict[str, Trace]) -> set[str]:
-    above: set[str] = set()
-    pending = [ref]
-    while pending:
-        parents = {parent.ref for parent in known[pending.pop()].artifact.manifest.parents if parent.ref in known} - above
-        above |= parents
-        pending += parents
-    return above - {ref}

@@ -3,7 +3,7 @@
 import errno
 import os
 import stat
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +51,17 @@ class Artifact:
         """The model that opens by itself, and that another adapter can be trained on: the merged one where there is one."""
         merged = self.path / MERGED_DIR
         return merged if merged.is_dir() else self.model_path
+
+
+def add_ancestors(refs: Collection[str], artifacts: Mapping[str, Artifact]) -> set[str]:
+    """Add to refs all that these were made from, as far as the artifacts say; also of what is not there any more."""
+    found, pending = set(refs), list(refs)
+    while pending:
+        artifact = artifacts.get(pending.pop())
+        parents = {parent.ref for parent in artifact.manifest.parents} - found if artifact else set[str]()
+        found |= parents
+        pending += parents
+    return found
 
 
 def load_artifact(kind_directory: Directory, version: int) -> Artifact:

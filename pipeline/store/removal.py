@@ -7,14 +7,14 @@ Whoever begins to rely on an artifact (an alias, a stage that starts) holds `art
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import ResourceError, StoreError
 from pipeline.store.aliases import list_alias_refs, read_all_aliases, remove_alias
-from pipeline.store.artifact import Artifact
+from pipeline.store.artifact import Artifact, add_ancestors
 from pipeline.store.directory import Directory, open_root
 from pipeline.store.disk import is_full, read_bounded, reading, writing
 from pipeline.store.ledger import open_ledger
@@ -67,21 +67,11 @@ def plan_collection(store: Store, keep: int, find_said: FindSaid = lambda store:
     needed = {alias.ref for alias in read_all_aliases(store.root).values()} | set(_find_inputs_of_runs(store.root))
     for kind in kinds:
         needed |= {artifact.ref for artifact in [found for found in kept if found.kind == kind][-keep:]}
-    needed = _add_ancestors(needed, artifacts)
+    needed = add_ancestors(needed, artifacts)
     spared = [ref for ref in find_said(store) if ref not in needed]
-    needed = _add_ancestors(needed | set(spared), artifacts)
+    needed = add_ancestors(needed | set(spared), artifacts)
     unneeded = [artifact for ref, artifact in artifacts.items() if ref not in needed]
     return Removal(_children_first(unneeded), [ref for ref in store.refs() if ref not in artifacts], spared)
-
-
-def _add_ancestors(refs: set[str], artifacts: Mapping[str, Artifact]) -> set[str]:
-    found, pending = set(refs), list(refs)
-    while pending:
-        artifact = artifacts.get(pending.pop())
-        parents = {parent.ref for parent in artifact.manifest.parents} - found if artifact else set[str]()
-        found |= parents
-        pending += parents
-    return found
 
 
 def collect(store: Store, keep: int, find_said: FindSaid = lambda store: []) -> Removal:
