@@ -264,11 +264,11 @@ def is_locked(path: Path | str, *, dir_fd: int | None = None) -> bool:
 
 
 @contextmanager
-def locked(path: Path | str, *, dir_fd: int | None = None) -> Generator[None]:
-    """Hold a lock file for the length of a block."""
-    descriptor = take_lock(path, wait=True, dir_fd=dir_fd)
+def locked(path: Path | str, *, dir_fd: int | None = None, shared: bool = False) -> Generator[int]:
+    """Hold a lock file for the length of a block; yield its descriptor."""
+    descriptor = take_lock(path, wait=True, dir_fd=dir_fd, shared=shared)
     assert descriptor is not None
     try:
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)

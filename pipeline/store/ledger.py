@@ -27,7 +27,7 @@ from uuid import uuid4
 from pipeline.errors import StoreError, escape_controls
 from pipeline.store.aliases import user_name
 from pipeline.store.directory import Directory, naming, open_root
-from pipeline.store.disk import read_bounded, reading, sync_descriptor, take_lock, writing
+from pipeline.store.disk import locked, read_bounded, reading, sync_descriptor, writing
 from pipeline.store.manifest import Manifest, read_sealed_manifest
 from pipeline.store.mark import find_mark_problem, has_mark, read_mark, remove_mark, write_mark
 from pipeline.store.refs import Ref, is_kind, parse_version_directory, version_directory
@@ -169,9 +169,7 @@ def open_ledger(root: Path) -> Generator[Append]:
     with writing(root / LEDGER_FILE), ExitStack() as stack:
         store = stack.enter_context(open_root(root, create=True))
         with naming(root / LEDGER_FILE):
-            descriptor = take_lock(LEDGER_FILE, wait=True, dir_fd=store.fd)
-        assert descriptor is not None
-        stack.callback(os.close, descriptor)
+            descriptor = stack.enter_context(locked(LEDGER_FILE, dir_fd=store.fd))
         end, last = _find_last(descriptor)
         writer = _Writer(descriptor, end, hashlib.sha256(last).hexdigest() if last else _START)
         if not last:
@@ -286,9 +284,7 @@ def begin_anew(root: Path) -> str | None:
     with writing(root / LEDGER_FILE), ExitStack() as stack:
         store: Directory = stack.enter_context(open_root(root))
         with naming(root / LEDGER_FILE):
-            descriptor = take_lock(LEDGER_FILE, wait=True, dir_fd=store.fd)
-            assert descriptor is not None
-            stack.callback(os.close, descriptor)
+            descriptor = stack.enter_context(locked(LEDGER_FILE, dir_fd=store.fd))
             remove_mark(store)
             if os.fstat(descriptor).st_size:
                 aside = f"ledger-{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}.jsonl"

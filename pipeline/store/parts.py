@@ -4,7 +4,6 @@ The store as a whole may be a link or lie on another device. So may `runs/`, as 
 `artifacts/<kind>/` must be one file system, as artifacts are renamed from the one into the other.
 """
 
-import os
 import re
 from collections.abc import Generator, Iterable
 from contextlib import ExitStack, contextmanager, suppress
@@ -13,7 +12,7 @@ from pathlib import Path
 from pipeline.errors import ConfigError
 from pipeline.store.aliases import ALIASES_DIR
 from pipeline.store.directory import Directory, naming, open_root
-from pipeline.store.disk import is_locked, is_utf8, reading, refuse_link, take_lock, writing
+from pipeline.store.disk import is_locked, is_utf8, locked, reading, refuse_link, writing
 from pipeline.store.refs import KIND_PATTERN, next_version
 from pipeline.store.staging import ARTIFACTS_DIR, STAGING_DIR, require_renames
 
@@ -97,9 +96,7 @@ def hold_artifacts(root: Path, *, alone: bool = False) -> Generator[None]:
             store = stack.enter_context(open_root(root, create=True))
             artifacts = stack.enter_context(store.enter(ARTIFACTS_DIR, create=True))
             with naming(artifacts.path / _LOCK_FILE):
-                descriptor = take_lock(_LOCK_FILE, wait=True, dir_fd=artifacts.fd, shared=not alone)
-            assert descriptor is not None
-            stack.callback(os.close, descriptor)
+                stack.enter_context(locked(_LOCK_FILE, dir_fd=artifacts.fd, shared=not alone))
         yield
 
 
