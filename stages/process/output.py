@@ -20,8 +20,21 @@ _KEY_BEGINS, _KEY_ENDS = b"-----BEGIN ", b"-----END "
 
 def redact_streams() -> None:
     """Blot secrets out of all that this process's Python prints from now on, tracebacks too."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         _redact_stream(stream)
+
+
+def _open_closed_streams() -> None:
+    """Have a stream that was closed before this process began (`>&-`, a daemon) be one that refuses what is written to it.
+
+    Its number would go to the first file that is opened, of the store maybe, into which children and C code then print.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDONLY)  # the lowest number that is free
+            os.set_inheritable(null, True)
+            setattr(sys, name, os.fdopen(null, mode, encoding="utf-8", errors="backslashreplace"))
 
 
 def _redact_stream(stream: Any) -> None:

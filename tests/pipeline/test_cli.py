@@ -462,11 +462,30 @@ def test_a_full_standard_output_is_told_as_that_and_not_as_a_fault_of_the_store(
 
 
 @pytest.mark.slow
-def test_a_full_standard_output_does_not_end_a_training(recipe_path, fake_stages, tmp_path):
-    command = f"{' '.join(RLHF)} run {recipe_path} --store {tmp_path / 'store'} > /dev/full"
+@pytest.mark.parametrize("output", ["> /dev/full", ">&-", "<&- >&-"])
+def test_a_full_or_closed_standard_output_does_not_end_a_training(recipe_path, fake_stages, tmp_path, output):
+    command = f"{' '.join(RLHF)} run {recipe_path} --store {tmp_path / 'store'} {output}"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
     assert (tmp_path / "store/artifacts/ppo/v0001/manifest.json").exists()
     assert done.stderr.startswith("standard output could not be written: ") and done.stderr.count("\n") == 1
+
+
+def test_streams_that_were_closed_before_it_began_take_nothing_from_a_command(finished_run):
+    def rlhf(arguments):
+        return subprocess.run(
+            f"{' '.join(RLHF)} {arguments}",
+            shell=True,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={**os.environ, "RLHF_STORE": str(finished_run.store)},
+        )
+
+    assert rlhf("ls <&- 2>&-").stdout == rlhf("ls").stdout != ""
+    told = rlhf("ls >&-")
+    assert told.returncode == EXIT_RESOURCE
+    assert told.stderr.startswith("standard output could not be written: Bad file descriptor; ") and told.stderr.count("\n") == 1
+    assert rlhf("show nothing@v1 <&- >&- 2>&-").returncode == EXIT_MISSING
 
 
 def test_a_full_standard_error_takes_nothing_from_a_command(finished_run):
