@@ -1,7 +1,8 @@
 """What can be told before the first stage trains: records that are lost, what an evaluation will not be able to say."""
 
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from data.schema import RecordKind
 from data.shortfall import warn_of_dropped_answers, warn_of_shortfall
@@ -9,15 +10,17 @@ from pipeline.errors import ConfigError
 from pipeline.estimates.machine import count_cores
 from pipeline.launch.environment import has_gpu, read_threads
 from pipeline.recipe.schema import Recipe
+from pipeline.recipe.sources import ComparisonSource
 from pipeline.tokens import Counts, add_splits
 from stages.blocks import MAX_THREADS
 from stages.rules import find_missing_server
 from stages.sample_settings import SampleSettings
-from stages.settings import PPOSettings
+from stages.settings import PPOSettings, PretrainSettings, RMSettings, SFTSettings
 from stages.spec import StageName
 from stages.statistics.intervals import smallest_difference
 
 _COIN = 0.5  # standard deviation of wins and losses at even odds
+_LEARN_FROM: dict[RecordKind, StageName] = {"texts": "pretrain", "demonstrations": "sft", "comparisons": "rm", "prompts": "ppo"}
 _COARSE = 0.25  # a win rate that shows only this far from 0.5, as with 31 prompts, rarely shows anything
 
 
@@ -43,12 +46,46 @@ def foresee(recipe: Recipe, counts: Counts) -> dict[RecordKind, list[str]]:
         warnings[kind] = [] if kind == "texts" else warn_of_shortfall(kind, total, limits)
         if "answers" in total:  # not noted by earlier versions
             warnings[kind] += warn_of_dropped_answers(kind, total, total["answers"], limits)
+        warnings[kind] += warn_of_warmup(recipe, kind, splits.get("train", {}))
     if "prompts" in counts and recipe.evaluate is not None:
         held_out = counts["prompts"].get("eval", {}).get("prompts", 0)
         warnings["prompts"] += foresee_evaluation(
             min(held_out, recipe.evaluate.prompts), has_judge=recipe.judge is not None or recipe.evaluate.judge is not None
         )
     return warnings
+
+
+def warn_of_warmup(recipe: Recipe, kind: RecordKind, counts: Mapping[str, int]) -> Iterator[str]:
+    """Say that a stage ends before its learning rate is what the recipe says: recipes are copied to data of other sizes.
+
+    How many steps it takes is exact, but where rows are packed or records weighted: then it is the most.
+
+    Args:
+        recipe: Resolved recipe.
+        kind: Of the records that the stage trains on.
+        counts: Of those to train on.
+    """
+    stage = _LEARN_FROM[kind]
+    settings = recipe.settings(stage)
+    used = counts.get(f"{kind}_used", counts.get(kind, 0))
+    if isinstance(settings, PPOSettings):
+        steps, name, first = settings.iterations, "iteration", 1  # see `ppo.warmup_steps`: where the first step stands
+    elif isinstance(settings, PretrainSettings | SFTSettings | RMSettings) and used:
+        if isinstance(settings, PretrainSettings):
+            used += counts.get("text_tokens", 0) // (settings.sequence_length - 1)  # no text makes more pieces
+        source = recipe.data.comparisons.train if kind == "comparisons" and recipe.data.comparisons else None
+        weights = [part.weight for part in source.parts] if isinstance(source, ComparisonSource) else []
+        an_epoch = math.ceil(used * max([1.0, *weights]) / settings.batch_size)
+        steps, name, first = math.ceil(settings.epochs * an_epoch), "optimizer step", 0
+        given = settings.trainer_args.get("max_steps", -1)
+        steps = given if isinstance(given, int) and given > 0 else steps
+    else:
+        return
+    if (reached := steps - 1 + first) < settings.warmup_steps:
+        found = f"found {settings.warmup_steps:,}, needed at most {reached:,} in a stage of {steps:,} {name}{'s' * (steps != 1)}"
+        share = f"{reached / settings.warmup_steps:.1%} of {stage}.learning_rate"
+        place = f"{recipe.place(f'{stage}.warmup_steps')}: {stage}.warmup_steps"
+        yield f"{place}: {found}: the learning rate gets no further than {share}; lower it"
 
 
 def require_server(recipe: Recipe, stages: Sequence[StageName]) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.estimates.machine import count_cores
-from pipeline.foreseen import foresee, foresee_evaluation, require_server, warn_of_threads
+from pipeline.foreseen import foresee, foresee_evaluation, require_server, warn_of_threads, warn_of_warmup
 from pipeline.recipe.load import find_recipe, load_recipe
 
 
@@ -22,7 +22,7 @@ def test_a_missing_judge_is_told_with_what_it_costs():
 
 
 def test_long_answers_that_are_dropped_are_told_before_anything_trains_though_all_comparisons_stay(base_model_dir):
-    recipe = load_recipe(find_recipe("demo"), [f"base_model={base_model_dir}"])
+    recipe = load_recipe(find_recipe("demo"), [f"base_model={base_model_dir}", "rm.warmup_steps=0"])
     found = {"comparisons": 100, "comparisons_used": 100, "prompts_cut": 0, "responses_dropped": 30, "comparisons_without_pair": 0}
     splits = {"train": found | {"answers": 300}, "eval": found | {"answers": 300}}
     assert foresee(recipe, {"comparisons": splits})["comparisons"] == [
@@ -44,7 +44,7 @@ def test_a_server_that_is_not_there_is_told_before_anything_trains():
 
 
 def test_a_margin_from_grades_needs_some_before_anything_trains(base_model_dir):
-    recipe = load_recipe(find_recipe("demo"), [f"base_model={base_model_dir}", "rm.margin=grade"])
+    recipe = load_recipe(find_recipe("demo"), [f"base_model={base_model_dir}", "rm.margin=grade", "rm.warmup_steps=0"])
     found = {"comparisons": 100, "comparisons_used": 100, "prompts_cut": 0, "responses_dropped": 0, "comparisons_without_pair": 0}
     with pytest.raises(ConfigError) as caught:
         foresee(recipe, {"comparisons": {"train": found}})
@@ -81,3 +81,39 @@ def test_threads_of_all_processes_are_held_against_the_cores_of_this_machine(tmp
     monkeypatch.setenv("OMP_NUM_THREADS", "4096")
     with pytest.raises(ConfigError, match="OMP_NUM_THREADS: found 4,096 in the environment, needed at most 1,024"):
         tell()
+
+
+def test_a_warmup_that_outlasts_its_stage_is_told_before_anything_trains(base_model_dir):
+    def tell(kind, counts, *overrides):
+        recipe = load_recipe(
+            find_recipe("demo"),
+            [
+                f"base_model={base_model_dir}",
+                "hardware.processes=1",
+                "pretrain={sequence_length: 11}",
+                f"data.texts={{train: {__file__}}}",
+                *overrides,
+            ],
+        )
+        return list(warn_of_warmup(recipe, kind, counts))
+
+    demos, ranked, texts = {"demonstrations_used": 23}, {"comparisons_used": 23}, {"texts_used": 3, "text_tokens": 200}
+    small = ["sft.batch_size=8", "sft.micro_batch_size=8", "rm.batch_size=8", "rm.micro_batch_size=8"]
+    assert tell("demonstrations", demos, *small, "sft.epochs=1", "sft.warmup_steps=3") == [
+        "--set: sft.warmup_steps: found 3, needed at most 2 in a stage of 3 optimizer steps: the learning rate gets no further than "
+        "66.7% of sft.learning_rate; lower it"
+    ]
+    assert tell("demonstrations", demos, *small, "sft.epochs=1", "sft.warmup_steps=2") == []
+    assert tell("demonstrations", demos, *small, "sft.epochs=1.1", "sft.warmup_steps=3") == []  # a fourth step
+    assert tell("demonstrations", demos, *small, "sft.warmup_steps=9", "sft.trainer_args.max_steps=10") == []
+    (one,) = tell("comparisons", ranked, *small, "rm.epochs=0.01", "rm.warmup_steps=1")
+    assert "needed at most 0 in a stage of 1 optimizer step: the learning rate gets no further than 0.0% of rm.learning_rate" in one
+    twice = "data.comparisons.train=[{path: demo, weight: 2}]"
+    assert tell("comparisons", ranked, *small, "rm.epochs=1", "rm.warmup_steps=5", twice) == []
+    assert len(tell("comparisons", ranked, *small, "rm.epochs=1", "rm.warmup_steps=6", twice)) == 1
+    rows = ["pretrain.batch_size=1", "pretrain.micro_batch_size=1"]
+    assert len(tell("texts", texts, *rows, "pretrain.warmup_steps=23")) == 1  # 20 tokens to learn a row, and an end of each text
+    assert tell("texts", texts, *rows, "pretrain.warmup_steps=22") == []
+    assert tell("prompts", {"prompts": 8}, "ppo.iterations=4", "ppo.warmup_steps=4") == []
+    (told,) = tell("prompts", {"prompts": 8}, "ppo.iterations=4", "ppo.warmup_steps=5")
+    assert "found 5, needed at most 4 in a stage of 4 iterations: the learning rate gets no further than 80.0%" in told
