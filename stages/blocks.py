@@ -65,7 +65,7 @@ class LoRASettings(Closed):
 
     rank: PositiveInt = Field(16, le=65_536, description="Rank r of the update matrices; no model's are wider than the most.")
     alpha: PositiveInt = Field(32, description="Scale: the update is multiplied by alpha / rank.")
-    dropout: Fraction = Field(0.0, description="Dropout on the adapter's input during training.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input during training.")
     target_modules: str | list[str] = Field("all-linear", description="Modules that get an adapter: `all-linear` or a list of names.")
     quantize: Literal["nf4"] | None = Field(
         None,

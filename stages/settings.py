@@ -23,8 +23,8 @@ class _Optimization(Closed):
         description="Optimizer steps (PPO: iterations) of linear warm-up. Of n, the first is at 0 in pretrain, sft and rm, and at 1/n of "
         "the peak in ppo, where it is a whole rollout.",
     )
-    adam_beta1: Fraction = Field(0.9, description="AdamW beta1.")
-    adam_beta2: Fraction = Field(0.95, description="AdamW beta2.")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW beta1.")
+    adam_beta2: float = Field(0.95, ge=0, lt=1, description="AdamW beta2.")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW epsilon.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this global norm.")

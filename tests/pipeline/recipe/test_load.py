@@ -107,6 +107,14 @@ def test_defaults_give_way_to_the_recipe_and_that_to_set(load):
     assert (recipe.seed, recipe.rm.lora.rank) == (3, 8)
 
 
+@pytest.mark.parametrize(
+    "override", ["sft.adam_beta1=1", "rm.adam_beta2=1.0", "ppo.adam_beta1=1", "sft.lora.dropout=1", "ppo.lora={dropout: 1}"]
+)
+def test_a_value_with_which_nothing_is_learnt_is_told(problems, override):
+    (found,) = problems(MINIMAL, override)
+    assert "needed less than 1.0; the default is" in found
+
+
 @pytest.mark.parametrize("override", ["ppo.kl_coef", "=3", "a..b=1", "ppo.kl-coef=1", "__class__.x-=1"])
 def test_a_malformed_set_is_told(problems, override):
     (found,) = problems(MINIMAL, override)
