@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from stages.blocks import HardwareSettings, LoRASettings
-from stages.models.adapters import apply_lora
+from stages.models.adapters import apply_lora, refuse_head_target, require_target_below_head
 from stages.models.attention import PACKED
 from stages.models.classifier import find_classifier, is_ours
 from stages.models.miniature import make_skeleton
@@ -112,16 +112,22 @@ def check_lora(path: str, adapters: Mapping[str, LoRASettings | None], revision:
                 warnings.catch_warnings(action="ignore"),
                 torch.random.fork_rng(devices=[]),
             ):  # should anything be drawn; the stage's own adapter must be what it would be
-                _try_adapter(config, lora, "SEQ_CLS" if stage == "rm" else "CAUSAL_LM")
+                adapted = _try_adapter(config, lora, "SEQ_CLS" if stage == "rm" else "CAUSAL_LM")
+                if stage == "ppo":
+                    require_target_below_head(adapted)  # for the critic
+            if stage in ("pretrain", "sft"):
+                refuse_head_target(adapted)
         except StageError as error:
             raise StageError(f"{stage}.{error}", error.exit_code) from error
 
 
-def _try_adapter(config: PretrainedConfig, lora: LoRASettings, task: Literal["CAUSAL_LM", "SEQ_CLS"]) -> None:
+def _try_adapter(config: PretrainedConfig, lora: LoRASettings, task: Literal["CAUSAL_LM", "SEQ_CLS"]) -> Any:
     model = _build_empty_classifier(config) if task == "SEQ_CLS" else make_skeleton(config)
     model.ways = find_ways(config)
     with torch.device("meta"):
-        apply_lora(model, lora.model_copy(update={"quantize": None}), task, HardwareSettings.model_validate({"precision": "float32"}))
+        return apply_lora(
+            model, lora.model_copy(update={"quantize": None}), task, HardwareSettings.model_validate({"precision": "float32"})
+        )
 
 
 def _open_config(path: str, revision: str | None) -> PretrainedConfig:

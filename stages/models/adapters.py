@@ -102,6 +102,41 @@ def _refuse_bypassed_targets(model: Any) -> None:
         )
 
 
+def refuse_head_target(model: Any) -> None:
+    """Refuse an adapter on a language model's head, by whose weight the loss of SFT and pre-training multiplies without a call of it.
+
+    Raises:
+        StageError: exit code 2.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    head = find_model(model).get_output_embeddings()
+    if isinstance(head, BaseTunerLayer):
+        found = next(name for name, module in find_model(model).named_modules() if module is head)
+        raise StageError(
+            f"lora.target_modules: found {found}, by whose weight the loss multiplies without a call of the layer; needed: layers that are "
+            "called, since an adapter elsewhere would learn nothing; leave it out, or train without lora",
+            EXIT_USAGE,
+        )
+
+
+def require_target_below_head(model: Any) -> None:
+    """Refuse an adapter on the head alone: the critic, which has none of a language model, would get no adapter.
+
+    Raises:
+        StageError: exit code 2.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if not any(isinstance(module, BaseTunerLayer) for module in find_backbone(model).modules()):
+        head = next(name for name, module in find_model(model).named_modules() if isinstance(module, BaseTunerLayer))
+        raise StageError(
+            f"lora.target_modules: found {head} alone, which the critic has not; needed a module below the head as well, such as "
+            "q_proj; give one, or all-linear",
+            EXIT_USAGE,
+        )
+
+
 def refuse_tied_targets(model: Any) -> None:
     """Refuse an adapter on a weight that two modules share: what is merged into one would change the other.
 

@@ -215,7 +215,15 @@ def test_an_adapter_on_a_layer_that_is_never_called_is_left_out_or_refused(tmp_p
 
 def test_an_adapter_on_a_head_of_its_own_is_taken_and_one_that_peft_refuses_is_told_in_one_line(tmp_path):
     save_base("llama", tmp_path, tie_word_embeddings=False)
-    check_lora(str(tmp_path), {"sft": LoRASettings(rank=2, target_modules=["q_proj", "lm_head"])})
+    check_lora(str(tmp_path), {"ppo": LoRASettings(rank=2, target_modules=["q_proj", "lm_head"])})
+    for stage in ("pretrain", "sft"):  # TRL's loss reads the head's weight, and refuses one there when the stage is about to train
+        with pytest.raises(
+            StageError, match=rf"^{stage}.lora.target_modules: found lm_head, by whose weight the loss multiplies"
+        ) as caught:
+            check_lora(str(tmp_path), {stage: LoRASettings(rank=2, target_modules=["q_proj", "lm_head"])})
+        assert caught.value.exit_code == EXIT_USAGE
+    with pytest.raises(StageError, match=r"^ppo.lora.target_modules: found lm_head alone, which the critic has not") as caught:
+        check_lora(str(tmp_path), {"ppo": LoRASettings(rank=2, target_modules=["lm_head"])})
     with pytest.raises(StageError, match=r"^sft.lora.target_modules: found .*no_such") as caught:
         check_lora(str(tmp_path), {"sft": LoRASettings(rank=2, target_modules=["no_such"])})
     assert "\n" not in str(caught.value)
