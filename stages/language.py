@@ -16,7 +16,6 @@ from stages.models.policy import load_policy
 from stages.models.precision import autocast
 from stages.models.special_tokens import grow_embeddings
 from stages.models.tokenizer import align_special_tokens
-from stages.models.weights import require_finite
 from stages.process.context import StageContext, Told
 from stages.process.engine import choose_engine
 from stages.process.errors import StageError
@@ -42,7 +41,6 @@ def load_learner(context: StageContext, settings: PretrainSettings | SFTSettings
     spec = context.spec
     quantizes = bool(settings.lora and settings.lora.quantize)
     model: Any = load_policy(spec.models["base"], spec.hardware, spec.revision, engine=choose_engine(context), on_cpu=quantizes)
-    require_finite(model, spec.models["base"])
     _warn_of_unread(context, model)
     if tokenizer is not None:
         grow_embeddings(model, tokenizer)

@@ -164,22 +164,21 @@ def finish_loading(model: Any, hardware: HardwareSettings, ways: Ways, alike: Ca
         enable_packing(model)
 
 
-def require_finite(model: torch.nn.Module, path: str) -> None:
-    """Refuse a model that holds numbers which are none: a merge or a cast to float16 has spoilt it, and no learning rate would mend it.
-
-    Raises:
-        StageError: It does; exit code 3.
-    """
-    # A sum takes no memory of its own. Of weights in pieces the loss tells it.
-    weights = [(name, weight.detach()) for name, weight in model.named_parameters() if not is_partitioned(weight)]
-    if broken := [name for name, weight in weights if not weight.sum().isfinite()]:
-        found = f"found numbers in {', '.join(broken[:3])}{', ...' * (len(broken) > 3)} that are not finite"
-        raise StageError(f"{path}: {found}; needed whole weights; get the model anew, or make it anew in bfloat16", EXIT_VERIFICATION)
+def count_broken_weights(model: torch.nn.Module, rank: int, *, frozen: bool = False) -> torch.Tensor:
+    """Count the weights that learn, and `frozen` ones, whole tensors, in which this rank holds a number that is not finite."""
+    return torch.stack(list(_look_for_broken(model, rank, frozen).values())).sum()
 
 
-def count_broken_weights(model: torch.nn.Module, rank: int) -> torch.Tensor:
-    """Count the weights that learn, whole tensors, in which this rank holds a number that is not finite."""
-    learning = [
-        get_own_numbers(weight, rank) if is_partitioned(weight) else weight for weight in model.parameters() if weight.requires_grad
-    ]
-    return torch.stack([~weight.detach().isfinite().all() for weight in learning]).sum()
+def name_broken_weights(model: torch.nn.Module, rank: int) -> str:
+    """Name the first weights in which this rank holds a number that is not finite, as they are called below an adapter."""
+    names = [name.removeprefix("base_model.model.") for name, broken in _look_for_broken(model, rank, True).items() if broken]
+    return ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+
+
+def _look_for_broken(model: torch.nn.Module, rank: int, frozen: bool) -> dict[str, torch.Tensor]:
+    looked_at = {
+        name: get_own_numbers(weight, rank) if is_partitioned(weight) else weight
+        for name, weight in model.named_parameters()
+        if weight.requires_grad or (frozen and weight.is_floating_point())
+    }
+    return {name: ~weight.detach().isfinite().all() for name, weight in looked_at.items()}

@@ -18,7 +18,7 @@ from stages.internals import use_one_gpu
 from stages.models.adapters import find_model
 from stages.models.sizes import measure_published, measure_tokenizer, measure_trained, measure_weights
 from stages.models.special_tokens import has_grown
-from stages.models.weights import count_broken_weights
+from stages.models.weights import count_broken_weights, name_broken_weights
 from stages.process.checkpoint import describe_layout, find_checkpoint, mark_complete, prune
 from stages.process.context import StageContext, uses_gpu
 from stages.process.distributed import require_world_size
@@ -29,7 +29,7 @@ from stages.process.ranks import Ranks
 from stages.process.room import require_room
 from stages.process.step_end import StepEnd
 from stages.settings import PretrainSettings, RMSettings, SFTSettings, TrainingSettings
-from stages.spec import EXIT_USAGE, StageName, checkpoint_name
+from stages.spec import EXIT_USAGE, EXIT_VERIFICATION, StageName, checkpoint_name
 from stages.trainer_args import find_refused_arguments
 
 _ROW_BYTES = 300  # of a row of figures
@@ -42,9 +42,18 @@ def train(trainer: SFTTrainer | RewardTrainer, context: StageContext) -> int:
     """Train from the newest complete checkpoint to the end, or to a checkpoint where a stop is asked for; return the last step.
 
     Raises:
-        StageError: a loss, a gradient or a weight is not finite.
+        StageError: a loss, a gradient or a weight is not finite; exit code 3 where a weight is not from the start.
     """
     require_world_size(context, trainer.accelerator.num_processes)
+    model: Any = trainer.model
+    ranks = Ranks(trainer.accelerator)
+    if broken := int(ranks.sum(count_broken_weights(model, ranks.index, frozen=True))):
+        start = next(iter(context.spec.models.values()))
+        raise StageError(
+            f"{start}: found {broken} weights that hold numbers which are not finite ({name_broken_weights(model, ranks.index)}), needed "
+            "finite ones; it was damaged, or made in too narrow a precision: get it anew, or take another",
+            EXIT_VERIFICATION,
+        )
     found = find_checkpoint(context)
     step = found[1] if found else 0
     context.rewind_metrics(step)
@@ -52,10 +61,7 @@ def train(trainer: SFTTrainer | RewardTrainer, context: StageContext) -> int:
     with context.stops_at_step_end():
         # Always an explicit path: transformers' own finder takes a half-written checkpoint.
         trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
-    model: Any = trainer.model
-    ranks = Ranks(trainer.accelerator)
-    broken = int(ranks.sum(count_broken_weights(model, ranks.index)))
-    if broken:
+    if broken := int(ranks.sum(count_broken_weights(model, ranks.index))):
         raise StageError(_describe_divergence(context, f"{broken} trained weights hold numbers that are not finite"))
     return trainer.state.global_step
 

@@ -180,11 +180,26 @@ def test_a_judge_that_cannot_be_imported_is_refused_before_training(make_stage):
     assert process.returncode == 2 and "found no module nowhere installed" in output and "Traceback" not in output
 
 
+def change_norm(base_model_dir, directory, value):
+    """A copy of the base model with another number in one of its weights."""
+    state = load_file(shutil.copytree(base_model_dir, directory) / "model.safetensors")
+    state["model.norm.weight"][0] = value
+    save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+@pytest.mark.parametrize("settings", [{}, {"lora": {"rank": 2}}])
+def test_a_model_with_weights_that_are_no_numbers_is_told_as_that_before_anything_trains(make_stage, base_model_dir, tmp_path, settings):
+    broken = change_norm(base_model_dir, tmp_path / "broken", float("nan"))
+    stage = make_stage("sft", models={"base": broken}, **settings)
+    output, _ = (process := stage.start()).communicate(timeout=120)
+    assert process.returncode == 3 and "Traceback" not in output
+    assert f"{broken}: found 1 weights that hold numbers which are not finite (model.norm.weight), needed finite ones" in output
+    assert "learning_rate" not in output.splitlines()[-1] and not (stage.spec.output_dir / "result.json").exists()
+
+
 def test_a_loss_that_is_not_a_number_is_named_and_nothing_is_left(make_stage, base_model_dir, tmp_path):
-    broken = shutil.copytree(base_model_dir, tmp_path / "broken")
-    state = load_file(broken / "model.safetensors")
-    state["model.norm.weight"][0] = float("nan")
-    save_file(state, broken / "model.safetensors", metadata={"format": "pt"})
+    broken = change_norm(base_model_dir, tmp_path / "broken", 3e38)
     stage = make_stage("sft", models={"base": broken}, log_every=1)
     process = stage.start()
     output, _ = process.communicate(timeout=120)
