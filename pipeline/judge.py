@@ -23,7 +23,7 @@ from pipeline.recipe.schema import Recipe
 from pipeline.store.artifact import Artifact
 from pipeline.text import clean
 from stages.evaluate_settings import LLMJudgeSettings
-from stages.spec import EXIT_OK, StageName, asks_judge
+from stages.spec import ANSWERED, EXIT_OK, StageName, asks_judge
 
 _LIMIT_S = 300.0  # a judge may load a model of its own
 # To whose prompts each stage's answers are judged.
@@ -93,7 +93,7 @@ def _try_probes(recipe: Recipe, inputs: Inputs, probes: str) -> None:
     prompt, answer = _take_sample(recipe, inputs, "prompts")
     lines = [{"probes": probes, "directory": recipe.judge_directory}, {"prompt": prompt, "answer": answer}]
     done = _run(recipe, inputs, "evaluate.probes", probes, ["stages.evaluate.edits"], "".join(f"{json.dumps(line)}\n" for line in lines))
-    if done.returncode != EXIT_OK:
+    if done.returncode != EXIT_OK or not done.stdout.strip():  # the user's code may have ended it
         with suppress(ValueError, LookupError, TypeError):
             raise _refusal(recipe, "evaluate.probes", clean(json.loads(done.stdout.splitlines()[-1])["error"]))
         raise _refusal(recipe, "evaluate.probes", f"{probes} ended its process with exit code {done.returncode}")
@@ -103,8 +103,13 @@ def _try_program(recipe: Recipe, inputs: Inputs, key: str, name: str, command: S
     """Have a program ask a judge of one record of each kind that these stages will have it judge."""
     kinds: dict[RecordKind, None] = dict.fromkeys(kind for stage, kind in _JUDGED.items() if stage in asking)
     done = _run(recipe, inputs, key, name, command, json.dumps([_take_sample(recipe, inputs, kind) for kind in kinds]))
+    ended = f"{key}: {name} ended its process with exit code {done.returncode}, needed an answer; mend it, or leave it out"
     if done.returncode != EXIT_OK:
-        raise _refusal(recipe, key, last_said(done) or f"{key}: {name} ended its process with exit code {done.returncode}")
+        raise _refusal(recipe, key, last_said(done) or ended)
+    if not done.stdout.endswith(f"
+{ANSWERED}
+"):
+        raise _refusal(recipe, key, ended)
 
 
 def _run(recipe: Recipe, inputs: Inputs, key: str, name: str, command: Sequence[str], asked: str) -> subprocess.CompletedProcess[str]:

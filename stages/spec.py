@@ -156,6 +156,7 @@ def asks_judge(settings: StageSettings) -> bool:
 
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_VERIFICATION, EXIT_MISSING, EXIT_RESOURCE = 0, 1, 2, 3, 4, 5
+ANSWERED = "answered"  # last line of a program that tries a judge; its exit code may be the judge's
 EXIT_WAITING = 6  # for people: `rlhf round`
 EXIT_SIGINT, EXIT_SIGTERM = 130, 143
 

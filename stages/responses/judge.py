@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.process.errors import StageError
-from stages.spec import EXIT_OK, EXIT_USAGE
+from stages.spec import ANSWERED, EXIT_OK, EXIT_USAGE
 
 _OUR_PACKAGES = ("data", "stages", "pipeline")
 _NEEDED = 'needed finite figures with `score` among them, such as {"score": 0.7}, or one number'
@@ -125,6 +125,7 @@ def main() -> int:
     except (StageError, JudgeError) as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE
+    print(f"\n{ANSWERED}")
     return EXIT_OK
 
 

@@ -23,7 +23,7 @@ from stages.models.weights import load_weights, open_pretrained
 from stages.process.errors import StageError
 from stages.responses.encoder import is_encoder, load_encoder, score_pairs
 from stages.responses.scores import score_rankings, score_texts
-from stages.spec import EXIT_OK, EXIT_USAGE
+from stages.spec import ANSWERED, EXIT_OK, EXIT_USAGE
 
 
 class JudgeModel:
@@ -118,6 +118,7 @@ def main() -> int:
     except (StageError, ValueError) as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return EXIT_USAGE
+    print(f"\n{ANSWERED}")
     return EXIT_OK
 
 

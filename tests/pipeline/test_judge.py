@@ -164,11 +164,13 @@ def test_a_reward_model_that_cannot_be_opened_is_told_before_anything_trains(sto
         ("nope", "evaluate.probes: .*found no function nope"),
         ("raises", "evaluate.probes: mine_14:raises raised KeyError: 'x'; mend it, or leave it out"),
         ("lists", r"evaluate.probes: mine_14:lists returned \['a'\], needed texts by name"),
+        ("ends", r"evaluate.probes: mine_14:ends ended its process with exit code 0"),
     ],
 )
 @pytest.mark.slow  # 2 s, a process each
 def test_probes_that_are_none_are_told_before_anything_trains(store, recipe_path, name, told):
     code = "def raises(prompt, answer): raise KeyError('x')\ndef lists(prompt, answer): return ['a']\ndef fine(prompt, answer): return {}\n"
+    code += "import os\ndef ends(prompt, answer): os._exit(0)\n"
     (recipe_path.parent / "mine_14.py").write_text(code)
     for probes in (name, "fine"):
         recipe = load_recipe(recipe_path, [f"evaluate.probes=mine_14:{probes}"])
@@ -202,3 +204,18 @@ def test_evaluate_is_given_the_judges_model_and_where_replies_are_kept(store, pu
     spec = make_spec(recipe, inputs, decision, tmp_path / "output", tmp_path / "run", store.root)
     assert spec.models["judge"] == str(other.model_path) and spec.models["rm"] == str(parents["rm"].model_path)
     assert spec.replies_dir == store.root / "replies"
+
+
+@pytest.mark.parametrize(
+    ("code", "told"), [("os._exit(0)", "ended its process with exit code 0, needed an answer"), ("print('answered')", None)]
+)
+@pytest.mark.slow  # 2 s, a process each
+def test_a_judge_that_ends_its_process_as_if_all_were_well_is_told_before_anything_trains(store, recipe_path, code, told):
+    (recipe_path.parent / "mine_15.py").write_text(f"import os\ndef judge(prompt, response, finished):\n    {code}\n    return 1.0\n")
+    recipe = load_recipe(recipe_path, ["judge=mine_15:judge"])
+    inputs = prepare(recipe, store.root, ["sft"])
+    if told is None:
+        try_judge(recipe, inputs, ["sft"])
+    else:
+        with pytest.raises(ConfigError, match=rf"--set: judge: mine_15:judge {told}"):
+            try_judge(recipe, inputs, ["sft"])
