@@ -106,9 +106,7 @@ def _try_program(recipe: Recipe, inputs: Inputs, key: str, name: str, command: S
     ended = f"{key}: {name} ended its process with exit code {done.returncode}, needed an answer; mend it, or leave it out"
     if done.returncode != EXIT_OK:
         raise _refusal(recipe, key, last_said(done) or ended)
-    if not done.stdout.endswith(f"
-{ANSWERED}
-"):
+    if not done.stdout.endswith(f"\n{ANSWERED}\n"):
         raise _refusal(recipe, key, ended)
 
 

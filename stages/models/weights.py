@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PretrainedConfig
 
 from stages.adapter_base import read_base
 from stages.blocks import HardwareSettings
@@ -27,6 +27,9 @@ from stages.process.errors import StageError
 from stages.process.gpu import find_device
 from stages.spec import ADAPTER_CONFIG, EXIT_MISSING, EXIT_USAGE, EXIT_VERIFICATION, MERGED_DIR
 
+# What somebody who looked into the model has left in its config.json: what its forwards return, and how. It is no part of the model.
+_OUTPUTS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
+
 
 def open_pretrained(auto_class: Any, path: str, **arguments: Any) -> Any:
     """Have a class of transformers open a directory, or a hub id; Python code that lies there is never run.
@@ -36,6 +39,8 @@ def open_pretrained(auto_class: Any, path: str, **arguments: Any) -> Any:
     """
     if auto_class in (AutoConfig, AutoModelForCausalLM, AutoTokenizer):
         arguments["trust_remote_code"] = False  # without a word they would ask the terminal
+    if auto_class is AutoConfig:
+        arguments |= _OUTPUTS
     try:
         return _refuse_kernels(path, auto_class.from_pretrained(path, **arguments))
     except SafetensorError as error:
@@ -105,6 +110,7 @@ def load_weights(
             revision=revision,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # told below: transformers itself raises what no stage would catch
+            generation_config=GenerationConfig(),  # how others are to sample is nothing to us, and may be no valid file any more
             **({"device_map": {"": place}} if goes_straight else {}),
         )
     missing = {name for name in loading["missing_keys"] if not ((new_head or adapter) and name.startswith(f"{HEAD}."))}

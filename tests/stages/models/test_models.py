@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from stages.blocks import HardwareSettings, LoRASettings
+from stages.family import find_family
 from stages.models.adapters import apply_lora, require_adapter_base, share_weights
 from stages.models.calibration import Calibration
 from stages.models.handoff import check_handoff
@@ -47,6 +48,31 @@ def test_a_policy_loads_in_float32_without_dropout_and_with_a_neutral_generation
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert all(layer.self_attn.attention_dropout == 0.0 for layer in model.model.layers)
     assert model.generation_config.repetition_penalty in (None, 1.0) and model.generation_config.top_k != 5
+
+
+@pytest.mark.parametrize(
+    "left", [{"return_dict": False}, {"output_attentions": True, "output_hidden_states": True}, {"use_cache": False, "num_labels": 5}]
+)
+def test_what_config_json_says_of_outputs_changes_nothing_and_is_not_published(base, tmp_path, left):
+    ids = torch.arange(4, 14)[None]
+    expected = load_policy(str(base), HARDWARE)(ids).logits
+    edit_json(base / "config.json", **left)
+    assert find_family(str(base)).decoding == "additive"
+    model = load_policy(str(base), HARDWARE)
+    found = model(ids)
+    assert torch.equal(found.logits, expected) and found.attentions is None and found.hidden_states is None
+    save_model(model, load_tokenizer(str(base)), tmp_path / "output")
+    published = json.loads((tmp_path / "output/model/config.json").read_text())
+    assert not {name for name in ("output_attentions", "output_hidden_states") if published.get(name)} and published.get(
+        "return_dict", True
+    )
+
+
+@pytest.mark.parametrize("content", ['{"cache_implementation": "of_a_later_version"}', '{"max_new_tokens": 0}', "{"])
+def test_a_base_models_generation_config_need_not_be_valid(base, content):
+    (base / "generation_config.json").write_text(content)
+    model = load_policy(str(base), HARDWARE)
+    assert model.generation_config.max_new_tokens is None and model.generation_config.eos_token_id == model.config.eos_token_id
 
 
 def test_a_model_that_does_not_exist_is_refused_with_exit_4(tmp_path):
