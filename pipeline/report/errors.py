@@ -46,6 +46,10 @@ def print_error(error: Exception) -> int:
         case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
             _say(f"{error.filename or 'disk'}: {error.strerror}; free space or permission is needed; choose another --store")
             return EXIT_RESOURCE
+        case OSError() if error.errno in (errno.EFBIG, errno.EIO, errno.ESTALE):
+            needed = "a disk that answers and takes files of this size is needed; check it, and `ulimit -f`"
+            _say(f"{error.filename or 'disk'}: {error.strerror}; {needed}, or choose another --store")
+            return EXIT_RESOURCE
         case OSError() if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
             _say(f"{error.filename or 'a path'}: {error.strerror}; a path that the system can open is needed; give another")
             return EXIT_USAGE

@@ -45,6 +45,10 @@ def writing(path: Path, need_bytes: int = 0, elsewhere: str = "") -> Generator[N
             )
         elif error.errno in _FORBIDDEN:
             needed, todo = "write permission needed", f"change its mode or owner, or {elsewhere or 'choose another store'}"
+        elif error.errno == errno.EFBIG:
+            needed, todo = "larger files needed than process and file system allow", "raise `ulimit -f`, or choose another store"
+        elif error.errno == errno.EEXIST and Path(place).is_symlink() and not Path(place).exists():
+            needed, todo = "a directory needed, found a link to nothing", f"make what it names, or {elsewhere or 'give another path'}"
         elif error.errno == errno.ENOENT:
             needed, todo = "a directory that is there needed", f"make it, or {elsewhere or 'give another path'}"
         elif error.errno == errno.EISDIR:

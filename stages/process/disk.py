@@ -3,13 +3,15 @@
 import errno
 import os
 import re
+import resource
 import shutil
 from pathlib import Path
 
 from stages.process.context import StageContext
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_REFUSED = (*_FULL, errno.EACCES, errno.EPERM, errno.EROFS)
+_BROKEN = (errno.EIO, errno.ESTALE)  # a disk, or a server of files that is gone
+_REFUSED = (*_FULL, *_BROKEN, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 # torch's writer of zip files knows of the error only that what it wrote did not arrive; its reader has another fault.
 _TORCH_WRITER = re.compile(r"PytorchStreamWriter failed|inline_container\.cc(?!.*Reader)|iostream error", re.DOTALL)
 
@@ -44,7 +46,14 @@ def describe_refusal(context: StageContext, error: BaseException, number: int) -
 
 def describe_path(path: Path, number: int, needed: str = ", needed more", then: str = "") -> str:
     """Say that the file system refused a path, and for a full one how much is free."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    allowed = f" (files of at most {limit:,} bytes: ulimit -f)" if limit != resource.RLIM_INFINITY else ""
+    if number == errno.EFBIG:
+        said = f"{path}: {os.strerror(number)}; larger files needed than process and file system allow{allowed}"
+        return f"{said}; raise the limit, or choose another store{then}"
+    if number in _BROKEN:
+        return f"{path}: {os.strerror(number)}; a disk that answers needed; check it and what it is mounted from{then}"
     if number not in _FULL:
         return f"{path}: {os.strerror(number)}; write permission needed; change its mode or owner, or choose another store"
     free = shutil.disk_usage(next(place for place in (path, *path.absolute().parents) if place.exists())).free
-    return f"{path}: {os.strerror(number)}; found {free:,} bytes free{needed}; free space or choose another store{then}"
+    return f"{path}: {os.strerror(number)}; found {free:,} bytes free{allowed}{needed}; free space or choose another store{then}"

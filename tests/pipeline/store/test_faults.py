@@ -39,7 +39,7 @@ def fail_at(monkeypatch, name, number, code):
 
 
 @pytest.mark.parametrize("name", ["mkdir", "fsync", "rename"])
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO, errno.EXDEV])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO, errno.EXDEV, errno.EFBIG])
 def test_a_refusal_by_the_file_system_is_one_line_and_old_versions_stay(store, publish, monkeypatch, name, code):
     old = publish(store)
     for number in range(1, 30):
@@ -262,3 +262,11 @@ def test_a_full_disk_is_named_by_the_place_that_is_written(full_disk, tmp_path):
     (store.root.parent / "there").mkdir()
     with pytest.raises(ResourceError, match=r"/there/\S+: No space left on device; [0-9,]+ bytes needed, 0 bytes free; free space"):
         push(store, "sft", open_remote(f"file://{store.root.parent / 'there'}"), View())
+
+
+def test_a_store_that_is_a_link_to_nothing_is_told_as_that(tmp_path, publish):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(
+        ResourceError, match=rf"^{tmp_path}/link: File exists; a directory needed, found a link to nothing; make what it names"
+    ):
+        publish(Store(tmp_path / "link"))

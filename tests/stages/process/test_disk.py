@@ -2,13 +2,14 @@
 
 import errno
 import os
+import resource
 import subprocess
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from stages.process.disk import find_refusal
+from stages.process.disk import describe_path, find_refusal
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 
@@ -51,6 +52,30 @@ def test_other_errors_are_no_refusal_of_the_disk(tmp_path):
         ValueError("No space left on device"),
     ]
     assert [find_refusal(error) for error in others] == [None] * len(others)
+
+
+def test_every_writer_of_a_checkpoint_is_understood_where_files_may_not_be_so_large(tmp_path):
+    tensor, path, limits = torch.zeros(6_000_000), tmp_path / "file", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, limits[1]))
+    try:
+        found = [
+            find_refusal(error_of(write))
+            for write in (lambda: save_file({"tensor": tensor}, path), lambda: path.write_bytes(bytes(24_000_000)))
+        ]
+        assert found == [errno.EFBIG, errno.EFBIG]
+        assert find_refusal(error_of(lambda: torch.save(tensor, path))) == errno.ENOSPC  # it does not say why; both are told then
+        for number in (errno.EFBIG, errno.ENOSPC):
+            told = describe_path(path, number)
+            assert os.strerror(number) in told and "files of at most 2,000,000 bytes: ulimit -f" in told
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "ulimit" not in describe_path(path, errno.ENOSPC) or limits[0] != resource.RLIM_INFINITY
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_disk_that_does_not_answer_is_no_matter_of_permissions(tmp_path, number):
+    assert find_refusal(OSError(number, os.strerror(number), str(tmp_path))) == number
+    assert describe_path(tmp_path, number).startswith(f"{tmp_path}: {os.strerror(number)}; a disk that answers needed; check it")
 
 
 def test_a_refusal_is_found_behind_what_a_library_made_of_it():
