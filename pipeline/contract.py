@@ -82,6 +82,10 @@ def read_result(stage: StageName, staging: Path, run_dir: Path) -> StageResult:
     path = staging / RESULT_FILE
     try:
         result = StageResult.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        found = f"{stage}: its process ended with exit code 0 before it was done"
+        message = f"{found}, as code of yours in it can have it do (os._exit in a judge); mend that, and the same command goes on"
+        raise StageFailed(message, EXIT_FAILED, [], run_dir / LOG_FILE) from error
     except (OSError, ValidationError) as error:
         message = f"{stage}: ended with exit code 0 but left no valid {RESULT_FILE}: {clean(str(error).splitlines()[0])}"
         raise StageFailed(message, EXIT_FAILED, [], run_dir / LOG_FILE) from error

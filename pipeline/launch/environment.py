@@ -72,6 +72,7 @@ def stage_environment(marker: str, *, offline: bool) -> tuple[dict[str, str], li
     left_out = clear_leftovers(given)
     threads = read_threads(given)
     given.pop("OMP_NUM_THREADS", None)
+    given.pop("PYTHONINSPECT", None)  # with it Python takes the end of a program, exit code 0 too, for a failure
     if threads:  # accelerate takes one number, and fails on anything else
         given["OMP_NUM_THREADS"] = str(threads)
     return {**allocator_settings(), **given, **fixed, **({"HF_HUB_OFFLINE": "1"} if offline else {})}, left_out

@@ -2,10 +2,11 @@
 
 import pytest
 
-from pipeline.contract import make_spec
+from pipeline.contract import make_spec, read_result
 from pipeline.errors import ConfigError, StoreError
 from pipeline.inputs.prepare import prepare
 from pipeline.judge import doubt_judge, try_judge
+from pipeline.launch.failure import StageFailed
 from pipeline.plan import Decision, decide
 from pipeline.recipe.load import load_recipe
 from pipeline.store.withdrawn import Withdrawal, withdraw
@@ -219,3 +220,10 @@ def test_a_judge_that_ends_its_process_as_if_all_were_well_is_told_before_anythi
     else:
         with pytest.raises(ConfigError, match=rf"--set: judge: mine_15:judge {told}"):
             try_judge(recipe, inputs, ["sft"])
+
+
+def test_a_stage_whose_process_was_ended_as_if_all_were_well_says_what_can_do_that(tmp_path):
+    with pytest.raises(
+        StageFailed, match=r"^sft: its process ended with exit code 0 before it was done, .* \(os._exit in a judge\); mend that"
+    ):
+        read_result("sft", tmp_path, tmp_path)

@@ -97,3 +97,8 @@ def test_a_stage_writes_utf8_whatever_the_terminal_is(run_script, tmp_path, monk
 def test_openmp_threads_are_one_number_or_none(monkeypatch, given, passed):
     monkeypatch.setenv("OMP_NUM_THREADS", given)
     assert environment.stage_environment("marker", offline=True)[0].get("OMP_NUM_THREADS") == passed
+
+
+def test_a_stage_ends_as_it_says_with_pythoninspect_in_the_environment(run_script, monkeypatch):
+    monkeypatch.setenv("PYTHONINSPECT", "1")
+    run_script("sys.exit(0)")  # which that would make a traceback and exit code 1
