@@ -17,7 +17,6 @@ from stages.evaluate.subjects import Subject
 from stages.statistics.bootstrap import Estimate, estimate_mean, estimate_share
 from stages.statistics.comparison import compare_means, compare_scores, compute_win_rate
 from stages.statistics.intervals import Floats, Ints
-from stages.statistics.kl import estimate_kl
 from stages.statistics.length_control import control_length
 from stages.statistics.variety import measure_distinct, measure_repetition
 
@@ -55,9 +54,6 @@ def describe_answers(measured: Measured, at_most: int) -> AnswersFound:
         at_most: Samples of each prompt among which words are counted: their variety falls as there are more.
     """
     answers, prompts_N, subject = measured.answers, measured.answers.prompts_N, measured.subject
-    kl = None
-    if measured.k1_N is not None and measured.k3_N is not None:
-        kl = estimate_kl(measured.k1_N, measured.k3_N, prompts_N), estimate_mean(measured.k3_N, prompts_N)
     # Of SFT, which others are compared with, a pairwise judge says nothing.
     judged = {} if measured.pairwise and subject.model == "sft" else measured.verdicts
     words = [measured.texts[place].split() for place in measured.first(min(at_most, answers.samples)).tolist()]
@@ -68,8 +64,8 @@ def describe_answers(measured: Measured, at_most: int) -> AnswersFound:
         samples_per_prompt=answers.samples,
         score=estimate_mean(measured.scores_N, prompts_N) if measured.scores_N is not None else None,
         judge={name: average_known(values_N, prompts_N) for name, values_N in judged.items()},
-        kl_k1=kl[0].k1 if kl else None,
-        kl_k3=kl[1] if kl else None,
+        kl_k1=estimate_mean(measured.k1_N, prompts_N) if measured.k1_N is not None else None,
+        kl_k3=estimate_mean(measured.k3_N, prompts_N) if measured.k3_N is not None else None,
         response_tokens=estimate_mean(answers.lengths_N.astype(np.float64), prompts_N),
         finished=estimate_share(answers.finished_N.astype(np.float64), prompts_N),
         distinct_1=measure_distinct(words, 1),
@@ -98,7 +94,6 @@ def compare(a: Measured, b: Measured, by: By) -> Comparison | None:
     prompts_N = a.answers.prompts_N[of_a]
     outcomes_N = compare_scores(scores_a_N[of_a], scores_b_N[of_b])
     longer_N = (b.answers.lengths_N[of_b] - a.answers.lengths_N[of_a]).astype(np.float64)
-    controlled = control_length(outcomes_N, longer_N, prompts_N)
     return Comparison(
         a=a.subject.model,
         b=b.subject.model,
@@ -106,7 +101,7 @@ def compare(a: Measured, b: Measured, by: By) -> Comparison | None:
         by=by,
         win_rate=compute_win_rate(outcomes_N, prompts_N),
         difference=None if by == "judge" and a.pairwise else compare_means(scores_a_N[of_a], scores_b_N[of_b], prompts_N),
-        length_controlled=controlled.estimate if controlled else None,
+        length_controlled=control_length(outcomes_N, longer_N, prompts_N),
     )
 
 

@@ -57,8 +57,3 @@ def bound_kl(n: int) -> float:
     Example: n = 4 gives 1.386 − 0.75 = 0.636.
     """
     return math.log(n) - (n - 1) / n
-
-
-def bound_win_rate(n: int) -> float:
-    """Compute n / (n + 1), the most that best of n can win against one sample of the same model (same paper)."""
-    return n / (n + 1)

@@ -71,21 +71,6 @@ def t_quantile(degrees: int) -> float:
     return high
 
 
-def t_interval(values_C: Floats) -> tuple[float, float] | None:
-    """Compute mean ± t · s / √n with n − 1 degrees of freedom (Student 1908), n = clusters; None where n < 2.
-
-    Example: 1, 2, 3, 4 give 2.5 ± 3.182 · 1.291 / 2 = (0.446, 4.554).
-
-    Args:
-        values_C: one value for each cluster, such as the mean over the samples of a prompt.
-    """
-    if len(values_C) < 2:
-        return None
-    mean = float(values_C.mean())
-    half = t_quantile(len(values_C) - 1) * float(values_C.std(ddof=1)) / math.sqrt(len(values_C))
-    return mean - half, mean + half
-
-
 def smallest_difference(std: float, num_clusters: int) -> float:
     """Compute the smallest true difference that so many clusters show in 80 % of cases (Miller 2024, arXiv 2411.00640).
 

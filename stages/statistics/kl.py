@@ -3,32 +3,24 @@
 Axes: N responses, R response tokens. `response_mask_NR` is True at a real token. A log ratio is log π − log π_ref.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.statistics.bootstrap import DRAWS, Estimate, estimate_mean
-from stages.statistics.intervals import Floats, Ints
+from stages.statistics.intervals import Floats
 
 Mask = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Kl:
-    """KL(π ‖ π_ref) of a response in nats, the sum over its tokens."""
-
-    k1: Estimate  # unbiased, may be negative
-    k3: float  # never negative, with less spread; infinite where a ratio is beyond a float
-
-
 def sum_k1(log_ratios_NR: Floats, response_mask_NR: Mask) -> Floats:
-    """Sum x = log π − log π_ref over the tokens of each response (Schulman 2020, "Approximating KL divergence", k1)."""
+    """Sum x = log π − log π_ref over the tokens of each response (Schulman 2020, "Approximating KL divergence", k1).
+
+    Unbiased for KL(π ‖ π_ref), in nats; may be negative.
+    """
     return np.where(response_mask_NR, log_ratios_NR, 0.0).sum(axis=1)
 
 
 def sum_k3(log_ratios_NR: Floats, response_mask_NR: Mask) -> Floats:
-    """Sum exp(−x) − 1 + x over the tokens of each response (Schulman 2020, k3).
+    """Sum exp(−x) − 1 + x over the tokens of each response (Schulman 2020, k3); infinite where a ratio is beyond a float.
 
     The sign stands for samples of π. exp(x) − 1 − x, often seen, is the estimator for samples of π_ref, of the other KL.
 
@@ -37,12 +29,3 @@ def sum_k3(log_ratios_NR: Floats, response_mask_NR: Mask) -> Floats:
     masked_NR = np.where(response_mask_NR, log_ratios_NR, 0.0)
     with np.errstate(over="ignore"):
         return (np.expm1(-masked_NR) + masked_NR).sum(axis=1)
-
-
-def estimate_kl(k1_N: Floats, k3_N: Floats, prompts_N: Ints, *, draws: int = DRAWS, seed: int = 0) -> Kl:
-    """Average the sums of k1 and k3 over responses; the interval of k1 by bootstrap over prompts.
-
-    Raises:
-        ValueError: a sum of k1 is not finite.
-    """
-    return Kl(estimate_mean(k1_N, prompts_N, draws=draws, seed=seed), float(k3_N.mean()))

@@ -3,8 +3,6 @@
 Axes: N pairs of answers, C prompts, D draws.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from stages.statistics.bootstrap import DRAWS, Estimate, percentile_interval, resample, sum_by_cluster
@@ -15,15 +13,6 @@ from stages.statistics.intervals import Floats, Ints, wilson_interval
 _INTERCEPT_STD, _SLOPE_STD = 10.0, 2.5
 _MAX_STEP = 2.0  # of Newton's method, on the scale of log odds
 _BLOCK = 100_000  # numbers held at once: they stay in a cache
-
-
-@dataclass(frozen=True)
-class LengthControlled:
-    """A win rate at equal length."""
-
-    estimate: Estimate
-    slope: float  # log odds of a win per standard deviation of the difference of length; above 0: longer answers win
-    extrapolated: bool  # no pair, or all pairs on one side: 0 lies outside of the differences that were seen
 
 
 def fit_logistic(
@@ -64,7 +53,7 @@ def fit_logistic(
 
 def control_length(
     outcomes_N: Floats, length_differences_N: Floats, prompts_N: Ints, *, draws: int = DRAWS, seed: int = 0
-) -> LengthControlled | None:
+) -> Estimate | None:
     """Compute the win rate at equal length, σ(α) of P(win) = σ(α + β · Δ / s); prompts weigh alike.
 
     After AlpacaEval's length-controlled win rate (Dubois et al. 2024, arXiv 2404.04475). Differs: 1. the model has no term for a
@@ -91,13 +80,12 @@ def control_length(
     weights_N = 1 / sizes_C[places_N]
     alpha, beta = fit_logistic(outcomes_N, inputs_N, weights_N[None])
     value, num_prompts = float(_sigmoid(alpha)[0]), len(sums_C)
-    extrapolated = not inputs_N.min() <= 0 <= inputs_N.max()
     if num_prompts < 2 or np.ptp(outcomes_N) == 0:
         low, high = wilson_interval(float((sums_C / sizes_C).sum()), num_prompts)
     else:
         alpha_D = _refit(outcomes_N, inputs_N, weights_N, places_N, num_prompts, (float(alpha[0]), float(beta[0])), draws, seed)
         low, high = (float(bound) for bound in percentile_interval(_sigmoid(alpha_D), num_prompts))
-    return LengthControlled(Estimate(value, low, high, len(outcomes_N), num_prompts), float(beta[0]), extrapolated)
+    return Estimate(value, low, high, len(outcomes_N), num_prompts)
 
 
 def _refit(

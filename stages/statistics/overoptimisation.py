@@ -34,37 +34,17 @@ def fit_rl(d: Floats, gains: Floats) -> Fit | None:
         gains: score − score of the reference.
 
     Returns:
-        None where fewer than 3 points have different d >= 0.5.
+        None where fewer than 3 points have different d >= 0.5: too few to tell a fit from a coincidence.
     """
     kept = d >= MIN_D
     d, gains = d[kept], gains[kept]
-    solved = _solve(np.stack([d, -d * np.log(d)], axis=1), gains)
-    if solved is None:
+    if not (np.isfinite(d).all() and np.isfinite(gains).all()):
+        raise ValueError("found a d or a gain that is not finite; leave it out and tell")
+    if len(np.unique(d)) <= _PARAMETERS:
         return None
-    a, b, error = solved
+    features = np.stack([d, -d * np.log(d)], axis=1)
+    solution, *_ = np.linalg.lstsq(features, gains, rcond=None)
+    a, b = solution.tolist()
+    error = float(np.sqrt(np.mean((features @ solution - gains) ** 2)))
     peak = float(np.exp(a / b - 1)) if b > 0 and a / b < 100 else None
     return Fit(a, b, peak, peak is not None and peak > float(d.max()), error, len(d))
-
-
-def fit_best_of_n(d: Floats, gains: Floats) -> Fit | None:
-    """Fit R(d) = d · (a − b · d) by least squares; its peak is at d* = a / 2b where a and b > 0.
-
-    Example: a = 2, b = 0.5 has its peak at d* = 2.
-    """
-    solved = _solve(np.stack([d, -(d**2)], axis=1), gains)
-    if solved is None:
-        return None
-    a, b, error = solved
-    peak = a / (2 * b) if a > 0 and b > 0 else None
-    return Fit(a, b, peak, peak is not None and peak > float(d.max()), error, len(d))
-
-
-def _solve(features: Floats, gains: Floats) -> tuple[float, float, float] | None:
-    """Solve the least squares; None where there are too few different points to tell a fit from a coincidence."""
-    if not (np.isfinite(features).all() and np.isfinite(gains).all()):
-        raise ValueError("found a d or a gain that is not finite; leave it out and tell")
-    if len(np.unique(features[:, 0])) <= _PARAMETERS:
-        return None
-    (a, b), *_ = np.linalg.lstsq(features, gains, rcond=None)
-    error = float(np.sqrt(np.mean((features @ np.array([a, b]) - gains) ** 2)))
-    return float(a), float(b), error

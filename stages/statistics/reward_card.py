@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from stages.statistics.bootstrap import DRAWS, Estimate, estimate_mean, estimate_share, percentile_interval, resample, sum_by_cluster
+from stages.statistics.bootstrap import DRAWS, Estimate, estimate_share, percentile_interval, resample, sum_by_cluster
 from stages.statistics.intervals import Floats, Ints
 
 LENGTH_BUCKETS = ("under half as long", "shorter", "as long", "longer", "over twice as long")
@@ -129,8 +129,3 @@ def correlate(x_N: Floats, y_N: Floats, clusters_N: Ints, *, draws: int = DRAWS,
     r_D = np.clip((xy_D - x_D * y_D)[varies_D] / np.sqrt(variances_D[varies_D]), -1, 1)
     low, high = percentile_interval(r_D, num_clusters)
     return Estimate(value, float(low), float(high), len(x_N), num_clusters)
-
-
-def measure_ties(margins_Q: Floats, prompts_Q: Ints, *, draws: int = DRAWS, seed: int = 0) -> Estimate:
-    """Compute the mean |margin| of pairs that people rank equal: 0 for a model that sees no difference where they see none."""
-    return estimate_mean(np.abs(margins_Q), prompts_Q, draws=draws, seed=seed)

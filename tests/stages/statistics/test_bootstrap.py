@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from stages.statistics.bootstrap import average_by_cluster, estimate_mean, estimate_share, percentile_interval, resample, sum_by_cluster
-from stages.statistics.intervals import t_interval, wilson_interval
+from stages.statistics.intervals import t_quantile, wilson_interval
 
 
 def test_sums_and_means_of_clusters_worked_by_hand():
@@ -54,8 +54,8 @@ def test_values_of_one_cluster_go_together():
 @pytest.mark.parametrize("num_clusters", [5, 10, 40])
 def test_the_interval_of_normal_values_is_about_that_of_t(num_clusters):
     values = np.random.default_rng(num_clusters).normal(size=num_clusters)
-    found, (low, high) = estimate_mean(values, np.arange(num_clusters), draws=20_000), t_interval(values)
-    assert (found.high - found.low) / (high - low) == pytest.approx(1, abs=0.12)
+    found, half = estimate_mean(values, np.arange(num_clusters), draws=20_000), t_quantile(num_clusters - 1) * values.std(ddof=1)
+    assert (found.high - found.low) / (2 * half / math.sqrt(num_clusters)) == pytest.approx(1, abs=0.12)
 
 
 def test_the_same_seed_gives_the_same_interval():

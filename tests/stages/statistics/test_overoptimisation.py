@@ -6,9 +6,9 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 
-from stages.statistics.best_of_n import bound_kl, bound_win_rate, estimate_best_of_n, weigh_ranks
+from stages.statistics.best_of_n import bound_kl, estimate_best_of_n, weigh_ranks
 from stages.statistics.frontier import FrontierPoint, share_of_frontier, tilt, trace_frontier
-from stages.statistics.overoptimisation import fit_best_of_n, fit_rl
+from stages.statistics.overoptimisation import fit_rl
 
 
 def test_weights_of_ranks_worked_by_hand():
@@ -37,7 +37,7 @@ def test_equal_scores_are_chosen_alike_in_whatever_order_they_come():
 
 
 def test_bounds_of_best_of_n_worked_by_hand():
-    assert (bound_kl(1), bound_kl(4), bound_win_rate(1), bound_win_rate(4)) == pytest.approx((0, 0.636294, 0.5, 0.8), abs=1e-6)
+    assert (bound_kl(1), bound_kl(4)) == pytest.approx((0, 0.636294), abs=1e-6)
 
 
 # The frontier
@@ -122,18 +122,11 @@ def test_the_rl_curve_finds_the_parameters_and_the_peak_that_made_the_points():
 def test_a_curve_that_only_rises_has_no_peak():
     d = np.array([0.5, 1.0, 2.0])
     assert fit_rl(d, d * (1 + 0.5 * np.log(d))).peak is None
-    assert fit_best_of_n(d, d * (1 + 0.1 * d)).peak is None
-
-
-def test_the_best_of_n_curve_finds_its_parameters():
-    d = np.array([0.0, 0.4, 0.8, 1.3])
-    found = fit_best_of_n(d, d * (2 - 0.5 * d))
-    assert (found.a, found.b, found.peak, found.beyond) == pytest.approx((2, 0.5, 2, True))
 
 
 def test_two_points_fit_every_curve_and_so_none():
     assert fit_rl(np.array([1.0, 2.0, 2.0, 0.1]), np.array([1.0, 1.0, 1.0, 1.0])) is None
-    assert fit_best_of_n(np.array([]), np.array([])) is None
+    assert fit_rl(np.array([]), np.array([])) is None
 
 
 def test_the_fit_is_the_least_squares_one():

@@ -13,7 +13,6 @@ from stages.statistics.reward_card import (
     correlate,
     group_accuracy,
     measure_calibration,
-    measure_ties,
 )
 
 
@@ -118,7 +117,3 @@ def test_what_does_not_vary_has_no_correlation():
 def test_few_prompts_of_which_a_draw_may_have_one_only_still_have_a_correlation():
     found = correlate(np.arange(3.0), np.array([0.0, 2.0, 1.0]), np.arange(3))
     assert -1 <= found.low <= 0.5 <= found.high <= 1
-
-
-def test_ties_worked_by_hand():
-    assert measure_ties(np.array([1.0, -3.0]), np.array([0, 1])).value == 2.0
