@@ -29,7 +29,6 @@ from stages.ppo.learner import Learner, TorchLearner, compute_lr_factor, make_op
 from stages.ppo.losses import compute_importance_weights
 from stages.ppo.metrics import describe_engine, describe_rollout, describe_update, timed
 from stages.ppo.ptx import DemonstrationSampler
-from stages.ppo.rules import make_update_rules
 from stages.ppo.sampler import PromptSampler
 from stages.ppo.score_rules import RunningMoments, apply_score_rules
 from stages.ppo.shares import gather_experience, split_alike
@@ -93,8 +92,7 @@ class PPOTrainer:
                 demonstrations, batch_size, sampling.pad_token_id, derive_seed(seed, _DEMONSTRATIONS)
             )
         self.average = None if settings.ema_decay is None else AveragedWeights(self.policy, settings.ema_decay)
-        rules = make_update_rules(settings)
-        self.updater = Updater(ranks, self.actor, self.critic, rules, self.budget, self.average, self.demonstrations)
+        self.updater = Updater(ranks, self.actor, self.critic, settings, self.budget, self.average, self.demonstrations)
         self.tell: Callable[[str, int, int], None] = lambda doing, done, total: None  # of what an iteration does, where it takes long
         self.kl_coef = settings.kl_coef
         self.score_moments = RunningMoments()

@@ -16,13 +16,13 @@ from stages.ppo.experience import Experience
 from stages.ppo.learner import Learner
 from stages.ppo.losses import compute_policy_losses, compute_value_losses, find_clipped_ratios, find_clipped_values, sum_tokens
 from stages.ppo.ptx import DemonstrationSampler, accumulate_ptx_gradients
-from stages.ppo.rules import UpdateRules
 from stages.ppo.shares import deal, split_alike
 from stages.process.context import Told
 from stages.process.ranks import Ranks
 from stages.process.seeds import derive_seed
 from stages.responses.kl import compute_log_ratios
 from stages.responses.rollout import Rollout
+from stages.settings import PPOSettings
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ class Updater:
     ranks: Ranks
     actor: Learner  # the policy in training
     critic: Learner
-    rules: UpdateRules
+    settings: PPOSettings
     budget: TokenBudget
     average: AveragedWeights | None = None  # takes in the policy's weights after each optimizer step
-    demonstrations: DemonstrationSampler | None = None  # mixed in wherever the policy learns, with `rules.ptx_coef`
+    demonstrations: DemonstrationSampler | None = None  # mixed in wherever the policy learns, with `ptx_coef`
 
     def update(self, experience: Experience, seed: int, *, train_policy: bool = True, told: Told = lambda done, total: None) -> UpdateStats:
         """Train policy and critic on one rollout.
@@ -69,19 +69,19 @@ class Updater:
             train_policy: whether the policy learns too, or the critic alone.
             told: hears how many minibatches are done.
         """
-        rules, device = self.rules, experience.response_ids_BR.device
+        settings, device = self.settings, experience.response_ids_BR.device
         sums = torch.zeros(len(_SUMS), device=device)
         start_deviation = torch.zeros((), device=device)
         norms: list[Tensor] = []
         lengths_B = experience.lengths_2B.sum(dim=0)
-        minibatches = draw_minibatches(len(experience.finished_B), rules, seed)
+        minibatches = draw_minibatches(len(experience.finished_B), settings, seed)
         for number, rows_b in enumerate(minibatches):
             told(number, len(minibatches))
             share_b = deal(rows_b, lengths_B, self.ranks.index, self.ranks.count)
             minibatch = experience.select(share_b)
-            if rules.early_stop_kl is not None and norms and not self.actor.can_drop_gradients:  # before the first step the KL is 0
+            if settings.early_stop_kl is not None and norms and not self.actor.can_drop_gradients:  # before the first step the KL is 0
                 looked = self._look_at_policy(minibatch)
-                if looked > rules.early_stop_kl:
+                if looked > settings.early_stop_kl:
                     break
             drawn = self.demonstrations.draw(self.ranks) if self.demonstrations is not None and train_policy else None
             accumulate = partial(self.accumulate_gradients, minibatch, train_policy=train_policy, demonstrations=drawn)
@@ -89,7 +89,7 @@ class Updater:
             if not norms:
                 start_deviation = deviation
             sums += minibatch_sums
-            stops_here = rules.early_stop_kl is not None and self._mean_approxkl(minibatch_sums) > rules.early_stop_kl
+            stops_here = settings.early_stop_kl is not None and self._mean_approxkl(minibatch_sums) > settings.early_stop_kl
             if stops_here and self.actor.can_drop_gradients:
                 self._drop_gradients()
                 break
@@ -108,10 +108,10 @@ class Updater:
         Returns:
             (sums over this rank's tokens in the order of `_SUMS`, largest |log ratio|).
         """
-        actor, critic, rules = self.actor, self.critic, self.rules
+        actor, critic, settings = self.actor, self.critic, self.settings
         ptx_sums = torch.zeros(2, device=minibatch.response_ids_BR.device)
         if demonstrations is not None:
-            ptx_sums = accumulate_ptx_gradients(self.ranks, actor, demonstrations, rules.ptx_coef, max_tokens)
+            ptx_sums = accumulate_ptx_gradients(self.ranks, actor, demonstrations, settings.ptx_coef, max_tokens)
         num_tokens = self.ranks.sum(minibatch.response_mask_BR.sum())
         # The ranks' gradients are averaged, the loss is a mean over all their tokens: hence the number of processes.
         scale = self.ranks.count / num_tokens
@@ -123,20 +123,20 @@ class Updater:
             row, predictors_K = part.pack()
             mask_bR = part.response_mask_BR
             with actor.micro_step(last=last), torch.set_grad_enabled(train_policy):
-                logprobs_K, _ = actor(row, predictors_K, rules.temperature)
+                logprobs_K, _ = actor(row, predictors_K, settings.temperature)
                 logprobs_bR = part.unpack(logprobs_K)
-                losses_bR = compute_policy_losses(logprobs_bR, part.old_logprobs_BR, part.advantages_BR, mask_bR, rules.clip_range)
+                losses_bR = compute_policy_losses(logprobs_bR, part.old_logprobs_BR, part.advantages_BR, mask_bR, settings.clip_range)
                 policy_loss = sum_tokens(losses_bR, mask_bR)
                 if train_policy:
                     actor.backward(policy_loss * scale)
             with critic.micro_step(last=last):
                 values_K = critic(row, predictors_K)
                 values_bR = part.unpack(values_K)
-                losses_bR = compute_value_losses(values_bR, part.old_values_BR, part.returns_BR, mask_bR, rules.value_clip_range)
+                losses_bR = compute_value_losses(values_bR, part.old_values_BR, part.returns_BR, mask_bR, settings.value_clip_range)
                 value_loss = sum_tokens(losses_bR, mask_bR)
-                critic.backward(rules.value_coef * value_loss * scale)
+                critic.backward(settings.value_coef * value_loss * scale)
             part_sums, deviation = _measure(
-                part, rules, logprobs_bR.detach(), policy_loss.detach(), values_bR.detach(), value_loss.detach()
+                part, settings, logprobs_bR.detach(), policy_loss.detach(), values_bR.detach(), value_loss.detach()
             )
             sums.append(part_sums)
             deviations.append(deviation)
@@ -149,7 +149,7 @@ class Updater:
         for rows_b in split_alike(self.ranks, minibatch, self.budget.max_tokens):
             part = minibatch.select(rows_b)
             row, predictors_K = part.pack()
-            logprobs_K, _ = self.actor(row, predictors_K, self.rules.temperature)
+            logprobs_K, _ = self.actor(row, predictors_K, self.settings.temperature)
             log_ratio_bR = compute_log_ratios(part.unpack(logprobs_K), part.old_logprobs_BR, part.response_mask_BR)
             kl_sum += sum_tokens(0.5 * log_ratio_bR**2, part.response_mask_BR)
             num_tokens += part.response_mask_BR.sum()
@@ -188,24 +188,24 @@ class Updater:
         )
 
 
-def draw_minibatches(num_responses: int, rules: UpdateRules, seed: int) -> list[Tensor]:
+def draw_minibatches(num_responses: int, settings: PPOSettings, seed: int) -> list[Tensor]:
     """Draw the rows of every minibatch: a fresh permutation for each epoch."""
     minibatches: list[Tensor] = []
-    for epoch in range(rules.ppo_epochs):
+    for epoch in range(settings.ppo_epochs):
         generator = torch.Generator().manual_seed(derive_seed(seed, epoch))
-        minibatches += torch.randperm(num_responses, generator=generator).split(rules.minibatch_size)
+        minibatches += torch.randperm(num_responses, generator=generator).split(settings.minibatch_size)
     return minibatches
 
 
 @torch.no_grad()
 def _measure(
-    part: Experience, rules: UpdateRules, logprobs_bR: Tensor, policy_loss: Tensor, values_bR: Tensor, value_loss: Tensor
+    part: Experience, settings: PPOSettings, logprobs_bR: Tensor, policy_loss: Tensor, values_bR: Tensor, value_loss: Tensor
 ) -> tuple[Tensor, Tensor]:
     mask_bR = part.response_mask_BR
     log_ratio_bR = compute_log_ratios(logprobs_bR, part.old_logprobs_BR, mask_bR)
     ratio_bR = log_ratio_bR.exp()
-    clipped_bR = find_clipped_ratios(ratio_bR, part.advantages_BR, rules.clip_range)
-    value_clipped_bR = find_clipped_values(values_bR, part.old_values_BR, part.returns_BR, rules.value_clip_range)
+    clipped_bR = find_clipped_ratios(ratio_bR, part.advantages_BR, settings.clip_range)
+    value_clipped_bR = find_clipped_values(values_bR, part.old_values_BR, part.returns_BR, settings.value_clip_range)
     sums = torch.stack(
         [
             mask_bR.sum().float(),

@@ -14,10 +14,10 @@ from stages.models.probe import enable_packing
 from stages.ppo.actor_critic import Actor, init_critic
 from stages.ppo.experience import Experience
 from stages.ppo.learner import TorchLearner
-from stages.ppo.rules import UpdateRules
 from stages.process.ranks import Ranks
 from stages.responses.engine import Sampling
 from stages.responses.rollout import pack_rollout
+from stages.settings import PPOSettings
 
 PAD, EOS, STOP, VOCABULARY = 0, 1, 2, 16
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12], [3, 14], [15, 4, 4, 9, 3]]
@@ -126,9 +126,8 @@ def make_experience(seed=0):
 
 
 def make_rules(**changes):
-    """Rules of an update in two epochs of minibatches of 4."""
-    values = {"ppo_epochs": 2, "minibatch_size": 4, "temperature": 1.0, "clip_range": 0.2, "value_clip_range": 0.2, "value_coef": 0.5}
-    return UpdateRules(**values | {"early_stop_kl": None} | changes)
+    """Settings of an update in two epochs of minibatches of 4."""
+    return PPOSettings(**{"ppo_epochs": 2, "minibatch_size": 4, "rollout_batch_size": 8, "value_coef": 0.5} | changes)
 
 
 def make_demonstrations(count=6, seed=7):
