@@ -13,17 +13,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
 
 from data import chat
 from data.chat import Tokenizer
 from data.cutting import cut_prompt
 from data.lossless import find_altered
-from data.schema import Comparison, Conversation, DataError, Demonstration, Message, Problem, Prompt, RecordKind
+from data.schema import Comparison, Conversation, DataError, Message, Problem, RecordKind
 from data.turns import drop_opening, find_anchor, find_openings
 
 Counts = dict[str, int]
-AnyRecord = TypeVar("AnyRecord", Demonstration, Comparison, Prompt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,51 +157,6 @@ def count_records(kind: RecordKind, *, used: int, records: int, prompts_cut: int
         return {kind: records, "prompts_cut": prompts_cut}
     counts = {kind: records, f"{kind}_used": used, "prompts_cut": prompts_cut, "responses_dropped": responses_dropped}
     return counts | ({"comparisons_without_pair": records - used} if kind == "comparisons" else {})
-
-
-def encode_demonstrations(
-    tokenizer: Tokenizer, records: Sequence[Demonstration], limits: tuple[int, int]
-) -> tuple[list[EncodedPair], Counts]:
-    """Encode demonstrations in order; see `encode_records`.
-
-    Returns:
-        Those that are used, and counts: see `count_records`.
-
-    Raises:
-        DataError: As `encode_prompt`; or no demonstration is left.
-    """
-    used, counts = _encode_used(tokenizer, "demonstrations", records, limits)
-    return [EncodedPair(item.prompt_ids, item.responses[0]) for item, _ in used], counts
-
-
-def encode_comparisons(
-    tokenizer: Tokenizer, records: Sequence[Comparison], limits: tuple[int, int]
-) -> tuple[list[EncodedComparison], Counts]:
-    """Encode comparisons in order, otherwise as `encode_demonstrations`."""
-    used, counts = _encode_used(tokenizer, "comparisons", records, limits)
-    return [EncodedComparison(item.prompt_ids, item.responses, item.ranks, record.source, item.grades) for item, record in used], counts
-
-
-def encode_prompts(tokenizer: Tokenizer, records: Sequence[Prompt], limits: tuple[int, int]) -> tuple[list[EncodedPromptRecord], Counts]:
-    """Encode prompts in order; none is dropped. Otherwise as `encode_demonstrations`."""
-    used, counts = _encode_used(tokenizer, "prompts", records, limits)
-    return [EncodedPromptRecord(item.prompt_ids, record.prompt) for item, record in used], counts
-
-
-def _encode_used(
-    tokenizer: Tokenizer, kind: RecordKind, records: Sequence[AnyRecord], limits: tuple[int, int]
-) -> tuple[list[tuple[EncodedRecord, AnyRecord]], Counts]:
-    encoded = encode_records(tokenizer, records, limits)
-    used = [(item, record) for item, record in zip(encoded, records, strict=True) if item.used]
-    refuse_none_left(kind, len(records), len(used), limits[1])
-    counts = count_records(
-        kind,
-        used=len(used),
-        records=len(records),
-        prompts_cut=sum(item.cut for item, _ in used),
-        responses_dropped=sum(item.dropped for item in encoded),
-    )
-    return used, counts
 
 
 def refuse_none_left(kind: str, num_records: int, num_used: int, max_response_tokens: int) -> None:

@@ -86,12 +86,6 @@ def measure_loss(
     return loss, find_interval(means, [tuple(pair.prompt_ids) for pair in pairs], weights=counts)
 
 
-def heldout_loss(model: Any, pairs: Sequence[EncodedPair]) -> float:
-    """Mean negative log-likelihood per held-out response token, in nats; every token weighs alike, whatever its batch."""
-    sums, counts = heldout_losses(model, pairs)
-    return sum(sums) / sum(counts)
-
-
 @torch.no_grad()
 def heldout_losses(model: Any, pairs: Sequence[EncodedPair], told: Told = lambda done, total: None) -> tuple[list[float], list[int]]:
     """Compute for each pair the negative log-likelihood of its response tokens, in nats, and how many they are."""

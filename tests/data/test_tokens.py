@@ -5,15 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.schema import Comparison, DataError, Demonstration, Message, Prompt
-from data.tokens import (
-    EncodedPair,
-    EncodedPrompt,
-    encode_comparisons,
-    encode_demonstrations,
-    encode_prompt,
-    encode_prompts,
-    encode_response,
-)
+from data.tokens import EncodedPrompt, count_records, encode_prompt, encode_records, encode_response, refuse_none_left
 
 PAD, USER, ASSISTANT, END = 0, 1, 2, 3
 GOOD_TEMPLATE = "{% for m in messages %}[U]{{ m['content'] }}{% endfor %}[A]"
@@ -21,6 +13,15 @@ GOOD_TEMPLATE = "{% for m in messages %}[U]{{ m['content'] }}{% endfor %}[A]"
 
 def user(text):
     return (Message("user", text),)
+
+
+def encode_used(tokenizer, kind, records, limits):
+    """Encode records -> (those that are used, what is told of all)."""
+    encoded = encode_records(tokenizer, records, limits)
+    used, dropped = [item for item in encoded if item.used], sum(item.dropped for item in encoded)
+    refuse_none_left(kind, len(records), len(used), limits[1])
+    cut = sum(item.cut for item in used)
+    return used, count_records(kind, used=len(used), records=len(records), prompts_cut=cut, responses_dropped=dropped)
 
 
 def plain_ids(tokenizer, text):
@@ -56,15 +57,15 @@ def test_earlier_turns_are_the_ids_the_model_saw_and_wrote(tokenizer):
 def test_what_a_tool_answered_is_encoded_where_the_template_writes_it_and_refused_where_it_does_not(tokenizer_of):
     prompts = [Prompt(user("a")), Prompt((*user("a"), Message("assistant", "b"), Message("tool", "Hello")))]
     tokenizer = tokenizer_of(GOOD_TEMPLATE)
-    encoded, _ = encode_prompts(tokenizer, prompts, (50, 50))
+    encoded = encode_records(tokenizer, prompts, (50, 50))
     assert tokenizer.decode(encoded[1].prompt_ids).replace(" ", "") == "[U]a[U]b[U]Hello[A]"
     users = "{% for m in messages if m['role'] != 'tool' %}[U]{{ m['content'] }}{% endfor %}[A]"
     with pytest.raises(DataError, match="record 2: prompt: found a tool's message, which the chat template leaves out"):
-        encode_prompts(tokenizer_of(users), prompts, (50, 50))
+        encode_records(tokenizer_of(users), prompts, (50, 50))
     raises = "{% if m['role'] == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
     refusing = f"{{% for m in messages %}}{raises}[U]{{{{ m['content'] }}}}{{% endfor %}}[A]"
     with pytest.raises(DataError, match=r"record 2: prompt: refused by the chat template or tokenizer \(no tools\)"):
-        encode_prompts(tokenizer_of(refusing), prompts, (50, 50))
+        encode_records(tokenizer_of(refusing), prompts, (50, 50))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_what_a_tool_answered_is_encoded_where_the_template_writes_it_and_refuse
 def test_a_message_that_the_template_leaves_out_is_refused_and_named(tokenizer_of, template, told):
     prompts = [Prompt(user("a")), Prompt((Message("system", "b"), *user("a"), Message("assistant", "b"), *user("Hello")))]
     with pytest.raises(DataError) as refused:
-        encode_prompts(tokenizer_of(template), prompts, (50, 50))
+        encode_records(tokenizer_of(template), prompts, (50, 50))
     assert [str(problem) for problem in refused.value.problems] == [
         f"record 2: {told}, which the chat template leaves out; needed a template that writes it; take one"
     ]
@@ -121,9 +122,9 @@ def test_any_text_comes_back_from_a_response_without_control_ids(tokenizer, text
 
 def test_text_with_and_without_control_tokens_keeps_its_order_in_a_batch(tokenizer):
     texts = ["a", "b<|end|>", "c", "<|user|>d", "e"]
-    pairs, _ = encode_demonstrations(tokenizer, [Demonstration(user(text), text) for text in texts], (50, 50))
-    assert [tokenizer.decode(pair.response_ids[:-1]) for pair in pairs] == texts
-    assert [tokenizer.decode(pair.prompt_ids[1:-1]) for pair in pairs] == texts
+    encoded = encode_records(tokenizer, [Demonstration(user(text), text) for text in texts], (50, 50))
+    assert [tokenizer.decode(item.responses[0][:-1]) for item in encoded] == texts
+    assert [tokenizer.decode(item.prompt_ids[1:-1]) for item in encoded] == texts
 
 
 def test_added_token_that_is_not_special_stays_a_token_in_an_answer(tokenizer_of):
@@ -177,17 +178,18 @@ def test_a_special_token_in_what_the_assistant_wrote_stays_text(tokenizer_of):
 def test_too_long_demonstration_is_dropped_never_cut(tokenizer):
     records = [Demonstration(user("a?"), "Hi"), Demonstration(user("b?"), "Hi Mia! Hi Mia!"), Demonstration(user("b b b b b b?"), "Hi")]
     longest = len(encode_response(tokenizer, "Hi"))
-    pairs, counts = encode_demonstrations(tokenizer, records, (6, longest))
+    encoded, counts = encode_used(tokenizer, "demonstrations", records, (6, longest))
     assert counts == {"demonstrations": 3, "demonstrations_used": 2, "prompts_cut": 1, "responses_dropped": 1}
-    assert pairs[0] == EncodedPair([USER, *plain_ids(tokenizer, "a?"), ASSISTANT], encode_response(tokenizer, "Hi"))
-    assert len(pairs[1].prompt_ids) <= 6
+    assert encoded[0].prompt_ids == [USER, *plain_ids(tokenizer, "a?"), ASSISTANT]
+    assert encoded[0].responses == [encode_response(tokenizer, "Hi")]
+    assert len(encoded[1].prompt_ids) <= 6
 
 
 def test_response_limit_counts_the_end_token(tokenizer):
     record, length = Demonstration(user("a?"), "Hi Mia!"), len(plain_ids(tokenizer, "Hi Mia!"))
-    assert encode_demonstrations(tokenizer, [record], (50, length + 1))[1]["demonstrations_used"] == 1
+    assert encode_used(tokenizer, "demonstrations", [record], (50, length + 1))[1]["demonstrations_used"] == 1
     with pytest.raises(DataError, match="none of 1 can be used: answers are longer than"):
-        encode_demonstrations(tokenizer, [record], (50, length))
+        encode_used(tokenizer, "demonstrations", [record], (50, length))
 
 
 def test_too_long_answer_leaves_its_comparison_and_a_comparison_without_pair_goes(tokenizer):
@@ -198,22 +200,22 @@ def test_too_long_answer_leaves_its_comparison_and_a_comparison_without_pair_goe
         Comparison(user("c?"), ("Hi", long, "No"), (2, 1, 2)),  # two equal ones are left
         Comparison(user("d?"), ("Hi", "No"), (1, 1)),  # equal from the start
     ]
-    encoded, counts = encode_comparisons(tokenizer, records, (50, 6))
+    encoded, counts = encode_used(tokenizer, "comparisons", records, (50, 6))
     assert counts == {"comparisons": 4, "comparisons_used": 1, "prompts_cut": 0, "responses_dropped": 3, "comparisons_without_pair": 3}
     assert encoded[0].responses == [encode_response(tokenizer, "Hi"), encode_response(tokenizer, "No")]
-    assert (encoded[0].ranks, encoded[0].source) == ((1, 3), "forum")
+    assert encoded[0].ranks == (1, 3)
 
 
 def test_prompts_are_cut_and_counted_but_never_dropped(tokenizer):
     records = [Prompt(user("a?")), Prompt(user("Your lamp is due. " * 9))]
-    encoded, counts = encode_prompts(tokenizer, records, (20, 1))
+    encoded, counts = encode_used(tokenizer, "prompts", records, (20, 1))
     assert counts == {"prompts": 2, "prompts_cut": 1}
-    assert [item.prompt for item in encoded] == [record.prompt for record in records]
+    assert encoded[0].prompt_ids == encode_prompt(tokenizer, user("a?"), 20).ids
     assert len(encoded[1].prompt_ids) <= 20
 
 
 def test_no_records_give_no_error(tokenizer):
-    assert encode_demonstrations(tokenizer, [], (9, 9)) == (
+    assert encode_used(tokenizer, "demonstrations", [], (9, 9)) == (
         [],
         {"demonstrations": 0, "demonstrations_used": 0, "prompts_cut": 0, "responses_dropped": 0},
     )
@@ -226,7 +228,7 @@ def test_comparisons_are_rendered_and_encoded_in_one_batch_for_prompts_and_one_f
         monkeypatch.setattr(type(tokenizer), name, lambda *args, name=name, real=real, **named: calls.append(name) or real(*args, **named))
     words = "Hi Mia! Your grey chair is on its way."
     records = [Comparison(user(f"where is order {i}?"), (words, words + " a", words + " b"), (1, 2, 3)) for i in range(40)]
-    encode_comparisons(tokenizer, records, (100, 100))
+    encode_records(tokenizer, records, (100, 100))
     # However many there are; the others ask what is left out of a prompt, how it ends, what an answer follows, and what cannot be written.
     assert sorted(calls) == ["__call__"] * 3 + ["apply_chat_template"] * 6
 
@@ -234,14 +236,14 @@ def test_comparisons_are_rendered_and_encoded_in_one_batch_for_prompts_and_one_f
 def test_answer_with_the_end_token_as_a_word_is_refused_and_named(tokenizer_of):
     tokenizer = tokenizer_of(GOOD_TEMPLATE, eos="b")
     with pytest.raises(DataError, match="record 2: answer: refused by the chat template or tokenizer"):
-        encode_demonstrations(tokenizer, [Demonstration(user("a"), "a"), Demonstration(user("a"), "a b")], (9, 9))
+        encode_records(tokenizer, [Demonstration(user("a"), "a"), Demonstration(user("a"), "a b")], (9, 9))
 
 
 def test_every_record_that_the_template_refuses_is_named(tokenizer_of):
     template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system messages') }}{% endif %}" + GOOD_TEMPLATE
     refused = Prompt((Message("system", "a"), Message("user", "b")))
     with pytest.raises(DataError) as caught:
-        encode_prompts(tokenizer_of(template), [Prompt(user("a")), refused, Prompt(user("[U]")), refused], (9, 9))
+        encode_records(tokenizer_of(template), [Prompt(user("a")), refused, Prompt(user("[U]")), refused], (9, 9))
     message = "prompt: refused by the chat template or tokenizer (no system messages); needed messages as they want them; change them"
     assert [str(problem) for problem in caught.value.problems] == [f"record 2: {message}", f"record 4: {message}"]
 

@@ -1,7 +1,7 @@
 import pytest
 
 from data.schema import Comparison, Demonstration, Message
-from data.tokens import encode_comparisons, encode_demonstrations, encode_records, encode_response
+from data.tokens import encode_records, encode_response
 from data.turns import begins_with_prompt, drop_opening, find_end_token, find_openings
 
 SIMPLE = "{% for m in messages %}[U]{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}[A]{% endif %}"
@@ -61,9 +61,9 @@ def test_repeated_openings_are_counted_and_written_once(tokenizer_of):
     assert [record.repeated for record in encode_records(tokenizer, records, (99, 9))] == [0, 1, 0, 1]
     assert encode_response(tokenizer, "<think>\na b") == encode_response(tokenizer, "a b")
     prompt = (Message("user", "a"),)
-    (pair,), _ = encode_demonstrations(tokenizer, [Demonstration(prompt, "<think>\nb")], (99, 9))
-    assert pair.response_ids == encode_response(tokenizer, "b")
-    (comparison,), _ = encode_comparisons(tokenizer, [Comparison(prompt, ("<think>\nb", "a"), (1, 2))], (99, 9))
+    (demonstration,) = encode_records(tokenizer, [Demonstration(prompt, "<think>\nb")], (99, 9))
+    assert demonstration.responses == [encode_response(tokenizer, "b")]
+    (comparison,) = encode_records(tokenizer, [Comparison(prompt, ("<think>\nb", "a"), (1, 2))], (99, 9))
     assert comparison.responses == [encode_response(tokenizer, "b"), encode_response(tokenizer, "a")]
 
 

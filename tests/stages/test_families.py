@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from data.schema import Demonstration, Message, Prompt
-from data.tokens import encode_demonstrations, encode_prompts, encode_response
+from data.schema import Demonstration, Message
+from data.tokens import encode_prompt, encode_records, encode_response
 from stages import rm, sft
 from stages.family import describe_family
 from stages.models.head import HEAD
@@ -149,7 +149,7 @@ def check_start(run):
 
 
 def prompt_ids(tokenizer, text):
-    return encode_prompts(tokenizer, [Prompt((Message("user", text),))], (24, 16))[0][0].prompt_ids
+    return encode_prompt(tokenizer, (Message("user", text),), 24).ids
 
 
 def read(path):
@@ -161,12 +161,12 @@ def plain_loss(model_dir, records_dir):
     tokenizer, model = AutoTokenizer.from_pretrained(model_dir), AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
     records = [Demonstration((Message("user", row["prompt"]),), row["completion"]) for row in read(records_dir / "demonstrations.jsonl")]
     total = count = 0
-    for pair in encode_demonstrations(tokenizer, records, (24, 16))[0]:
-        ids = torch.tensor([pair.prompt_ids + pair.response_ids])
+    for item in encode_records(tokenizer, records, (24, 16)):
+        ids = torch.tensor([item.prompt_ids + item.responses[0]])
         with torch.no_grad():
-            logprobs = model(ids).logits[0].log_softmax(-1)[len(pair.prompt_ids) - 1 : -1]
-        total -= logprobs.gather(1, torch.tensor(pair.response_ids)[:, None]).sum().item()
-        count += len(pair.response_ids)
+            logprobs = model(ids).logits[0].log_softmax(-1)[len(item.prompt_ids) - 1 : -1]
+        total -= logprobs.gather(1, torch.tensor(item.responses[0])[:, None]).sum().item()
+        count += len(item.responses[0])
     return total / count
 
 

@@ -18,7 +18,7 @@ from data.schema import Comparison, DataError, Demonstration, Message, Prompt
 from data.system import watched
 from data.token_maker import TOKENS_FILE, make_tokens, open_tokens
 from data.token_split import take_all
-from data.tokens import encode_comparisons, encode_demonstrations, encode_records
+from data.tokens import EncodedPair, encode_records
 from stages.blocks import TokenSettings
 from stages.models.tokenizer import load_tokenizer
 from stages.process.context import StageContext
@@ -81,17 +81,22 @@ def test_the_program_makes_by_several_processes_what_one_makes(tmp_path, demo_di
     assert sorted(map(str, directories)) == sorted(report["directories"])
     events = [json.loads(line) for line in spec.events_path.read_text().splitlines()]
     assert events and all(event["total"] == sum(spec.records.values()) for event in events)
-    for kind, encode in (("demonstrations", encode_demonstrations), ("comparisons", encode_comparisons)):
+    for kind in ("demonstrations", "comparisons"):
         own = [path for path in directories if path.name.startswith(kind)]
         train, held_out = open_sides(own, kind, spec.data[kind], LIMITS, spec.eval_fraction, spec.seed)
         sides = {"train": train, "eval": held_out}
         assert report["counts"][kind] == {name: side.counts() | {"answers": side.count_answers()} for name, side in sides.items()}
         assert 50 < len(held_out.rows) < 170
-        expected, _ = encode(tokenizer, load_records(spec.data[kind].train, kind), LIMITS)
+        encoded = encode_records(tokenizer, load_records(spec.data[kind].train, kind), LIMITS)
         found = {}
         for side in (train, held_out):
             found |= zip(side.used.tolist(), side.pairs if kind == "demonstrations" else side.comparisons, strict=True)
-        assert [found[row] for row in sorted(found)] == expected
+        in_order = [found[row] for row in sorted(found)]
+        if kind == "demonstrations":
+            assert in_order == [EncodedPair(item.prompt_ids, *item.responses) for item in encoded if item.used]
+        else:
+            told = [(item.prompt_ids, item.responses, item.ranks, item.grades) for item in encoded if item.used]
+            assert [(item.prompt_ids, item.responses, item.ranks, item.grades) for item in in_order] == told
 
 
 def test_ids_are_made_once_and_again_when_they_are_damaged(context, tokenizer):
@@ -293,7 +298,8 @@ def test_stages_learn_from_records_as_the_pipeline_reads_them_without_what_was_f
     treated = {"redact": ("email",), "forgotten": tmp_path / "records"}
     spec = spec.model_copy(update=treated | {"fingerprints": {"demonstrations": {"train": fingerprint(expected)}}})
     (directory,) = make_all(spec)["directories"]
-    assert list(take_all("demonstrations", open_tokens(Path(directory))).pairs) == encode_demonstrations(tokenizer, expected, LIMITS)[0]
+    pairs = [EncodedPair(item.prompt_ids, *item.responses) for item in encode_records(tokenizer, expected, LIMITS)]
+    assert list(take_all("demonstrations", open_tokens(Path(directory))).pairs) == pairs
 
 
 def test_samples_of_a_reward_model_show_prompts_without_what_a_template_writes_around_them(tmp_path, tokenizer):

@@ -8,10 +8,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from data.load import load_records
-from data.tokens import encode_demonstrations
+from data.tokens import EncodedPair, encode_records
 from stages import rm, sft
 from stages.blocks import HardwareSettings, LoRASettings
-from stages.language import heldout_loss
+from stages.language import heldout_losses
 from stages.models import precision
 from stages.models.adapters import apply_lora, share_weights
 from stages.models.policy import load_policy
@@ -179,8 +179,9 @@ def test_sft_learns_on_4_bits_and_its_adapter_opens_without_them(run, make_spec,
     assert all(torch.equal(base[name], saved[name]) for name in base if "_proj" not in name)
     tokenizer = load_tokenizer(str(base_model_dir))
     held_out = load_records(spec.data["demonstrations"].eval, "demonstrations")
-    pairs, _ = encode_demonstrations(tokenizer, held_out, (96, 64))
-    loss = heldout_loss(plain, pairs)
+    encoded = encode_records(tokenizer, held_out, (96, 64))
+    sums, counts = heldout_losses(plain, [EncodedPair(item.prompt_ids, *item.responses) for item in encoded if item.used])
+    loss = sum(sums) / sum(counts)
     assert loss == pytest.approx(result.metrics["eval/loss"], abs=0.3) and loss < losses[0] - 1.0
 
 

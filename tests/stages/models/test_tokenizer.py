@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from data.schema import DataError, Demonstration, Message
-from data.tokens import encode_demonstrations, encode_prompt, encode_response
+from data.tokens import encode_prompt, encode_records, encode_response
 from stages.blocks import TokenSettings
 from stages.models.tokenizer import load_tokenizer, settle_tokenizer
 from stages.process.errors import StageError
@@ -170,11 +170,11 @@ def test_thoughts_are_learnt_whole_behind_a_history_that_is_rendered_without_the
     tokenizer, note = settle(tmp_path / "base", LAYOUTS["qwen3"])
     assert "the template renders an answered turn otherwise: answers are learnt behind the prompt as it stands at inference" in note
     turns = [Message("user", "Say 1"), Message("assistant", "<think>hm</think>1"), Message("user", "again")]
-    (first, second), _ = encode_demonstrations(
+    first, second = encode_records(
         tokenizer, [Demonstration(tuple(turns[:1]), turns[1].content), Demonstration(tuple(turns), "<think>again</think>1")], (99, 99)
     )
-    assert tokenizer.decode(first.response_ids) == "<think>hm</think>1<|im_end|>"
-    assert tokenizer.decode(second.response_ids) == "<think>again</think>1<|im_end|>"
+    assert tokenizer.decode(first.responses[0]) == "<think>hm</think>1<|im_end|>"
+    assert tokenizer.decode(second.responses[0]) == "<think>again</think>1<|im_end|>"
     history = "<|im_start|>user\nSay 1<|im_end|>\n<|im_start|>assistant\n1<|im_end|>\n<|im_start|>user\nagain<|im_end|>\n"
     assert tokenizer.decode(second.prompt_ids) == history + "<|im_start|>assistant\n"
 
