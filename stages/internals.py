@@ -1,6 +1,6 @@
 """The only file that touches private parts of transformers, torch, peft, DeepSpeed and bitsandbytes: look here when one is upgraded.
 
-What is imported here from inside of transformers has no other name; the functions read and write what has no public accessor.
+What is imported here `as` itself is for others, and has no public name; the functions read and write what has no public accessor.
 """
 
 import copy
@@ -16,50 +16,17 @@ import torch
 import transformers.modeling_utils
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
-from torch.utils._python_dispatch import TorchDispatchMode as DispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from transformers.integrations import deepspeed as transformers_deepspeed
-from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.integrations.deepspeed import HfDeepSpeedConfig as HfDeepSpeedConfig
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config as unset_hf_deepspeed_config
+from transformers.integrations.sdpa_attention import repeat_kv as repeat_kv
+from transformers.integrations.sdpa_attention import sdpa_attention_forward as sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask as sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import SequenceClassifierOutput
-from transformers.pytorch_utils import Conv1D
+from transformers.modeling_outputs import SequenceClassifierOutput as SequenceClassifierOutput
+from transformers.pytorch_utils import Conv1D as Conv1D
 from transformers.utils import logging as transformers_logging
-
-__all__ = [
-    "Conv1D",
-    "DispatchMode",
-    "HfDeepSpeedConfig",
-    "SequenceClassifierOutput",
-    "allow_recompiles",
-    "copy_modules",
-    "count_elements",
-    "fakes",
-    "filled_ungathered",
-    "find_refused_modules",
-    "get_attention",
-    "get_leaves",
-    "get_own_numbers",
-    "get_piece",
-    "get_storage_key",
-    "is_compiled",
-    "is_fake",
-    "is_gathered",
-    "is_partitioned",
-    "list_layers",
-    "repeat_kv",
-    "replace_child",
-    "replaced",
-    "sdpa_attention_forward",
-    "sdpa_mask",
-    "silent_transformers",
-    "skip_inference_kernel",
-    "skip_input_casts",
-    "unset_hf_deepspeed_config",
-    "use_one_gpu",
-    "whole_models",
-    "without_fakes",
-]
 
 # peft opens bitsandbytes wherever it is installed, which then misses a kernel that it would download: a line in every log.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

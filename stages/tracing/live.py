@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import flop_registry
 
-from stages.internals import DispatchMode, find_asked_device, get_leaves, get_storage_key, is_fake, is_grouped_product, without_fakes
+from stages.internals import TorchDispatchMode, find_asked_device, get_leaves, get_storage_key, is_fake, is_grouped_product, without_fakes
 
 _INDEX = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
 # Torch counts none of these by itself.
@@ -22,7 +22,7 @@ _IN_PLACE: dict[Any, Any] = {torch.ops.aten.addmm_: torch.ops.aten.addmm, torch.
 _READ = 2**22  # elements of the largest tensor of whole numbers that code under a trace may read
 
 
-class Live(DispatchMode):
+class Live(TorchDispatchMode):
     """Counts the storages that are made, or seen for the first time, inside of it, and the operations of products and attention."""
 
     def __init__(self) -> None:
