@@ -4,18 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data.fingerprint import Fingerprint
+from data.fingerprint import Fingerprint, fingerprint
 from data.holdout import split_text
 from data.pieces import TextSet, split_texts, take_all_texts
 from data.schema import DataError, Text
 from data.token_maker import Placed, open_tokens
 from data.token_split import load_places
-from data.treatment import make_treatment
 from stages.process.context import StageContext
 from stages.process.distributed import decide_in_main
 from stages.process.errors import StageError
-from stages.spec import EXIT_USAGE, DataSource, DataSplits, StageSpec, TokensSpec
-from stages.token_store import TokenStore, describe_change, make_text_store
+from stages.spec import EXIT_USAGE, DataSource, DataSplits
+from stages.token_store import TokenStore, describe_change, open_text_store
 
 Texts = tuple[TextSet, TextSet]
 
@@ -50,12 +49,6 @@ def load_texts(context: StageContext, tokenizer: Any, *, end: bool) -> Texts:
     return sides
 
 
-def open_text_store(spec: StageSpec | TokensSpec, tokenizer: Any, directory: Path, *, end: bool, workers: int) -> TokenStore:
-    """Open the store of a spec's texts."""
-    treat = make_treatment(spec.redact, spec.forgotten)
-    return make_text_store(tokenizer, directory, end=end, skip_bad=spec.skip_bad, treat=treat, workers=workers)
-
-
 def make_texts(
     store: TokenStore,
     splits: DataSplits,
@@ -78,7 +71,7 @@ def make_texts(
     if splits.eval is not None:
         return [store.make(train, "texts", expected, progress), store.make(splits.eval, "texts", fingerprints.get("eval"), progress)]
     if parts := _split_only_text(store, train, expected, eval_fraction):
-        return [_make_part(store, part, train.path, progress) for part in parts]
+        return [store.make_of(lambda part=part: [part], "texts", train.path, fingerprint([part[1]]), progress) for part in parts]
     made = store.make(train, "texts", expected, progress)
     load_places(made, open_tokens(made), seed, _Texts(store, train))
     return [made]
@@ -123,9 +116,3 @@ def _split_only_text(store: TokenStore, source: DataSource, expected: str | None
     if content.text != (expected or content.text):
         raise DataError([describe_change(source.path)])
     return [(only[0], Text(part)) for part in parts]
-
-
-def _make_part(store: TokenStore, part: Placed, path: str, progress: Callable[[int], None]) -> Path:
-    content = Fingerprint()
-    content.add(part[1])
-    return store.make_of(lambda: [part], "texts", path, content.text, progress)

@@ -3,38 +3,38 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.fingerprint import Fingerprint
+from data.fingerprint import fingerprint as hash_records
 from data.load import stream_records
 from data.reading import report_on
 from data.schema import DataError, Problem, RecordKind
 from data.texts import encode_texts
 from data.token_maker import Encode, Placed, is_whole, make_tokens
 from data.tokens import encode_records
-from data.treatment import Treat
+from data.treatment import make_treatment
 from data.turns import find_anchor
 from stages.models.handoff import identify_tokenizer
-from stages.spec import TOKENS_VERSION, DataSource
+from stages.spec import TOKENS_VERSION, DataSource, StageSpec, TokensSpec
 
 
 class TokenStore:
     """Token files, and what they are made with."""
 
-    def __init__(self, directory: Path, encode: Encode, identity: list[Any], *, skip_bad: int, treat: Treat | None, workers: int) -> None:
+    def __init__(self, spec: StageSpec | TokensSpec, directory: Path, encode: Encode, identity: list[Any], *, workers: int) -> None:
         """Keep what all files are made with.
 
         Args:
+            spec: Says which bad lines are skipped, and what is done to each record.
             directory: Where they lie.
             encode: Encodes some records.
             identity: All that its ids depend on, but for the records.
-            skip_bad: Most bad lines to skip, of each source.
-            treat: What is done to each record, see `data.treatment`.
             workers: Processes to share the work.
         """
-        self._directory, self._encode, self._identity = directory, encode, [TOKENS_VERSION, *identity]
-        self._skip_bad, self._treat, self._workers = skip_bad, treat, workers
+        self._directory, self._encode, self._identity, self._workers = directory, encode, [TOKENS_VERSION, *identity], workers
+        self._skip_bad, self._treat = spec.skip_bad, make_treatment(spec.redact, spec.forgotten)
 
     def make(self, source: DataSource, kind: RecordKind, fingerprint: str | None, progress: Callable[[int], None]) -> Path:
         """Return the directory of a source's token ids, made if it is not there or damaged.
@@ -51,7 +51,7 @@ class TokenStore:
         self, records: Callable[[], Iterable[Placed]], kind: RecordKind, path: str, fingerprint: str | None, progress: Callable[[int], None]
     ) -> Path:
         """Do the same with records from anywhere, which lie at `path` for messages."""
-        fingerprint = fingerprint or _hash_all(records())
+        fingerprint = fingerprint or hash_records(record for _, record in records())
         key = hashlib.sha256(json.dumps([kind, fingerprint, *self._identity]).encode()).hexdigest()
         directory = self._directory / f"{kind}-{key[:32]}"
         if is_whole(directory):
@@ -70,30 +70,13 @@ def describe_change(path: str) -> Problem:
     return Problem(path, "", "changed while this ran; needed the records that were checked; run it again")
 
 
-def make_conversation_store(
-    tokenizer: Any, limits: tuple[int, int], directory: Path, *, skip_bad: int, treat: Treat | None, workers: int
-) -> TokenStore:
-    """Make the store of demonstrations, comparisons and prompts, as the tokenizer and the limits make ids of them."""
-
-    def encode(chunk: Any) -> Any:
-        return encode_records(tokenizer, chunk, limits)
-
-    anchor = find_anchor(tokenizer)  # earlier versions had none
+def open_conversation_store(spec: StageSpec | TokensSpec, tokenizer: Any, directory: Path, *, workers: int) -> TokenStore:
+    """Open the store of a spec's demonstrations, comparisons and prompts, as the tokenizer and the limits make ids of them."""
+    limits, anchor = (spec.tokens.max_prompt_tokens, spec.tokens.max_response_tokens), find_anchor(tokenizer)  # earlier versions had none
     identity = [identify_tokenizer(tokenizer), *limits, *([f"answers behind {anchor!r}"] if anchor else [])]
-    return TokenStore(directory, encode, identity, skip_bad=skip_bad, treat=treat, workers=workers)
+    return TokenStore(spec, directory, partial(encode_records, tokenizer, limits=limits), identity, workers=workers)
 
 
-def make_text_store(tokenizer: Any, directory: Path, *, end: bool, skip_bad: int, treat: Treat | None, workers: int) -> TokenStore:
-    """Make the store of texts; with `end` each document ends with the end token."""
-
-    def encode(chunk: Any) -> Any:
-        return encode_texts(tokenizer, chunk, end=end)
-
-    return TokenStore(directory, encode, [identify_tokenizer(tokenizer), end], skip_bad=skip_bad, treat=treat, workers=workers)
-
-
-def _hash_all(records: Iterable[Placed]) -> str:
-    content = Fingerprint()
-    for _, record in records:
-        content.add(record)
-    return content.text
+def open_text_store(spec: StageSpec | TokensSpec, tokenizer: Any, directory: Path, *, end: bool, workers: int) -> TokenStore:
+    """Open the store of a spec's texts; with `end` each document ends with the end token."""
+    return TokenStore(spec, directory, partial(encode_texts, tokenizer, end=end), [identify_tokenizer(tokenizer), end], workers=workers)

@@ -37,9 +37,9 @@ from stages.process.disk import describe_path, find_refusal
 from stages.process.distributed import decide_in_main
 from stages.process.errors import StageError
 from stages.process.output import redact_streams
-from stages.spec import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, EXIT_USAGE, DataSource, DataSplits, StageName, StageSpec, TokensSpec
-from stages.texts import make_texts, open_text_store, open_texts
-from stages.token_store import TokenStore, make_conversation_store
+from stages.spec import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, EXIT_USAGE, DataSource, DataSplits, StageName, TokensSpec
+from stages.texts import make_texts, open_texts
+from stages.token_store import open_conversation_store, open_text_store
 
 _EVENTS_PER_S = 4
 Sides = tuple[TokenSet, TokenSet]
@@ -56,7 +56,7 @@ def load_tokens(context: StageContext, tokenizer: Any, kind: RecordKind) -> Side
     """
     spec = context.spec
     splits, limits = spec.data[kind], (spec.tokens.max_prompt_tokens, spec.tokens.max_response_tokens)
-    store = _open_store(spec, tokenizer, spec.tokens_dir or spec.checkpoint_dir / "tokens", workers=1)
+    store = open_conversation_store(spec, tokenizer, spec.tokens_dir or spec.checkpoint_dir / "tokens", workers=1)
 
     def make() -> list[Path]:
         made = [
@@ -148,11 +148,6 @@ def open_sides(
     return sides
 
 
-def _open_store(spec: StageSpec | TokensSpec, tokenizer: Any, directory: Path, *, workers: int) -> TokenStore:
-    limits, treat = (spec.tokens.max_prompt_tokens, spec.tokens.max_response_tokens), make_treatment(spec.redact, spec.forgotten)
-    return make_conversation_store(tokenizer, limits, directory, skip_bad=spec.skip_bad, treat=treat, workers=workers)
-
-
 def make_all(spec: TokensSpec) -> dict[str, Any]:
     """See that all stages can go through with the base model, and make the token ids of all record sets.
 
@@ -162,7 +157,7 @@ def make_all(spec: TokensSpec) -> dict[str, Any]:
     limits = (spec.tokens.max_prompt_tokens, spec.tokens.max_response_tokens)
     tokenizer, _ = settle_tokenizer(spec.base_model, spec.tokens, spec.revision)
     check_model(spec, tokenizer)
-    store = _open_store(spec, tokenizer, spec.tokens_dir, workers=count_workers())
+    store = open_conversation_store(spec, tokenizer, spec.tokens_dir, workers=count_workers())
     sizes = {kind: sum(spec.records.get(f"{kind}.{split}", 0) for split in ("train", "eval")) for kind in spec.data}
     total, done = sum(size * (len(spec.text_readers) if kind == "texts" else 1) for kind, size in sizes.items()), 0
     last_event_s = 0.0
