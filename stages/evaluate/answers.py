@@ -20,12 +20,12 @@ from stages.process.context import StageContext, Told
 from stages.process.distributed import decide_in_main
 from stages.process.ranks import Ranks
 from stages.process.seeds import derive_seed
-from stages.responses.engine import Sampling, sample_responses
+from stages.responses.engine import Draw, Sampling, sample_responses
 from stages.responses.sampling import Response
 
 _CHUNK = 512  # answers of all ranks between two words on how far it is
 Arrays = dict[str, NDArray[Any]]
-Ask = Callable[..., list[Response]]  # prompts, sampling, and by name seed, greedy, share, told
+Ask = Callable[[list[list[int]], Sampling, Draw], list[Response]]
 Item = TypeVar("Item")
 
 
@@ -102,13 +102,12 @@ def sample_answers(
     """Have a model answer each prompt so many times; each rank its share, the same answers for any number of ranks up to rounding.
 
     Args:
-        ask: what answers in place of the model's own forward, as `sample_responses`.
+        ask: what answers in place of the model's own forward.
         ranks, model, prompts, samples, sampling, greedy, seed, batch_size, told: as there; `samples` of each prompt.
 
     Raises:
         ValueError: the model's logits are not numbers; on every rank.
     """
-    given: dict[str, Any] = {"greedy": greedy, "share": (ranks.index, ranks.count)}
     ask = ask or functools.partial(sample_responses, model, batch_size=batch_size)
 
     def sample(start: int, chunk: list[list[int]]) -> list[list[int]]:
@@ -119,7 +118,7 @@ def sample_answers(
         def heard(done: int, _: int) -> None:  # of this rank's
             told(start + min(done * ranks.count, len(chunk)), len(asked))
 
-        found = ask(own, sampling, seed=derive_seed(seed, start), told=heard, **given)
+        found = ask(own, sampling, Draw(derive_seed(seed, start), greedy, (ranks.index, ranks.count), heard))
         return [response.ids for response in found]
 
     asked = [prompt for prompt in prompts for _ in range(samples)]

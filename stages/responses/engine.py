@@ -2,7 +2,6 @@
 
 TorchEngine                      the policy's own forward, in the stage's processes
 stages.responses.vllm_client     a vLLM server
-
 """
 
 from collections.abc import Sequence
@@ -45,30 +44,30 @@ def make_sampling(stage: str, tokenizer: Any, stop_token: str | None, max_new_to
     return Sampling(max_new_tokens, temperature, tokenizer.pad_token_id, tokenizer.eos_token_id, stop_token_id, stop_text)
 
 
-def sample_responses(
-    policy: Any,
-    prompts: Sequence[list[int]],
-    sampling: Sampling,
-    *,
-    seed: int,
-    greedy: bool,
-    batch_size: int,
-    share: tuple[int, int],
-    told: Told | None = None,
-) -> list[Response]:
-    """Answer each prompt by a policy's own forward; for the arguments see `RolloutEngine`, and `generate_responses` for the batch size."""
+@dataclass(frozen=True)
+class Draw:
+    """One drawing of responses: with which noise, which of them here, and who hears of it."""
+
+    seed: int  # of the sampling noise
+    greedy: bool = False  # take the likeliest tokens instead; for evaluation only
+    share: tuple[int, int] = (0, 1)  # (rank, number of ranks), see `generate_responses`
+    told: Told | None = None  # hears how many responses are done
+
+
+def sample_responses(policy: Any, prompts: Sequence[list[int]], sampling: Sampling, draw: Draw, *, batch_size: int) -> list[Response]:
+    """Answer each prompt by a policy's own forward, so many at once."""
     return generate_responses(
         policy,
         prompts,
         max_new_tokens=sampling.max_new_tokens,
         stop_token_ids={sampling.stop_token_id, sampling.eos_token_id},
         temperature=sampling.temperature,
-        greedy=greedy,
-        seed=seed,
+        greedy=draw.greedy,
+        seed=draw.seed,
         max_rows=batch_size,
-        share=share,
+        share=draw.share,
         stops=sampling.stop_text and sampling.stop_text.ends,
-        told=told,
+        told=draw.told,
     )
 
 
@@ -85,27 +84,10 @@ class PolicyHolder(Protocol):
 class RolloutEngine(Protocol):
     """What samples responses."""
 
-    def answer(
-        self,
-        actor: PolicyHolder,
-        prompts: list[list[int]],
-        sampling: Sampling,
-        *,
-        seed: int,
-        greedy: bool,
-        share: tuple[int, int],
-        told: Told | None = None,
-    ) -> list[Response]:
+    def answer(self, actor: PolicyHolder, prompts: list[list[int]], sampling: Sampling, draw: Draw) -> list[Response]:
         """Answer each prompt by the actor's policy as it is now; all ranks must call it, each with its own prompts.
 
-        Args:
-            actor: holds the policy.
-            prompts: prompt ids.
-            sampling: how to sample; a response ends with the stop token or the end token.
-            seed: of the sampling noise.
-            greedy: take the likeliest tokens instead; for evaluation only.
-            share: (rank, number of ranks); see `generate_responses`.
-            told: hears how many responses are done.
+        A response ends with the stop token or the end token.
         """
         ...
 
@@ -116,21 +98,9 @@ class TorchEngine:
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size  # responses decoded at once
 
-    def answer(
-        self,
-        actor: PolicyHolder,
-        prompts: list[list[int]],
-        sampling: Sampling,
-        *,
-        seed: int,
-        greedy: bool,
-        share: tuple[int, int],
-        told: Told | None = None,
-    ) -> list[Response]:
+    def answer(self, actor: PolicyHolder, prompts: list[list[int]], sampling: Sampling, draw: Draw) -> list[Response]:
         with actor.whole_weights():
-            policy = actor.module.policy
-            given = {"seed": seed, "greedy": greedy, "share": share, "told": told}
-            return sample_responses(policy, prompts, sampling, batch_size=self.batch_size, **given)
+            return sample_responses(actor.module.policy, prompts, sampling, draw, batch_size=self.batch_size)
 
 
 def roll_out(
@@ -146,9 +116,9 @@ def roll_out(
 ) -> Rollout:
     """Sample one response per prompt; it ends with the stop token or the end token, and is finished only with the stop token.
 
-    For the arguments see `RolloutEngine`.
+    For the arguments see `RolloutEngine` and `Draw`.
     """
-    answered = engine.answer(actor, prompts, sampling, seed=seed, greedy=greedy, share=share, told=told)
+    answered = engine.answer(actor, prompts, sampling, Draw(seed, greedy, share, told))
     responses = [response.ids for response in answered]
     finished = [sampling.is_stopped(ids) for ids in responses]
     device: torch.device = next(actor.module.parameters()).device

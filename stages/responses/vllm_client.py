@@ -24,12 +24,12 @@ from accelerate.utils import broadcast_object_list
 
 from stages.models.adapters import find_model, is_adapter
 from stages.models.logprobs import get_num_tokens
-from stages.process.context import StageContext, Told
+from stages.process.context import StageContext
 from stages.process.errors import Interrupted, StageError
 from stages.process.gpu import release_memory
 from stages.process.ranks import Ranks
 from stages.process.seeds import derive_seed
-from stages.responses.engine import PolicyHolder, Sampling
+from stages.responses.engine import Draw, PolicyHolder, Sampling
 from stages.responses.sampling import Response
 from stages.responses.vllm_weights import find_room, measure_handed_over, save_weights
 from stages.spec import EXIT_RESOURCE
@@ -81,45 +81,24 @@ class VLLMEngine:
         """Close the connections."""
         self._client.close()
 
-    def answer(
-        self,
-        actor: PolicyHolder,
-        prompts: list[list[int]],
-        sampling: Sampling,
-        *,
-        seed: int,
-        greedy: bool,
-        share: tuple[int, int],
-        told: Told | None = None,
-    ) -> list[Response]:
+    def answer(self, actor: PolicyHolder, prompts: list[list[int]], sampling: Sampling, draw: Draw) -> list[Response]:
         name = self.load(actor)
-        answered = self.ask(name, actor.module.policy, prompts, sampling, seed=seed, greedy=greedy, share=share, told=told)
+        answered = self.ask(name, actor.module.policy, prompts, sampling, draw)
         self.sleep(keep_weights=is_adapter(actor.module.policy))
         return answered
 
-    def ask(
-        self,
-        name: str,
-        policy: Any,
-        prompts: list[list[int]],
-        sampling: Sampling,
-        *,
-        seed: int,
-        greedy: bool,
-        share: tuple[int, int],
-        told: Told | None = None,
-    ) -> list[Response]:
+    def ask(self, name: str, policy: Any, prompts: list[list[int]], sampling: Sampling, draw: Draw) -> list[Response]:
         """Answer by the policy that was loaded last; as `answer`, but that ranks with nothing to ask need not call it.
 
         Args:
             name: which `load` returned.
             policy: the same one here: which of its embedding rows are tokens.
-            prompts, sampling, seed, greedy, share, told: see `RolloutEngine`.
+            prompts, sampling, draw: see `RolloutEngine`.
         """
         asked: dict[str, Any] = {
             "model": name,
             "max_tokens": sampling.max_new_tokens,
-            "temperature": 0.0 if greedy else sampling.temperature,
+            "temperature": 0.0 if draw.greedy else sampling.temperature,
             "top_p": 1.0,
             "top_k": -1,
             "min_p": 0.0,
@@ -134,11 +113,11 @@ class VLLMEngine:
         if rowless := _list_unused_rows(policy):
             asked["logit_bias"] = {str(index): _NEVER for index in rowless}
         num_rows = find_model(policy).config.get_text_config().vocab_size
-        place, stride = share
+        place, stride = draw.share
 
         def ask(index: int) -> Response:
             # A request and a seed for each prompt: in one request, all prompts would get the same noise.
-            request = {**asked, "prompt": prompts[index], "seed": derive_seed(seed, place + index * stride)}
+            request = {**asked, "prompt": prompts[index], "seed": derive_seed(draw.seed, place + index * stride)}
             needed = f"one choice with 1 to {sampling.max_new_tokens} token_ids and as many finite token_logprobs"
             return self._read(
                 self._call("POST", "/v1/completions", json=request),
@@ -150,13 +129,13 @@ class VLLMEngine:
             answered: list[Response] = []
             for response in pool.map(ask, range(len(prompts))):
                 answered.append(response)
-                if told:
-                    told(len(answered), len(prompts))
+                if draw.told:
+                    draw.told(len(answered), len(prompts))
             return answered
 
-    def use_loader(self, name: str) -> None:
-        """Have weights read by another loader from now on."""
-        overrides = {"load_config": {"load_format": name}}
+    def load_from_files(self) -> None:
+        """Have weights read from files from now on: a loader of random ones, with which our own server starts, cannot load again."""
+        overrides = {"load_config": {"load_format": "auto"}}
         if self._ranks.is_main:
             self._call("POST", "/collective_rpc", json={"method": "update_config", "kwargs": {"overrides": overrides}})
 

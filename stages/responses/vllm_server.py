@@ -73,8 +73,8 @@ def open_vllm(context: StageContext, ranks: Ranks, settings: PPOSettings | Sampl
         address, key = decide_in_main(context, start)
         engine = VLLMEngine(context, ranks, address, key, weights_dirs, sleeps=shares_gpu(context, settings))
         stack.callback(engine.close)
-        if not _find_lora(settings):  # a loader of random weights, with which our own server starts, cannot load again
-            engine.use_loader("auto")
+        if not _find_lora(settings):
+            engine.load_from_files()
         engine.sleep(keep_weights=bool(_find_lora(settings)))
         yield engine
 

@@ -18,6 +18,7 @@ from stages.blocks import HardwareSettings, LoRASettings, TokenSettings
 from stages.models.adapters import apply_lora
 from stages.process.context import StageContext
 from stages.process.errors import StageError
+from stages.responses.engine import Draw
 from stages.responses.vllm_client import VLLMEngine, read_response
 from stages.responses.vllm_server import list_weights_dirs, make_command, open_vllm, shares_gpu
 from stages.responses.vllm_weights import find_room, measure_handed_over, save_weights
@@ -255,8 +256,7 @@ def test_g10_a_server_on_the_same_gpu_is_awake_for_no_longer_than_it_is_asked(ma
             assert server.held == {"weights": False, "kv_cache": False}  # before the first prompt too
             server.told.clear()
             for seed in (1, 2):
-                given = {"seed": seed, "greedy": False, "share": (0, 1)}
-                answers = engine.answer(tiny.actor_learner(policy), [[3, 4], [5]], tiny.sampling(), **given)
+                answers = engine.answer(tiny.actor_learner(policy), [[3, 4], [5]], tiny.sampling(), Draw(seed))
                 assert [answer.ids for answer in answers] == [[5, 1]] * 2
                 assert server.held == {"weights": False, "kv_cache": False} and server.forgot != lora
     told = [word for word in server.told if word != "/v1/unload_lora_adapter"]
