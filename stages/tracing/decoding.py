@@ -68,8 +68,3 @@ def decode(rows: CountedRows, *, steps: int, half: bool = False) -> Iterator[tup
         yield "widen", lambda: rows.widen(before // 2 if half else before)
         for _ in range(steps):
             yield "decode", lambda: run(rows.decode)
-
-
-def measure_cache(rows: CountedRows) -> int:
-    """Count the bytes of keys and values of one token of one row."""
-    return rows.cache.count_bytes_per_token()

@@ -15,7 +15,7 @@ from stages.responses.generation import decide_decoding
 from stages.responses.graphs import find_obstacle
 from stages.responses.narrow import count_bytes, narrow
 from stages.spec import StageName
-from stages.tracing.decoding import decode, make_rows, measure_cache
+from stages.tracing.decoding import decode, make_rows
 from stages.tracing.live import Live
 from stages.tracing.peers import Peers
 from stages.tracing.report import FEW_ROWS, Depth, Phase, TraceSpec
@@ -118,10 +118,10 @@ class Job:
         self.run(iter([("load", lambda: built.append(build()))]))
         return built[0]
 
-    def run_often(self, make_steps: Callable[[], Iterable[tuple[str, Any]]], prefix: str = "") -> None:
+    def run_often(self, make_steps: Callable[[], Iterable[tuple[str, Any]]]) -> None:
         """Run the same phases, several times where their seconds are measured."""
         for _ in self.repeat():
-            self.run(iter(make_steps()), prefix)
+            self.run(iter(make_steps()))
 
     def answer(self, model: Any, count: int, prompt: int, response: int, prefix: str) -> None:
         """Decode answers; where seconds are measured by few rows too, as those last ones are that are longer than others."""
@@ -136,7 +136,7 @@ class Job:
         given = {"additive": self.tried.additive, "on_gpu": self.spec.on_gpu}
         rows = make_rows(decoders[-1], count, *lengths, **given)
         self.run(decode(rows, steps=_DECODED if measure else 1, half=measure), prefix)
-        self.cache = measure_cache(rows)
+        self.cache = rows.cache.count_bytes_per_token()
         if measure and few < count:
             for name, work in decode(make_rows(model, few, *lengths, **given), steps=_DECODED, half=True):
                 if name == "decode":
@@ -150,7 +150,7 @@ class Job:
         for _, work in decode(rows, steps=1):
             self.live.start()
             work()
-        self.cache, self.row = measure_cache(rows), self.live.flops
+        self.cache, self.row = rows.cache.count_bytes_per_token(), self.live.flops
 
     def complete(self, depth: Depth, *, accumulates: bool) -> Depth:
         """Add what all phases left behind."""

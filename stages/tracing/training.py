@@ -13,7 +13,6 @@ from torch import nn
 from stages.internals import get_leaves
 from stages.models.adapters import find_model
 from stages.ppo.actor_critic import trainable
-from stages.settings import PretrainSettings, RMSettings, SFTSettings
 from stages.trl.fitting import add_fused_lm_head
 from stages.trl.rm import RankingTrainer, collate_comparisons
 from stages.trl.sft import IGNORED_LABEL, ResponseSFTTrainer, collate_demonstrations
@@ -38,13 +37,6 @@ class RMLoss(RankingTrainer):
         self.accelerator = accelerator
         self.margin_scale = 0.0  # a margin is a number for each pair
         self._sums = {"train": torch.zeros(4), "eval": torch.zeros(4)}
-
-
-def size_micro_batch(settings: PretrainSettings | SFTSettings | RMSettings, processes: int) -> tuple[int, int]:
-    """Say how many records a process takes at once, and how often before a step; see `stages.trl.training.make_arguments`."""
-    per_process = max(settings.batch_size // processes, 1)
-    size = max(size for size in range(1, settings.micro_batch_size + 1) if per_process % size == 0)
-    return size, per_process // size
 
 
 def make_language_batch(count: int, prompt_tokens: int, response_tokens: int) -> dict[str, torch.Tensor]:

@@ -38,9 +38,9 @@ from stages.tracing.training import (
     make_language_batch,
     make_ranking_batch,
     passed_by_backward,
-    size_micro_batch,
     train_step,
 )
+from stages.trl.training import size_micro_batch
 
 _ANSWER_ROWS = 64  # held-out prompts that SFT answers at once
 _SMALL = 100_000  # of DeepSpeed at stage 3: weights of no more numbers stay whole (`stage3_param_persistence_threshold`)
@@ -150,8 +150,9 @@ def _trace_ppo(job: Job, settings: PPOSettings) -> Depth:
     sampling = Sampling(response, settings.temperature, 0, 1, 1)
     engine = Engine("none", hardware, settings.max_grad_norm)
     pairs = [EncodedPair([1] * prompt, [1] * response)]
-    given: dict[str, Any] = {"seed": 0, "engine": engine, "demonstrations": pairs}
-    trainer = PPOTrainer(Ranks(job.accelerator), *models_of(models), [[1] * prompt], sampling, settings, **given)
+    four = models.actor_critic, models.ref_policy, models.reward_model
+    ranks, given = Ranks(job.accelerator), ([[1] * prompt], sampling, settings)
+    trainer = PPOTrainer(ranks, *four, *given, seed=0, engine=engine, demonstrations=pairs)
     rollout_size = max(settings.rollout_batch_size // spec.processes, 1)
     minibatch_size = max(settings.minibatch_size // spec.processes, 1)
     per_micro_batch = max(settings.max_tokens_per_microbatch // (prompt + response), 1)
@@ -197,11 +198,6 @@ def _trace_ppo(job: Job, settings: PPOSettings) -> Depth:
     held = [*models.actor_critic, models.ref_policy, models.reward_model]
     depth = _describe(job, list(models.actor_critic), held, settings, published=trainer.policy)
     return job.complete(depth, accumulates=minibatch_size > per_micro_batch)
-
-
-def models_of(models: Any) -> tuple[Any, Any, Any]:
-    """Take the models apart as `PPOTrainer` takes them."""
-    return models.actor_critic, models.ref_policy, models.reward_model
 
 
 def _make_rollout(count: int, prompt: int, response: int) -> Rollout:

@@ -141,12 +141,17 @@ def _our_name(key: str) -> str:
     return f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}"
 
 
+def size_micro_batch(settings: PretrainSettings | SFTSettings | RMSettings, processes: int) -> tuple[int, int]:
+    """Say how many records a process takes at once, and how often before a step."""
+    per_process = max(settings.batch_size // processes, 1)
+    size = max(size for size in range(1, settings.micro_batch_size + 1) if per_process % size == 0)
+    return size, per_process // size
+
+
 def make_arguments(context: StageContext, settings: PretrainSettings | SFTSettings | RMSettings, has_held_out: bool) -> dict[str, Any]:
     """Say in the terms of TrainingArguments what the recipe says of a stage."""
     spec = context.spec
-    per_process = settings.batch_size // context.world_size
-    micro_batch_size = max(size for size in range(1, settings.micro_batch_size + 1) if per_process % size == 0)
-    accumulation_steps = per_process // micro_batch_size
+    micro_batch_size, accumulation_steps = size_micro_batch(settings, context.world_size)
     engine, deepspeed = choose_engine(context), None
     if engine.name == "deepspeed":
         deepspeed = engine.configure_deepspeed(micro_batch_size=micro_batch_size, accumulation_steps=accumulation_steps)
