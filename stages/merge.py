@@ -63,15 +63,17 @@ def cast_weights(directory: Path, dtype: str) -> None:
     files = sorted(directory.glob("*.safetensors"))
     if not files:
         raise StageError(f"{directory}: found no *.safetensors to cast; leave out --dtype", EXIT_USAGE)
+    total = 0
     for path in files:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             tensors = {name: _cast(name, file.get_tensor(name), DTYPES[dtype]) for name in file.keys()}  # noqa: SIM118
+        total += sum(tensor.nbytes for tensor in tensors.values())
         draft = path.with_suffix(".tmp")
         save_file(tensors, draft, metadata=metadata)
         shutil.copymode(path, draft)
         draft.replace(path)
-    _update_index(directory, files)
+    _update_index(directory, total)
     config_path = directory / "config.json"
     if config_path.exists() and not (directory / ADAPTER_CONFIG).exists():
         config: dict[str, Any] = json.loads(config_path.read_text(encoding="utf-8"))
@@ -88,15 +90,11 @@ def _cast(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return cast_to.contiguous()
 
 
-def _update_index(directory: Path, files: list[Path]) -> None:
+def _update_index(directory: Path, total: int) -> None:
     """Correct the total size that a sharded model's index states."""
     path = directory / "model.safetensors.index.json"
     if path.exists():
         index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        total = 0
-        for file_path in files:
-            with safe_open(file_path, framework="pt") as file:
-                total += sum(file.get_tensor(name).nbytes for name in file.keys())  # noqa: SIM118
         index.setdefault("metadata", {})["total_size"] = total
         path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 

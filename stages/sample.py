@@ -25,6 +25,7 @@ from stages.models.precision import freeze
 from stages.models.tokenizer import align_special_tokens, load_tokenizer
 from stages.process.context import StageContext, describe_machine
 from stages.process.errors import StageError
+from stages.process.gpu import release_memory
 from stages.process.ranks import Ranks, join_ranks
 from stages.process.runtime import run_stage
 from stages.process.seeds import derive_seed
@@ -233,8 +234,7 @@ def _sample(
             raise StageError(f"{own}: {error}", EXIT_FAILED) from error
         shelf.keep(name, arrays)
         policy = None
-        if ranks.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_memory(ranks.device)
     answers = unpack_answers(shelf.read(name), 1)
     return [(response_text(tokenizer, ids), bool(ended), ids) for ids, ended in zip(answers.ids, answers.finished_N, strict=True)]
 

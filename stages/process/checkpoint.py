@@ -53,9 +53,8 @@ def save_checkpoint(
     layout: str = WHOLE,
     is_main: bool = True,
     wait_for_everyone: Callable[[], None] = lambda: None,
-    keep: int = KEPT,
 ) -> Path:
-    """Write a checkpoint of `step` below `directory`, mark it complete, and drop all but the newest `keep`; every rank calls it.
+    """Write a checkpoint of `step` below `directory`, mark it complete, and drop all but the newest few; every rank calls it.
 
     Args:
         directory: the stage's checkpoint directory.
@@ -64,7 +63,6 @@ def save_checkpoint(
         layout: see `latest_complete`.
         is_main: whether this rank does what one alone can do.
         wait_for_everyone: returns when every rank has called it.
-        keep: complete checkpoints to keep, at least 2.
     """
     path = directory / checkpoint_name(step)
     if is_main:
@@ -75,7 +73,7 @@ def save_checkpoint(
     write(path)
     mark_complete(path, step, layout=layout, is_main=is_main)
     if is_main:
-        prune(directory, keep=keep)
+        prune(directory)
     wait_for_everyone()
     return path
 
@@ -187,11 +185,11 @@ def latest_complete(directory: Path, *, layout: str = WHOLE, warn: Callable[[str
     return None
 
 
-def prune(directory: Path, *, keep: int = KEPT) -> None:
-    """Delete all but the newest `keep` checkpoints that are marked complete, and unfinished ones older than those."""
+def prune(directory: Path) -> None:
+    """Delete all but the newest `KEPT` checkpoints that are marked complete, and unfinished ones older than those."""
     found = _list_checkpoints(directory)
     marked = [step for step, path in found if _is_marked(path)]
-    oldest_kept = marked[:keep][-1] if marked else 0
+    oldest_kept = marked[:KEPT][-1] if marked else 0
     for step, path in found:
         if step < oldest_kept:
             shutil.rmtree(path)
@@ -202,11 +200,6 @@ def drop_unfinished(directory: Path) -> None:
     for _, path in _list_checkpoints(directory):
         if not _is_marked(path):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def count_complete(directory: Path) -> int:
-    """Count the checkpoints that are marked complete."""
-    return len(list_complete(directory))
 
 
 def list_complete(directory: Path) -> list[int]:

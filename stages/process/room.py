@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from stages.process.checkpoint import count_complete, drop_unfinished
+from stages.process.checkpoint import drop_unfinished, list_complete
 from stages.process.context import StageContext
 from stages.process.distributed import decide_in_main
 from stages.process.errors import StageError
@@ -38,8 +38,7 @@ def require_room(
     def check() -> None:
         directory, output_dir = context.spec.checkpoint_dir, context.spec.output_dir
         drop_unfinished(directory)
-        complete = count_complete(directory)
-        most, at_end = measure_checkpoints(checkpoint, saves, complete)
+        most, at_end = measure_checkpoints(checkpoint, saves, len(list_complete(directory)))
         if directory.stat().st_dev == output_dir.stat().st_dev:
             needs = {directory: max(most, at_end + output) + kept[0] + rows + _RECORDS}
         else:

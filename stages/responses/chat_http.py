@@ -64,7 +64,6 @@ class ChatServer:
             ChatError: The key is not there.
         """
         self.url = settings.url.rstrip("/").removesuffix(_ROUTE)
-        self.num_retries = 0
         self._settings = settings
         self._headers = _authorize(settings, environment)
         self._resume_s = 0.0  # nobody asks before: a server that is asked too often says so to one of many
@@ -91,7 +90,6 @@ class ChatServer:
         failure, pause_s = "", 0.0
         for attempt in range(retries + 1):
             if attempt:
-                self.num_retries += 1
                 await asyncio.sleep(pause_s)
             while (rest_s := self._resume_s - time.monotonic()) > 0:
                 await asyncio.sleep(rest_s)

@@ -15,6 +15,8 @@ from stages.process.context import Told
 from stages.responses.generation import generate_responses
 from stages.responses.judge import Judge, JudgeError
 
+_ROWS = 64  # prompts answered at once
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -32,26 +34,15 @@ def answer_prompts(
     *,
     max_new_tokens: int,
     seed: int,
-    stop_token_id: int | None = None,
-    temperature: float = 1.0,
-    greedy: bool = False,
-    batch_size: int = 64,
-    told: Told | None = None,
+    greedy: bool,
+    told: Told,
 ) -> list[Answer]:
     """Answer prompts from a fixed seed, leaving the training's random state and the model's mode untouched."""
-    stop = tokenizer.eos_token_id if stop_token_id is None else stop_token_id
+    end: int = tokenizer.eos_token_id
     responses = generate_responses(
-        model,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        stop_token_ids={stop},
-        temperature=temperature,
-        greedy=greedy,
-        seed=seed,
-        max_rows=batch_size,
-        told=told,
+        model, prompts, max_new_tokens=max_new_tokens, stop_token_ids={end}, greedy=greedy, seed=seed, max_rows=_ROWS, told=told
     )
-    return [Answer(response.ids, response_text(tokenizer, response.ids), response.ids[-1] == stop) for response in responses]
+    return [Answer(response.ids, response_text(tokenizer, response.ids), response.ids[-1] == end) for response in responses]
 
 
 def response_text(tokenizer: Any, ids: Sequence[int]) -> str:

@@ -47,11 +47,6 @@ class Rollout:
         return torch.cat([self.prompt_ids_BP, self.response_ids_BR], dim=1)
 
     @property
-    def attention_mask_BT(self) -> Tensor:
-        """True at real tokens of prompt and response."""
-        return torch.cat([self.prompt_mask_BP, self.response_mask_BR], dim=1)
-
-    @property
     def response_lengths_B(self) -> Tensor:
         """Real tokens of each response."""
         return self.response_mask_BR.sum(dim=1)

@@ -122,7 +122,7 @@ def test_under_bfloat16_autocast_values_and_logprobs_are_float32(tiny):
 @pytest.mark.parametrize("max_tokens", [1, 17, 30, 1000])
 def test_micro_batches_hold_every_response_once_and_keep_to_their_tokens(tiny, max_tokens):
     rollout = tiny.rollout()
-    lengths = rollout.attention_mask_BT.sum(dim=1)
+    lengths = rollout.prompt_mask_BP.sum(dim=1) + rollout.response_mask_BR.sum(dim=1)
     parts = rollout.split(max_tokens)
     assert sorted(torch.cat(parts).tolist()) == list(range(len(lengths)))
     assert all(len(part) == 1 or lengths[part].sum() <= max_tokens for part in parts)
@@ -160,7 +160,7 @@ def test_the_tensors_of_a_wrong_shape_or_type_are_refused(tiny):
 
 def test_logprobs_are_those_of_the_sampling_temperature(tiny):
     policy, rollout = tiny.policy(), tiny.rollout()
-    mask = rollout.attention_mask_BT
+    mask = torch.cat([rollout.prompt_mask_BP, rollout.response_mask_BR], dim=1)
     positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
     with torch.no_grad():
         logits = policy(input_ids=rollout.input_ids_BT, attention_mask=mask.long(), position_ids=positions).logits

@@ -70,7 +70,7 @@ def test_a_real_failure_of_the_cpus_allocator_is_recognised():
 
 def test_a_limit_that_the_batch_did_not_reach_is_halved_from_what_the_batch_has(tiny):
     rollout, sizes = tiny.rollout(), []
-    num_tokens = int(rollout.attention_mask_BT.sum())
+    num_tokens = int(rollout.prompt_mask_BP.sum() + rollout.response_mask_BR.sum())
 
     def work(max_tokens):
         sizes.append(max_tokens)

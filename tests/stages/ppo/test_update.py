@@ -139,7 +139,7 @@ def test_stats_are_means_over_all_tokens(tiny, ranks):
     logprobs, values = torch.zeros(real.shape), torch.zeros(real.shape)
     with torch.no_grad():
         for row in range(len(real)):
-            ids = experience.input_ids_BT[row][experience.attention_mask_BT[row]]
+            ids = experience.input_ids_BT[row][torch.cat([experience.prompt_mask_BP[row], real[row]])]
             count = int(real[row].sum())
             chosen = model.policy(input_ids=ids[None]).logits[0].log_softmax(-1)[:-1].gather(1, ids[1:, None])[:, 0]
             logprobs[row, :count] = chosen[-count:]
