@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stages.ppo.state import read_state, write_state
-from stages.ppo.trainer import PPOTrainer
+from stages.ppo.trainer import ACTOR_FILE, PPOTrainer
 from stages.process import best
 from stages.process.best import Candidate
 from stages.process.context import StageContext
@@ -16,7 +16,6 @@ from stages.process.errors import StageError
 from stages.settings import PPOSettings
 from stages.spec import EXIT_USAGE
 
-_ACTOR_FILE = "actor"
 _NAMES = {"score": "reward model", "judge": "judge"}
 _STATE = 8 * 1024  # bytes of state.pt, without averages
 
@@ -61,7 +60,7 @@ def hold(context: StageContext, trainer: PPOTrainer) -> None:
     """Hold the policy as it is after this iteration; every rank calls it."""
 
     def write(draft: Path) -> None:
-        trainer.actor.save(draft / _ACTOR_FILE)
+        trainer.actor.save(draft / ACTOR_FILE)
         if context.is_main:
             write_state({"averages": trainer.average.averages if trainer.average else {}}, draft)
         trainer.ranks.wait()
@@ -71,7 +70,7 @@ def hold(context: StageContext, trainer: PPOTrainer) -> None:
 
 def _load(trainer: PPOTrainer, iteration: int, directory: Path) -> None:
     """Go back to the policy of an iteration, to answer and to publish and not to train on: the critic stays."""
-    trainer.actor.load(directory / _ACTOR_FILE)
+    trainer.actor.load(directory / ACTOR_FILE)
     if trainer.average:
         trainer.average.load(read_state(directory)["averages"])
     trainer.iteration = iteration

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from data.tokens import EncodedPair
+from stages.ppo.experience import split_alike
 from stages.ppo.learner import Learner
 from stages.ppo.sampler import PromptSampler
-from stages.ppo.shares import split_alike
 from stages.process.ranks import Ranks
 from stages.responses.rollout import Rollout, pack_rollout
 

@@ -17,7 +17,7 @@ from stages.ppo.actor_critic import Actor, ActorCritic
 from stages.ppo.advantages import adapt_kl_coef, estimate_advantages, penalize_kl, scale_by_std, whiten
 from stages.ppo.budget import TokenBudget
 from stages.ppo.ema import AveragedWeights
-from stages.ppo.experience import Experience
+from stages.ppo.experience import Experience, gather_experience, split_alike
 from stages.ppo.guards import (
     require_finite_scores,
     require_finite_update,
@@ -31,7 +31,6 @@ from stages.ppo.metrics import describe_engine, describe_rollout, describe_updat
 from stages.ppo.ptx import DemonstrationSampler
 from stages.ppo.sampler import PromptSampler
 from stages.ppo.score_rules import RunningMoments, apply_score_rules
-from stages.ppo.shares import gather_experience, split_alike
 from stages.ppo.state import collect_generator_states, read_state, restore_generator_states, write_state
 from stages.ppo.update import Updater, UpdateStats
 from stages.ppo.zero import ZeroLearner, partition_frozen
@@ -41,7 +40,7 @@ from stages.process.gpu import release_memory
 from stages.process.ranks import Ranks
 from stages.process.seeds import derive_seed
 from stages.responses.engine import RolloutEngine, Sampling, TorchEngine, roll_out
-from stages.responses.figures import TokenFigures, compute_ref_logprobs, evaluate_tokens
+from stages.responses.figures import TokenFigures, evaluate_tokens
 from stages.responses.rollout import Rollout
 from stages.responses.scores import Scorer, score_rollout
 from stages.settings import PPOSettings
@@ -49,7 +48,7 @@ from stages.settings import PPOSettings
 # What a seed is drawn for: two uses of one (seed, iteration) must not share their noise.
 _PROMPTS, _ROLLOUT, _UPDATE, _DEMONSTRATIONS = range(4)
 
-_ACTOR_FILE, _CRITIC_FILE = "actor", "critic"
+ACTOR_FILE, _CRITIC_FILE = "actor", "critic"
 
 
 class PPOTrainer:
@@ -77,10 +76,10 @@ class PPOTrainer:
         self.sampling = sampling
         self.prompts = prompts
         self.seed = seed
-        self.peak_learning_rate = self.learning_rate = settings.learning_rate
-        self.peak_critic_learning_rate = self.critic_learning_rate = settings.critic_learning_rate or settings.learning_rate
-        self.actor = self._make_learner(actor_critic.actor, self.peak_learning_rate)
-        self.critic = self._make_learner(actor_critic.critic, self.peak_critic_learning_rate)
+        self.learning_rate = settings.learning_rate  # of this iteration
+        self.critic_learning_rate = settings.critic_learning_rate or settings.learning_rate
+        self.actor = self._make_learner(actor_critic.actor, self.learning_rate)
+        self.critic = self._make_learner(actor_critic.critic, self.critic_learning_rate)
         self.budget = TokenBudget(settings.max_tokens_per_microbatch, may_halve=engine.name == "none", note=note)
         self.reference = self._prepare_frozen(Actor(ref_policy))
         self.scorer = self._prepare_frozen(Scorer(reward_model))
@@ -144,7 +143,8 @@ class PPOTrainer:
     def _set_learning_rates(self) -> None:
         settings = self.settings
         factor = compute_lr_factor(self.iteration, settings.iterations, settings.warmup_steps, settings.lr_schedule, settings.min_lr_ratio)
-        self.learning_rate, self.critic_learning_rate = self.peak_learning_rate * factor, self.peak_critic_learning_rate * factor
+        self.learning_rate = settings.learning_rate * factor
+        self.critic_learning_rate = (settings.critic_learning_rate or settings.learning_rate) * factor
         self.actor.set_learning_rate(self.learning_rate)
         self.critic.set_learning_rate(self.critic_learning_rate)
 
@@ -189,11 +189,8 @@ class PPOTrainer:
         """Compute what the models say of each sampled token."""
 
         def evaluate(max_tokens: int) -> TokenFigures:
-            # Reference and policy in the same micro-batches: then the KL of two equal models is 0 to the last bit.
-            given = (rollout, self.sampling.temperature, split_alike(self.ranks, rollout, max_tokens))
-            logprobs_BR, values_BR, entropies_BR = evaluate_tokens(self.actor, self.critic, *given)
-            ref_logprobs_BR = compute_ref_logprobs(self.reference, *given)
-            return TokenFigures(logprobs_BR, ref_logprobs_BR, values_BR, entropies_BR)
+            micro_batches = split_alike(self.ranks, rollout, max_tokens)
+            return evaluate_tokens(self.actor, self.critic, self.reference, rollout, self.sampling.temperature, micro_batches)
 
         return self.budget.attempt(rollout, evaluate)
 
@@ -263,7 +260,7 @@ class PPOTrainer:
     def save(self, directory: Path, more: dict[str, Any]) -> None:
         """Write all that a resumed run needs, and more plain data with it, into an empty directory; every rank must call it."""
         generators = self.ranks.gather([collect_generator_states()])
-        self.actor.save(directory / _ACTOR_FILE)
+        self.actor.save(directory / ACTOR_FILE)
         self.critic.save(directory / _CRITIC_FILE)
         if self.ranks.is_main:
             state = {
@@ -282,7 +279,7 @@ class PPOTrainer:
     def load(self, directory: Path) -> dict[str, Any]:
         """Go back to what `save` wrote into `directory`, and return what was saved beside the models; every rank must call it."""
         state = read_state(directory)
-        self.actor.load(directory / _ACTOR_FILE)
+        self.actor.load(directory / ACTOR_FILE)
         self.critic.load(directory / _CRITIC_FILE)
         self.budget.max_tokens, self.budget.may_halve = state["budget"]
         if self.demonstrations:

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from stages.ppo.budget import TokenBudget
 from stages.ppo.ema import AveragedWeights
-from stages.ppo.experience import Experience
+from stages.ppo.experience import Experience, deal, split_alike
 from stages.ppo.learner import Learner
 from stages.ppo.losses import compute_policy_losses, compute_value_losses, find_clipped_ratios, find_clipped_values, sum_tokens
 from stages.ppo.ptx import DemonstrationSampler, accumulate_ptx_gradients
-from stages.ppo.shares import deal, split_alike
 from stages.process.context import Told
 from stages.process.ranks import Ranks
 from stages.process.seeds import derive_seed
@@ -43,9 +42,9 @@ class UpdateStats:
     ptx_loss: float | None = None  # mean of −log π over the response tokens of all demonstrations
 
 
-# Order of the running sums over tokens; the last two are over those of the demonstrations.
-_SUMS = ("tokens", "policy_loss", "value_loss", "approxkl", "clipfrac", "value_clipfrac", "ratio", "ratio_squared")
-_SUMS += ("ptx_loss", "ptx_tokens")
+# Order of the running sums over tokens, as `_measure` makes them; the last two are over those of the demonstrations.
+_MEASURED = ("tokens", "policy_loss", "value_loss", "approxkl", "clipfrac", "value_clipfrac", "ratio", "ratio_squared")
+_SUMS = (*_MEASURED, "ptx_loss", "ptx_tokens")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from stages.models.logprobs import compute_token_logprobs
 from stages.models.packing import count_filling
 from stages.ppo.actor_critic import Actor, init_critic
-from stages.responses.figures import compute_ref_logprobs, evaluate_tokens
+from stages.responses.figures import evaluate_tokens
 from stages.responses.rollout import pack_rollout
 from stages.responses.scores import Scorer, score_rollout
 
@@ -59,8 +59,8 @@ def test_logprobs_values_and_scores_do_not_depend_on_padding_or_batch_mates(tiny
         for model in (both.policy, ref_policy, reward_model):
             model.set_attn_implementation("sdpa")
     micro_batches = rollout.split(max_tokens)
-    logprobs, values, entropies = evaluate_tokens(both.actor, both.critic, rollout, 0.8, micro_batches)
-    ref_logprobs = compute_ref_logprobs(Actor(ref_policy), rollout, 0.8, micro_batches)
+    figures = evaluate_tokens(both.actor, both.critic, Actor(ref_policy), rollout, 0.8, micro_batches)
+    logprobs, ref_logprobs, values, entropies = vars(figures).values()
     scores = score_rollout(Scorer(reward_model), rollout, micro_batches)
     for row in range(len(rollout.finished_B)):
         prompt = rollout.prompt_ids_BP[row][rollout.prompt_mask_BP[row]].tolist()
@@ -111,12 +111,13 @@ def test_logits_are_computed_for_response_tokens_only_and_in_chunks(tiny, monkey
 def test_under_bfloat16_autocast_values_and_logprobs_are_float32(tiny):
     rollout = tiny.rollout()
     both, given = tiny.both(), (rollout, 1.0, rollout.split(1000))
-    exact_logprobs, exact_values, _ = evaluate_tokens(both.actor, both.critic, *given)
+    exact = evaluate_tokens(both.actor, both.critic, both.actor, *given)
     tiny.compute_in_bfloat16(both.policy, both.critic.backbone)
-    logprobs, values, entropies = evaluate_tokens(both.actor, both.critic, *given)
-    assert logprobs.dtype == values.dtype == entropies.dtype == torch.float32
-    assert 0 < (logprobs - exact_logprobs).abs().max() < 0.2  # bfloat16 really ran, and nothing worse than its rounding happened
-    assert 0 < (values - exact_values).abs().max() < 0.2
+    found = evaluate_tokens(both.actor, both.critic, both.actor, *given)
+    assert {figure.dtype for figure in vars(found).values()} == {torch.float32}
+    # bfloat16 really ran, and nothing worse than its rounding happened
+    assert 0 < (found.logprobs_BR - exact.logprobs_BR).abs().max() < 0.2
+    assert 0 < (found.values_BR - exact.values_BR).abs().max() < 0.2
 
 
 @pytest.mark.parametrize("max_tokens", [1, 17, 30, 1000])
@@ -159,13 +160,14 @@ def test_the_tensors_of_a_wrong_shape_or_type_are_refused(tiny):
 
 
 def test_logprobs_are_those_of_the_sampling_temperature(tiny):
-    policy, rollout = tiny.policy(), tiny.rollout()
+    policy, rollout, critic = tiny.policy(), tiny.rollout(), tiny.both().critic
     mask = torch.cat([rollout.prompt_mask_BP, rollout.response_mask_BR], dim=1)
     positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
     with torch.no_grad():
         logits = policy(input_ids=rollout.input_ids_BT, attention_mask=mask.long(), position_ids=positions).logits
     num_prompt_tokens = rollout.prompt_ids_BP.shape[1]
     distribution = torch.distributions.Categorical(logits=logits[:, num_prompt_tokens - 1 : -1] / 0.5)
-    found = compute_ref_logprobs(Actor(policy), rollout, 0.5, rollout.split(1000))
+    found = evaluate_tokens(Actor(policy), critic, Actor(policy), rollout, 0.5, rollout.split(1000))
     expected = torch.where(rollout.response_mask_BR, distribution.log_prob(rollout.response_ids_BR), 0.0)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    for logprobs in (found.logprobs_BR, found.ref_logprobs_BR):
+        torch.testing.assert_close(logprobs, expected, atol=1e-5, rtol=1e-5)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stages.ppo.shares import deal
+from stages.ppo.experience import deal
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])

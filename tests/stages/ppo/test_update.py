@@ -99,8 +99,8 @@ def test_early_stop_ends_the_epochs_before_the_step_that_goes_too_far(tiny, rank
 def test_early_stop_keeps_and_counts_the_steps_that_were_done(tiny, ranks):
     """The first minibatch finds KL 0 and is stepped on; the second finds what that step did, and ends the update."""
     model, experience = tiny.both(), tiny.experience()
-    old_logprobs, _, _ = evaluate_tokens(model.actor, model.critic, experience, 1.0, experience.split(1000))
-    experience = replace(experience, old_logprobs_BR=old_logprobs)
+    figures = evaluate_tokens(model.actor, model.critic, model.actor, experience, 1.0, experience.split(1000))
+    experience = replace(experience, old_logprobs_BR=figures.logprobs_BR)
 
     def run(**changes):
         model = tiny.both()

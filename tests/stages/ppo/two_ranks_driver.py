@@ -9,9 +9,9 @@ from accelerate import Accelerator
 
 from stages.ppo.advantages import explain_variance, scale_by_std, whiten
 from stages.ppo.budget import TokenBudget
+from stages.ppo.experience import gather_experience
 from stages.ppo.ptx import DemonstrationSampler
 from stages.ppo.score_rules import RunningMoments
-from stages.ppo.shares import gather_experience
 from stages.ppo.update import Updater
 from stages.process.ranks import Ranks
 
