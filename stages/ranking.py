@@ -14,6 +14,7 @@ from data.records import MAX_GRADE, MIN_GRADE
 from stages.process.gpu import send
 
 _MOST_APART = MAX_GRADE - MIN_GRADE
+_BINS = 10  # of confidences
 
 
 @dataclass(frozen=True)
@@ -91,14 +92,14 @@ def pair_accuracy(scores_N: Tensor, pairs: Pairs) -> Tensor:
     return (torch.sign(margins_Q) + 1) / 2
 
 
-def calibration_error(scores_N: Tensor, pairs: Pairs, bins: int = 10) -> float:
+def calibration_error(scores_N: Tensor, pairs: Pairs) -> float:
     """Measure how far P(better wins) = σ(|margin|) is from the share that wins: expected calibration error in [0, 1]."""
     margins_Q = scores_N[pairs.better_Q] - scores_N[pairs.worse_Q]
     confidence_Q = torch.sigmoid(margins_Q.abs())  # in [0.5, 1]: of the side that the model prefers
     correct_Q = (margins_Q > 0).float()
-    bin_Q = ((confidence_Q - 0.5) * 2 * bins).long().clamp(max=bins - 1)
+    bin_Q = ((confidence_Q - 0.5) * 2 * _BINS).long().clamp(max=_BINS - 1)
     error = 0.0
-    for index in range(bins):
+    for index in range(_BINS):
         inside_Q = bin_Q == index
         if inside_Q.any():
             error += inside_Q.float().mean().item() * abs((confidence_Q[inside_Q].mean() - correct_Q[inside_Q].mean()).item())

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from stages.process.context import StageContext, Told
@@ -157,8 +156,3 @@ def together(ranks: Ranks, work: Callable[[], list[Item]], total: int) -> list[I
     if failure := next((said for _, said in shares if said), None):
         raise ValueError(failure)
     return [shares[place % ranks.count][0][place // ranks.count] for place in range(total)]
-
-
-def sum_answers(values: Sequence[torch.Tensor]) -> NDArray[np.float32]:
-    """Put the figures of tokens, answer by answer, into one axis."""
-    return torch.cat(list(values)).numpy().astype(np.float32) if values else np.zeros(0, np.float32)

@@ -1,11 +1,12 @@
 """Answers -> what is known of each: log-probabilities and KL to the SFT model, the reward model's score."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
-from stages.evaluate.answers import Answers, Arrays, sum_answers, together
+from stages.evaluate.answers import Answers, Arrays, Item, together
 from stages.models.packing import Rankings
 from stages.process.context import Told
 from stages.process.ranks import Ranks
@@ -15,14 +16,9 @@ from stages.statistics.kl import sum_k1, sum_k3
 
 
 def measure_logprobs(ranks: Ranks, policy: Any, rankings: Rankings, temperature: float, told: Told) -> Any:
-    """Compute log-probabilities of the tokens of all answers, in order, each rank those of every n-th prompt."""
-
-    def work() -> list[list[torch.Tensor]]:
-        own = rankings[ranks.index :: ranks.count]
-        logprobs = iter(compute_logprobs_of_answers(policy, own, temperature, told))
-        return [[next(logprobs) for _ in responses] for _, responses in own]
-
-    return sum_answers([answer for of_prompt in together(ranks, work, len(rankings)) for answer in of_prompt])
+    """Compute log-probabilities of the tokens of all answers, one answer after the other."""
+    found = _share_work(ranks, rankings, lambda own: compute_logprobs_of_answers(policy, own, temperature, told))
+    return torch.cat(found).numpy().astype(np.float32) if found else np.zeros(0, np.float32)
 
 
 def sum_kl(answers: Answers, ref_logprobs: Any) -> Arrays:
@@ -36,12 +32,17 @@ def sum_kl(answers: Answers, ref_logprobs: Any) -> Arrays:
 
 
 def score_answers(ranks: Ranks, reward_model: Any, rankings: Rankings, told: Told) -> Any:
-    """Ask the reward model for a score of each answer, in order, each rank those of every n-th prompt."""
+    """Ask the reward model for a score of each answer, in order."""
+    found: list[float] = _share_work(ranks, rankings, lambda own: score_rankings(reward_model, own, told).tolist())
+    return np.array(found, dtype=np.float64)
 
-    def work() -> list[list[float]]:
+
+def _share_work(ranks: Ranks, rankings: Rankings, compute: Callable[[Rankings], list[Item]]) -> list[Item]:
+    """Compute something of each answer, in order; each rank of the answers to every n-th prompt."""
+
+    def work() -> list[list[Item]]:
         own = rankings[ranks.index :: ranks.count]
-        scores = iter(score_rankings(reward_model, own, told).tolist())
-        return [[next(scores) for _ in responses] for _, responses in own]
+        found = iter(compute(own))
+        return [[next(found) for _ in responses] for _, responses in own]
 
-    found = together(ranks, work, len(rankings))
-    return np.array([score for of_prompt in found for score in of_prompt], dtype=np.float64)
+    return [item for of_prompt in together(ranks, work, len(rankings)) for item in of_prompt]

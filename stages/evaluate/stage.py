@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 from data.schema import RecordKind
 from data.token_file import TokenRows, read_prompt
@@ -109,7 +109,7 @@ class Evaluator:
             except (StageError, ValueError) as error:
                 self._miss(f"answers of {name}: {error}")
             policy = None
-            self._free()
+            release_memory(self.ranks.device)
 
     def collect(self, subjects: Sequence[Subject]) -> dict[str, Measured]:
         """Read what was said; name -> answers."""
@@ -135,7 +135,7 @@ class Evaluator:
                 scores_N = score_answers(self.ranks, reward_model, found.answers.by_prompt(prompt_ids), told)
                 self.shelf.keep(f"{name}.score", {"scores_N": scores_N})
             found.scores_N = self.shelf.read(f"{name}.score")["scores_N"]
-            broken = len(found.scores_N) - int(torch.isfinite(torch.from_numpy(found.scores_N)).sum())
+            broken = int((~np.isfinite(found.scores_N)).sum())
             if broken:
                 self._miss(f"scores of {name}: {broken} of {len(found.scores_N)} are not finite; train the rm stage with a lower rate")
                 found.scores_N = None
@@ -143,9 +143,8 @@ class Evaluator:
         card, missing = examine_reward_model(
             self.context, self.ranks, self.settings, reward_model, self.tokenizer, comparisons.comparisons, used
         )
-        for line in missing:
-            self._miss(line)
-        self._free()
+        self._miss(*missing)
+        release_memory(self.ranks.device)
         return card
 
     def ask_judge(self, measured: dict[str, Measured], prompts: Sequence[EncodedPromptRecord]) -> None:
@@ -157,10 +156,9 @@ class Evaluator:
             missing = judge_each(self.context, self.ranks, self.shelf, measured, prompts)
         else:
             missing = ["whether the answers are better, or only score higher: no judge is named; give judge: module:function"]
-        for line in missing:
-            self._miss(line)
+        self._miss(*missing)
         self.doubt(find_same_order(measured.values()))
-        self._free()
+        release_memory(self.ranks.device)
 
     def doubt(self, why: str | None) -> None:
         """Warn, once, of a judge that is none; None: nothing is known against it."""
@@ -241,12 +239,10 @@ class Evaluator:
         ref_logprobs = measure_logprobs(self.ranks, sft, answers.by_prompt(prompts), self.sampling.temperature, told)
         self.shelf.keep(f"{subject.name}.kl", sum_kl(answers, ref_logprobs))
 
-    def _miss(self, line: str) -> None:
-        self.missing.append(line)
-        self.context.note(f"not measured: {line}")
-
-    def _free(self) -> None:
-        release_memory(self.ranks.device)
+    def _miss(self, *lines: str) -> None:
+        self.missing += lines
+        for line in lines:
+            self.context.note(f"not measured: {line}")
 
 
 def _load_held_out(context: StageContext, evaluator: Evaluator) -> tuple[dict[RecordKind, TokenSet], dict[str, int]]:

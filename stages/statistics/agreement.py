@@ -14,7 +14,7 @@ Level = Literal["nominal", "ordinal", "interval"]
 _PAIR = 2
 
 
-def measure_alpha(values_AU: Floats, clusters_U: Ints, level: Level = "ordinal", *, draws: int = DRAWS, seed: int = 0) -> Estimate | None:
+def measure_alpha(values_AU: Floats, clusters_U: Ints, level: Level = "ordinal", *, draws: int = DRAWS) -> Estimate | None:
     """Measure Krippendorff's alpha, with its interval by cluster bootstrap (Krippendorff 2011, "Computing Krippendorff's Alpha").
 
         alpha = 1 − (n − 1) · Σ_ck o_ck · δ²_ck / Σ_ck n_c · n_k · δ²_ck
@@ -32,7 +32,6 @@ def measure_alpha(values_AU: Floats, clusters_U: Ints, level: Level = "ordinal",
         clusters_U: which prompt each unit belongs to.
         level: how values compare.
         draws: bootstrap draws.
-        seed: of them.
 
     Returns:
         None where no unit has two values, or all values are the same, so that chance agrees too.
@@ -54,7 +53,7 @@ def measure_alpha(values_AU: Floats, clusters_U: Ints, level: Level = "ordinal",
         return Estimate(value, None, None, num_values, num_clusters)
     flat_CE = coincidences_CVV.reshape(num_clusters, -1)
     shape = (-1, len(levels_V), len(levels_V))
-    drawn = [_alpha((counts_DC @ flat_CE).reshape(shape), levels_V, level) for counts_DC in resample(num_clusters, draws, seed)]
+    drawn = [_alpha((counts_DC @ flat_CE).reshape(shape), levels_V, level) for counts_DC in resample(num_clusters, draws, seed=0)]
     alphas_D = np.concatenate(drawn)
     low, high = percentile_interval(alphas_D[np.isfinite(alphas_D)], num_clusters)  # a draw may have one value alone
     return Estimate(value, float(low), float(high), num_values, num_clusters)

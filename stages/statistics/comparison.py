@@ -37,7 +37,7 @@ def compare_scores(scores_a_N: Floats, scores_b_N: Floats) -> Floats:
     return (np.sign(scores_b_N - scores_a_N) + 1) / 2
 
 
-def compute_win_rate(outcomes_N: Floats, prompts_N: Ints, *, draws: int = DRAWS, seed: int = 0) -> WinRate:
+def compute_win_rate(outcomes_N: Floats, prompts_N: Ints, *, draws: int = DRAWS) -> WinRate:
     """Compute the paired win rate of B over A: mean over prompts of the mean outcome of a prompt (Miller 2024, arXiv 2411.00640).
 
     Prompts weigh alike and are what is resampled: both orders and all samples of a prompt go together.
@@ -49,20 +49,20 @@ def compute_win_rate(outcomes_N: Floats, prompts_N: Ints, *, draws: int = DRAWS,
         prompts_N: which prompt each belongs to.
     """
     outcomes_C = average_by_cluster(outcomes_N, prompts_N)
-    estimate = estimate_share(outcomes_C, np.arange(len(outcomes_C)), draws=draws, seed=seed)
+    estimate = estimate_share(outcomes_C, np.arange(len(outcomes_C)), draws=draws)
     # Where all prompts agree, which does not say that the next ones do: a coin's spread, the largest that there can be.
     std = (_spread(outcomes_C) or _COIN) if len(outcomes_C) > 1 else _COIN
     wins, losses = int((outcomes_N > 0.5).sum()), int((outcomes_N < 0.5).sum())
     return WinRate(estimate, smallest_difference(std, len(outcomes_C)), wins, len(outcomes_N) - wins - losses, losses)
 
 
-def compare_means(scores_a_N: Floats, scores_b_N: Floats, prompts_N: Ints, *, draws: int = DRAWS, seed: int = 0) -> MeanDifference:
+def compare_means(scores_a_N: Floats, scores_b_N: Floats, prompts_N: Ints, *, draws: int = DRAWS) -> MeanDifference:
     """Compute the mean over prompts of the paired difference B − A, by prompt (Miller 2024, arXiv 2411.00640).
 
     Example: A 1, 2 and B 3, 3 on two prompts: differences 2 and 1, mean 1.5.
     """
     differences_C = average_by_cluster(scores_b_N - scores_a_N, prompts_N)
-    estimate = estimate_mean(differences_C, np.arange(len(differences_C)), draws=draws, seed=seed)
+    estimate = estimate_mean(differences_C, np.arange(len(differences_C)), draws=draws)
     smallest = smallest_difference(_spread(differences_C), len(differences_C)) if len(differences_C) > 1 else None
     return MeanDifference(estimate, smallest)
 

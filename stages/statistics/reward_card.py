@@ -15,6 +15,7 @@ from stages.statistics.intervals import Floats, Ints
 
 LENGTH_BUCKETS = ("under half as long", "shorter", "as long", "longer", "over twice as long")
 Label = TypeVar("Label", int, str)
+_BINS = 10  # of a reliability curve
 _AS_LONG = 0.1  # share by which lengths may differ and still count as equal
 
 
@@ -41,14 +42,12 @@ def score_pairs(margins_Q: Floats) -> Floats:
     return (np.sign(margins_Q) + 1) / 2
 
 
-def compute_accuracy(margins_Q: Floats, prompts_Q: Ints, *, draws: int = DRAWS, seed: int = 0) -> Estimate:
+def compute_accuracy(margins_Q: Floats, prompts_Q: Ints) -> Estimate:
     """Compute the share of pairs in which the better answer scores higher; equal scores count half."""
-    return estimate_share(score_pairs(margins_Q), prompts_Q, draws=draws, seed=seed)
+    return estimate_share(score_pairs(margins_Q), prompts_Q)
 
 
-def group_accuracy(
-    margins_Q: Floats, prompts_Q: Ints, labels_Q: Sequence[Label], *, draws: int = DRAWS, seed: int = 0
-) -> dict[Label, Estimate]:
+def group_accuracy(margins_Q: Floats, prompts_Q: Ints, labels_Q: Sequence[Label]) -> dict[Label, Estimate]:
     """Compute the accuracy of each group of pairs, such as a rank distance, a source or a bucket of lengths.
 
     Example: margins 1, −1, 2 labelled 1, 1, 2: accuracy 0.5 at distance 1 and 1 at distance 2.
@@ -64,7 +63,7 @@ def group_accuracy(
     groups: dict[Label, list[int]] = {}
     for place, label in enumerate(labels_Q):
         groups.setdefault(label, []).append(place)
-    return {label: compute_accuracy(margins_Q[groups[label]], prompts_Q[groups[label]], draws=draws, seed=seed) for label in sorted(groups)}
+    return {label: compute_accuracy(margins_Q[groups[label]], prompts_Q[groups[label]]) for label in sorted(groups)}
 
 
 def bucket_lengths(better_lengths_Q: Floats, worse_lengths_Q: Floats) -> list[str]:
@@ -79,7 +78,7 @@ def bucket_lengths(better_lengths_Q: Floats, worse_lengths_Q: Floats) -> list[st
     return [LENGTH_BUCKETS[place] for place in low_Q + high_Q]
 
 
-def measure_calibration(margins_Q: Floats, prompts_Q: Ints, *, num_bins: int = 10, draws: int = DRAWS, seed: int = 0) -> Calibration:
+def measure_calibration(margins_Q: Floats, prompts_Q: Ints, *, draws: int = DRAWS) -> Calibration:
     """Measure how often the side that the model prefers is the one that people prefer, by how sure it is.
 
         confidence_q = σ(|margin_q|) in [0.5, 1],   bins of equal width,   ECE = Σ_b n_b / n · |mean confidence_b − share right_b|
@@ -91,19 +90,19 @@ def measure_calibration(margins_Q: Floats, prompts_Q: Ints, *, num_bins: int = 1
     """
     confidence_Q = 1 / (1 + np.exp(-np.abs(margins_Q)))
     right_Q = score_pairs(margins_Q)
-    bin_Q = np.minimum(((confidence_Q - 0.5) * 2 * num_bins).astype(np.int64), num_bins - 1)
+    bin_Q = np.minimum(((confidence_Q - 0.5) * 2 * _BINS).astype(np.int64), _BINS - 1)
     bins: list[CalibrationBin] = []
     error = 0.0
     for index in np.unique(bin_Q).tolist():
         inside_Q = bin_Q == index
-        observed = estimate_share(right_Q[inside_Q], prompts_Q[inside_Q], draws=draws, seed=seed)
+        observed = estimate_share(right_Q[inside_Q], prompts_Q[inside_Q], draws=draws)
         predicted = float(confidence_Q[inside_Q].mean())
-        bins.append(CalibrationBin(0.5 + index / (2 * num_bins), 0.5 + (index + 1) / (2 * num_bins), predicted, observed))
+        bins.append(CalibrationBin(0.5 + index / (2 * _BINS), 0.5 + (index + 1) / (2 * _BINS), predicted, observed))
         error += float(inside_Q.mean()) * abs(predicted - observed.value)
     return Calibration(tuple(bins), error)
 
 
-def correlate(x_N: Floats, y_N: Floats, clusters_N: Ints, *, draws: int = DRAWS, seed: int = 0) -> Estimate | None:
+def correlate(x_N: Floats, y_N: Floats, clusters_N: Ints) -> Estimate | None:
     """Compute Pearson's correlation, such as that of scores with lengths, with its interval by cluster bootstrap.
 
         r = (mean xy − mean x · mean y) / √(var x · var y),   all moments weighted by how often a cluster is in a draw
@@ -122,7 +121,7 @@ def correlate(x_N: Floats, y_N: Floats, clusters_N: Ints, *, draws: int = DRAWS,
     value, num_clusters = float((x_N * y_N).mean()), len(moments_CM)
     if num_clusters < 2:
         return Estimate(value, None, None, len(x_N), num_clusters)
-    sums_DM = np.concatenate([counts_DC @ moments_CM for counts_DC in resample(num_clusters, draws, seed)])
+    sums_DM = np.concatenate([counts_DC @ moments_CM for counts_DC in resample(num_clusters, DRAWS, seed=0)])
     x_D, y_D, xx_D, yy_D, xy_D = (sums_DM[:, 1:] / sums_DM[:, :1]).T
     variances_D = (xx_D - x_D**2) * (yy_D - y_D**2)
     varies_D = variances_D > 1e-18  # a draw of one cluster over and over may not

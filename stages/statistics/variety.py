@@ -24,7 +24,7 @@ def measure_distinct(responses: Sequence[Sequence[Hashable]], n: int) -> float |
     return len(set(ngrams)) / len(ngrams) if ngrams else None
 
 
-def measure_repetition(responses: Sequence[Sequence[Hashable]], n: int = REPEATED_N) -> float | None:
+def measure_repetition(responses: Sequence[Sequence[Hashable]]) -> float | None:
     """Compute the share of repeated n-grams within a response, mean over responses (Welleck et al. 2020, arXiv 1908.04319).
 
         1 − different n-grams / n-grams
@@ -34,5 +34,5 @@ def measure_repetition(responses: Sequence[Sequence[Hashable]], n: int = REPEATE
     Returns:
         None where no response has n words; shorter ones are not counted.
     """
-    listed = [ngrams for words in responses if (ngrams := list_ngrams(words, n))]
+    listed = [ngrams for words in responses if (ngrams := list_ngrams(words, REPEATED_N))]
     return sum(1 - len(set(ngrams)) / len(ngrams) for ngrams in listed) / len(listed) if listed else None
