@@ -11,6 +11,10 @@ from stages.process.places import clear_leftovers
 QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 
 _GPUS = ("/dev/nvidiactl", "/dev/kfd")  # what the drivers of NVIDIA and AMD leave
+# On a GPU torch 2.13 hands some operations of eager code (outer products by `bmm`; norms, top-k and sums by index too where CUTLASS's
+# Python package is installed) to kernels that are compiled when they are first called, by Triton with a C compiler and Python's headers:
+# where either is missing it fails in the middle of a forward. torch's own kernels need neither, and are those that were tried.
+_OWN_KERNELS = {"TORCH_DISABLE_NATIVE_JIT": "1"}
 
 
 def has_gpu() -> bool:
@@ -47,6 +51,11 @@ def allocator_settings() -> dict[str, str]:
     return {"GLIBC_TUNABLES": f"glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold={2**30}:glibc.malloc.trim_threshold={2**30}"}
 
 
+def torch_settings() -> dict[str, str]:
+    """Say what torch is to find in the environment of a process that it is born with, where the user says nothing else."""
+    return {**allocator_settings(), **_OWN_KERNELS}
+
+
 def stage_environment(marker: str, *, offline: bool) -> tuple[dict[str, str], list[str]]:
     """Build the environment of a stage process.
 
@@ -75,4 +84,4 @@ def stage_environment(marker: str, *, offline: bool) -> tuple[dict[str, str], li
     given.pop("PYTHONINSPECT", None)  # with it Python takes the end of a program, exit code 0 too, for a failure
     if threads:  # accelerate takes one number, and fails on anything else
         given["OMP_NUM_THREADS"] = str(threads)
-    return {**allocator_settings(), **given, **fixed, **({"HF_HUB_OFFLINE": "1"} if offline else {})}, left_out
+    return {**torch_settings(), **given, **fixed, **({"HF_HUB_OFFLINE": "1"} if offline else {})}, left_out

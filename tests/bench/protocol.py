@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipeline.launch.environment import allocator_settings
+from pipeline.launch.environment import torch_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 LOGS = ROOT / "build" / "bench" / "logs"
@@ -29,7 +29,7 @@ class Worker:
         module: which worker, such as `ppo_worker`.
         work: what it is to do; anything that JSON can carry.
         threads: CPU threads of its torch.
-        python: the interpreter of its environment; one of this project's has its memory allocated as a stage's.
+        python: the interpreter of its environment; one of this project's finds what a stage's process does.
 
     Raises:
         RuntimeError: the worker ended; the message holds the end of what it printed.
@@ -38,7 +38,7 @@ class Worker:
     def __init__(self, module: str, work: Figures, threads: int, python: Path | str = sys.executable) -> None:
         LOGS.mkdir(parents=True, exist_ok=True)
         self._log = LOGS / f"{module}-{os.getpid()}-{time.monotonic_ns()}.log"
-        allocator = allocator_settings() if python == sys.executable else {}
+        own = torch_settings() if python == sys.executable else {}
         settings = {
             "OMP_NUM_THREADS": str(threads),
             "MKL_NUM_THREADS": str(threads),
@@ -54,7 +54,7 @@ class Worker:
                 stderr=log,
                 text=True,
                 cwd=ROOT,
-                env=allocator | os.environ | settings,
+                env=own | os.environ | settings,
             )
         self.facts = self._read()
 

@@ -42,7 +42,7 @@ from typing import Any
 
 import torch
 
-from pipeline.launch.environment import allocator_settings
+from pipeline.launch.environment import torch_settings
 from stages.blocks import HardwareSettings
 from stages.process.gpu import prepare_gpu
 from tests.bench.protocol import ROOT
@@ -109,7 +109,7 @@ def start_part(name: str, into: Path, models: str, processes: Processes, *, pret
     into.parent.mkdir(parents=True, exist_ok=True)
     into.unlink(missing_ok=True)
     command = [sys.executable, "-m", "tests.gpu", name, "--into", str(into), *(["--pretend"] if pretend else [])]
-    environment = {**allocator_settings(), **os.environ, "HF_HUB_OFFLINE": "1", MODELS: models}
+    environment = {**torch_settings(), **os.environ, "HF_HUB_OFFLINE": "1", MODELS: models}
     start = time.monotonic()
     print(f"{name} ...", file=sys.stderr, flush=True)
     try:

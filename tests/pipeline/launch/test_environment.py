@@ -17,6 +17,19 @@ def test_the_environment_tells_the_stage_what_it_may(run_script, tmp_path):
     assert json.loads((tmp_path / "env").read_text()) == ["1", "false", "0", "1"]
 
 
+@pytest.mark.parametrize("given", [None, "0"])
+def test_torch_computes_by_its_own_kernels_unless_the_user_says_otherwise(run_script, tmp_path, monkeypatch, given):
+    """Triton's are compiled when they are first called, with a C compiler that a machine with a GPU may not have."""
+    monkeypatch.delenv("TORCH_DISABLE_NATIVE_JIT", raising=False)
+    if given:
+        monkeypatch.setenv("TORCH_DISABLE_NATIVE_JIT", given)
+    run_script("""
+        from torch._native.common_utils import check_native_jit_disabled
+        open(os.path.dirname(EVENTS) + "/env", "w").write(json.dumps(check_native_jit_disabled()))
+    """)
+    assert json.loads((tmp_path / "env").read_text()) == (given is None)
+
+
 def count_faults(run_script, tmp_path):
     """Page faults of a stage that makes a 40 MB tensor and drops it, 50 times over."""
     run_script("""
