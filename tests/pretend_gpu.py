@@ -244,8 +244,8 @@ def attend_parts_slowly(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, sca
 
 
 @contextmanager
-def pretend_gpu(count: int = 1, *, has_bfloat16: bool = True) -> Iterator[PretendGPU]:
-    """Inside, torch finds so many GPUs."""
+def pretend_gpu(count: int = 1, *, has_bfloat16: bool = True, capability: tuple[int, int] = (9, 0)) -> Iterator[PretendGPU]:
+    """Inside, torch finds so many GPUs, of a Hopper's compute capability."""
     mode = PretendGPU()
     autocast, is_enabled, get_dtype = torch.autocast, torch.is_autocast_enabled, torch.get_autocast_dtype
 
@@ -268,7 +268,7 @@ def pretend_gpu(count: int = 1, *, has_bfloat16: bool = True) -> Iterator[Preten
         "current_device": lambda: 0,
         "set_device": lambda _device: None,
         "get_device_name": lambda *_: "a pretend GPU",
-        "get_device_capability": lambda *_: (9, 0),
+        "get_device_capability": lambda *_: capability,
         "is_bf16_supported": lambda including_emulation=True: has_bfloat16,
         "empty_cache": lambda: None,
         "synchronize": lambda *_: None,

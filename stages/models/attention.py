@@ -83,11 +83,15 @@ def attend(
 
 
 def _takes_spans(query_NAE: Tensor) -> bool:
-    """Whether torch's kernel for documents of unequal lengths computes such queries: on a GPU, in bfloat16."""
-    if not query_NAE.is_cuda or query_NAE.dtype != torch.bfloat16 or not torch.backends.cuda.is_flash_attention_available():
+    """Whether torch's kernel for documents of unequal lengths computes such queries: on a GPU of NVIDIA's, in bfloat16.
+
+    A build for AMD's calls its GPUs CUDA's, and has a kernel of that name that takes no lengths of keys.
+    """
+    if not query_NAE.is_cuda or query_NAE.dtype != torch.bfloat16 or torch.version.hip is not None:
         return False
     size = query_NAE.shape[2]
-    return size <= _MAX_HEAD_SIZE and size % 8 == 0 and torch.cuda.get_device_capability(query_NAE.device) >= (8, 0)
+    fits = size <= _MAX_HEAD_SIZE and size % 8 == 0 and torch.backends.cuda.is_flash_attention_available()
+    return fits and torch.cuda.get_device_capability(query_NAE.device) >= (8, 0)
 
 
 def _attend_spans(query_NAE: Tensor, key_NAE: Tensor, value_NAE: Tensor, spans: Spans, scaling: float) -> Tensor:

@@ -82,6 +82,18 @@ def test_spans_are_for_gpus_in_bfloat16_alone(monkeypatch, tiny):
     torch.testing.assert_close(found["gpu", True], found["cpu", False], atol=0.1, rtol=0.1)
 
 
+@pytest.mark.parametrize(("capability", "hip"), [((7, 5), None), ((9, 4), "7.2")], ids=["a T4", "an MI300"])
+def test_a_gpu_without_the_kernel_attends_over_groups(monkeypatch, tiny, capability, hip):
+    """ROCm's says `mha_varlen_fwd: seqused_k must be nullopt`; its GPUs have versions above 8.0."""
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(attention, "_attend_spans", None)
+    expected = states(tiny.policy())
+    with pretend_gpu(capability=capability):
+        model = tiny.policy()
+        tiny.compute_in_bfloat16(model)
+        torch.testing.assert_close(states(model.to("cuda")).cpu(), expected, atol=0.1, rtol=0.1)
+
+
 @torch.no_grad()
 def states(model):
     row = pack(DOCUMENTS, PARENTS, device=next(model.parameters()).device)
