@@ -8,11 +8,12 @@ from data.schema import RecordKind
 from data.shortfall import warn_of_dropped_answers, warn_of_shortfall
 from pipeline.errors import ConfigError
 from pipeline.estimates.machine import count_cores
-from pipeline.launch.environment import has_gpu, read_threads
+from pipeline.launch.environment import read_threads
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.sources import ComparisonSource
 from pipeline.tokens import Counts, add_splits
 from stages.blocks import MAX_THREADS
+from stages.process.places import has_gpu
 from stages.rules import find_missing_server
 from stages.sample_settings import SampleSettings
 from stages.settings import PPOSettings, PretrainSettings, RMSettings, SFTSettings

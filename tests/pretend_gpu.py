@@ -269,6 +269,7 @@ def pretend_gpu(count: int = 1, *, has_bfloat16: bool = True, capability: tuple[
         "set_device": lambda _device: None,
         "get_device_name": lambda *_: "a pretend GPU",
         "get_device_capability": lambda *_: capability,
+        "get_arch_list": lambda: ["sm_75", "sm_80", "sm_90"],
         "is_bf16_supported": lambda including_emulation=True: has_bfloat16,
         "empty_cache": lambda: None,
         "synchronize": lambda *_: None,

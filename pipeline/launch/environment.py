@@ -2,24 +2,17 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 from pipeline.launch.processes import MARKER
-from stages.process.places import clear_leftovers
+from stages.process.places import clear_leftovers, has_gpu
 
 # Nothing tells its makers that it is used: TRL, transformers and the hub's client; datasets; vLLM.
 QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 
-_GPUS = ("/dev/nvidiactl", "/dev/kfd")  # what the drivers of NVIDIA and AMD leave
 # On a GPU torch 2.13 hands some operations of eager code (outer products by `bmm`; norms, top-k and sums by index too where CUTLASS's
 # Python package is installed) to kernels that are compiled when they are first called, by Triton with a C compiler and Python's headers:
 # where either is missing it fails in the middle of a forward. torch's own kernels need neither, and are those that were tried.
 _OWN_KERNELS = {"TORCH_DISABLE_NATIVE_JIT": "1"}
-
-
-def has_gpu() -> bool:
-    """Whether this machine has a GPU's driver, as far as is known without torch."""
-    return any(Path(device).exists() for device in _GPUS)
 
 
 def read_threads(environment: Mapping[str, str]) -> int:

@@ -1,6 +1,13 @@
 """How a stage ends before its end: it cannot go on, it was asked to stop, its memory ran out."""
 
+import re
+
 from stages.spec import EXIT_FAILED
+
+# How it is said where torch's allocators do not ask: by a GPU that is full before they begin, for cuBLAS, by NCCL.
+_OUT_OF_MEMORY = re.compile(
+    r"DefaultCPUAllocator: can't allocate memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|Cuda failure.*out of memory"
+)
 
 
 class StageError(Exception):
@@ -17,5 +24,5 @@ class Interrupted(BaseException):
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether the memory of the machine or of the GPU did not suffice."""
-    cpu_allocator = isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or cpu_allocator
+    said = isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
+    return said or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

@@ -4,6 +4,7 @@ Torch-free: the pipeline clears the environment of what it starts, and a stage t
 """
 
 from collections.abc import MutableMapping
+from pathlib import Path
 
 from stages.blocks import HardwareSettings
 
@@ -13,6 +14,13 @@ _TORCHRUN += ("ROLE_NAME", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_", "PET_"
 # The same of other launchers, which accelerate and DeepSpeed read too; then engine and precision as `accelerate launch` hands them on.
 _OTHERS = ("NODE_RANK", "CROSS_RANK", "CROSS_SIZE", "PMI_", "PMIX_", "OMPI_COMM_", "MV2_COMM_", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
 _OTHERS += ("SMDATAPARALLEL_", "FORK_LAUNCHED", "ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_", "FP8_", "DS_ACCELERATOR")
+
+_GPUS = ("/dev/nvidiactl", "/dev/kfd")  # what the drivers of NVIDIA and AMD leave
+
+
+def has_gpu() -> bool:
+    """Whether this machine has a GPU's driver, as far as is known without torch."""
+    return any(Path(device).exists() for device in _GPUS)
 
 
 def needs_launcher(hardware: HardwareSettings) -> bool:

@@ -25,7 +25,7 @@ from stages.process.disk import describe_refusal, find_refusal
 from stages.process.distributed import join, leave
 from stages.process.engine import choose_engine
 from stages.process.errors import Interrupted, StageError, is_out_of_memory
-from stages.process.gpu import finds_gpu, prepare_gpu
+from stages.process.gpu import explain_no_gpu, find_unused_gpu, finds_gpu, prepare_gpu, require_working_gpu
 from stages.process.machine import measure_peak_memory, settle_precision
 from stages.process.output import redact_streams
 from stages.process.places import clear_leftovers, find_misplacement, find_missing_gpus, needs_launcher
@@ -90,15 +90,21 @@ def start_process(context: StageContext) -> None:
     if hardware.threads:
         torch.set_num_threads(hardware.threads)
         os.environ["OMP_NUM_THREADS"] = str(hardware.threads)  # without it, accelerate sets another number for several processes
-    if missing := find_missing_gpus(hardware, torch.cuda.device_count() if torch.cuda.is_available() else 0, os.environ):
-        raise StageError(missing, EXIT_USAGE)
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if missing := find_missing_gpus(hardware, num_gpus, os.environ):
+        raise StageError(missing if num_gpus else f"{missing} ({explain_no_gpu()})", EXIT_USAGE)
     check_rules(context)
-    if hardware.tf32 and not finds_gpu(hardware):
-        context.note("hardware.tf32 = true is not used: it is a GPU's")
+    if unused := find_unused_gpu(hardware):
+        context.note(unused)
+    if hardware.tf32 and not (finds_gpu(hardware) and torch.cuda.is_tf32_supported()):
+        context.note("hardware.tf32 = true is not used: it is a GPU's, of compute capability 8.0 or newer")
+    if finds_gpu(hardware) and torch.version.hip is not None:
+        context.note("this GPU is AMD's, on which nothing of this was tried")
     prepare_gpu(hardware)
     if needs_launcher(hardware) and (misplaced := find_misplacement(hardware, os.environ)):
         raise StageError(misplaced, EXIT_USAGE)
     join(context)
+    require_working_gpu(hardware)
     settle_precision(context)
     set_seed(context.spec.seed)
     transformers.logging.set_verbosity_error()

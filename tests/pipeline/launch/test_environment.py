@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from pipeline.launch import environment
-from pipeline.launch.environment import allocator_settings
+from pipeline.launch.environment import allocator_settings, stage_environment
+from stages.process import places
 
 
 def test_the_environment_tells_the_stage_what_it_may(run_script, tmp_path):
@@ -49,7 +49,7 @@ def count_faults(run_script, tmp_path):
 def plain_allocator(monkeypatch):
     for name in [name for name in os.environ if name == "GLIBC_TUNABLES" or name.startswith("MALLOC_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setattr(environment, "_GPUS", ())
+    monkeypatch.setattr(places, "_GPUS", ())
 
 
 @pytest.mark.usefixtures("plain_allocator")
@@ -72,7 +72,7 @@ def test_the_allocator_is_left_alone_where_it_would_refuse_half_of_the_settings(
 @pytest.mark.usefixtures("plain_allocator")
 @pytest.mark.parametrize("name", [None, "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
 def test_beside_a_gpu_its_segments_grow_unless_the_user_sets_its_allocator(monkeypatch, tmp_path, name):
-    monkeypatch.setattr(environment, "_GPUS", (str(tmp_path),))
+    monkeypatch.setattr(places, "_GPUS", (str(tmp_path),))
     for each in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
         monkeypatch.delenv(each, raising=False)
     if name:
@@ -109,7 +109,7 @@ def test_a_stage_writes_utf8_whatever_the_terminal_is(run_script, tmp_path, monk
 @pytest.mark.parametrize(("given", "passed"), [("4", "4"), ("4,2", "4"), ("", None), ("many", None)])
 def test_openmp_threads_are_one_number_or_none(monkeypatch, given, passed):
     monkeypatch.setenv("OMP_NUM_THREADS", given)
-    assert environment.stage_environment("marker", offline=True)[0].get("OMP_NUM_THREADS") == passed
+    assert stage_environment("marker", offline=True)[0].get("OMP_NUM_THREADS") == passed
 
 
 def test_a_stage_ends_as_it_says_with_pythoninspect_in_the_environment(run_script, monkeypatch):

@@ -68,6 +68,19 @@ def test_a_real_failure_of_the_cpus_allocator_is_recognised():
     assert is_out_of_memory(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("message", "is_it"),
+    [
+        ("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in the documentation", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("NCCL error: unhandled cuda error. Last error:\nCuda failure 2 'out of memory'", True),
+        ("CUDA error: an illegal memory access was encountered", False),
+    ],
+)
+def test_a_gpu_whose_memory_others_ask_for_is_recognised(message, is_it):
+    assert is_out_of_memory(torch.AcceleratorError(message)) == is_it
+
+
 def test_a_limit_that_the_batch_did_not_reach_is_halved_from_what_the_batch_has(tiny):
     rollout, sizes = tiny.rollout(), []
     num_tokens = int(rollout.prompt_mask_BP.sum() + rollout.response_mask_BR.sum())
