@@ -35,6 +35,7 @@ _OF_THE_RECIPE = {
     "seed": "seed",
     **dict.fromkeys(("bf16", "fp16", "bf16_full_eval", "fp16_full_eval"), "hardware.precision"),
     "use_cpu": "hardware.device",
+    "tf32": "hardware.tf32",
     **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config", "parallelism_config", "accelerator_config", "ddp_backend"), "hardware.engine"),
     **dict.fromkeys(("torch_compile", "torch_compile_backend", "torch_compile_mode"), "hardware.compile"),
     **dict.fromkeys(("max_length", "truncation_mode"), "tokens.max_prompt_tokens and tokens.max_response_tokens"),

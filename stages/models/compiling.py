@@ -3,6 +3,8 @@
 import contextlib
 import os
 import shutil
+import sysconfig
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,17 +22,12 @@ def compile_layers(context: StageContext, *models: Any) -> None:
     One layer is compiled for all (they differ in weights only). Attention over documents is left as it is: it loops over groups.
 
     Raises:
-        StageError: on a CPU without a C++ compiler; exit code 2.
+        StageError: there is no compiler of C++, or on a GPU of C; exit code 2.
     """
     if not context.spec.hardware.compile:
         return
-    compiler = os.environ.get("CXX", "g++")
-    if not uses_gpu(context) and shutil.which(compiler) is None:
-        raise StageError(
-            f"hardware.compile = true, but there is no C++ compiler ({compiler}), which torch.compile needs on a CPU; install one, or set "
-            "hardware.compile: false",
-            EXIT_USAGE,
-        )
+    if missing := _find_missing(gpu=uses_gpu(context)):
+        raise StageError(f"hardware.compile = true, but {missing}; install it, or set hardware.compile: false", EXIT_USAGE)
     # Variants of one layer: four models, with gradients and without, adapters; beyond the limit a layer would quietly run uncompiled.
     allow_recompiles(64)
     keep_from_compiling()
@@ -38,6 +35,17 @@ def compile_layers(context: StageContext, *models: Any) -> None:
     for model in models:
         for layer in list_layers(model):
             layer.compile(dynamic=True)
+
+
+def _find_missing(*, gpu: bool) -> str | None:
+    """Say what torch.compile would not find: on a GPU Triton compiles a module of C for the driver, with Python's headers."""
+    compilers = ["g++"] if not gpu else ["gcc", "clang"]
+    compilers = [os.environ[name]] if (name := "CC" if gpu else "CXX") in os.environ else compilers
+    if not any(map(shutil.which, compilers)):
+        language, place = ("C", "GPU") if gpu else ("C++", "CPU")
+        return f"there is no {language} compiler ({' or '.join(compilers)}), which torch.compile needs on a {place}"
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    return f"there is no {header} (python3-dev), which torch.compile needs on a GPU" if gpu and not header.exists() else None
 
 
 def eagerly(model: Any) -> contextlib.AbstractContextManager[Any]:

@@ -330,6 +330,7 @@ def test_trainer_args_are_fields_of_trls_configs(problems, load):
         ("sft", "learning_rate=1e-3", "found 0.001, but the recipe says that elsewhere; set sft.learning_rate"),
         ("rm", "num_train_epochs=2", "found 2, but the recipe says that elsewhere; set rm.epochs"),
         ("sft", "fp16=true", "found True, but the recipe says that elsewhere; set hardware.precision"),
+        ("rm", "tf32=true", "found True, but the recipe says that elsewhere; set hardware.tf32"),
         ("sft", "output_dir=elsewhere", "found 'elsewhere', but the store decides where a stage writes; set store, or give --store"),
         ("rm", "load_best_model_at_end=true", "its last weights are published; leave it out"),
         ("sft", "report_to=wandb", "figures go into metrics.jsonl of its artifact"),

@@ -50,3 +50,17 @@ def test_without_a_compiler_the_switch_is_refused(stage, base_model_dir, monkeyp
     with pytest.raises(StageError, match=r"no-such-compiler.*hardware\.compile: false") as caught:
         compile_layers(StageContext(stage.spec), load_policy(str(base_model_dir), HARDWARE))
     assert caught.value.exit_code == 2
+
+
+def test_on_a_gpu_a_c_compiler_and_pythons_headers_are_asked_for(stage, gpu, monkeypatch, tmp_path):
+    """Triton compiles a module for the driver with them when the first kernel runs: `Failed to find C compiler`, or an error of gcc's."""
+    context = StageContext(stage.spec.model_copy(update={"hardware": HARDWARE.model_copy(update={"device": "auto"})}))
+    monkeypatch.setenv("CC", sys.executable)
+    monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": str(tmp_path)})
+    with pytest.raises(StageError, match=r"Python\.h \(python3-dev\), which torch\.compile needs on a GPU; install it, or set") as caught:
+        compile_layers(context)
+    assert caught.value.exit_code == 2
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(StageError, match=r"no C compiler \(gcc or clang\), which torch\.compile needs on a GPU"):
+        compile_layers(context)
