@@ -1,5 +1,6 @@
 """Whether the stages of a recipe fit into this machine's memory, told before the first of them trains."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def warn_of_room(recipe: Recipe, stages: list[StageName], store_root: Path) -> l
         store_root: Of the store.
     """
     machine = _find_machine(recipe)
-    if not _may_be_short(recipe, machine, store_root):
+    if machine is None or not _may_be_short(recipe, machine, store_root):
         return []
     try:
         made = make_estimate(recipe, stages, store_root, machine, with_time=False)
@@ -41,22 +42,30 @@ def warn_of_room(recipe: Recipe, stages: list[StageName], store_root: Path) -> l
     ]
 
 
-def _find_machine(recipe: Recipe) -> Machine:
-    gpu = None if recipe.hardware.device == "cpu" else _ask_gpu()
-    if gpu is None:
-        return Machine("cpu", None, find_memory(), None)
-    return Machine("GPU", gpu, gpu.memory, None)
+def _find_machine(recipe: Recipe) -> Machine | None:
+    """Say what stages run on; None: a slice of a GPU (MIG), of which nvidia-smi tells no size."""
+    gpus = [] if recipe.hardware.device == "cpu" else _list_gpus()
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()  # the first of them; a UUID may be cut short
+    if wanted.startswith("MIG-"):
+        return None
+    for index, (uuid, memory, capability, slices) in enumerate(gpus):
+        if wanted and (wanted == str(index) or uuid.startswith(wanted)):
+            if slices == "Enabled":
+                return None
+            gpu = GPU(float(memory) * 2**20, 1.0, 1.0, 1.0, 0.0, 1.0, float(capability))
+            return Machine("GPU", gpu, gpu.memory, None)
+    return Machine("cpu", None, find_memory(), None)
 
 
-def _ask_gpu() -> GPU | None:
-    """Say how much memory the first GPU has, and its compute capability; None: there is none."""
-    command = ["nvidia-smi", "--query-gpu=memory.total,compute_cap", "--format=csv,noheader,nounits"]
+def _list_gpus() -> list[list[str]]:
+    """List (UUID, memory in MiB, compute capability, whether it is cut into slices) of the GPUs here, as nvidia-smi counts them."""
+    command = ["nvidia-smi", "--query-gpu=uuid,memory.total,compute_cap,mig.mode.current", "--format=csv,noheader,nounits"]
     try:
         said = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=20).stdout
-        memory, capability = said.splitlines()[0].split(",")
-        return GPU(float(memory) * 2**20, 1.0, 1.0, 1.0, 0.0, 1.0, float(capability))
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return None
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = [[field.strip() for field in line.split(",")] for line in said.splitlines()]
+    return [row for row in rows if len(row) == 4 and (row[3] == "Enabled" or row[1].isdecimal())]
 
 
 def _may_be_short(recipe: Recipe, machine: Machine, store_root: Path) -> bool:

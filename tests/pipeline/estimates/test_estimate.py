@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from pipeline.estimates.estimate import Estimate, StageEstimate, _measure_held, 
 from pipeline.estimates.fits import Fit, find_fits
 from pipeline.estimates.machine import Machine, choose_machine, find_memory
 from pipeline.estimates.past import correct_alike
-from pipeline.estimates.room import warn_of_room
+from pipeline.estimates.room import _find_machine, warn_of_room
 from pipeline.estimates.scale import holds_for_more, list_limits, scale_up
 from pipeline.pasted import forget_given, keep_store
 from pipeline.recipe.load import find_recipe, load_recipe
@@ -264,6 +265,27 @@ def test_more_gpus_bring_less_and_less_and_the_plan_says_what_holds_them_up(reci
 def test_a_small_model_is_not_looked_at_before_it_runs(recipe, tmp_path):
     read = load_recipe(find_recipe(str(recipe)), ["hardware.device=cpu"], has_files=False)
     assert warn_of_room(read, ["sft"], tmp_path) == []
+
+
+@mark.parametrize(
+    ("visible", "gib"),
+    [(None, 24), ("1,0", 80), ("GPU-77aa", 80), ("GPU-77aa0001-b", 80), ("2", None), ("MIG-0f3e", None), ("", "cpu"), ("-1", "cpu")],
+)
+def test_the_room_is_that_of_the_gpu_that_stages_will_see(recipe, tmp_path, monkeypatch, visible, gib):
+    """Of a slice nvidia-smi tells the memory of the whole GPU."""
+    rows = ["GPU-13c4, 24576, 8.6, [N/A]", "GPU-77aa0001-b, 81920, 9.0, Disabled", "GPU-9d, 81920, 9.0, Enabled"]
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\n" + "".join(f"echo '{row}'\n" for row in rows))
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    machine = _find_machine(load_recipe(find_recipe(str(recipe)), ["hardware.device=auto"], has_files=False))
+    if gib in (None, "cpu"):
+        assert (machine and machine.name) == gib
+    else:
+        assert machine is not None and machine.memory == gib * 2**30
 
 
 def test_the_disk_holds_models_that_are_kept_and_those_that_may_be_the_best():
