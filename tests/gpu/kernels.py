@@ -4,13 +4,14 @@ import copy
 import tempfile
 import warnings
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stages.models import attention
-from stages.models.attention import attend
+from stages.models.attention import CachedRows, attend
 from stages.models.packing import pack
 from stages.models.policy import load_policy
 from stages.models.precision import autocast
@@ -22,17 +23,19 @@ from tests.bench.our_models import open_policy
 from tests.bench.sizes import SIZES
 from tests.bench.workload import EOS, PPOWork, make_plain_policy, make_prompts
 from tests.gpu.parity import prepare_ppo
-from tests.gpu.place import Figure, Place, at_most, attempt, make_hardware, measure_s
+from tests.gpu.place import Figure, Place, at_most, attempt, make_hardware, measure_s, relative_error
 
 _ROUNDING = 2.0**-7  # a step of bfloat16, relative
 
 
 def measure(place: Place) -> Iterator[Figure]:
     """Measure all of it."""
-    for heads, key_heads, size in place.choose([(16, 16, 64), (32, 8, 128)], [(4, 2, 8)]):
+    for heads, key_heads, size in place.choose([(16, 16, 64), (32, 8, 128), (8, 1, 256)], [(4, 2, 8)]):
         for kind, documents, parents in (("documents", *_lay_documents(place)), ("K answers", *_lay_answers(place))):
             case = f"{kind} {heads}/{key_heads} heads of {size}"
             yield from attempt(case, measure_spans(place, case, heads, key_heads, size, documents, parents))
+        case = f"a cache {heads}/{key_heads} heads of {size}"
+        yield from attempt(case, measure_cached(place, case, heads, key_heads, size))
     for case, figures in (
         ("update", measure_waits(place)),
         ("decoding", measure_decoding(place)),
@@ -88,6 +91,30 @@ def measure_spans(
         run(spans)
         times[spans] = measure_s(lambda spans=spans: run(spans)) / repeats
     yield Figure(case, "groups / spans, forward and backward", times[False] / times[True], "x")
+
+
+@torch.no_grad()
+def measure_cached(place: Place, case: str, heads: int, key_heads: int, size: int) -> Iterator[Figure]:
+    """Compare attention of a token a row over its own columns of a cache with that over all columns and a mask, in float32."""
+    max_rows, num_columns, rows, columns, column = place.choose((32, 1024, 24, 768, 700), (4, 12, 3, 10, 7))
+    generator = torch.Generator().manual_seed(0)
+    key, value = (torch.randn(max_rows, key_heads, num_columns, size, generator=generator).to("cuda", torch.bfloat16) for _ in "kv")
+    query = torch.randn(rows, heads, 1, size, generator=generator).to("cuda", torch.bfloat16)
+    lengths = torch.linspace(1, column + 1, rows).int().to("cuda")  # the last key of each lies in the column
+    numbers, places = torch.arange(rows + 1, dtype=torch.int32, device="cuda"), key_heads * num_columns
+    starts = numbers * places
+    starts[:rows] += column + 1 - lengths
+    index = torch.arange(columns, device="cuda")
+    hidden = (index > column) | (index <= column - lengths[:, None])
+    mask = torch.zeros(rows, 1, 1, columns, device="cuda").masked_fill(hidden[:, None, None], -torch.inf)
+    seen = CachedRows(numbers, starts, lengths, columns)
+    seen_key, seen_value = key[:rows, :, :columns], value[:rows, :, :columns]
+    exact = [tensor.float() for tensor in (query, seen_key, seen_value)]
+    layer: Any = SimpleNamespace(num_key_value_groups=heads // key_heads, is_causal=False)
+    expected = attend(layer, *exact, mask)[0]
+    found = attend(layer, query, seen_key, seen_value, mask.bfloat16(), cached_rows=seen)[0]
+    yield at_most(case, "its own columns: relative error", relative_error(found, expected), 2 * _ROUNDING)
+    yield at_most(case, "each row's, the furthest", max(map(relative_error, found, expected)), 4 * _ROUNDING)
 
 
 class _Casts(TorchDispatchMode):
