@@ -58,9 +58,9 @@ class Resident:
             return make_engine
 
         def spoil_before(check):
-            def check_all(model, rank):
+            def check_all(model, rank, **which):
                 spoil_padding(model, rank)
-                return check(model, rank)
+                return check(model, rank, **which)
 
             return check_all
 
