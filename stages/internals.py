@@ -18,6 +18,7 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from transformers.integrations import deepspeed as transformers_deepspeed
+from transformers.integrations import moe
 from transformers.integrations.deepspeed import HfDeepSpeedConfig as HfDeepSpeedConfig
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config as unset_hf_deepspeed_config
 from transformers.integrations.sdpa_attention import repeat_kv as repeat_kv
@@ -34,6 +35,22 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 # accelerate asks for what is installed whenever it wraps or unwraps a model, and Python reads the answer anew: 9 ms, 40 times a stage.
 importlib.metadata.metadata = functools.cache(importlib.metadata.metadata)
 importlib.metadata.version = functools.cache(importlib.metadata.version)
+
+
+def _multiply_groups(input: torch.Tensor, weight: torch.Tensor, offs: torch.Tensor) -> torch.Tensor:
+    """Multiply rows with their experts' weights in the precision of autocast, which knows all products but these."""
+    if torch.is_autocast_enabled(input.device.type):
+        dtype = torch.get_autocast_dtype(input.device.type)
+        input, weight = input.to(dtype), weight.to(dtype)
+    return _grouped_mm(input, weight, offs)
+
+
+_grouped_mm, moe._grouped_mm = moe._grouped_mm, _multiply_groups
+
+
+def holds_experts(module: Any) -> bool:
+    """Whether a module's weights are those of a mixture of experts, each one tensor of all of them, and nothing else."""
+    return hasattr(module, "_is_expert_parallel") and not module.has_post_expert_norm
 
 
 def list_layers(model: Any) -> list[Any]:

@@ -95,8 +95,8 @@ def fuse_norms(model: nn.Module, agree: Callable[["RMSNorm", nn.Module], bool] |
 def _feeds_linear_layers(parent: nn.Module, name: str) -> bool:
     """Whether a norm stands before the linear layers of a pre-norm layer, and nothing else reads it.
 
-    Other norms feed the heads, rotary embeddings or the residual stream, which stay float32; experts, whose weights are one
-    tensor of three axes, compute in the precision of what they are given.
+    Other norms feed the heads, rotary embeddings or the residual stream, which stay float32; and routers, beside experts, whose weights
+    are one tensor of three axes: which experts a token goes to hangs by the last digits.
     """
     stands_before = hasattr(parent, "input_layernorm") and name in ("input_layernorm", "post_attention_layernorm")
     return stands_before and all(parameter.dim() < 3 for parameter in parent.parameters())

@@ -1,4 +1,4 @@
-"""A policy for decoding on a GPU: its linear layers' weights held in bfloat16, adapters merged into them, all else its own.
+"""A policy for decoding on a GPU: its linear layers' and experts' weights held in bfloat16, adapters merged into them, all else its own.
 
 Each step of decoding reads every weight for a few rows, and autocast would cast anew in each those that are kept in float32: weights that
 learn, where autocast's own cache does not hold them (ZeRO stage 3), and a frozen head that is tied to the embeddings. An adapter would add
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stages.internals import Conv1D, copy_modules, is_gathered, is_partitioned
+from stages.internals import Conv1D, copy_modules, holds_experts, is_gathered, is_partitioned
 from stages.models.adapters import find_backbone, find_model
 from stages.models.precision import is_bfloat16
 from stages.process.gpu import count_free_memory
@@ -30,7 +30,7 @@ def narrowed(model: Any) -> Generator[Any]:
 
 @torch.no_grad()
 def narrow(model: Any) -> Any:
-    """Copy a model's modules around its own tensors, but for linear layers' weights, which become bfloat16."""
+    """Copy a model's modules around its own tensors, but for linear layers' and experts' weights, which become bfloat16."""
     return copy_modules(find_model(model), _narrow_layer)
 
 
@@ -38,11 +38,18 @@ def count_bytes(model: Any) -> int:
     """Count the bytes that a narrow copy takes beside its model."""
     weights = {id(layer): layer.weight for layer in find_model(model).modules() if _is_linear(layer)}
     merged = {id(_get_base(layer)) for layer in find_model(model).modules() if _can_merge(layer)}
-    return sum(2 * weight.numel() for key, weight in weights.items() if key in merged or weight.dtype == torch.float32)
+    experts = [weight for layer in find_model(model).modules() if holds_experts(layer) for weight in layer.parameters()]
+    linear = sum(2 * weight.numel() for key, weight in weights.items() if key in merged or weight.dtype == torch.float32)
+    return linear + sum(2 * weight.numel() for weight in experts if weight.dtype == torch.float32)
 
 
 def _narrow_layer(layer: nn.Module) -> nn.Module | None:
     """Make the narrow layer that stands for one; None: its children are looked at."""
+    if holds_experts(layer):
+        experts: Any = copy_modules(layer)
+        for name, weight in layer.named_parameters():
+            setattr(experts, name, nn.Parameter(weight.to(torch.bfloat16), requires_grad=False))
+        return experts
     if _can_merge(layer):
         weight, base = _merge(layer), _get_base(layer)
     elif _is_linear(layer):

@@ -2,13 +2,15 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from stages.blocks import HardwareSettings, LoRASettings
 from stages.models import precision
 from stages.models.adapters import apply_lora, find_backbone, share_weights
 from stages.models.policy import load_policy
 from stages.models.reward_model import init_reward_model, put_head_on
+from tests.stages.family_models import make_config
 
 HARDWARE = HardwareSettings(device="cpu", precision="float32")
 BFLOAT16 = HardwareSettings(device="cpu", precision="bfloat16")
@@ -30,6 +32,56 @@ def test_frozen_linear_weights_in_bfloat16_change_no_bit_under_autocast(base_mod
             assert not any(parameter.requires_grad for parameter in model.parameters())
     for name in ("LlamaForCausalLM", "LlamaForSequenceClassification"):
         assert torch.equal(outputs["float32", name], outputs["bfloat16", name])
+
+
+class _SeenGroups(TorchDispatchMode):
+    """Notes the precisions in which experts' products are computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._grouped_mm.default:
+            self.found |= {args[0].dtype, args[1].dtype}
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt_oss"])
+def test_experts_compute_in_the_precision_of_all_other_products(family):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(make_config(family)).eval()
+    experts = [name for name, weight in model.named_parameters() if ".experts." in name and weight.dim() == 3]
+    ids = torch.randint(2, 200, (2, 12))
+    logits, gradients = {}, {}
+    for hardware in (HARDWARE, BFLOAT16):
+        precision.set_precision(model, hardware)
+        model.zero_grad()
+        with _SeenGroups() as seen, precision.autocast(model.base_model, torch.device("cpu")):
+            output = model(ids).logits
+        with seen:  # the backward pass
+            output.float().square().sum().backward()
+        assert seen.found == {getattr(torch, hardware.precision)}
+        logits[hardware.precision] = output.detach().float()
+        gradients[hardware.precision] = {name: model.get_parameter(name).grad for name in experts}
+    assert (logits["bfloat16"] - logits["float32"]).norm() < 0.02 * logits["float32"].norm()
+    for name, gradient in gradients["bfloat16"].items():
+        expected = gradients["float32"][name]
+        assert gradient.dtype == torch.float32 and (gradient - expected).norm() < 0.05 * expected.norm()
+
+
+def test_frozen_experts_in_bfloat16_change_no_bit_under_autocast():
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(make_config("mixtral")).eval()
+    precision.set_precision(model, BFLOAT16)
+    outputs = []
+    for _ in range(2):
+        with torch.no_grad(), precision.autocast(model.base_model, torch.device("cpu")):
+            outputs.append(model(torch.tensor([[1, 5, 9, 30]])).logits)
+        precision.freeze(model, BFLOAT16)
+    assert torch.equal(*outputs)
+    assert {weight.dtype for name, weight in model.named_parameters() if ".experts." in name} == {torch.bfloat16}
+    assert model.model.norm.weight.dtype == torch.float32
 
 
 def test_tied_embeddings_stay_float32():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from stages.blocks import HardwareSettings
 from stages.models.precision import autocast, freeze, set_precision
@@ -14,6 +14,7 @@ from stages.responses.kv_cache import KVCache
 from stages.responses.narrow import count_bytes, narrow
 from stages.responses.rows import Rows
 from tests.pretend_gpu import pretend_gpu
+from tests.stages.family_models import make_config
 
 BFLOAT16 = HardwareSettings(precision="bfloat16")
 STOP = 1
@@ -86,6 +87,24 @@ def test_a_narrow_copy_computes_autocasts_very_numbers_without_its_casts(tied):
     assert found["autocast"][1] >= 15 and found["narrow"][1] == 0  # 2 layers of 7, and the head
     assert all(weight.dtype == torch.float32 for weight in policy.parameters())
     assert count_bytes(policy) == 2 * sum(layer.weight.numel() for layer in policy.modules() if isinstance(layer, torch.nn.Linear))
+
+
+def test_experts_are_copied_too_and_no_more_is_cast_in_a_step():
+    torch.manual_seed(0)
+    policy = AutoModelForCausalLM.from_config(make_config("mixtral")).eval()
+    set_precision(policy, BFLOAT16)
+    copy = narrow(policy)
+    least = policy.model.layers[0].mlp.experts.down_proj.numel()
+    found = {}
+    for name, model in (("autocast", policy), ("narrow", copy)):
+        with torch.no_grad(), autocast(policy.base_model, torch.device("cpu")), CountCasts(least) as counted:
+            found[name] = model(input_ids=torch.arange(2, 12)[None], use_cache=False).logits, counted.casts
+    assert torch.equal(found["autocast"][0], found["narrow"][0])
+    assert found["autocast"][1] >= 4 and found["narrow"][1] == 0  # 2 layers of two tensors
+    assert all(weight.dtype == torch.float32 for weight in policy.parameters())
+    narrowed = {name: weight for name, weight in copy.named_parameters() if weight.dtype == torch.bfloat16}
+    assert count_bytes(policy) == sum(weight.nbytes for weight in narrowed.values()) and any(".experts." in name for name in narrowed)
+    assert count_bytes(freeze(policy, BFLOAT16)) == 0
 
 
 def test_an_adapter_is_merged_into_the_narrow_copy_and_stays_on_the_policy():
