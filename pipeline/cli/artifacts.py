@@ -139,8 +139,11 @@ def alias_command(
     say(make_console(), f"{artifact.kind}@{name} -> {alias.ref}{before}")
 
 
+_KEPT = 3
+
+
 def gc_command(
-    keep: Annotated[int, typer.Option("--keep", min=1, help="How many of the newest versions of each kind stay.")] = 3,
+    keep: Annotated[int, typer.Option("--keep", min=1, help="How many of the newest versions of each kind stay.")] = _KEPT,
     remove: Annotated[bool, typer.Option("--remove", help="Remove them; without this they are shown only.")] = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -171,7 +174,8 @@ def gc_command(
         )
     for ref in removal.damaged:
         say(terminal, f"{ref}: damaged, stays; `rlhf verify {ref}` says why, `rlhf rm {ref}` removes it")
-    then = "" if remove or not refs else "; `rlhf gc --remove` removes them"
+    same = "" if keep == _KEPT else f" --keep {keep}"  # without it others would be removed than are shown
+    then = "" if remove or not refs else f"; `rlhf gc{same} --remove` removes them"
     say(terminal, f"{count(len(refs), 'artifact')}, {format_bytes(removal.num_bytes)}{then}")
 
 

@@ -173,6 +173,9 @@ def test_what_nothing_needs_is_shown_first_and_removed_when_asked(made, rlhf_her
     shutil.copytree(tmp_path / "store/artifacts/ppo/v0001", tmp_path / "store/artifacts/ppo/v0002")
     assert "ppo@v2: damaged, stays" in rlhf_here("gc", "--keep", "1").stdout  # it names ppo@v1
     assert rlhf_here("rm", "ppo@v2").stdout == "removed ppo@v2\n"
+    assert rlhf_here("import", "store/artifacts/ppo/v0001").returncode == 0
+    assert rlhf_here("gc", "--keep", "1").stdout.endswith("; `rlhf gc --keep 1 --remove` removes them\n")
+    assert rlhf_here("rm", "ppo@v2").stdout == "removed ppo@v2\n"
     done = rlhf_here("rm", "sft@v1")
     assert (done.returncode, done.stderr) == (2, "sft@v1: ppo@v1 was made from it; remove that too, or keep this\n")
     assert rlhf_here("tag", "ppo@v1", "best").stdout == "ppo@best -> ppo@v1\n"
