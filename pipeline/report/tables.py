@@ -256,14 +256,23 @@ def _token_counts(kind: "RecordKind", splits: dict[str, dict[str, int]]) -> dict
     return sizes | cut | ({f"{kind}_left_out": total[kind] - total[f"{kind}_used"]} if f"{kind}_used" in total else {})
 
 
+_SPLITS = {"train": "train", "eval": "held out"}
+_OF_COMPARISONS = ("contradictions", "comparisons_without_pair", "empty_answers")
+
+
 def print_findings(console: Console, data: dict[str, Any]) -> None:
     """Print how each source was read, counts and warnings, by kind."""
     for kind, found in data.items():
         console.print(Text(kind, style="bold"))
         for line in found["sources"]:
             print_line(console, f"  {line}")
-        for name, value in found["counts"].items():
-            console.print(Text(f"  {name.replace('_', ' '):<28} {value:>9,}"))
+        counts = found["counts"]
+        shown = [*_SPLITS, *(name for name in counts if name not in _SPLITS and counts[name])]
+        for name in (name for name in shown if name in counts):
+            console.print(Text(f"  {_SPLITS.get(name, name.replace('_', ' ')):<28} {counts[name]:>9,}"))
+        none = [name for name in counts if name not in shown and (kind == "comparisons" or name not in _OF_COMPARISONS)]
+        if none:
+            print_indented(console, Text(f"no {', '.join(name.replace('_', ' ') for name in none)}"), "  ")
         for bad in found["skipped"]:
             print_line(console, f"  skipped: {bad}", "yellow")
         for warning in found["warnings"]:

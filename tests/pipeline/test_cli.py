@@ -332,7 +332,12 @@ def test_check_data_counts(rlhf, own_recipe_path, fake_stages):
     found = json.loads(rlhf("check-data", own_recipe_path, "--json").stdout)
     assert found["prompts"]["counts"]["train"] + found["prompts"]["counts"]["eval"] == 9
     assert found["prompts"]["counts"]["duplicates"] == 1
-    assert "1 training records occur more than once" in rlhf("check-data", own_recipe_path).stdout
+    shown = rlhf("check-data", own_recipe_path).stdout
+    assert "1 training records occur more than once" in shown
+    of_prompts = shown.partition("\nprompts\n")[2].splitlines()
+    assert [line.split()[:-1] for line in of_prompts[1:4]] == [["train"], ["held", "out"], ["duplicates"]]
+    assert of_prompts[4] == "  no leaked prompts"  # and nothing of what only comparisons have
+    assert shown.count("comparisons without pair") == 1
 
 
 @pytest.mark.slow
