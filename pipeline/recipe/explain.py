@@ -89,7 +89,8 @@ def _reason(error: ErrorDetails, keys: Keys, values: dict[str, Any]) -> str:
 
 def _remedy(keys: Keys, kind: str, found: object, context: dict[str, Any]) -> str:
     if kind == "literal_error" and isinstance(found, str):
-        near = difflib.get_close_matches(found[:_COMPARED_CHARS], re.findall(r"'([^']*)'", str(context.get("expected", ""))), n=1)
+        expected = re.findall(r"'([^']*)'", str(context.get("expected", "")))
+        near = difflib.get_close_matches(found[:_COMPARED_CHARS], expected, n=1, cutoff=0.7)  # who writes gpu does not mean cpu
         if near:
             return f"; did you mean {near[0]}?"
     if (meant := _guess_meant(kind, found)) is not None:

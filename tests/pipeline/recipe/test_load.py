@@ -440,6 +440,7 @@ def test_the_schema_describes_every_key_and_allows_the_shorthands():
         ("SFT.epochs=2", "SFT: unknown key; did you mean sft?"),
         ("ppo/kl_coef=1", "did you mean ppo.kl_coef?"),
         ("sft.epochs", "needed key=value; did you mean sft.epochs=?"),
+        ("hardware.device=gpu", "found \"gpu\", needed one of 'auto', 'cpu' or 'cuda'; the default is \"auto\""),  # cpu is near, and wrong
         ("sft.num_train_epochs=2", "sft.num_train_epochs: unknown key; did you mean sft.epochs?"),
         ("rm.lr=2", "rm.lr: unknown key; did you mean rm.learning_rate?"),
         ("sft.lora.target_modules=q_proj,v_proj", "needed all-linear or a list of names; write [q_proj, v_proj]"),
