@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from pipeline.cli import artifacts, chatting, doctor, ranking, rankings, reading, recipes, records, remotes, rounds
+from pipeline.cli.mistyped import tell_mistyped
 from pipeline.launch.environment import QUIET
 from pipeline.launch.signals import stop_signals
 from pipeline.pasted import forget_given
@@ -21,14 +22,28 @@ from stages.spec import EXIT_OK, RUN_STAGES
 
 
 class _Commands(TyperGroup):
-    """The commands; who types a stage's name, as `make` takes it, is told how it is run (`rm` removes artifacts)."""
+    """The commands; who types a stage's name, as `make` takes it, is told how it is run (`rm` removes artifacts), and who types a key
+    of the recipe as an option, how it is set."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name = args[0]
-        if name == "pipeline" or (name in RUN_STAGES and name not in self.commands):
-            until = "" if name == "pipeline" else f" --until {name}"
+        if name in _ALL_STAGES or (name in RUN_STAGES and name not in self.commands):
+            until = "" if name in _ALL_STAGES else f" --until {name}"
             ctx.fail(f"No such command {name!r}. Stages are run by: rlhf run RECIPE{until}")
-        return super().resolve_command(ctx, args)
+        if name == "help":
+            of_one = [word for word in args[1:2] if word in self.commands]
+            ctx.fail(f"No such command 'help'. Help is: rlhf {' '.join([*of_one, '--help'])}")
+        found = super().resolve_command(ctx, args)
+        words, params = found[2], found[1].params if found[1] else []
+        if name in _BEFOREHAND and "--dry-run" in words:
+            ctx.fail(f"No such option: --dry-run. What would be done is said by: rlhf {_BEFOREHAND[name]}")
+        if any("--set" in param.opts for param in params) and (told := tell_mistyped(params, words)):
+            ctx.fail(told)
+        return found
+
+
+_ALL_STAGES = ("pipeline", "train")
+_BEFOREHAND = {"run": "plan", "forget": "trace"}
 
 
 app = typer.Typer(
