@@ -11,6 +11,7 @@ from pipeline.estimates.machine import count_cores
 from pipeline.launch.environment import read_threads
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.sources import ComparisonSource
+from pipeline.text import count
 from pipeline.tokens import Counts, add_splits
 from stages.blocks import MAX_THREADS
 from stages.process.places import has_gpu
@@ -135,13 +136,16 @@ def warn_of_threads(recipe: Recipe) -> Iterator[str]:
 def foresee_evaluation(num_prompts: int, *, has_judge: bool) -> list[str]:
     """Say what an evaluation on so many held-out prompts, with or without a judge, cannot tell.
 
+    Told is the worst case, each prompt won or lost whole: several answers to a prompt, and ties, make the spread smaller.
+
     Example: 6 prompts show a win rate only if it is 50 ± 57 %, which is none.
     """
     warnings: list[str] = []
     if num_prompts > 0 and (smallest := smallest_difference(_COIN, num_prompts)) > _COARSE:
-        shown = f"a win rate of PPO over SFT beyond 50 ± {smallest:.0%}" if smallest < _COIN else "no win rate of PPO over SFT"
-        found = f"{num_prompts:,} held-out prompt{'s' * (num_prompts != 1)} will show {shown}"
-        warnings.append(f"{found}; 100 show 50 ± 14%: give more in data.prompts.eval, or raise data.eval_fraction")
+        shown = f"only one of {_COIN + smallest:.0%} or more" if smallest < _COIN else "none at all"
+        found = f"{count(num_prompts, 'held-out prompt')} may be too few to show a win rate of PPO over SFT: at worst {shown}"
+        ways = "give more in data.prompts.eval, or raise data.eval_fraction"
+        warnings.append(f"{found}, where 100 prompts show one of {_COIN + smallest_difference(_COIN, 100):.0%}; {ways}")
     if not has_judge:
         lost = "which answers score higher, not whether they are better, nor where PPO begins to fool the reward model"
         warnings.append(f"no judge is named, so the evaluation will tell {lost}; give judge: module:function")

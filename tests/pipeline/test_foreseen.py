@@ -10,9 +10,10 @@ from pipeline.recipe.load import find_recipe, load_recipe
 
 def test_few_prompts_are_told_with_what_they_show():
     (none,) = foresee_evaluation(6, has_judge=True)
-    assert none.startswith("6 held-out prompts will show no win rate of PPO over SFT; 100 show 50 ± 14%: give more")
+    few = "held-out prompts may be too few to show a win rate of PPO over SFT: at worst"
+    assert none.startswith(f"6 {few} none at all, where 100 prompts show one of 64%; give more in data.prompts.eval")
     (coarse,) = foresee_evaluation(20, has_judge=True)
-    assert "20 held-out prompts will show a win rate of PPO over SFT beyond 50 ± 31%" in coarse
+    assert coarse.startswith(f"20 {few} only one of 81% or more, where 100 prompts show one of 64%; ")
 
 
 def test_a_missing_judge_is_told_with_what_it_costs():
