@@ -210,9 +210,11 @@ def _differences(
         yield "no artifact yet"
         return
     manifest = newest.manifest
-    yield from (describe_change(*change) for change in changed_leaves(manifest.config, config))
-    for kind in sorted({name.partition(".")[0] for name, *_ in changed_leaves(manifest.data, data)}):
+    for kind in sorted(
+        {name.partition(".")[0] for name, *_ in changed_leaves(manifest.data, data)}
+    ):  # first: of many reasons few are shown
         yield f"data.{kind} changed{_name_sources(kind, manifest.data, data.get(kind, {}))}"
+    yield from (describe_change(*change) for change in changed_leaves(manifest.config, config))
     named = STAGES[stage].asked_for
     old_parents = {parent.ref if named else parent.kind: parent for parent in manifest.parents if parent.kind != RANKINGS_KIND}
     new_parents = parents if named else {STAGES[cast("StageName", maker)].kind: parent for maker, parent in parents.items()}

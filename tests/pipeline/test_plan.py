@@ -289,6 +289,14 @@ def test_of_many_reasons_the_first_are_shown(publish_all, store, recipe_path):
     assert len(decisions[-1].reasons) == 5
 
 
+def test_of_many_reasons_other_data_is_among_those_that_are_shown(publish_all, store, recipe_path):
+    publish_all()
+    with (recipe_path.parent / "prompts.jsonl").open("a") as stream:
+        stream.write('{"prompt": "another question"}\n')
+    many = [f"ppo.{key}=7" for key in ("iterations", "kl_coef", "value_coef", "clip_range", "temperature")]
+    assert plan(load_recipe(recipe_path, many), store, Selection())[-1].why.startswith("data.prompts changed; ppo.clip_range changed ")
+
+
 def test_bad_lines_of_all_files_are_told_at_once(planned, recipe_path):
     (recipe_path.parent / "prompts.jsonl").write_text('{"prompt": 3}\n{"prompt": "x"}\nnot json\n')
     (recipe_path.parent / "demonstrations.jsonl").write_text('{"prompt": "x"}\n')
@@ -375,7 +383,7 @@ def test_texts_are_an_input_of_ppo_where_it_mixes_them_in(store, recipe_path, pr
     publish_all("ppo.ptx_coef=0.5")
     assert planned(*mixing)["ppo"] == (
         "run",
-        ['ppo.ptx_data changed null -> "texts"', "data.demonstrations changed", "data.texts changed"],
+        ["data.demonstrations changed", "data.texts changed", 'ppo.ptx_data changed null -> "texts"'],
     )
 
 
