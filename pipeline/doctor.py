@@ -1,4 +1,4 @@
-"""What of a store is broken, left over or unfinished: shown; and mended on request, where that takes nothing from anybody.
+"""What of a store is broken, left over, unfinished or withdrawn: shown; and mended on request, where that takes nothing from anybody.
 
 look at each part -> findings -> mend those that can be, each looked at once more under its own lock -> look again
 
@@ -38,7 +38,7 @@ _PART = re.compile(r"[0-9a-f]{32}\.part")
 _CLAIM = re.compile(r"([a-z][a-z0-9_-]{0,31})-(v[0-9]{4,9})\.json")
 _TOKEN_WORK = re.compile(r"\.work-[a-z0-9_]{8}")
 
-Level = Literal["broken", "left over", "unfinished"]
+Level = Literal["broken", "left over", "unfinished", "withdrawn"]
 Mend = Callable[[], bool]  # whether there still was something to mend
 
 
@@ -47,7 +47,7 @@ class Finding:
     """One thing that is not as it should be.
 
     Args:
-        level: `unfinished` is no fault: it goes on, or is done with, when a command is given (again).
+        level: `unfinished` is no fault: it goes on, or is done with, when a command is given (again). Nor is `withdrawn`.
         place: Where in the store, or the ref.
         message: What was found; what to do.
         mend: Puts it right; None where that is for people to decide.
@@ -131,8 +131,7 @@ def _find_withdrawn(store: Store) -> Iterator[Finding]:
             return
         if reason:
             takes = f"`rlhf gc --remove` or `rlhf rm {artifact.ref}` takes this one"
-            found = f"withdrawn: {reason}; {name_maker(artifact.kind)} makes one without them, {takes}"
-            yield Finding("unfinished", artifact.ref, found)
+            yield Finding("withdrawn", artifact.ref, f"{reason}; {name_maker(artifact.kind)} makes one without them, {takes}")
 
 
 def _find_bad_aliases(store: Store) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""The command that looks over a store: what is broken, left over or unfinished."""
+"""The command that looks over a store: what is broken, left over, unfinished or withdrawn."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +10,8 @@ from stages.spec import EXIT_VERIFICATION
 
 if TYPE_CHECKING:
     from pipeline.doctor import Finding
+
+_NO_FAULT = ("unfinished", "withdrawn")
 
 
 def doctor_command(
@@ -36,7 +38,7 @@ def doctor_command(
         say(make_console(err=True), f"the ledger begins anew with what is there; {f'before it: {aside}' if aside else 'there was none'}")
     findings = examine(opened)
     rows = [_mend(finding) if mend and finding.mend else _row(finding) for finding in findings]
-    left = [row for row in rows if row["level"] != "unfinished" and not row["mended"]]
+    left = [row for row in rows if row["level"] not in _NO_FAULT and not row["mended"]]
     if as_json:
         print_json(rows)
     else:
@@ -45,9 +47,9 @@ def doctor_command(
             say(terminal, ": ".join(filter(None, (row["level"], row["place"], row["message"], row["mended"] or row["to_mend"]))))
         todo = sum(bool(row["to_mend"]) for row in left)
         then = f"; `rlhf doctor --mend` mends {todo} of them" if todo and not mend else ""
-        open_things = sum(row["level"] == "unfinished" for row in rows)
-        told = f"{count(open_things, 'thing')} {'is' if open_things == 1 else 'are'} unfinished, which is no fault"
-        done = f"nothing is broken or left over; {told}" if open_things else "nothing to do"
+        numbers = {level: sum(row["level"] == level for row in rows) for level in _NO_FAULT}
+        told = " and ".join(f"{number} {level}" for level, number in numbers.items() if number)
+        done = f"nothing is broken or left over; {told}, which is no fault" if told else "nothing to do"
         say(terminal, f"{count(len(left), 'thing')} to do{then}" if left else done)
     if left:
         raise typer.Exit(EXIT_VERIFICATION)

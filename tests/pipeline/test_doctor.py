@@ -51,13 +51,13 @@ def test_a_store_in_order_has_nothing_to_mend(filled):
 
 def test_versions_without_a_ledger_and_withdrawn_ones_are_told_and_no_fault(filled, rlhf_here):
     withdraw(filled.root, {"sft@v1": Withdrawal(seal=filled.get("sft@v1").seal, reason="it learnt from her", at="now")})
-    assert told_of(filled) == {"sft@v1": ("unfinished", False)}
+    assert told_of(filled) == {"sft@v1": ("withdrawn", False)}
     for name in ("ledger.jsonl", "artifacts/.ledger.json"):  # as in a store of an earlier version
         (filled.root / name).unlink()
-    assert told_of(filled) == {"ledger.jsonl": ("unfinished", False), "sft@v1": ("unfinished", False)}
+    assert told_of(filled) == {"ledger.jsonl": ("unfinished", False), "sft@v1": ("withdrawn", False)}
     done = rlhf_here("doctor")
-    assert done.returncode == 0 and "sft@v1: withdrawn: it learnt from her; `rlhf run` makes one" in done.stdout
-    assert done.stdout.endswith("nothing is broken or left over; 2 things are unfinished, which is no fault\n")
+    assert done.returncode == 0 and "withdrawn: sft@v1: it learnt from her; `rlhf run` makes one" in done.stdout
+    assert done.stdout.endswith("nothing is broken or left over; 1 unfinished and 1 withdrawn, which is no fault\n")
     assert "sft@v1: intact; withdrawn: it learnt from her" in rlhf_here("verify").stdout.replace("\n", " ")
     done = rlhf_here("verify", "sft@v1", "--json")
     assert json.loads(done.stdout) == {"sft@v1": []} and "sft@v1 is withdrawn: it learnt from her" in done.stderr
