@@ -17,7 +17,7 @@ from pipeline.report.page.evidence import EVALUATION_KIND, Evidence, gather
 from pipeline.report.samples import pick_three, print_sample, read_first
 from pipeline.report.sparkline import ASCII_BLOCKS, BLOCKS, draw_sparkline
 from pipeline.report.spent import compare_cost, print_cost
-from pipeline.report.tables import print_indented, print_line, print_table
+from pipeline.report.tables import print_indented, print_line, print_table, print_turned_table
 from pipeline.report.verdict import News, place_model, write_share
 from pipeline.store.artifact import Artifact
 from pipeline.store.manifest import Manifest
@@ -265,7 +265,7 @@ def _print_evaluation(console: Console, data: dict[str, Any]) -> None:
     columns = [name for name in rows[0] if any(row[name] for row in rows) and {row[name] for row in rows} != {"100 %"}]
     console.print()
     print_line(console, f"Evaluated by {data['evaluated_by']}, sampled", "bold")
-    print_table(console, columns, [[row[name] for name in columns] for row in rows])
+    print_turned_table(console, columns, [[row[name] for name in columns] for row in rows])
 
 
 def _print_curves(console: Console, curves: Sequence[Mapping[str, Any]]) -> None:

@@ -46,6 +46,15 @@ def print_table(console: Console, columns: Sequence[str], rows: Iterable[Sequenc
     console.print(table)
 
 
+def print_turned_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of which each is named by its first cell; where a terminal is too narrow for them, as columns, then folded."""
+    turned = list(zip(columns, *rows, strict=True))
+    too_wide = [not _fits(console, _measure(table)[1]) for table in ([columns, *rows], turned)]
+    if too_wide == [True, False]:
+        columns, rows = turned[0], turned[1:]
+    print_table(console, columns, rows)
+
+
 def print_figures_table(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows of which the last cell is long: below the others where the terminal is too narrow for both."""
     cells, widths = _measure([columns, *rows])
