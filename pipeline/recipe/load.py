@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from copy import deepcopy
+from difflib import get_close_matches
 from functools import partial
 from itertools import takewhile
 from operator import eq
@@ -16,6 +17,7 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
+from data.file_kinds import FILE_FORMATS, OTHER_FILES
 from data.schema import KINDS
 from data.secrets import holds_environment_secret, holds_secret, names_secret, redact
 from pipeline.errors import ConfigError
@@ -29,6 +31,8 @@ from pipeline.store.disk import expand_home
 from stages.spec import RUN_STAGES, STAGES, StageName
 
 _MAX_WHOLE, _MAX_IN_LIBRARIES = 2**31, 2**63
+_RECORDS = tuple({*FILE_FORMATS, *OTHER_FILES} - {".json", ".txt"})  # in these two a recipe may lie
+_COMPARED_CHARS = 200
 _PACKAGED_DIR = Path(__file__).parents[1] / "recipes"
 
 
@@ -41,12 +45,25 @@ def find_recipe(name: str) -> Path:
     path = expand_home(name)
     with suppress(OSError):  # a name that is too long, a directory that may not be looked into
         if path.is_file():
+            if path.name.endswith(_RECORDS):
+                raise ConfigError([f"{name:.200}: found a file of records, needed a recipe that names it, such as data.prompts.train"])
             return path
     packaged = {path.stem: path for path in sorted(_PACKAGED_DIR.glob("*.yaml"))}
     found = packaged.get(name.removesuffix(".yaml"))
     if found is None:
-        raise ConfigError([f"{name:.200}: found no such recipe, needed a file or one of {', '.join(packaged)}; check the path"])
+        raise ConfigError(
+            [f"{name:.200}: found no such recipe, needed a file or one of {', '.join(packaged)}; {_name_near(path, packaged)}"]
+        )
     return found
+
+
+def _name_near(path: Path, packaged: Iterable[str]) -> str:
+    """Name the recipe that a path may mean, in its directory or among the packaged ones."""
+    beside: list[str] = []
+    with suppress(OSError):
+        beside = [str(path.with_name(other.name)) for other in sorted(path.parent.iterdir()) if other.suffix in (".yaml", ".yml")]
+    near = get_close_matches(str(path)[-_COMPARED_CHARS:], [each for each in [*beside, *packaged] if each.isprintable()], n=1, cutoff=0.8)
+    return f"did you mean {near[0]}?" if near else "check the path"
 
 
 def load_recipe(

@@ -26,6 +26,8 @@ def open_remote(url: str) -> Remote:
     """
     protocol, separator, rest = url.partition("://")
     shown = _show(url)
+    if url.startswith("/") and url.isprintable():
+        raise StoreError(f"{shown!r:.200}: a path, which is no address; write file://{shown:.200}", EXIT_USAGE)
     if not separator or protocol not in (*_PACKAGES, *_PLAIN, HUB) or not url.isprintable():
         raise StoreError(f"{shown!r:.200}: no remote; needed s3://, gs:// or hf:// with a name, or file:///DIR; write it so", EXIT_USAGE)
     if shown != url.rstrip("/"):

@@ -102,3 +102,13 @@ def test_what_reads_as_a_hub_id_and_is_nowhere_is_told_as_both_before_it_runs(re
     assert load_recipe(recipe_path, to_run=True).base_model == "models/mine"
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     assert load_recipe(recipe_path, ["base_model=models/other"], to_run=True).base_model == "models/other"  # the hub will say
+
+
+def test_a_recipe_that_is_named_nearly_right_is_suggested_and_records_are_told_as_records(tmp_path):
+    (tmp_path / "mine.yaml").write_text("name: mine\n")
+    for typed in ("mine.yml", "min.yaml"):
+        with pytest.raises(ConfigError, match=f"did you mean {tmp_path}/mine.yaml"):
+            find_recipe(f"{tmp_path}/{typed}")
+    (tmp_path / "demos.jsonl").write_text("{}\n")
+    with pytest.raises(ConfigError, match=r"demos\.jsonl: found a file of records, needed a recipe that names it"):
+        find_recipe(f"{tmp_path}/demos.jsonl")
