@@ -14,10 +14,17 @@ import pytest
 import stages
 from pipeline.cli import main
 from pipeline.launch.environment import QUIET
+from pipeline.pasted import forget_given
 from pipeline.store.manifest import ManifestFields
 from pipeline.store.store import Store
 
 SMALL_MODEL = {"model/config.json": b"{}", "model/model.safetensors": bytes(range(256)) * 8, "metrics.jsonl": b'{"step": 1}\n'}
+
+
+@pytest.fixture(autouse=True)
+def _one_command():
+    """A process is one command, which is told of by its name; here one process is many."""
+    forget_given()
 
 
 @pytest.fixture

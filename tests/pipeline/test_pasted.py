@@ -6,14 +6,7 @@ import sys
 
 import pytest
 
-from pipeline.pasted import complete, forget_given, keep_recipe, keep_store, pasted
-
-
-@pytest.fixture(autouse=True)
-def _forget():
-    forget_given()
-    yield
-    forget_given()
+from pipeline.pasted import complete, keep_recipe, keep_store, pasted
 
 
 def test_without_anything_given_messages_stay_as_they_are():

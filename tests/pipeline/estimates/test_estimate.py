@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 
-from pytest import approx, fixture, mark, raises
+from pytest import approx, mark, raises
 from typer import BadParameter
 
 from pipeline.cli.costs import _keep
@@ -25,7 +25,7 @@ from pipeline.estimates.machine import Machine, choose_machine, find_memory
 from pipeline.estimates.past import correct_alike
 from pipeline.estimates.room import _find_machine, warn_of_room
 from pipeline.estimates.scale import holds_for_more, list_limits, scale_up
-from pipeline.pasted import forget_given, keep_store
+from pipeline.pasted import keep_store
 from pipeline.recipe.load import find_recipe, load_recipe
 from pipeline.report.costs import print_estimate, print_fits
 from stages.blocks import HardwareSettings
@@ -34,14 +34,6 @@ from stages.tracing.report import Depth, TraceReport
 
 # Embeddings and head, and of each layer queries, keys, values, outputs, three products of the feed-forward and two norms.
 WEIGHTS = 2 * 512 * 64 + 6 * (64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 128 + 2 * 64) + 64
-
-
-@fixture(autouse=True)
-def _one_command():
-    """A process is one command; a test that is refused leaves behind what it was given."""
-    forget_given()
-    yield
-    forget_given()
 
 
 @mark.slow  # the one start of a trace with its own imports: all others are warm

@@ -151,7 +151,6 @@ def _compare(a, b, rows_a, rows_b, by):
     values_a, values_b, prompts = _column(rows_a, name), _column(rows_b, name), _prompts(rows_a)
     outcomes = compare_scores(values_a, values_b)
     lengths = _column(rows_b, "response_tokens") - _column(rows_a, "response_tokens")
-    controlled = control_length(outcomes, lengths, prompts, draws=DRAWS)
     return Comparison(
         a=a,
         b=b,
@@ -159,7 +158,7 @@ def _compare(a, b, rows_a, rows_b, by):
         by=by,
         win_rate=compute_win_rate(outcomes, prompts, draws=DRAWS),
         difference=compare_means(values_a, values_b, prompts, draws=DRAWS),
-        length_controlled=controlled and controlled.estimate,
+        length_controlled=control_length(outcomes, lengths, prompts, draws=DRAWS),
     )
 
 

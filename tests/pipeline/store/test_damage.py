@@ -202,11 +202,11 @@ def test_a_manifest_of_a_newer_schema_says_update(store, artifact):
 def test_a_missing_parent_and_a_parent_with_other_content_are_reported(store, publish):
     parent = publish(store, "sft")
     child = publish(store, "rm", parents=[Parent(ref=parent.ref, content_id=parent.content_id)])
-    assert store.verify(child) == []
+    assert store.verify(child.ref) == []
     shutil.rmtree(parent.path)
-    assert "rm@v1: parent sft@v1: no artifact sft@v1" in store.verify(child)[0]
+    assert "rm@v1: parent sft@v1: no artifact sft@v1" in store.verify(child.ref)[0]
     publish(store, "sft", files={"model/other.safetensors": b"other"})
-    assert "rm@v1: parent sft@v1 has content" in store.verify(child)[0]
+    assert "rm@v1: parent sft@v1 has content" in store.verify(child.ref)[0]
     with pytest.raises(StoreError) as refusal:
         store.lineage("rm@v1")
     assert refusal.value.exit_code == 3

@@ -79,7 +79,7 @@ def test_a_failed_alias_write_keeps_the_old_alias(store, publish, monkeypatch):
 
 def test_a_file_system_without_modes_does_not_fail_a_publish(store, publish, monkeypatch):
     fail_at(monkeypatch, "chmod", 1, errno.EPERM)
-    assert store.verify(publish(store)) == []
+    assert store.verify(publish(store).ref) == []
 
 
 def test_a_file_system_without_directory_fsync_does_not_fail_a_publish(store, publish, monkeypatch):
@@ -91,7 +91,7 @@ def test_a_file_system_without_directory_fsync_does_not_fail_a_publish(store, pu
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync_files_only)
-    assert store.verify(publish(store)) == []
+    assert store.verify(publish(store).ref) == []
 
 
 def run_without_privileges(function):
@@ -217,7 +217,7 @@ def test_a_relative_store_stays_where_it_was_opened(tmp_path, publish, monkeypat
 def test_a_store_lies_on_another_device_than_the_working_directory(publish):
     with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
         store = Store(Path(directory) / "store")
-        assert store.verify(publish(store)) == []
+        assert store.verify(publish(store).ref) == []
 
 
 @pytest.fixture

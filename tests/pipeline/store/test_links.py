@@ -198,4 +198,4 @@ def test_a_store_as_a_whole_may_be_a_link_to_another_device(tmp_path, publish):
         store = Store(tmp_path / "link")
         require_own_parts(store.root)
         require_places(store.root, ["sft"])
-        assert store.verify(publish(store)) == [] and (Path(directory) / "artifacts/sft/v0001").is_dir()
+        assert store.verify(publish(store).ref) == [] and (Path(directory) / "artifacts/sft/v0001").is_dir()
