@@ -94,16 +94,16 @@ STAGES: dict[StageName, Stage] = {
         version=1,
         memory_keys="pretrain.micro_batch_size or sequence_length",
     ),
-    "sft": Stage("sft", SFTSettings, models={"base": "pretrain"}, data=("demonstrations",), version=4, memory_keys="sft.micro_batch_size"),
+    "sft": Stage("sft", SFTSettings, models={"base": "pretrain"}, data=("demonstrations",), version=5, memory_keys="sft.micro_batch_size"),
     "rm": Stage(
-        "rm", RMSettings, models={"sft": "sft"}, data=("comparisons", "demonstrations"), version=4, memory_keys="rm.micro_batch_size"
+        "rm", RMSettings, models={"sft": "sft"}, data=("comparisons", "demonstrations"), version=5, memory_keys="rm.micro_batch_size"
     ),
     "ppo": Stage(
         "ppo",
         PPOSettings,
         models={"sft": "sft", "rm": "rm"},
         data=("prompts",),
-        version=5,
+        version=6,
         memory_keys="ppo.max_tokens_per_microbatch or ppo.rollout_micro_batch_size",
     ),
     "evaluate": Stage(
@@ -111,7 +111,7 @@ STAGES: dict[StageName, Stage] = {
         EvaluateSettings,
         models={"base": None, "sft": "sft", "rm": "rm", "ppo": "ppo"},
         data=("prompts", "comparisons"),
-        version=1,
+        version=2,
         memory_keys="evaluate.batch_size",
         leaves_model=False,
     ),
