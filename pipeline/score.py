@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from data.fields import FieldError, as_list, as_object
+from data.file_kinds import find_other_content
 from data.records import parse_row
 from data.schema import DataError, Demonstration, Problem
 from pipeline.errors import StoreError
@@ -118,9 +119,13 @@ def open_answers(path: Path) -> IO[bytes]:
     """Open a file of answers.
 
     Raises:
+        DataError: its bytes are not of text.
         StoreError: it cannot be read (exit 4).
     """
     try:
+        if content := find_other_content(path):
+            found = f"found {content.partition(';')[0]}; needed JSON lines of prompt and response; write it so"
+            raise DataError([Problem(str(path), "", found)])
         return path.open("rb")
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}; a readable file of answers is needed; give one", EXIT_MISSING) from error

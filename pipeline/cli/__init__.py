@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -48,7 +48,6 @@ _BEFOREHAND = {"run": "plan", "forget": "trace"}
 
 app = typer.Typer(
     cls=_Commands,
-    help="SFT -> reward model -> PPO: one recipe, chained stages, versioned artifacts.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -57,6 +56,26 @@ app = typer.Typer(
 
 _MAKE, _LOOK, _PEOPLE = "Recipes and their runs", "What was made", "People rank, the policy learns"
 _STORE, _RECORDS = "The store", "People's records"
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        from pipeline.store.provenance import package_versions
+
+        print(", ".join(f"{name} {found}" for name, found in {"rlhf": version("rlhf"), **package_versions()}.items()))
+        raise typer.Exit
+
+
+@app.callback()
+def begin(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version, and those of what it stands on.")
+    ] = False,
+) -> None:
+    """SFT -> reward model -> PPO: one recipe, chained stages, versioned artifacts."""
+
 
 app.command("run", rich_help_panel=_MAKE)(recipes.run_command)
 app.command("plan", rich_help_panel=_MAKE)(recipes.plan_command)

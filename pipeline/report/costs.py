@@ -47,7 +47,7 @@ def print_fits(console: Console, stage: str, fits: list[Fit], estimate: Estimate
     for fit in fits:
         made, price = fit.estimate, estimate.machine.price
         known = [f"{format_duration(made.seconds)}"] if made.parts else []
-        paid = [f"from ${price[0] * fit.gpu_seconds / 3600:,.0f}"] if price and made.parts else []
+        paid = [f"from {_write_price(price[0] * fit.gpu_seconds / 3600)}"] if price and made.parts else []
         figures = ", ".join([format_bytes(int(made.verdict.need)), made.verdict.word, *known, *paid])
         console.print(Text(f"{figures}:\n  {fit.words}"), soft_wrap=True)  # a line of a terminal, to be copied whole
 
@@ -103,7 +103,12 @@ def print_scale(console: Console, scaled: Sequence[Scaled], estimate: Estimate, 
 def _price(estimate: Estimate, gpu_seconds: float) -> str:
     assert estimate.machine.price is not None
     least, most = (rate * gpu_seconds / 3600 for rate in estimate.machine.price)
-    return f"${least:,.0f}" if round(least) == round(most) else f"${least:,.0f} to ${most:,.0f}"
+    written = _write_price(least), _write_price(most)
+    return written[0] if written[0] == written[1] else " to ".join(written)
+
+
+def _write_price(dollars: float) -> str:
+    return f"${dollars:,.2f}" if dollars < 10 else f"${dollars:,.0f}"
 
 
 def explain_estimate(estimate: Estimate) -> Iterator[str]:

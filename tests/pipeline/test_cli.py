@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -320,6 +321,13 @@ def test_a_mistake_is_told_without_traceback(rlhf, arguments, code, told):
     assert told in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
     assert "\x1b" not in done.stderr
+
+
+@pytest.mark.slow
+def test_the_version_stands_with_those_of_what_it_stands_on(rlhf):
+    told = rlhf("--version")
+    assert told.returncode == 0 and told.stdout.count("\n") == 1
+    assert re.match(r"rlhf \d+\.\d+\.\d+, python 3\.\d+\.\d+, torch 2\.", told.stdout)
 
 
 @pytest.mark.slow

@@ -94,6 +94,9 @@ def test_bad_rows_are_told_with_their_lines_before_a_model_is_opened(rlhf_here, 
     ]
     path.write_text("")
     assert "found no rows" in rlhf_here("score", "rm", path, "--store", models.root).stderr
+    path.write_bytes(b"PAR1\n\xd8\n\xd8\n")
+    told = rlhf_here("score", "rm", path, "--store", models.root).stderr
+    assert told == f"{path}: found a Parquet file; needed JSON lines of prompt and response; write it so\n"
     assert rlhf_here("score", "rm", tmp_path / "nowhere", "--store", models.root).returncode == 4
 
 

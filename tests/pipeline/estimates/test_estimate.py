@@ -188,6 +188,9 @@ def test_options_to_paste_are_one_line_each(monkeypatch, capsys):
     assert lines[0].endswith("with one of these behind the same command, or behind `rlhf run --store 'my store'`:")
     assert lines[1] == "70.0 GB, tight, 2:00:00, from $32:"
     assert lines[2::2] == [f"  {fit.words}" for fit in fits]
+    cheap = Fit({}, dataclasses.replace(made, parts=[Spent("train", 7.2, "")]))
+    print_fits(make_console(), "ppo", [cheap], estimate)
+    assert ", from $0.03:" in capsys.readouterr().out
 
 
 def test_the_table_fits_80_columns_and_the_arithmetic_says_of_what_the_peak_is_made(capsys):
