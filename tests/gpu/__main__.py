@@ -7,7 +7,7 @@
 
     parity     losses, gradients and log-probabilities of SFT, RM and PPO beside the CPU's in float32
     kernels    attention over spans, casts and memory in decoding, float32 and TF32
-    models     what a GPU's models must not do (rows G1, G3, G12 and G15 of tests/README.md)
+    models     what a GPU's models must not do (rows G1, G3, G12, G15 and G24 of tests/README.md)
     processes  what its processes must do: hand weights over, hash, stop, DDP, save by time (G10, G13, G2, G16, G17)
     steps      one step of SFT, RM and PPO at 134 M and 1.2 B weights: full, LoRA, QLoRA; tokens a second, MFU, peak memory
     zero2      the same under DeepSpeed on one process; only its peak memory

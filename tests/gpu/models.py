@@ -11,6 +11,7 @@ from unittest.mock import patch
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from data.tokens import EncodedPair
 from stages.blocks import LoRASettings, TokenSettings
@@ -18,7 +19,7 @@ from stages.models.adapters import apply_lora
 from stages.models.logprobs import compute_token_logprobs
 from stages.models.packing import RANKING_TOKENS, pack
 from stages.models.policy import load_policy
-from stages.models.precision import autocast
+from stages.models.precision import autocast, set_precision
 from stages.ppo.actor_critic import Actor
 from stages.ppo.guards import MAX_OWN_GAP, MAX_OWN_GAP_BFLOAT16
 from stages.responses.generation import generate_responses
@@ -32,7 +33,7 @@ from tests.bench.rm_worker import make_comparisons
 from tests.bench.stage_context import make_context
 from tests.bench.workload import EOS, PAD, draw_ids, make_tokenizer
 from tests.gpu.place import Figure, Place, at_most, attempt, begin_anew, make_hardware, measure_s, peak_memory, relative_error
-from tests.stages.family_models import save_base
+from tests.stages.family_models import make_config, save_base
 
 _TOKENS = TokenSettings(max_prompt_tokens=128, max_response_tokens=192)
 _QUIET: dict[str, Any] = {"epochs": 1, "save_every": 10**9, "log_every": 10**9}
@@ -52,6 +53,7 @@ def measure(place: Place) -> Iterator[Figure]:
         yield from attempt(f"G3 {family}", measure_scaled_logits(family, changes))
     yield from attempt("G12", measure_adapters(place))
     yield from attempt("G15", measure_scoring(place))
+    yield from attempt("G24", measure_experts(place))
 
 
 def measure_two_gpus(place: Place, stage: str) -> Iterator[Figure]:
@@ -165,3 +167,28 @@ def measure_scoring(place: Place) -> Iterator[Figure]:
     yield at_most("G15", name, peaks[1] / max(peaks[0], 1e-9), 1.1, "x")
     apart = float((scores[1][: len(scores[0])] - scores[0]).abs().max())
     yield at_most("G15", "scores apart from those of the row alone", apart, 0.05)
+
+
+def measure_experts(place: Place) -> Iterator[Figure]:
+    """Compute forward and backward of a mixture of experts in bfloat16 and in float32."""
+    wide = {"hidden_size": 1024, "intermediate_size": 2048, "num_local_experts": 8, "num_attention_heads": 16, "num_key_value_heads": 16}
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(make_config("mixtral", router_jitter_noise=0.0, **place.choose(wide, {}))).to("cuda")
+    ids = torch.randint(2, 288, place.choose((8, 512), (2, 12)), generator=torch.Generator().manual_seed(0)).to("cuda")
+    found, seconds = {}, {}
+
+    def compute() -> Tensor:
+        with autocast(model.base_model, ids.device):
+            logits = model(input_ids=ids, use_cache=False).logits
+        logits.float().square().mean().backward()
+        return torch.cat([logits.detach().float().flatten(), model.model.layers[0].mlp.experts.down_proj.grad.flatten()])
+
+    for precision in ("float32", "bfloat16"):
+        set_precision(model, make_hardware(precision))
+        model.zero_grad()
+        found[precision] = compute()
+        seconds[precision] = measure_s(compute)
+    yield at_most(
+        "G24", "logits and a gradient of experts beside those in float32", relative_error(found["bfloat16"], found["float32"]), 0.1
+    )
+    yield Figure("G24", "seconds in float32 / in bfloat16", seconds["float32"] / seconds["bfloat16"], "x")
