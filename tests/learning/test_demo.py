@@ -34,7 +34,7 @@ def store(tmp_path_factory, warm_start):
 
 
 def test_four_verified_artifacts_form_one_chain(store):
-    assert [(a.ref, store.verify(a)) for a in store.list()] == [(f"{kind}@v1", []) for kind in ("evaluation", "ppo", "rm", "sft")]
+    assert [(a.ref, store.verify(a.ref)) for a in store.list()] == [(f"{kind}@v1", []) for kind in ("evaluation", "ppo", "rm", "sft")]
     assert {parent.ref for parent in store.get("evaluation").manifest.parents} == {"sft@v1", "rm@v1", "ppo@v1"}
     assert {parent.ref for parent in store.get("ppo").manifest.parents} == {"sft@v1", "rm@v1"}
 
