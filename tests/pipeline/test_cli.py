@@ -493,6 +493,7 @@ def test_a_full_or_closed_standard_output_does_not_end_a_training(recipe_path, f
     assert done.stderr.startswith("standard output could not be written: ") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_streams_that_were_closed_before_it_began_take_nothing_from_a_command(finished_run):
     def rlhf(arguments):
         return subprocess.run(

@@ -17,6 +17,7 @@ def test_the_environment_tells_the_stage_what_it_may(run_script, tmp_path):
     assert json.loads((tmp_path / "env").read_text()) == ["1", "false", "0", "1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [None, "0"])
 def test_torch_computes_by_its_own_kernels_unless_the_user_says_otherwise(run_script, tmp_path, monkeypatch, given):
     """Triton's are compiled when they are first called, with a C compiler that a machine with a GPU may not have."""

@@ -85,6 +85,7 @@ def test_fake_tensors_hold_what_real_ones_hold_and_peaks_are_linear_in_depth(sta
         assert line == approx(five.phases[name].peak, rel=0.005), name
 
 
+@mark.slow
 def test_what_zero_3_keeps_whole_and_gives_away_in_a_forward_is_counted(accelerator):
     config = LlamaConfig(
         hidden_size=512, num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=4, intermediate_size=512, vocab_size=256
