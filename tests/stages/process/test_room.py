@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from stages.family import find_family
 from stages.process.checkpoint import latest_complete
 from stages.process.context import StageContext
 from stages.process.errors import StageError
@@ -89,6 +90,14 @@ def test_a_stage_asks_for_what_it_takes_at_its_peak_and_at_most_five_percent_mor
     assert taken <= needed <= 1.05 * taken, f"{needed:,} asked for, {taken:,} taken: {needed / taken:.3f}"
 
 
+@pytest.fixture(scope="module")
+def tried(base_model_dir):
+    """What each fork of this process would import and try anew."""
+    import deepspeed  # noqa: F401  (TRL's trainers ask for it)
+
+    find_family(str(base_model_dir))
+
+
 def run_here(process, log, *, asks_for_room=True):
     """Run SFT in a fork of this process, which may leave out asking for room; returns the exit code."""
     import stages.sft
@@ -111,6 +120,7 @@ def run_here(process, log, *, asks_for_room=True):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+@pytest.mark.usefixtures("tried")
 def test_on_a_disk_of_any_size_a_stage_is_refused_at_its_start_or_done(make_stage_in, disk, tmp_path):
     """It is done from the very size on that its refusal names."""
     log, page = tmp_path / "log.txt", os.sysconf("SC_PAGE_SIZE")
@@ -131,6 +141,7 @@ def test_on_a_disk_of_any_size_a_stage_is_refused_at_its_start_or_done(make_stag
     assert [run(size) for size in sizes] == [5, 5, 5, 0, 0, 0, 0]
 
 
+@pytest.mark.usefixtures("tried")
 def test_a_disk_that_fills_up_while_it_trains_ends_in_exit_5_and_the_run_goes_on_where_there_is_room(make_stage_in, disk, tmp_path):
     """Whichever file of a checkpoint meets it: weights (safetensors), optimizer (torch), states and markers (JSON), figures, the output."""
     log, met, resumed = tmp_path / "log.txt", set(), []
