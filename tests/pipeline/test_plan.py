@@ -392,7 +392,11 @@ def test_a_stage_of_an_older_version_runs_again_and_says_so(planned, publish_all
     monkeypatch.setitem(spec.STAGES, "ppo", replace(row, version=row.version - 1))
     publish_all()
     monkeypatch.setitem(spec.STAGES, "ppo", row)
-    assert planned() == {"sft": REUSED, "rm": REUSED, "ppo": ("run", [f"the stage's code changed (version {row.version - 1} -> {row.version})"])}
+    assert planned() == {
+        "sft": REUSED,
+        "rm": REUSED,
+        "ppo": ("run", [f"the stage's code changed (version {row.version - 1} -> {row.version})"]),
+    }
 
 
 def test_a_stage_may_make_artifacts_of_another_name(store, planned, publish_all):
