@@ -37,7 +37,7 @@ importlib.metadata.metadata = functools.cache(importlib.metadata.metadata)
 importlib.metadata.version = functools.cache(importlib.metadata.version)
 
 
-def _multiply_groups(input: torch.Tensor, weight: torch.Tensor, offs: torch.Tensor) -> torch.Tensor:
+def _multiply_experts(input: torch.Tensor, weight: torch.Tensor, offs: torch.Tensor) -> torch.Tensor:
     """Multiply rows with their experts' weights in the precision of autocast, which knows all products but these."""
     if torch.is_autocast_enabled(input.device.type):
         dtype = torch.get_autocast_dtype(input.device.type)
@@ -45,7 +45,7 @@ def _multiply_groups(input: torch.Tensor, weight: torch.Tensor, offs: torch.Tens
     return _grouped_mm(input, weight, offs)
 
 
-_grouped_mm, moe._grouped_mm = moe._grouped_mm, _multiply_groups
+_grouped_mm, moe._grouped_mm = moe._grouped_mm, _multiply_experts
 
 
 def holds_experts(module: Any) -> bool:

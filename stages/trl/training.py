@@ -48,10 +48,11 @@ def train(trainer: SFTTrainer | RewardTrainer, context: StageContext) -> int:
     model: Any = trainer.model
     ranks = Ranks(trainer.accelerator)
     if broken := int(ranks.sum(count_broken_weights(model, ranks.index, frozen=True))):
-        start = next(iter(context.spec.models.values()))
+        start, names = next(iter(context.spec.models.values())), name_broken_weights(model, ranks.index)
+        which = f" ({names})" if names else ""  # of weights in pieces it may be another rank's
         raise StageError(
-            f"{start}: found {broken} weights that hold numbers which are not finite ({name_broken_weights(model, ranks.index)}), needed "
-            "finite ones; it was damaged, or made in too narrow a precision: get it anew, or take another",
+            f"{start}: found {broken} weights that hold numbers which are not finite{which}, needed finite ones; it was damaged, or made "
+            "in too narrow a precision: get it anew, or take another",
             EXIT_VERIFICATION,
         )
     found = find_checkpoint(context)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from importlib import import_module
 
 import pytest
 
@@ -93,8 +94,7 @@ def test_a_stage_asks_for_what_it_takes_at_its_peak_and_at_most_five_percent_mor
 @pytest.fixture(scope="module")
 def tried(base_model_dir):
     """What each fork of this process would import and try anew."""
-    import deepspeed  # noqa: F401  (TRL's trainers ask for it)
-
+    import_module("deepspeed")  # for which TRL's trainers ask
     find_family(str(base_model_dir))
 
 
