@@ -41,8 +41,8 @@ def run_turns(turns: list[list[list[str]]], run_part: Callable[[str], None], pro
 
     for lanes in turns:
         with ThreadPoolExecutor(len(lanes)) as pool:
-            futures = [pool.submit(run_lane, lane) for lane in lanes]
-            try:
+            try:  # from the first start on: Ctrl-C may come before the second one
+                futures = [pool.submit(run_lane, lane) for lane in lanes]
                 wait(futures, return_when=FIRST_EXCEPTION)
                 for future in futures:
                     if future.done():
@@ -88,3 +88,4 @@ class Processes:
                 process.wait(max(0.0, end - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
+                process.wait()

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -56,7 +57,7 @@ def test_ctrl_c_ends_what_runs_and_starts_nothing_more(monkeypatch):
 
     def run_part(name):
         started.append(name)
-        processes.run(_SLEEP, 100.0)
+        processes.run(_SLEEP, 1000.0)
 
     def interrupt():
         while len(processes._running) < 2:
@@ -72,6 +73,24 @@ def test_ctrl_c_ends_what_runs_and_starts_nothing_more(monkeypatch):
     finally:
         signal.signal(signal.SIGINT, before)
     assert sorted(started) == ["demo", "zero2"] and [each.returncode for each in seen] == [-signal.SIGKILL] * 2
+
+
+def test_ctrl_c_between_the_starts_of_two_lanes_ends_the_first(monkeypatch):
+    monkeypatch.setattr(lanes, "_GRACE_S", 0.1)
+    processes, seen = Processes(), []
+
+    class Interrupted(ThreadPoolExecutor):
+        def submit(self, *args):
+            super().submit(*args)
+            while not processes._running:
+                time.sleep(0.01)
+            seen.extend(processes._running)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(lanes, "ThreadPoolExecutor", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_turns(arrange(["demo", "zero2"], pretend=False), lambda _: processes.run(_SLEEP, 1000.0), processes)
+    assert [each.returncode for each in seen] == [-signal.SIGKILL]
 
 
 def test_an_error_in_one_lane_ends_the_others(monkeypatch):
