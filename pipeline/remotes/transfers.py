@@ -50,8 +50,8 @@ def in_parallel(work: Callable[[FileEntry, Callable[[int], None]], None], entrie
         view.moved(num_bytes)
 
     with ThreadPoolExecutor(max_workers=_STREAMS, thread_name_prefix="transfer") as pool:
-        futures = [pool.submit(work, entry, moved) for entry in entries]
         try:
+            futures = [pool.submit(work, entry, moved) for entry in entries]
             for future in as_completed(futures):
                 future.result()
         except BaseException:
