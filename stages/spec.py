@@ -111,7 +111,7 @@ STAGES: dict[StageName, Stage] = {
         EvaluateSettings,
         models={"base": None, "sft": "sft", "rm": "rm", "ppo": "ppo"},
         data=("prompts", "comparisons"),
-        version=2,
+        version=3,
         memory_keys="evaluate.batch_size",
         leaves_model=False,
     ),

@@ -12,7 +12,6 @@ from stages.evaluate.measure import Measured, average_known
 from stages.evaluate.results import BestOfN, By, CurvePoint, OverOptimisation
 from stages.statistics.best_of_n import bound_kl, estimate_best_of_n
 from stages.statistics.bootstrap import Estimate, average_by_cluster, estimate_mean
-from stages.statistics.comparison import compare_means
 from stages.statistics.frontier import FrontierPoint, bound_share, share_of_frontier, trace_frontier
 from stages.statistics.highest import find_highest
 from stages.statistics.intervals import Floats
@@ -47,6 +46,7 @@ def measure_over_optimisation(measured: dict[str, Measured], *, may_judge: bool 
     frontier = trace_frontier(scores_PM)
     published = next((found for found in steps if found.subject.model == "ppo"), None)
     best = max(range(len(curve)), key=lambda place: _value(curve[place], "judge")) if judged else None
+    may_be = () if best is None else _list_highest(points, curve[best].iteration)
     share, share_at_least = (None, None) if published is None else _measure_share(scores_PM, frontier, published)
     return OverOptimisation(
         curve=curve,
@@ -57,8 +57,8 @@ def measure_over_optimisation(measured: dict[str, Measured], *, may_judge: bool 
         share_of_frontier=share,
         share_at_least=share_at_least,
         stop_iteration=None if best is None else curve[best].iteration,
-        stop_may_be=() if best is None else _list_highest(points, curve[best].iteration),
-        over_optimised=None if best is None else _fell_behind(points[best], points[-1]),
+        stop_may_be=may_be,
+        over_optimised=None if best is None else _fell_behind(curve, best, may_be),
     )
 
 
@@ -88,25 +88,14 @@ def _fit(curve: Sequence[CurvePoint], by: By) -> Fit | None:
     return fit_rl(distances, np.array([_value(point, by) - _value(curve[0], by) for point in curve[1:]]))
 
 
-def _fell_behind(best: Measured, last: Measured) -> bool:
-    """Whether the judge is lower at the end than at its highest, by more than the interval of the paired difference, and the score not."""
-    if best is last:
-        return False
-    samples = min(best.answers.samples, last.answers.samples)
-    of_best, of_last = best.first(samples), last.first(samples)
-    prompts_N = best.answers.prompts_N[of_best]
+def _fell_behind(curve: Sequence[CurvePoint], best: int, may_be: Sequence[int]) -> bool:
+    """Whether the judge is lower at the end than at its highest, by more than chance, and the score is not.
 
-    def difference(by: By) -> tuple[float, float | None]:
-        before_N, after_N = best.by(by), last.by(by)
-        assert before_N is not None and after_N is not None
-        known = np.isfinite(before_N[of_best]) & np.isfinite(after_N[of_last])
-        if not known.any():
-            return 0.0, None
-        estimate = compare_means(before_N[of_best[known]], after_N[of_last[known]], prompts_N[known]).estimate
-        return estimate.value, estimate.high
-
-    _, judge_high = difference("judge")
-    return judge_high is not None and judge_high < 0 and difference("score")[0] > 0
+    The highest was picked by looking, so its luck is part of the gap: an interval of the difference of these two alone says "lower" of one
+    run in seven where 16 models are equally good. By `find_highest` it is one in twenty, however many there are.
+    """
+    last = curve[-1]
+    return last.iteration not in may_be and _value(last, "score") > _value(curve[best], "score")
 
 
 def _measure_share(scores_PM: Floats, frontier: list[FrontierPoint], published: Measured) -> tuple[float | None, Estimate | None]:

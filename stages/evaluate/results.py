@@ -144,7 +144,7 @@ class OverOptimisation(Closed):
     stop_iteration: int | None = Field(None, description="Where the judge is highest; None where nothing can tell.")
     stop_may_be: tuple[int, ...] = Field((), description="Iterations among which the truly highest lies, with 95 % confidence.")
     over_optimised: bool | None = Field(
-        None, description="The judge fell behind its highest point by more than its interval while the score rose; None: nothing can tell."
+        None, description="The last iteration is none of `stop_may_be`, though its score is higher; None: nothing can tell."
     )
 
     def at(self, iteration: int | None) -> CurvePoint:
