@@ -93,10 +93,13 @@ def pair_accuracy(scores_N: Tensor, pairs: Pairs) -> Tensor:
 
 
 def calibration_error(scores_N: Tensor, pairs: Pairs) -> float:
-    """Measure how far P(better wins) = σ(|margin|) is from the share that wins: expected calibration error in [0, 1]."""
+    """Measure how far P(better wins) = σ(|margin|) is from the share that wins: expected calibration error in [0, 1].
+
+    Equal scores prefer no side at a confidence of 0.5, and are right in half of the cases.
+    """
     margins_Q = scores_N[pairs.better_Q] - scores_N[pairs.worse_Q]
     confidence_Q = torch.sigmoid(margins_Q.abs())  # in [0.5, 1]: of the side that the model prefers
-    correct_Q = (margins_Q > 0).float()
+    correct_Q = pair_accuracy(scores_N, pairs)
     bin_Q = ((confidence_Q - 0.5) * 2 * _BINS).long().clamp(max=_BINS - 1)
     error = 0.0
     for index in range(_BINS):

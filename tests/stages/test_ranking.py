@@ -112,6 +112,15 @@ def test_calibration_error_of_a_sure_but_always_wrong_model_is_its_confidence():
     assert error == pytest.approx(1 / (1 + math.exp(-4.0)), abs=1e-6)
 
 
+def test_a_model_that_knows_nothing_is_calibrated_since_equal_scores_are_right_in_half_of_the_cases():
+    pairs = make_pairs(torch.tensor([1, 2, 1, 2, 3]), torch.tensor([0, 0, 1, 1, 1]))
+    assert calibration_error(torch.full((5,), 0.7), pairs) == 0.0
+    # One pair of equal scores at 0.5, three at σ(2) = 0.880797 of which two are right: 3/4 · |0.880797 − 2/3| in one bin, 0 in the other.
+    scores = torch.tensor([1.0, 1.0, 2.0, 0.0, 0.0, 2.0, 4.0, 2.0])
+    pairs = make_pairs(torch.tensor([1, 2] * 4), torch.arange(4).repeat_interleave(2))
+    assert calibration_error(scores, pairs) == pytest.approx(0.160598, abs=1e-6)
+
+
 def test_correlation_of_a_constant_is_zero_and_of_a_line_one():
     assert correlation(torch.ones(5), torch.arange(5.0)) == 0.0
     assert correlation(torch.arange(5.0), 2 * torch.arange(5.0) + 1) == pytest.approx(1.0)
