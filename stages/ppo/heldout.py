@@ -43,7 +43,8 @@ class HeldOut:
 
         Returns:
             (figures, sample rows): `eval/<way>/score` (the reward model's, untouched by clip, scale and the rule for unfinished
-            responses), `eval/<way>/kl` (summed over a response), `.../finished`, `.../response_tokens`, `.../judge_<figure>`; and the
+            responses), `eval/<way>/kl` (k1, summed over a response: an estimate of the KL of sampled answers; of greedy ones
+            only how much likelier they are than by the reference), `.../finished`, `.../response_tokens`, `.../judge_<figure>`; and the
             standard errors `.../score_se`, `.../finished_se`, `.../judge_score_se`.
         """
         if not self.prompts:
