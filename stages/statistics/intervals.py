@@ -59,15 +59,15 @@ def t_probability(t: float, degrees: int) -> float:
     return math.sin(theta) * float(terms.sum())
 
 
-def t_quantile(degrees: int) -> float:
-    """Find the t with P(|T| < t) = 0.95, by bisection.
+def t_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
+    """Find the t with P(|T| < t) = 0.95, or another confidence up to that, by bisection.
 
     Example: 12.706 at 1 degree of freedom, 2.262 at 9, 1.984 at 99. (SciPy is no dependency of ours, so this stands here.)
     """
     low, high = 0.0, 13.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if t_probability(middle, degrees) < CONFIDENCE else (low, middle)
+        low, high = (middle, high) if t_probability(middle, degrees) < confidence else (low, middle)
     return high
 
 

@@ -35,6 +35,10 @@ def test_quantiles_of_t_are_those_of_the_tables(degrees, quantile):
     assert t_quantile(degrees) == pytest.approx(quantile, abs=1e-4)
 
 
+def test_a_one_sided_quantile_of_t_is_that_of_the_tables():
+    assert (t_quantile(4, 0.9), t_quantile(9, 0.9)) == pytest.approx((2.132, 1.833), abs=1e-3)
+
+
 @pytest.mark.parametrize("degrees", [1, 2, 3, 4, 5, 10, 11])
 def test_the_probability_of_t_is_the_integral_of_its_density(degrees):
     t = np.linspace(0, 1.7, 20_001)
