@@ -5,6 +5,7 @@ Origin must be this page's; nothing is loaded from elsewhere; what models said i
 """
 
 import json
+import logging
 import re
 import secrets
 import socket
@@ -33,6 +34,7 @@ from pipeline.text import show_controls
 _FENCE = re.compile(r"^```[^\n`]*\n(.*?)(?:^```[ \t]*$\n?|\Z)", re.DOTALL | re.MULTILINE)
 _OPEN = "/open/"  # and an annotator's token
 MAX_BODY_BYTES = 64 * 1024
+_END_S = 1  # what is asked for is still answered for so long once the page ends
 _HERE = Path(__file__).parent
 _FILES = {"rank.js": "text/javascript", "rank.css": "text/css"}
 _POLICY = (
@@ -86,6 +88,7 @@ class RankingServer:
                 server_header=False,
                 lifespan="off",
                 timeout_keep_alive=30,
+                timeout_graceful_shutdown=_END_S,
             )
         )
 
@@ -96,7 +99,17 @@ class RankingServer:
 
     def run(self) -> None:
         """Serve until SIGINT or SIGTERM."""
-        self._server.run(sockets=[self.socket])
+        log = logging.getLogger("uvicorn.error")
+        log.addFilter(self._is_serving)
+        try:
+            with self._server.capture_signals():  # now, not only once its loop runs: who is quick with Ctrl-C ends it as well
+                self._server.run(sockets=[self.socket])
+        finally:
+            log.removeFilter(self._is_serving)
+
+    def _is_serving(self, _: logging.LogRecord) -> bool:
+        """Whether an error is one: a request that is cut off as the page ends, whose sender or reader hangs, is none."""
+        return not self._server.should_exit
 
     def stop(self) -> None:
         """End `run`, which another thread called."""

@@ -3,6 +3,9 @@
 import http.client
 import json
 import re
+import signal
+import socket
+import time
 from contextlib import suppress
 
 import pytest
@@ -134,3 +137,22 @@ def test_after_kill_9_the_same_command_goes_on(serve, read_journal):
     assert read_shown(again)[0] != item
     assert [line["item"] for line in read_journal()] == [item]
     assert "1 done, 7 left" in ask(again, "GET", "/")[1]
+
+
+def test_ctrl_c_ends_the_page_at_once_and_without_a_word_whoever_hangs(serve):
+    page = serve()
+    with socket.create_connection(("127.0.0.1", int(page.port)), timeout=20) as connection:
+        head = f"POST /judge HTTP/1.1\r\nHost: 127.0.0.1:{page.port}\r\nOrigin: http://127.0.0.1:{page.port}\r\nContent-Length: 500"
+        cookie = f"rlhf-rank-{page.port}={page.links['ann'].rpartition('/')[2]}"
+        connection.sendall(f"{head}\r\nCookie: {cookie}\r\n\r\n{{".encode())  # the rest of the body never comes
+        ask(page, "GET", "/")  # the first request is being read by now
+        page.process.send_signal(signal.SIGINT)
+        begun = time.monotonic()
+        assert page.process.wait(20) == 130 and time.monotonic() - begun < 10
+    assert page.process.stdout.read() == ""
+
+
+def test_ctrl_c_before_the_page_is_up_ends_it_without_a_word(serve):
+    page = serve()
+    page.process.send_signal(signal.SIGINT)
+    assert page.process.wait(20) == 130 and page.process.stdout.read() == ""
