@@ -71,6 +71,11 @@ def parse_levels(text: str, count: int) -> list[list[int]]:
     return levels
 
 
+def write_levels(levels: Sequence[Sequence[int]]) -> str:
+    """Write a ranking as `parse_levels` reads it: [[1, 0], [2]] -> "2=1>3"."""
+    return ">".join("=".join(str(place + 1) for place in level) for level in levels)
+
+
 def read_place(text: str, count: int) -> int:
     """Read the number of an answer; returns its place, from 0.
 

@@ -27,8 +27,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Route
 
 from pipeline.errors import ResourceError
-from pipeline.ranking.ranks import list_levels
-from pipeline.ranking.study import Study
+from pipeline.ranking.study import Study, list_said
 from pipeline.text import show_controls
 
 _FENCE = re.compile(r"^```[^\n`]*\n(.*?)(?:^```[ \t]*$\n?|\Z)", re.DOTALL | re.MULTILINE)
@@ -203,11 +202,7 @@ class RankingServer:
             return _refuse(HTTPStatus.INSUFFICIENT_STORAGE, str(error))
         if undone is None:
             return JSONResponse({"item": None})
-        said = {"levels": list_levels(undone.ranks, undone.order, partial=undone.partial) if undone.ranks and undone.order else []}
-        said |= {"flags": {flag: [undone.order.index(each) for each in marked] for flag, marked in undone.flags.items() if undone.order}}
-        grades = {undone.order.index(answer): grade for answer, grade in enumerate(undone.grades or ()) if grade and undone.order}
-        draft = said | {"grade": undone.grade, "grades": grades, "note": undone.note, "reason": undone.reason}
-        return JSONResponse({"item": undone.item, "repeat": undone.repeat, "order": undone.order, "draft": draft})
+        return JSONResponse({"item": undone.item, "repeat": undone.repeat, "order": undone.order, "draft": list_said(undone)})
 
     async def _serve_file(self, request: Request) -> Response:
         name = request.url.path.removeprefix("/")

@@ -12,7 +12,7 @@ from typing import Any
 from data.answers import AnswerSet
 from pipeline.ranking.assignment import Assignment, Queue, choose_overlap
 from pipeline.ranking.journal import Journal, Judgement, Undo
-from pipeline.ranking.ranks import rank_levels
+from pipeline.ranking.ranks import list_levels, rank_levels
 from pipeline.ranking.settings import Settings
 
 HELD_S = 900.0
@@ -136,6 +136,15 @@ class Study:
         judged = {judgement.item for judgement in others}
         now = time.monotonic()
         return judged | {item for item, (holder, until) in self._held.items() if holder != annotator and until > now}
+
+
+def list_said(judgement: Judgement) -> dict[str, Any]:
+    """Say by places what `read_judgement` was given, for who took it back: `levels`, `flags`, `grade`, `grades`, `note`, `reason`."""
+    order, ranks = judgement.order, judgement.ranks
+    said: dict[str, Any] = {"levels": list_levels(ranks, order, partial=judgement.partial) if ranks and order else []}
+    said |= {"flags": {flag: [order.index(each) for each in marked] for flag, marked in judgement.flags.items() if order}}
+    grades = {order.index(answer): grade for answer, grade in enumerate(judgement.grades or ()) if grade and order}
+    return said | {"grade": judgement.grade, "grades": grades, "note": judgement.note, "reason": judgement.reason}
 
 
 def _read_index(place: object) -> int:

@@ -7,6 +7,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from pydantic import ValidationError
@@ -15,8 +16,9 @@ from rich.text import Text
 
 from data.answers import AnswerSet
 from pipeline.ranking.assignment import Assignment
-from pipeline.ranking.ranks import parse_levels, read_place
-from pipeline.ranking.study import Study
+from pipeline.ranking.journal import Judgement
+from pipeline.ranking.ranks import parse_levels, read_place, write_levels
+from pipeline.ranking.study import Study, list_said
 from pipeline.text import show_controls
 
 _FOLDED_LINES = 16
@@ -39,6 +41,7 @@ class _Draft:
     grade: int | None = None
     grades: dict[int, int | None] = field(default_factory=dict[int, int | None])
     note: str = ""
+    was: str = ""  # what was taken back: a ranking, or why there was none
     since: float = field(default_factory=time.monotonic)
 
 
@@ -58,11 +61,19 @@ def rank_on_terminal(study: Study, annotator: str, console: Console, read_line: 
     say(console, HELP if not study.settings.grade_each else re.sub(r"g 6 .*", each, HELP))
     drafts: dict[tuple[str, bool], _Draft] = {}  # one stays until it is sent, whatever is undone meanwhile
     shown: Assignment | None = None
-    while (assignment := study.next(annotator)) is not None:
+    while True:
+        if (assignment := study.next(annotator)) is None:
+            say(console, "All done: there is nothing left to rank. What you said is on the disk. u undoes the last; Enter ends.")
+            with suppress(EOFError):
+                if read_line().strip() == "u" and _undo(study, annotator, console, drafts):
+                    shown = None
+                    continue
+            return
         draft = drafts.setdefault((assignment.item, assignment.repeat), _Draft())
         if assignment != shown:
             draft.since, shown = time.monotonic(), assignment
             _show(console, study, annotator, study.answers[assignment.item], assignment.order)
+            _tell_draft(console, study, draft)
         try:
             line = read_line().strip()
         except EOFError:
@@ -70,11 +81,12 @@ def rank_on_terminal(study: Study, annotator: str, console: Console, read_line: 
         if line == "q":
             return
         try:
-            if _obey(line, study, annotator, console, assignment, draft):
+            if line == "u":
+                _undo(study, annotator, console, drafts)
+            elif _obey(line, study, annotator, console, assignment, draft):
                 del drafts[assignment.item, assignment.repeat]
         except ValueError as error:
             say(console, str(error))
-    say(console, "All done: there is nothing left to rank. What you said is on the disk.")
 
 
 def _obey(line: str, study: Study, annotator: str, console: Console, assignment: Assignment, draft: _Draft) -> bool:
@@ -99,9 +111,6 @@ def _obey(line: str, study: Study, annotator: str, console: Console, assignment:
         if not rest:
             raise ValueError("found no reason; needed one; write `s` and why")
         return _send(study, annotator, console, assignment, draft, "skipped", reason=rest)
-    elif word == "u" and not rest:
-        undone = study.undo(annotator)
-        say(console, "There is nothing to undo." if undone is None else "Taken back.")
     elif word == "g" or (word[0] == "g" and word[1:].isdecimal()):
         say(console, _grade(word[1:] + rest, study, draft, len(order)))
     elif word == "f":
@@ -141,6 +150,50 @@ def _send(
     return True
 
 
+def _undo(study: Study, annotator: str, console: Console, drafts: dict[tuple[str, bool], _Draft]) -> bool:
+    """Take the last one back, and keep what was said; tells whether there was one."""
+    if (undone := study.undo(annotator)) is not None:
+        drafts[undone.item, undone.repeat] = _take_back(undone, study)
+    say(console, "There is nothing to undo." if undone is None else "Taken back.")
+    return undone is not None
+
+
+def _take_back(undone: Judgement, study: Study) -> _Draft:
+    """Make what was said anew what is said, as far as the study still asks for it."""
+    said, settings = list_said(undone), study.settings
+    was = write_levels(said["levels"]) if said["levels"] else f"s {said['reason']}" if said["reason"] else "c"
+    draft = _Draft({flag: places for flag, places in said["flags"].items() if flag in settings.flags}, note=said["note"], was=was)
+    if settings.grade_each:
+        draft.grades = said["grades"]
+    elif settings.grade:
+        draft.grade = said["grade"]
+    return draft
+
+
+def _tell_draft(console: Console, study: Study, draft: _Draft) -> None:
+    """Say what is said of a set already, where anything is: all but the ranking stays as it is."""
+    if draft.was:
+        say(console, f"you had said: {draft.was}")
+    if any(draft.flags.values()):
+        say(console, _list_flags(study, draft))
+    if draft.grade:
+        say(console, f"grade {draft.grade}")
+    if any(draft.grades.values()):
+        say(console, _list_grades(draft))
+    if draft.note:
+        say(console, f"note: {draft.note}")
+
+
+def _list_grades(draft: _Draft) -> str:
+    return "grades: " + (", ".join(f"answer {each + 1}: {grade}" for each, grade in sorted(draft.grades.items()) if grade) or "none")
+
+
+def _list_flags(study: Study, draft: _Draft) -> str:
+    flags = study.settings.flags
+    marks = [f"{flag} {' '.join(str(place + 1) for place in sorted(draft.flags.get(flag, ())))}".strip() for flag in flags]
+    return "flags: " + (", ".join(marks) or "none")
+
+
 def _grade(text: str, study: Study, draft: _Draft, count: int) -> str:
     """Take a grade of the best answer, or where the study asks for each one's, of an answer; returns what stands then."""
     if not study.settings.grade and not study.settings.grade_each:
@@ -155,7 +208,7 @@ def _grade(text: str, study: Study, draft: _Draft, count: int) -> str:
         draft.grade = grade
         return f"grade {grade or 'none'}"
     draft.grades[place] = grade
-    return "grades: " + (", ".join(f"answer {each + 1}: {grade}" for each, grade in sorted(draft.grades.items()) if grade) or "none")
+    return _list_grades(draft)
 
 
 def _flag(text: str, study: Study, draft: _Draft, count: int) -> str:
@@ -171,8 +224,7 @@ def _flag(text: str, study: Study, draft: _Draft, count: int) -> str:
         for char in text[len(name) :].replace(",", " ").split():
             place, marked = read_place(char, count), draft.flags.setdefault(name, [])
             marked.remove(place) if place in marked else marked.append(place)
-    marks = [f"{flag} {' '.join(str(place + 1) for place in sorted(draft.flags.get(flag, ())))}".strip() for flag in flags]
-    return "flags: " + (", ".join(marks) or "none")
+    return _list_flags(study, draft)
 
 
 def _show(

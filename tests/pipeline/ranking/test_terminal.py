@@ -18,7 +18,7 @@ from rich.console import Console
 from data.answers import AnswerSet
 from data.schema import Message
 from pipeline.ranking.journal import Journal
-from pipeline.ranking.ranks import parse_levels
+from pipeline.ranking.ranks import parse_levels, write_levels
 from pipeline.ranking.settings import Settings
 from pipeline.ranking.study import Study
 from pipeline.ranking.terminal import rank_on_terminal, wrap
@@ -65,9 +65,33 @@ def test_cannot_say_skip_and_undo(say_lines):
     assert said.partial and [said.ranks[answer] for answer in said.order] == [2, 2, 1]
 
 
+def test_undo_brings_back_what_was_said_but_for_the_ranking_which_is_shown(say_lines):
+    heard = say_lines(["g 6", "f wrong 2", "n as I see it", "2=1", "u", "f harm 1", "12"])
+    (said,) = heard.said
+    assert (
+        "Taken back." in heard.screen
+        and "you had said: 1=2>3\nflags: harmful, wrong 2, off-topic\ngrade 6\nnote: as I see it\n" in heard.screen
+    )
+    assert (said.grade, said.note, said.flags) == (6, "as I see it", {"harmful": (said.order[0],), "wrong": (said.order[1],)})
+    heard = say_lines(["s not mine", "u", "c", "u", "3"], grade=False)
+    assert "you had said: s not mine\n" in heard.screen and "you had said: c\n" in heard.screen
+
+
+def test_each_grade_comes_back_by_undo(say_lines):
+    heard = say_lines(["g 2 6", "213", "u", "213"], grade_each=True)
+    assert [heard.said[0].grades[answer] for answer in heard.said[0].order] == [None, 6, None]
+
+
 def test_all_done_is_told(say_lines):
     heard = say_lines(["123"] * 9)
     assert len(heard.said) == 3 and "All done" in heard.screen
+
+
+def test_the_very_last_can_be_taken_back_too(say_lines):
+    heard = say_lines(["123", "123", "n last", "123", "u", "321", ""])
+    assert heard.screen.count("All done") == 2 and "you had said: 1>2>3\nnote: last\n" in heard.screen
+    assert len(heard.said) == 3 and heard.said[-1].note == "last"
+    assert say_lines(["u"]).said == heard.said[:-1]  # started again, when all is done
 
 
 @pytest.mark.parametrize(
@@ -115,6 +139,7 @@ def test_long_answers_are_folded_and_shown_on_request_and_nothing_steers_the_ter
 
 def test_levels_are_read_with_blanks_and_other_signs():
     assert parse_levels("2=13", 3) == parse_levels("2 = 1 > 3", 3) == parse_levels("2=1, 3", 3) == [[1, 0], [2]]
+    assert write_levels(parse_levels("2=1,3", 3)) == "2=1>3"
 
 
 def test_texts_in_other_scripts_stay_as_they_are():
