@@ -4,6 +4,7 @@
   const find = (selector) => document.querySelector(selector);
   const all = (selector) => [...document.querySelectorAll(selector)];
   const main = find("main[data-item]"), { annotator } = document.body.dataset, shownAt = performance.now();
+  let sending = false, undoing = false;
   const keyOf = (item, repeat, order) => `rank ${annotator} ${item} ${repeat} ${order}`;
   const newId = () => [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 
@@ -17,18 +18,24 @@
     const gone = "The server does not answer. Your ranking is kept here; start `rlhf rank` again and reload.";
     find("#problem").textContent = error instanceof TypeError ? gone : error.message;
   }
-  async function undo() {
+  // The second click of a double click lands on the next page, whose last one nobody meant; so would a key while something is on its way.
+  const isSlip = (event) => sending || undoing || (event && performance.now() - shownAt < 300);
+  async function undo(event) {
+    if (isSlip(event)) return;
+    undoing = true;
     try {
       const { item, repeat, order, draft } = await post("/undo", {});
       if (item) localStorage.setItem(keyOf(item, Number(repeat), order), JSON.stringify({ ...draft, id: newId(), seconds: 0 }));
       location.reload();
-    } catch (error) { tell(error); }
+    } catch (error) { undoing = false; tell(error); }
   }
+  // With the Caps Lock key a letter is the same key.
+  const keyOfEvent = ({ key }) => (key.length === 1 ? key.toLowerCase() : key);
   find("#undo").addEventListener("click", undo);
   find("#problem").textContent = sessionStorage.getItem("told") || "";
   sessionStorage.removeItem("told");
   if (!main) {
-    document.addEventListener("keydown", (event) => { if (event.key === "u" && !event.ctrlKey && !event.metaKey && !event.repeat) undo(); });
+    document.addEventListener("keydown", (event) => { if (keyOfEvent(event) === "u" && !event.ctrlKey && !event.metaKey && !event.repeat) undo(); });
     return;
   }
 
@@ -40,7 +47,7 @@
   draft.flags = Object.fromEntries(Object.entries(draft.flags).filter(([flag]) => flags.some((box) => box.value === flag)));
   if (!radios.length) draft.grade = null;
   if (!selects.length) draft.grades = {};
-  let tie = false, awaits = "", sending = false, since = document.hidden ? null : performance.now();
+  let tie = false, awaits = "", since = document.hidden ? null : performance.now();
 
   const named = () => draft.levels.flat(), isWhole = () => named().length > 0 && (mayBePartial || named().length === order.length);
   function keep() { localStorage.setItem(key, JSON.stringify(draft)); }
@@ -102,8 +109,7 @@
 
   function seconds() { return draft.seconds + (since === null ? 0 : (performance.now() - since) / 1000); }
   async function send(outcome, event) {
-    // The second click of a double click lands on the next set, which nobody has read.
-    if (sending || (outcome === "ranked" && !isWhole()) || (event && performance.now() - shownAt < 300)) return;
+    if (isSlip(event) || (outcome === "ranked" && !isWhole())) return;
     sending = true;
     try {
       const said = { ...draft, outcome, order, item: main.dataset.item };
@@ -186,15 +192,15 @@
     const field = event.target.closest("input:not([type=radio]):not([type=checkbox]), textarea, select");
     if (field) { if (event.key === "Escape") field.blur(); return; }
     if (event.key === "Enter" && event.target.closest("button, summary, a")) return;
-    const digit = /^[1-9]$/.test(event.key) ? Number(event.key) : null;
+    const pressed = keyOfEvent(event), digit = /^[1-9]$/.test(pressed) ? Number(pressed) : null;
     const graded = awaits.startsWith("g") && selects[awaits.slice(1) - 1];
     if (digit !== null && graded) { if (digit <= 7) { graded.value = digit; graded.dispatchEvent(new Event("change")); } }
     else if (digit !== null && awaits === "g") radios[digit - 1]?.click();
     else if (digit !== null && awaits === "f") find(`[name=flag][data-place="${digit - 1}"]`)?.focus();
     else if (digit !== null && awaits !== "g") put(digit - 1);
     const acts = { "=": () => { tie = !tie; show(); }, Backspace: back, Enter: () => send("ranked"), u: undo, c: () => send("cannot say"), s: skip };
-    if (digit === null && acts[event.key]) { event.preventDefault(); acts[event.key](); }
-    awaits = "gf".includes(event.key) ? event.key : awaits === "g" && digit && selects.length ? `g${digit}` : "";
+    if (digit === null && acts[pressed]) { event.preventDefault(); acts[pressed](); }
+    awaits = "gf".includes(pressed) ? pressed : awaits === "g" && digit && selects.length ? `g${digit}` : "";
   });
   show();
 })();

@@ -170,6 +170,24 @@ def test_a_clumsy_hand_judges_nothing_unread_and_undo_brings_back_what_was_said(
     assert page.heard == []
 
 
+def test_a_double_click_takes_back_one_and_caps_lock_takes_no_key_away(serve, open_page, read_journal):
+    page = open_page(serve(3).links["ann"])
+    for key in "CCC":
+        send(page, lambda key=key: page.keyboard.press(key))
+    heading, told = (page.locator(at).bounding_box() for at in ("main h2", "main p"))
+    assert heading["x"] == told["x"] and page.locator("header p").inner_text() == "ann · 3 done, 0 left"
+    send(page, lambda: page.locator("#undo").dblclick(delay=20))
+    page.evaluate(
+        "for (const key of ['u', 'u', 'Enter']) document.body.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true }))"
+    )
+    page.locator("header p", has_text="1 done").wait_for()
+    page.wait_for_timeout(500)
+    assert [line["kind"] for line in read_journal()] == ["judgement"] * 3 + ["undo"] * 2
+    page.keyboard.press("2")
+    send(page, lambda: page.keyboard.press("U"))
+    assert page.locator("header p").inner_text() == "ann · 0 done, 3 left" and page.heard == []
+
+
 def test_each_answer_has_a_grade_by_keyboard_where_the_study_asks_for_them(serve, open_page, read_journal, tmp_path):
     (tmp_path / "recipe.yaml").write_text("base_model: demo\ndata: demo\nranking: {grade_each: true}\n")
     page = open_page(serve(2, "--recipe", str(tmp_path / "recipe.yaml")).links["ann"])
