@@ -81,6 +81,11 @@
     const gap = Object.assign(document.createElement("li"), { className: "gap", ariaHidden: "true" });
     return Object.assign(gap.dataset, { gap: index }) && gap;
   }
+  // What a key did, for who cannot see it.
+  function announce() {
+    const told = draft.levels.map((level) => level.map((place) => place + 1).join(" = ")).join(", then ") || "nothing";
+    find("#said").textContent = `Ranked: ${told}${tie ? "; the next ties" : ""}${draft.grade ? `; grade ${draft.grade}` : ""}`;
+  }
   function show() {
     const rows = [], focused = document.activeElement?.matches(".chip") ? document.activeElement.dataset.place : null;
     const rankOf = (index) => 1 + draft.levels.slice(0, index).flat().length;
@@ -100,6 +105,7 @@
       card.querySelector(".rank-now").textContent = index < 0 ? "" : `rank ${rankOf(index)}`;
       card.querySelector(".put").disabled = index >= 0;
     });
+    announce();
     find("#send").disabled = !isWhole();
     find("#tie").setAttribute("aria-pressed", String(tie));
     find("#tie").disabled = find("#back").disabled = !draft.levels.length;
@@ -145,6 +151,7 @@
     radio.addEventListener("click", () => { // again takes it away
       radio.checked = draft.grade !== Number(radio.value);
       draft.grade = radio.checked ? Number(radio.value) : null;
+      announce();
       keep();
     });
   });

@@ -154,8 +154,10 @@ def test_a_clumsy_hand_judges_nothing_unread_and_undo_brings_back_what_was_said(
     send(page, lambda: page.locator("#undo").click())
     assert shown(page) == item and page.locator("#levels li:not(.gap)").all_inner_texts() == ["1.\n1\n3\ntie", "3.\n2"]
     assert page.locator("[name=grade]:checked").get_attribute("value") == "5" and page.locator("[name=flag]:checked").count() == 1
+    assert page.locator("[role=status]").inner_text() == "Ranked: 1 = 3, then 2; grade 5"  # read aloud
     page.locator("[name=grade]").nth(4).click()
     page.locator("#levels .chip").nth(2).click()
+    assert page.locator("[role=status]").inner_text() == "Ranked: 1 = 3"
     page.locator(".answer .put:enabled").click()
     assert page.locator(".rank-now").all_inner_texts() == ["rank 1", "rank 3", "rank 1"]
     send(page, lambda: page.keyboard.press("Enter"))  # the button that was clicked has not kept the key
