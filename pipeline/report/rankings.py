@@ -35,7 +35,12 @@ def print_rankings(console: Console, summary: Summary) -> None:
 
 def _list_lines(summary: Summary) -> Iterator[str]:
     makers = [count(len(summary.annotators), "annotator")] + [f"the model {model.name}" for model in summary.models]
-    yield f"{count(summary.judgements, 'judgement')} of {count(summary.sets, 'answer set')} by {' and '.join(makers)}"
+    none = sum(each.skipped + each.cannot_say for each in summary.annotators) + sum(model.cannot_say for model in summary.models)
+    if none:  # of sets that nobody may have ranked
+        said = f"{count(summary.judgements, 'judgement')} by {' and '.join(makers)}, {none:,} of them no ranking"
+        yield f"{said}; {count(summary.sets, 'answer set')} ranked"
+    else:
+        yield f"{count(summary.judgements, 'judgement')} of {count(summary.sets, 'answer set')} by {' and '.join(makers)}"
     yield from (f"{number} of them imported from {tool}" for tool, number in sorted(summary.imported.items()))
     yield f"agreement (Krippendorff's alpha of ranks)     {_write(summary.alpha, 'no set was ranked by two people')}"
     yield f"agreement with oneself (tau-b)                {_write(summary.with_self, 'no set was ranked twice by anybody')}"

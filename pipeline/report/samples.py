@@ -118,7 +118,7 @@ def read_samples(artifact: Artifact, bad: dict[int, str]) -> Iterator[tuple[int,
     try:
         return read_rows(artifact.path / SAMPLES_FILE, bad)
     except ValueError as error:
-        needed = "an artifact whose stage answered prompts, or ranked answers, has some; see `rlhf show`"
+        needed = f"an artifact whose stage answered prompts, or ranked answers, has some; see `rlhf show {artifact.ref}`"
         raise StoreError(f"{artifact.ref}: no {SAMPLES_FILE} ({error}); {needed}", EXIT_MISSING) from error
 
 

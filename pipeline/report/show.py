@@ -25,6 +25,7 @@ from pipeline.store.store import Store
 from pipeline.text import clean, format_bytes, format_duration, format_number
 from stages.evaluate.results import Evaluation
 from stages.result import Interval
+from stages.spec import SAMPLES_FILE
 from stages.statistics.bootstrap import Estimate
 
 _ANSWERS = ("eval/sampled/", "eval/greedy/")  # figures that mean the same of each model that answers
@@ -145,7 +146,8 @@ def print_page(console: Console, artifact: Artifact, data: dict[str, Any]) -> No
     console.print()
     print_line(console, str(artifact.path))
     print_line(console, f"everything: {pasted(f'rlhf show {artifact.ref} --all')}")
-    print_line(console, f"more answers: {pasted(f'rlhf samples {artifact.ref}')}")
+    if (artifact.path / SAMPLES_FILE).is_file():
+        print_line(console, f"more answers: {pasted(f'rlhf samples {artifact.ref}')}")
 
 
 def show_data(store: Store, artifact: Artifact) -> dict[str, Any]:

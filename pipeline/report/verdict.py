@@ -13,7 +13,7 @@ from pipeline.store.withdrawn import name_maker
 from pipeline.text import count
 from stages.evaluate.results import Comparison, CurvePoint, Evaluation, OverOptimisation
 from stages.result import Interval
-from stages.spec import STAGES
+from stages.spec import RANKINGS_KIND, STAGES
 from stages.statistics.bootstrap import Estimate
 from stages.statistics.intervals import wilson_interval
 
@@ -62,6 +62,7 @@ def tell_artifact(
     counts: Mapping[str, int],
     held_out_answers: int | None = None,
     intervals: Mapping[str, Interval] | None = None,
+    ref: str = "",
 ) -> Verdict:
     """Say of an artifact what its stage measured, where no evaluation compares it with others.
 
@@ -71,6 +72,7 @@ def tell_artifact(
         counts: Its counts of records.
         held_out_answers: How many held-out prompts were answered, where that is known (`eval_samples`).
         intervals: Of its figures, as far as they are known.
+        ref: Of it, for a command that takes it.
     """
     if diverged := sorted(name for name, value in metrics.items() if name.startswith(_MUST_BE_FINITE) and not math.isfinite(value)):
         more = f" and {len(diverged) - _NAMED} more" if len(diverged) > _NAMED else ""
@@ -88,7 +90,10 @@ def tell_artifact(
         return Verdict(f"{loss}; a loss alone does not say how good its answers are; {_EVALUATE}", "open")
     if kind == STAGES["sample"].kind:
         sets = f"{counts['sets']:,} prompts" if "sets" in counts else "prompts"
-        return Verdict(f"Answers to {sets}, for people to rank: `rlhf rank`", "open")
+        return Verdict(f"Answers to {sets}, for people to rank: `rlhf rank {ref or kind}`", "open")
+    if kind == RANKINGS_KIND:
+        sides = f"{count(counts.get('comparisons_train', 0), 'comparison')} to train on, {counts.get('comparisons_eval', 0):,} held out"
+        return Verdict(f"{sides}; data.comparisons.train: [..., {{ref: {ref or kind}}}] has a reward model learn from them", "open")
     return Verdict(f"Nothing was measured of {name_model(kind)} on held-out data; {_EVALUATE}", "open")
 
 

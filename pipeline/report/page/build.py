@@ -39,9 +39,8 @@ def give_verdicts(evidence: Evidence) -> list[tuple[str, Verdict]]:
         block = manifest.config.get(evidence.subject.kind)
         answered = block.get("eval_samples") if isinstance(block, dict) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
         known = answered if isinstance(answered, int) else None
-        verdicts.append(
-            (evidence.subject.ref, tell_artifact(evidence.subject.kind, manifest.metrics, manifest.counts, known, manifest.intervals))
-        )
+        kind, ref = evidence.subject.kind, evidence.subject.ref
+        verdicts.append((ref, tell_artifact(kind, manifest.metrics, manifest.counts, known, manifest.intervals, ref)))
     return verdicts
 
 

@@ -161,6 +161,9 @@ def test_the_command_says_it_and_writes_what_the_reward_model_reads(tmp_path):
     run = CliRunner().invoke(app, ["rankings", str(answers), "-o", str(tmp_path / "ranked.jsonl")])
     assert run.exit_code == 0 and "8 judgements of 4 answer sets by 2 annotators" in run.output and "4 comparisons: " in run.output
     assert "ann@example.org" not in run.output and "\n#" in run.output
+    journal.add(Judgement(id="f" * 32, item=next(iter(sets)), annotator="cy", order=(0, 1, 2), outcome="cannot say", time=0.0))
+    told = CliRunner().invoke(app, ["rankings", str(answers)]).output
+    assert told.startswith("9 judgements by 3 annotators, 1 of them no ranking; 4 answer sets ranked\n")
     from data.load import load_records
     from stages.spec import DataSource
 

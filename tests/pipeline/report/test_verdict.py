@@ -196,9 +196,14 @@ def test_artifacts_of_which_nothing_was_measured_say_so():
 
 
 def test_answers_are_for_people_to_rank():
-    assert (
-        tell_artifact("answers", {"answers": 4.0}, {"sets": 1200}).sentence == "Answers to 1,200 prompts, for people to rank: `rlhf rank`"
-    )
+    told = tell_artifact("answers", {"answers": 4.0}, {"sets": 1200}, ref="answers@v2").sentence
+    assert told == "Answers to 1,200 prompts, for people to rank: `rlhf rank answers@v2`"
+
+
+def test_rankings_are_to_learn_from():
+    told = tell_artifact("rankings", {"agreement": 0.5}, {"comparisons_train": 1100, "comparisons_eval": 90}, ref="rankings@v3").sentence
+    use = "data.comparisons.train: [..., {ref: rankings@v3}] has a reward model learn from them"
+    assert told == f"1,100 comparisons to train on, 90 held out; {use}"
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,14 @@ def test_rankings_are_an_artifact_of_the_answers_and_of_the_policy_behind_them(s
     say(place, 12, "ben")
     assert json.loads(rlhf_here("rankings", "answers@v1", "--publish", "--json").stdout)["published"] == "rankings@v2"
     assert rlhf_here("verify").returncode == 0
+    # What `show` says to do next can be done.
+    for ref, told in (
+        ("answers@v1", "`rlhf rank answers@v1`"),
+        ("rankings@v1", "38 comparisons to train on, 2 held out; data.comparisons"),
+    ):
+        page = rlhf_here("show", ref).stdout
+        assert told in page and "rlhf samples" not in page and "--until evaluate" not in page
+    assert "see `rlhf show answers@v1`" in rlhf_here("samples", "answers@v1").stderr
 
 
 def test_what_one_round_holds_out_no_other_trains_on(store, answers, rlhf_here, publish):
