@@ -120,7 +120,8 @@
     try {
       const said = { ...draft, outcome, order, item: main.dataset.item };
       const { written } = await post("/judge", { ...said, repeat: main.dataset.repeat === "1", seconds: Math.min(seconds(), 1e6) });
-      if (!written) sessionStorage.setItem("told", "You had judged the last set in another tab already; what you said there stands.");
+      const stands = "You had judged the last set already, in another tab or before the connection broke: that stands. Undo brings it back.";
+      if (!written) sessionStorage.setItem("told", stands);
       localStorage.removeItem(key);
       location.reload();
     } catch (error) { sending = false; tell(error); }

@@ -103,6 +103,21 @@ def test_a_reload_or_a_server_that_is_gone_loses_nothing(serve, open_page, read_
     assert [(line["item"], line["note"]) for line in read_journal()] == [(item, "half done")]
 
 
+def test_of_an_answer_that_was_lost_on_the_way_it_is_told_what_stands(serve, open_page, read_journal):
+    page = open_page(serve(4).links["ann"])
+    page.route("**/judge", lambda route: (route.fetch(), route.abort()))
+    page.keyboard.press("1")
+    page.keyboard.press("Enter")
+    page.locator("#problem", has_text="does not answer").wait_for()
+    page.unroute("**/judge")
+    page.keyboard.press("Backspace")
+    page.keyboard.press("2")
+    send(page, lambda: page.keyboard.press("Enter"))
+    assert "before the connection broke: that stands. Undo brings it back." in page.locator("#problem").inner_text()
+    send(page, lambda: page.keyboard.press("u"))
+    assert page.locator("#levels .chip").all_inner_texts() == ["1"] and len(read_journal()) == 2
+
+
 def test_two_tabs_and_two_people_say_nothing_twice(serve, open_page, read_journal):
     links = serve(4).links
     one, ben = open_page(links["ann"]), open_page(links["ben"])
@@ -112,7 +127,7 @@ def test_two_tabs_and_two_people_say_nothing_twice(serve, open_page, read_journa
     for page, key in ((one, "1"), (other, "2"), (ben, "3")):
         page.keyboard.press(key)
         send(page, lambda page=page: page.keyboard.press("Enter"))
-    assert "in another tab already" in other.locator("#problem").inner_text() and one.locator("#problem").inner_text() == ""
+    assert "judged the last set already, in another tab" in other.locator("#problem").inner_text() and one.locator("#problem").inner_text() == ""
     lines = read_journal()
     assert len(lines) == 2 and {line["annotator"] for line in lines} == {"ann", "ben"}
     assert shown(one) == shown(other) or (one.reload() is not None and shown(one) == shown(other))
