@@ -150,22 +150,24 @@ def rank_command(
     opened = open_store_to_write(store) if by_model else open_store(store)
     place = find_answers(opened, answers, journal)
     place.make_room()
-    for line in tell_forgotten(place, ()):
+    kept = Journal(place.journal)
+    for line in tell_forgotten(place, kept.judgements.values()):
         say(make_console(), line)
     if by_model:
         given_endpoint = {name: value for name, value in endpoint.items() if value is not None}
-        _rank_by_model(place.sets, Journal(place.journal), settings, given_endpoint, limit, opened.root / REPLIES_DIR)
+        _rank_by_model(place.sets, kept, settings, given_endpoint, limit, opened.root / REPLIES_DIR)
     else:
-        _rank_by_people(place, settings, annotator or [getpass.getuser()], port or 0, on_terminal=on_terminal)
+        _rank_by_people(place, kept, settings, annotator or [getpass.getuser()], port or 0, on_terminal=on_terminal)
 
 
-def _rank_by_people(place: "AnswersPlace", settings: "Settings", names: list[str], port: int, *, on_terminal: bool) -> None:
-    from pipeline.ranking.journal import Journal
+def _rank_by_people(
+    place: "AnswersPlace", journal: "Journal", settings: "Settings", names: list[str], port: int, *, on_terminal: bool
+) -> None:
     from pipeline.ranking.study import Study
     from pipeline.ranking.terminal import rank_on_terminal
     from pipeline.text import count
 
-    study = Study(place.sets, Journal(place.journal), settings)
+    study = Study(place.sets, journal, settings)
     say(make_console(), f"{count(len(place.sets), 'answer set')}; judgements go to {place.journal}")
     if on_terminal:
         rank_on_terminal(study, names[0], make_console(), ask_line)

@@ -18,7 +18,7 @@ _MAX_BYTES = 256 * 1024 * 1024
 # Kinds that `rlhf run` does not make -> what does.
 _OTHER_MAKERS = {
     STAGES["sample"].kind: "`rlhf sample` or `rlhf round`",
-    RANKINGS_KIND: "`rlhf rankings --publish` of what remains",
+    RANKINGS_KIND: "`rlhf rankings ANSWERS --publish` of what remains",
 }
 
 

@@ -127,7 +127,10 @@ def test_two_tabs_and_two_people_say_nothing_twice(serve, open_page, read_journa
     for page, key in ((one, "1"), (other, "2"), (ben, "3")):
         page.keyboard.press(key)
         send(page, lambda page=page: page.keyboard.press("Enter"))
-    assert "judged the last set already, in another tab" in other.locator("#problem").inner_text() and one.locator("#problem").inner_text() == ""
+    assert (
+        "judged the last set already, in another tab" in other.locator("#problem").inner_text()
+        and one.locator("#problem").inner_text() == ""
+    )
     lines = read_journal()
     assert len(lines) == 2 and {line["annotator"] for line in lines} == {"ann", "ben"}
     assert shown(one) == shown(other) or (one.reload() is not None and shown(one) == shown(other))

@@ -1,6 +1,7 @@
 """Rankings become an artifact: its lineage, its two sides, who stays unnamed, and what is refused."""
 
 import json
+import socket
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -115,7 +116,7 @@ def test_what_people_said_of_the_others_is_published_when_a_record_of_the_answer
     say(place, 5, "ben")
     assert rlhf_here("rankings", "answers@v1", "--publish").returncode == 0
     told = rlhf_here("forget", "question 3?").stdout
-    assert "rankings, by `rlhf rankings --publish` of what remains" in told
+    assert "rankings, by `rlhf rankings ANSWERS --publish` of what remains" in told
     assert "answers@v1: what people said of its other records stays: `rlhf rankings answers@v1 --publish`" in told
     assert store.find_withdrawal(store.get("rankings@v1"))
     assert "would remove answers@v1" in rlhf_here("gc").stdout  # whoever forgets a record wants it gone
@@ -161,6 +162,9 @@ def test_of_a_file_of_answers_forgotten_records_are_left_out_whoever_ranks_and_w
     open_secret(store.root)
     assert rlhf_here("forget", asked).returncode == 0
     assert len(find_answers(store, path).sets) == 39
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # so that the page does not stay open
+        told = rlhf_here("rank", path, "--port", taken.getsockname()[1])
+    assert told.returncode == 5 and "left out, as records were forgotten: 1 answer set with 1 judgement\n39 answer sets" in told.stdout
     told = rlhf_here("rankings", path, "-o", "ranked.jsonl", "--publish").stdout
     assert "left out, as records were forgotten: 1 answer set with 1 judgement" in told
     assert "question 3?" not in (tmp_path / "ranked.jsonl").read_text()
