@@ -13,6 +13,7 @@ from pipeline.report.verdict import write_estimate, write_share
 from pipeline.rounds.arms import Arms, tell_arms
 from pipeline.rounds.flaws import Flaw
 from pipeline.rounds.table import ARM_COLUMNS, HELD_OUT, PER, RoundRow, arm_cells, list_arms, name_first, tell_flaws, tell_gain
+from pipeline.text import count
 from stages.result import Interval
 
 _NO_CHOICE = "The prompts of all rounds were drawn at random: no chosen ones are there to compare with random ones."
@@ -34,7 +35,8 @@ def build_rounds_page(name: str, rows: Sequence[RoundRow], flaws: Sequence[Flaw]
     sections += [_show_flaws(flaws, [row.reward_model for row in rows if row.reward_model])] if flaws else []
     judged = all(row.judge is not None for row in rows)
     missing = [*missing, *([] if judged else ["what each round brought: no judge saw the answers of all policies; set `judge`"])]
-    subtitle = f"{len(rows) - 1 if rows else 0} rounds are trained, on {labels:,} rankings of theirs"
+    trained = max(len(rows) - 1, 0)
+    subtitle = f"{count(trained, 'round')} {'is' if trained == 1 else 'are'} trained, on {count(labels, 'ranking')} of people"
     return Page(f"Rounds of {name}", subtitle, [Banner(name, verdict.sentence, verdict.news)], sections, missing)
 
 

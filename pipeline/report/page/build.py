@@ -20,7 +20,9 @@ from pipeline.report.verdict import Verdict, tell_artifact, tell_damage, tell_ev
 from pipeline.store.artifact import Artifact
 from pipeline.text import count, format_duration
 from stages.evaluate.results import Evaluation
+from stages.spec import RANKINGS_KIND, STAGES
 
+_UNTRAINED = (EVALUATION_KIND, STAGES["sample"].kind, RANKINGS_KIND)  # no curve, nothing held out of it, and no evaluation stands on it
 _NO_JUDGE = "There is no judge; the score is of the reward model that PPO learnt from."
 _NAMES = {"pretrain": "Pre-training", "sft": "Supervised fine-tuning", "rm": "Reward model", "ppo": "PPO", EVALUATION_KIND: "Evaluation"}
 
@@ -47,7 +49,7 @@ def give_verdicts(evidence: Evidence) -> list[tuple[str, Verdict]]:
 def build_page(evidence: Evidence, store_root: Path) -> Page:
     """Build the page of one artifact, and of the evaluation that stands on it."""
     banners = [Banner(name, verdict.sentence, verdict.news) for name, verdict in give_verdicts(evidence)]
-    staged = [artifact for artifact in evidence.line if artifact.kind != EVALUATION_KIND]
+    staged = [artifact for artifact in evidence.line if artifact.kind not in _UNTRAINED]
     curves = {artifact.ref: read_curves(artifact.path, list_metrics(artifact.kind)) for artifact in staged}
     missing = [*evidence.problems]
     sections: list[Section] = []
@@ -58,7 +60,8 @@ def build_page(evidence: Evidence, store_root: Path) -> Page:
     if (answers := _show_answers(evidence, missing)) is not None:
         sections.append(answers)
     sections += _show_findings(evidence, missing)
-    sections += [_show_curves(artifact, curves[artifact.ref], missing) for artifact in evidence.line if artifact.ref in curves]
+    sections += [_show_curves(artifact, curves[artifact.ref], missing) for artifact in staged]
+    sections += [told for artifact in evidence.line if artifact.kind in _UNTRAINED and (told := _show_notes(artifact)) is not None]
     if (costs := tell_costs(evidence.line, store_root)) is not None:
         sections.append(costs)
     if evidence.line:
@@ -164,7 +167,7 @@ def _make_node(artifact: Artifact) -> Node:
 
 def _show_answers(evidence: Evidence, missing: list[str]) -> Section | None:
     source = evidence.tested or evidence.subject
-    if source is None:
+    if source is None or source.kind in (STAGES["sample"].kind, RANKINGS_KIND):  # whose answers are ranked on another page
         return None
     read = read_answers(source.path, source.kind)
     missing += [f"{source.ref}: {problem}" for problem in read.problems]
@@ -203,6 +206,14 @@ def _show_curves(artifact: Artifact, curves: Curves, missing: list[str]) -> Sect
     )
 
 
+def _show_notes(artifact: Artifact) -> Section | None:
+    """Show what was told while answers were sampled or rankings published, where anything was."""
+    warnings, notes = list_warnings(artifact.manifest.warnings), list_notes(artifact.manifest.notes)
+    if artifact.kind == EVALUATION_KIND or not (warnings or notes):
+        return None
+    return Section(f"told-{artifact.ref.replace('@', '-')}", artifact.ref, warnings=warnings, more=[notes] if notes else [])
+
+
 def _tell_missing(evidence: Evidence) -> list[str]:
     """Say what the report would have shown if it had been there."""
     told: list[str] = []
@@ -213,7 +224,7 @@ def _tell_missing(evidence: Evidence) -> list[str]:
     if evidence.subject is None:
         return told
     if evidence.evaluation is None:
-        if (subject := evidence.subject).kind != EVALUATION_KIND:
+        if (subject := evidence.subject).kind not in _UNTRAINED:
             absent = "so no answers were compared and the reward model was not probed"
             told.append(f"no evaluation stands on {subject.ref}, {absent}; `rlhf run --until evaluate` makes one")
     elif evidence.evaluation.judge is None and not any("no judge" in missing for missing in evidence.evaluation.missing):
@@ -229,7 +240,7 @@ def _tell_missing(evidence: Evidence) -> list[str]:
 
 def _holds_nothing_out(artifact: Artifact) -> bool:
     held_out = [number for name, number in artifact.manifest.counts.items() if name.startswith("held_out_") and name.count("_") == 2]
-    return artifact.kind != EVALUATION_KIND and not any(held_out)
+    return artifact.kind not in _UNTRAINED and not any(held_out)
 
 
 def _list(names: Sequence[str]) -> str:

@@ -174,6 +174,18 @@ def test_no_held_out_data_is_told(store, publish):
     assert any(line.startswith("ppo@v1: no held-out data") for line in page.missing)
 
 
+def test_answers_and_rankings_of_a_round_have_no_curve_and_miss_none(store, publish, evaluated):
+    answers = publish(store, "answers", parents=[{"ref": "ppo@v1", "content_id": store.get("ppo@v1").content_id}], counts={"sets": 12})
+    parents = [{"ref": answers.ref, "content_id": answers.content_id}]
+    rankings = publish(store, "rankings", parents=parents, counts={"sets": 12}, notes=["said of it"])
+    for ref in (answers.ref, rankings.ref):
+        page = page_of(store, ref)
+        assert [line for line in page.missing if ref in line] == [] and "rlhf run" not in page.banners[-1].sentence
+        assert not any(section.id.startswith("curves-a") or section.id.startswith("curves-rank") for section in page.sections)
+    (told,) = [section for section in page.sections if section.id == "told-rankings-v1"]
+    assert told.title == "rankings@v1" and told.more
+
+
 def test_one_record_says_that_it_shows_nothing(store, publish):
     line = publish_line(store, publish)
     evaluation, rows = simulate(num_prompts=1, samples=4)

@@ -98,6 +98,8 @@ def test_the_page_shows_each_round_with_its_gain_both_reward_models_and_who_sees
     page = render(build_rounds_page("mine", rows, FLAWS, ["one thing"]))
     text = page.replace("\u202f", " ").replace("\u00a0", " ")
     assert "<script" not in page and "Rounds of mine" in text and "one thing" in text
+    assert "2 rounds are trained, on 1,700 rankings of people" in text
+    assert "1 round is trained, on 900 rankings of people" in render(build_rounds_page("mine", rows[:2], [], []))
     assert "round 2 is above round 1 by +10.0 (+4.0 to +16.0) points of the judge" in text
     assert "rankings@v2: 800 rankings to train on, 90 held out for good. ppo@v1 gave the answers." in text
     assert "from 50 (ppo@v1) to 60 (ppo@v2): +1.25 (0.5 to 2) for 100 rankings" in text
