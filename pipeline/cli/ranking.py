@@ -129,7 +129,7 @@ def rank_command(
 
     Example: rlhf rank answers.jsonl -a ann -a ben, then open the link of each.
     """
-    from pipeline.ranking.journal import Journal
+    from pipeline.ranking.journal import Journal, check_annotators
     from pipeline.ranking.place import find_answers, tell_forgotten
     from pipeline.store.parts import REPLIES_DIR
 
@@ -145,6 +145,7 @@ def rank_command(
     if on_terminal:
         refuse_idle({"--port": port}, "with --terminal, which has no page; needed one of the two; leave the other away")
         _require_terminal(annotator)
+    check_annotators(annotator)
     given: dict[str, object] = {"flags": flag or None, "overlap": overlap, "repeats": repeats, "seed": seed}
     settings = _read_settings(recipe, guidelines, given)
     opened = open_store_to_write(store) if by_model else open_store(store)

@@ -24,6 +24,7 @@ from stages.spec import EXIT_USAGE
 Outcome = Literal["ranked", "cannot say", "skipped"]
 
 
+_MAX_NAME = 100
 ELSEWHERE = "give --journal FILE, with what was said so far copied there"  # where a journal cannot be written
 
 
@@ -33,7 +34,7 @@ class Judgement(Closed):
     kind: Literal["judgement"] = "judgement"
     id: str = Field(pattern=r"^[0-9a-f]{32}$", description="Made by the page: the same one sent twice counts once.")
     item: str = Field(max_length=64, description="`AnswerSet.id`.")
-    annotator: str = Field(min_length=1, max_length=100)
+    annotator: str = Field(min_length=1, max_length=_MAX_NAME)
     order: tuple[int, ...] = Field(
         max_length=9, description="The answers in the order in which they were shown; empty: not known, or in both."
     )
@@ -63,6 +64,20 @@ class Judgement(Closed):
     @classmethod
     def _flags_mark_once(cls, flags: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         return {flag: tuple(dict.fromkeys(marked)) for flag, marked in flags.items()}
+
+
+def check_annotators(names: Sequence[str]) -> None:
+    """Look at who is to rank, before anybody does.
+
+    Raises:
+        StoreError: A name is none that a journal keeps, or stands there twice.
+    """
+    for place, name in enumerate(names):
+        if not name.isprintable() or name != name.strip() or not 1 <= len(name) <= _MAX_NAME:
+            needed = f"needed one of 1 to {_MAX_NAME} characters in a line, without blanks around it; write it so"
+            raise StoreError(f"--annotator: found the name {name[:40]!r} of {len(name)} characters; {needed}", EXIT_USAGE)
+        if name in names[:place]:
+            raise StoreError(f"--annotator: found {name} twice; needed each once; leave one away", EXIT_USAGE)
 
 
 class Undo(Closed):

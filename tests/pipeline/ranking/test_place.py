@@ -21,6 +21,11 @@ import pytest
         (("rankings", "a.jsonl", "--format", "csv"), 2, "found --format without --export; needed both"),
         (("rankings", "a.jsonl", "-o", "r.jsonl", "--held-out", "0.2"), 2, "found --held-out without --publish; needed both"),
         (("rankings", "a.jsonl", "--by", "people"), 2, "found --by without --output or --publish; needed one of them; add it"),
+        (("rank", "a.jsonl", "-a", ""), 2, "--annotator: found the name '' of 0 characters; needed one of 1 to 100 characters in a line"),
+        (("rank", "a.jsonl", "-a", "x" * 101), 2, "xxx' of 101 characters; needed one of 1 to 100 characters in a line"),
+        (("rank", "a.jsonl", "-a", "ann\nben"), 2, "--annotator: found the name 'ann\\nben' of 7 characters; needed one"),
+        (("rank", "a.jsonl", "-a", " ann"), 2, "without blanks around it; write it so"),
+        (("rank", "a.jsonl", "-a", "ann", "-a", "ann"), 2, "--annotator: found ann twice; needed each once; leave one away"),
     ],
 )
 def test_a_slip_is_one_line_and_leaves_nothing(rlhf_here, tmp_path, arguments, code, told):
