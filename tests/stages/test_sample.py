@@ -90,6 +90,15 @@ def test_near_duplicates_are_sampled_again_and_what_stays_alike_is_left_out_and_
     assert ("alike" in [event.get("name") for event in stage.events()]) == (lost > 0)
 
 
+def test_answers_that_no_reward_model_will_learn_from_are_told_before_people_rank_them(sample, models):
+    one = {"sft@v1": models["sft@v1"]}  # random weights seldom say that they are done
+    result, _, stage = sample("long", models=one, prompts=3, max_response_tokens=64)  # as long as tokens.max_response_tokens
+    told = [event for event in stage.events() if event.get("name") == "cut"]
+    assert result.metrics["finished"] < 0.9 and len(told) == 1
+    assert "of the answers did not end within 64 tokens: longer than 64 with an end token" in json.dumps(told)
+    assert "cut" not in [event.get("name") for event in sample("short", models=one, prompts=3)[2].events()]
+
+
 def test_a_run_that_was_killed_goes_on_with_the_policies_that_have_not_answered(sample, make_stage, models):
     _, rows, straight = sample("straight")
     half = make_stage("sample", tag="half", models=models | {"sft@v1": models["sft@v1"].parent / "gone"}, rows=16)
