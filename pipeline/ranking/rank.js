@@ -15,7 +15,7 @@
     return response.json();
   }
   function tell(error) {
-    const gone = "The server does not answer. Your ranking is kept here; start `rlhf rank` again and reload.";
+    const gone = "The server does not answer. Your ranking is kept here: try again, or open the link that `rlhf rank` prints once it runs again.";
     find("#problem").textContent = error instanceof TypeError ? gone : error.message;
   }
   // The second click of a double click lands on the next page, whose last one nobody meant; so would a key while something is on its way.
