@@ -7,7 +7,6 @@ records -> chunks -> worker processes under limits: encode -> batches, in order 
 """
 
 import json
-import os
 import re
 import shutil
 import zlib
@@ -184,8 +183,3 @@ def _checksum(path: Path) -> int:
         while block := stream.read(_READ_BYTES):
             checksum = zlib.crc32(block, checksum)
     return checksum
-
-
-def count_workers() -> int:
-    """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0))

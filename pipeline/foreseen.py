@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from data.schema import RecordKind
 from data.shortfall import warn_of_dropped_answers, warn_of_shortfall
+from data.system.limits import count_allowed, count_cores
 from pipeline.errors import ConfigError
-from pipeline.estimates.machine import count_cores
 from pipeline.launch.environment import read_threads
 from pipeline.recipe.schema import Recipe
 from pipeline.recipe.sources import ComparisonSource
@@ -123,6 +123,8 @@ def warn_of_threads(recipe: Recipe) -> Iterator[str]:
         return  # as many processes as GPUs, whose work is not the cores'
     each = f", {hardware.processes * threads:,} in all {hardware.processes:,} processes" if hardware.processes > 1 else ""
     needed = f"this machine's {cores} core{'s' * (cores != 1)} or fewer"
+    if cores < (allowed := count_allowed()):
+        needed = f"{cores} or fewer, the cores whose time a limit (of a container, a job) leaves it of this machine's {allowed}"
     if not by_threads:
         key, found = "hardware.processes", f"found {hardware.processes:,}"
     elif hardware.threads:

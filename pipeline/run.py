@@ -186,6 +186,7 @@ def _make(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, view
             def make_commands(marker: str) -> list[Command]:
                 return stage_commands(decision.stage, run_dir / "spec.json", recipe.hardware, marker)
 
+            alone = recipe.hardware.processes * recipe.hardware.nodes == 1
             heard: list[object] = []
 
             def hear(event: Event) -> None:
@@ -197,7 +198,7 @@ def _make(recipe: Recipe, inputs: Inputs, decision: Decision, store: Store, view
                     hear({"event": "note", "message": message})
 
             with tracked(recipe, spec, decision.config, run_dir, store.root, tell_once):
-                received = launch(decision.stage, make_commands, run_dir, hear, offline=inputs.local, held=[held.lock])
+                received = launch(decision.stage, make_commands, run_dir, hear, offline=inputs.local, alone=alone, held=[held.lock])
             duration_s = time.monotonic() - started_s
             with keep_signals(most=1) as late:  # what the stage took its time for is published first, unless a second one comes
                 result = read_result(decision.stage, staging.path, run_dir)

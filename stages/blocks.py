@@ -172,7 +172,9 @@ class HardwareSettings(Closed):
         description="Compile the transformer's layers (torch.compile) for training and scoring: about a minute at the start; what it "
         "brings then depends on the device.",
     )
-    threads: Annotated[int, Field(ge=0, le=MAX_THREADS)] = Field(0, description="CPU threads of a stage process; 0 leaves torch's default.")
+    threads: Annotated[int, Field(ge=0, le=MAX_THREADS)] = Field(
+        0, description="CPU threads of a stage process; 0: torch's default, and no more than a container has the time for."
+    )
     processes: PositiveInt = Field(1, le=1024, description="Processes on each node (one per GPU).")
     nodes: PositiveInt = Field(1, le=65_536, description="Machines; they see the same store.")
     engine: Literal["auto", "none", "ddp", "deepspeed"] = Field(

@@ -23,7 +23,8 @@ from data.lossless import find_altered
 from data.reading import report_on
 from data.schema import DataError, Problem, Record, RecordKind
 from data.shortfall import TOLERATED, describe_shortfall, warn_of_dropped_answers, warn_of_shortfall
-from data.token_maker import count_workers, open_tokens
+from data.system.limits import count_cores
+from data.token_maker import open_tokens
 from data.token_split import TokenSet, load_places, split_tokens, take_all
 from data.tokens import refuse_none_left
 from data.treatment import make_treatment
@@ -157,7 +158,7 @@ def make_all(spec: TokensSpec) -> dict[str, Any]:
     limits = (spec.tokens.max_prompt_tokens, spec.tokens.max_response_tokens)
     tokenizer, _ = settle_tokenizer(spec.base_model, spec.tokens, spec.revision)
     check_model(spec, tokenizer)
-    store = open_conversation_store(spec, tokenizer, spec.tokens_dir, workers=count_workers())
+    store = open_conversation_store(spec, tokenizer, spec.tokens_dir, workers=count_cores())
     sizes = {kind: sum(spec.records.get(f"{kind}.{split}", 0) for split in ("train", "eval")) for kind in spec.data}
     total, done = sum(size * (len(spec.text_readers) if kind == "texts" else 1) for kind, size in sizes.items()), 0
     last_event_s = 0.0
@@ -208,7 +209,7 @@ def _make_texts(
     """Make the token ids of texts as a stage reads them; returns where they lie, and their counts."""
     pretrains = reader == "pretrain"  # which goes by the base model's tokenizer as it is; PPO by what SFT settles
     own = open_tokenizer(spec.base_model, spec.revision) if pretrains else tokenizer
-    store = open_text_store(spec, own, spec.tokens_dir, end=pretrains, workers=count_workers())
+    store = open_text_store(spec, own, spec.tokens_dir, end=pretrains, workers=count_cores())
     splits = spec.data["texts"]
     directories = make_texts(store, splits, spec.fingerprints["texts"], spec.eval_fraction, spec.seed, progress)
     sides = open_texts(store, directories, splits, spec.eval_fraction, spec.seed)

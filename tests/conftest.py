@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import psutil
 import pytest
 
+from data.system.limits import count_cores
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +32,7 @@ LONGEST = [
 
 def pytest_xdist_auto_num_workers(config):
     """One worker more than cores where slow tests are among them: a fifth of their time they wait for silences, kills and processes."""
-    available = len(os.sched_getaffinity(0))
+    available = count_cores()
     return min(psutil.cpu_count(logical=False) or available, available) + (config.getoption("markexpr") != "not slow")
 
 

@@ -27,6 +27,7 @@ TORCH_FREE_STAGES = {
     "stages.result_intervals",
     "stages.lines",
     "data.system.death",
+    "data.system.limits",
     "stages.process.need",
     "stages.process.output",
     "stages.process.places",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.schema import KINDS, RecordKind
+from data.system.limits import count_cores
 from pipeline.cost.amounts import Amount, Lengths
 from pipeline.cost.calibration import Calibration
 from pipeline.cost.machines import GPU, TRAINER_STEP_S
@@ -20,7 +21,7 @@ from pipeline.cost.serving import Serving, find_serving
 from pipeline.cost.setup import Setup
 from pipeline.cost.times import Spent, time_measured, time_on_gpus, time_served
 from pipeline.cost.traced import extrapolate
-from pipeline.estimates.machine import Machine, count_cores
+from pipeline.estimates.machine import Machine
 from pipeline.estimates.traces import ask_trace, count_turns, find_lengths, make_setup
 from pipeline.recipe.schema import Recipe
 from pipeline.text import format_bytes

@@ -5,10 +5,11 @@ import subprocess
 from pathlib import Path
 
 from data.schema import DataError
+from data.system.limits import find_memory
 from pipeline.cost.machines import GPU, TIGHT
 from pipeline.errors import ConfigError, StoreError
 from pipeline.estimates.estimate import make_estimate
-from pipeline.estimates.machine import Machine, find_memory
+from pipeline.estimates.machine import Machine
 from pipeline.inputs.demo import locate
 from pipeline.recipe.base_files import list_weights
 from pipeline.recipe.schema import Recipe

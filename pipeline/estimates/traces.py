@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Literal, cast
 
 from data.schema import KINDS, RecordKind
+from data.system.limits import count_cores, find_memory
 from pipeline.cost.amounts import Lengths
 from pipeline.cost.machines import GPU
 from pipeline.cost.plan import count_kept
 from pipeline.cost.setup import Setup
 from pipeline.errors import ConfigError, StoreError
-from pipeline.estimates.machine import count_cores, find_memory
 from pipeline.inputs.demo import demo_seeds, locate, locate_splits, make_demo
 from pipeline.launch.dialogue import last_said, run_program
 from pipeline.launch.environment import read_threads

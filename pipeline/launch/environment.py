@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 
 from pipeline.launch.processes import MARKER
-from stages.process.places import clear_leftovers, has_gpu
+from stages.process.places import clear_leftovers, has_gpu, limit_threads
 
 # Nothing tells its makers that it is used: TRL, transformers and the hub's client; datasets; vLLM.
 QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
@@ -49,12 +49,13 @@ def torch_settings() -> dict[str, str]:
     return {**allocator_settings(), **_OWN_KERNELS}
 
 
-def stage_environment(marker: str, *, offline: bool) -> tuple[dict[str, str], list[str]]:
+def stage_environment(marker: str, *, offline: bool, alone: bool = True) -> tuple[dict[str, str], list[str]]:
     """Build the environment of a stage process.
 
     Args:
         marker: Which run it belongs to.
         offline: Forbid the Hugging Face libraries to ask the network.
+        alone: It computes as one process, not as several, of which torchrun gives each one thread.
 
     Returns:
         The environment; the names that were left out of it: another launcher's, see `stages.process.places`.
@@ -74,6 +75,7 @@ def stage_environment(marker: str, *, offline: bool) -> tuple[dict[str, str], li
     left_out = clear_leftovers(given)
     threads = read_threads(given)
     given.pop("OMP_NUM_THREADS", None)
+    threads = threads or (limit_threads(given) if alone else 0)
     given.pop("PYTHONINSPECT", None)  # with it Python takes the end of a program, exit code 0 too, for a failure
     if threads:  # accelerate takes one number, and fails on anything else
         given["OMP_NUM_THREADS"] = str(threads)

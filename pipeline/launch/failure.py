@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from data.system.limits import find_memory
 from pipeline.launch.events import Event
-from pipeline.text import clean
+from pipeline.text import clean, format_bytes
 from stages.spec import EXIT_FAILED, EXIT_SIGINT, EXIT_SIGTERM, STAGES
 
 _LAST_LINES = 20
@@ -56,16 +57,33 @@ class End(NamedTuple):
 
 
 def describe_failure(
-    stage: str, ends: Sequence[End], received: int | None, error: Event | None, log_path: Path, attempt_at: int
+    stage: str,
+    ends: Sequence[End],
+    received: int | None,
+    error: Event | None,
+    log_path: Path,
+    attempt_at: int,
+    *,
+    out_of_memory: bool = False,
 ) -> StageFailed:
-    """Find the message and the exit code that say most: our signal, else the stage's error event, else how the process ended."""
+    """Find the message and the exit code that say most: our signal, else the stage's error event, else how the process ended.
+
+    Args:
+        stage: Which one.
+        ends: Of its launchers.
+        received: The signal that came from outside; None: none did.
+        error: That the stage told.
+        log_path: Of all attempts.
+        attempt_at: Where the last one begins, in bytes.
+        out_of_memory: The kernel has killed a process here meanwhile, for want of memory.
+    """
     exit_code = next(end.exit_code for end in ends if end.exit_code != 0)
     lost = next((end for end in ends if end.node is not None and end.by_itself and end.signal == signal.SIGKILL), None)
     if received is None and error is None and -exit_code in (signal.SIGTERM, signal.SIGINT):
         received = -exit_code  # somebody signalled the stage itself
     if received is not None:
         message, code = f"stopped by {name_signal(received)}", 128 + received
-    elif (killed := find_killed_rank(log_path, attempt_at)) is not None:
+    elif (killed := find_killed_rank(log_path, attempt_at, out_of_memory=out_of_memory)) is not None:
         message, code = killed, EXIT_FAILED
     elif lost is not None:  # what the others report is that they lost it
         message, code = f"node {lost.node}: its launcher was killed by SIGKILL, or the node is gone", EXIT_FAILED
@@ -73,7 +91,7 @@ def describe_failure(
         # A launcher ends with 1 whatever its worker's exit code was; the event knows it.
         message, code = clean(str(error.get("message", ""))), error.get("exit_code")
     elif exit_code < 0:
-        message, code = describe_kill(-exit_code), EXIT_FAILED
+        message, code = describe_kill(-exit_code, out_of_memory=out_of_memory), EXIT_FAILED
         if exit_code == -signal.SIGKILL:
             message += {str(name): f": lower {row.memory_keys}" for name, row in STAGES.items()}.get(stage, "")
     else:
@@ -92,12 +110,13 @@ def _find_said(log_path: Path, attempt_at: int) -> str | None:
     return said[-1] if said else None
 
 
-def find_killed_rank(log_path: Path, attempt_at: int) -> str | None:
+def find_killed_rank(log_path: Path, attempt_at: int, *, out_of_memory: bool = False) -> str | None:
     """Read from the closing reports of torchrun, one per node, which rank was killed; the others only lost their connection to it.
 
     Args:
         log_path: Of all attempts.
         attempt_at: Where the last one begins, in bytes.
+        out_of_memory: As in `describe_failure`.
     """
     with log_path.open("rb") as stream:
         stream.seek(attempt_at)
@@ -105,14 +124,15 @@ def find_killed_rank(log_path: Path, attempt_at: int) -> str | None:
     for report in text.split("Root Cause (first observed failure):")[1:]:
         match = re.search(r"rank\s*: ([0-9]{1,9})\b.*?exitcode\s*: -([0-9]{1,9})\b", report, flags=re.DOTALL)
         if match is not None and (number := int(match[2])) != signal.SIGTERM:  # which is how torchrun ends the others
-            return f"rank {match[1]} was {describe_kill(number)}"
+            return f"rank {match[1]} was {describe_kill(number, out_of_memory=out_of_memory)}"
     return None
 
 
-def describe_kill(number: int) -> str:
+def describe_kill(number: int, *, out_of_memory: bool = False) -> str:
     """Say by which signal a process was killed, and what that mostly means."""
+    known = f", as the memory ran out, of which {format_bytes(int(find_memory()))} may be used here"
     hints: dict[int, str] = {
-        signal.SIGKILL: "; if you did not, the system ran out of memory",
+        signal.SIGKILL: known if out_of_memory else "; if you did not, the system ran out of memory",
         signal.SIGSEGV: "; if hardware.threads is above the number of cores, lower it",
     }
     return f"killed by {name_signal(number)}{hints.get(number, '')}"

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from data.secrets import redact
 from data.system.death import die_with_parent
+from data.system.limits import count_kills
 from pipeline.launch.commands import Command
 from pipeline.launch.environment import stage_environment
 from pipeline.launch.events import Event, EventReader
@@ -38,6 +39,7 @@ def launch(
     on_event: Callable[[Event], None],
     *,
     offline: bool = True,
+    alone: bool = True,
     held: Collection[int] = (),
 ) -> int | None:
     """Run a stage to its end.
@@ -50,6 +52,7 @@ def launch(
         run_dir: Gets `log.txt`; `events.jsonl` is read there.
         on_event: Called with each new event.
         offline: Forbid the Hugging Face libraries to ask the network.
+        alone: The stage computes as one process.
         held: Descriptors whose locks outlive this process, if it is killed, until all that it started is gone.
 
     Returns:
@@ -63,12 +66,13 @@ def launch(
     log_path = run_dir / LOG_FILE
     commands = make_commands(marker)
     attempt_at = _begin_log(log_path, commands)
+    kills = count_kills()
 
     def note(message: str) -> None:
         on_event({"event": "note", "message": message})
 
     with open_log(log_path, note) as log:
-        environment, left_out = stage_environment(marker, offline=offline)
+        environment, left_out = stage_environment(marker, offline=offline, alone=alone)
         if left_out:
             note(f"ignored in the environment, which another launcher left there: {', '.join(left_out)}")
         watchdog, pipe = start_watchdog(marker, held)
@@ -79,7 +83,7 @@ def launch(
             os.close(pipe)
             watchdog.wait()
     if any(end.exit_code != 0 for end in ends):
-        raise describe_failure(stage, ends, received, error, log_path, attempt_at)
+        raise describe_failure(stage, ends, received, error, log_path, attempt_at, out_of_memory=count_kills() > kills)
     return received
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from data.system.limits import count_cores
 from pipeline.errors import StoreError
 from pipeline.store.directory import Directory, list_tree
 from pipeline.store.disk import hash_file
@@ -83,7 +84,7 @@ def find_damage(kind_directory: Directory, version: int) -> list[str]:
     try:
         with _enter_version(kind_directory, version) as directory:
             manifest = _load_manifest(directory, kind_directory.path.name, version).manifest
-            with ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="sha256") as pool:
+            with ThreadPoolExecutor(max_workers=count_cores(), thread_name_prefix="sha256") as pool:
                 problems = [problem for problem in pool.map(partial(_compare_content, directory), manifest.files) if problem]
             known = {entry.path for entry in manifest.files} | {MANIFEST_FILE}
             extra = sorted(name for name, _ in list_tree(directory) if name not in known)

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from data.system.limits import count_cores
 from pipeline.errors import StoreError
 from pipeline.store.directory import Directory, list_directories, list_tree, open_root
 from pipeline.store.disk import hash_file, sync_descriptor, write_durably, writing
@@ -133,7 +134,7 @@ def _seal_files(staging: Directory, paths: list[str], mode: int) -> list[FileEnt
         return FileEntry(path=path, size=size, sha256=sha256)
 
     # Hashing releases the interpreter lock, so the shards of a large model keep all cores busy.
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="sha256") as pool:
+    with ThreadPoolExecutor(max_workers=count_cores(), thread_name_prefix="sha256") as pool:
         return list(pool.map(seal, paths))
 
 

@@ -3,9 +3,10 @@
 Torch-free: the pipeline clears the environment of what it starts, and a stage that is started by hand clears its own.
 """
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
+from data.system.limits import count_allowed, count_cores
 from stages.blocks import HardwareSettings
 
 # torchrun's words for a process's place among others, and for where they meet; one that ends in "_" stands for all that begin with it.
@@ -26,6 +27,19 @@ def has_gpu() -> bool:
 def needs_launcher(hardware: HardwareSettings) -> bool:
     """Whether a stage's processes are started by torchrun, which tells each its place; one alone is plain Python."""
     return hardware.processes * hardware.nodes > 1 or hardware.engine == "deepspeed"
+
+
+def limit_threads(environment: Mapping[str, str]) -> int:
+    """Say by how many threads a process computes where a group (of a container, a job) has the time of fewer cores than it may run on.
+
+    Threads on all of them stand still together for the rest of each period: two in a group with the time of one core took 24 times as
+    long as one thread.
+
+    Returns:
+        0: torch's default, all cores that there are, or what OMP_NUM_THREADS says.
+    """
+    cores = count_cores()
+    return 0 if environment.get("OMP_NUM_THREADS") or cores == count_allowed() else cores
 
 
 def clear_leftovers(environment: MutableMapping[str, str], *, launched: bool = False) -> list[str]:

@@ -28,7 +28,7 @@ from stages.process.errors import Interrupted, StageError, is_out_of_memory
 from stages.process.gpu import explain_no_gpu, find_unused_gpu, finds_gpu, prepare_gpu, require_working_gpu
 from stages.process.machine import measure_peak_memory, settle_precision
 from stages.process.output import redact_streams
-from stages.process.places import clear_leftovers, find_misplacement, find_missing_gpus, needs_launcher
+from stages.process.places import clear_leftovers, find_misplacement, find_missing_gpus, limit_threads, needs_launcher
 from stages.result import StageResult
 from stages.rules import find_refusals
 from stages.spec import EXIT_FAILED, EXIT_OK, EXIT_RESOURCE, EXIT_USAGE, METRICS_FILE, RESULT_FILE, STAGES, read_spec
@@ -87,9 +87,9 @@ def _run(context: StageContext, main: Callable[[StageContext], StageResult]) -> 
 def start_process(context: StageContext) -> None:
     """Seed every generator, set threads, quieten libraries, and join the other processes if there are any."""
     hardware = context.spec.hardware
-    if hardware.threads:
-        torch.set_num_threads(hardware.threads)
-        os.environ["OMP_NUM_THREADS"] = str(hardware.threads)  # without it, accelerate sets another number for several processes
+    if threads := hardware.threads or limit_threads(os.environ):
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # without it, accelerate sets another number for several processes
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if missing := find_missing_gpus(hardware, num_gpus, os.environ):
         raise StageError(missing if num_gpus else f"{missing} ({explain_no_gpu()})", EXIT_USAGE)

@@ -2,8 +2,9 @@
 
 import pytest
 
+from data.system.limits import count_cores
+from pipeline import foreseen
 from pipeline.errors import ConfigError
-from pipeline.estimates.machine import count_cores
 from pipeline.foreseen import foresee, foresee_evaluation, require_server, warn_of_threads, warn_of_warmup
 from pipeline.recipe.load import find_recipe, load_recipe
 
@@ -82,6 +83,15 @@ def test_threads_of_all_processes_are_held_against_the_cores_of_this_machine(tmp
     monkeypatch.setenv("OMP_NUM_THREADS", "4096")
     with pytest.raises(ConfigError, match="OMP_NUM_THREADS: found 4,096 in the environment, needed at most 1,024"):
         tell()
+
+
+def test_threads_beyond_the_time_that_a_container_has_are_told_with_both_numbers(monkeypatch):
+    monkeypatch.setattr(foreseen, "count_cores", lambda: 2)
+    monkeypatch.setattr(foreseen, "count_allowed", lambda: 64)
+    recipe = load_recipe(find_recipe("demo"), ["hardware.threads=8", "hardware.processes=1", "hardware.device=cpu"], has_files=False)
+    (told,) = warn_of_threads(recipe)
+    needed = "needed 2 or fewer, the cores whose time a limit (of a container, a job) leaves it of this machine's 64"
+    assert told.startswith(f"--set: hardware.threads: found 8, {needed}: they take turns")
 
 
 def test_a_warmup_that_outlasts_its_stage_is_told_before_anything_trains(base_model_dir):

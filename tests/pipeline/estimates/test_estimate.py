@@ -21,7 +21,7 @@ from pipeline.cost.times import Spent
 from pipeline.errors import ConfigError, StoreError
 from pipeline.estimates.estimate import Estimate, StageEstimate, _measure_held, _tell_crowding, make_estimate
 from pipeline.estimates.fits import Fit, find_fits
-from pipeline.estimates.machine import Machine, choose_machine, find_memory
+from pipeline.estimates.machine import Machine, choose_machine
 from pipeline.estimates.past import correct_alike
 from pipeline.estimates.room import _find_machine, warn_of_room
 from pipeline.estimates.scale import holds_for_more, list_limits, scale_up
@@ -120,20 +120,6 @@ def test_a_gpu_that_the_table_does_not_have_is_refused():
     with raises(ConfigError, match="give --gpu h100"):
         choose_machine(HardwareSettings(device="cuda"), None)
     assert choose_machine(HardwareSettings(price_per_gpu_hour=1.5), "h100").price == (1.5, 1.5)
-
-
-def test_memory_is_what_a_container_or_a_job_may_have(tmp_path):
-    whole = find_memory(tmp_path, tmp_path / "none")
-    own = tmp_path / "own"
-    own.write_text("0::/slurm/job_1/step_0\n")
-    (tmp_path / "slurm" / "job_1" / "step_0").mkdir(parents=True)
-    (tmp_path / "slurm" / "job_1" / "step_0" / "memory.max").write_text("max\n")
-    assert find_memory(tmp_path, own) == whole > 2e6
-    (tmp_path / "slurm" / "job_1" / "memory.max").write_text("2000000\n")
-    assert find_memory(tmp_path, own) == 2e6
-    (tmp_path / "memory").mkdir()
-    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("1000000\n")  # of version 1, as a container sees it
-    assert find_memory(tmp_path, tmp_path / "none") == 1e6
 
 
 def test_a_plan_says_that_others_kept_cores_busy_while_it_measured():

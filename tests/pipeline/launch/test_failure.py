@@ -1,3 +1,5 @@
+import re
+
 from pipeline.launch.failure import End, describe_failure, last_lines
 
 
@@ -17,3 +19,17 @@ def test_an_error_that_could_only_be_printed_is_the_message(tmp_path):
     assert str(describe_failure("sft", ends, None, None, path, 0)) == "sft: /store: No space left on device"
     failure = describe_failure("sft", ends, None, None, path, path.stat().st_size)  # another attempt's, which this one adds nothing to
     assert (str(failure), failure.exit_code) == ("sft: ended with exit code 5", 5)
+
+
+def test_a_process_that_the_kernel_killed_for_want_of_memory_is_told_with_how_much_there_is(tmp_path):
+    path = tmp_path / "log.txt"
+    path.write_text("begin\n")
+
+    def tell(*, out_of_memory=True):
+        return str(describe_failure("sft", [End(None, -9, True)], None, None, path, 0, out_of_memory=out_of_memory))
+
+    ran_out = "killed by SIGKILL, as the memory ran out, of which"
+    assert re.fullmatch(f"sft: {ran_out} [0-9.]+ [GT]B may be used here: lower sft.micro_batch_size", tell())
+    assert "if you did not" in tell(out_of_memory=False)
+    path.write_text("Root Cause (first observed failure):\n  rank      : 1 (local_rank: 1)\n  exitcode  : -9 (pid: 7)\n")
+    assert f"rank 1 was {ran_out}" in tell()

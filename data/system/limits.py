@@ -1,0 +1,106 @@
+"""How many cores and how much memory this process may use: fewer than the machine has, in a container or a job.
+
+/proc/self/cgroup     which groups this process is in: one of version 2, or one for each controller of version 1
+/proc/self/mountinfo  where the kernel shows them, from which group on
+<group>/cpu.max ...   a limit; those of all groups above hold too
+
+Affinity (taskset, cpusets, SLURM) is what Python 3.13 counts. The time that a group may compute (`docker --cpus`, Kubernetes' limits,
+systemd's CPUQuota) no library that we have reads: threads on all cores of a machine then stand still together until the next period.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+PROCESS = Path("/proc/self")
+
+
+def count_cores(process: Path = PROCESS) -> int:
+    """Count the cores that this process may use, a core's two threads as two.
+
+    Of a share of a core the whole ones count, one at least: what computes in step waits for the thread that is held.
+
+    Args:
+        process: Where the kernel says which groups are its own, and where they are.
+    """
+    return max(min([count_allowed(), *(int(limit) for limit in _list_core_limits(process))]), 1)
+
+
+def count_allowed() -> int:
+    """Count the cores on which this process may run at all, whatever its share of their time."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def find_memory(process: Path = PROCESS) -> float:
+    """Bytes of this machine's memory, or those that a container, SLURM or systemd lets this process have.
+
+    Args:
+        process: As in `count_cores`.
+    """
+    whole = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    limits = (_read_number(group / name) for group in _list_groups(process, "memory") for name in _MEMORY)
+    return min([whole, *(limit for limit in limits if limit is not None)])
+
+
+def count_kills(process: Path = PROCESS) -> int:
+    """Count the processes that the kernel has killed in this process's groups since memory ran out.
+
+    Args:
+        process: As in `count_cores`.
+    """
+    files = (group / name for group in _list_groups(process, "memory") for name in ("memory.events", "memory.oom_control"))
+    return sum(int(count) for path in files for count in re.findall(r"^oom_kill ([0-9]+)$", _read(path), flags=re.MULTILINE))
+
+
+# Above `high` nothing is killed, but every process of the group is held until what it has is written to a disk.
+_MEMORY = ("memory.max", "memory.high", "memory.limit_in_bytes")
+
+
+def _list_core_limits(process: Path) -> Iterator[float]:
+    for group in _list_groups(process, "cpu"):
+        quota, _, period = _read(group / "cpu.max").strip().partition(" ")
+        pairs = [(quota, period), (_read(group / "cpu.cfs_quota_us").strip(), _read(group / "cpu.cfs_period_us").strip())]
+        yield from (int(quota) / int(period) for quota, period in pairs if _is_number(quota) and _is_number(period) and int(period))
+
+
+def _list_groups(process: Path, controller: str) -> list[Path]:
+    """List the directories of this process's groups that may limit what a controller shares out, each before those above it."""
+    mounted = list(_list_mounts(process))
+    found: list[Path] = []
+    for line in _read(process / "cgroup").splitlines():
+        _, names, own = [*line.split(":", 2), "", ""][:3]
+        for root, at, is_second, options in mounted:
+            if is_second != (not names) or (names and not (controller in names.split(",") and controller in options)):
+                continue
+            # In a container the kernel often shows its own group alone, as the root, while this process is told the whole name.
+            group = PurePosixPath(own)
+            inner = at / group.relative_to(root) if ".." not in group.parts and group.is_relative_to(root) else at
+            found += [inner, *(above for above in inner.parents if above == at or at in above.parents)]
+    return found
+
+
+def _list_mounts(process: Path) -> Iterator[tuple[str, Path, bool, list[str]]]:
+    """List (group that is shown as the root, where, whether of version 2, options) of the trees of groups."""
+    for line in _read(process / "mountinfo").splitlines():
+        before, _, after = line.partition(" - ")
+        fields, (kind, _, options) = before.split(" "), [*after.split(" ", 2), "", ""][:3]
+        if len(fields) > 4 and kind in ("cgroup", "cgroup2"):
+            root, at = (re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), field) for field in fields[3:5])
+            yield root, Path(at), kind == "cgroup2", options.split(",")
+
+
+def _read_number(path: Path) -> float | None:
+    text = _read(path).strip()
+    return float(text) if _is_number(text) else None
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
