@@ -23,12 +23,13 @@ PRECISION = "float32"  # of artifacts of earlier versions, which do not say
 
 @dataclass(frozen=True)
 class ScoredRows:
-    """Rows as they were, with `score`; what of them cannot be scored, and why."""
+    """Rows as they were, with `score`; what of them cannot be scored, and why; what else is told."""
 
     rows: list[dict[str, Any]]
     problems: list[str]
     mean: float | None
     interval: Interval | None
+    notes: list[str]
 
 
 def read_answers(stream: IO[bytes], name: str) -> list[tuple[dict[str, Any], Demonstration]]:
@@ -93,7 +94,10 @@ def score(model: Artifact, answers: Sequence[tuple[dict[str, Any], Demonstration
         StoreError: the program cannot go on.
     """
     scores: list[float | str] = []
+    notes: list[str] = []
     for heard in ask_all("stages.score", _ask(model, answers)):
+        if "note" in heard:
+            notes.append(f"{model.ref} {heard['note']}")
         scores += heard["scores"]
         told(len(scores), len(answers))
     rows: list[dict[str, Any]] = []
@@ -105,7 +109,7 @@ def score(model: Artifact, answers: Sequence[tuple[dict[str, Any], Demonstration
     known = [(value, record.prompt) for value, (_, record) in zip(scores, answers, strict=True) if not isinstance(value, str)]
     values = [value for value, _ in known]
     mean = sum(values) / len(values) if values else None
-    return ScoredRows(rows, problems, mean, find_interval(values, [prompt for _, prompt in known]))
+    return ScoredRows(rows, problems, mean, find_interval(values, [prompt for _, prompt in known]), notes)
 
 
 def _ask(model: Artifact, answers: Sequence[tuple[dict[str, Any], Demonstration]]) -> Iterator[dict[str, Any]]:

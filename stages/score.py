@@ -4,7 +4,8 @@
 
 first line    {"model": directory, "precision": float32 | bfloat16}
 then          {"prompt": [{"role", "content"}, ...], "response": text, "finished": bool}, one for each answer
-it writes     {"scores": [...]} as they are there, in the order of the requests: a number, or a text that says why there is none
+it writes     {"note": text, "scores": []} first, where it computes in another precision
+              {"scores": [...]} as they are there, in the order of the requests: a number, or a text that says why there is none
               {"error": text, "exit_code": number} where it cannot go on
 """
 
@@ -15,6 +16,7 @@ from data.template_check import require_template
 from stages.models.reward_model import open_reward_model
 from stages.models.tokenizer import load_tokenizer
 from stages.process.dialogue import Lines, Say, hold_dialogue
+from stages.process.machine import choose_precision
 from stages.responses.scores import score_texts
 
 _BATCH = 256
@@ -25,7 +27,10 @@ def score(lines: Lines, say: Say) -> None:
     given = next(lines)
     tokenizer = load_tokenizer(given["model"])
     require_template(tokenizer)
-    model = open_reward_model(given["model"], given["precision"])
+    precision, note = choose_precision(given["precision"])
+    if note:
+        say(note=note, scores=[])
+    model = open_reward_model(given["model"], precision)
     while batch := list(islice(lines, _BATCH)):
         say(scores=score_texts(tokenizer, model, batch))
 

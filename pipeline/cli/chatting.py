@@ -113,7 +113,10 @@ def _talk(chat: "Chat", program: "Dialogue", view: "ChatView", *, by_hand: bool,
         if not ready:
             if by_hand:
                 view.say("opening the models", "dim")
-            ready = next(program.hear(), None) is not None
+            opened = next(program.hear(), None)
+            ready = opened is not None
+            if note := (opened or {}).get("note"):
+                print(note, file=sys.stderr) if as_json else view.say(note, "dim")
         view.begin()
         with _answers_end_by_interrupt(program):
             problem = exchange(chat, program, message, *((_ignore, _ignore) if as_json else (view.told, view.answered)))
@@ -201,7 +204,7 @@ def score_command(
         if out is not None and expand_home(out).is_file():
             target.truncate(0)
         target.writelines(lines)
-    for problem in scored.problems:
+    for problem in (*scored.notes, *scored.problems):
         print(problem, file=sys.stderr)
     if scored.mean is not None:
         mean = write_figure(scored.mean, scored.interval, with_n=True)

@@ -20,6 +20,7 @@ from pipeline.launch.dialogue import last_said, run_program
 from pipeline.launch.environment import read_threads
 from pipeline.launch.failure import describe_kill
 from pipeline.recipe.schema import Recipe
+from stages.process.places import hides_bfloat16
 from stages.spec import EXIT_FAILED, DataSplits, StageName, data_inputs
 from stages.tracing.report import Depth, TraceReport, TraceSpec
 
@@ -148,17 +149,18 @@ def _find_peaks(traced: TraceReport) -> dict[StageName, tuple[int, int]]:
     return {stage: (peak(each.depths[0]), peak(each.depths[-1])) for stage, each in traced.stages.items()}
 
 
-def settle_precision(recipe: Recipe, gpu: GPU | None) -> Literal["float32", "bfloat16"]:
+def settle_precision(recipe: Recipe, gpu: GPU | None, cpu: Path = Path("/proc/cpuinfo")) -> Literal["float32", "bfloat16"]:
     """Say what `hardware.precision: auto` will be: on this CPU by the flags that the kernel tells; see `stages.process.machine`."""
     if recipe.hardware.precision != "auto":
         return recipe.hardware.precision
     if gpu is not None:
         return "bfloat16" if gpu.has_bfloat16 else "float32"
     try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        flags = cpu.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return "float32"
-    return "bfloat16" if any(name in flags for name in ("avx512_bf16", "amx_bf16", " bf16")) else "float32"
+    has_instructions = any(name in flags for name in ("avx512_bf16", "amx_bf16", " bf16"))
+    return "bfloat16" if has_instructions and not hides_bfloat16(os.environ) else "float32"
 
 
 def _find_demo(recipe: Recipe, store_root: Path, place: Path) -> Path:

@@ -13,11 +13,10 @@ import torch
 
 from stages.process.context import StageContext, device_name, uses_gpu
 from stages.process.distributed import decide_in_main
+from stages.process.places import hides_bfloat16
 
 # Instructions for bfloat16 products: of x86, of x86, of Arm (names of `torch.cpu.get_capabilities`).
 _BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
-# Values of ONEDNN_MAX_CPU_ISA that leave oneDNN these instructions.
-_ISAS_WITH_BFLOAT16 = ("BF16", "FP16", "AMX", "AVX10", "ALL", "DEFAULT")
 
 
 def settle_precision(context: StageContext) -> None:
@@ -61,16 +60,21 @@ def gpu_has_bfloat16() -> bool:
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether the CPU has instructions for bfloat16 products (AVX512-BF16, AMX-BF16, Arm BF16) and the libraries may use them.
-
-    ONEDNN_MAX_CPU_ISA hides instructions from oneDNN, which computes the products, ATEN_CPU_CAPABILITY from torch's own kernels.
-    """
+    """Whether the CPU has instructions for bfloat16 products (AVX512-BF16, AMX-BF16, Arm BF16) and the libraries may use them."""
     capabilities = torch.cpu.get_capabilities()
-    if not any(capabilities.get(name, False) for name in _BFLOAT16_INSTRUCTIONS):
-        return False
-    isa = (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "DEFAULT").upper()
-    kernels = os.environ.get("ATEN_CPU_CAPABILITY", "").lower()
-    return any(name in isa for name in _ISAS_WITH_BFLOAT16) and kernels not in ("default", "avx2")
+    return any(capabilities.get(name, False) for name in _BFLOAT16_INSTRUCTIONS) and not hides_bfloat16(os.environ)
+
+
+def choose_precision(precision: str) -> tuple[str, str]:
+    """Say in what a model that was made elsewhere is asked here: not in bfloat16 where it would be emulated.
+
+    Returns:
+        The precision, and what to tell of it: nothing where it is the model's own.
+    """
+    on_gpu = torch.cuda.is_available()
+    if precision != "bfloat16" or (gpu_has_bfloat16() if on_gpu else cpu_has_bfloat16()):
+        return precision, ""
+    return "float32", f"computes in float32, not in bfloat16 as it was made: this {'GPU' if on_gpu else 'CPU'} has no instructions for that"
 
 
 def measure_peak_memory() -> int:

@@ -16,6 +16,9 @@ _TORCHRUN += ("ROLE_NAME", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_", "PET_"
 _OTHERS = ("NODE_RANK", "CROSS_RANK", "CROSS_SIZE", "PMI_", "PMIX_", "OMPI_COMM_", "MV2_COMM_", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
 _OTHERS += ("SMDATAPARALLEL_", "FORK_LAUNCHED", "ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_", "FP8_", "DS_ACCELERATOR")
 
+# Values of ONEDNN_MAX_CPU_ISA that leave oneDNN instructions for bfloat16.
+_ISAS_WITH_BFLOAT16 = ("BF16", "FP16", "AMX", "AVX10", "ALL", "DEFAULT")
+
 _GPUS = ("/dev/nvidiactl", "/dev/kfd")  # what the drivers of NVIDIA and AMD leave
 
 
@@ -27,6 +30,16 @@ def has_gpu() -> bool:
 def needs_launcher(hardware: HardwareSettings) -> bool:
     """Whether a stage's processes are started by torchrun, which tells each its place; one alone is plain Python."""
     return hardware.processes * hardware.nodes > 1 or hardware.engine == "deepspeed"
+
+
+def hides_bfloat16(environment: Mapping[str, str]) -> bool:
+    """Whether instructions for bfloat16 that the processor may have are hidden from the libraries.
+
+    ONEDNN_MAX_CPU_ISA hides instructions from oneDNN, which computes the products, ATEN_CPU_CAPABILITY from torch's own kernels.
+    """
+    isa = (environment.get("ONEDNN_MAX_CPU_ISA") or environment.get("DNNL_MAX_CPU_ISA") or "DEFAULT").upper()
+    kernels = environment.get("ATEN_CPU_CAPABILITY", "").lower()
+    return not any(name in isa for name in _ISAS_WITH_BFLOAT16) or kernels in ("default", "avx2")
 
 
 def limit_threads(environment: Mapping[str, str]) -> int:

@@ -10,9 +10,11 @@ import pytest
 from rich.console import Console
 
 from pipeline.chat import Chat, exchange, obey, open_chat, save_chat
+from pipeline.launch.dialogue import ask_all
 from pipeline.report.chat import ChatView
 from pipeline.store.importing import import_directory
 from pipeline.store.store import Store
+from stages.process.places import has_gpu
 
 ASKED = "Order: red mug. Status: sent. Day: Friday. Ada asks: where is my order?"
 
@@ -75,6 +77,18 @@ def test_a_file_of_answers_comes_back_in_order_with_a_score_each(ask, tmp_path):
     assert scores[5] is None and result.returncode == 1
     assert "answer 6: no score: found" in result.stderr
     assert "5 answers, mean score" in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("warm")
+@pytest.mark.skipif(has_gpu(), reason="a GPU computes in place of the CPU")
+def test_scores_of_a_model_made_in_bfloat16_are_those_of_float32_where_it_would_be_emulated_and_that_is_told(models, monkeypatch):
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")  # whatever this machine has, it is hidden
+    asked = {"prompt": [{"role": "user", "content": ASKED}], "response": "On its way.", "finished": True}
+    model = str(models.get("rm").opened_path)
+    told, scored = ask_all("stages.score", [{"model": model, "precision": "bfloat16"}, asked])
+    assert told["note"].startswith("computes in float32") and told["scores"] == []
+    assert [scored] == list(ask_all("stages.score", [{"model": model, "precision": "float32"}, asked]))
 
 
 def test_bad_rows_are_told_with_their_lines_before_a_model_is_opened(rlhf_here, models, tmp_path):

@@ -27,6 +27,20 @@ def test_processes_that_outnumber_the_cores_measure_by_what_fits_and_take_turns(
     assert plan(2, 0) == (1, 4, 2.0)
 
 
+def test_a_plan_takes_the_precision_that_stages_will_take(tmp_path, monkeypatch):
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"):
+        monkeypatch.delenv(name, raising=False)
+    recipe = load_recipe(find_recipe("demo"), ["hardware.precision=auto"], has_files=False)
+    cpu = tmp_path / "cpuinfo"
+    cpu.write_text("flags\t\t: avx2 avx512f avx512_bf16\n")
+    assert traces.settle_precision(recipe, None, cpu) == "bfloat16"
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert traces.settle_precision(recipe, None, cpu) == "float32"
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    cpu.write_text("flags\t\t: avx2 avx512f\n")
+    assert traces.settle_precision(recipe, None, cpu) == traces.settle_precision(recipe, None, tmp_path / "none") == "float32"
+
+
 @mark.parametrize(
     ("script", "said"),
     [

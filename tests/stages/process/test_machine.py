@@ -7,7 +7,7 @@ import torch
 
 from stages.blocks import HardwareSettings
 from stages.process.context import StageContext
-from stages.process.machine import settle_precision
+from stages.process.machine import choose_precision, settle_precision
 
 CAPABILITIES = {
     "Zen 3": {"avx2": True, "avx512_f": False, "avx512_bf16": False, "amx_bf16": False},
@@ -65,6 +65,15 @@ def test_an_explicit_bfloat16_stays_and_the_user_is_told_where_it_is_emulated(ma
     settle_precision(context)
     assert context.spec.hardware.precision == "bfloat16"
     assert any("set hardware.precision: auto" in event.get("message", "") for event in events_of(context)) == warned
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in place of the CPU")
+def test_a_model_made_in_bfloat16_is_asked_in_float32_where_that_would_be_emulated(on_cpu):
+    on_cpu("Zen 4")
+    assert choose_precision("bfloat16") == ("bfloat16", "")
+    on_cpu("Zen 3")
+    said = "computes in float32, not in bfloat16 as it was made: this CPU has no instructions for that"
+    assert (choose_precision("bfloat16"), choose_precision("float32")) == (("float32", said), ("float32", ""))
 
 
 def test_a_run_that_goes_on_on_another_kind_of_machine_says_so(make_stage, on_cpu):
