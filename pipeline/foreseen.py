@@ -2,6 +2,7 @@
 
 import math
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 
 from data.schema import RecordKind
@@ -14,7 +15,7 @@ from pipeline.recipe.sources import ComparisonSource
 from pipeline.text import count
 from pipeline.tokens import Counts, add_splits
 from stages.blocks import MAX_THREADS
-from stages.process.places import has_gpu
+from stages.process.places import has_gpu, needs_launcher
 from stages.rules import find_missing_server
 from stages.sample_settings import SampleSettings
 from stages.settings import PPOSettings, PretrainSettings, RMSettings, SFTSettings
@@ -23,6 +24,7 @@ from stages.statistics.intervals import smallest_difference
 
 _COIN = 0.5  # standard deviation of wins and losses at even odds
 _LEARN_FROM: dict[RecordKind, StageName] = {"texts": "pretrain", "demonstrations": "sft", "comparisons": "rm", "prompts": "ppo"}
+_CONNECT_S = 5.0
 _COARSE = 0.25  # a win rate that shows only this far from 0.5, as with 31 prompts, rarely shows anything
 
 
@@ -102,6 +104,40 @@ def require_server(recipe: Recipe, stages: Sequence[StageName]) -> None:
             continue
         if missing := find_missing_server(stage, settings.rollout):
             raise ConfigError([f"{recipe.place(f'{stage}.rollout.command')}: {missing}"])
+
+
+def require_meeting(recipe: Recipe) -> None:
+    """See that processes of this machine can meet, which torchrun has them do at localhost; of several nodes it is another's matter.
+
+    Raises:
+        ConfigError: They cannot, as in a sandbox whose loopback network is down: torchrun would try for minutes.
+    """
+    hardware = recipe.hardware
+    if hardware.nodes > 1 or not needs_launcher(hardware) or (reason := _try_localhost()) is None:
+        return
+    key, found = ("hardware.processes", hardware.processes) if hardware.processes > 1 else ("hardware.engine", hardware.engine)
+    needed = f"needed localhost to be reached, where processes meet, which failed: {reason}"
+    ways = "have `ip link set lo up` run and localhost in /etc/hosts, or set hardware.processes: 1 and hardware.engine: none"
+    raise ConfigError([f"{recipe.place(key)}: {key}: found {found}, {needed}; {ways}"])
+
+
+def _try_localhost() -> OSError | None:
+    """Listen at localhost and connect, by either version of IP; returns what is in the way."""
+    try:
+        places = socket.getaddrinfo("localhost", 0, type=socket.SOCK_STREAM)
+    except OSError as error:
+        return error
+    reason = OSError("it has no address")
+    for family, kind, protocol, _, place in places:
+        try:
+            with socket.socket(family, kind, protocol) as listener:
+                listener.bind(place)
+                listener.listen(1)
+                with socket.create_connection(listener.getsockname()[:2], timeout=_CONNECT_S):
+                    return None
+        except OSError as error:
+            reason = error
+    return reason
 
 
 def warn_of_threads(recipe: Recipe) -> Iterator[str]:

@@ -11,7 +11,7 @@ from data.schema import RecordKind
 from pipeline.contract import make_fields, make_spec, read_result
 from pipeline.errors import StoppedAfterStage, StoreError
 from pipeline.estimates.room import warn_of_room
-from pipeline.foreseen import foresee, require_server, warn_of_threads
+from pipeline.foreseen import foresee, require_meeting, require_server, warn_of_threads
 from pipeline.inputs.prepare import Inputs, prepare
 from pipeline.judge import doubt_judge, try_judge
 from pipeline.launch.commands import Command, commands_by_hand, stage_commands
@@ -98,6 +98,7 @@ def run(recipe: Recipe, store: Store, selection: Selection, view: View, *, wait:
             if counts is None:  # before the first of the stages trains: all that they will train on, their judge, and where they go
                 require_places(store.root, [STAGES[stage].kind for stage in selection.run if stage in recipe.stages])
                 require_server(recipe, [stage for stage in selection.run if stage in recipe.stages and stage not in artifacts])
+                require_meeting(recipe)
                 for message in [*warn_of_threads(recipe), *find_missing_trackers(recipe)]:
                     view.note(message)
                 try_judge(recipe, inputs, [each for each in selection.run if each in recipe.stages and each not in artifacts])

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 from pipeline.errors import StoreError
-from pipeline.foreseen import warn_of_threads
+from pipeline.foreseen import require_meeting, warn_of_threads
 from pipeline.inputs.prepare import Inputs, prepare
 from pipeline.inputs.slices import slice_config
 from pipeline.inputs.start import find_named
@@ -167,6 +167,7 @@ def sample(recipe: Recipe, store: Store, policies: Sequence[Artifact], view: Vie
     if chooser is not None and (told := _tell_other_comparisons(chooser, inputs)):
         view.note(told)
     require_places(store.root, [STAGES[_STAGE].kind])
+    require_meeting(recipe)
     for message in warn_of_threads(recipe):
         view.note(message)
     return run_stage(recipe, inputs, decision, store, view, fresh=force, wait=wait)

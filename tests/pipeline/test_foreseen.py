@@ -1,5 +1,9 @@
 """What an evaluation will not be able to say is said before anything trains."""
 
+import shutil
+import subprocess
+import sys
+
 import pytest
 
 from data.system.limits import count_cores
@@ -92,6 +96,37 @@ def test_threads_beyond_the_time_that_a_container_has_are_told_with_both_numbers
     (told,) = warn_of_threads(recipe)
     needed = "needed 2 or fewer, the cores whose time a limit (of a container, a job) leaves it of this machine's 64"
     assert told.startswith(f"--set: hardware.threads: found 8, {needed}: they take turns")
+
+
+def test_processes_that_cannot_meet_are_told_before_anything_trains():
+    """By network namespaces: with the loopback network down, and up."""
+    script = """
+import sys
+from pipeline.errors import ConfigError
+from pipeline.foreseen import require_meeting
+from pipeline.recipe.load import find_recipe, load_recipe
+for change in ("hardware.processes=1", "hardware.processes=2", "hardware.nodes=2"):
+    try:
+        require_meeting(load_recipe(find_recipe("demo"), ["hardware.processes=1", change], has_files=False))
+        print("met")
+    except ConfigError as error:
+        print(error)
+"""
+
+    def tell(prepare):
+        command = ["unshare", "--map-root-user", "--net", "sh", "-c", f'{prepare} && exec "$0" -c "$1"', sys.executable, script]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    if (done := tell("true")).returncode:
+        pytest.skip(f"no network namespace can be made here: {done.stderr[:100]}")
+    alone, several, nodes = done.stdout.splitlines()
+    assert alone == nodes == "met"
+    assert several.startswith(
+        "--set: hardware.processes: found 2, needed localhost to be reached, where processes meet, which failed: [Errno "
+    )
+    assert "`ip link set lo up`" in several
+    if shutil.which("ip"):
+        assert tell("ip link set lo up").stdout == "met\n" * 3
 
 
 def test_a_warmup_that_outlasts_its_stage_is_told_before_anything_trains(base_model_dir):
