@@ -93,7 +93,7 @@ def describe_failure(
     elif exit_code < 0:
         message, code = describe_kill(-exit_code, out_of_memory=out_of_memory), EXIT_FAILED
         if exit_code == -signal.SIGKILL:
-            message += {str(name): f": lower {row.memory_keys}" for name, row in STAGES.items()}.get(stage, "")
+            message += {str(name): f": lower {row.memory_keys}" for name, row in STAGES.items()}.get(stage, "; give it more")
     else:
         message, code = _find_said(log_path, attempt_at) or f"ended with exit code {exit_code}", exit_code
     return StageFailed(f"{stage}: {message}", code if code in _KNOWN_EXITS else EXIT_FAILED, last_lines(log_path), log_path)

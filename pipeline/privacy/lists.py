@@ -21,7 +21,7 @@ import numpy as np
 from data.identity import DIGEST_BYTES, FORGOTTEN_FILE, SECRET_FILE, make_secret, name_secret
 from pipeline.errors import StoreError
 from pipeline.store.directory import open_root
-from pipeline.store.disk import reading, write_durably, writing
+from pipeline.store.disk import locked, reading, write_durably, writing
 from pipeline.store.parts import RECORDS_DIR
 from stages.spec import EXIT_VERIFICATION
 
@@ -44,9 +44,16 @@ def open_secret(root: Path) -> bytes:
             raise StoreError(f"{found}; needed; restore it from a copy", EXIT_VERIFICATION)
         draft = f".secret-{uuid.uuid4().hex}"
         write_durably(draft, make_secret(), dir_fd=records.fd, mode=0o660)  # whoever has it can try out guesses
-        with suppress(FileExistsError):  # another process was faster
+        try:
             os.link(draft, SECRET_FILE, src_dir_fd=records.fd, dst_dir_fd=records.fd, follow_symlinks=False)
-        os.unlink(draft, dir_fd=records.fd)
+        except FileExistsError:  # another process was faster
+            pass
+        except OSError:  # a file system without second names (FAT, some of networks): one process after the other
+            with locked(".lock", dir_fd=records.fd):
+                if SECRET_FILE not in records.names():
+                    os.rename(draft, SECRET_FILE, src_dir_fd=records.fd, dst_dir_fd=records.fd)
+        with suppress(FileNotFoundError):
+            os.unlink(draft, dir_fd=records.fd)
     secret = find_secret(root)
     assert secret is not None
     return secret

@@ -15,6 +15,7 @@ from pipeline.errors import ResourceError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # of some network file systems
 _NO_DIRECTORY = (errno.ENOTDIR, errno.ELOOP)  # what `O_NOFOLLOW | O_DIRECTORY` says of a link
 
 
@@ -231,6 +232,9 @@ def take_lock(path: Path | str, *, wait: bool, dir_fd: int | None = None, create
 
     Returns:
         The descriptor, or None when another holds the lock and `wait` is False.
+
+    Raises:
+        ResourceError: The file system knows no locks (exit 5).
     """
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_CREAT if create else 0)
     while True:
@@ -240,9 +244,14 @@ def take_lock(path: Path | str, *, wait: bool, dir_fd: int | None = None, create
         except BlockingIOError:
             os.close(descriptor)
             return None
-        except BaseException:
+        except BaseException as error:
+            place = Path(f"/proc/self/fd/{descriptor}").resolve()
             os.close(descriptor)
-            raise
+            if not isinstance(error, OSError) or error.errno not in _NO_LOCKS:
+                raise
+            needed = "a file system with locks (flock) needed, by which processes keep out of each other's way"
+            todo = "mount it with them (NFS: its lock service; Lustre: -o flock), or choose a store on another disk"
+            raise ResourceError(f"{place}: {error.strerror}; {needed}; {todo}") from error
         # The last owner may have removed the file between our open and our lock: then the lock is on nothing that others see.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path, dir_fd=dir_fd, follow_symlinks=False)):
@@ -251,7 +260,7 @@ def take_lock(path: Path | str, *, wait: bool, dir_fd: int | None = None, create
 
 
 def is_locked(path: Path | str, *, dir_fd: int | None = None) -> bool:
-    """Tell whether a process holds a lock; the file is not changed, and not made. One that we may not open counts as held."""
+    """Tell whether a process holds a lock; the file is not changed, and not made. One that we may not open or hold counts as held."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
     except FileNotFoundError:
@@ -260,7 +269,9 @@ def is_locked(path: Path | str, *, dir_fd: int | None = None) -> bool:
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, *_NO_LOCKS):
+            raise
         return True
     finally:
         os.close(descriptor)

@@ -1,5 +1,6 @@
 """A person's record in demonstrations, rankings and prompts: traced, forgotten, and gone after one more run."""
 
+import errno
 import json
 import os
 import shutil
@@ -202,6 +203,16 @@ def test_a_lost_secret_is_told_before_anything_forgotten_comes_back(listed):
 def test_the_secret_is_for_those_who_may_write_and_their_group(store):
     open_secret(store.root)
     assert (store.root / "records" / "secret").stat().st_mode & 0o007 == 0
+
+
+def test_a_file_system_without_second_names_keeps_one_secret_too(store, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EPERM, "Operation not permitted")  # what FAT says
+
+    monkeypatch.setattr(os, "link", refuse)
+    secret = open_secret(store.root)
+    assert secret == open_secret(store.root) == (store.root / "records" / "secret").read_bytes()
+    assert not list((store.root / "records").glob(".secret*"))
 
 
 def test_a_row_is_looked_for_as_all_that_it_can_be_read_as(tmp_path):

@@ -1,5 +1,7 @@
 """Staging: locked while its owner lives, removed when it is dead."""
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -10,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.store.disk import take_lock
+from pipeline.errors import ResourceError
+from pipeline.store.directory import open_root
+from pipeline.store.disk import is_locked, take_lock
 from pipeline.store.store import Store
 
 
@@ -118,3 +122,17 @@ def test_a_lock_is_taken_anew_when_its_file_was_removed_while_waiting(tmp_path):
     waiter.join()
     assert os.path.samestat(os.fstat(taken[0]), path.stat())
     os.close(taken[0])
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])
+def test_a_file_system_without_locks_is_told_with_what_to_do_and_nothing_there_counts_as_free(tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    path = tmp_path / ".lock"
+    path.touch()
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with open_root(tmp_path) as directory, pytest.raises(ResourceError) as caught:
+        take_lock(".lock", wait=True, dir_fd=directory.fd)
+    assert str(caught.value).startswith(f"{path}: {os.strerror(number)}; a file system with locks (flock) needed")
+    assert is_locked(path)
