@@ -1,5 +1,6 @@
 """A store at file://: written whole or not at all, by descriptors; below its root no link is followed, whoever put it there."""
 
+import errno
 import os
 import uuid
 from collections.abc import Callable, Generator
@@ -12,6 +13,8 @@ from pipeline.remotes.errors import CHUNK_BYTES
 from pipeline.store.directory import Directory, open_root
 from pipeline.store.disk import open_regular, reading, sync_descriptor, write_all, writing
 from pipeline.store.staging import STAGING_DIR
+
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)  # file systems without second names: FAT, some of networks
 
 
 def open_file(root: Path, path: str) -> BufferedReader:
@@ -35,7 +38,14 @@ def create_file(root: Path, path: str, content: bytes) -> None:
     with writing(Path(path), len(content)), _enter(root, path, create=True) as (top, directory, name), _draft(top) as draft:
         write_all(draft.descriptor, content)
         os.fsync(draft.descriptor)
-        os.link(draft.name, name, src_dir_fd=draft.directory.fd, dst_dir_fd=directory.fd)
+        try:
+            os.link(draft.name, name, src_dir_fd=draft.directory.fd, dst_dir_fd=directory.fd)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            # One writer alone can make the name; what it holds comes in one step then.
+            os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666, dir_fd=directory.fd))
+            os.replace(draft.name, name, src_dir_fd=draft.directory.fd, dst_dir_fd=directory.fd)
         sync_descriptor(directory.fd)
 
 
