@@ -74,7 +74,9 @@ def stage_commands(stage: StageName, spec_path: Path, hardware: HardwareSettings
     if launcher == "local":
         if not needs_launcher(hardware):
             return [Command([*_PYTHON, *program])]
-        return [Command([*_torchrun(hardware), "--standalone", "-m", *program], restarts=restarts)]
+        # Else processes would meet at this machine's own name, which in a container or behind a VPN often has no address.
+        meeting = ["--standalone", "--local-addr=localhost"]
+        return [Command([*_torchrun(hardware), *meeting, "-m", *program], restarts=restarts)]
     if launcher == "slurm":
         srun = ["srun", f"--nodes={hardware.nodes}", f"--ntasks={hardware.nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
         return [Command([*srun, *node_command(stage, spec_path, hardware, _first_of_allocation())], restarts=restarts)]

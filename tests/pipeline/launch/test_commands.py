@@ -30,7 +30,8 @@ def argv(hardware):
 
 def test_one_process_is_plain_python_and_more_are_torchrun():
     assert argv(HardwareSettings()) == [sys.executable, "-P", "-m", "stages.ppo", str(SPEC)]
-    assert argv(HardwareSettings(processes=2)) == [*TORCHRUN, "--nproc-per-node=2", "--standalone", "-m", "stages.ppo", str(SPEC)]
+    local = ["--standalone", "--local-addr=localhost"]  # this machine's own name may have no address
+    assert argv(HardwareSettings(processes=2)) == [*TORCHRUN, "--nproc-per-node=2", *local, "-m", "stages.ppo", str(SPEC)]
     assert argv(HardwareSettings(engine="deepspeed"))[4] == "--nproc-per-node=1"
     assert "--max-restarts=3" in argv(HardwareSettings(processes=2, restarts=3))
 
