@@ -8,6 +8,7 @@ Affinity (taskset, cpusets, SLURM) is what Python 3.13 counts. The time that a g
 systemd's CPUQuota) no library that we have reads: threads on all cores of a machine then stand still together until the next period.
 """
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -51,6 +52,19 @@ def count_kills(process: Path = PROCESS) -> int:
     """
     files = (group / name for group in _list_groups(process, "memory") for name in ("memory.events", "memory.oom_control"))
     return sum(int(count) for path in files for count in re.findall(r"^oom_kill ([0-9]+)$", _read(path), flags=re.MULTILINE))
+
+
+def describe_exhausted(error: BaseException) -> str:
+    """Say which limit stands in the way of more threads, processes or open files; empty where none does."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.EAGAIN and "without blocking" in str(error):  # of a pipe that nobody reads
+        return ""
+    if number == errno.EAGAIN or (isinstance(error, RuntimeError) and str(error) == "can't start new thread"):
+        where = "`ulimit -u`, or that of the container (docker --pids-limit, Kubernetes' podPidsLimit)"
+        return f"found as many threads and processes as a limit allows, needed one more; raise {where}"
+    if number in (errno.EMFILE, errno.ENFILE):
+        return "found as many open files as a limit allows, needed one more; raise `ulimit -n`"
+    return ""
 
 
 # Above `high` nothing is killed, but every process of the group is held until what it has is written to a disk.

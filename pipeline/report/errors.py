@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 
 from data.schema import DataError
+from data.system.limits import describe_exhausted
 from pipeline.errors import ConfigError, SlurmError, StoppedAfterStage, StoreError, escape_controls
 from pipeline.launch.failure import StageFailed
 from pipeline.pasted import complete
@@ -53,6 +54,9 @@ def print_error(error: Exception) -> int:
         case OSError() if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
             _say(f"{error.filename or 'a path'}: {error.strerror}; a path that the system can open is needed; give another")
             return EXIT_USAGE
+        case _ if exhausted := describe_exhausted(error):
+            _say(f"{error}: {exhausted}")
+            return EXIT_RESOURCE
         case _:
             raise error
 

@@ -19,6 +19,7 @@ from accelerate.utils import set_seed  # that of transformers imports peft, and 
 
 from data.schema import DataError
 from data.secrets import redact_values
+from data.system.limits import describe_exhausted
 from stages.process.checkpoint import drop_unfinished
 from stages.process.context import StageContext
 from stages.process.disk import describe_refusal, find_refusal
@@ -78,6 +79,8 @@ def _run(context: StageContext, main: Callable[[StageContext], StageResult]) -> 
                 drop_unfinished(context.spec.checkpoint_dir)
             return _fail(context, message, EXIT_RESOURCE)
         traceback.print_exc()
+        if exhausted := describe_exhausted(error):
+            return _fail(context, f"{error}: {exhausted}", EXIT_RESOURCE)
         out_of_memory = is_out_of_memory(error)
         row = STAGES[context.spec.stage]
         advice = f"; lower {row.memory_keys}{', or set gradient_checkpointing: true' if row.leaves_model else ''}" if out_of_memory else ""

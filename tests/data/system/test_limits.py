@@ -1,5 +1,6 @@
 """What a process may use, read from trees of groups as the kernel shows them, and from a real group where one can be made here."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data.system.limits import count_allowed, count_cores, count_kills, find_memory
+from data.system.limits import count_allowed, count_cores, count_kills, describe_exhausted, find_memory
 
 SECOND = "31 23 0:28 {root} {at} rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
 FIRST = "3{i} 31 0:3{i} {root} {at}/{names} rw - cgroup cgroup rw,{names}\n"
@@ -128,3 +129,25 @@ print([stage_environment("", offline=True, alone=alone)[0].get("OMP_NUM_THREADS"
         environment = os.environ | {"OMP_NUM_THREADS": given}
         told[given] = subprocess.run(["sh", "-c", command, sys.executable, script], env=environment, capture_output=True, text=True).stdout
     assert told == {"": "['1', None]\n" if count_allowed() > 1 else "[None, None]\n", "7": "['7', '7']\n"}
+
+
+def test_threads_and_open_files_that_a_limit_refuses_are_told_with_what_to_raise():
+    script = """
+import resource
+from data.system.limits import describe_exhausted
+resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16))
+held = []
+try:
+    while True:
+        held.append(open("/dev/null"))
+except OSError as error:
+    found = error
+held.clear()
+print(describe_exhausted(found))
+"""
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert said == "found as many open files as a limit allows, needed one more; raise `ulimit -n`\n"
+    for error in (RuntimeError("can't start new thread"), BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")):
+        assert "needed one more; raise `ulimit -u`" in describe_exhausted(error)
+    assert describe_exhausted(BlockingIOError(errno.EAGAIN, "write could not complete without blocking")) == ""
+    assert describe_exhausted(ValueError("can't start new thread")) == describe_exhausted(OSError(errno.EIO, "")) == ""
