@@ -21,7 +21,9 @@ class SampleSettings(Closed):
     )
     which: Literal["train", "held_out", "all"] = Field("train", description="Which of data.prompts are answered.")
     temperature: float | None = Field(None, gt=0, description="Sampling temperature. Default: as in PPO.")
-    max_response_tokens: PositiveInt | None = Field(None, description="Longest response in tokens; default: as in PPO.")
+    max_response_tokens: PositiveInt | None = Field(
+        None, description="Longest response in tokens; default: as in PPO, and one less than tokens.max_response_tokens, for the end token."
+    )
     stop_token: str | None = Field(None, min_length=1, description="What ends a response, see ppo.stop_token; default: as in PPO.")
     near_duplicate: Fraction = Field(
         0.95,

@@ -137,7 +137,12 @@ class Recipe(Closed):
         settings = cast("StageSettings", getattr(self, stage))
         if isinstance(settings, EvaluateSettings | SampleSettings):
             unset = [name for name in ("max_response_tokens", "temperature", "stop_token") if getattr(settings, name) is None]
-            return settings.model_copy(update={name: getattr(self.ppo, name) for name in unset})
+            update = {name: getattr(self.ppo, name) for name in unset}
+            if isinstance(settings, SampleSettings) and "max_response_tokens" in unset:
+                # As a record of the reward model an answer that was cut gets an end token, which counts there.
+                room = max(1, self.tokens.max_response_tokens - 1)
+                update["max_response_tokens"] = min(self.ppo.max_response_tokens or room, room)
+            return settings.model_copy(update=update)
         return settings
 
     @property

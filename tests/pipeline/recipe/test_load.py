@@ -535,6 +535,23 @@ def test_a_recipe_has_the_stages_of_its_blocks(load, tmp_path):
     assert (recipe.parents("sft"), recipe.parents("rm")) == (("pretrain",), ("sft",))
 
 
+@pytest.mark.parametrize(
+    ("blocks", "sampled", "evaluated"),
+    [
+        ("", 63, None),
+        ("ppo: {max_response_tokens: 32}\n", 32, 32),
+        ("ppo: {max_response_tokens: 64}\n", 63, 64),
+        ("ppo: {max_response_tokens: 32}\nsample: {max_response_tokens: 64}\n", 64, 32),
+    ],
+)
+def test_an_answer_to_rank_leaves_room_for_the_end_token_that_it_gets_as_a_record_unless_a_recipe_says_otherwise(
+    load, blocks, sampled, evaluated
+):
+    recipe = load(MINIMAL + "tokens: {max_response_tokens: 64}\n" + blocks)
+    assert recipe.settings("sample").max_response_tokens == sampled
+    assert recipe.settings("evaluate").max_response_tokens == evaluated
+
+
 def test_pretraining_is_checked_as_the_other_stages_are(problems):
     stages = ("pretrain", "sft", "rm", "ppo")
     assert problems(MINIMAL + "pretrain: {}\n", stages=stages) == [
