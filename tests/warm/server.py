@@ -11,6 +11,7 @@ killed. What runs is the same program in a process of its own; only the imports 
 import ctypes
 import gc
 import importlib
+import inspect
 import json
 import os
 import runpy
@@ -131,13 +132,47 @@ def run(request, descriptors, connection):
     os._exit(code)
 
 
+def fill_caches():
+    """Compute once what each stage would compute at its start and keep: with imports, a third of a stage of a few steps on two ranks."""
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    from stages.blocks import Closed
+
+    get_checkpoint_conversion_mapping("llama")  # compiles a thousand patterns, for whatever family
+    classes = Closed.__subclasses__()
+    for each in classes:  # theirs too, which are added as it goes
+        classes += each.__subclasses__()
+        each.model_rebuild()
+    # torchrun's rendezvous tells each of its steps with all frames: for one in a file that is no module's, all modules are looked through.
+    inspect.modulesbyfile.update({"<frozen runpy>": "runpy", __file__: "__main__"})
+    inspect.getmodule(sys._getframe(), "no module")
+
+
 if __name__ == "__main__":
     tests = os.pidfd_open(int(sys.argv[2]))
     os.environ["DS_ACCELERATOR"] = "cpu"  # which DeepSpeed reads when it is imported; a stage sets it as well
-    stages = ("datasets", "deepspeed", "peft", "torch.distributed.run", "trl", "stages.ppo.stage", "stages.trl.sft", "stages.trl.rm")
+    stages = (
+        "datasets",
+        "deepspeed",
+        "deepspeed.module_inject.auto_ep_config",
+        "deepspeed.runtime.zero.muon.muon_optimizer",
+        "peft",
+        "torch.distributed.elastic.rendezvous.c10d_rendezvous_backend",
+        "torch.distributed.run",
+        "transformers.models.llama.modeling_llama",
+        "trl",
+        "trl.models.utils",
+        "stages.evaluate.stage",
+        "stages.ppo.stage",
+        "stages.responses.chooser",
+        "stages.trl.gathering",
+        "stages.trl.sft",
+        "stages.trl.rm",
+    )
     commands = ("pipeline.run", "pipeline.report.progress", "pipeline.report.tables") if "RLHF_TEST_SOAK" in os.environ else ()
     for module in (*stages, *commands):
         importlib.import_module(module)
+    fill_caches()
     gc.collect()
     gc.freeze()  # a collection in a child would copy every page of what was imported: half a second each
     serve(sys.argv[1], tests)
