@@ -200,10 +200,14 @@ def filled_ungathered(tell: Callable[[torch.Tensor], None]) -> Generator[None]:
 
 
 def skip_inference_kernel() -> None:
-    """Have DeepSpeed do without a kernel for inference on one machine, which nothing here uses: it would be compiled for a minute."""
+    """Have DeepSpeed do without a kernel for inference on one machine, which nothing here uses: it would be compiled for a minute.
+
+    Nor does it look which of its other kernels could be compiled, as it does when it is first asked (with the C compiler, in each process,
+    for a fifth of a second): only of this one it asks itself.
+    """
     import deepspeed
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.ops.__dict__.setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
 
 
 def skip_input_casts(model: Any) -> None:
