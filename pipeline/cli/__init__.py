@@ -3,6 +3,7 @@
 import pipeline.quiet_start  # isort: skip # pyright: ignore[reportUnusedImport], before the others, of which each takes its time
 import pipeline.rlhf_start  # isort: skip # noqa: F401 # pyright: ignore[reportUnusedImport], before the next imports find others
 
+import functools
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
+from typer.main import get_command
 
 from pipeline.cli import artifacts, chatting, doctor, ranking, rankings, reading, recipes, records, remotes, rounds
 from pipeline.cli.mistyped import tell_mistyped
@@ -114,7 +116,13 @@ app.command("forget", rich_help_panel=_RECORDS)(records.forget_command)
 
 def main() -> NoReturn:
     """Run the command line."""
-    run(app)
+    run(_build_commands())
+
+
+@functools.cache
+def _build_commands() -> Callable[[], object]:
+    """Build them once: it takes 12 ms, and a process of tests runs hundreds."""
+    return get_command(app)
 
 
 def run(command: Callable[[], object]) -> NoReturn:
