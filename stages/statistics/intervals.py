@@ -3,6 +3,7 @@
 Axes: C clusters (prompts). All intervals hold 95 %.
 """
 
+import functools
 import math
 from statistics import NormalDist
 
@@ -59,6 +60,7 @@ def t_probability(t: float, degrees: int) -> float:
     return math.sin(theta) * float(terms.sum())
 
 
+@functools.cache
 def t_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
     """Find the t with P(|T| < t) = 0.95, or another confidence up to that, by bisection.
 
