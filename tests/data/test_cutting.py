@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from data.cutting import cut_text
@@ -27,6 +27,7 @@ def test_text_is_cut_at_the_best_boundary_that_keeps_half(text, limit, kept):
     assert cut_text(text, limit) == kept
 
 
+@settings(deadline=None)
 @given(text=st.text('ab .\n。"', max_size=40), limit=st.integers(0, 40))
 def test_cut_text_is_a_beginning_within_the_limit(text, limit):
     kept = cut_text(text, limit)
@@ -103,6 +104,7 @@ def test_limit_below_the_template_is_an_error(tokenizer):
 contents = st.text("ab .\n🙂é<|end|>", min_size=1, max_size=60).filter(str.strip)
 
 
+@settings(deadline=None)
 @given(texts=st.lists(contents, min_size=1, max_size=4), max_tokens=st.integers(12, 40))
 def test_any_conversation_fits_after_cutting_and_keeps_the_last_message_begun(tokenizer, texts, max_tokens):
     prompt = [Message("user" if i % 2 == 0 else "assistant", text) for i, text in enumerate(texts)]

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.fingerprint import fingerprint
@@ -22,6 +22,7 @@ records = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(one=st.lists(records, max_size=3), other=st.lists(records, max_size=3))
 @pytest.mark.slow
 def test_fingerprints_are_equal_exactly_when_records_are(one, other):

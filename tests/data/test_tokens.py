@@ -1,7 +1,7 @@
 import copy
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.schema import Comparison, DataError, Demonstration, Message, Prompt
@@ -112,6 +112,7 @@ def test_control_token_typed_by_people_is_text(tokenizer, text):
     assert control == [USER, USER, ASSISTANT, END, USER, ASSISTANT]
 
 
+@settings(deadline=None)
 @given(text=st.text(st.sampled_from("<|end|>user pad|>é🙂\n"), max_size=30))
 def test_any_text_comes_back_from_a_response_without_control_ids(tokenizer, text):
     ids = encode_response(tokenizer, text)

@@ -1,7 +1,7 @@
 """YAML -> values and lines: what is read, and what is refused."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.recipe.yaml_lines import parse_document, parse_value, read_document
@@ -111,6 +111,7 @@ def test_a_value_of_set_is_yaml():
         parse_value("*x")
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=st.sampled_from("abc:-#&*!|>%@`'\"{}[]?, \n\t\x00é0.e"), max_size=60))
 def test_no_text_makes_the_reader_raise(text):
     document = parse_document(text, "recipe.yaml")
