@@ -10,6 +10,7 @@ from typing import Any
 
 from stages.rules import Refusal
 from stages.spec import StageName
+from stages.trainer_values import find_bad_value
 
 # Field -> the keys of the recipe that say it; {stage} is the stage's block.
 _OF_THE_RECIPE = {
@@ -97,7 +98,7 @@ def recipe_keys(stage: str, name: str) -> str | None:
 def find_refused_arguments(
     stage: StageName, arguments: Mapping[str, Any], known: Mapping[str, str], config_class: str
 ) -> Iterator[Refusal]:
-    """Find the `trainer_args` that are no fields of TRL's class, not a user's to give, or text where another type belongs.
+    """Find the `trainer_args` that are no fields of TRL's class, not a user's to give, or have a value that cannot be used.
 
     Args:
         stage: Whose trainer_args.
@@ -116,8 +117,8 @@ def find_refused_arguments(
             yield Refusal(key, f"found {value!r:.60}, but {owned[name]}")
         elif name == "use_liger_kernel" and value and importlib.util.find_spec("liger_kernel") is None:
             yield Refusal(key, f"found {value!r}, needed liger-kernel, which is not installed; install it, or leave it out")
-        elif isinstance(value, str) and "str" not in known[name] and "Any" not in known[name]:
-            yield Refusal(key, f"found the text {value!r:.60}, needed {known[name]}, as TRL's {config_class} says; write it without quotes")
+        elif bad := find_bad_value(name, arguments, known[name], config_class):
+            yield Refusal(key, bad)
 
 
 def _suggest(name: str, known: Collection[str]) -> str:

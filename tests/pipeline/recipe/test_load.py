@@ -17,7 +17,8 @@ from pipeline.recipe.schema import recipe_schema
 from pipeline.recipe.trainer_fields import config_class, trainer_fields
 from stages.blocks import HardwareSettings
 from stages.deepspeed_config import make_deepspeed_config
-from stages.trainer_args import owned_arguments
+from stages.trainer_args import find_refused_arguments, owned_arguments
+from stages.trainer_values import CHOICES, DEBUG, OPTIMIZERS
 
 MINIMAL = "name: x\nbase_model: demo\ndata: demo\n"
 
@@ -336,7 +337,22 @@ def test_trainer_args_are_fields_of_trls_configs(problems, load):
         ("sft", "report_to=wandb", "figures go into metrics.jsonl of its artifact"),
         ("rm", "center_rewards_coefficient=0.1", "found 0.1, but the reward model's loss and batches are our own; leave it out"),
         ("sft", "use_liger_kernel=true", "found True, needed liger-kernel, which is not installed"),
-        ("sft", "max_steps='3'", "found the text '3', needed int, as TRL's SFTConfig says; write it without quotes"),
+        ("sft", "max_steps='3'", "found the text '3', needed a whole number, as TRL's SFTConfig says; write it without quotes"),
+        ("sft", "optim=nonsense", "needed an optimizer of transformers, such as adamw_torch, adamw_torch_fused, adafactor, sgd, adagrad, "),
+        ("rm", "optim=adamw", "adagrad, rmsprop; did you mean adamw_torch?"),
+        ("rm", "optim=sdg", "; did you mean sgd?"),
+        ("sft", "optim=stable_adamw", "needed the Python package that has optimi, which is not installed; install it, or choose another"),
+        ("sft", "optim=null", "found None, needed text, as TRL's SFTConfig says"),
+        ("sft", "optim_args=momentum", "found 'momentum', needed key=value, such as 'momentum=0.9, nesterov=true'"),
+        ("sft", "max_steps=0", "found 0, needed at least 1, or -1 for what epochs say"),
+        ("rm", "max_steps=true", "found True, needed a whole number, as TRL's RewardConfig says"),
+        ("sft", "label_smoothing_factor=1.5", "found 1.5, needed at most 1; lower it"),
+        ("rm", "dataloader_num_workers=-1", "found -1, needed at least 0"),
+        ("sft", "dataloader_prefetch_factor=2", "found 2, which needs dataloader_num_workers"),
+        ("rm", "eval_delay=.inf", "found the text '.inf', needed a number, as TRL's RewardConfig says; change it"),
+        ("rm", "log_level=warn", "needed one of detail, debug, info, warning, error, critical, passive; did you mean warning?"),
+        ("sft", "debug=underflow", "needed underflow_overflow or tpu_metrics_debug; did you mean underflow_overflow?"),
+        ("rm", "activation_checkpointing_kwargs=3", "found 3, needed a block or text or null, as TRL's RewardConfig says"),
     ],
 )
 def test_trainer_args_that_are_not_a_users_to_give_are_refused_with_what_to_set_instead(problems, monkeypatch, stage, argument, told):
@@ -344,6 +360,31 @@ def test_trainer_args_that_are_not_a_users_to_give_are_refused_with_what_to_set_
     (found,) = problems(MINIMAL, f"{stage}.trainer_args.{argument}")
     assert found.startswith(f"--set: {stage}.trainer_args.{argument.partition('=')[0]}: found ")
     assert told in found
+
+
+def test_the_values_that_may_be_chosen_are_those_of_the_libraries():
+    assert set(OPTIMIZERS) == {each.value for each in importlib.import_module("transformers.training_args").OptimizerNames}
+    assert set(DEBUG) == {each.value for each in importlib.import_module("transformers.debug_utils").DebugOption}
+    fields = dataclasses.fields(importlib.import_module("trl.trainer.sft_config").SFTConfig)
+    chosen = {each.name: each.metadata["choices"] for each in fields if each.metadata.get("choices")}
+    assert {name: set(CHOICES[name]) for name in chosen if name in CHOICES} == {
+        name: set(chosen[name]) for name in chosen if name in CHOICES
+    }
+    assert set(CHOICES) - set(chosen) == {"include_num_input_tokens_seen"}  # which only its text says
+
+
+@pytest.mark.parametrize(("stage", "module"), [("sft", "sft_config"), ("rm", "reward_config")])
+def test_no_default_of_trls_is_refused(stage, module):
+    """Who writes down what holds anyway changes nothing; by the types of the source and by those of the class."""
+    dataclass = getattr(importlib.import_module(f"trl.trainer.{module}"), config_class(stage))
+    owned = owned_arguments(stage)
+    given = {each.name: each.default for each in dataclasses.fields(dataclass) if each.name not in owned}
+    given = {name: value for name, value in given.items() if value is not dataclasses.MISSING and not name.startswith("_")}
+    given["optim"] = "adamw_torch"  # transformers' own is a choice by the version of torch
+    assert len(given) > 30
+    of_class = {each.name: getattr(each.type, "__name__", str(each.type)) for each in dataclasses.fields(dataclass)}
+    for known in (trainer_fields(stage), of_class):
+        assert not list(find_refused_arguments(stage, given, known, config_class(stage)))
 
 
 def test_what_trainer_args_point_to_is_a_key_of_the_recipe():
