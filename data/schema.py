@@ -1,5 +1,6 @@
 """The kinds of records, and how bad data is told: `file:line: field: found; needed; do`."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -10,6 +11,7 @@ RecordKind = Literal["texts", "demonstrations", "comparisons", "prompts"]
 KINDS: tuple[RecordKind, ...] = get_args(RecordKind)
 
 MAX_PROBLEMS_SHOWN = 20
+_LINES_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,16 +108,37 @@ class Problem:
 
 
 class DataError(Exception):
-    """Data that cannot be used, with every problem found; the text shows the first 20 of them."""
+    """Data that cannot be used, with every problem found; the text shows the first 20 of them, and of more those that are alike once."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems: tuple[Problem, ...] = tuple(dict.fromkeys(problems))  # what is wrong with each set alike is told once
         super().__init__(self.problems)
 
     def __str__(self) -> str:
-        lines = [str(problem) for problem in self.problems[:MAX_PROBLEMS_SHOWN]]
-        hidden = len(self.problems) - len(lines)
-        return "\n".join([*lines, f"and {hidden} more"] if hidden else lines)
+        alike: dict[object, list[Problem]] = {}
+        for problem in self.problems:
+            key = problem if len(self.problems) <= MAX_PROBLEMS_SHOWN else _find_kind(problem)
+            alike.setdefault(key, []).append(problem)
+        shown = list(alike.values())[:MAX_PROBLEMS_SHOWN]
+        hidden = len(self.problems) - sum(map(len, shown))
+        lines = [f"{problems[0]}{_list_lines(problems[1:])}" for problems in shown]
+        return "\n".join([*lines, f"and {hidden:,} more"] if hidden else lines)
+
+
+def _find_kind(problem: Problem) -> object:
+    """Say what problems of lines of one file share that are bad in the same way, whatever stands there."""
+    file, colon, line = problem.where.rpartition(":")
+    if not (colon and line.isdigit()):
+        return problem
+    return file, re.sub(r"[0-9]+", "", problem.field), re.sub(r"'[^']*'|\"[^\"]*\"|[0-9]+", "", problem.message)
+
+
+def _list_lines(others: Sequence[Problem]) -> str:
+    """List the lines of further problems, the first of them by their numbers: ` (alike: lines 3, 4, 7 and 196 more)`."""
+    lines = list(dict.fromkeys(problem.where.rpartition(":")[2] for problem in others))
+    more = len(lines) - _LINES_SHOWN
+    numbers = ", ".join(lines[:_LINES_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+    return f" (alike: line{'s' * (len(lines) > 1)} {numbers})" if lines else ""
 
 
 def first_line(error: BaseException) -> str:

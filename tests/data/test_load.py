@@ -1,6 +1,7 @@
 import gzip
 import json
 import tracemalloc
+from string import ascii_letters
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -247,11 +248,22 @@ def test_bad_comparisons_are_told_by_field(write_lines):
     ]
 
 
-def test_twenty_problems_are_shown_and_the_rest_counted(write_lines):
+def test_many_lines_that_are_bad_in_the_same_way_are_told_once(write_lines):
+    """Whatever stands in each; a line that is bad in another way is not lost among them."""
+    lines = [f'{{"prompt": {number}}}' for number in range(100, 300)]
     with pytest.raises(DataError) as caught:
-        load_records(write_lines(*["x"] * 25), "prompts")
-    shown = str(caught.value).splitlines()
-    assert len(caught.value.problems) == 25
+        load_records(write_lines(*lines, '{"prompt": ""}'), "prompts")
+    assert len(caught.value.problems) == 201
+    first, other = str(caught.value).splitlines()
+    assert "records.jsonl:1: prompt: found 100 (a number); needed " in first and "records.jsonl:201: prompt: " in other
+    assert first.endswith(" (alike: lines 2, 3, 4, 5, 6 and 194 more)")
+    assert len(str(DataError(caught.value.problems[:20])).splitlines()) == 20  # few are shown each
+
+
+def test_twenty_problems_are_shown_and_the_rest_counted():
+    error = DataError([Problem(f"file.jsonl:{number}", letter, "bad") for number, letter in enumerate(ascii_letters[:25], start=1)])
+    shown = str(error).splitlines()
+    assert len(error.problems) == 25
     assert len(shown) == 21
     assert ":20: " in shown[19]
     assert shown[20] == "and 5 more"
