@@ -35,6 +35,7 @@ from stages.result import Interval, StageResult
 from stages.result_intervals import find_interval
 from stages.settings import RMSettings
 from stages.spec import SAMPLES_FILE
+from stages.statistics.intervals import write_apart
 from stages.tokens import load_tokens
 from stages.trl.gathering import whole_model
 from stages.trl.rm import make_ranking_trainer
@@ -86,10 +87,9 @@ def main(context: StageContext) -> StageResult:
             )  # the loss was trained on logits: a pair's probability is that of their difference
             metrics |= figures
             if (loss := metrics["eval/loss"]) > math.log(2):
-                known = "that of a reward model which knows nothing"
-                context.warn(
-                    "loss", f"the held-out loss {loss:.3g} is above {math.log(2):.3g}, {known}; lower rm.learning_rate or rm.epochs"
-                )
+                found, known = write_apart(loss, math.log(2))
+                nothing = "that of a reward model which knows nothing"
+                context.warn("loss", f"the held-out loss {found} is above {known}, {nothing}; lower rm.learning_rate or rm.epochs")
             accuracy, interval = metrics["eval/accuracy"], intervals.get("eval/accuracy")
             context.warn("chance", find_chance(accuracy, interval))
             context.warn("too_good", find_too_good(accuracy, interval))
