@@ -122,8 +122,15 @@ def place_kind(kind: str) -> tuple[int, str]:
 
 
 def changed_leaves(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the leaves of nested blocks that differ, by name; of a judge that changed its code is not told as well."""
+    """Yield the leaves of nested blocks that differ, by name; of a judge that changed its code is not told as well.
+
+    A block that was null or becomes null, as `lora`, is one change.
+    """
     before, after = dict(flatten(old)), dict(flatten(new))
+    for whole, parts in ((before, after), (after, before)):
+        for block in whole.keys() - parts.keys():
+            if leaves := [name for name in parts if name.startswith(f"{block}.")]:
+                parts[block] = {name.removeprefix(f"{block}."): parts.pop(name) for name in leaves}
     for name, *values in _changed(before, after):
         if not (name == "judge_code" and before.get("judge") != after.get("judge")):
             yield name, *values

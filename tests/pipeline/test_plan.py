@@ -84,7 +84,8 @@ def test_a_change_reruns_what_reads_it_and_says_why(planned, publish_all):
     action, reasons = changed["rm"]
     assert action == "run"
     assert reasons[0] == "rm.epochs changed 1.0 -> 2.0"
-    assert "rm.lora.rank changed null -> 8" in reasons
+    lora = '{"rank": 8, "alpha": 32, "dropout": 0.0, "target_modules": "all-linear", "quantize": null, "merge": false}'
+    assert reasons[1:] == [f"rm.lora changed null -> {lora}"]  # one thing was changed
     assert changed["ppo"] == ("depends", ["rm will run; it is reused if the same weights come out"])
 
 

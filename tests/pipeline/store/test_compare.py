@@ -1,6 +1,6 @@
 """What changed between two artifacts is found where it was made, and what it did stands side by side."""
 
-from pipeline.store.compare import Figure, compare_lines, compare_manifests
+from pipeline.store.compare import Figure, changed_leaves, compare_lines, compare_manifests, describe_change
 from pipeline.store.manifest import CodeState, FileEntry, Manifest, Parent
 
 
@@ -57,6 +57,22 @@ def test_config_data_code_packages_and_machine_are_told():
     ]
     assert found.figures == (Figure("eval/loss", 0.4, 0.3), Figure("eval/old", 1.0, None))
     assert found.counts == (Figure("demonstrations", 10, 12),)
+
+
+def test_a_block_that_is_switched_on_or_off_is_one_change():
+    lora, free = {"rank": 8, "merge": False}, {"request": {"a.b": 1}, "trainer_args": {}}
+    off = {"sft": {"lora": None, "epochs": 1.0, **free}}
+    on = {"sft": {"lora": lora, "epochs": 2.0, **free, "trainer_args": {"max_steps": 3}}}
+    told = [describe_change(*change) for change in changed_leaves(off, on)]
+    assert told == [
+        "sft.epochs changed 1.0 -> 2.0",
+        'sft.lora changed null -> {"rank": 8, "merge": false}',
+        "sft.trainer_args.max_steps changed null -> 3",
+    ]
+    assert list(changed_leaves(on, off))[1] == ("sft.lora", lora, None)
+    other = {"sft": {**on["sft"], "lora": {"rank": 4, "merge": False}}}
+    assert list(changed_leaves(on, other)) == [("sft.lora.rank", 8, 4)]
+    assert not list(changed_leaves(on, on)) and not list(changed_leaves(off, off))
 
 
 def test_a_change_is_found_in_the_ancestor_that_made_it():
