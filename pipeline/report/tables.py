@@ -215,22 +215,24 @@ def print_list(console: Console, rows: Sequence[dict[str, Any]], root: Path | st
     cells: list[tuple[str, ...]] = []
     for row in rows:
         if "damaged" in row:
-            cells.append((row["ref"], "damaged", "", "", "", row["damaged"]))
+            cells.append((row["ref"], "damaged", "", "", "", "", row["damaged"]))
             continue
-        names = ", ".join(
-            [*(["withdrawn"] if row.get("withdrawn") else []), *row["parents"], *(f"alias {name}" for name in row["aliases"])]
-        )
+        names = ", ".join([*row["aliases"], *(["withdrawn"] if row.get("withdrawn") else [])])
         cells.append(
             (
                 row["ref"],
                 row["content_id"][:_ID_CHARS],
                 row["created_utc"][:16].replace("T", " "),
                 format_bytes(row["size"]),
+                ", ".join(row["parents"]),
                 names,
                 _headline_of(row),
             )
         )
-    print_figures_table(console, ("artifact", "content", "made (UTC)", "size", "from", "figures"), cells)
+    columns = ("artifact", "content", "made (UTC)", "size", "from", "alias", "figures")
+    if not any(row[-2] for row in cells):  # few artifacts have a name, and a terminal is narrow
+        columns, *cells = [(*row[:-2], row[-1]) for row in (columns, *cells)]
+    print_figures_table(console, columns, cells)
 
 
 def _headline_of(row: Mapping[str, Any]) -> str:
