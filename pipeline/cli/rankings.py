@@ -164,6 +164,10 @@ def _write_comparisons(
     from stages.lines import to_line
 
     rows = list(make_comparisons(sets, judgements, by))
+    if not rows:
+        found = f"found {count(len(judgements), 'judgement')} and none that makes a comparison{'' if by == 'all' else f' by {by}'}"
+        todo = "see --by" if judgements and by != "all" else "rank answers first: `rlhf rank`"
+        raise StoreError(f"--output: {output}: {found}, needed one at least; {todo}", EXIT_USAGE)
     with writing(output, elsewhere="give another --output"), expand_home(output).open("w", encoding="utf-8") as stream:
         stream.writelines(to_line(row, ascii_only=False) for row in rows)
     return f"{count(len(rows), 'comparison')}: {output}"

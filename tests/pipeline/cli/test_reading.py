@@ -8,8 +8,11 @@ import re
 import pytest
 from typer.testing import CliRunner
 
+from data.answers import AnswerSet
+from data.schema import Message
 from pipeline.cli import app
 from pipeline.errors import StoreError
+from pipeline.ranking.journal import Journal, Judgement
 from pipeline.store.manifest import Parent
 from pipeline.store.withdrawn import Withdrawal, withdraw
 from stages.result import Interval
@@ -300,6 +303,8 @@ def test_where_a_place_cannot_be_written_the_option_that_names_another_is_told(
 
     publish(store, "sft")
     (tmp_path / "answers.jsonl").write_text('{"prompt": "q", "completions": ["a", "b"]}\n')
+    said = {"id": f"{1:032x}", "item": AnswerSet((Message("user", "q"),), ("a", "b")).id, "annotator": "ann", "order": (0, 1)}
+    Journal(tmp_path / "answers.rankings.jsonl").add(Judgement(**said, outcome="ranked", ranks=(1, 2), time=0.0))
     monkeypatch.setattr("pipeline.cli.ranking._require_terminal", lambda annotators: None)
     if refused:
         monkeypatch.setattr(refused, refuse)

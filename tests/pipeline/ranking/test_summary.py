@@ -181,9 +181,30 @@ def test_a_file_that_is_not_there_is_told_in_a_line_and_looked_up_nowhere(rlhf_h
     assert "a directory" in rlhf_here(command, tmp_path).stderr
 
 
-def test_one_of_something_is_told_as_one(rlhf_here, tmp_path):
+def rank_first(answers):
+    asked = AnswerSet((Message("user", "q"),), ("a", "b"))
+    Journal(answers.with_suffix(".rankings.jsonl")).add(say(1, asked.id, "ann", (1, 2)))
+
+
+def test_comparisons_of_which_there_are_none_make_no_file(rlhf_here, tmp_path):
+    """A script would go on with an empty one, and training would say later that data.comparisons holds no record."""
     (tmp_path / "one.jsonl").write_text('{"prompt": "q", "completions": ["a", "b"]}\n')
     told = rlhf_here("rankings", "one.jsonl", "-o", "ranked.jsonl")
-    assert told.stdout.startswith("0 judgements of 0 answer sets by 0 annotators\n")
-    assert told.stdout.endswith("0 comparisons: ranked.jsonl\n")
+    assert (told.returncode, told.stdout) == (2, "") and not (tmp_path / "ranked.jsonl").exists()
+    found = "found 0 judgements and none that makes a comparison, needed one at least"
+    assert told.stderr == f"--output: ranked.jsonl: {found}; rank answers first: `rlhf rank`\n"
+    rank_first(tmp_path / "one.jsonl")
+    told = rlhf_here("rankings", "one.jsonl", "-o", "ranked.jsonl", "--by", "model")
+    assert (
+        told.returncode == 2 and "found 1 judgement and none that makes a comparison by model, needed one at least; see --by" in told.stderr
+    )
+
+
+def test_one_of_something_is_told_as_one(rlhf_here, tmp_path):
+    (tmp_path / "one.jsonl").write_text('{"prompt": "q", "completions": ["a", "b"]}\n')
+    assert rlhf_here("rankings", "one.jsonl").stdout.startswith("0 judgements of 0 answer sets by 0 annotators\n")
+    rank_first(tmp_path / "one.jsonl")
+    told = rlhf_here("rankings", "one.jsonl", "-o", "ranked.jsonl")
+    assert told.stdout.startswith("1 judgement of 1 answer set by 1 annotator\n")
+    assert told.stdout.endswith("1 comparison: ranked.jsonl\n")
     assert (count(1, "answer set"), count(2000, "answer set")) == ("1 answer set", "2,000 answer sets")
