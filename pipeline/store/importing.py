@@ -9,6 +9,7 @@ Neither has a cache key: no run reuses what it did not make, or pull, by itself.
 
 import json
 import os
+import re
 import stat
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -49,11 +50,11 @@ def import_directory(store: Store, directory: Path, kind: str | None) -> Import:
     Args:
         store: Where to.
         directory: A model directory, or an artifact's directory.
-        kind: Of a model: default `rm` where its config names a sequence classifier, else `sft`. Of an artifact: none but its own.
+        kind: Of a model; None: `rm` where its config names a sequence classifier, `sft` where a language model. Of an artifact: its own.
 
     Raises:
-        StoreError: there is no such directory, or not the model on which an adapter stands (exit 4), it is of another kind (exit 2), a file
-            is refused or damaged (exit 3), or the file system refused (exit 5). Nothing is published then.
+        StoreError: there is no such directory, or not the model on which an adapter stands (exit 4), its kind is another or cannot be told
+            (exit 2), a file is refused or damaged (exit 3), or the file system refused (exit 5). Nothing is published then.
     """
     directory = directory.absolute()
     try:
@@ -112,14 +113,14 @@ def _import_model(store: Store, source: Directory, kind: str | None) -> Import:
     total = _check_model(source, names)
     if missing := find_missing_base(source.path):
         raise StoreError(f"not imported: {missing}", EXIT_MISSING)
-    kind = kind or _guess_kind(source)
+    kind, notes = (kind, []) if kind else _guess_kind(source, names)
     fields = ManifestFields.model_validate({"imported": _origin(source)})
     with store.staging(kind) as staging, writing(staging.path, total):
         _copy(source, staging.path, [(name, f"{MODEL_DIR}/{name}") for name in names], links=True)
         for name in names:
             if name.endswith(".safetensors"):
                 _check_weights(staging.path / MODEL_DIR / name, source.path / name)
-        return Import(store.publish(staging, fields), [f"left out: {name}" for name in sorted(hidden)])
+        return Import(store.publish(staging, fields), [*notes, *(f"left out: {name}" for name in sorted(hidden))])
 
 
 def _check_model(source: Directory, names: list[str]) -> int:
@@ -158,9 +159,32 @@ def _resolve(source: Directory, name: str) -> Path:
     return target
 
 
-def _guess_kind(source: Directory) -> str:
-    names = _texts(_read_json(source, "config.json").get("architectures"))
-    return "rm" if any(name.endswith(("ForSequenceClassification", "RewardModel")) for name in names) else "sft"
+def _guess_kind(source: Directory, names: list[str]) -> tuple[str, list[str]]:
+    """Take a model for a reward model or a policy by its head; returns the kind, and by what it was taken for it.
+
+    Raises:
+        StoreError: It cannot be told (exit 2).
+    """
+    config, adapter = (_read_json(source, name) for name in _CONFIGS)
+    heads = [*_texts(config.get("architectures")), *_texts([adapter.get("task_type")])]
+    extra = sorted(
+        {head for name in names if name.endswith(".safetensors") for head in _find_heads(_resolve(source, name), source.path / name)}
+    )
+    scores = any(name.endswith(("ForSequenceClassification", "RewardModel")) or name == "SEQ_CLS" for name in heads)
+    writes = any(name.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) or name == "CAUSAL_LM" for name in heads)
+    if scores == writes or (writes and extra):
+        found = ", ".join([*heads, *(f"the tensor {name}" for name in extra)]) or "neither architectures nor a task_type in its config"
+        needed = "needed a sequence classifier (rm) or a language model (sft, ppo)"
+        raise StoreError(f"{source.path}: found {found}, {needed} to tell its kind by; give --kind", EXIT_USAGE)
+    kind, other = ("rm", "a policy") if scores else ("sft", "ppo or pretrain")
+    return kind, [f"taken for {kind}, as its config names {', '.join(heads):.200}; for {other} give --kind"]
+
+
+def _find_heads(path: Path, told: Path) -> list[str]:
+    """Name the tensors of a file that make a number of a response, as TRL's value head does; at most one."""
+    _check_weights(path, told)
+    with safe_open(path, framework="numpy") as weights:
+        return [name for name in weights.keys() if re.search(r"(^|\.)(v_head|value_head|score|reward_head)\.", name)][:1]  # noqa: SIM118
 
 
 def _texts(value: Any) -> list[str]:

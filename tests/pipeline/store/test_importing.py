@@ -34,7 +34,8 @@ def test_a_plain_model_becomes_an_artifact_that_says_where_it_came_from(store, m
     (model / ".git" / "HEAD").write_text("x")
     imported = import_directory(store, model, None)
     manifest = store.get("sft").manifest
-    assert imported.notes == ["left out: .git"]
+    taken = "taken for sft, as its config names LlamaForCausalLM; for ppo or pretrain give --kind"
+    assert imported.notes == [taken, "left out: .git"]
     assert store.verify("sft") == []
     assert {entry.path for entry in manifest.files} == {f"model/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")}
     assert (manifest.imported.path, manifest.imported.ref, manifest.cache_key, manifest.parents) == (str(model), None, None, [])
@@ -46,6 +47,26 @@ def test_a_plain_model_becomes_an_artifact_that_says_where_it_came_from(store, m
 def test_the_kind_is_what_is_asked_for_or_what_the_model_is(store, model, given, architecture, kind):
     (model / "config.json").write_text(json.dumps({"architectures": [architecture]}))
     assert import_directory(store, model, given).artifact.ref == f"{kind}@v1"
+
+
+def test_a_model_whose_kind_cannot_be_told_is_asked_for(store, model, adapter):
+    def refuse(config, told, tensors=("w",)):
+        (model / "config.json").write_text(json.dumps(config))
+        (model / "model.safetensors").write_bytes(save({name: np.zeros(2, np.float32) for name in tensors}))
+        with pytest.raises(StoreError, match=told) as caught:
+            import_directory(store, model, None)
+        assert caught.value.exit_code == 2 and store.refs() == []
+
+    refuse({}, r"found neither architectures nor a task_type in its config, needed a sequence classifier \(rm\) or .*; give --kind")
+    refuse({"architectures": ["BertModel"]}, "found BertModel, needed")
+    language_model = {"architectures": ["LlamaForCausalLM"]}
+    refuse(language_model, r"found LlamaForCausalLM, the tensor v_head\.summary\.weight, needed", ["w", "v_head.summary.weight"])
+    refuse(language_model, r"the tensor score\.weight", ["score.weight"])
+    assert import_directory(store, model, "rm").artifact.ref == "rm@v1"
+    classifier = adapter(str(model)) / "adapter_config.json"
+    classifier.write_text(json.dumps({"task_type": "SEQ_CLS", "base_model_name_or_path": str(model)}))
+    imported = import_directory(store, classifier.parent, None)
+    assert imported.artifact.ref == "rm@v2" and imported.notes == ["taken for rm, as its config names SEQ_CLS; for a policy give --kind"]
 
 
 def test_s1_what_is_no_whole_model_in_safetensors_is_refused_before_anything_is_written(store, model, tmp_path):
@@ -86,7 +107,9 @@ def adapter(tmp_path, model):
     (directory / "adapter_model.safetensors").write_bytes(WEIGHTS)
 
     def name(base):
-        (directory / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": base}))
+        (directory / "adapter_config.json").write_text(
+            json.dumps({"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base})
+        )
         return directory
 
     name(str(model))
