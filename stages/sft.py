@@ -118,11 +118,9 @@ def _make_chooser(context: StageContext, settings: SFTSettings, tokenizer: Any, 
         return _ask_chooser(context, settings, tokenizer, Chooser(context, settings.chooser), held_out)
 
     def find_value(model: Any, loss: float) -> float:
-        nonlocal judge
         if settings.publish_by == "loss":
             return -loss
-        figures, _, failure = _answer(context, model, tokenizer, judge, prompts, "sampled")
-        judge = None if failure else judge
+        figures, _ = _answer(context, model, tokenizer, judge, prompts, "sampled")
         return figures.get("eval/sampled/judge_score", math.nan)
 
     return find_value
@@ -159,8 +157,7 @@ def _answer_held_out(
     rows: list[dict[str, Any]] = []
     metrics: dict[str, float] = {}
     for way in ("sampled", "greedy"):
-        averages, listed, failure = _answer(context, model, tokenizer, judge, prompts, way)
-        judge = None if failure else judge
+        averages, listed = _answer(context, model, tokenizer, judge, prompts, way)
         metrics |= averages
         rows += listed
     if context.is_main:
@@ -170,13 +167,13 @@ def _answer_held_out(
 
 def _answer(
     context: StageContext, model: Any, tokenizer: Any, judge: Judge | None, prompts: Sequence[EncodedPromptRecord], way: str
-) -> tuple[dict[str, float], list[dict[str, Any]], str | None]:
-    """Answer held-out prompts in one way; return the averages, the rows, and how the judge failed."""
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Answer held-out prompts in one way; return the averages and the rows; tell how the judge failed."""
     answers = _sample(context, model, tokenizer, prompts, way)
     verdicts, failure = judge_answers(judge if context.is_main else None, prompts, answers)
     if failure:
         context.note(failure)
-    return *report_answers(way, prompts, answers, verdicts), failure
+    return report_answers(way, prompts, answers, verdicts)
 
 
 def _sample(context: StageContext, model: Any, tokenizer: Any, prompts: Sequence[EncodedPromptRecord], way: str) -> list[Answer]:

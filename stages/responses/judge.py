@@ -32,6 +32,7 @@ class Judge:
         self.name = name
         self._function = function
         self._figures: list[str] | None = None
+        self.has_failed = False
 
     def ask(self, prompt: str, response: str, finished: bool) -> dict[str, float]:
         """Ask for the figures of one response.
@@ -39,6 +40,13 @@ class Judge:
         Raises:
             JudgeError: It raised, or what it returned are no figures, or others than before.
         """
+        try:
+            return self._ask(prompt, response, finished)
+        except JudgeError:
+            self.has_failed = True
+            raise
+
+    def _ask(self, prompt: str, response: str, finished: bool) -> dict[str, float]:
         try:
             answer = self._function(prompt, response, finished)
             figures = _read_figures(answer)

@@ -53,13 +53,13 @@ def response_text(tokenizer: Any, ids: Sequence[int]) -> str:
 def judge_answers(
     judge: Judge | None, prompts: Sequence[EncodedPromptRecord], answers: Sequence[Answer]
 ) -> tuple[list[dict[str, float]], str | None]:
-    """Judge each answer. A judge that fails must not cost the model.
+    """Judge each answer. A judge that fails must not cost the model; who failed once is not asked again.
 
     Returns:
         The figures of each answer, all empty where there is no judge or it failed; what to tell the user where it failed.
     """
     nothing: list[dict[str, float]] = [{} for _ in answers]
-    if judge is None:
+    if judge is None or judge.has_failed:
         return nothing, None
     try:
         judged = [

@@ -20,6 +20,8 @@ def test_a_judge_that_fails_once_leaves_no_figures_and_is_named():
     judged, failure = judge_answers(judge, PROMPTS, ANSWERS)
     assert judged == [{}, {}, {}]
     assert failure.startswith("judge: mine:judge raised ZeroDivisionError") and failure.endswith("published without its figures")
+    assert "it is not asked again" in failure
+    assert judge_answers(judge, PROMPTS[:1], ANSWERS[:1]) == ([{}], None)  # whom it would answer
     averages, rows = report_answers("sampled", PROMPTS, ANSWERS, judged)
     assert averages.keys() == {"eval/sampled/finished", "eval/sampled/response_tokens"}
     assert not any("judge" in key for row in rows for key in row)
