@@ -176,7 +176,13 @@ def gc_command(
         say(terminal, f"{ref}: damaged, stays; `rlhf verify {ref}` says why, `rlhf rm {ref}` removes it")
     same = "" if keep == _KEPT else f" --keep {keep}"  # without it others would be removed than are shown
     then = "" if remove or not refs else f"; `rlhf gc{same} --remove` removes them"
-    say(terminal, f"{count(len(refs), 'artifact')}, {format_bytes(removal.num_bytes)}{then}")
+    if refs or removal.spared or removal.damaged:
+        say(terminal, f"{count(len(refs), 'artifact')}, {format_bytes(removal.num_bytes)}{then}")
+        return
+    newest = "the newest version" if keep == 1 else f"the {keep} newest versions"
+    fewer = "" if keep == 1 else "; `--keep 1` keeps fewer"
+    stays = f"{newest} of each kind, what an alias names, and what those and unfinished runs were made from stay{fewer}"
+    say(terminal, f"nothing to remove: {stays}" if opened.refs() else f"nothing to remove: no artifacts in {opened.root}")
 
 
 def rm_command(
@@ -203,7 +209,11 @@ def import_command(
     ],
     kind: Annotated[
         str | None,
-        typer.Option("--kind", metavar="KIND", help=f"{', '.join(MODEL_KINDS)}; default: rm where its config has a score head, else sft."),
+        typer.Option(
+            "--kind",
+            metavar="KIND",
+            help=f"{', '.join(MODEL_KINDS)}; default: rm where its config has a score head, sft where it is a language model.",
+        ),
     ] = None,
     store: StoreOption = None,
 ) -> None:
