@@ -24,6 +24,7 @@ TORCH_FREE_STAGES = {
     "stages.result",
     "stages.rules",
     "stages.trainer_args",
+    "stages.trainer_values",
     "stages.result_intervals",
     "stages.lines",
     "data.system.death",
