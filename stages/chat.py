@@ -3,7 +3,7 @@
     python -P -m stages.chat, asked and answering by a line of JSON each
 
 first line    {"models": [directory, ...], "precisions": [...], "reward_model": directory or null, "reward_precision": ...}
-              -> {"ready": true}, and {"note": text} in it where one computes in another precision
+              -> {"ready": true}, with "notes": [text, ...] where a model is slower than others or computes in another precision
 then          {"model": place, "messages": [{"role", "content"}, ...], "temperature": number, "max_tokens": number, "seed": number}
               -> {"text": what was said since the last line}, ...
               -> {"done": true, "text": all of it, "finished": bool, "tokens": number, "score": number or null}
@@ -31,7 +31,7 @@ from stages.models.tokenizer import align_special_tokens, load_tokenizer
 from stages.process.dialogue import Lines, Say, hold_dialogue
 from stages.process.gpu import prepare_gpu
 from stages.process.machine import choose_precision
-from stages.responses.generation import generate_responses
+from stages.responses.generation import describe_decoding, generate_responses
 from stages.responses.judging import response_text
 from stages.responses.scores import score_rankings, score_texts
 
@@ -141,8 +141,9 @@ def converse(stop: Stop, lines: Lines, say: Say) -> None:
     reward_precision, _ = choose_precision(given["reward_precision"])
     speakers = [Speaker(path, precision) for path, (precision, _) in zip(given["models"], chosen, strict=True)]
     scorer = Scorer(given["reward_model"], reward_precision)
-    note = next((note for _, note in chosen if note), "")
-    say(ready=True, **({"note": note} if note else {}))
+    notes = [f"a model {note}" for _, note in chosen if note] + [describe_decoding(speaker.model) for speaker in speakers]
+    told = list(dict.fromkeys(filter(None, notes)))
+    say(ready=True, **({"notes": told} if told else {}))
     for asked in lines:
         answer(speakers[asked["model"]], scorer, asked, stop, say)
 

@@ -30,6 +30,7 @@ from stages.process.ranks import Ranks, join_ranks
 from stages.process.runtime import run_stage
 from stages.process.seeds import derive_seed
 from stages.responses.engine import Sampling, make_sampling
+from stages.responses.generation import note_decoding
 from stages.responses.judging import response_text
 from stages.result import StageResult
 from stages.sample_choice import Shown, average_gaps, choose_shown, count_arms, draw_random_arm, write_states
@@ -229,6 +230,8 @@ def _sample(
         policy: Any = load_policy(spec.models[own], spec.hardware, on_cpu=server is not None)
         align_special_tokens(policy, tokenizer)
         policy = freeze(policy, spec.hardware).to("cpu" if server else ranks.device)
+        if server is None and attempt == 0:
+            note_decoding(context, policy)
         given: dict[str, Any] = {"greedy": False, "batch_size": settings.batch_size, "told": context.tells(told)}
         if server is not None:
             given["ask"] = partial(server.ask, server.load(_Standing(SimpleNamespace(policy=policy))), policy)

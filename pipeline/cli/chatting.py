@@ -115,8 +115,8 @@ def _talk(chat: "Chat", program: "Dialogue", view: "ChatView", *, by_hand: bool,
                 view.say("opening the models", "dim")
             opened = next(program.hear(), None)
             ready = opened is not None
-            if note := (opened or {}).get("note"):
-                print(note, file=sys.stderr) if as_json else view.say(note, "dim")
+            for note in (opened or {}).get("notes", []):
+                print(f"note: {note}", file=sys.stderr) if as_json else view.say(f"note: {note}", "dim")
         view.begin()
         with _answers_end_by_interrupt(program):
             problem = exchange(chat, program, message, *((_ignore, _ignore) if as_json else (view.told, view.answered)))

@@ -38,6 +38,7 @@ from stages.process.errors import StageError
 from stages.process.gpu import release_memory
 from stages.process.ranks import Ranks, join_ranks
 from stages.responses.engine import make_sampling
+from stages.responses.generation import describe_decoding
 from stages.responses.judging import response_text, write_samples
 from stages.result import StageResult
 from stages.spec import SAMPLES_FILE
@@ -85,6 +86,7 @@ class Evaluator:
         self.sampling = make_sampling("evaluate", self.tokenizer, settings.stop_token, longest, settings.temperature or 1.0)
         self.shelf = Shelf(context, ranks)
         self.missing: list[str] = []
+        self._slower: set[str] = set()
         self.llm: LLMAsked | None = None
         self.judge_doubt: str | None = None
 
@@ -101,6 +103,9 @@ class Evaluator:
                 continue
             try:
                 policy = self._load(ways[0])
+                if (slower := describe_decoding(policy)) and slower not in self._slower:  # all three are mostly of one family
+                    self._slower.add(slower)
+                    self.context.note(slower)
                 for subject in ways:
                     self._sample(subject, policy, prompt_ids)
                 if name == "sft":

@@ -147,13 +147,20 @@ def _find_obstacle(model: Any) -> str | None:
 
 
 def note_decoding(context: StageContext, model: Any) -> None:
-    """Tell the user when responses are not decoded over our cache, and when a GPU launches each step's kernels one by one."""
+    """Tell the user what `describe_decoding` finds."""
+    if slower := describe_decoding(model):
+        context.note(slower)
+
+
+def describe_decoding(model: Any) -> str | None:
+    """Say when responses are not decoded over our cache, and when a GPU launches each step's kernels one by one; else None."""
     decoding = find_decoding(model)
     if decoding in ("generate", "recompute"):
         how = "transformers' generate" + (" without a cache, each token by a forward over all before it" if decoding == "recompute" else "")
-        context.note(f"{type(find_model(model)).__name__} does not run over our key-value cache: responses are decoded by {how}, slower")
-    elif next(model.parameters()).device.type == "cuda" and (obstacle := find_obstacle(model) or _find_obstacle(model)):
-        context.note(f"responses are decoded without a CUDA graph, slower: {obstacle}")
+        return f"{type(find_model(model)).__name__} does not run over our key-value cache: responses are decoded by {how}, slower"
+    if next(model.parameters()).device.type == "cuda" and (obstacle := find_obstacle(model) or _find_obstacle(model)):
+        return f"responses are decoded without a CUDA graph, slower: {obstacle}"
+    return None
 
 
 @functools.cache

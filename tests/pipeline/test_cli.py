@@ -168,7 +168,7 @@ def test_an_alias_names_a_version(made, rlhf):
     assert rlhf("show", "ppo@best").stdout.startswith("ppo@v1  ")
     heading, *rows = rlhf("ls").stdout.splitlines()
     (row,) = (row for row in rows if row.startswith("ppo@v1 "))
-    assert row.index(" best ") + 1 == heading.index("alias")  # not among what it was made from
+    assert row.index(" best") + 1 == heading.index("alias")  # not among what it was made from
 
 
 def test_what_nothing_needs_is_shown_first_and_removed_when_asked(made, rlhf_here, tmp_path):

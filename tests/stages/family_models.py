@@ -166,6 +166,13 @@ def save_base(family, directory, seed=0, **changes):
     tokenizer.save_pretrained(directory)
 
 
+def save_with_tokenizer(family, directory, tokenizer, vocab_size):
+    """Write a model of a family with another model's tokenizer."""
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(make_config(family, vocab_size)).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
 def write_records(directory):
     """Write eight records of each kind; returns their paths."""
     rows = {"demonstrations": [], "comparisons": [], "prompts": []}

@@ -25,6 +25,7 @@ from stages.responses.scores import score_rankings
 from stages.sample import AnswerSlots, main
 from stages.sample_choice import draw_random_arm
 from stages.spec import DataSource
+from tests.stages.family_models import save_with_tokenizer
 
 pytestmark = pytest.mark.slow  # 1 s each
 HARDWARE = HardwareSettings.model_validate({"device": "cpu", "precision": "float32", "attention": "eager", "threads": 1})
@@ -111,6 +112,16 @@ def test_a_run_that_was_killed_goes_on_with_the_policies_that_have_not_answered(
     half = half.spec.model_copy(update={"models": {name: str(path) for name, path in models.items()}})
     main(StageContext(half))
     assert [json.loads(line) for line in (half.output_dir / "answers.jsonl").read_text().splitlines()] == rows
+
+
+def test_a_policy_that_is_decoded_slower_is_told_once(sample, models, tmp_path):
+    recurrent = tmp_path / "recurrent"
+    base = str(models["sft@v1"])
+    save_with_tokenizer("mamba", recurrent, load_tokenizer(base), load_policy(base, HARDWARE).config.vocab_size)
+    _, _, stage = sample(models={"sft@v1": recurrent}, near_duplicate=0.5)
+    notes = [event["message"] for event in stage.events() if event["event"] == "note"]
+    (told,) = (note for note in notes if "decoded" in note)
+    assert told.startswith("MambaForCausalLM does not run over our key-value cache: responses are decoded by transformers' generate")
 
 
 @pytest.fixture

@@ -14,7 +14,9 @@ from pipeline.launch.dialogue import ask_all
 from pipeline.report.chat import ChatView
 from pipeline.store.importing import import_directory
 from pipeline.store.store import Store
+from stages.chat import converse
 from stages.process.places import has_gpu
+from tests.stages.family_models import save_base
 
 ASKED = "Order: red mug. Status: sent. Day: Friday. Ada asks: where is my order?"
 
@@ -176,6 +178,15 @@ def test_as_json_each_exchange_is_an_object_and_the_likeliest_answer_needs_no_se
     assert greedy[0]["prompt"] == ASKED
     for name in ("text", "tokens", "score"):
         assert greedy[0]["answers"][0][name] == greedy[1]["answers"][0][name]
+
+
+@pytest.mark.slow
+def test_a_model_that_answers_slower_than_others_is_told_before_it_answers(tmp_path):
+    save_base("mamba", tmp_path / "recurrent")
+    asked, heard = {"models": [str(tmp_path / "recurrent")] * 2, "precisions": ["float32"] * 2}, []
+    converse(None, iter([asked | {"reward_model": None, "reward_precision": "float32"}]), lambda **said: heard.append(said))
+    ((note,),) = (said["notes"] for said in heard if said["ready"])
+    assert note.startswith("MambaForCausalLM does not run over our key-value cache")
 
 
 @pytest.mark.slow

@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from stages.evaluate.results import read_evaluation
 from stages.evaluate.stage import main
+from stages.models.tokenizer import load_tokenizer
 from stages.process.context import StageContext
+from tests.stages.family_models import save_with_tokenizer
 
 pytestmark = pytest.mark.slow  # 2 s each
 
@@ -89,6 +91,16 @@ def test_without_a_judge_and_kept_models_it_says_what_nothing_can_tell(evaluate,
     told = "\n".join(found.missing)
     for part in ("no judge is named", "it kept no models", "which iteration of PPO", "found 1 held-out prompts, needed 2"):
         assert part in told
+
+
+def test_models_that_are_decoded_slower_are_told_once(evaluate, models, tmp_path):
+    recurrent = tmp_path / "recurrent" / "model"
+    config = json.loads((models["sft"] / "config.json").read_text())
+    save_with_tokenizer("mamba", recurrent, load_tokenizer(str(models["sft"])), config["vocab_size"])
+    _, output = evaluate(judge=None, models=models | dict.fromkeys(("base", "sft", "ppo"), recurrent), prompts=2)
+    events = [json.loads(line) for line in (output.parent / "events.jsonl").read_text().splitlines()]
+    (told,) = (event["message"] for event in events if event["event"] == "note" and "decoded" in event["message"])
+    assert told.startswith("MambaForCausalLM does not run over our key-value cache: responses are decoded by transformers' generate")
 
 
 def test_a_judge_that_fails_costs_its_figures_alone(evaluate):
