@@ -13,9 +13,10 @@ from data.secrets import redact
 from data.system.death import die_with_parent
 from pipeline.errors import StoreError
 from pipeline.launch.environment import stage_environment
+from pipeline.launch.failure import blame_environment
 from pipeline.text import clean
 from stages.lines import read_line
-from stages.spec import EXIT_FAILED
+from stages.spec import EXIT_FAILED, EXIT_USAGE
 
 _END_S = 5.0
 
@@ -132,7 +133,10 @@ class Dialogue:
     def _failure(self) -> StoreError:
         code = self._process.wait()
         self._said.seek(0)
-        lines = [line for line in self._said.read().decode("utf-8", "replace").splitlines() if line.strip()]
+        said = self._said.read().decode("utf-8", "replace")
+        if code > 0 and (blamed := blame_environment(said)):
+            return StoreError(f"{self._module}: {blamed}", EXIT_USAGE)
+        lines = [line for line in said.splitlines() if line.strip()]
         last = f": {clean(redact(lines[-1]))[:500]}" if lines else ""
         why = f"signal {-code}" if code < 0 else f"exit code {code}"
         return StoreError(f"{self._module} ended with {why}{last}; less memory may help: one model alone, a smaller file", EXIT_FAILED)

@@ -4,13 +4,15 @@ import os
 import re
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from data.secrets import names_secret, redact
 from data.system.limits import find_memory
 from pipeline.launch.events import Event
 from pipeline.text import clean, format_bytes
-from stages.spec import EXIT_FAILED, EXIT_SIGINT, EXIT_SIGTERM, STAGES
+from stages.spec import EXIT_FAILED, EXIT_SIGINT, EXIT_SIGTERM, EXIT_USAGE, STAGES
 
 _LAST_LINES = 20
 _TAIL_BYTES = 64_000
@@ -95,7 +97,10 @@ def describe_failure(
         if exit_code == -signal.SIGKILL:
             message += {str(name): f": lower {row.memory_keys}" for name, row in STAGES.items()}.get(stage, "; give it more")
     else:
-        message, code = _find_said(log_path, attempt_at) or f"ended with exit code {exit_code}", exit_code
+        message, code = _find_said(log_path, attempt_at), exit_code
+        if message is None and (blamed := blame_environment(_read_tail(log_path, attempt_at))):
+            message, code = blamed, EXIT_USAGE
+        message = message or f"ended with exit code {exit_code}"
     return StageFailed(f"{stage}: {message}", code if code in _KNOWN_EXITS else EXIT_FAILED, last_lines(log_path), log_path)
 
 
@@ -108,6 +113,34 @@ def _find_said(log_path: Path, attempt_at: int) -> str | None:
         return None
     said = [line.removeprefix("error: ") for line in last_lines(log_path, 2) if line.startswith("error: ")]
     return said[-1] if said else None
+
+
+def blame_environment(text: str) -> str | None:
+    """Name the variable of this process's environment of which a traceback speaks; None: there is none.
+
+    Torch, the hub's client and others read theirs while they are imported, and end there with a traceback: nothing of ours runs by then.
+
+    Args:
+        text: What a program printed that ended without a word of ours.
+    """
+    _, begun, trace = text.rpartition("Traceback (most recent call last):")
+    if not begun:
+        return None
+    # A plain word may stand in any sentence.
+    named = (name for name in re.findall(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b", trace) if os.environ.get(name))
+    name = next(named, None)
+    if name is None:
+        return None
+    value = "a value" if names_secret(name) else redact(repr(os.environ[name])[:60])
+    return f"{name}: found {value} in the environment, of which a library's own traceback speaks; needed what that library takes; unset it"
+
+
+def _read_tail(log_path: Path, attempt_at: int) -> str:
+    """Read the end of what an attempt printed."""
+    with suppress(OSError), log_path.open("rb") as stream:
+        stream.seek(max(attempt_at, stream.seek(0, os.SEEK_END) - _TAIL_BYTES))
+        return stream.read().decode("utf-8", "replace")
+    return ""
 
 
 def find_killed_rank(log_path: Path, attempt_at: int, *, out_of_memory: bool = False) -> str | None:

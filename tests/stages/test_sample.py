@@ -117,6 +117,7 @@ def test_a_run_that_was_killed_goes_on_with_the_policies_that_have_not_answered(
 def test_a_policy_that_is_decoded_slower_is_told_once(sample, models, tmp_path):
     recurrent = tmp_path / "recurrent"
     base = str(models["sft@v1"])
+    base = str(models["sft@v1"])
     save_with_tokenizer("mamba", recurrent, load_tokenizer(base), load_policy(base, HARDWARE).config.vocab_size)
     _, _, stage = sample(models={"sft@v1": recurrent}, near_duplicate=0.5)
     notes = [event["message"] for event in stage.events() if event["event"] == "note"]

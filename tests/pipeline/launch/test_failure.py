@@ -1,6 +1,10 @@
 import re
+import subprocess
+import sys
 
-from pipeline.launch.failure import End, describe_failure, last_lines
+import pytest
+
+from pipeline.launch.failure import End, blame_environment, describe_failure, last_lines
 
 
 def test_the_tail_of_a_huge_log_is_read_without_the_rest(tmp_path):
@@ -33,3 +37,25 @@ def test_a_process_that_the_kernel_killed_for_want_of_memory_is_told_with_how_mu
     assert "if you did not" in tell(out_of_memory=False)
     path.write_text("Root Cause (first observed failure):\n  rank      : 1 (local_rank: 1)\n  exitcode  : -9 (pid: 7)\n")
     assert f"rank 1 was {ran_out}" in tell()
+
+
+@pytest.mark.parametrize(("name", "value"), [("TORCH_LOGS", "garbage"), ("HF_HUB_ETAG_TIMEOUT", "soon")])
+def test_a_variable_with_which_a_library_cannot_be_imported_is_named(tmp_path, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    library = {"TORCH_LOGS": "torch", "HF_HUB_ETAG_TIMEOUT": "huggingface_hub.constants"}[name]
+    ended = subprocess.run([sys.executable, "-P", "-c", f"import {library}"], capture_output=True, text=True)
+    path, ends = tmp_path / "log.txt", [End(None, ended.returncode, True)]
+    path.write_text(ended.stderr)
+    failure = describe_failure("data", ends, None, None, path, 0)
+    assert str(failure).startswith(f"data: {name}: found '{value}' in the environment, of which a library's own traceback speaks")
+    assert str(failure).endswith("; unset it") and failure.exit_code == 2
+    assert str(describe_failure("data", ends, None, {"message": "ours"}, path, 0)) == "data: ours"  # what a stage says itself goes before
+    monkeypatch.delenv(name)
+    assert str(describe_failure("data", ends, None, None, path, 0)) == "data: ended with exit code 1"
+
+
+def test_a_variable_whose_value_is_secret_is_named_without_it(monkeypatch):
+    monkeypatch.setenv("MY_SERVICE_TOKEN", "canary-4711-canary")
+    told = blame_environment('Traceback (most recent call last):\n  File "x.py", line 3\n    int(os.environ["MY_SERVICE_TOKEN"])\n')
+    assert told.startswith("MY_SERVICE_TOKEN: found a value in the environment") and "canary" not in told
+    assert blame_environment("no MY_SERVICE_TOKEN in a traceback") is None
