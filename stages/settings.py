@@ -39,6 +39,15 @@ class _Optimization(Closed):
     )
     log_every: PositiveInt = Field(10, description="Steps (PPO: iterations) between metric rows.")
 
+    @model_validator(mode="after")
+    def _decay_shrinks(self) -> "_Optimization":
+        """AdamW multiplies each weight by 1 - learning_rate * weight_decay: from 1 on weights are gone, or change their sign and grow."""
+        if self.learning_rate * self.weight_decay >= 1:
+            found = f"weight_decay = {self.weight_decay:g} takes weights times {1 - self.learning_rate * self.weight_decay:g} in each step"
+            needed = f"needed less than 1 / learning_rate = {1 / self.learning_rate:g}"
+            raise ValueError(f"{found}, {needed}; lower it")
+        return self
+
 
 class PretrainSettings(_Optimization):
     """Stage 0, continued pre-training on plain texts; loss on every token."""

@@ -3,6 +3,7 @@
 import difflib
 import json
 import re
+import unicodedata
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -15,6 +16,7 @@ from pipeline.recipe.yaml_lines import Document, Keys, names_option, parse_scala
 from stages.trainer_args import recipe_keys
 
 _COMPARED_CHARS = 100  # of a key: to compare long ones takes minutes
+_DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2212"), "-")
 _BOOLEANS = {"yes": "true", "on": "true", "1": "true", "no": "false", "off": "false", "0": "false"}  # YAML 1.1's, and text of them
 
 
@@ -105,12 +107,14 @@ def _guess_meant(kind: str, found: object) -> str | None:
         return f"'{found}' in quotes"
     if kind == "model_type" and found is None:
         return "{} for its defaults, or leave it away"
+    if kind == "model_type" and found is False:
+        return "null"
     if not isinstance(found, str):
         return None
     if found.lower() in ("none", "nil", "nothing", "undefined"):
         return "null"
     if kind in ("int_type", "int_from_float", "float_type"):
-        text = found.strip().strip("'\"")
+        text = unicodedata.normalize("NFKC", found).translate(_DASHES).strip().strip("'\"")
         thousands = kind != "float_type" and re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+", text)
         number = text.replace(",", "" if thousands else ".")
         quotes = " without quotes" if number == found else ""

@@ -31,6 +31,7 @@ from pipeline.store.disk import expand_home
 from stages.spec import RUN_STAGES, STAGES, StageName
 
 _MAX_WHOLE, _MAX_IN_LIBRARIES = 2**31, 2**63
+_LEAST_FLOAT, _MOST_FLOAT = 1.2e-38, 3.4e38
 _RECORDS = tuple({*FILE_FORMATS, *OTHER_FILES} - {".json", ".txt"})  # in these two a recipe may lie
 _COMPARED_CHARS = 200
 _PACKAGED_DIR = Path(__file__).parents[1] / "recipes"
@@ -96,7 +97,7 @@ def load_recipe(
     problems = [*document.problems, *secrets]
     if document.broken or secrets:  # further messages would show the values
         raise ConfigError(problems)
-    if huge := list(_find_huge(document)):
+    if huge := [*_find_huge(document), *_find_unheld(document)]:
         raise ConfigError([*problems, *huge])
     document.values.setdefault("name", _name_after(path))
     _expand_shorthand(document)
@@ -199,6 +200,15 @@ def _find_huge(document: Document) -> Iterator[str]:
         limit = _MAX_WHOLE if keys in declared_keys() else _MAX_IN_LIBRARIES
         if isinstance(value, int) and abs(value) >= limit:
             yield f"{document.place(keys)}: {show_keys(keys)}: found {show(value)}, needed a whole number below {limit:,}; lower it"
+
+
+def _find_unheld(document: Document) -> Iterator[str]:
+    """A number that float32, in which all is trained, makes 0 or infinite, does nothing or ends in NaN: an epsilon of 1e-300."""
+    for keys, value in _leaves(document.values, ()):
+        if isinstance(value, float) and value and not _LEAST_FLOAT <= abs(value) <= _MOST_FLOAT:
+            needed = f"0, or one from {_LEAST_FLOAT:g} to {_MOST_FLOAT:g}, as float32 holds them"
+            todo = "raise it" if abs(value) < 1 else "lower it"
+            yield f"{document.place(keys)}: {show_keys(keys)}: found {show(value)}, needed {needed}; {todo}"
 
 
 def _leaves(value: object, keys: Keys) -> Iterator[tuple[Keys, object]]:

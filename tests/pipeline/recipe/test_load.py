@@ -317,6 +317,42 @@ def test_batches_are_shared_by_all_processes(problems):
     ]
 
 
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        (
+            "sft.adam_epsilon=1e-300",
+            "sft.adam_epsilon: found 1e-300, needed 0, or one from 1.2e-38 to 3.4e+38, as float32 holds them; raise",
+        ),
+        ("ppo.kl_coef=1e39", "ppo.kl_coef: found 1e+39, needed 0, or one from 1.2e-38 to 3.4e+38, as float32 holds them; lower it"),
+        ("rm.trainer_args.neftune_noise_alpha=1e-50", "rm.trainer_args.neftune_noise_alpha: found 1e-50, needed 0, or one from"),
+        ("ppo.weight_decay=1e9", "ppo: weight_decay = 1e+09 takes weights times -2999 in each step, needed less than 1 / learning_rate"),
+        (
+            "sft.weight_decay=5e4",
+            "sft: weight_decay = 50000 takes weights times 0 in each step, needed less than 1 / learning_rate = 50000",
+        ),
+    ],
+)
+def test_numbers_that_float32_loses_or_that_end_all_weights_are_told(problems, load, override, told):
+    (found,) = problems(MINIMAL, override)
+    assert found.startswith(f"--set: {told}")
+    assert load(MINIMAL, "sft.weight_decay=0.1", "sft.adam_epsilon=1e-15").sft.adam_epsilon == 1e-15
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("learning_rate: 1e\u20135", 'found "1e\\u20135", needed a number; write 1e-5'),
+        ("min_lr_ratio: \uff10.1", 'found "\\uff10.1", needed a number; write 0.1'),
+        ("lora: false", "found false, needed a block of keys; write null"),
+    ],
+)
+def test_what_only_looks_like_a_number_or_switches_a_block_off_is_told_as_what_was_meant(problems, line, told):
+    """A dash or a digit of another alphabet, as text processors and web pages write them."""
+    (found,) = problems(MINIMAL + f"sft:\n  {line}\n")
+    assert found == f"recipe.yaml:5: sft.{line.partition(':')[0]}: {told}"
+
+
 def test_trainer_args_are_fields_of_trls_configs(problems, load):
     text = MINIMAL + "sft:\n  trainer_args:\n    neftune_noise_alpha: 5\n    label_smothing_factor: 0.1\n"
     assert problems(text) == [
