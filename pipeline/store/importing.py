@@ -183,8 +183,8 @@ def _guess_kind(source: Directory, names: list[str]) -> tuple[str, list[str]]:
 def _find_heads(path: Path, told: Path) -> list[str]:
     """Name the tensors of a file that make a number of a response, as TRL's value head does; at most one."""
     _check_weights(path, told)
-    weights: Any
-    with safe_open(path, framework="numpy") as weights:
+    opened: Any = safe_open(path, framework="numpy")
+    with opened as weights:
         names: list[str] = list(weights.keys())
     return [name for name in names if re.search(r"(^|\.)(v_head|value_head|score|reward_head)\.", name)][:1]
 
