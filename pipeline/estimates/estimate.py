@@ -129,16 +129,12 @@ def make_estimate(
     wanted = set(stages)
     chosen: list[StageName] = [stage for stage in STAGES if stage in wanted]
     setup = make_setup(recipe, machine.gpu)
-    told("tracing what the stages need")
-    report = ask_trace(recipe, chosen, store_root, gpu=machine.gpu)
+    timed = with_time and machine.gpu is None
+    told("tracing what the stages need" + (", and measuring how fast this machine is" if timed else ""))
+    report = ask_trace(recipe, chosen, store_root, gpu=machine.gpu, timed=timed)
     lengths = find_lengths(recipe, report, records or {})
-    timed: TraceReport | None = None
-    if with_time and machine.gpu is None:
-        told("measuring how fast this machine is")
-        timed = ask_trace(recipe, chosen, store_root, gpu=None, traced=report, lengths=lengths)
-    seconds = timed.stages if timed else {}
-    made = [_estimate_stage(recipe, stage, report, seconds.get(stage), lengths, machine, setup, with_time=with_time) for stage in chosen]
-    notes = [*_list_notes(recipe, made, lengths, machine), *_tell_crowding(timed)]
+    made = [_estimate_stage(recipe, stage, report, lengths, machine, setup, with_time=with_time) for stage in chosen]
+    notes = [*_list_notes(recipe, made, lengths, machine), *_tell_crowding(report)]
     return Estimate(machine, setup.processes, made, lengths, notes, report)
 
 
@@ -148,7 +144,7 @@ def estimate_again(recipe: Recipe, estimate: Estimate, stage: StageName) -> Stag
     Past runs correct it as they correct the estimate.
     """
     setup = make_setup(recipe, estimate.machine.gpu)
-    made = _estimate_stage(recipe, stage, estimate.report, None, estimate.lengths, estimate.machine, setup, with_time=True)
+    made = _estimate_stage(recipe, stage, estimate.report, estimate.lengths, estimate.machine, setup, with_time=True)
     calibration = next(each.calibration for each in estimate.stages if each.stage == stage)
     return dataclasses.replace(made, calibration=calibration)
 
@@ -157,14 +153,13 @@ def _estimate_stage(
     recipe: Recipe,
     stage: StageName,
     report: TraceReport,
-    timed: StageTrace | None,
     lengths: Mapping[RecordKind, Lengths],
     machine: Machine,
     setup: Setup,
     *,
     with_time: bool,
 ) -> StageEstimate:
-    trace = report.stages[stage]
+    trace, timed = report.stages[stage], report.timed.get(stage)
     need = extrapolate(trace)
     phases = measure_phases(need, setup, machine.memory if machine.gpu else None)
     worst = find_peak(phases)
@@ -259,9 +254,9 @@ def _list_notes(recipe: Recipe, made: list[StageEstimate], lengths: Mapping[Reco
         yield "no price is known; give hardware.price_per_gpu_hour"
 
 
-def _tell_crowding(timed: TraceReport | None) -> Iterator[str]:
-    if timed and timed.crowded > _CROWDED:
-        yield f"other programs kept {timed.crowded:.1f} cores busy that were needed to measure: times are as long as they are beside those"
+def _tell_crowding(report: TraceReport) -> Iterator[str]:
+    if report.crowded > _CROWDED:
+        yield f"other programs kept {report.crowded:.1f} cores busy that were needed to measure: times are as long as they are beside those"
 
 
 def _tell_prices(recipe: Recipe, made: list[StageEstimate], lengths: Mapping[RecordKind, Lengths]) -> Iterator[str]:

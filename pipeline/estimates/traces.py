@@ -22,7 +22,7 @@ from pipeline.launch.failure import describe_kill
 from pipeline.recipe.schema import Recipe
 from stages.process.places import hides_bfloat16
 from stages.spec import EXIT_FAILED, DataSplits, StageName, data_inputs
-from stages.tracing.report import Depth, TraceReport, TraceSpec
+from stages.tracing.report import TraceReport, TraceSpec
 
 _LIMIT_S = 900
 
@@ -53,8 +53,7 @@ def ask_trace(
     store_root: Path,
     *,
     gpu: GPU | None,
-    traced: TraceReport | None = None,
-    lengths: Mapping[RecordKind, Lengths] | None = None,
+    timed: bool = False,
 ) -> TraceReport:
     """Have the stages traced in a process of their own.
 
@@ -63,32 +62,22 @@ def ask_trace(
         stages: That are traced.
         store_root: Where its demo lies, or will.
         gpu: Whose kernels will run; None: this machine's CPU.
-        traced: What such a trace said of bytes: take times with real weights now; records are then as long as `lengths` says.
-        lengths: Of the record sets.
+        timed: Whether they are run with real weights too, to see how many seconds they take on this machine's CPU.
 
     Raises:
         StoreError: It cannot, in one line and with the exit code of why.
     """
     setup = make_setup(recipe, gpu)
-    hardware, tokens = recipe.hardware, recipe.tokens
-    if traced and lengths:
-        demonstrations = lengths.get("demonstrations")
-        if demonstrations:
-            tokens = tokens.model_copy(
-                update={
-                    "max_prompt_tokens": max(round(demonstrations.prompt), 1),
-                    "max_response_tokens": max(round(demonstrations.response), 1),
-                }
-            )
+    hardware = recipe.hardware
     with tempfile.TemporaryDirectory(prefix="rlhf-cost-") as directory:
         place = Path(directory)
         root = _find_demo(recipe, store_root, place)
         path = place / "report.json"
-        at_once, threads = _count_at_once(setup, hardware.threads) if traced else (1, hardware.threads)
+        at_once, threads = _count_at_once(setup, hardware.threads) if timed else (1, hardware.threads)
         spec = TraceSpec(
             base_model=locate(recipe.base_model, root),
             revision=recipe.revision,
-            tokens=tokens,
+            tokens=recipe.tokens,
             hardware=hardware.model_copy(update={"precision": setup.precision, "engine": setup.engine, "threads": threads}),
             stages={stage: recipe.settings(stage).model_dump(mode="json") for stage in stages},
             reward_lora=recipe.rm.lora if "rm" in recipe.stages else None,
@@ -96,19 +85,18 @@ def ask_trace(
             kept=count_kept(recipe.ppo),
             shares=setup.engine == "deepspeed",
             on_gpu=gpu is not None,
-            data={} if traced else _find_local(recipe, stages, root),
-            answers=max(round(lengths["comparisons"].answers), 2) if lengths and "comparisons" in lengths else 2,
-            measure=traced is not None,
+            data=_find_local(recipe, stages, root),
+            timed=timed,
             at_once=at_once,
             memory=int(find_memory()) // at_once,
-            peaks=_find_peaks(traced) if traced else {},
             report_path=path,
         )
+        limit_s = 2 * _LIMIT_S if timed else _LIMIT_S
         (place / "spec.json").write_text(spec.model_dump_json(), encoding="utf-8")
         try:
-            done = run_program("stages.tracing", str(place / "spec.json"), offline=Path(spec.base_model).is_absolute(), limit_s=_LIMIT_S)
+            done = run_program("stages.tracing", str(place / "spec.json"), offline=Path(spec.base_model).is_absolute(), limit_s=limit_s)
         except subprocess.TimeoutExpired:
-            raise StoreError(f"plan --cost: the trace took more than {_LIMIT_S} s; give fewer stages with --only", EXIT_FAILED) from None
+            raise StoreError(f"plan --cost: the trace took more than {limit_s} s; give fewer stages with --only", EXIT_FAILED) from None
         if not path.exists():
             raise StoreError(f"plan --cost: the trace failed: {_describe_end(done)}", EXIT_FAILED)
         report = TraceReport.model_validate_json(path.read_text(encoding="utf-8"))
@@ -138,15 +126,6 @@ def _settle_threads(setup: Setup, threads: int) -> int:
     if threads or setup.per_node == 1:
         return threads
     return read_threads(os.environ) or 1
-
-
-def _find_peaks(traced: TraceReport) -> dict[StageName, tuple[int, int]]:
-    """List what each stage holds at its peak, at two depths."""
-
-    def peak(depth: Depth) -> int:
-        return max(phase.peak for phase in depth.phases.values())
-
-    return {stage: (peak(each.depths[0]), peak(each.depths[-1])) for stage, each in traced.stages.items()}
 
 
 def settle_precision(recipe: Recipe, gpu: GPU | None, cpu: Path = Path("/proc/cpuinfo")) -> Literal["float32", "bfloat16"]:

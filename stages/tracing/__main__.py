@@ -3,9 +3,13 @@
     python -P -m stages.tracing SPEC.json
 
 config.json -> models of a few layers without content -> the stages' own code on them -> bytes and operations, linear in depth
+and, where times are wanted -> the same with real weights -> seconds, as deep as their time allows
 """
 
 import argparse
+import gc
+import multiprocessing
+import os
 import sys
 import time
 import traceback
@@ -18,6 +22,7 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoConfig
 
+from data.system.death import die_with_parent
 from stages.internals import fakes, silent_transformers
 from stages.models.kernels import as_on_a_gpu
 from stages.models.tokenizer import settle_tokenizer
@@ -26,7 +31,7 @@ from stages.process.errors import StageError
 from stages.process.output import redact_streams
 from stages.spec import EXIT_FAILED, EXIT_MISSING, EXIT_OK, STAGES, StageName
 from stages.tracing.crowding import count_crowded, read_load
-from stages.tracing.depths import find_deepest, find_depths
+from stages.tracing.depths import find_deepest, find_depths, goes_straight
 from stages.tracing.figures import measure_intervals
 from stages.tracing.job import Job, try_family
 from stages.tracing.lengths import read_lengths
@@ -48,8 +53,6 @@ def make_report(spec: TraceSpec, peers: Peers | None = None) -> TraceReport:
     Raises:
         StageError: the base model cannot be opened, or its family cannot go through the stages.
     """
-    resident = measure_resident()
-    imports_s = time.process_time()
     path, revision = find_base(spec.base_model, spec.revision)
     config = _open_config(path, revision)
     vars(config).pop("quantization_config", None)
@@ -59,7 +62,7 @@ def make_report(spec: TraceSpec, peers: Peers | None = None) -> TraceReport:
         peers.join()
     accelerator = Accelerator(mixed_precision=mixed, cpu=True)
     small, larger, total = find_depths(config)
-    report = TraceReport(resident=resident, import_s=imports_s)
+    report = TraceReport(resident=0, import_s=0.0)
     if spec.data:
         tokenizer, _ = settle_tokenizer(spec.base_model, spec.tokens, spec.revision)
         limits = (spec.tokens.max_prompt_tokens, spec.tokens.max_response_tokens)
@@ -87,7 +90,11 @@ def make_report(spec: TraceSpec, peers: Peers | None = None) -> TraceReport:
             took = time.perf_counter() - start_s
             took_s.append(peers.average(took) if peers else took)  # what they go on with must be the same for all
             layers = larger if len(depths) == 1 and larger > small else None
-            if stage in spec.peaks and len(depths) == 2:
+            if stage not in spec.peaks or deepest:
+                continue
+            if len(depths) == 1 and goes_straight((small, larger), spec.peaks[stage], spec.flops[stage], took_s[0], total, spec.memory):
+                layers = deepest = total
+            elif len(depths) == 2:
                 layers = deepest = find_deepest((small, larger), spec.peaks[stage], (took_s[0], took_s[1]), total, spec.memory)
         intervals_s = measure_intervals(spec) if spec.measure and stage == "evaluate" else 0.0
         report.stages[stage] = StageTrace(layers=total, depths=depths, tokens=tokens, intervals_s=intervals_s)
@@ -108,26 +115,61 @@ def _failed(error: str) -> TraceReport:
     return TraceReport(resident=0, import_s=0.0, error=error)
 
 
+def _answer(spec: TraceSpec) -> tuple[int, TraceReport]:
+    """Trace, or measure; returns the exit code and what is reported, an error too."""
+    try:
+        with warnings.catch_warnings(action="ignore"), silent_transformers():
+            if not spec.measure:
+                return EXIT_OK, make_report(spec)
+            before = read_load()
+            report = run_together(spec.at_once, lambda peers: make_report(spec, peers)) if spec.at_once > 1 else make_report(spec)
+            crowded = count_crowded(before, read_load(), spec.at_once * torch.get_num_threads())
+            return EXIT_OK, report.model_copy(update={"crowded": crowded})
+    except StageError as error:
+        return error.exit_code, _failed(str(error))
+    except Exception as error:
+        traceback.print_exc()
+        return EXIT_FAILED, _failed(f"{type(error).__name__}: {error}")
+
+
+def _answer_in_a_fork(spec: TraceSpec) -> tuple[int, TraceReport]:
+    """Answer in a copy of this process, which stays as it is: what measures then finds no threads, and a heap without holes."""
+    fork = multiprocessing.get_context("fork")
+    found, told = fork.Pipe(duplex=False)
+
+    def work() -> None:
+        die_with_parent()
+        told.send(_answer(spec))
+
+    process = fork.Process(target=work)
+    process.start()
+    told.close()
+    try:
+        return found.recv()
+    except EOFError:  # so do we: whoever started us tells how it ended
+        process.join()
+        if (code := process.exitcode or EXIT_FAILED) < 0:
+            os.kill(os.getpid(), -code)
+        return code, _failed("the trace ended without a word")
+    finally:
+        process.join()
+
+
 def main() -> int:
     """Trace what a `TraceSpec` names; returns the exit code."""
     redact_streams()
     parser = argparse.ArgumentParser(prog="python -P -m stages.tracing", description="Trace what the stages of a recipe need.")
     parser.add_argument("spec", type=Path, help="TraceSpec as JSON; the pipeline writes it")
     spec = TraceSpec.model_validate_json(parser.parse_args().spec.read_text(encoding="utf-8"))
-    code, report = EXIT_OK, _failed("")
-    try:
-        if spec.hardware.threads:
-            torch.set_num_threads(spec.hardware.threads)
-        with warnings.catch_warnings(action="ignore"), silent_transformers():
-            before = read_load()
-            report = run_together(spec.at_once, lambda peers: make_report(spec, peers)) if spec.at_once > 1 else make_report(spec)
-            crowded = count_crowded(before, read_load(), spec.at_once * torch.get_num_threads())
-            report = report.model_copy(update={"crowded": crowded})
-    except StageError as error:
-        code, report = error.exit_code, _failed(str(error))
-    except Exception as error:
-        traceback.print_exc()
-        code, report = EXIT_FAILED, _failed(f"{type(error).__name__}: {error}")
+    libraries = {"resident": measure_resident(), "import_s": time.process_time()}
+    gc.freeze()  # a collection in a copy of this process would copy every page of what was imported
+    if spec.hardware.threads:
+        torch.set_num_threads(spec.hardware.threads)
+    code, report = (_answer_in_a_fork if spec.timed else _answer)(spec)
+    if spec.timed and not report.error:
+        code, measured = _answer(spec.to_measure(report))
+        report = report.model_copy(update={"timed": measured.stages, "crowded": measured.crowded, "error": measured.error})
+    report = report.model_copy(update=libraries)
     spec.report_path.write_text(report.model_dump_json(), encoding="utf-8")
     if report.error:
         print(f"error: {report.error}", file=sys.stderr)

@@ -27,6 +27,26 @@ def find_depths(config: PretrainedConfig) -> tuple[int, int, int]:
     return min(small, total), min(small + period, total), total
 
 
+def goes_straight(depths: tuple[int, int], peaks: tuple[int, int], flops: tuple[int, int], took_s: float, total: int, memory: int) -> bool:
+    """Whether all layers fit into the time and the memory, as far as the first depth tells: then nothing is measured between the two.
+
+    A layer takes no more than its share of what few layers took, embeddings and head and all; and as often as it is estimated by its
+    operations, twice that is taken.
+
+    Args:
+        depths: Of which the first was measured, and at which bytes and operations were counted.
+        peaks: Bytes of tensors that live at once there.
+        flops: Operations that are made there.
+        took_s: Seconds that the first depth took.
+        total: Layers of the model.
+        memory: Bytes that this machine has.
+    """
+    steps = (total - depths[0]) / max(depths[1] - depths[0], 1)
+    grown = 1 + steps * (flops[1] - flops[0]) / max(flops[0], 1)
+    in_time = took_s * min(total / depths[0], 2 * grown) <= _MEASURE_S - took_s
+    return in_time and peaks[0] + steps * (peaks[1] - peaks[0]) <= _MEMORY_SHARE * memory
+
+
 def find_deepest(depths: tuple[int, int], peaks: tuple[int, int], took_s: tuple[float, float], total: int, memory: int) -> int | None:
     """Say how deep seconds are measured, after they were at two depths; None: no deeper.
 

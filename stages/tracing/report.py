@@ -29,15 +29,19 @@ class TraceSpec(Closed):
     shares: bool = Field(False, description="Whether DeepSpeed or DDP holds the gradients: they are then counted by formula, not traced.")
     on_gpu: bool = Field(False, description="Whether kernels of a GPU will run.")
     kept: int = Field(0, description="Models that PPO keeps of its iterations, which evaluate asks too.")
-    answers: int = Field(2, ge=2, description="Ranked answers of a comparison, where no data tells.")
+    answers: int = Field(default=2, ge=2, description="Ranked answers of a comparison, where no data tells.")
     data: dict[RecordKind, DataSplits] = Field(
         default_factory=dict[RecordKind, DataSplits], description="Sources on this machine, of which lengths are read."
     )
-    measure: bool = Field(False, description="Run with real weights and measure seconds, in place of counting bytes.")
+    timed: bool = Field(False, description="Whether seconds are wanted too: after bytes are counted, it is run with real weights.")
+    measure: bool = Field(default=False, description="Run with real weights and measure seconds, in place of counting bytes.")
     at_once: int = Field(1, ge=1, description="Processes that measure the same at once, as many as will run on this machine.")
     memory: int = Field(0, description="Bytes that this machine has for each of them, of which measuring may take a part.")
     peaks: dict[StageName, tuple[int, int]] = Field(
         default_factory=dict[StageName, tuple[int, int]], description="Bytes at a stage's peak, at the two depths at which it was traced."
+    )
+    flops: dict[StageName, tuple[int, int]] = Field(
+        default_factory=dict[StageName, tuple[int, int]], description="Operations of all phases of a stage, at the same two depths."
     )
     longest: dict[RecordKind, tuple[int, int]] = Field(
         default_factory=dict[RecordKind, tuple[int, int]], description="Longest prompt and answer in tokens, of kinds read whole."
@@ -53,6 +57,24 @@ class TraceSpec(Closed):
         """Count the tokens that so many records can have at most, those of the largest together; None: they were not read whole."""
         found = self.largest.get(kind)
         return sum(found[:records]) + found[-1] * max(records - len(found), 0) if found else None
+
+    def to_measure(self, traced: "TraceReport") -> "TraceSpec":
+        """Say how seconds are measured once bytes are counted: on records of mean length, as deep as their peaks allow."""
+        tokens, answers = self.tokens, 2
+        if read := traced.lengths.get("demonstrations"):
+            most = {"max_prompt_tokens": max(round(read.prompt), 1), "max_response_tokens": max(round(read.response), 1)}
+            tokens = tokens.model_copy(update=most)
+        if read := traced.lengths.get("comparisons"):
+            answers = max(round(read.answers), 2)
+
+        def list_phases(stage: StageName) -> list[list[Phase]]:
+            depths = traced.stages[stage].depths
+            return [list(depth.phases.values()) for depth in (depths[0], depths[-1])]
+
+        peaks = {stage: tuple(max(phase.peak for phase in phases) for phases in list_phases(stage)) for stage in traced.stages}
+        flops = {stage: tuple(sum(phase.flops for phase in phases) for phases in list_phases(stage)) for stage in traced.stages}
+        given = {"tokens": tokens, "answers": answers, "data": {}, "peaks": peaks, "flops": flops}
+        return self.model_copy(update=given | {"timed": False, "measure": True})
 
     def settings(self, stage: StageName) -> StageSettings:
         """Read the settings of a stage."""
@@ -128,6 +150,9 @@ class TraceReport(Closed):
 
     lengths: dict[RecordKind, Lengths] = Field(default_factory=dict[RecordKind, Lengths])
     stages: dict[StageName, StageTrace] = Field(default_factory=dict[StageName, StageTrace])
+    timed: dict[StageName, StageTrace] = Field(
+        default_factory=dict[StageName, StageTrace], description="The same with seconds, on records of mean length, where they were wanted."
+    )
     resident: int = Field(description="Bytes that a stage process holds before it opens a model: libraries.")
     import_s: float = Field(description="CPU seconds of importing them.")
     crowded: float = Field(default=0.0, description="Cores that were wanted, but that other programs kept busy meanwhile, on average.")

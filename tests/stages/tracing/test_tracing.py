@@ -17,10 +17,10 @@ from stages.process.errors import StageError
 from stages.spec import EXIT_MISSING, STAGES
 from stages.tracing import figures
 from stages.tracing.__main__ import _open_config
-from stages.tracing.depths import find_deepest, find_depths
+from stages.tracing.depths import find_deepest, find_depths, goes_straight
 from stages.tracing.job import Job, try_family
 from stages.tracing.live import Live
-from stages.tracing.report import StageTrace, TraceSpec
+from stages.tracing.report import Depth, Phase, StageTrace, TraceReport, TraceSpec
 from stages.tracing.resident import measure_resident
 from stages.tracing.work import trace
 from stages.trl.tiles import head_by_triton
@@ -223,6 +223,46 @@ def test_layers_that_alternate_are_traced_by_whole_periods():
 )
 def test_seconds_are_measured_as_deep_as_time_and_memory_allow(took_s, memory, layers):
     assert find_deepest((2, 4), (0, 1000), took_s, 30, memory) == layers
+
+
+@mark.parametrize(
+    ("took_s", "flops", "memory", "straight"),
+    [
+        (1.5, (100, 200), 10**12, True),  # at most 15 times as long: 22.5 of 28.5 s
+        (3.0, (100, 120), 10**12, True),  # 3.8 times the operations, taken twice: 22.8 of 27 s
+        (3.0, (100, 200), 10**12, False),  # 15 times as long: 45 s
+        (4.0, (100, 120), 10**12, False),  # 30.4 of 26 s
+        (1.5, (100, 200), 4 * 13_999, False),  # 1,000 bytes at two more layers: 14,000 at thirty
+        (1.5, (100, 200), 4 * 14_000, True),
+    ],
+)
+def test_measuring_goes_straight_to_all_layers_where_the_first_two_tell_that_they_fit(took_s, flops, memory, straight):
+    assert goes_straight((2, 4), (0, 1000), flops, took_s, 30, memory) == straight
+
+
+def test_seconds_are_measured_on_records_of_mean_length_at_the_peaks_and_operations_that_were_counted():
+    def depth(layers):
+        phases = {name: Phase(start=0, peak=peak * layers, flops=10 * layers) for name, peak in (("forward", 5), ("backward", 7))}
+        return Depth(layers=layers, phases=phases, parameters=1, learning=[], held=1, whole=1, checkpoint=0, output=0)
+
+    lengths = {
+        "demonstrations": {"prompt": 20.4, "response": 0.2, "answers": 1.0},
+        "comparisons": {"prompt": 9, "response": 9, "answers": 3.6},
+    }
+    traced = TraceReport(
+        lengths={kind: {"records": 5, "held_out": 0, "most_answers": 4, **read} for kind, read in lengths.items()},
+        stages={"sft": StageTrace(layers=9, depths=[depth(2), depth(3)], tokens={})},
+        resident=0,
+        import_s=0.0,
+    )
+    given = {"tokens": TokenSettings(max_prompt_tokens=64, max_response_tokens=32), "hardware": HardwareSettings(), "report_path": "none"}
+    spec = TraceSpec(base_model="none", stages={"sft": {}}, timed=True, **given)
+    measured = spec.to_measure(traced)
+    assert (measured.measure, measured.timed, measured.data, measured.longest) == (True, False, {}, {})
+    assert (measured.tokens.max_prompt_tokens, measured.tokens.max_response_tokens, measured.answers) == (20, 1, 4)
+    assert (measured.peaks, measured.flops) == ({"sft": (14, 21)}, {"sft": (40, 60)})
+    unread = spec.to_measure(traced.model_copy(update={"lengths": {}}))
+    assert (unread.tokens, unread.answers) == (spec.tokens, 2)
 
 
 def test_a_hubs_model_that_cannot_be_reached_is_told_with_what_a_plan_needs_of_it(monkeypatch, tmp_path):
