@@ -7,7 +7,7 @@ from pipeline.cost.amounts import Amount, Lengths, count_answers, count_training
 from pipeline.cost.serving import MAX_ROWS
 from stages.evaluate_settings import EvaluateSettings
 from stages.sample_settings import SampleSettings
-from stages.settings import PPOSettings, PretrainSettings, RMSettings, SFTSettings, StageSettings
+from stages.settings import PPOSettings, PretrainSettings, RMSettings, SFTSettings, StageSettings, TrainingSettings
 
 Parts = dict[str, Amount]
 _CALIBRATED = 1000  # demonstrations that RM scores
@@ -64,6 +64,24 @@ def count_kept(settings: StageSettings) -> int:
     if not isinstance(settings, PPOSettings) or not settings.keep_every:
         return 0
     return (settings.iterations - (settings.publish == "last")) // settings.keep_every
+
+
+def count_opened(settings: StageSettings, kept: int = 0, *, reward_adapter: bool = False) -> int:
+    """Say how often a stage opens a whole model: to begin with, and once more to merge an adapter into it in the end.
+
+    Args:
+        settings: Of the stage.
+        kept: Models that PPO kept of its iterations, which evaluate asks too.
+        reward_adapter: Whether the reward model is an adapter on the SFT model, which is opened once for both then.
+    """
+    if isinstance(settings, EvaluateSettings):
+        return 4 + kept  # base, SFT, PPO and those that it kept, and the reward model
+    merges = isinstance(settings, TrainingSettings) and settings.lora is not None and settings.lora.merge
+    opened = 1
+    if isinstance(settings, PPOSettings):
+        shares = settings.lora is not None and settings.share_weights
+        opened = 4 if not shares else 1 if reward_adapter else 2
+    return opened + merges
 
 
 def _list_ppo(settings: PPOSettings, lengths: Mapping[RecordKind, Lengths], limits: tuple[int, int], processes: int) -> Parts:

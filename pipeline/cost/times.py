@@ -227,6 +227,20 @@ def time_measured(name: str, amount: Amount, need: Depth, tokens: dict[str, int]
     return Spent(name, seconds, "; ".join(words))
 
 
+def time_models(opened: int, size: float, written: float, read_s: float, write_s: float) -> Spent:
+    """Say how long models take to be opened and written, by bytes.
+
+    Args:
+        opened: Models, all of one size.
+        size: Bytes of one in float32.
+        written: Bytes of checkpoints and of what is published.
+        read_s: Seconds a byte, as measured on this machine.
+        write_s: The same of writing.
+    """
+    words = f"opening {opened} x {size:.3g} B x {1e9 * read_s:.2g} s/GB; writing {written:.3g} B x {1e9 * write_s:.2g} s/GB"
+    return Spent("models", opened * size * read_s + written * write_s, words)
+
+
 def _time_rows(phase: str, rows: float, need: Depth, tokens: dict[str, int]) -> float:
     """Say how long a decoding step of so many rows takes: on a line through the two numbers of rows that were measured."""
     few = phase.removesuffix("decode") + FEW_ROWS

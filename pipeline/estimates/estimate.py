@@ -16,10 +16,10 @@ from pipeline.cost.calibration import Calibration
 from pipeline.cost.machines import GPU, TRAINER_STEP_S
 from pipeline.cost.memory import PhaseMemory, Verdict, add_overhead, find_peak, judge, measure_holes, measure_phases, sum_host
 from pipeline.cost.money import price_labels, price_storage
-from pipeline.cost.plan import count_kept, list_parts
+from pipeline.cost.plan import count_kept, count_opened, list_parts
 from pipeline.cost.serving import Serving, find_serving
 from pipeline.cost.setup import Setup
-from pipeline.cost.times import Spent, time_measured, time_on_gpus, time_served
+from pipeline.cost.times import Spent, time_measured, time_models, time_on_gpus, time_served
 from pipeline.cost.traced import extrapolate
 from pipeline.estimates.machine import Machine
 from pipeline.estimates.traces import ask_trace, count_turns, find_lengths, make_setup
@@ -188,7 +188,10 @@ def _estimate_stage(
         parts = [time_measured(name, amount, measured, timed.tokens, setup.processes, step_s) for name, amount in own.items()]
         if timed.intervals_s:
             parts.append(Spent("intervals", timed.intervals_s, "measured, of figures of as many answers"))
-        parts.append(Spent("start", report.import_s, "importing libraries"))
+        opened = count_opened(settings, count_kept(recipe.ppo), reward_adapter="rm" in recipe.stages and recipe.rm.lora is not None)
+        written = saves * need.checkpoint + need.output + count_kept(settings) * need.kept
+        parts.append(time_models(opened, 4.0 * need.parameters, written, report.read_s, report.write_s))
+        parts.append(Spent("start", report.import_s + report.tried_s, "importing libraries, and trying what the family can do"))
         turns = count_turns(setup, recipe.hardware.threads)
         parts = [dataclasses.replace(part, seconds=part.seconds * turns) for part in parts]
     held = _measure_held(settings, need)

@@ -33,6 +33,7 @@ from stages.spec import EXIT_FAILED, EXIT_MISSING, EXIT_OK, STAGES, StageName
 from stages.tracing.crowding import count_crowded, read_load
 from stages.tracing.depths import find_deepest, find_depths, goes_straight
 from stages.tracing.figures import measure_intervals
+from stages.tracing.files import measure_files
 from stages.tracing.job import Job, try_family
 from stages.tracing.lengths import read_lengths
 from stages.tracing.live import Live
@@ -56,13 +57,15 @@ def make_report(spec: TraceSpec, peers: Peers | None = None) -> TraceReport:
     path, revision = find_base(spec.base_model, spec.revision)
     config = _open_config(path, revision)
     vars(config).pop("quantization_config", None)
+    begun_s = time.process_time()
     tried = try_family(config)
+    tried_s = time.process_time() - begun_s
     mixed = "bf16" if spec.hardware.computes_in_bfloat16 else "no"
     if peers:
         peers.join()
     accelerator = Accelerator(mixed_precision=mixed, cpu=True)
     small, larger, total = find_depths(config)
-    report = TraceReport(resident=0, import_s=0.0)
+    report = TraceReport(resident=0, import_s=0.0, tried_s=tried_s)
     if spec.data:
         tokenizer, _ = settle_tokenizer(spec.base_model, spec.tokens, spec.revision)
         limits = (spec.tokens.max_prompt_tokens, spec.tokens.max_response_tokens)
@@ -167,8 +170,10 @@ def main() -> int:
         torch.set_num_threads(spec.hardware.threads)
     code, report = (_answer_in_a_fork if spec.timed else _answer)(spec)
     if spec.timed and not report.error:
+        read_s, write_s = measure_files()
         code, measured = _answer(spec.to_measure(report))
-        report = report.model_copy(update={"timed": measured.stages, "crowded": measured.crowded, "error": measured.error})
+        found = {"timed": measured.stages, "crowded": measured.crowded, "error": measured.error, "read_s": read_s, "write_s": write_s}
+        report = report.model_copy(update=found)
     report = report.model_copy(update=libraries)
     spec.report_path.write_text(report.model_dump_json(), encoding="utf-8")
     if report.error:

@@ -155,5 +155,8 @@ class TraceReport(Closed):
     )
     resident: int = Field(description="Bytes that a stage process holds before it opens a model: libraries.")
     import_s: float = Field(description="CPU seconds of importing them.")
+    tried_s: float = Field(default=0.0, description="CPU seconds of trying what the base model's family can do, as each stage does.")
+    read_s: float = Field(default=0.0, description="CPU seconds of reading a byte of weights from a file; 0: not measured.")
+    write_s: float = Field(default=0.0, description="The same of writing one.")
     crowded: float = Field(default=0.0, description="Cores that were wanted, but that other programs kept busy meanwhile, on average.")
     error: str = ""

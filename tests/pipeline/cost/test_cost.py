@@ -8,10 +8,10 @@ from pipeline.cost.amounts import Amount, Lengths, count_answers, count_training
 from pipeline.cost.machines import CONTEXT_BYTES, GPU, GPUS, HANDOVER, VLLM_STEP_S
 from pipeline.cost.memory import CPU_LIBRARIES, PhaseMemory, add_overhead, find_peak, judge, measure_holes, measure_phases
 from pipeline.cost.money import price_labels, price_storage
-from pipeline.cost.plan import list_parts
+from pipeline.cost.plan import count_opened, list_parts
 from pipeline.cost.serving import Serving, find_serving
 from pipeline.cost.setup import Setup
-from pipeline.cost.times import time_measured, time_on_gpus, time_served
+from pipeline.cost.times import time_measured, time_models, time_on_gpus, time_served
 from pipeline.cost.traced import extrapolate
 from stages.blocks import RolloutSettings
 from stages.process.need import measure_checkpoints, measure_most
@@ -299,6 +299,21 @@ def test_measured_seconds_go_by_tokens_and_by_steps():
     )
     spent = time_measured("train", Amount({"forward": 1000.0}, {"optimizer": 3.0}), need, {"forward": 100}, processes=2)
     assert spent.seconds == approx(1000 * 0.005 / 2 + 0.3)
+
+
+def test_models_are_opened_as_often_as_stages_open_them_and_adapters_are_merged_into_one_that_is_opened_anew():
+    adapter, merged = {"lora": {"merge": False}}, {"lora": {"merge": True}}
+    assert [count_opened(SFTSettings.model_validate(given)) for given in ({}, adapter, merged)] == [1, 1, 2]
+    ppo = [PPOSettings.model_validate(given) for given in ({}, adapter, adapter | {"share_weights": False}, merged)]
+    assert [count_opened(each) for each in ppo] == [4, 2, 4, 3]
+    assert [count_opened(each, reward_adapter=True) for each in ppo] == [4, 1, 4, 2]
+    assert [count_opened(EvaluateSettings(), kept) for kept in (0, 3)] == [4, 7]
+
+
+def test_models_take_as_long_as_their_bytes():
+    found = time_models(3, 2e9, 5e9, 0.4e-9, 1e-9)
+    assert found.seconds == approx(3 * 0.8 + 5.0)
+    assert found.how == "opening 3 x 2e+09 B x 0.4 s/GB; writing 5e+09 B x 1 s/GB"
 
 
 def test_the_disk_holds_three_checkpoints_or_two_and_the_output():

@@ -1,0 +1,20 @@
+"""How fast weights go into a file and out of it."""
+
+import tempfile
+
+from stages.tracing import files
+from stages.tracing.files import measure_files
+
+
+def test_reading_and_writing_take_their_time_by_bytes_and_leave_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    read_s, write_s = measure_files()
+    assert 1e-11 < read_s < 1e-7 and 1e-11 < write_s < 1e-7  # 10 MB/s to 100 GB/s
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_computes_between_is_divided_by_the_bytes_of_the_sample(monkeypatch):
+    clock = iter([10.0, 13.0, 20.0, 21.0])
+    monkeypatch.setattr(files, "_SAMPLE", 1000)
+    monkeypatch.setattr(files.time, "process_time", lambda: next(clock))
+    assert measure_files() == (0.001, 0.003)
