@@ -1,6 +1,9 @@
 """What a trace of fake tensors says against the same code on real ones, and against a deeper model."""
 
+import multiprocessing
+import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -15,8 +18,9 @@ from stages.evaluate.measure import describe_answers
 from stages.internals import fakes
 from stages.process.errors import StageError
 from stages.spec import EXIT_MISSING, STAGES
+from stages.tracing import __main__ as program
 from stages.tracing import figures
-from stages.tracing.__main__ import _open_config
+from stages.tracing.__main__ import _answer_in_a_fork, _open_config
 from stages.tracing.depths import find_deepest, find_depths, goes_straight
 from stages.tracing.job import Job, try_family
 from stages.tracing.live import Live
@@ -263,6 +267,25 @@ def test_seconds_are_measured_on_records_of_mean_length_at_the_peaks_and_operati
     assert (measured.peaks, measured.flops) == ({"sft": (14, 21)}, {"sft": (40, 60)})
     unread = spec.to_measure(traced.model_copy(update={"lengths": {}}))
     assert (unread.tokens, unread.answers) == (spec.tokens, 2)
+
+
+def end_as(code):
+    return os._exit(code) if code >= 0 else os.kill(os.getpid(), -code)
+
+
+@mark.parametrize("code", [-signal.SIGKILL, -signal.SIGTERM, 1])
+def test_a_trace_whose_copy_is_ended_ends_as_that_one_does(code, monkeypatch):
+    monkeypatch.setattr(program, "_answer", lambda spec: end_as(code))
+    process = multiprocessing.get_context("fork").Process(target=lambda: os._exit(_answer_in_a_fork(None)[0]))
+    process.start()
+    process.join(60)
+    assert process.exitcode == code
+
+
+def test_what_a_copy_says_comes_out_whole(monkeypatch):
+    said = (EXIT_MISSING, TraceReport(resident=0, import_s=0.0, error="no model", tried_s=0.25))
+    monkeypatch.setattr(program, "_answer", lambda spec: said)
+    assert _answer_in_a_fork(None) == said
 
 
 def test_a_hubs_model_that_cannot_be_reached_is_told_with_what_a_plan_needs_of_it(monkeypatch, tmp_path):
