@@ -290,14 +290,6 @@ def find_asked_device(function: Any, args: Any) -> torch.device | None:
     return torch.device("meta") if args[0].fake_mode.in_kernel_invocation else args[0].fake_device
 
 
-def get_leaves(tree: Any) -> list[torch.Tensor]:
-    """List the tensors in nested lists, tuples and dictionaries."""
-    if isinstance(tree, torch.Tensor):
-        return [tree]
-    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
-    return [leaf for part in parts for leaf in get_leaves(part)]
-
-
 def get_storage_key(storage: Any) -> int:
     """Tell a storage from all others that live."""
     return storage._cdata

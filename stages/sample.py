@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 _PROMPTS, _ORDER = 1, 2  # what a seed is for
 _NUL = "\0"
-_MANY_CUT = 0.05  # as of answers that are dropped
 
 
 @dataclass
@@ -111,10 +110,9 @@ def main(context: StageContext) -> StageResult:
             stream.writelines(to_line(row, ascii_only=False) for row in rows)
     if no_texts:
         context.warn("no text", f"answers with a NUL character, which no text has and nobody can rank: {no_texts}, sampled again")
-    if metrics["finished"] < 1 - _MANY_CUT and longest >= (limit := spec.tokens.max_response_tokens):
+    if longest >= (limit := spec.tokens.max_response_tokens) and metrics["finished"] < 0.95:  # as of answers that are dropped
         cut = f"{1 - metrics['finished']:.0%} of the answers did not end within {longest} tokens: longer than {limit} with an end token"
-        do = "lower sample.max_response_tokens, or raise tokens.max_response_tokens"
-        context.warn("cut", f"{cut}, so that no reward model learns what people say of them; {do}")
+        context.warn("cut", f"{cut}, which no reward model learns from; lower sample.max_response_tokens, or raise tokens.max_response_tokens")
     metrics |= {"resampled": resampled / max(1, sum(sizes))}
     return StageResult(metrics=metrics, counts=counts | more | {"resampled": resampled}, **describe_machine(context))
 

@@ -179,10 +179,12 @@ def gc_command(
     if refs or removal.spared or removal.damaged:
         say(terminal, f"{count(len(refs), 'artifact')}, {format_bytes(removal.num_bytes)}{then}")
         return
+    if not opened.refs():
+        say(terminal, f"nothing to remove: no artifacts in {opened.root}")
+        return
     newest = "the newest version" if keep == 1 else f"the {keep} newest versions"
-    fewer = "" if keep == 1 else "; `--keep 1` keeps fewer"
-    stays = f"{newest} of each kind, what an alias names, and what those and unfinished runs were made from stay{fewer}"
-    say(terminal, f"nothing to remove: {stays}" if opened.refs() else f"nothing to remove: no artifacts in {opened.root}")
+    say(terminal, f"nothing to remove: {newest} of each kind, what an alias names, and")
+    say(terminal, f"what those and unfinished runs were made from stay{'' if keep == 1 else '; `--keep 1` keeps fewer'}")
 
 
 def rm_command(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import flop_registry
 
-from stages.internals import TorchDispatchMode, find_asked_device, get_leaves, get_storage_key, is_fake, is_grouped_product, without_fakes
+from stages.internals import TorchDispatchMode, find_asked_device, get_storage_key, is_fake, is_grouped_product, without_fakes
 
 _INDEX = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)
 # Torch counts none of these by itself.
@@ -122,3 +122,11 @@ def _list_places(index: Any) -> Any:
         with without_fakes():
             return index.nonzero()[:, 0]
     return index
+
+
+def get_leaves(tree: Any) -> list[torch.Tensor]:
+    """List the tensors in nested lists, tuples and dictionaries."""
+    if isinstance(tree, torch.Tensor):
+        return [tree]
+    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
+    return [leaf for part in parts for leaf in get_leaves(part)]

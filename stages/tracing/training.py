@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from stages.internals import get_leaves
 from stages.models.adapters import find_model
 from stages.ppo.actor_critic import trainable
+from stages.tracing.live import get_leaves
 from stages.trl.fitting import add_fused_lm_head
 from stages.trl.rm import RankingTrainer, collate_comparisons
 from stages.trl.sft import IGNORED_LABEL, ResponseSFTTrainer, collate_demonstrations

@@ -135,7 +135,7 @@ def test_answers_and_rankings_hold_records_and_are_made_anew_by_who_makes_them(l
     found = {each.artifact.ref: each.uses for each in trace(listed, *ask(listed, WHO))}
     assert found[answers.ref] == found[rankings.ref] == ["holds some of demonstrations.train"]
     forget(listed, *ask(listed, WHO))
-    for artifact, maker in ((answers, "`rlhf sample` or `rlhf round`"), (rankings, "`rlhf rankings --publish` of what remains")):
+    for artifact, maker in ((answers, "`rlhf sample` or `rlhf round`"), (rankings, "`rlhf rankings ANSWERS --publish` of what remains")):
         with pytest.raises(StoreError, match=f"{artifact.ref} is withdrawn: it holds some of .*; {maker} makes it"):
             listed.require_verified(artifact.ref)
         assert next(each.message for each in examine(listed) if each.place == artifact.ref).count(f"; {maker} makes one without them") == 1

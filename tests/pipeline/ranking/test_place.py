@@ -2,6 +2,10 @@
 
 import pytest
 
+from data.answers import AnswerSet
+from data.schema import Message
+from pipeline.ranking.journal import Journal, Judgement
+
 
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
@@ -30,6 +34,8 @@ import pytest
 )
 def test_a_slip_is_one_line_and_leaves_nothing(rlhf_here, tmp_path, arguments, code, told):
     (tmp_path / "a.jsonl").write_text('{"prompt": "p", "completions": ["a", "b"]}\n')
+    said = {"id": "1" * 32, "item": AnswerSet((Message("user", "p"),), ("a", "b")).id, "annotator": "ann", "order": (0, 1)}
+    Journal(tmp_path / "a.rankings.jsonl").add(Judgement(**said, outcome="ranked", ranks=(1, 2), time=0.0))
     (tmp_path / "head.csv").write_text("prompt,completion,rank\n")
     (tmp_path / "folder").mkdir()
     before = sorted(tmp_path.rglob("*"))

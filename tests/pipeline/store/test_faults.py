@@ -252,7 +252,7 @@ def test_what_is_removed_makes_room_though_no_line_can_be_written_before(full_di
 def test_a_full_disk_is_named_by_the_place_that_is_written(full_disk, tmp_path):
     store, model = full_disk(), tmp_path / "model"
     model.mkdir()
-    (model / "config.json").write_text("{}")
+    (model / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
     (model / "model.safetensors").write_bytes(save({"w": np.zeros(4000, dtype=np.float32)}))
     with pytest.raises(ResourceError, match=rf"^{re.escape(str(store.root / '.staging'))}/sft-[0-9a-f]+/model/"):
         import_directory(store, model, None)

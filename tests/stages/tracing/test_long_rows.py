@@ -8,11 +8,11 @@ from pytest import mark
 from transformers import LlamaConfig
 
 from stages.blocks import HardwareSettings, TokenSettings
-from stages.internals import fakes, get_leaves
+from stages.internals import fakes
 from stages.models.kernels import as_on_a_gpu
 from stages.spec import STAGES
 from stages.tracing.job import Job, try_family
-from stages.tracing.live import Live
+from stages.tracing.live import Live, get_leaves
 from stages.tracing.report import TraceSpec
 from stages.tracing.work import trace
 
