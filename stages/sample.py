@@ -111,8 +111,8 @@ def main(context: StageContext) -> StageResult:
     if no_texts:
         context.warn("no text", f"answers with a NUL character, which no text has and nobody can rank: {no_texts}, sampled again")
     if longest >= (limit := spec.tokens.max_response_tokens) and metrics["finished"] < 0.95:  # as of answers that are dropped
-        cut = f"{1 - metrics['finished']:.0%} of the answers did not end within {longest} tokens: longer than {limit} with an end token"
-        context.warn("cut", f"{cut}, which no reward model learns from; lower sample.max_response_tokens, or raise tokens.max_response_tokens")
+        cut = f"{1 - metrics['finished']:.0%} of the answers did not end within {longest} tokens: with an end token more than {limit}"
+        context.warn("cut", f"{cut}: no reward model learns of them; lower sample.max_response_tokens or raise tokens.max_response_tokens")
     metrics |= {"resampled": resampled / max(1, sum(sizes))}
     return StageResult(metrics=metrics, counts=counts | more | {"resampled": resampled}, **describe_machine(context))
 

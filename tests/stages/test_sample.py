@@ -96,7 +96,7 @@ def test_answers_that_no_reward_model_will_learn_from_are_told_before_people_ran
     result, _, stage = sample("long", models=one, prompts=3, max_response_tokens=64)  # as long as tokens.max_response_tokens
     told = [event for event in stage.events() if event.get("name") == "cut"]
     assert result.metrics["finished"] < 0.9 and len(told) == 1
-    assert "of the answers did not end within 64 tokens: longer than 64 with an end token" in json.dumps(told)
+    assert "of the answers did not end within 64 tokens: with an end token more than 64" in json.dumps(told)
     assert "cut" not in [event.get("name") for event in sample("short", models=one, prompts=3)[2].events()]
 
 
