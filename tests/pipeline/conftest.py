@@ -32,7 +32,7 @@ def store(tmp_path):
     return Store(tmp_path / "store")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def publish():
     """A function that writes files into staging and publishes them."""
 

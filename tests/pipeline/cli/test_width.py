@@ -13,7 +13,7 @@ import threading
 import pytest
 
 from pipeline.cli import app
-from tests.pipeline.report.conftest import evaluated, gain  # noqa: F401, fixtures
+from tests.pipeline.report.conftest import evaluated, evaluated_store, gain  # noqa: F401, fixtures
 
 COMMANDS = [command.name for command in app.registered_commands]
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

@@ -1,5 +1,6 @@
 """What the tests of the report share: a line of artifacts with its evaluation."""
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from pipeline.report.page.build import build_page
 from pipeline.report.page.evidence import gather
 from pipeline.report.page.write import render
+from pipeline.store.store import Store
 from tests.pipeline.report.evaluations import publish_evaluation, publish_line, simulate
 
 
@@ -26,8 +28,16 @@ def report(store, publish):
     return report
 
 
+@pytest.fixture(scope="session")
+def evaluated_store(publish, gain, tmp_path_factory):
+    """A store that holds the line of the demo with its evaluation; copy it before changing it."""
+    store = Store(tmp_path_factory.mktemp("evaluated") / "store")
+    publish_evaluation(store, publish, *gain, publish_line(store, publish))
+    return store.root
+
+
 @pytest.fixture
-def evaluated(store, publish, gain):
+def evaluated(store, evaluated_store):
     """The line of the demo with its evaluation, in the store."""
-    line = publish_line(store, publish)
-    return SimpleNamespace(line=line, evaluation=publish_evaluation(store, publish, *gain, line))
+    shutil.copytree(evaluated_store, store.root, symlinks=True, dirs_exist_ok=True)
+    return SimpleNamespace(line=[store.get(kind) for kind in ("sft", "rm", "ppo")], evaluation=store.get("evaluation"))
