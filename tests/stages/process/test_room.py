@@ -1,5 +1,6 @@
 """Room on the disk is asked for before training, as much as is needed; a disk that fills up all the same ends in exit 5 (faults.md F5)."""
 
+import gc
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from importlib import import_module
 
 import pytest
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from stages.family import find_family
 from stages.process.checkpoint import latest_complete
@@ -93,9 +95,12 @@ def test_a_stage_asks_for_what_it_takes_at_its_peak_and_at_most_five_percent_mor
 
 @pytest.fixture(scope="module")
 def tried(base_model_dir):
-    """What each fork of this process would import and try anew."""
+    """What each fork of this process would import, try, compile and collect anew."""
     import_module("deepspeed")  # for which TRL's trainers ask
     find_family(str(base_model_dir))
+    get_checkpoint_conversion_mapping("llama")  # a thousand patterns, for whatever family
+    gc.collect()
+    gc.freeze()  # a collection in a fork would copy every page of what was imported
 
 
 def run_here(process, log, *, asks_for_room=True):
