@@ -9,13 +9,19 @@ from pipeline.report.page.build import build_page
 from pipeline.report.page.evidence import gather
 from pipeline.report.page.write import render
 from pipeline.store.store import Store
-from tests.pipeline.report.evaluations import publish_evaluation, publish_line, simulate
+from tests.pipeline.report.evaluations import FOOLED, publish_evaluation, publish_line, simulate
 
 
 @pytest.fixture(scope="session")
 def gain():
     """An evaluation in which PPO gains, and its answers."""
     return simulate(num_prompts=24, samples=4)
+
+
+@pytest.fixture(scope="session")
+def fooled():
+    """One in which PPO fooled the reward model, and its answers."""
+    return simulate(num_prompts=24, samples=4, policies=FOOLED)
 
 
 @pytest.fixture

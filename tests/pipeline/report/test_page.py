@@ -10,7 +10,7 @@ from pipeline.report.page.build import build_page
 from pipeline.report.page.comparison import compare_page
 from pipeline.report.page.evidence import gather
 from pipeline.report.page.write import render
-from tests.pipeline.report.evaluations import FOOLED, publish_evaluation, publish_line, simulate
+from tests.pipeline.report.evaluations import publish_evaluation, publish_line
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 pytestmark = pytest.mark.slow  # a browser takes four CPU seconds
@@ -119,12 +119,11 @@ def test_hostile_texts_are_shown_as_text_wherever_they_come_from(store, publish,
     assert page.evaluate("document.documentElement.scrollHeight") < 60_000
 
 
-def test_the_page_of_two_refs_shows_what_changed_and_what_it_did(store, publish, evaluated, gain, visit):
+def test_the_page_of_two_refs_shows_what_changed_and_what_it_did(store, publish, evaluated, fooled, visit):
     free = publish_line(
         store, publish, ppo_config={"kl_coef": 0.0, "iterations": 60, "eval_samples": 200}, metric_rows=[{"step": 1, "objective/kl": 1.0}]
     )
-    fooled, rows = simulate(num_prompts=24, samples=4, policies=FOOLED)
-    publish_evaluation(store, publish, fooled, rows, free)
+    publish_evaluation(store, publish, *fooled, free)
     page = visit(render(compare_page(gather(store, evaluated.line[2]), gather(store, free[2])))).page
     assert page.locator(".verdict .news").all_inner_texts() == ["Good news · evaluation@v1", "Look into this · evaluation@v2"]
     assert re.search(r"ppo\s+setting\s+ppo.kl_coef\s+0.05\s+0.0", page.locator("#changes").inner_text())

@@ -24,7 +24,7 @@ from stages.result import StageWarning
 from stages.spec import EXIT_MISSING
 from stages.statistics.bootstrap import Estimate
 from stages.statistics.frontier import FrontierPoint
-from tests.pipeline.report.evaluations import FOOLED, publish_evaluation, publish_line, simulate
+from tests.pipeline.report.evaluations import publish_evaluation, publish_line, simulate
 
 FEW = Estimate(1.0, None, None, 4, 4)
 
@@ -107,9 +107,9 @@ def test_the_share_of_what_is_possible_names_the_iteration_that_was_published():
     assert texts[0] == "What PPO published, iteration 10, reached 62 % of the score possible at this KL."
 
 
-def test_a_run_that_fooled_the_reward_model_says_so_and_where_to_stop(store, publish):
+def test_a_run_that_fooled_the_reward_model_says_so_and_where_to_stop(store, publish, fooled):
     line = publish_line(store, publish)
-    publish_evaluation(store, publish, *simulate(num_prompts=24, samples=4, policies=FOOLED), line)
+    publish_evaluation(store, publish, *fooled, line)
     page = page_of(store, "ppo")
     assert page.banners[0].news == "bad"
     assert page.banners[0].sentence.startswith("PPO over-optimised: the judge was highest at iteration 20")
@@ -119,16 +119,16 @@ def test_a_run_that_fooled_the_reward_model_says_so_and_where_to_stop(store, pub
     assert "by more than chance" in " ".join(section.texts)
 
 
-def test_the_iteration_that_is_marked_as_published_is_the_best_where_ppo_publishes_that():
-    found, _ = simulate(num_prompts=24, samples=4, policies=FOOLED)
+def test_the_iteration_that_is_marked_as_published_is_the_best_where_ppo_publishes_that(fooled):
+    found, _ = fooled
     answers = [each.model_copy(update={"iteration": 20}) if each.model == "ppo" else each for each in found.answers]
     section = show_over_optimisation(found.over_optimisation, found.model_copy(update={"answers": tuple(answers)}))
     for picture in section.pictures:
         assert "published: iteration 20" in picture.svg and "published: iteration 60" not in picture.svg
 
 
-def test_a_fitted_peak_outside_of_what_was_seen_is_a_guess():
-    found, _ = simulate(num_prompts=24, samples=4, policies=FOOLED)
+def test_a_fitted_peak_outside_of_what_was_seen_is_a_guess(fooled):
+    found, _ = fooled
     curve = found.over_optimisation
     first = min(point.kl for point in curve.curve if point.kl > 0.3)
     told = {}
