@@ -94,7 +94,7 @@ def test_a_reload_or_a_server_that_is_gone_loses_nothing(serve, open_page, read_
     server.process.kill()
     server.process.wait()
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('#problem').textContent.includes('does not answer')")
+    page.locator("#problem", has_text="does not answer").wait_for()
     assert page.locator("#levels .chip").all_inner_texts() == ["3"]
     assert "open the link that `rlhf rank` prints" in page.locator("#problem").inner_text()  # the old one is no longer heard
     again = serve(4, "--port", server.port)
