@@ -119,12 +119,13 @@ def blame_environment(text: str) -> str | None:
     """Name the variable of this process's environment of which a traceback speaks; None: there is none.
 
     Torch, the hub's client and others read theirs while they are imported, and end there with a traceback: nothing of ours runs by then.
+    What fails later names variables as advice: torch PYTORCH_ALLOC_CONF where a GPU's memory is full, CUDA_LAUNCH_BLOCKING.
 
     Args:
         text: What a program printed that ended without a word of ours.
     """
     _, begun, trace = text.rpartition("Traceback (most recent call last):")
-    if not begun:
+    if not begun or trace.count(", in <module>\n") < 2:  # of the program, and of what it imports
         return None
     # A plain word may stand in any sentence.
     named = (name for name in re.findall(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b", trace) if os.environ.get(name))

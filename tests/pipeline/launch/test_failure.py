@@ -56,6 +56,18 @@ def test_a_variable_with_which_a_library_cannot_be_imported_is_named(tmp_path, m
 
 def test_a_variable_whose_value_is_secret_is_named_without_it(monkeypatch):
     monkeypatch.setenv("MY_SERVICE_TOKEN", "canary-4711-canary")
-    told = blame_environment('Traceback (most recent call last):\n  File "x.py", line 3\n    int(os.environ["MY_SERVICE_TOKEN"])\n')
+    trace = 'Traceback (most recent call last):\n  File "p.py", line 1, in <module>\n    import x\n'
+    told = blame_environment(trace + '  File "x.py", line 3, in <module>\n    int(os.environ["MY_SERVICE_TOKEN"])\n')
     assert told.startswith("MY_SERVICE_TOKEN: found a value in the environment") and "canary" not in told
     assert blame_environment("no MY_SERVICE_TOKEN in a traceback") is None
+
+
+def test_a_variable_that_a_traceback_only_advises_to_set_is_not_blamed(monkeypatch, tmp_path):
+    """Of a GPU whose memory is full torch says so, while `rlhf chat` answers."""
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    advice = "torch.OutOfMemoryError: CUDA out of memory. Try setting PYTORCH_ALLOC_CONF=expandable_segments:True."
+    program = tmp_path / "program.py"
+    program.write_text(f"import torch\n\ndef answer():\n    raise torch.OutOfMemoryError({advice!r})\n\nanswer()\n")
+    ended = subprocess.run([sys.executable, str(program)], capture_output=True, text=True)
+    assert "PYTORCH_ALLOC_CONF" in ended.stderr and ended.returncode == 1
+    assert blame_environment(ended.stderr) is None
