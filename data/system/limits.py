@@ -84,13 +84,18 @@ def _list_groups(process: Path, controller: str) -> list[Path]:
     found: list[Path] = []
     for line in _read(process / "cgroup").splitlines():
         _, names, own = [*line.split(":", 2), "", ""][:3]
+        group, shown, others = PurePosixPath(own), list[Path](), list[Path]()
         for root, at, is_second, options in mounted:
             if is_second != (not names) or (names and not (controller in names.split(",") and controller in options)):
                 continue
-            # In a container the kernel often shows its own group alone, as the root, while this process is told the whole name.
-            group = PurePosixPath(own)
-            inner = at / group.relative_to(root) if ".." not in group.parts and group.is_relative_to(root) else at
-            found += [inner, *(above for above in inner.parents if above == at or at in above.parents)]
+            if ".." not in group.parts and group.is_relative_to(root):
+                inner = at / group.relative_to(root)
+                shown += [inner, *(above for above in inner.parents if above == at or at in above.parents)]
+            else:
+                others.append(at)
+        # In a container the kernel often shows its own group alone, as the root, while this process is told the whole name.
+        # Where one is shown by that name, another root is another's group, as of a container whose tree is mounted here.
+        found += shown or others
     return found
 
 

@@ -98,6 +98,18 @@ def test_a_container_that_is_told_another_name_than_it_is_shown_has_the_limits_t
     assert (count_cores(process), find_memory(process), count_kills(process)) == (2, 2e6, 2)
 
 
+def test_of_a_group_that_is_shown_by_its_name_no_other_group_that_is_mounted_counts(make):
+    files = {
+        "memory.max": "3000000\n",
+        "memory.events": "oom_kill 2\n",
+        "box/cpu.max": "100000 100000\n",
+        "box/memory.max": "1000000\n",
+        "box/memory.events": "oom_kill 9\n",
+    }
+    process = make("0::/user\n", second(root="/docker/box", at="AT/box") + second(), files)
+    assert (count_cores(process), find_memory(process), count_kills(process)) == (64, 3e6, 2)
+
+
 @pytest.fixture
 def group():
     """A real group of version 1 with the time of one core and a half."""
