@@ -45,13 +45,16 @@ def find_memory(process: Path = PROCESS) -> float:
 
 
 def count_kills(process: Path = PROCESS) -> int:
-    """Count the processes that the kernel has killed in this process's groups since memory ran out.
+    """Count the processes that the kernel has killed in this process's group, or below it, since memory ran out there or above.
+
+    A group above counts those of others too: of all users of a machine, and of version 1 none of groups below.
 
     Args:
         process: As in `count_cores`.
     """
     files = (group / name for group in _list_groups(process, "memory") for name in ("memory.events", "memory.oom_control"))
-    return sum(int(count) for path in files for count in re.findall(r"^oom_kill ([0-9]+)$", _read(path), flags=re.MULTILINE))
+    own = next(filter(None, map(_read, files)), "")
+    return sum(map(int, re.findall(r"^oom_kill ([0-9]+)$", own, flags=re.MULTILINE)))
 
 
 def describe_exhausted(error: BaseException) -> str:

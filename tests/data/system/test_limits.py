@@ -110,6 +110,14 @@ def test_of_a_group_that_is_shown_by_its_name_no_other_group_that_is_mounted_cou
     assert (count_cores(process), find_memory(process), count_kills(process)) == (64, 3e6, 2)
 
 
+def test_what_was_killed_elsewhere_below_a_group_above_is_not_counted(make):
+    """A limit above may be why: the kernel counts it in the group of the process that it killed."""
+    files = {"user/memory.events": "oom 9\noom_kill 7\n", "user/mine/memory.events": "oom 1\noom_kill 1\n"}
+    assert count_kills(make("0::/user/mine\n", second(), files)) == 1
+    process = make("0::/user/mine/threads\n", second(), {"user/mine/threads/memory.events": ""})  # a threaded group has none
+    assert count_kills(process) == 1
+
+
 @pytest.fixture
 def group():
     """A real group of version 1 with the time of one core and a half."""
