@@ -27,7 +27,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Route
 
 from pipeline.errors import ResourceError
-from pipeline.ranking.study import Study, list_said
+from pipeline.ranking.study import Study
 from pipeline.text import show_controls
 
 _FENCE = re.compile(r"^```[^\n`]*\n(.*?)(?:^```[ \t]*$\n?|\Z)", re.DOTALL | re.MULTILINE)
@@ -202,7 +202,8 @@ class RankingServer:
             return _refuse(HTTPStatus.INSUFFICIENT_STORAGE, str(error))
         if undone is None:
             return JSONResponse({"item": None})
-        return JSONResponse({"item": undone.item, "repeat": undone.repeat, "order": undone.order, "draft": list_said(undone)})
+        draft = self.study.list_said(undone)
+        return JSONResponse({"item": undone.item, "repeat": undone.repeat, "order": draft.pop("order"), "draft": draft})
 
     async def _serve_file(self, request: Request) -> Response:
         name = request.url.path.removeprefix("/")

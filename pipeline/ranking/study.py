@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data.answers import AnswerSet
-from pipeline.ranking.assignment import Assignment, Queue, choose_overlap
+from pipeline.ranking.assignment import Assignment, Queue, choose_overlap, shuffle_answers
 from pipeline.ranking.journal import Journal, Judgement, Undo
 from pipeline.ranking.ranks import list_levels, rank_levels
 from pipeline.ranking.settings import Settings
@@ -111,6 +111,18 @@ class Study:
                 return None
             return own[-1]
 
+    def list_said(self, undone: Judgement) -> dict[str, Any]:
+        """Say by places what `read_judgement` was given, for who took it back and sees the set again: `order`, `levels`, `flags` ...
+
+        That is another order than before where the study's seed is another, or what was said was imported.
+        """
+        size, ranks = self._sizes.get(undone.item, 0), undone.ranks
+        order = shuffle_answers(self.settings.seed, undone.annotator, undone.item, size, repeat=undone.repeat) if size else undone.order
+        said: dict[str, Any] = {"order": order, "levels": list_levels(ranks, order, partial=undone.partial) if ranks and order else []}
+        said |= {"flags": {flag: [order.index(each) for each in marked] for flag, marked in undone.flags.items() if order}}
+        grades = {order.index(answer): grade for answer, grade in enumerate(undone.grades or ()) if grade and order}
+        return said | {"grade": undone.grade, "grades": grades, "note": undone.note, "reason": undone.reason}
+
     def own(self, annotator: str) -> list[Judgement]:
         """List an annotator's judgements that stand, as they came."""
         return [judgement for judgement in self.journal.judgements.values() if judgement.annotator == annotator]
@@ -136,15 +148,6 @@ class Study:
         judged = {judgement.item for judgement in others}
         now = time.monotonic()
         return judged | {item for item, (holder, until) in self._held.items() if holder != annotator and until > now}
-
-
-def list_said(judgement: Judgement) -> dict[str, Any]:
-    """Say by places what `read_judgement` was given, for who took it back: `levels`, `flags`, `grade`, `grades`, `note`, `reason`."""
-    order, ranks = judgement.order, judgement.ranks
-    said: dict[str, Any] = {"levels": list_levels(ranks, order, partial=judgement.partial) if ranks and order else []}
-    said |= {"flags": {flag: [order.index(each) for each in marked] for flag, marked in judgement.flags.items() if order}}
-    grades = {order.index(answer): grade for answer, grade in enumerate(judgement.grades or ()) if grade and order}
-    return said | {"grade": judgement.grade, "grades": grades, "note": judgement.note, "reason": judgement.reason}
 
 
 def _read_index(place: object) -> int:

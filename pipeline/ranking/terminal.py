@@ -18,7 +18,7 @@ from data.answers import AnswerSet
 from pipeline.ranking.assignment import Assignment
 from pipeline.ranking.journal import Judgement
 from pipeline.ranking.ranks import parse_levels, read_place, write_levels
-from pipeline.ranking.study import Study, list_said
+from pipeline.ranking.study import Study
 from pipeline.text import show_controls
 
 _FOLDED_LINES = 16
@@ -160,7 +160,7 @@ def _undo(study: Study, annotator: str, console: Console, drafts: dict[tuple[str
 
 def _take_back(undone: Judgement, study: Study) -> _Draft:
     """Make what was said anew what is said, as far as the study still asks for it."""
-    said, settings = list_said(undone), study.settings
+    said, settings = study.list_said(undone), study.settings
     was = write_levels(said["levels"]) if said["levels"] else f"s {said['reason']}" if said["reason"] else "c"
     draft = _Draft({flag: places for flag, places in said["flags"].items() if flag in settings.flags}, note=said["note"], was=was)
     if settings.grade_each:

@@ -77,6 +77,17 @@ def test_undo_brings_back_what_was_said_but_for_the_ranking_which_is_shown(say_l
     assert "you had said: s not mine\n" in heard.screen and "you had said: c\n" in heard.screen
 
 
+@pytest.mark.parametrize("seed", range(1, 7))
+def test_undo_brings_back_what_was_said_of_the_same_answers_where_they_stand_in_another_order(say_lines, seed):
+    """Of another seed of the study, or of no order: imported."""
+    (before,) = say_lines(["f wrong 2", "2>1>3"]).said
+    heard = say_lines(["u", "c", "c", "c"], seed=seed)
+    after = next(said for said in heard.said if said.item == before.item)
+    assert after.flags == before.flags
+    told = write_levels([[after.order.index(answer)] for answer in sorted(range(3), key=before.ranks.__getitem__)])
+    assert f"you had said: {told}\n" in heard.screen
+
+
 def test_each_grade_comes_back_by_undo(say_lines):
     heard = say_lines(["g 2 6", "213", "u", "213"], grade_each=True)
     assert [heard.said[0].grades[answer] for answer in heard.said[0].order] == [None, 6, None]
