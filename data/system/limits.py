@@ -53,7 +53,7 @@ def count_kills(process: Path = PROCESS) -> int:
         process: As in `count_cores`.
     """
     files = (group / name for group in _list_groups(process, "memory") for name in ("memory.events", "memory.oom_control"))
-    own = next(filter(None, map(_read, files)), "")
+    own: str = next((text for path in files if (text := _read(path))), "")
     return sum(map(int, re.findall(r"^oom_kill ([0-9]+)$", own, flags=re.MULTILINE)))
 
 
