@@ -234,9 +234,11 @@ def time_models(opened: int, size: float, written: float, read_s: float, write_s
         opened: Models, all of one size.
         size: Bytes of one in float32.
         written: Bytes of checkpoints and of what is published.
-        read_s: Seconds a byte, as measured on this machine.
+        read_s: Seconds a byte, as measured on this machine; 0: it could not be.
         write_s: The same of writing.
     """
+    if not read_s:
+        return Spent("models", 0.0, "not measured: no room in the temporary directory (TMPDIR)")
     words = f"opening {opened} x {size:.3g} B x {1e9 * read_s:.2g} s/GB; writing {written:.3g} B x {1e9 * write_s:.2g} s/GB"
     return Spent("models", opened * size * read_s + written * write_s, words)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 _SAMPLE = 2**26  # bytes: a tenth of a second
@@ -16,13 +17,17 @@ def measure_files() -> tuple[float, float]:
     """Measure by a file of weights that was just written, as an artifact is that the stage before has left: a cold disk takes longer.
 
     Returns:
-        Seconds that a byte takes to be read and to be written; of computing, the system's part for us within.
+        Seconds that a byte takes to be read and to be written; of computing, the system's part for us within. 0 where the temporary
+        directory has no room for the file, as in a container whose own is small.
     """
-    with tempfile.TemporaryDirectory(prefix="rlhf-weights-") as directory:
-        path = Path(directory) / "sample.safetensors"
-        weights = {"weight": torch.ones(_SAMPLE // torch.float32.itemsize)}
-        write_s = _time(lambda: save_file(weights, path))
-        read_s = _time(lambda: load_file(path)["weight"].clone())  # what is opened is mapped: it is read when it is used, or trained
+    try:
+        with tempfile.TemporaryDirectory(prefix="rlhf-weights-") as directory:
+            path = Path(directory) / "sample.safetensors"
+            weights = {"weight": torch.ones(_SAMPLE // torch.float32.itemsize)}
+            write_s = _time(lambda: save_file(weights, path))
+            read_s = _time(lambda: load_file(path)["weight"].clone())  # what is opened is mapped: it is read when it is used, or trained
+    except (OSError, SafetensorError):
+        return 0.0, 0.0
     return read_s / _SAMPLE, write_s / _SAMPLE
 
 

@@ -314,6 +314,7 @@ def test_models_take_as_long_as_their_bytes():
     found = time_models(3, 2e9, 5e9, 0.4e-9, 1e-9)
     assert found.seconds == approx(3 * 0.8 + 5.0)
     assert found.how == "opening 3 x 2e+09 B x 0.4 s/GB; writing 5e+09 B x 1 s/GB"
+    assert time_models(3, 2e9, 5e9, 0.0, 0.0).how.startswith("not measured")
 
 
 def test_the_disk_holds_three_checkpoints_or_two_and_the_output():

@@ -1,5 +1,9 @@
 """How fast weights go into a file and out of it."""
 
+import os
+import resource
+import subprocess
+import sys
 import tempfile
 
 from stages.tracing import files
@@ -18,3 +22,17 @@ def test_what_computes_between_is_divided_by_the_bytes_of_the_sample(monkeypatch
     monkeypatch.setattr(files, "_SAMPLE", 1000)
     monkeypatch.setattr(files.time, "process_time", lambda: next(clock))
     assert measure_files() == (0.001, 0.003)
+
+
+def test_where_there_is_no_room_for_the_sample_nothing_is_measured_and_the_plan_goes_on(tmp_path):
+    script = "from stages.tracing.files import measure_files; print(measure_files())"
+    limit = (2**20, 2**20)  # of a file's size: what a temporary directory of a MiB would refuse
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.returncode) == ("(0.0, 0.0)\n", 0), done.stderr
+    assert not list(tmp_path.iterdir())
