@@ -24,7 +24,7 @@ _END_S = 5.0
 def run_program(
     module: str, *arguments: str, offline: bool, asked: str | None = None, limit_s: float | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end.
+    """Run a program to its end, or to ours.
 
     Args:
         module: Such as `stages.merge`.
@@ -38,7 +38,16 @@ def run_program(
     """
     environment, _ = stage_environment("", offline=offline)
     command = [sys.executable, "-P", "-m", module, *arguments]
-    return subprocess.run(command, input=asked, env=environment, capture_output=True, encoding="utf-8", errors="replace", timeout=limit_s)
+    return subprocess.run(
+        command,
+        input=asked,
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=limit_s,
+        preexec_fn=die_with_parent,
+    )
 
 
 def last_said(done: subprocess.CompletedProcess[str]) -> str:

@@ -8,12 +8,14 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.launch.commands import Command
 from pipeline.launch.failure import StageFailed
 from pipeline.launch.launch import launch
 from pipeline.launch.processes import find_marked
+from tests.conftest import ROOT
 from tests.waiting import wait_until
 
 
@@ -237,3 +239,15 @@ def test_shell_characters_in_a_path_are_only_characters(tmp_path):
     launch("sft", lambda _: [Command([sys.executable, "-c", "import sys; print(sys.argv[1])", str(run_dir)])], run_dir, print)
     assert str(run_dir) in (run_dir / "log.txt").read_text()
     assert not (tmp_path / "x").exists()
+
+
+def test_a_program_that_a_command_waits_for_ends_with_it_however_that_ends():
+    """A plan that was killed left a trace behind that kept all cores busy."""
+    waits = "import time; time.sleep(100)"
+    script = f"from pipeline.launch.dialogue import run_program; run_program('timeit', '-n', '1', {waits!r}, offline=True)"
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT) as command:
+        started = psutil.Process(command.pid)
+        wait_until(lambda: any("timeit" in child.cmdline() for child in started.children()), limit_s=60)
+        (program,) = started.children()
+        command.kill()
+    wait_until(lambda: not is_alive(program.pid))
