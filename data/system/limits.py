@@ -11,6 +11,7 @@ systemd's CPUQuota) no library that we have reads: threads on all cores of a mac
 import errno
 import os
 import re
+import resource
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -62,8 +63,11 @@ def describe_exhausted(error: BaseException) -> str:
     number = error.errno if isinstance(error, OSError) else None
     if number == errno.EAGAIN and "without blocking" in str(error):  # of a pipe that nobody reads
         return ""
-    if number == errno.EAGAIN or (isinstance(error, RuntimeError) and str(error) == "can't start new thread"):
+    is_thread = isinstance(error, RuntimeError) and str(error) == "can't start new thread"
+    if number == errno.EAGAIN or is_thread:
         where = "`ulimit -u`, or that of the container (docker --pids-limit, Kubernetes' podPidsLimit)"
+        if is_thread and resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:  # Python tells the two not apart
+            return f"found a limit of threads or of memory, a stack for each, needed one more; raise `ulimit -v`, {where}"
         return f"found as many threads and processes as a limit allows, needed one more; raise {where}"
     if number in (errno.EMFILE, errno.ENFILE):
         return "found as many open files as a limit allows, needed one more; raise `ulimit -n`"

@@ -171,3 +171,20 @@ print(describe_exhausted(found))
         assert "needed one more; raise `ulimit -u`" in describe_exhausted(error)
     assert describe_exhausted(BlockingIOError(errno.EAGAIN, "write could not complete without blocking")) == ""
     assert describe_exhausted(ValueError("can't start new thread")) == describe_exhausted(OSError(errno.EIO, "")) == ""
+
+
+def test_where_memory_for_stacks_is_limited_too_a_thread_that_cannot_start_is_told_with_that():
+    script = """
+import os, resource, threading
+from data.system.limits import describe_exhausted
+resource.setrlimit(resource.RLIMIT_AS, (300_000_000, 300_000_000))
+wait = threading.Event().wait
+try:
+    while True:
+        threading.Thread(target=wait, daemon=True).start()
+except RuntimeError as error:
+    print(describe_exhausted(error), flush=True)
+os._exit(0)
+"""
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert "needed one more; raise `ulimit -v`, `ulimit -u`" in said
