@@ -60,13 +60,18 @@ def work_in_children(
         workers: How many processes.
 
     Yields:
-        The result of each chunk, in order; of a chunk that was worked on item by item one for each of them.
+        The result of each chunk, in order; of a chunk that was worked on item by item one for each of them. All are where processes
+        cannot share locks: by one child then, which is slower.
 
     Raises:
         Unfinished: An item goes over its limit.
     """
     chunks = iter(chunks)
     waiting: deque[list[Item]] = deque()
+    if not has_semaphores():
+        for chunk in chunks:
+            yield from work_one_by_one(chunk, lambda item: work([item]), lambda item: _limit(measure(item)))
+        return
     while True:
         try:
             with _open_pool(work, workers) as pool:
@@ -77,6 +82,15 @@ def work_in_children(
         while waiting:
             yield from work_one_by_one(waiting[0], lambda item: work([item]), lambda item: _limit(measure(item)))
             waiting.popleft()
+
+
+def has_semaphores() -> bool:
+    """Whether processes can share locks: their semaphores lie in /dev/shm, which a container may lack, or have full or read-only."""
+    try:
+        multiprocessing.get_context("fork").Lock()
+    except (OSError, ImportError):  # ImportError: a system that has none at all
+        return False
+    return True
 
 
 def work_one_by_one(items: Sequence[Item], work: Callable[[Item], Result], seconds: Callable[[Item], float]) -> Iterator[Result]:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from torch import distributed
 
 from data.system.death import die_with_parent
+from data.system.watched import has_semaphores
 from stages.process.errors import StageError
 from stages.spec import EXIT_RESOURCE
 
@@ -20,6 +21,7 @@ _WAIT_S = 300.0  # of one process for the others, which do the same; one that ha
 _ENDING_S = 5.0  # between what a process held being closed and its exit code being noted
 _FORK = multiprocessing.get_context("fork")  # libraries are imported once, for all
 _LOST = "a process that measured beside this one has ended, or hangs; is there memory for all? Lower hardware.processes"
+_NO_LOCKS = "/dev/shm: found missing, full or read-only, needed by processes that measure at once; mount it (docker --shm-size)"
 
 Result = TypeVar("Result")
 
@@ -68,7 +70,12 @@ def run_together(count: int, work: Callable[[Peers], Result]) -> Result:
 
     Returns:
         What this process's own work returns; that of the others ends with it.
+
+    Raises:
+        StageError: Processes cannot share locks here, or one of them ended before its work.
     """
+    if not has_semaphores():
+        raise StageError(_NO_LOCKS, EXIT_RESOURCE)
     barrier, figures = _FORK.Barrier(count), _FORK.Array("d", count, lock=False)
     with tempfile.TemporaryDirectory(prefix="rlhf-peers-") as directory:
         peers = [Peers(rank, barrier, figures, f"{directory}/meeting") for rank in range(count)]

@@ -1,9 +1,11 @@
 """Work under limits: what never ends, floods memory or kills its process is found and named, the rest goes on (faults.md S3)."""
 
+import errno
 import os
 import re
 import signal
 import time
+from multiprocessing import synchronize
 
 import pytest
 
@@ -87,3 +89,15 @@ def test_a_child_has_no_handlers_of_its_parents(monkeypatch):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert handler
+
+
+def test_where_processes_cannot_share_locks_one_child_does_it_all(monkeypatch):
+    def refuse(*_arguments):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))  # names no file: it was taken for the store's
+
+    monkeypatch.setattr(synchronize._multiprocessing, "SemLock", type("SemLock", (), {"__new__": refuse}))
+    chunks = [["a", "b"], ["c"], ["crash", "d"]]
+    found = work_in_children(chunks, lambda chunk: [work(item) for item in chunk], len, workers=2)
+    assert [next(found) for _ in range(3)] == [["A"], ["B"], ["C"]]
+    with pytest.raises(Unfinished, match=r"ended its process \(exit code 3\)"):
+        next(found)

@@ -11,6 +11,7 @@ from pytest import approx, mark, raises
 from torch import nn
 
 from stages.process.errors import StageError
+from stages.spec import EXIT_RESOURCE
 from stages.tracing.peers import run_together
 
 
@@ -42,6 +43,13 @@ def test_one_that_ends_too_early_ends_all_in_one_line(end):
     with raises(StageError, match=r"ended, or hangs; is there memory for all\? Lower hardware\.processes"):
         run_together(2, work)
     assert time.monotonic() - start_s < 60
+
+
+def test_processes_that_cannot_share_locks_are_told_where_these_would_lie(monkeypatch):
+    monkeypatch.setattr("stages.tracing.peers.has_semaphores", lambda: False)
+    with raises(StageError, match=r"^/dev/shm: found missing, full or read-only, needed by processes") as caught:
+        run_together(2, lambda peers: 0)
+    assert caught.value.exit_code == EXIT_RESOURCE
 
 
 def test_models_in_training_average_their_gradients_over_all_who_joined():
