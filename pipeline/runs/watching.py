@@ -70,7 +70,8 @@ def advance(place: Place, event: Event) -> Place:
         return place
     phase, doing = str(event.get("phase", "")), read_doing(event)
     figures = read_figures(event.get("metrics"))
-    if phase != place.phase or step < place.step:
+    turned_back = place.time is not None and now < place.time  # a clock that was set right: the rate is that from here on
+    if phase != place.phase or step < place.step or turned_back:
         return Place(phase, step, total, figures, float(now), float(now), step, doing)
     if doing and step == place.step:  # the rate is that of whole steps
         return replace(place, doing=doing)

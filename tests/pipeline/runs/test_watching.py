@@ -41,6 +41,15 @@ def test_rate_and_time_left_are_those_of_the_phase_since_this_attempt_began():
     assert (place.phase, place.steps_per_s, place.left_s, place.figures) == ("held-out answers", None, None, {})
 
 
+def test_a_clock_that_is_set_back_begins_the_rate_anew():
+    before = (progress(0, 1000.0), progress(4, 1008.0))
+    place = walk(*before, progress(5, 990.0))
+    assert (place.step, place.steps_per_s, place.left_s) == (5, None, None)
+    assert advance(place, progress(6, 994.0)).left_s == pytest.approx(16.0)  # 4 more, of 4 s each
+    inside = walk(*before, progress(5, 1004.0), progress(6, 1006.0))  # still after the phase began: it was told as 1.33 s a step
+    assert inside.left_s == pytest.approx(8.0)
+
+
 def test_what_a_long_step_does_is_told_and_leaves_the_rate_of_whole_steps():
     place = walk(progress(0, 0.0), progress(2, 100.0, kl=0.5), {**progress(2, 140.0), "doing": "minibatches 1/4"})
     assert (place.doing, place.steps_per_s, place.figures) == ("minibatches 1/4", pytest.approx(0.02), {"kl": 0.5})
