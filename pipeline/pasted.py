@@ -4,6 +4,7 @@ A process is one command, so what it was given is kept here. Without it `rlhf rm
 `rlhf round mine.yaml` of another recipe where this one had changes.
 """
 
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -22,7 +23,8 @@ def forget_given() -> None:
 
 def keep_recipe(name: str, overrides: Sequence[str]) -> None:
     """Keep which recipe this command was given, with which changes."""
-    _given["recipe"] = [] if name == "demo" else [name]  # the default
+    named = f"./{name}" if name.startswith("-") else name  # no option
+    _given["recipe"] = [] if name == "demo" else [named]  # the default
     _given["changes"] = [word for change in overrides for word in ("--set", change)]
 
 
@@ -37,15 +39,28 @@ def pasted(command: str) -> str:
     words = [verb]
     named = bool(rest) and not rest.startswith("-")
     if verb in _RECIPE_VERBS and not named:
-        words += map(shlex.quote, _given["recipe"])
+        words += map(_quote, _given["recipe"])
     words += [rest] if rest else []
     if verb in _RECIPE_VERBS and not named:
-        words += map(shlex.quote, _given["changes"])
+        words += map(_quote, _given["changes"])
     if verb != "config" and "--store" not in rest and not (verb == "ls" and "://" in rest):
-        words += map(shlex.quote, _given["store"])
+        words += map(_quote, _given["store"])
     return " ".join(["rlhf", *words])
 
 
 def complete(text: str) -> str:
     """Complete each command that stands in a message between backquotes."""
     return _COMMAND.sub(lambda found: f"`{pasted(found[0][1:-1])}`", text) if "`rlhf " in text else text
+
+
+def _quote(word: str) -> str:
+    """Quote a word for the shell; what a line does not show as it is, such as a newline or bytes that are no text, as `$'\\x0a'`."""
+    if word.isprintable():
+        return shlex.quote(word)
+    return "$'" + "".join(_escape(char) for char in word) + "'"
+
+
+def _escape(char: str) -> str:
+    if char in "\\'":
+        return f"\\{char}"
+    return char if char.isprintable() else "".join(f"\\x{byte:02x}" for byte in os.fsencode(char))

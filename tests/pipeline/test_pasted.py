@@ -1,5 +1,6 @@
 """Commands that messages name do, when pasted, what the message says: with the recipe, the changes and the store of who said so."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import pytest
 
 from pipeline.pasted import complete, keep_recipe, keep_store, pasted
+from pipeline.text import clean
 
 
 def test_without_anything_given_messages_stay_as_they_are():
@@ -23,6 +25,20 @@ def test_commands_name_the_store_and_those_that_take_a_recipe_the_recipe_and_its
     told = complete("`rlhf rm ppo@v3`, or `rlhf run --until ppo`")
     assert told == f"`rlhf rm ppo@v3 --store 'my store'`, or `rlhf run mine.yaml --until ppo {changes} --store 'my store'`"
     assert pasted("rlhf round") == f"rlhf round mine.yaml {changes} --store 'my store'"
+
+
+def test_a_recipe_whose_name_begins_with_a_dash_is_no_option_when_pasted():
+    keep_store("store", "store")
+    keep_recipe("-mine.yaml", [])
+    assert pasted("rlhf run") == "rlhf run ./-mine.yaml"
+
+
+@pytest.mark.parametrize("name", [b"two\nlines", b"b\xff\xfe it's \\ $HOME", "\u202eafé\u0301".encode(), b"tab\t1"])
+def test_names_that_a_line_cannot_show_are_the_same_bytes_when_pasted(name):
+    keep_store(os.fsdecode(name), "store")
+    told = clean(complete("see `rlhf ls`"))[len("see `") : -1]
+    shell = ["bash", "-c", f'rlhf() {{ printf %s "$3"; }}; {told}']
+    assert subprocess.run(shell, capture_output=True, check=True).stdout == name, told
 
 
 @pytest.mark.parametrize(
