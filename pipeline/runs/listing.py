@@ -64,7 +64,8 @@ def _describe(run_dir: Directory, store: Store) -> dict[str, Any]:
     if fields["outcome"] == "running" and not running:
         fields |= _find_end(name, record.last, store)
     if fields["outcome"] == "running":
-        fields["duration_s"] = max(0.0, (datetime.now(UTC) - _parse_time(record.last.start)).total_seconds())
+        since_s = (datetime.now(UTC) - _parse_time(record.last.start)).total_seconds()
+        fields["duration_s"] = since_s if since_s >= 0 else None  # a clock that was set back: nobody knows
     return _row(name, attempts=record.began, **found, **fields)
 
 

@@ -90,6 +90,16 @@ def test_an_attempt_that_was_killed_is_told_and_counted(run_dir, tmp_path, publi
     assert record.began == 2
 
 
+def test_a_run_that_began_later_than_it_is_now_has_no_time(run_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.runs.record._now", lambda: "2999-01-01T00:00:00.000+00:00")  # the clock was set back since
+    with record_attempt(run_dir):
+        lock = take_lock("lock", wait=False, dir_fd=run_dir.fd)
+        (row,) = list_runs(Store(tmp_path / "store"))
+        os.close(lock)
+    assert (row["outcome"], row["duration_s"]) == ("running", None)
+    assert show([row])[1].startswith("sft-0123456789abcdef  2999-01-01 00:00           running, process ")
+
+
 def test_a_run_that_was_killed_after_publishing_is_told_as_published(run_dir, tmp_path, publish):
     store = Store(tmp_path / "store")
     with record_attempt(run_dir):
