@@ -1,5 +1,6 @@
 """`run.json` in a run's directory: who ran a stage with which command, when, and how that ended; one entry for each attempt."""
 
+import errno
 import os
 import shlex
 import socket
@@ -26,6 +27,7 @@ from stages.spec import EXIT_FAILED
 RECORD_FILE = "run.json"
 _MAX_RECORD_BYTES = 8 * 1024 * 1024
 _ATTEMPTS_KEPT = 100
+_STAT_BLOCK = 512  # bytes of each of `st_blocks`
 _TEXT_CHARS = 20_000  # of a command line, or a reason
 
 AttemptOutcome = Literal["running", "published", "failed", "stopped", "killed"]
@@ -88,7 +90,12 @@ def record_attempt(run_dir: Directory) -> Generator[Callable[[str], None]]:
         fields = {"end": _now(), "duration_s": time.monotonic() - started_s, "outcome": outcome, "reason": reason, "exit_code": exit_code}
         record = record.model_copy(update={"attempts": [*record.attempts[:-1], record.last.model_copy(update={**fields, "ref": ref})]})
         with suppress(OSError):  # a full disk must neither hide why a stage failed, nor lose what it published
-            _write(run_dir, record)
+            try:
+                _write(run_dir, record)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                _write_in_place(run_dir, record)
 
     try:
         yield lambda ref: end("published", "", 0, ref)
@@ -119,7 +126,24 @@ def _begin(run_dir: Directory) -> RunRecord:
 
 
 def _write(run_dir: Directory, record: RunRecord) -> None:
-    replace_durably(RECORD_FILE, record.model_dump_json(indent=1).encode() + b"\n", dir_fd=run_dir.fd)
+    replace_durably(RECORD_FILE, _dump(record), dir_fd=run_dir.fd)
+
+
+def _write_in_place(run_dir: Directory, record: RunRecord) -> None:
+    """Write a record on a full disk: into the blocks that it has already, where it fits. Otherwise the attempt would count as killed."""
+    content = _dump(record)
+    descriptor = os.open(RECORD_FILE, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=run_dir.fd)
+    try:
+        if len(content) <= os.fstat(descriptor).st_blocks * _STAT_BLOCK:
+            os.pwrite(descriptor, content, 0)
+            os.ftruncate(descriptor, len(content))
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _dump(record: RunRecord) -> bytes:
+    return record.model_dump_json(indent=1).encode() + b"\n"
 
 
 def _describe(error: BaseException) -> tuple[AttemptOutcome, str, int]:

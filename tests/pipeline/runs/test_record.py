@@ -1,5 +1,6 @@
 """`run.json` and `rlhf runs`: who ran what, when, and how it ended."""
 
+import errno
 import io
 import os
 import sys
@@ -58,6 +59,18 @@ def test_each_end_of_an_attempt_is_written_and_told(run_dir, tmp_path, error, ou
     assert (last.outcome, last.reason, last.exit_code) == (outcome, reason, code)
     (row,) = list_runs(Store(tmp_path / "store"))
     assert show([row])[1].endswith(f"{outcome}: {reason.removeprefix('sft: ')}")
+
+
+@pytest.mark.parametrize(("reason", "outcome"), [("the disk is full", "failed"), ("x" * 15_000, "running")])
+def test_on_a_full_disk_the_end_is_written_where_the_beginning_stands_if_it_fits(run_dir, monkeypatch, reason, outcome):
+    def refuse(*_arguments, **_fields):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(StageFailed), record_attempt(run_dir):
+        monkeypatch.setattr("pipeline.runs.record.replace_durably", refuse)
+        raise StageFailed(f"sft: {reason}", 5, [], None)
+    last = read_record(run_dir).last
+    assert (last.outcome, last.reason) == (outcome, f"sft: {reason}" if outcome == "failed" else "")
 
 
 def test_the_command_line_keeps_no_secret(run_dir, monkeypatch):
