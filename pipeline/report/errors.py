@@ -44,8 +44,12 @@ def print_error(error: Exception) -> int:
         case StoppedAfterStage():
             _say(f"{error}; the same command goes on with the next stage")
             return error.exit_code
-        case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
-            _say(f"{error.filename or 'disk'}: {error.strerror}; free space or permission is needed; choose another --store")
+        case OSError() if error.errno in (errno.EACCES, errno.EPERM):  # of files that are read, too: data, a base model
+            _say(f"{error.filename or 'disk'}: {error.strerror}; permission is needed; change its mode or owner, or give another path")
+            return EXIT_RESOURCE
+        case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            needed = "a disk that can be written" if error.errno == errno.EROFS else "free space"
+            _say(f"{error.filename or 'disk'}: {error.strerror}; {needed} is needed; choose another --store")
             return EXIT_RESOURCE
         case OSError() if error.errno in (errno.EFBIG, errno.EIO, errno.ESTALE):
             needed = "a disk that answers and takes files of this size is needed; check it, and `ulimit -f`"
