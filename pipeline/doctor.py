@@ -119,7 +119,8 @@ def _find_bad_artifacts(store: Store) -> Iterator[Finding]:
             kind, _, version = ref.partition("@v")
             half = not (store.root / ARTIFACTS_DIR / kind / version_directory(int(version)) / MANIFEST_FILE).exists()
             found = "no manifest, so it is half of an artifact, such as a push that was stopped leaves" if half else error.message
-            yield Finding("broken", ref, f"{found}; push or restore it again, or `rlhf rm {ref}`")
+            mending = "" if isinstance(_find_cause(error), PermissionError) else f"; push or restore it again, or `rlhf rm {ref}`"
+            yield Finding("broken", ref, f"{found}{mending}")
 
 
 def _find_withdrawn(store: Store) -> Iterator[Finding]:
@@ -205,6 +206,13 @@ def _is_pushed(claim: Path) -> bool:
     match = _CLAIM.fullmatch(claim.name)
     assert match is not None
     return (claim.parents[1] / ARTIFACTS_DIR / match[1] / match[2] / MANIFEST_FILE).is_file()
+
+
+def _find_cause(error: BaseException) -> BaseException:
+    """Find what an error began with: of an artifact that another user keeps, that it may not be read, which removing does not mend."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _is_stale(path: Path) -> bool:

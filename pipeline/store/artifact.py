@@ -13,7 +13,7 @@ from pathlib import Path
 from data.system.limits import count_cores
 from pipeline.errors import StoreError
 from pipeline.store.directory import Directory, list_tree
-from pipeline.store.disk import hash_file
+from pipeline.store.disk import advise, hash_file
 from pipeline.store.manifest import MANIFEST_FILE, FileEntry, Manifest, compute_content_id, read_sealed_manifest
 from pipeline.store.refs import version_directory
 from stages.spec import EXIT_VERIFICATION, MERGED_DIR, MODEL_DIR
@@ -105,9 +105,8 @@ def _enter_version(kind_directory: Directory, version: int) -> Generator[Directo
             yield directory
     except OSError as error:
         place = Path(error.filename) if isinstance(error.filename, str) else kind_directory.path / name
-        raise StoreError(
-            f"{_describe(error, place)}; an artifact's own directory needed; restore the artifact", EXIT_VERIFICATION
-        ) from error
+        needed = advise(error, "an artifact's own directory needed; restore the artifact")
+        raise StoreError(f"{_describe(error, place)}; {needed}", EXIT_VERIFICATION) from error
 
 
 def _load_manifest(directory: Directory, kind: str, version: int) -> Artifact:
@@ -128,7 +127,7 @@ def _compare_sizes(top: Directory, entries: Iterable[FileEntry]) -> Iterator[str
             with top.enter(below) as directory:
                 yield from filter(None, [_compare_size(directory, entry) for entry in files])
         except OSError as error:
-            yield f"{_describe(error, top.path / below)}; {len(files)} files needed there; restore the artifact"
+            yield f"{_describe(error, top.path / below)}; {advise(error, f'{len(files)} files needed there; restore the artifact')}"
 
 
 def _compare_size(directory: Directory, entry: FileEntry) -> str | None:
@@ -152,7 +151,7 @@ def _compare_content(top: Directory, entry: FileEntry) -> str | None:
                 return problem
             _, sha256 = hash_file(path.name, dir_fd=directory.fd)
     except OSError as error:
-        return f"{_describe(error, path)}; a readable file needed; restore the artifact"
+        return f"{_describe(error, path)}; {advise(error, 'a readable file needed; restore the artifact')}"
     except ValueError as error:
         return f"{path}: {error}; a readable file needed; restore the artifact"
     if sha256 != entry.sha256:

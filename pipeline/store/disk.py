@@ -82,6 +82,11 @@ def reading(path: Path) -> Generator[None]:
         raise ResourceError(f"{place}: {error.strerror}; read permission needed; change its mode or owner") from error
 
 
+def advise(error: OSError, otherwise: str) -> str:
+    """Say what is needed of something that cannot be read: a right where that is missing, as the bytes may be whole, else what is given."""
+    return "read permission needed; change its mode or owner" if error.errno in (errno.EACCES, errno.EPERM) else otherwise
+
+
 def is_full(error: ResourceError) -> bool:
     """Tell whether there was no room."""
     return isinstance(error.__cause__, OSError) and error.__cause__.errno in FULL

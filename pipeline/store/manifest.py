@@ -13,7 +13,7 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationError, field_v
 
 from pipeline.errors import StoreError
 from pipeline.store.directory import Directory
-from pipeline.store.disk import read_bounded
+from pipeline.store.disk import advise, read_bounded
 from stages.blocks import Closed
 from stages.result import Interval, StageWarning
 from stages.spec import EXIT_VERIFICATION, KEPT_DIR, MERGED_DIR, METRICS_FILE, MODEL_DIR, RESULT_FILE
@@ -208,8 +208,9 @@ def read_sealed_manifest(directory: Directory) -> tuple[Manifest, str]:
     except ValidationError as error:
         raise StoreError(f"{path}: {_first_problem(error)}", EXIT_VERIFICATION) from error
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise StoreError(f"{path}: {reason}; an intact manifest is needed; restore the artifact or remove it", EXIT_VERIFICATION) from error
+        needed = "an intact manifest is needed; restore the artifact or remove it"
+        said = f"{error.strerror}; {advise(error, needed)}" if isinstance(error, OSError) else f"{error}; {needed}"
+        raise StoreError(f"{path}: {said}", EXIT_VERIFICATION) from error
 
 
 def _first_problem(error: ValidationError) -> str:

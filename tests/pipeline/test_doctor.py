@@ -1,5 +1,6 @@
 """`rlhf doctor`: what it finds in a store, what it mends, and what it leaves alone."""
 
+import errno
 import json
 import os
 import shutil
@@ -43,6 +44,19 @@ def filled(store, publish):
     publish(store)
     publish(store, cache_key="5" * 64, run_id="sft-" + "5" * 16)
     return store
+
+
+@pytest.mark.parametrize(("number", "removes"), [(errno.EACCES, False), (errno.EIO, True)])
+def test_nobody_is_told_to_remove_what_he_may_not_read(filled, monkeypatch, number, removes):
+    def refuse(*_arguments, **_fields):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("pipeline.store.manifest.read_bounded", refuse)
+    told = [finding.message for finding in examine(filled) if finding.level == "broken"]
+    assert len(told) == 2
+    for message in told:
+        assert ("`rlhf rm sft@v" in message) == ("restore" in message) == removes
+        assert message.endswith("Permission denied; read permission needed; change its mode or owner") != removes
 
 
 def test_a_store_in_order_has_nothing_to_mend(filled):
