@@ -11,12 +11,12 @@ class Labels:
 
     Args:
         prompts: With answers to rank.
-        rankings: That are made of them.
+        rankings: That are made of them: whole ones, as people are paid.
         dollars: What they cost.
     """
 
     prompts: float
-    rankings: float
+    rankings: int
     dollars: float
 
 
@@ -29,7 +29,7 @@ def price_labels(prompts: float, overlap: float, again: float, price: float) -> 
         again: Share of all judgements that repeat an earlier one.
         price: Dollars for a ranking.
     """
-    rankings = prompts * (1 + overlap) / (1 - again)
+    rankings = round(prompts * (1 + overlap) / (1 - again))
     return Labels(prompts, rankings, rankings * price)
 
 

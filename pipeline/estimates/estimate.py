@@ -273,7 +273,7 @@ def _tell_prices(recipe: Recipe, made: list[StageEstimate], lengths: Mapping[Rec
             yield "labels: how many prompts there are is not known; give --records prompts=NUMBER, or sample.prompts"
             return
         labels = price_labels(prompts, recipe.ranking.overlap, recipe.ranking.repeats, price)
-        yield f"labels: {prompts:,} prompts are {labels.rankings:,.0f} rankings, ${labels.dollars:,.0f} a round, if two people rank"
+        yield f"labels: {prompts:,} prompts are {labels.rankings:,} rankings, ${labels.dollars:,.2f} a round, if two people rank"
 
 
 def _tell_serving(made: list[StageEstimate], machine: Machine) -> Iterator[str]:

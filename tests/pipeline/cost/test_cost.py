@@ -398,6 +398,8 @@ def test_labels_are_paid_for_what_two_people_rank_and_what_is_asked_again():
     labels = price_labels(900, overlap=0.1, again=0.1, price=0.5)
     assert (labels.rankings, labels.dollars) == (approx(1100), approx(550))
     assert price_storage(50e9, 0.02) == approx(1.0)
+    few = price_labels(12, overlap=0.1, again=0.1, price=0.5)  # 14.67, of which the last is a ranking too
+    assert (few.rankings, few.dollars) == (15, 7.5)
 
 
 def test_a_micro_batch_takes_no_less_than_its_weights_take_to_be_read():

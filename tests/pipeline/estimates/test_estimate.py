@@ -19,7 +19,7 @@ from pipeline.cost.memory import PhaseMemory, Verdict, sum_host
 from pipeline.cost.setup import Setup
 from pipeline.cost.times import Spent
 from pipeline.errors import ConfigError, StoreError
-from pipeline.estimates.estimate import Estimate, StageEstimate, _measure_held, _tell_crowding, make_estimate
+from pipeline.estimates.estimate import Estimate, StageEstimate, _measure_held, _tell_crowding, _tell_prices, make_estimate
 from pipeline.estimates.fits import Fit, find_fits
 from pipeline.estimates.machine import Machine, choose_machine
 from pipeline.estimates.past import correct_alike
@@ -126,6 +126,12 @@ def test_a_plan_says_that_others_kept_cores_busy_while_it_measured():
     assert list(_tell_crowding(TraceReport(resident=0, import_s=0.0, crowded=0.1))) == []
     (note,) = _tell_crowding(TraceReport(resident=0, import_s=0.0, crowded=1.26))
     assert note.startswith("other programs kept 1.3 cores busy that were needed to measure")
+
+
+def test_a_plan_says_to_the_cent_what_whole_rankings_cost(recipe):
+    changes = ["sample.prompts=12", "rounds.price_per_ranking=0.5", "ranking.overlap=0.1", "ranking.repeats=0.1"]
+    (note,) = _tell_prices(load_recipe(find_recipe(str(recipe)), changes, has_files=False), [], {})
+    assert note == "labels: 12 prompts are 15 rankings, $7.50 a round, if two people rank"
 
 
 def test_changes_begin_with_what_costs_nothing():
