@@ -183,7 +183,7 @@ def _estimate_stage(
     if with_time and machine.gpu is not None:
         parts = [_time_part(name, amount, need, trace, machine.gpu, setup, settings, serving) for name, amount in amounts.items()]
     elif with_time and timed is not None:
-        step_s, measured = 0.0 if stage == "ppo" else TRAINER_STEP_S, extrapolate(timed)
+        step_s, measured = 0.0 if stage == "ppo" else TRAINER_STEP_S, extrapolate(timed, trace)
         own = {name: amount for name, amount in amounts.items() if not (serving and "decode" in amount.steps)}
         parts = [time_measured(name, amount, measured, timed.tokens, setup.processes, step_s) for name, amount in own.items()]
         if timed.intervals_s:
