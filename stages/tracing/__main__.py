@@ -31,7 +31,7 @@ from stages.process.errors import StageError
 from stages.process.output import redact_streams
 from stages.spec import EXIT_FAILED, EXIT_MISSING, EXIT_OK, STAGES, StageName
 from stages.tracing.crowding import count_crowded, read_load
-from stages.tracing.depths import find_deepest, find_depths, goes_straight
+from stages.tracing.depths import find_depths, find_next
 from stages.tracing.figures import measure_intervals
 from stages.tracing.files import measure_files
 from stages.tracing.job import Job, try_family
@@ -76,12 +76,13 @@ def make_report(spec: TraceSpec, peers: Peers | None = None) -> TraceReport:
         spec = spec.model_copy(update={"answers": most, "longest": longest, "largest": largest})
     stages: list[StageName] = [name for name in STAGES if name in spec.stages]
     for stage in stages:
-        depths, tokens, took_s = list[Depth](), dict[str, int](), list[float]()
+        depths, tokens, took_s, clock_s = list[Depth](), dict[str, int](), list[float](), 0.0
         layers: int | None = small
-        deepest: int | None = None
         while layers:
-            start_s = time.perf_counter()
-            job = Job(spec, stage, config, tried, layers, Live(), accelerator, peers, deepest=layers in (total, deepest))
+            if peers is None or not peers.rank:
+                print(f"{'measuring' if spec.measure else 'tracing'} {stage} with {layers} of {total} layers", flush=True)
+            start_s, computed_s = time.perf_counter(), time.thread_time()
+            job = Job(spec, stage, config, tried, layers, Live(), accelerator, peers, deepest=layers == total or len(depths) > 1)
             with (
                 nullcontext() if spec.measure else fakes(),
                 nullcontext() if spec.measure else job.live,
@@ -90,15 +91,16 @@ def make_report(spec: TraceSpec, peers: Peers | None = None) -> TraceReport:
             ):
                 depths.append(trace(job))
             tokens = job.tokens
-            took = time.perf_counter() - start_s
-            took_s.append(peers.average(took) if peers else took)  # what they go on with must be the same for all
-            layers = larger if len(depths) == 1 and larger > small else None
-            if stage not in spec.peaks or deepest:
-                continue
-            if len(depths) == 1 and goes_straight((small, larger), spec.peaks[stage], spec.flops[stage], took_s[0], total, spec.memory):
-                layers = deepest = total
-            elif len(depths) == 2:
-                layers = deepest = find_deepest((small, larger), spec.peaks[stage], (took_s[0], took_s[1]), total, spec.memory)
+            took = time.thread_time() - computed_s, time.perf_counter() - start_s
+            if peers:  # what they go on with must be the same for all
+                took = peers.average(took[0]), peers.average(took[1])
+            took_s.append(took[0])
+            clock_s += took[1]
+            if stage in spec.peaks:
+                done, grown = [depth.layers for depth in depths], (spec.peaks[stage], spec.flops[stage])
+                layers = find_next((small, larger), done, took_s, clock_s, *grown, total, spec.memory)
+            else:
+                layers = larger if len(depths) == 1 and larger > small else None
         intervals_s = measure_intervals(spec) if spec.measure and stage == "evaluate" else 0.0
         report.stages[stage] = StageTrace(layers=total, depths=depths, tokens=tokens, intervals_s=intervals_s)
     return report

@@ -1,8 +1,11 @@
 """With how many layers a model is traced: bytes at two depths, between which they are linear; seconds as deep as their time allows."""
 
+from collections.abc import Sequence
+
 from transformers import PretrainedConfig
 
-_MEASURE_S = 30.0  # of one stage, at all depths
+_MEASURE_S = 30.0  # of one stage, at all depths: that it computes, so that a machine which others keep busy goes as deep
+_CLOCK_S = 180.0  # the same by the clock, with all that it waits
 _LEAST_SHARE = 10  # of what a model of few layers takes, they take a tenth at least, its embeddings and head the rest
 _MEMORY_SHARE = 0.25  # of what there is: a process takes up to three times its tensors, in which freed ones leave holes
 
@@ -27,7 +30,46 @@ def find_depths(config: PretrainedConfig) -> tuple[int, int, int]:
     return min(small, total), min(small + period, total), total
 
 
-def goes_straight(depths: tuple[int, int], peaks: tuple[int, int], flops: tuple[int, int], took_s: float, total: int, memory: int) -> bool:
+def find_next(
+    depths: tuple[int, int],
+    measured: Sequence[int],
+    took_s: Sequence[float],
+    clock_s: float,
+    peaks: tuple[int, int],
+    flops: tuple[int, int],
+    total: int,
+    memory: int,
+) -> int | None:
+    """Say with how many layers seconds are measured next; None: that was all.
+
+    Where nothing deeper fits than the two depths, they are measured again: what a layer takes is the small difference of two numbers.
+
+    Args:
+        depths: At which bytes and operations were counted.
+        measured: Depths so far, at least one.
+        took_s: Seconds that this process computed at each.
+        clock_s: By the clock, at all.
+        peaks: Bytes of tensors that live at once at the two depths.
+        flops: Operations that are made there.
+        total: Layers of the model.
+        memory: Bytes that this machine has.
+    """
+    small, larger = depths
+    spent_s = sum(took_s)
+    left_s = min(_MEASURE_S - spent_s, (_CLOCK_S - clock_s) * spent_s / max(clock_s, 1e-9))  # others go on as they did
+    if measured[-1] == total or measured[-1] > larger:
+        return None
+    if len(measured) == 1:
+        return total if goes_straight(depths, peaks, flops, took_s[0], left_s, total, memory) else larger
+    if len(measured) == 2:
+        again = small if spent_s <= left_s else None
+        return find_deepest(depths, peaks, (took_s[0], took_s[1]), left_s, total, memory) or again
+    return larger if len(measured) == 3 else None
+
+
+def goes_straight(
+    depths: tuple[int, int], peaks: tuple[int, int], flops: tuple[int, int], took_s: float, left_s: float, total: int, memory: int
+) -> bool:
     """Whether all layers fit into the time and the memory, as far as the first depth tells: then nothing is measured between the two.
 
     A layer takes no more than its share of what few layers took, embeddings and head and all; and as often as it is estimated by its
@@ -38,16 +80,19 @@ def goes_straight(depths: tuple[int, int], peaks: tuple[int, int], flops: tuple[
         peaks: Bytes of tensors that live at once there.
         flops: Operations that are made there.
         took_s: Seconds that the first depth took.
+        left_s: That may still be taken.
         total: Layers of the model.
         memory: Bytes that this machine has.
     """
     steps = (total - depths[0]) / max(depths[1] - depths[0], 1)
     grown = 1 + steps * (flops[1] - flops[0]) / max(flops[0], 1)
-    in_time = took_s * min(total / depths[0], 2 * grown) <= _MEASURE_S - took_s
+    in_time = took_s * min(total / depths[0], 2 * grown) <= left_s
     return in_time and peaks[0] + steps * (peaks[1] - peaks[0]) <= _MEMORY_SHARE * memory
 
 
-def find_deepest(depths: tuple[int, int], peaks: tuple[int, int], took_s: tuple[float, float], total: int, memory: int) -> int | None:
+def find_deepest(
+    depths: tuple[int, int], peaks: tuple[int, int], took_s: tuple[float, float], left_s: float, total: int, memory: int
+) -> int | None:
     """Say how deep seconds are measured, after they were at two depths; None: no deeper.
 
     What a layer takes is the difference of two depths, so what disturbs them counts the more often the deeper the model itself is; and a
@@ -58,12 +103,13 @@ def find_deepest(depths: tuple[int, int], peaks: tuple[int, int], took_s: tuple[
         depths: At which they were measured, in layers.
         peaks: Bytes of tensors that live at once with so many layers, at most.
         took_s: Seconds that each took.
+        left_s: That may still be taken.
         total: Layers of the model.
         memory: Bytes that this machine has.
     """
     period, last = depths[1] - depths[0], depths[1]
     a_layer_s = max((took_s[1] - took_s[0]) / period, took_s[1] / (_LEAST_SHARE * last))  # two depths alone may be disturbed
-    in_time = (_MEASURE_S - sum(took_s) - took_s[1]) / a_layer_s
+    in_time = (left_s - took_s[1]) / a_layer_s
     fitting = (_MEMORY_SHARE * memory - peaks[1]) * period / max(peaks[1] - peaks[0], 1)
     more = int(min(in_time, fitting) // period) * period
     layers = min(last + more, total)

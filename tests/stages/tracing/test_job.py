@@ -24,7 +24,7 @@ def job():
 @mark.parametrize(("a_phase_s", "deepest", "times"), [(0.3, True, 4), (0.3, False, 2), (0.9, True, 2), (3.0, True, 2), (0.0, True, 20)])
 def test_short_phases_are_measured_more_often_at_the_deepest(job, monkeypatch, a_phase_s, deepest, times):
     clock = iter(number * a_phase_s for number in range(100))
-    monkeypatch.setattr("stages.tracing.job.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("stages.tracing.job.time.thread_time", lambda: next(clock))
     job.deepest = deepest
     assert sum(1 for _ in job.repeat()) == times
 

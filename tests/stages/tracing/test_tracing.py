@@ -21,7 +21,7 @@ from stages.spec import EXIT_MISSING, STAGES
 from stages.tracing import __main__ as program
 from stages.tracing import figures
 from stages.tracing.__main__ import _answer_in_a_fork, _open_config
-from stages.tracing.depths import find_deepest, find_depths, goes_straight
+from stages.tracing.depths import find_deepest, find_depths, find_next, goes_straight
 from stages.tracing.job import Job, try_family
 from stages.tracing.live import Live
 from stages.tracing.report import Depth, Phase, StageTrace, TraceReport, TraceSpec
@@ -226,7 +226,7 @@ def test_layers_that_alternate_are_traced_by_whole_periods():
     ],
 )
 def test_seconds_are_measured_as_deep_as_time_and_memory_allow(took_s, memory, layers):
-    assert find_deepest((2, 4), (0, 1000), took_s, 30, memory) == layers
+    assert find_deepest((2, 4), (0, 1000), took_s, 30 - sum(took_s), 30, memory) == layers
 
 
 @mark.parametrize(
@@ -241,7 +241,31 @@ def test_seconds_are_measured_as_deep_as_time_and_memory_allow(took_s, memory, l
     ],
 )
 def test_measuring_goes_straight_to_all_layers_where_the_first_two_tell_that_they_fit(took_s, flops, memory, straight):
-    assert goes_straight((2, 4), (0, 1000), flops, took_s, 30, memory) == straight
+    assert goes_straight((2, 4), (0, 1000), flops, took_s, 30 - took_s, 30, memory) == straight
+
+
+@mark.parametrize(
+    ("measured", "took_s", "clock_s", "memory", "layers"),
+    [
+        ([2], [1.5], 1.5, 10**12, 30),
+        ([2], [1.5], 9.0, 10**12, 30),  # others have five parts of six: 28.5 s of 28.5, which are 171 by the clock
+        ([2], [1.5], 18.0, 10**12, 4),  # of eleven parts of twelve: (180 - 18) / 12 = 13.5 s are left, and 22.5 may be needed
+        ([2, 4], [4.0, 6.0], 10.0, 10**12, 18),
+        ([2, 4], [4.0, 6.0], 120.0, 10**12, None),  # 60 s by the clock are 5 s of computing
+        ([2, 4], [1.0, 1.1], 2.1, 4 * 1500, 2),  # no memory for more: both again
+        ([2, 4, 2], [1.0, 1.1, 2.0], 4.1, 4 * 1500, 4),
+        ([2, 4, 2, 4], [1.0, 1.1, 2.0, 2.1], 6.2, 4 * 1500, None),
+        ([2, 4, 18], [4.0, 6.0, 20.0], 30.0, 10**12, None),
+        ([2, 30], [1.5, 22.5], 24.0, 10**12, None),
+    ],
+)
+def test_what_is_computed_says_how_deep_seconds_are_measured_and_the_clock_only_far_beyond(measured, took_s, clock_s, memory, layers):
+    assert find_next((2, 4), measured, took_s, clock_s, (0, 1000), (100, 200), 30, memory) == layers
+
+
+def test_a_model_of_no_more_layers_than_are_counted_is_measured_whole():
+    assert find_next((2, 2), [2], [1.0], 1.0, (10, 10), (10, 10), 2, 10**12) is None
+    assert find_next((2, 3), [2, 3], [9.0, 13.0], 22.0, (0, 10), (10, 15), 3, 10**12) is None
 
 
 def test_seconds_are_measured_on_records_of_mean_length_at_the_peaks_and_operations_that_were_counted():
