@@ -18,6 +18,7 @@ from pipeline.pasted import keep_recipe
 from pipeline.plan import Selection
 from pipeline.recipe.load import find_recipe, load_recipe
 from pipeline.recipe.schema import Recipe
+from pipeline.report.bar import Waiting
 from pipeline.report.costs import estimate_data, print_estimate, print_fits, print_scale, scale_data
 from stages.spec import StageName, with_ancestors
 
@@ -65,20 +66,20 @@ def print_cost(
     # Not read anew: a recipe that its batches keep from eight GPUs is no fault of the user's, and some numbers of GPUs may do.
     wide = resolved.model_copy(update={"hardware": resolved.hardware.model_copy(update={"processes": PER_MACHINE, "nodes": 1})})
     refused = find_refused(resolved, stages) if scale else {}
-    with waiting.status("tracing what the stages need") as status:
+    with Waiting(waiting) as view:
         counts = parse_records(records)
-        made = make_estimate(resolved, stages, opened.root, machine, records=counts, told=status.update)
+        made = make_estimate(resolved, stages, opened.root, machine, records=counts, told=view.doing)
         estimate = calibrate_estimate(made, resolved, opened)
         fits = {
-            stage.stage: find_fits(stage, read, resolved, opened.root, machine, counts, status.update)
+            stage.stage: find_fits(stage, read, resolved, opened.root, machine, counts, view.doing)
             for stage in estimate.stages
             if stage.verdict.word == "does not fit"
         }
         scaled = []
         if scale:
-            status.update("scaling up")
+            view.doing("scaling up")
             alike = holds_for_more(estimate.processes) or len(refused) == len(GPU_COUNTS)
-            traced = estimate if alike else make_estimate(wide, stages, opened.root, machine, records=counts)
+            traced = estimate if alike else make_estimate(wide, stages, opened.root, machine, records=counts, told=view.doing)
             scaled = scale_up(wide, correct_alike(traced, estimate))
     _keep(opened.root, resolved, estimate, waiting)
     left_out = list(tell_refused(refused))

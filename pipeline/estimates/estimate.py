@@ -130,8 +130,9 @@ def make_estimate(
     chosen: list[StageName] = [stage for stage in STAGES if stage in wanted]
     setup = make_setup(recipe, machine.gpu)
     timed = with_time and machine.gpu is None
-    told("tracing what the stages need" + (", and measuring how fast this machine is" if timed else ""))
-    report = ask_trace(recipe, chosen, store_root, gpu=machine.gpu, timed=timed)
+    doing = "tracing what the stages need" + (", and measuring how fast this machine is" if timed else "")
+    told(doing)
+    report = ask_trace(recipe, chosen, store_root, gpu=machine.gpu, timed=timed, told=lambda line: told(line or doing))
     lengths = find_lengths(recipe, report, records or {})
     made = [_estimate_stage(recipe, stage, report, lengths, machine, setup, with_time=with_time) for stage in chosen]
     notes = [*_list_notes(recipe, made, lengths, machine), *_tell_crowding(report)]

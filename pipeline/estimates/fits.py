@@ -64,7 +64,8 @@ def find_fits(
             changed = change_recipe(change)
         except ConfigError:  # it contradicts something else in the recipe
             continue
-        made = make_estimate(changed, [stage], store_root, machine, records=records, with_time=machine.gpu is not None).stages[-1]
+        with_time = machine.gpu is not None
+        made = make_estimate(changed, [stage], store_root, machine, records=records, told=told, with_time=with_time).stages[-1]
         if made.verdict.word != "does not fit":
             found.append(Fit(change, dataclasses.replace(made, calibration=estimate.calibration)))
     return sorted(found, key=lambda fit: (fit.gpu_seconds, fit.estimate.setup.processes))

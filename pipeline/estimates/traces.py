@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Literal, cast
 
@@ -54,6 +54,7 @@ def ask_trace(
     *,
     gpu: GPU | None,
     timed: bool = False,
+    told: Callable[[str], None] = lambda line: None,
 ) -> TraceReport:
     """Have the stages traced in a process of their own.
 
@@ -63,10 +64,15 @@ def ask_trace(
         store_root: Where its demo lies, or will.
         gpu: Whose kernels will run; None: this machine's CPU.
         timed: Whether they are run with real weights too, to see how many seconds they take on this machine's CPU.
+        told: Hears every second how far it is; empty: it has not begun.
 
     Raises:
         StoreError: It cannot, in one line and with the exit code of why.
     """
+
+    def hear(line: str) -> None:
+        told(line if line.startswith(("tracing ", "measuring ")) else "")  # libraries print too
+
     setup = make_setup(recipe, gpu)
     hardware = recipe.hardware
     with tempfile.TemporaryDirectory(prefix="rlhf-cost-") as directory:
@@ -94,7 +100,8 @@ def ask_trace(
         limit_s = 2 * _LIMIT_S if timed else _LIMIT_S
         (place / "spec.json").write_text(spec.model_dump_json(), encoding="utf-8")
         try:
-            done = run_program("stages.tracing", str(place / "spec.json"), offline=Path(spec.base_model).is_absolute(), limit_s=limit_s)
+            offline = Path(spec.base_model).is_absolute()
+            done = run_program("stages.tracing", str(place / "spec.json"), offline=offline, limit_s=limit_s, told=hear)
         except subprocess.TimeoutExpired:
             raise StoreError(f"plan --cost: the trace took more than {limit_s} s; give fewer stages with --only", EXIT_FAILED) from None
         if not path.exists():

@@ -1,11 +1,13 @@
 """Programs of `stages` beside the stages, started like one: run to its end, or asked by lines of JSON and ended with whoever asks."""
 
 import json
+import math
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import IO, Any
 
@@ -19,10 +21,16 @@ from stages.lines import read_line
 from stages.spec import EXIT_FAILED, EXIT_USAGE
 
 _END_S = 5.0
+_TOLD_EVERY_S = 1.0
 
 
 def run_program(
-    module: str, *arguments: str, offline: bool, asked: str | None = None, limit_s: float | None = None
+    module: str,
+    *arguments: str,
+    offline: bool,
+    asked: str | None = None,
+    limit_s: float | None = None,
+    told: Callable[[str], None] = lambda line: None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program to its end, or to ours.
 
@@ -32,22 +40,39 @@ def run_program(
         offline: Forbid the Hugging Face libraries to ask the network.
         asked: Its standard input; None: ours.
         limit_s: Seconds that it may take.
+        told: Hears every second, while it runs, the last line that it printed.
 
     Raises:
         subprocess.TimeoutExpired: It took longer.
     """
     environment, _ = stage_environment("", offline=offline)
     command = [sys.executable, "-P", "-m", module, *arguments]
-    return subprocess.run(
+    end_s = time.monotonic() + (limit_s or math.inf)
+    with subprocess.Popen(
         command,
-        input=asked,
+        stdin=None if asked is None else subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         env=environment,
-        capture_output=True,
         encoding="utf-8",
         errors="replace",
-        timeout=limit_s,
         preexec_fn=die_with_parent,
-    )
+    ) as process:
+        try:
+            while True:
+                try:
+                    said = process.communicate(asked, timeout=min(_TOLD_EVERY_S, end_s - time.monotonic()))
+                except subprocess.TimeoutExpired as still:
+                    if time.monotonic() >= end_s:
+                        raise
+                    asked = None  # it is on its way
+                    lines = (still.output or b"").decode("utf-8", "replace").rpartition("\n")[0].splitlines()
+                    told(clean(redact(lines[-1]))[:200] if lines else "")
+                else:
+                    return subprocess.CompletedProcess(command, process.returncode, *said)
+        except BaseException:
+            process.kill()
+            raise
 
 
 def last_said(done: subprocess.CompletedProcess[str]) -> str:

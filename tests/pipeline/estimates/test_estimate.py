@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -42,6 +43,7 @@ def test_a_configuration_alone_tells_memory_disk_time_and_money(recipe, tmp_path
     command = [sys.executable, "-P", "-m", "pipeline.cli", "plan", str(recipe), "--cost", "--json", *given]
     done = subprocess.run([*command, "--store", str(tmp_path / "store")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert re.search(r"^tracing .*, \d+ s so far$", done.stderr, re.MULTILINE)  # nobody waits for a pipe in silence
     said = json.loads(done.stdout)
     (sft,) = said["stages"]
     assert sft["weights"] == WEIGHTS and sft["learning"] == [WEIGHTS]
