@@ -4,6 +4,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 _SAMPLE = 2**26  # bytes: a tenth of a second
+_TIMES = 3  # of which the median counts: the first finds nothing in memory, others may disturb one
 
 
 def measure_files() -> tuple[float, float]:
@@ -20,15 +22,20 @@ def measure_files() -> tuple[float, float]:
         Seconds that a byte takes to be read and to be written; of computing, the system's part for us within. 0 where the temporary
         directory has no room for the file, as in a container whose own is small.
     """
+    write_s, read_s = list[float](), list[float]()
     try:
         with tempfile.TemporaryDirectory(prefix="rlhf-weights-") as directory:
             path = Path(directory) / "sample.safetensors"
             weights = {"weight": torch.ones(_SAMPLE // torch.float32.itemsize)}
-            write_s = _time(lambda: save_file(weights, path))
-            read_s = _time(lambda: load_file(path)["weight"].clone())  # what is opened is mapped: it is read when it is used, or trained
+            for _ in range(_TIMES):
+                write_s.append(_time(lambda: save_file(weights, path)))
+                read_s.append(
+                    _time(lambda: load_file(path)["weight"].clone())
+                )  # what is opened is mapped: read when it is used, or trained
+                path.unlink()
     except (OSError, SafetensorError):
         return 0.0, 0.0
-    return read_s / _SAMPLE, write_s / _SAMPLE
+    return median(read_s) / _SAMPLE, median(write_s) / _SAMPLE
 
 
 def _time(work: Callable[[], Any]) -> float:

@@ -22,9 +22,9 @@ def program(tmp_path, monkeypatch):
 
 def test_whole_lines_are_heard_while_a_program_runs_and_all_it_printed_in_the_end(program):
     heard: list[str] = []
-    done = run_program(program, "2.5", offline=True, asked="", told=heard.append)
+    done = run_program(program, "2.5", offline=True, asked="to say", told=heard.append)
     assert heard[-1] == "two"
-    assert (done.returncode, done.stdout) == (3, "one\ntwo\nthree \n")
+    assert (done.returncode, done.stdout) == (3, "one\ntwo\nthree to say\n")
 
 
 def test_one_that_takes_too_long_is_ended(program):
