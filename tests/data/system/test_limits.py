@@ -177,11 +177,11 @@ def test_where_memory_for_stacks_is_limited_too_a_thread_that_cannot_start_is_to
     script = """
 import os, resource, threading
 from data.system.limits import describe_exhausted
-resource.setrlimit(resource.RLIMIT_AS, (300_000_000, 300_000_000))
-wait = threading.Event().wait
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 100_000_000,) * 2)
+threading.stack_size(512_000_000)  # which has no room at once: a thread that starts and then finds no memory is waited for without end
 try:
-    while True:
-        threading.Thread(target=wait, daemon=True).start()
+    threading.Thread(target=print).start()
 except RuntimeError as error:
     print(describe_exhausted(error), flush=True)
 os._exit(0)
