@@ -22,7 +22,7 @@ from stages.process.errors import StageError
 from stages.result import Interval
 from stages.result_intervals import find_interval
 from stages.settings import PretrainSettings, SFTSettings
-from stages.statistics.intervals import write_apart
+from stages.warnings.loss import find_ignorance
 
 _FEW = 32
 _EVAL_TOKENS = 4096  # of a row in evaluation
@@ -81,9 +81,7 @@ def measure_loss(
     remedy = f"lower {context.spec.stage}.learning_rate"
     if not math.isfinite(loss):
         raise StageError(f"the trained model's loss is {loss}; a finite one is needed; {remedy}")
-    if loss > of_chance:
-        found, known = write_apart(loss, of_chance)
-        context.warn("loss", f"the loss {found} is above {known}, that of a model which knows nothing; {remedy}")
+    context.warn("loss", find_ignorance(loss, of_chance, what="loss", model="model", remedy=remedy))
     means = [total / max(count, 1) for total, count in zip(sums, counts, strict=True)]
     return loss, find_interval(means, [tuple(pair.prompt_ids) for pair in pairs], weights=counts)
 

@@ -35,11 +35,11 @@ from stages.result import Interval, StageResult
 from stages.result_intervals import find_interval
 from stages.settings import RMSettings
 from stages.spec import SAMPLES_FILE
-from stages.statistics.intervals import write_apart
 from stages.tokens import load_tokens
 from stages.trl.gathering import whole_model
 from stages.trl.rm import make_ranking_trainer
 from stages.trl.training import train
+from stages.warnings.loss import find_ignorance
 from stages.warnings.rm import find_chance, find_too_good
 
 _CALIBRATION_DEMONSTRATIONS = 1000  # enough for a standard error of 0.03 standard deviations
@@ -86,10 +86,9 @@ def main(context: StageContext) -> StageResult:
                 logits, held_out
             )  # the loss was trained on logits: a pair's probability is that of their difference
             metrics |= figures
-            if (loss := metrics["eval/loss"]) > math.log(2):
-                found, known = write_apart(loss, math.log(2))
-                nothing = "that of a reward model which knows nothing"
-                context.warn("loss", f"the held-out loss {found} is above {known}, {nothing}; lower rm.learning_rate or rm.epochs")
+            remedy = "lower rm.learning_rate or rm.epochs"
+            nothing = find_ignorance(metrics["eval/loss"], math.log(2), what="held-out loss", model="reward model", remedy=remedy)
+            context.warn("loss", nothing)
             accuracy, interval = metrics["eval/accuracy"], intervals.get("eval/accuracy")
             context.warn("chance", find_chance(accuracy, interval))
             context.warn("too_good", find_too_good(accuracy, interval))

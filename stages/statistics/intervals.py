@@ -85,10 +85,3 @@ def smallest_difference(std: float, num_clusters: int) -> float:
         num_clusters: n.
     """
     return (Z + NormalDist().inv_cdf(POWER)) * std / math.sqrt(num_clusters)
-
-
-def write_apart(first: float, second: float, digits: int = 3) -> tuple[str, str]:
-    """Write two different numbers by as many digits as tell them apart: "5.83 is above 5.83" says nothing."""
-    while f"{first:.{digits}g}" == f"{second:.{digits}g}" and digits < 17 and first != second:
-        digits += 1
-    return f"{first:.{digits}g}", f"{second:.{digits}g}"

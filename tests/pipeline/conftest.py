@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -17,6 +18,7 @@ from pipeline.launch.environment import QUIET
 from pipeline.pasted import forget_given
 from pipeline.store.manifest import ManifestFields
 from pipeline.store.store import Store
+from tests.pipeline.report.evaluations import publish_evaluation, publish_line, simulate
 
 SMALL_MODEL = {"model/config.json": b"{}", "model/model.safetensors": bytes(range(256)) * 8, "metrics.jsonl": b'{"step": 1}\n'}
 
@@ -45,6 +47,27 @@ def publish():
             return store.publish(staging, ManifestFields(**fields))
 
     return publish
+
+
+@pytest.fixture(scope="session")
+def gain():
+    """An evaluation in which PPO gains, and its answers."""
+    return simulate(num_prompts=24, samples=4)
+
+
+@pytest.fixture(scope="session")
+def evaluated_store(publish, gain, tmp_path_factory):
+    """A store that holds the line of the demo with its evaluation; copy it before changing it."""
+    store = Store(tmp_path_factory.mktemp("evaluated") / "store")
+    publish_evaluation(store, publish, *gain, publish_line(store, publish))
+    return store.root
+
+
+@pytest.fixture
+def evaluated(store, evaluated_store):
+    """The line of the demo with its evaluation, in the store."""
+    shutil.copytree(evaluated_store, store.root, symlinks=True, dirs_exist_ok=True)
+    return SimpleNamespace(line=[store.get(kind) for kind in ("sft", "rm", "ppo")], evaluation=store.get("evaluation"))
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from pipeline.store.withdrawn import Withdrawal, withdraw
 from stages.result import Interval
 from stages.spec import EXIT_RESOURCE
 from tests.pipeline.cli.answer_rows import make_rows, write_rows
-from tests.pipeline.report.conftest import evaluated, evaluated_store, gain  # noqa: F401, fixtures
 from tests.pipeline.report.evaluations import publish_line, simulate
 
 
@@ -208,7 +207,7 @@ def test_show_tells_of_an_ancestor_that_is_gone_and_shows_the_rest(rlhf_here, pu
 
 
 @pytest.mark.parametrize("ref", ["evaluation", "ppo"])
-def test_an_evaluation_and_what_was_evaluated_show_the_verdict_and_each_model_with_intervals(rlhf_here, evaluated, ref):  # noqa: F811
+def test_an_evaluation_and_what_was_evaluated_show_the_verdict_and_each_model_with_intervals(rlhf_here, evaluated, ref):
     shown = rlhf_here("show", ref)
     assert shown.returncode == 0, shown.stderr
     lines = [" ".join(line.split()) for line in shown.stdout.splitlines()]
@@ -219,19 +218,19 @@ def test_an_evaluation_and_what_was_evaluated_show_the_verdict_and_each_model_wi
     assert any(line.startswith("model score judge KL tokens") for line in lines)
 
 
-def test_samples_of_an_evaluation_are_chosen_by_model_and_way(rlhf_here, evaluated):  # noqa: F811
+def test_samples_of_an_evaluation_are_chosen_by_model_and_way(rlhf_here, evaluated):
     found = json.loads(rlhf_here("samples", "evaluation", "--model", "sft", "--way", "sampled", "--best", "-n", "3", "--json").stdout)
     assert {(row["model"], row["way"]) for row in found["samples"]} == {("sft", "sampled")}
     assert found["by"] == "judge_score" and found["matching"] < found["total"]
     assert "needed one of: base, sft" in rlhf_here("samples", "evaluation", "--model", "rm").stderr
 
 
-def test_the_lineage_of_an_evaluation_holds_all_that_it_compared(rlhf_here, evaluated):  # noqa: F811
+def test_the_lineage_of_an_evaluation_holds_all_that_it_compared(rlhf_here, evaluated):
     shown = rlhf_here("lineage", "evaluation").stdout
     assert [ref in shown for ref in ("evaluation@v1", "ppo@v1", "rm@v1", "sft@v1")] == [True] * 4
 
 
-def test_an_artifact_that_is_withdrawn_says_so_wherever_it_is_shown(rlhf_here, evaluated, store):  # noqa: F811
+def test_an_artifact_that_is_withdrawn_says_so_wherever_it_is_shown(rlhf_here, evaluated, store):
     ppo = store.get("ppo")
     withdraw(store.root, {"ppo@v1": Withdrawal(seal=ppo.seal, reason="it learnt from prompts.train", at=ppo.manifest.created_utc)})
     for command in (("show", "ppo"), ("show", "evaluation"), ("report", "ppo")):
@@ -253,7 +252,7 @@ def test_an_evaluation_with_figures_that_are_none_is_told_and_the_rest_reported(
     assert "kl_k1.value: found nan; needed a finite number" in next((store.root / "reports").iterdir()).read_text()
 
 
-def test_what_a_damaged_version_learnt_from_is_not_passed_over(rlhf_here, evaluated, store):  # noqa: F811
+def test_what_a_damaged_version_learnt_from_is_not_passed_over(rlhf_here, evaluated, store):
     file = next(path for path in store.get("sft").path.iterdir() if path.name != "manifest.json" and path.is_file())
     file.chmod(0o644)
     file.write_bytes(file.read_bytes() + b"\n")
@@ -263,7 +262,7 @@ def test_what_a_damaged_version_learnt_from_is_not_passed_over(rlhf_here, evalua
     assert rlhf_here("trace", "where?", "--store", store.root / "nowhere").returncode == 4
 
 
-def test_a_damaged_evaluation_is_told_beside_what_it_may_have_evaluated(rlhf_here, evaluated, store):  # noqa: F811
+def test_a_damaged_evaluation_is_told_beside_what_it_may_have_evaluated(rlhf_here, evaluated, store):
     samples = store.get("evaluation").path / "samples.jsonl"
     samples.parent.chmod(0o755)
     samples.unlink()

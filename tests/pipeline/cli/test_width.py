@@ -13,7 +13,6 @@ import threading
 import pytest
 
 from pipeline.cli import app
-from tests.pipeline.report.conftest import evaluated, evaluated_store, gain  # noqa: F401, fixtures
 
 COMMANDS = [command.name for command in app.registered_commands]
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -78,7 +77,7 @@ def test_the_help_of_each_command_fits_80_columns_in_a_pipe(rlhf_here, monkeypat
 
 
 @pytest.mark.parametrize("arguments", READS, ids=" ".join)
-def test_what_reads_fits_a_terminal_of_80_columns_and_a_pipe_gets_no_escapes_and_json(rlhf_here, wide, evaluated, arguments):  # noqa: F811
+def test_what_reads_fits_a_terminal_of_80_columns_and_a_pipe_gets_no_escapes_and_json(rlhf_here, wide, evaluated, arguments):
     check(rlhf_here, wide, arguments)
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from stages.statistics.intervals import smallest_difference, t_probability, t_quantile, wilson_interval, write_apart
+from stages.statistics.intervals import smallest_difference, t_probability, t_quantile, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -62,10 +62,3 @@ def test_a_difference_of_the_smallest_size_is_seen_in_80_percent_of_simulated_se
 def test_the_interval_of_none_or_all_ends_at_the_share_itself_whatever_rounding_does():
     for trials in range(1, 200):
         assert wilson_interval(0, trials)[0] == 0.0 and wilson_interval(trials, trials)[1] == 1.0
-
-
-def test_two_numbers_are_written_by_as_many_digits_as_tell_them_apart():
-    assert write_apart(5.83012, 5.83009) == ("5.83012", "5.83009")
-    assert write_apart(6.2, 5.8319) == ("6.2", "5.83")
-    assert write_apart(0.1 + 0.2, 0.3) == ("0.30000000000000004", "0.29999999999999999")
-    assert write_apart(1.0, 1.0) == ("1", "1")
